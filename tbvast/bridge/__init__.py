@@ -1,0 +1,3 @@
+"""
+The bridge between a bus and a telemetry engine.
+"""

@@ -1,0 +1,3 @@
+"""
+The engines a bridge can drive, each behind L{tbvast.interfaces.IEngine}.
+"""

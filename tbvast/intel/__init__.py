@@ -1,0 +1,3 @@
+"""
+Threat intelligence as values: no sockets, no clock, no files.
+"""

@@ -1,0 +1,74 @@
+"""
+What travels between a bridge and its engine.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from tbvast.intel.observables import Kind, Observable
+
+
+class MatchType(enum.StrEnum):
+    """
+    How an event was found; the value is C{x_threatbus_match_type}.
+    """
+
+    LIVE = "LIVE"
+    RETRO = "RETRO"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """
+    A row of the engine's tables: an observable and who wants to know of it.
+
+    @ivar ids: STIX ids of the indicators that hold the observable; never empty.
+    """
+
+    observable: Observable
+    ids: tuple[str, ...]
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """
+    One field of an event that holds an observable.
+
+    @ivar field: The field's path in the event, e.g. C{"dns.rrname"}.
+    @ivar kind: The observable's kind, as it was given in the L{Entry}.
+    @ivar value: The observable's value, as it was given in the L{Entry}.
+    @ivar ids: The ids, as they were given in the L{Entry}.
+    """
+
+    field: str
+    kind: Kind
+    value: str
+    ids: tuple[str, ...]
+
+
+class Match(msgspec.Struct, frozen=True):
+    """
+    An event that holds at least one observable.
+
+    @ivar event: The whole event, as the engine exports it.
+    @ivar schema: The event's schema in the engine, e.g. C{"suricata.dns"}.
+    @ivar hits: At least one.
+    """
+
+    event: dict[str, Any]
+    schema: str
+    hits: tuple[Hit, ...]
+
+
+class EngineIdentity(msgspec.Struct, frozen=True):
+    """
+    @ivar name: E.g. C{"tenzir"}.
+    @ivar version: E.g. C{"6.20.0"}.
+    @ivar endpoint: C{HOST:PORT}.
+    """
+
+    name: str
+    version: str
+    endpoint: str

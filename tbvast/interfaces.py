@@ -1,0 +1,220 @@
+"""
+What the parts of tbvast ask of each other.
+
+Unless an interface says otherwise, its methods are called from the reactor's
+thread only, and return without blocking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.observables import Observable
+
+
+class IEngine(Interface):
+    """
+    One telemetry engine, asked by blocking calls: only from worker threads.
+
+    All methods are thread-safe. An engine does not retry: whoever calls does.
+    Every method raises L{tbvast.errors.EngineUnreachable} if the node cannot be
+    asked, L{tbvast.errors.EngineTimeout} if it does not finish in time,
+    L{tbvast.errors.EngineCallFailed} if it was asked and did not do it, and
+    L{tbvast.errors.EngineInterrupted} once L{interrupt} has been called.
+    """
+
+    def identify() -> EngineIdentity:
+        """
+        Ask the node who it is; the cheapest call that proves it works.
+
+        @raise tbvast.errors.EngineUnsupported: If it is older than what tbvast
+            supports, or something else altogether.
+        """
+
+    def prepare() -> None:
+        """
+        Make sure that everything the other calls need exists in the node.
+
+        Idempotent; never empties or recreates a table that a running L{watch}
+        uses. Entries that the tables held stay.
+        """
+
+    def add(entries: Sequence[Entry]) -> None:
+        """
+        Write entries; what was stored for the same observable is replaced.
+
+        When this returns, the entries are visible to L{watch}.
+
+        An engine that finds only the longest network prefix for an address is
+        to be given, with each network, the ids of all networks that cover it.
+
+        @param entries: Each observable at most once.
+        """
+
+    def remove(observables: Sequence[Observable]) -> None:
+        """
+        Remove entries. One that is not there is no error.
+        """
+
+    def contents() -> list[Entry]:
+        """
+        Read back every entry that the tables of L{watch} hold, in no order.
+        """
+
+    def find(entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+        """
+        Search the stored events for entries, in one pass over the data.
+
+        The search is ended when the iterator is closed. At the time limit it
+        ends with L{tbvast.errors.EngineTimeout}, after yielding what was found.
+
+        @param limit: The most events per observable; C{0} means all of them.
+        @param timeout: Seconds for the whole search.
+        @return: Matches in batches, as they are found.
+        """
+
+    def watch() -> Iterator[list[Match]]:
+        """
+        Match every event that arrives from now on, against what the tables hold
+        at that moment.
+
+        An empty batch is yielded once, when the match is running; then batches
+        of matches, as they are found. Never ends by itself while the engine is
+        healthy; it may not notice that the node went away. Closing the iterator
+        ends the match, and so does L{interrupt}.
+        """
+
+    def interrupt() -> None:
+        """
+        End every call in progress, in whatever thread, within a second.
+
+        They raise L{tbvast.errors.EngineInterrupted}, and so does every call
+        made later, until L{resume} is called.
+        """
+
+    def resume() -> None:
+        """
+        Allow calls again after L{interrupt}.
+        """
+
+
+class IEngineClient(Interface):
+    """
+    The same engine, asked from the reactor's thread.
+
+    A L{Deferred} fails with what the L{IEngine} method raises.
+    """
+
+    def identify() -> Deferred[EngineIdentity]:
+        """
+        @see: L{IEngine.identify}
+        """
+
+    def prepare() -> Deferred[None]:
+        """
+        @see: L{IEngine.prepare}
+        """
+
+    def add(entries: Sequence[Entry]) -> Deferred[None]:
+        """
+        @see: L{IEngine.add}
+        """
+
+    def remove(observables: Sequence[Observable]) -> Deferred[None]:
+        """
+        @see: L{IEngine.remove}
+        """
+
+    def contents() -> Deferred[list[Entry]]:
+        """
+        @see: L{IEngine.contents}
+        """
+
+    def find(
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        deliver: Callable[[list[Match]], Deferred[None] | None],
+    ) -> Deferred[None]:
+        """
+        @see: L{IEngine.find}
+
+        @param deliver: Called in the reactor's thread with each batch; the next
+            one is read from the engine when what it returns has fired.
+        @return: Fires when the search is over and everything was delivered.
+            Cancelling it ends the search.
+        """
+
+    def watch(deliver: Callable[[list[Match]], Deferred[None] | None]) -> Deferred[None]:
+        """
+        @see: L{IEngine.watch}; C{deliver} is called with the first, empty, batch
+            too.
+
+        @param deliver: As for L{find}.
+        @return: Fires or fails when the match has ended. Cancelling it ends the
+            match.
+        """
+
+    def interrupt() -> None:
+        """
+        @see: L{IEngine.interrupt}
+        """
+
+    def resume() -> None:
+        """
+        @see: L{IEngine.resume}
+        """
+
+
+class IJournal(Interface):
+    """
+    The durable, numbered record of everything a bus has accepted.
+
+    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk
+    refuses.
+    """
+
+    identity = Attribute("A C{str} that no other journal has; made with the journal.")
+    head = Attribute("An C{int}: the highest number given so far; C{0} if none.")
+
+    def append(items: Sequence[Any]) -> Deferred[list[Any]]:
+        """
+        Keep items for good, in order, in one commit.
+
+        A repeat, or a version older than the one kept, changes nothing.
+
+        @param items: L{tbvast.intel.indicators.Indicator} and
+            L{tbvast.intel.sightings.Sighting} values.
+        @return: Fires once they are durable, with one
+            L{tbvast.plugin.journal.Outcome} per item.
+        """
+
+    def current(after: int, until: int, since: float, limit: int) -> Deferred[list[tuple[int, bytes]]]:
+        """
+        Read a page of the indicators that are in force.
+
+        @param after: Only those with a higher number.
+        @param until: Only those with this number or a lower one.
+        @param since: Only those received at this time or later; seconds since
+            the epoch.
+        @param limit: The most to return.
+        @return: Fires with number and document, by number.
+        """
+
+    def find(ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
+        """
+        The documents in force of some indicators.
+
+        @return: Fires with them by STIX id; ids not in force are left out.
+        """
+
+    def counts() -> Deferred[dict[str, int]]:
+        """
+        @return: Fires with the numbers of C{indicators} in force and of
+            C{sightings} kept.
+        """

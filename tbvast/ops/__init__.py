@@ -1,0 +1,3 @@
+"""
+What both services need to be run: logs, state directories, start and stop.
+"""

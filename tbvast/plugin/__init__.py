@@ -1,0 +1,3 @@
+"""
+The bus: subscriptions, snapshots and the journal behind three endpoints.
+"""

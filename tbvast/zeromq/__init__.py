@@ -1,0 +1,3 @@
+"""
+ZeroMQ under txZMQ factories: sockets and messages, no decisions.
+"""
