@@ -1,0 +1,3 @@
+"""
+The tests; those that need real components are in L{tests.functional}.
+"""
