@@ -5,8 +5,16 @@ Observables: typed, normalised values that can be seen in an event.
 from __future__ import annotations
 
 import enum
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import NoReturn
 
+import idna
 import msgspec
+
+from tbvast.errors import ObservableInvalid
 
 
 class Kind(enum.StrEnum):
@@ -34,3 +42,355 @@ class Observable(msgspec.Struct, frozen=True, order=True):
 
     kind: Kind
     value: str
+
+
+WIDEST_V4 = 8
+"""
+The shortest prefix, in bits, of an IPv4 network: a wider one matches by chance.
+"""
+
+WIDEST_V6 = 16
+"""
+The shortest prefix, in bits, of an IPv6 network.
+"""
+
+LONGEST_URL = 8192
+"""
+The most characters of a URL's normal form.
+"""
+
+LONGEST_NAME = 253
+"""
+The most characters of a domain name, as the DNS has it.
+"""
+
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1?[1-9][0-9]|1[0-9][0-9]|[0-9])(?:\.(?!\Z)|\Z)){4}")
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_LOCAL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}")
+_HEX = re.compile(r"[0-9a-f]+")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:\[:\]|:)//|([A-Za-z][A-Za-z0-9+.-]*)\[://\]")
+_AUTHORITY_END = re.compile(r"[/?#\\]|\Z")
+_PORT = re.compile(r":([0-9]*)\Z")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+_TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
+
+_DEFANGED = re.compile(r"\[\.\]|\(\.\)|\{\.\}|\[dot\]|\(dot\)|\[@\]|\[at\]|\(at\)|\[:\]", re.I)
+_FANGS = {".": ".", "d": ".", "@": "@", "a": "@", ":": ":"}
+_SCHEMES = {"hxxp": "http", "hxxps": "https", "fxp": "ftp", "h**p": "http"}
+_USUAL_PORTS = ("", "80", "443")
+
+
+def normalise(kind: Kind, text: str) -> Observable:
+    """
+    The observable that a text of a known kind stands for.
+
+    The result's kind is C{kind}, but for what is written as another: an address
+    in place of a domain name is an L{Kind.IP}, a range in place of an address is
+    a L{Kind.NETWORK}, a range of one address is an L{Kind.IP}. Giving a result
+    back in returns it unchanged. Defanged spellings (C{hxxp://}, C{[.]}, C{[at]})
+    are understood.
+
+    - Addresses: compressed, lower case; IPv4 mapped into IPv6 is IPv4.
+    - Networks: compressed, host bits cleared. One wider than L{WIDEST_V4} or
+      L{WIDEST_V6} is refused: C{0.0.0.0/0} would match every event.
+    - Domains: lower case, no trailing dot, non-ASCII names as IDNA writes them.
+    - URLs: what events hold of one: host, port, path, and query. No scheme, no user,
+      no fragment; ports 80 and 443 are left out whatever the scheme; an empty path
+      is C{/}.
+    - E-mail addresses: lower case, the domain as above.
+    - Hashes: lower-case hexadecimal digits.
+
+    @raise ObservableInvalid: If C{text} is none of its kind.
+    """
+    return _NORMALISERS[kind](text)
+
+
+def guess(text: str) -> Observable:
+    """
+    The observable that a text of unknown kind stands for, by its looks.
+
+    White space around it does not count.
+
+    @raise ObservableInvalid: If it looks like nothing known, or is broken.
+    """
+    text = text.strip()
+    plain = refang(text)
+    size = len(plain)
+    if size in _HASH_OF_LENGTH and _HEX.fullmatch(plain.lower()):
+        return normalise(_HASH_OF_LENGTH[size], plain)
+    if "://" in plain:
+        return normalise(Kind.URL, text)
+    if plain.count(":") > 1 or _IPV4.match(plain.partition("/")[0]):
+        prefix = plain.partition("/")[2]
+        if not prefix or prefix.isdecimal():
+            return normalise(Kind.IP, text)
+    if "/" in plain:
+        return normalise(Kind.URL, text)
+    if "@" in plain:
+        return normalise(Kind.EMAIL, text)
+    if "." in plain.strip(".") or not plain.isascii():
+        return normalise(Kind.DOMAIN, text)
+    _refuse(
+        "observable", text, "an address, a network, a URL, an e-mail address, a hash or a domain"
+    )
+
+
+def refang(text: str) -> str:
+    """
+    Undo the usual ways of making a value unclickable.
+
+    Of a URL only the scheme and the host are touched: the rest may hold such
+    characters by right.
+    """
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        end = text.find("/")
+        end = len(text) if end < 0 else end
+        return _DEFANGED.sub(_fang, text[:end]) + text[end:]
+    name = (scheme[1] or scheme[2]).lower()
+    start = scheme.end()
+    # A host may be an address in brackets, which contains none of the separators.
+    end = _end_of_authority(text, start)
+    return f"{_SCHEMES.get(name, name)}://{_DEFANGED.sub(_fang, text[start:end])}{text[end:]}"
+
+
+def pattern_for(observable: Observable, original: str | None = None) -> str:
+    """
+    The STIX pattern of an observable.
+
+    @param original: The text the observable was made of; only a URL needs it, for
+        its normal form has no scheme. Without it the scheme is C{http}.
+    """
+    kind, value = observable.kind, observable.value
+    if kind is Kind.IP or kind is Kind.NETWORK:
+        family = "ipv6" if ":" in value else "ipv4"
+        operator = "ISSUBSET" if kind is Kind.NETWORK else "="
+        return f"[{family}-addr:value {operator} '{value}']"
+    if kind is Kind.URL:
+        value = refang(original.strip()) if original is not None else value
+        value = value if _SCHEME.match(value) else f"http://{value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"[{_PATHS[kind]} = '{escaped}']"
+
+
+_PATHS = {
+    Kind.DOMAIN: "domain-name:value",
+    Kind.URL: "url:value",
+    Kind.EMAIL: "email-addr:value",
+    Kind.MD5: "file:hashes.MD5",
+    Kind.SHA1: "file:hashes.'SHA-1'",
+    Kind.SHA256: "file:hashes.'SHA-256'",
+}
+
+_HASH_OF_LENGTH = {32: Kind.MD5, 40: Kind.SHA1, 64: Kind.SHA256}
+
+
+def _refuse(field: str, value: str, expected: str) -> NoReturn:
+    """
+    @raise ObservableInvalid: Always; what cannot be seen in C{value} is the reason
+        where there is such a thing.
+    """
+    for character in value:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cf", "Cs"):
+            expected = f"{expected} (it holds the invisible character U+{ord(character):04X})"
+            break
+    raise ObservableInvalid(field, value, expected)
+
+
+def _fang(match: re.Match[str]) -> str:
+    return _FANGS[match[0][1].lower()]
+
+
+def _end_of_authority(text: str, start: int) -> int:
+    end = _AUTHORITY_END.search(text, start)
+    return len(text) if end is None else end.start()
+
+
+def _ip(text: str) -> Observable:
+    """
+    @return: An L{Kind.IP}, or a L{Kind.NETWORK} where C{text} names a range.
+    """
+    if _IPV4.fullmatch(text):
+        return Observable(Kind.IP, text)
+    plain = refang(text)
+    if "/" in plain:
+        return _network(text)
+    address = _address(plain)
+    if address is None:
+        _refuse("ip", text, "an IPv4 or IPv6 address")
+    return Observable(Kind.IP, address)
+
+
+def _address(text: str) -> str | None:
+    """
+    The normal form of an address; L{None} if C{text} is none.
+    """
+    if _IPV4.fullmatch(text):
+        return text
+    if ":" not in text or "%" in text:
+        return None
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return None
+    return str(address.ipv4_mapped or address)
+
+
+def _network(text: str) -> Observable:
+    """
+    @return: A L{Kind.NETWORK}, or an L{Kind.IP} where the range is one address.
+    """
+    plain = refang(text)
+    host, slash, bits = plain.partition("/")
+    if not slash:
+        return _ip(text)
+    expected = "an IPv4 or IPv6 network such as 192.0.2.0/24"
+    if not (bits.isascii() and bits.isdecimal() and len(bits) <= 3 and "%" not in host):
+        _refuse("network", text, expected)
+    try:
+        network = ipaddress.ip_network((host, int(bits)), strict=False)
+    except ValueError:
+        _refuse("network", text, expected)
+    if isinstance(network, ipaddress.IPv6Network):
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None and network.prefixlen >= 96:
+            network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    if network.prefixlen == network.max_prefixlen:
+        return Observable(Kind.IP, _address(str(network.network_address)) or "")
+    widest = WIDEST_V4 if network.version == 4 else WIDEST_V6
+    if network.prefixlen < widest:
+        _refuse(
+            "network",
+            text,
+            f"a network of /{widest} or narrower, for a wider one matches by chance",
+        )
+    return Observable(Kind.NETWORK, str(network))
+
+
+def _domain(text: str) -> Observable:
+    """
+    @return: A L{Kind.DOMAIN}, or an L{Kind.IP} where C{text} is an address.
+    """
+    name = _name(text)
+    if name is not None:
+        return Observable(Kind.DOMAIN, name)
+    plain = refang(text)
+    address = _address(plain.strip("[]") if plain.startswith("[") else plain)
+    if address is not None:
+        return Observable(Kind.IP, address)
+    name = _name(plain)
+    if name is not None:
+        return Observable(Kind.DOMAIN, name)
+    if not plain.isascii():
+        mapped = _mapped(plain)
+        if mapped is not None:
+            address = _address(mapped)
+            if address is not None:
+                return Observable(Kind.IP, address)
+            name = _name(mapped)
+            if name is not None:
+                return Observable(Kind.DOMAIN, name)
+    _refuse("domain", text, "a domain name")
+
+
+def _name(text: str) -> str | None:
+    """
+    The normal form of a name in ASCII; L{None} if C{text} is none, or an address.
+
+    A name whose last label is a number is none: it is an address, or meant to be.
+    """
+    name = text.lower().removesuffix(".")
+    if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
+        return None
+    return None if name.rpartition(".")[2].isdecimal() else name
+
+
+def _mapped(text: str) -> str | None:
+    """
+    A name that is not ASCII, as IDNA (UTS 46) writes it; L{None} if it cannot.
+    """
+    if len(text) > LONGEST_NAME:
+        return None
+    try:
+        labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
+        return ".".join(
+            label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels
+        )
+    except UnicodeError:
+        return None
+
+
+def _url(text: str) -> Observable:
+    if _UNPRINTABLE.search(text):
+        _refuse("url", text, "a URL")
+    plain = refang(text)
+    scheme = _SCHEME.match(plain)
+    start = scheme.end() if scheme else 0
+    end = _end_of_authority(plain, start)
+    host = plain[start:end].rpartition("@")[2]
+    port = _PORT.search(host)
+    number = ""
+    if port is not None:
+        host = host[: port.start()]
+        number = port[1].lstrip("0")
+        if len(number) > 5 or int(number or 0) > 65535:
+            _refuse("url", text, "a URL with a port of at most 65535")
+    rest, _, _ = plain[end:].partition("#")
+    try:
+        name = _domain(host)
+    except ObservableInvalid:
+        _refuse("url", text, "a URL with a domain name or an address as its host")
+    if not rest.isascii() or " " in rest:
+        try:
+            rest = _TO_QUOTE.sub(_quoted, rest)
+        except UnicodeEncodeError:
+            _refuse("url", text, "a URL")
+    value = name.value if ":" not in name.value else f"[{name.value}]"
+    value += "" if number in _USUAL_PORTS else f":{number}"
+    value += rest if rest.startswith("/") else f"/{rest}"
+    if len(value) > LONGEST_URL:
+        _refuse("url", text, f"a URL of at most {LONGEST_URL} characters")
+    return Observable(Kind.URL, value)
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8"))
+
+
+def _email(text: str) -> Observable:
+    local, _, host = refang(text).rpartition("@")
+    local = local.lower()
+    expected = "an e-mail address"
+    if not _LOCAL.fullmatch(local):
+        _refuse("email", text, expected)
+    try:
+        name = _domain(host)
+    except ObservableInvalid:
+        _refuse("email", text, expected)
+    if name.kind is not Kind.DOMAIN:
+        _refuse("email", text, "an e-mail address with a domain name")
+    return Observable(Kind.EMAIL, f"{local}@{name.value}")
+
+
+def _hash(kind: Kind, digits: int) -> Callable[[str], Observable]:
+    def normaliser(text: str) -> Observable:
+        value = text.lower()
+        if len(value) != digits or not _HEX.fullmatch(value):
+            _refuse(kind.value, text, f"a hash of {digits} hexadecimal digits")
+        return Observable(kind, value)
+
+    return normaliser
+
+
+_NORMALISERS: dict[Kind, Callable[[str], Observable]] = {
+    Kind.IP: _ip,
+    Kind.NETWORK: _network,
+    Kind.DOMAIN: _domain,
+    Kind.URL: _url,
+    Kind.EMAIL: _email,
+    Kind.MD5: _hash(Kind.MD5, 32),
+    Kind.SHA1: _hash(Kind.SHA1, 40),
+    Kind.SHA256: _hash(Kind.SHA256, 64),
+}

@@ -1,0 +1,128 @@
+"""
+What indicators and sightings have in common as STIX documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+
+from tbvast.errors import Invalid
+
+T = TypeVar("T")
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""
+A STIX timestamp: RFC 3339 with a time zone.
+"""
+
+NAMESPACE = uuid.UUID("2c7a2c0e-7c0b-5d0a-9f0d-3c0b6c2a7f51")
+"""
+The namespace of the ids that are derived from content.
+"""
+
+STIX_ID = re.compile(
+    r"([a-z][a-z0-9-]*)--[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(time: datetime) -> int:
+    """
+    Microseconds since the epoch.
+    """
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int) -> datetime:
+    """
+    The reverse of L{microseconds}; what the calendar does not hold becomes its end.
+    """
+    return _EPOCH + min(max(value, _FIRST), _LAST) * _MICROSECOND
+
+
+def timestamp(time: datetime) -> str:
+    """
+    A time as STIX writes it: UTC, to the microsecond.
+    """
+    text = from_microseconds(microseconds(time)).isoformat(timespec="microseconds")
+    return f"{text[:-6]}Z"
+
+
+_FIRST = microseconds(datetime.min.replace(tzinfo=UTC))
+_LAST = microseconds(datetime.max.replace(tzinfo=UTC))
+
+
+def derived_id(kind: str, *parts: bytes) -> str:
+    """
+    A STIX id that depends on nothing but its parts.
+
+    @param kind: The object's type.
+    """
+    digest = hashlib.sha1(NAMESPACE.bytes, usedforsecurity=False)
+    for part in (kind.encode(), *parts):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return f"{kind}--{uuid.UUID(bytes=digest.digest()[:16], version=5)}"
+
+
+def decode(
+    decoder: msgspec.json.Decoder[T],
+    raw: bytes,
+    refusal: type[Invalid],
+    expected: Mapping[str, str],
+) -> T:
+    """
+    A typed document.
+
+    @param refusal: What to raise.
+    @param expected: For each field of C{T} what its value has to be, in words.
+    @raise Invalid: A C{refusal}, if C{raw} is no such document; it names the first
+        field that is wrong, in the order of C{expected}.
+    """
+    try:
+        if not raw.isascii():
+            str(raw, "utf-8")  # what is skipped while decoding is not looked at
+        return decoder.decode(raw)
+    except msgspec.ValidationError:
+        _explain(decoder, raw, refusal, expected)
+    except UnicodeDecodeError:
+        raise refusal("document", raw, "UTF-8") from None
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise refusal("document", raw, f"JSON ({e})") from None
+
+
+def _explain(
+    decoder: msgspec.json.Decoder[Any],
+    raw: bytes,
+    refusal: type[Invalid],
+    expected: Mapping[str, str],
+) -> NoReturn:
+    """
+    Find out which field of a document is wrong.
+    """
+    try:
+        document: Any = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise refusal("document", raw, f"JSON ({e})") from None
+    if not isinstance(document, dict):
+        raise refusal("document", document, "a JSON object")
+    for field in msgspec.structs.fields(decoder.type):
+        name = field.encode_name
+        if name not in document:
+            if field.required:
+                raise refusal(name, None, expected[name])
+            continue
+        try:
+            msgspec.convert(document[name], field.type)
+        except msgspec.ValidationError:
+            raise refusal(name, document[name], expected[name]) from None
+    raise refusal("document", document, "such a document")

@@ -1,0 +1,263 @@
+"""
+Indicators: STIX documents that say what to look for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from tbvast.errors import IndicatorInvalid
+from tbvast.intel import documents, patterns
+from tbvast.intel.documents import STIX_ID, Time, microseconds, timestamp
+from tbvast.intel.observables import Observable, pattern_for
+
+STIX = "stix"
+"""
+The C{pattern_type} of the patterns that are understood here.
+"""
+
+
+class Operation(enum.StrEnum):
+    """
+    What a document does to the indicator it names.
+    """
+
+    ADD = "ADD"
+    EDIT = "EDIT"
+    REMOVE = "REMOVE"
+
+
+class Indicator(msgspec.Struct, frozen=True):
+    """
+    An indicator, decoded.
+
+    @ivar id: The STIX id: C{indicator--UUID}.
+    @ivar modified: The version, in microseconds since the epoch: the document's
+        C{modified}, else its C{created}, else C{0}.
+    @ivar pattern: L{None} only where L{operation} is L{Operation.REMOVE}, and only
+        otherwise sure to be a valid pattern (of the type STIX).
+    @ivar pattern_type: Patterns of other types than L{STIX} are carried unread.
+    @ivar valid_from: In microseconds since the epoch.
+    @ivar valid_until: In microseconds since the epoch; L{None} for no end.
+    @ivar operation: A revoked indicator is one to L{Operation.REMOVE}.
+    @ivar raw: The document, byte for byte as it came.
+    """
+
+    id: str
+    modified: int
+    pattern: str | None
+    pattern_type: str
+    valid_from: int | None
+    valid_until: int | None
+    operation: Operation
+    raw: bytes
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """
+    The objects of a document that may hold many.
+
+    @ivar indicators: The indicators' documents, in their order, not yet decoded.
+    @ivar others: How many objects of other types there were, by type.
+    """
+
+    indicators: tuple[bytes, ...]
+    others: dict[str, int]
+
+
+class _Document(msgspec.Struct):
+    """
+    What is read of an indicator's document.
+    """
+
+    type: Literal["indicator"]
+    id: str
+    pattern: str | None = None
+    pattern_type: str = STIX
+    created: Time | None = None
+    modified: Time | None = None
+    valid_from: Time | None = None
+    valid_until: Time | None = None
+    revoked: bool = False
+    x_threatbus_update: Operation | None = None
+
+
+_TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z"
+
+_EXPECTED = {
+    "type": "the type indicator",
+    "id": "an id of the form indicator--UUID",
+    "pattern": "a pattern",
+    "pattern_type": "the name of a pattern language",
+    "created": _TIMESTAMP,
+    "modified": _TIMESTAMP,
+    "valid_from": _TIMESTAMP,
+    "valid_until": _TIMESTAMP,
+    "revoked": "true or false",
+    "x_threatbus_update": "EDIT or REMOVE",
+}
+
+_decoder = msgspec.json.Decoder(_Document)
+
+
+def decode_indicator(raw: bytes) -> Indicator:
+    """
+    Read an indicator: a STIX 2.1 document, or a STIX 2.0 one.
+
+    Whether the pattern can be matched is another question, which
+    L{tbvast.intel.patterns.matchable} answers.
+
+    @raise IndicatorInvalid: If C{raw} is no indicator.
+    @raise PatternInvalid: If its pattern is not one.
+    """
+    document = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
+    id_ = document.id
+    match = STIX_ID.fullmatch(id_)
+    if match is None or match[1] != "indicator":
+        raise IndicatorInvalid("id", id_, _EXPECTED["id"])
+    start, end = document.valid_from, document.valid_until
+    operation = document.x_threatbus_update or Operation.ADD
+    if document.revoked:
+        operation = Operation.REMOVE
+    pattern = document.pattern
+    if operation is not Operation.REMOVE:
+        if pattern is None:
+            raise IndicatorInvalid("pattern", None, _EXPECTED["pattern"])
+        if document.pattern_type == STIX:
+            patterns.validate(pattern)
+        if start is not None and end is not None and end <= start:
+            raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
+    version = document.modified or document.created
+    return Indicator(
+        id_,
+        0 if version is None else microseconds(version),
+        pattern,
+        document.pattern_type,
+        None if start is None else microseconds(start),
+        None if end is None else microseconds(end),
+        operation,
+        raw,
+    )
+
+
+def make_indicator(
+    observable: Observable, *, now: datetime, source: str, original: str | None = None
+) -> bytes:
+    """
+    A STIX 2.1 indicator of an observable.
+
+    Its id depends on the observable alone: published again, it is a new version of
+    the same indicator.
+
+    @param source: Where it comes from; a label of the indicator.
+    @param original: The text that the observable was made of, if there is one.
+    """
+    time = timestamp(now)
+    return msgspec.json.encode(
+        {
+            "type": "indicator",
+            "spec_version": "2.1",
+            "id": documents.derived_id(
+                "indicator", observable.kind.value.encode(), observable.value.encode()
+            ),
+            "created": time,
+            "modified": time,
+            "name": observable.value,
+            "indicator_types": ["unknown"],
+            "labels": [source],
+            "pattern": pattern_for(observable, original),
+            "pattern_type": STIX,
+            "valid_from": time,
+        }
+    )
+
+
+def with_operation(raw: bytes, operation: Operation) -> bytes:
+    """
+    An indicator's document with another operation in it.
+
+    @param raw: A document that L{decode_indicator} reads.
+    @raise IndicatorInvalid: If C{raw} is no JSON object.
+    """
+    document = _object(raw)
+    document.pop("x_threatbus_update", None)
+    if operation is not Operation.ADD:
+        document["x_threatbus_update"] = operation.value
+    return msgspec.json.encode(document)
+
+
+def removal(id: str, now: datetime) -> bytes:
+    """
+    A document that withdraws an indicator of which only the id is known.
+    """
+    time = timestamp(now)
+    return msgspec.json.encode(
+        {
+            "type": "indicator",
+            "spec_version": "2.1",
+            "id": id,
+            "created": time,
+            "modified": time,
+            "x_threatbus_update": Operation.REMOVE.value,
+        }
+    )
+
+
+class _Bundle(msgspec.Struct):
+    type: str | None = None
+    objects: list[msgspec.Raw] = []
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_bundle_decoder = msgspec.json.Decoder(_Bundle)
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_typed_decoder = msgspec.json.Decoder(_Typed)
+
+
+def split_bundle(raw: bytes) -> Contents:
+    """
+    The objects of a STIX bundle, of a list of objects, or a single object.
+
+    @raise IndicatorInvalid: If C{raw} is none of these.
+    """
+    expected = "a STIX bundle, a STIX object, or a list of such objects"
+    try:
+        if raw.lstrip()[:1] == b"[":
+            objects = _list_decoder.decode(raw)
+        else:
+            bundle = _bundle_decoder.decode(raw)
+            if bundle.type is None:
+                raise IndicatorInvalid("type", None, expected)
+            objects = bundle.objects if bundle.type == "bundle" else [msgspec.Raw(raw)]
+    except msgspec.ValidationError as e:
+        raise IndicatorInvalid("document", raw, f"{expected} ({e})") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise IndicatorInvalid("document", raw, f"JSON ({e})") from None
+    indicators: list[bytes] = []
+    others: Counter[str] = Counter()
+    for item in objects:
+        try:
+            type_ = _typed_decoder.decode(item).type
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            type_ = "not a STIX object"
+        if type_ == "indicator":
+            indicators.append(bytes(item))
+        else:
+            others[type_] += 1
+    return Contents(tuple(indicators), dict(others))
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise IndicatorInvalid("document", raw, f"a JSON object ({e})") from None
+    return document

@@ -1,0 +1,183 @@
+"""
+Sightings: STIX documents that say what was seen, where and when.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from tbvast.errors import SightingInvalid
+from tbvast.intel import documents
+from tbvast.intel.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
+from tbvast.intel.matches import MatchType
+
+SOURCE = "tbvast-bridge"
+"""
+What C{x_threatbus_source} begins with; the engine's name follows after a slash.
+"""
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """
+    A sighting, decoded.
+
+    @ivar id: The STIX id: C{sighting--UUID}.
+    @ivar indicator: The id of what was seen.
+    @ivar last_seen: In microseconds since the epoch; L{None} if the document does
+        not say.
+    @ivar raw: The document, byte for byte as it came.
+    """
+
+    id: str
+    indicator: str
+    last_seen: int | None
+    raw: bytes
+
+
+class _Document(msgspec.Struct):
+    """
+    What is read of a sighting's document.
+    """
+
+    type: Literal["sighting"]
+    id: str
+    sighting_of_ref: str
+    last_seen: Time | None = None
+
+
+_EXPECTED = {
+    "type": "the type sighting",
+    "id": "an id of the form sighting--UUID",
+    "sighting_of_ref": "a STIX id of the form TYPE--UUID",
+    "last_seen": "a timestamp such as 2024-05-17T12:00:00.000Z",
+}
+
+_decoder = msgspec.json.Decoder(_Document)
+
+
+def decode_sighting(raw: bytes) -> Sighting:
+    """
+    Read a sighting.
+
+    @raise SightingInvalid: If C{raw} is none.
+    """
+    document = documents.decode(_decoder, raw, SightingInvalid, _EXPECTED)
+    match = STIX_ID.fullmatch(document.id)
+    if match is None or match[1] != "sighting":
+        raise SightingInvalid("id", document.id, _EXPECTED["id"])
+    if STIX_ID.fullmatch(document.sighting_of_ref) is None:
+        raise SightingInvalid(
+            "sighting_of_ref", document.sighting_of_ref, _EXPECTED["sighting_of_ref"]
+        )
+    seen = document.last_seen
+    return Sighting(
+        document.id,
+        document.sighting_of_ref,
+        None if seen is None else microseconds(seen),
+        raw,
+    )
+
+
+def canonical(event: dict[str, Any]) -> bytes:
+    """
+    An event as bytes that do not depend on the order of its keys.
+    """
+    return msgspec.json.encode(event, order="sorted")
+
+
+def sighting_id(indicator_id: str, event: bytes, engine: str) -> str:
+    """
+    The id of the sighting of an indicator in an event: seen again, it is the same.
+
+    @param event: The event, L{canonical}.
+    @param engine: The engine's name.
+    """
+    return documents.derived_id("sighting", indicator_id.encode(), engine.encode(), event)
+
+
+def make_sighting(
+    *,
+    indicator_id: str,
+    indicator_raw: bytes | None,
+    value: str,
+    match_type: MatchType,
+    event: dict[str, Any],
+    engine: str,
+    now: datetime,
+) -> Sighting:
+    """
+    The sighting of an indicator in an event.
+
+    @param indicator_raw: The indicator's document, if it is at hand; valid JSON.
+    @param value: What was seen, as the indicator has it.
+    @param event: The whole event.
+    @param engine: The engine's name.
+    @param now: When the match was found; stands in for an event's missing time.
+    """
+    context = canonical(event)
+    time = timestamp(now)
+    seen = event_time(event) or now
+    id_ = sighting_id(indicator_id, context, engine)
+    document = {
+        "type": "sighting",
+        "spec_version": "2.1",
+        "id": id_,
+        "created": time,
+        "modified": time,
+        "first_seen": timestamp(seen),
+        "last_seen": timestamp(seen),
+        "count": 1,
+        "sighting_of_ref": indicator_id,
+        "x_threatbus_indicator_value": value,
+        "x_threatbus_match_type": match_type.value,
+        "x_threatbus_source": f"{SOURCE}/{engine}",
+        "x_threatbus_sighting_context": msgspec.Raw(context),
+    }
+    if indicator_raw is not None:
+        document["x_threatbus_indicator"] = msgspec.Raw(indicator_raw)
+    return Sighting(id_, indicator_id, microseconds(seen), msgspec.json.encode(document))
+
+
+def event_time(event: dict[str, Any]) -> datetime | None:
+    """
+    When an event happened, in UTC.
+
+    Looked for in C{timestamp} (Suricata), C{ts} (Zeek), and C{time} (OCSF), as an
+    ISO 8601 text, or as a number: of milliseconds in C{time}, else of seconds, since
+    the epoch. A text without a time zone is in UTC.
+
+    @return: L{None} if the event does not say, or says it in another way.
+    """
+    for field, unit in _TIMES:
+        value = event.get(field)
+        time = _from_text(value) if isinstance(value, str) else _from_number(value, unit)
+        if time is not None:
+            return time
+    return None
+
+
+_TIMES = (
+    ("timestamp", timedelta(seconds=1)),
+    ("ts", timedelta(seconds=1)),
+    ("time", timedelta(milliseconds=1)),
+)
+
+
+def _from_text(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _from_number(value: Any, unit: timedelta) -> datetime | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return from_microseconds(0) + value * unit
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,142 @@
+"""
+The threat intel format of VAST, as Threat Bus 2020 spoke it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tbvast.errors import (
+    ObservableInvalid,
+    PatternInvalid,
+    PatternUnmatchable,
+    SightingInvalid,
+)
+from tbvast.intel import documents
+from tbvast.intel.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
+from tbvast.intel.indicators import STIX, Indicator
+from tbvast.intel.observables import Kind
+from tbvast.intel.patterns import Term, matchable
+from tbvast.intel.sightings import Sighting, canonical, event_time
+
+PREFIX = "threatbus__"
+"""
+What stands before a STIX id in a C{reference}.
+"""
+
+
+def encode_vast_intel(indicator: Indicator) -> list[bytes]:
+    """
+    An indicator in the format: one document for each observable it can express.
+
+    @return: Nothing where the format can express nothing of the indicator: hashes,
+        say, or patterns that cannot be matched, or a withdrawal without a pattern.
+    """
+    if indicator.pattern is None or indicator.pattern_type != STIX:
+        return []
+    try:
+        terms = matchable(indicator.pattern).terms
+    except (ObservableInvalid, PatternInvalid, PatternUnmatchable):
+        return []
+    return [
+        msgspec.json.encode(
+            {
+                "ioc": term.text if type_ == "url" else term.observable.value,
+                "type": type_,
+                "reference": PREFIX + indicator.id,
+                "operation": indicator.operation.value,
+            }
+        )
+        for term in terms
+        if (type_ := _type(term)) is not None
+    ]
+
+
+def _type(term: Term) -> str | None:
+    kind = term.observable.kind
+    if kind is Kind.IP:
+        return "ipv6" if ":" in term.observable.value else "ip"
+    if kind is Kind.DOMAIN:
+        return "domain"
+    return "url" if kind is Kind.URL else None
+
+
+def decode_vast_sighting(raw: bytes) -> Sighting:
+    """
+    Read what a VAST matcher reported: C{{"ts":TIME,"reference":"threatbus__ID",…}}.
+
+    What else the document holds becomes the sighting's context. The sighting's id
+    and its times come from the document alone, so that the same report is always
+    the same sighting.
+
+    @raise SightingInvalid: If C{raw} is no such document.
+    """
+    try:
+        report: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise SightingInvalid("document", raw, f"a JSON object ({e})") from None
+    reference = report.get("reference")
+    indicator = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
+    if indicator == reference or STIX_ID.fullmatch(indicator) is None:
+        raise SightingInvalid("reference", reference, f"{PREFIX} and a STIX id")
+    seen = event_time({"ts": report.get("ts")})
+    if seen is None:
+        raise SightingInvalid("ts", report.get("ts"), "a time")
+    context = {key: value for key, value in report.items() if key not in ("ts", "reference")}
+    time = timestamp(seen)
+    id_ = documents.derived_id("sighting", indicator.encode(), b"vast", canonical(report))
+    document = {
+        "type": "sighting",
+        "spec_version": "2.1",
+        "id": id_,
+        "created": time,
+        "modified": time,
+        "first_seen": time,
+        "last_seen": time,
+        "count": 1,
+        "sighting_of_ref": indicator,
+        "x_threatbus_source": "VAST",
+        "x_threatbus_sighting_context": context,
+    }
+    return Sighting(id_, indicator, microseconds(seen), msgspec.json.encode(document))
+
+
+def encode_vast_sighting(sighting: Sighting) -> bytes:
+    """
+    A sighting in the form that L{decode_vast_sighting} reads.
+
+    C{ts} is when it was seen, else the sighting's version; a context's own C{ts} and
+    C{reference} give way.
+
+    @raise SightingInvalid: If the sighting's document is not what it was decoded of.
+    """
+    document = documents.decode(_decoder, sighting.raw, SightingInvalid, _EXPECTED)
+    time = document.last_seen or document.modified or document.created
+    report = dict(document.x_threatbus_sighting_context)
+    report["ts"] = timestamp(from_microseconds(0) if time is None else time)
+    report["reference"] = PREFIX + sighting.indicator
+    return msgspec.json.encode(report)
+
+
+class _Document(msgspec.Struct):
+    """
+    What is read of a sighting's document to report it.
+    """
+
+    last_seen: Time | None = None
+    modified: Time | None = None
+    created: Time | None = None
+    x_threatbus_sighting_context: dict[str, Any] = {}
+
+
+_TIMESTAMP = "a timestamp"
+_EXPECTED = {
+    "last_seen": _TIMESTAMP,
+    "modified": _TIMESTAMP,
+    "created": _TIMESTAMP,
+    "x_threatbus_sighting_context": "an object",
+}
+
+_decoder = msgspec.json.Decoder(_Document)
