@@ -1,0 +1,119 @@
+"""
+The command line of the two services, made from what L{tbvast.settings} says of
+their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from twisted.python import usage
+
+from tbvast import __version__, settings
+from tbvast.errors import SettingsInvalid
+
+
+def _documented(value: Any) -> str:
+    """
+    A default as the help shows it.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "empty" if value in (None, "") else str(value)
+
+
+class ServiceOptions(usage.Options):
+    """
+    The options of one service; a subclass says which.
+
+    @cvar service: The service's name, as C{twistd} knows it.
+    @cvar settings_type: The section of the configuration file that it takes.
+    @ivar settings: An instance of C{settings_type}, once the options are parsed.
+    @ivar pid_file_open: Whether the command line leaves the pid file to the service.
+    """
+
+    service: ClassVar[str]
+    settings_type: ClassVar[type[settings.PluginSettings | settings.BridgeSettings]]
+    settings: Any
+    pid_file_open = False
+    optParameters: ClassVar[list[list[str | None]]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        defaults = cls.settings_type()
+        cls.optParameters = [
+            ["config", None, None, "Configuration file, in YAML. (FILE, default: none)"]
+        ] + [
+            [
+                settings.option(name).removeprefix("--"),
+                None,
+                None,
+                f"{key.help} ({key.metavar}, default: {_documented(getattr(defaults, name))})",
+            ]
+            for name, key in settings.keys(cls.settings_type).items()
+            if key.metavar
+        ]
+
+    @property
+    def twistd(self) -> Mapping[str, Any]:
+        """
+        The options that stand before the service's name on the command line.
+        """
+        return {} if self.parent is None else self.parent
+
+    def opt_version(self) -> None:
+        """
+        Print the version and exit.
+        """
+        print(f"tbvast {__version__}")
+        raise SystemExit(0)
+
+    def parseArgs(self, *arguments: str) -> None:
+        """
+        @raise usage.UsageError: If there is any.
+        """
+        if arguments:
+            raise usage.UsageError(f"unexpected argument: {arguments[0]!r}")
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        @raise SystemExit: If they cannot be used; with one line that says why, for
+            C{twistd} would print its whole help instead.
+        """
+        try:
+            super().parseOptions(options)
+        except (usage.UsageError, SettingsInvalid) as e:
+            raise SystemExit(f"{self.service}: {e}") from e
+
+    def postOptions(self) -> None:
+        """
+        @raise SettingsInvalid: If the file or an option cannot be used.
+        """
+        self._leave_pid_file()
+        chosen: Any = self.settings_type()
+        if self["config"] is not None:
+            whole = settings.load(self["config"])
+            chosen = next(
+                section
+                for section in (whole.plugin, whole.bridge)
+                if isinstance(section, self.settings_type)
+            )
+        given = {
+            name: self[settings.option(name).removeprefix("--")]
+            for name, key in settings.keys(self.settings_type).items()
+            if key.metavar and self[settings.option(name).removeprefix("--")] is not None
+        }
+        self.settings = settings.override(chosen, given)
+
+    def _leave_pid_file(self) -> None:
+        """
+        Have C{twistd} not use its default pid file, which is the same for every
+        service that is started from one directory.
+        """
+        parent = self.parent
+        if parent is not None and parent["pidfile"] == parent.defaults["pidfile"]:
+            self.pid_file_open = True
+            parent["pidfile"] = ""

@@ -1,0 +1,259 @@
+"""
+How a service starts, stops, and says why it cannot.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from zmq import ZMQError
+
+from tbvast.errors import StartupRefused, TbvastError
+from tbvast.ops.logs import ServiceLog
+from tbvast.ops.options import ServiceOptions
+from tbvast.ops.state import StateDirectory, default_directory
+from tbvast.settings import HostPort
+
+STATUS_BYTES = 100
+"""
+The most bytes that C{twistd} reads from a daemon that could not start.
+"""
+
+_log = Logger()
+
+
+@contextmanager
+def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[None]:
+    """
+    Turn what keeps a service from starting into one line and exit status 1.
+
+    In the foreground the line goes to standard error. A daemon has none any more:
+    the line goes to its log, and its beginning to the C{twistd} that waits for it.
+
+    @param stderr: Where the line goes in the foreground; by default the process's
+        own standard error, which C{twistd} hides from C{sys.stderr}.
+    @raise SystemExit: Instead of L{TbvastError} and of what the system refuses.
+        Any other exception is a defect and passes.
+    """
+    try:
+        yield
+    except (TbvastError, CannotListenError, OSError, ZMQError) as e:
+        reason = " ".join(str(e).split())
+        status_pipe = options.twistd.get("statusPipe")
+        if status_pipe is None:
+            print(f"{options.service}: {reason}", file=stderr or sys.__stderr__, flush=True)
+        else:
+            _log.critical("{service}: {reason}", service=options.service, reason=reason)
+            os.write(status_pipe, f"1 {reason}".encode("ascii", "replace")[:STATUS_BYTES])
+        _remove_pid(options.twistd.get("pidfile"))
+        raise SystemExit(1) from e
+
+
+def _remove_pid(path: str | None) -> None:
+    """
+    Remove the file that C{twistd} wrote this process's id to, if it did.
+    """
+    try:
+        if path and int(_read(path)) == os.getpid():
+            os.unlink(path)
+    except (OSError, ValueError):
+        pass
+
+
+def _read(path: str) -> str:
+    with open(path) as f:
+        return f.read()
+
+
+def check_free(what: str, address: HostPort) -> None:
+    """
+    Find out early, before a daemon is on its own, whether an address can be had.
+
+    @param what: What is to listen there, as the message calls it.
+    @raise StartupRefused: If nothing can listen there now.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as e:
+        raise StartupRefused(f"{what} cannot listen on {address}: {e.strerror}") from e
+
+
+class SequentialService(MultiService):
+    """
+    Services that rest on each other: started in order, and stopped in the reverse
+    order, each one only when the one before has stopped.
+    """
+
+    _log = Logger()
+
+    def startService(self) -> None:
+        """
+        Start the children. If one cannot start, those before it are told to stop.
+        """
+        Service.startService(self)
+        started: list[IService] = []
+        try:
+            for service in self:
+                service.startService()
+                started.append(service)
+        except BaseException:
+            Service.stopService(self)
+            for service in reversed(started):
+                maybeDeferred(service.stopService).addErrback(self._eb_stop, service)
+            raise
+
+    def stopService(self) -> Deferred[None]:
+        """
+        @return: Fires when all children have stopped, or failed to.
+        """
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop_children())
+
+    async def _stop_children(self) -> None:
+        for service in reversed(list(self)):
+            await maybeDeferred(service.stopService).addErrback(self._eb_stop, service)
+
+    def _eb_stop(self, failure: Any, service: IService) -> None:
+        self._log.failure("While stopping {service}", failure, service=service)
+
+
+class ServiceProcess(SequentialService):
+    """
+    The service that C{twistd} runs, with all that makes it a good process: its
+    state directory, its log, its signals and its exit status.
+
+    SIGINT and SIGTERM stop it with exit status 0; SIGUSR1 begins a new log file.
+
+    @ivar state: The state directory, locked.
+    """
+
+    def __init__(
+        self,
+        options: ServiceOptions,
+        reactor: Any,
+        *,
+        set_handler: Callable[[int, Callable[[int, Any], None]], Any] = signal.signal,
+        at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
+        end: Callable[[int], None] = os._exit,
+    ) -> None:
+        """
+        @param options: Parsed; where to find the state and the log.
+        @param set_handler: Installs a signal handler.
+        @param at_exit: Has something called when the interpreter ends.
+        @param end: Ends the process with an exit status.
+        @raise StartupRefused: If state directory or log file cannot be had.
+        """
+        super().__init__()
+        self.setName(options.service)
+        self._options = options
+        self._reactor = reactor
+        self._set_handler = set_handler
+        self._end = end
+        self._stopping = False
+        self._failed = False
+        self.state = StateDirectory(
+            options.settings.state_dir or default_directory(options.service, os.environ)
+        )
+        self.state.acquire()
+        self._default_pid_file()
+        self._service_log = ServiceLog(
+            options.settings.loglevel,
+            options.twistd,
+            self.state.child(f"{options.service}.log"),
+        )
+        at_exit(self._exit)
+
+    def _default_pid_file(self) -> None:
+        """
+        Choose a daemon's pid file if nobody did. The state directory is ours by
+        now, so one that is there is stale.
+        """
+        parent = self._options.parent
+        if parent is not None and self._options.pid_file_open and not parent["nodaemon"]:
+            parent["pidfile"] = self.state.child(f"{self._options.service}.pid")
+
+    def setServiceParent(self, parent: Any) -> None:
+        """
+        Join the application, and tell it where to log.
+        """
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._service_log.observer)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """
+        @raise SystemExit: As L{refusing} does.
+        """
+        self.state.sign()  # a daemon has been forked since
+        with refusing(self._options):
+            super().privilegedStartService()
+
+    def startService(self) -> None:
+        """
+        @raise SystemExit: As L{refusing} does.
+        """
+        with refusing(self._options):
+            super().startService()
+        self._reactor.callWhenRunning(self._take_signals)
+
+    def _take_signals(self) -> None:
+        """
+        Replace the reactor's signal handlers: after those, C{twistd} would end by
+        the signal, not with status 0.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._set_handler(number, self._on_stop_signal)
+        self._set_handler(signal.SIGUSR1, self._on_rotate_signal)
+
+    def _on_stop_signal(self, number: int, frame: Any) -> None:
+        self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+
+    def _on_rotate_signal(self, number: int, frame: Any) -> None:
+        self._reactor.callFromThread(self._service_log.rotate)
+
+    def _stop(self, reason: str) -> None:
+        """
+        Stop the reactor, which stops the services; once.
+        """
+        if self._stopping:
+            return
+        self._stopping = True
+        self._log.info("Stopping: {reason}.", reason=reason)
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            self._log.debug("The reactor was stopped already.")
+
+    def fail(self, reason: str) -> None:
+        """
+        End the process for good, in order, with exit status 1.
+
+        @param reason: Why it cannot go on, in one line.
+        """
+        self._failed = True
+        self._log.critical("{service} cannot go on: {reason}", service=self.name, reason=reason)
+        self._reactor.callWhenRunning(self._stop, "failed")
+
+    def _exit(self) -> None:
+        """
+        Set the exit status, which C{twistd} gives no other way to.
+        """
+        if self._failed:
+            self._end(1)

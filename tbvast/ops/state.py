@@ -1,0 +1,95 @@
+"""
+The directory in which a service keeps what must survive it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Mapping
+
+from tbvast.errors import StartupRefused
+
+
+def default_directory(service: str, environ: Mapping[str, str]) -> str:
+    """
+    Where a service keeps its state when nobody says where.
+
+    @param service: The service's name, e.g. C{"tbvast-plugin"}.
+    @return: The directory systemd made for the unit, or else one of the user's own.
+    """
+    made = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if made:
+        return made
+    home = environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "tbvast", service.removeprefix("tbvast-"))
+
+
+class StateDirectory:
+    """
+    A directory that only one process uses at a time.
+
+    The lock is bound to an open file: it passes on to the children that a
+    daemon is forked from, and ends with the last of them, however it ends.
+
+    @ivar path: The directory's absolute path.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        @param path: The directory; it need not exist.
+        """
+        self.path = os.path.abspath(path)
+        self._lock: int | None = None
+
+    def child(self, name: str) -> str:
+        """
+        The path of a file in the directory.
+        """
+        return os.path.join(self.path, name)
+
+    def acquire(self) -> None:
+        """
+        Create the directory if it is not there, for its owner only, and lock it.
+
+        @raise StartupRefused: If it cannot be written, or another process has it.
+        """
+        try:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            lock = os.open(self.child("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise StartupRefused(
+                f"state directory {self.path} is not writable: {e.strerror}"
+            ) from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise StartupRefused(
+                f"state directory {self.path} is in use by "
+                + (f"process {owner}" if owner.isdigit() else "another process")
+            ) from e
+        self._lock = lock
+        self.sign()
+
+    def sign(self) -> None:
+        """
+        Write this process's id into the lock; again after it was forked.
+        """
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, b"%d\n" % (os.getpid(),), 0)
+
+    def release(self) -> None:
+        """
+        Let others have the directory.
+        """
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

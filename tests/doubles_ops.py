@@ -1,0 +1,98 @@
+"""
+Doubles for L{tbvast.ops}: a process without signals, exit status or reactor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
+
+from tbvast.ops.options import ServiceOptions
+
+O = TypeVar("O", bound=ServiceOptions)
+
+
+def parse_as_twistd(options_type: type[O], *arguments: str) -> O:
+    """
+    The options of a service, as C{twistd} hands them to it.
+
+    @param arguments: The command line of C{twistd}.
+    """
+
+    class TwistdOptions(ServerOptions):  # type: ignore[misc]
+        subCommands = [(options_type.service, None, options_type, "")]
+
+    twistd: Any = TwistdOptions()
+    twistd.parseOptions(list(arguments))
+    options: O = twistd.subOptions
+    return options
+
+
+class ReactorDouble:
+    """
+    The life of a reactor, without what happens in it.
+
+    @ivar running: Whether it runs.
+    """
+
+    def __init__(self) -> None:
+        self.running = False
+        self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def start(self) -> None:
+        """
+        Begin to run.
+        """
+        self.running = True
+        for call, arguments in self._waiting:
+            call(*arguments)
+
+    def callWhenRunning(self, call: Callable[..., Any], *arguments: Any) -> None:
+        if self.running:
+            call(*arguments)
+        else:
+            self._waiting.append((call, arguments))
+
+    def callFromThread(self, call: Callable[..., Any], *arguments: Any) -> None:
+        call(*arguments)
+
+    def stop(self) -> None:
+        if not self.running:
+            raise ReactorNotRunning
+        self.running = False
+
+
+class ProcessDouble:
+    """
+    What a process has: handlers by signal, exit handlers, and an exit status.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Callable[[int, Any], None]] = {}
+        self.at_exit: list[Callable[[], None]] = []
+        self.status = 0
+
+    def set_handler(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        self.handlers[number] = handler
+
+    def kill(self, number: int) -> None:
+        """
+        Deliver a signal.
+        """
+        self.handlers[number](number, None)
+
+    def end(self, status: int) -> None:
+        self.status = status
+
+    def exit(self) -> int:
+        """
+        End as the interpreter does.
+
+        @return: The exit status.
+        """
+        for call in reversed(self.at_exit):
+            call()
+        return self.status

@@ -1,0 +1,100 @@
+"""
+Tests for L{tbvast.ops.state}.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.errors import StartupRefused
+from tbvast.ops.state import StateDirectory, default_directory
+
+
+class DefaultDirectoryTests(SynchronousTestCase):
+    """
+    Tests for L{default_directory}.
+    """
+
+    def test_order(self) -> None:
+        """
+        What systemd made comes first, then the user's directory for state.
+        """
+        for environ, path in [
+            ({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "HOME": "/h"}, "/var/lib/a"),
+            ({"XDG_STATE_HOME": "/s", "HOME": "/h"}, "/s/tbvast/plugin"),
+            ({"XDG_STATE_HOME": "relative", "HOME": "/h"}, "/h/.local/state/tbvast/plugin"),
+            ({"STATE_DIRECTORY": "", "HOME": "/h"}, "/h/.local/state/tbvast/plugin"),
+        ]:
+            with self.subTest(environ):
+                self.assertEqual(default_directory("tbvast-plugin", environ), path)
+
+
+class StateDirectoryTests(SynchronousTestCase):
+    """
+    Tests for L{StateDirectory}.
+    """
+
+    def acquired(self, path: str) -> StateDirectory:
+        """
+        A directory that is locked until the test ends.
+        """
+        state = StateDirectory(path)
+        state.acquire()
+        self.addCleanup(state.release)
+        return state
+
+    def test_created(self) -> None:
+        """
+        It is made with what lies above it, for its owner only.
+        """
+        path = os.path.join(self.mktemp(), "deep")
+        state = self.acquired(path)
+        self.assertEqual(state.path, os.path.abspath(path))
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o700)
+        self.assertEqual(state.child("x"), os.path.join(state.path, "x"))
+        self.assertEqual(os.listdir(path), ["lock"])
+
+    def test_in_use(self) -> None:
+        """
+        Another one cannot have it, and is told who has it, until it is released.
+        """
+        path = self.mktemp()
+        first = self.acquired(path)
+        second = StateDirectory(path)
+        e = self.assertRaises(StartupRefused, second.acquire)
+        self.assertEqual(str(e), f"state directory {first.path} is in use by process {os.getpid()}")
+        first.release()
+        self.acquired(path)
+
+    def test_unsigned(self) -> None:
+        """
+        A lock without a readable id still tells of another process.
+        """
+        path = self.mktemp()
+        first = self.acquired(path)
+        Path(first.child("lock")).write_bytes(b"\xff")
+        e = self.assertRaises(StartupRefused, StateDirectory(path).acquire)
+        self.assertEqual(str(e), f"state directory {first.path} is in use by another process")
+
+    def test_signed_again(self) -> None:
+        """
+        The id that a longer one was written over leaves nothing behind.
+        """
+        state = self.acquired(self.mktemp())
+        Path(state.child("lock")).write_text("12345678901234567890")
+        state.sign()
+        self.assertEqual(Path(state.child("lock")).read_text(), f"{os.getpid()}\n")
+
+    def test_unwritable(self) -> None:
+        """
+        A directory that cannot be made is refused with the reason.
+        """
+        above = self.mktemp()
+        Path(above).write_text("")
+        state = StateDirectory(os.path.join(above, "state"))
+        e = self.assertRaises(StartupRefused, state.acquire)
+        self.assertEqual(str(e), f"state directory {state.path} is not writable: Not a directory")
