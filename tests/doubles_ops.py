@@ -12,22 +12,22 @@ from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from tbvast.ops.options import ServiceOptions
 
-O = TypeVar("O", bound=ServiceOptions)
+OptionsType = TypeVar("OptionsType", bound=ServiceOptions)
 
 
-def parse_as_twistd(options_type: type[O], *arguments: str) -> O:
+def parse_as_twistd(options_type: type[OptionsType], *arguments: str) -> OptionsType:
     """
     The options of a service, as C{twistd} hands them to it.
 
     @param arguments: The command line of C{twistd}.
     """
 
-    class TwistdOptions(ServerOptions):  # type: ignore[misc]
+    class TwistdOptions(ServerOptions):
         subCommands = [(options_type.service, None, options_type, "")]
 
     twistd: Any = TwistdOptions()
     twistd.parseOptions(list(arguments))
-    options: O = twistd.subOptions
+    options: OptionsType = twistd.subOptions
     return options
 
 

@@ -82,9 +82,12 @@ class RefusingTests(SynchronousTestCase):
         @return: What standard error gets.
         """
         stderr = StringIO()
-        with self.assertRaises(SystemExit) as caught, refusing(options, stderr):
-            raise error
-        self.assertEqual(caught.exception.code, 1)
+
+        def start() -> None:
+            with refusing(options, stderr):
+                raise error
+
+        self.assertEqual(self.assertRaises(SystemExit, start).code, 1)
         return stderr.getvalue()
 
     def test_foreground(self) -> None:
