@@ -16,8 +16,11 @@ def shown(value: Any) -> str:
     """
     A value as an error message may show it: quoted, escaped, bounded.
     """
-    text = ascii(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+    length = len(value) if isinstance(value, str | bytes) else 0
+    text = ascii(value[:SHOWN] if length else value)
+    if length <= SHOWN and len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN]}… ({max(length, len(text))} characters)"
 
 
 class TbvastError(Exception):
@@ -235,4 +238,31 @@ class EngineTimeout(EngineCallFailed):
 class EngineInterrupted(EngineError):
     """
     The call was ended because L{tbvast.interfaces.IEngine.interrupt} was called.
+    """
+
+
+class CommandFailed(TbvastError):
+    """
+    A command that was to take or change an event did not do it.
+
+    @ivar program: The program, as the configuration names it.
+    @ivar reason: What went wrong; holds nothing of the event.
+    @ivar stderr: The end of what the command said on standard error.
+    """
+
+    def __init__(self, program: str, reason: str, stderr: str = "") -> None:
+        super().__init__(program, reason, stderr)
+        self.program = program
+        self.reason = reason
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        said = self.stderr.strip().splitlines()
+        end = f" (its last line: {shown(said[-1])})" if said else ""
+        return f"command {self.program}: {self.reason}{end}"
+
+
+class CommandRefused(CommandFailed):
+    """
+    This event cannot be given to the command; trying it again would not help.
     """

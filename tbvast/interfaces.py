@@ -7,13 +7,13 @@ thread only, and return without blocking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
 
 
@@ -194,7 +194,9 @@ class IJournal(Interface):
             L{tbvast.plugin.journal.Outcome} per item.
         """
 
-    def current(after: int, until: int, since: float, limit: int) -> Deferred[list[tuple[int, bytes]]]:
+    def current(
+        after: int, until: int, since: float, limit: int
+    ) -> Deferred[list[tuple[int, bytes]]]:
         """
         Read a page of the indicators that are in force.
 
@@ -217,4 +219,58 @@ class IJournal(Interface):
         """
         @return: Fires with the numbers of C{indicators} in force and of
             C{sightings} kept.
+        """
+
+
+class IContextTransform(Interface):
+    """
+    What changes the context of a sighting, before it is reported.
+    """
+
+    def transform(
+        event: dict[str, Any], value: str, match_type: MatchType
+    ) -> Deferred[dict[str, Any]]:
+        """
+        Change the context of one sighting.
+
+        @param event: The event that matched.
+        @param value: The observable's value that it matched.
+        @return: Fires with the changed context, or with C{event} itself if it
+            could not be changed. Never fails.
+        """
+
+
+class ISink(Interface):
+    """
+    What takes the contexts of sightings, instead of the bus.
+    """
+
+    def send(context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
+        """
+        Hand over one context.
+
+        @param value: The observable's value that matched.
+        @return: Fires once it was taken. Fails with
+            L{tbvast.errors.CommandRefused} if this context can never be handed
+            over, and with another L{tbvast.errors.CommandFailed} if it was not
+            taken this time.
+        """
+
+
+class ISnapshotSource(Interface):
+    """
+    Somebody who knows intel of the past.
+    """
+
+    name = Attribute("A C{str} that tells the source in logs.")
+
+    def pages(since: float, send: Callable[[list[bytes]], Deferred[None]]) -> Awaitable[int]:
+        """
+        Hand over, piece by piece, every indicator that is in force.
+
+        @param since: Only those received at this time or later; seconds since
+            the epoch.
+        @param send: Takes some documents; the next ones may be sent when its
+            L{Deferred} has fired.
+        @return: How many there were. Cancelled when nobody wants them any more.
         """

@@ -1,0 +1,399 @@
+"""
+The session with the engine: it holds what it should, and matches.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
+from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
+from tbvast.intel.observables import Observable
+from tbvast.interfaces import IEngineClient
+from tbvast.ops.threads import Defer
+
+RETRY_FIRST = 0.5
+RETRY_MOST = 30.0
+"""
+Seconds between attempts at something that the engine did not do: they double, up
+to the most.
+"""
+
+MOST_PENDING = 200_000
+"""
+How many changed entries wait in memory for an engine that is behind; beyond that
+all of them are read from the store again.
+"""
+
+BATCH = 20_000
+"""
+The most entries that the engine is given in one call.
+"""
+
+SEARCH_BATCH = 50_000
+"""
+The most indicators that are looked for in one pass over the past events.
+"""
+
+
+class State(enum.StrEnum):
+    """
+    How the session is doing.
+    """
+
+    AWAY = "away"
+    FILLING = "filling"
+    READY = "ready"
+
+
+class Search(msgspec.Struct, frozen=True):
+    """
+    How past events are searched.
+
+    @ivar limit: The most events for each observable; C{0} for all of them.
+    @ivar timeout: Seconds for one pass.
+    """
+
+    limit: int
+    timeout: float
+
+
+Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, None]]
+"""
+Takes matches; the next ones are read when it is done.
+"""
+
+
+class EngineSession(MultiService):
+    """
+    Keeps an engine's tables as the store says, and has it match.
+
+    One idle TCP connection to the node tells when it goes away; from then on
+    until it is back, and has been given everything again, nothing is asked of it.
+
+    @ivar state: How it is doing.
+    @ivar live: Whether arriving events are being matched.
+    @ivar identity: Who the engine is; C{None} until it was asked.
+    @ivar matched: How many matches there were, by type.
+    @ivar searches: How many passes over the past events there were.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        engine: IEngineClient,
+        store: BridgeStore,
+        defer: Defer,
+        deliver: Deliver,
+        live: bool,
+        search: Search | None,
+        unsupported: Callable[[EngineUnsupported], None],
+    ) -> None:
+        """
+        @param endpoint: The node's, to watch.
+        @param defer: Calls the store in its thread.
+        @param live: Whether to match arriving events.
+        @param search: How to search past events; C{None} for not at all.
+        @param unsupported: Called if the engine is not one that can be driven.
+        """
+        super().__init__()
+        self.state = State.AWAY
+        self.live = False
+        self.identity: EngineIdentity | None = None
+        self.matched = dict.fromkeys(MatchType, 0)
+        self.searches = 0
+        self._clock = clock
+        self._engine = engine
+        self._store = store
+        self._defer = defer
+        self._deliver = deliver
+        self._want_live = live
+        self._search = search
+        self._unsupported = unsupported
+        self._pending: dict[Observable, tuple[str, ...]] = {}
+        self._pending_change = 0
+        self._overflow = False
+        self._applied = 0
+        self._wake: list[Deferred[None]] = []
+        self._tasks: list[Deferred[None]] = []
+        watch = ClientService(
+            endpoint,
+            Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down)),
+            retryPolicy=backoffPolicy(initialDelay=0.1, maxDelay=5.0),
+            clock=clock,
+        )
+        watch.setServiceParent(self)
+
+    def changed(self, changes: Changes) -> None:
+        """
+        Tell the engine, as soon as it can be told.
+        """
+        for entry in changes.write:
+            self._pending[entry.observable] = entry.ids
+        for observable in changes.erase:
+            self._pending[observable] = ()
+        self._pending_change = max(self._pending_change, changes.number)
+        if self.state is State.AWAY or len(self._pending) > MOST_PENDING:
+            # What the store holds is compared with the engine before anything else.
+            self._pending.clear()
+            self._overflow = True
+        self._notify()
+
+    def report(self) -> dict[str, Any]:
+        """
+        How it is doing, for people.
+        """
+        identity = self.identity
+        return {
+            "state": self.state,
+            "name": identity.name if identity else "",
+            "version": identity.version if identity else "",
+            "endpoint": identity.endpoint if identity else "",
+            "live": self.live,
+            "pending": len(self._pending),
+            "matched": {type.lower(): count for type, count in self.matched.items()},
+            "searches": self.searches,
+        }
+
+    # The node's coming and going
+
+    def _node_up(self) -> None:
+        if not self.running:
+            return
+        self._engine.resume()
+        self._start(self._serve())
+
+    def _node_down(self) -> None:
+        if self.state is not State.AWAY:
+            self._log.warn("The engine has gone; waiting for it.")
+        self._end_tasks()
+
+    def _end_tasks(self) -> Deferred[None]:
+        self.state = State.AWAY
+        self.live = False
+        self._engine.interrupt()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        ended: Deferred[None] = succeed(None)
+        for task in tasks:
+            ended.addCallback(lambda _, task=task: task)
+        return ended
+
+    def stopService(self) -> Deferred[None]:
+        self.running = 0
+        stopped = self._end_tasks()
+        return stopped.addCallback(lambda _: MultiService.stopService(self))
+
+    def _start(self, coroutine: Any) -> None:
+        task: Deferred[None] = Deferred.fromCoroutine(coroutine)
+        task.addErrback(self._eb_task)
+        self._tasks.append(task)
+
+    def _eb_task(self, failure: Failure) -> None:
+        if not failure.check(CancelledError, EngineInterrupted):
+            self._log.failure("The session with the engine failed", failure)
+
+    def _notify(self) -> None:
+        wake, self._wake = self._wake, []
+        for waiting in wake:
+            waiting.callback(None)
+
+    def _changes(self) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred(lambda d: d in self._wake and self._wake.remove(d))
+        self._wake.append(waiting)
+        return waiting
+
+    # What is asked of the engine
+
+    async def _serve(self) -> None:
+        self.state = State.FILLING
+        try:
+            self.identity = await self._insist("identify the engine", self._engine.identify)
+        except EngineUnsupported as e:
+            self._unsupported(e)
+            return
+        await self._insist("prepare the engine", self._engine.prepare)
+        await self._insist("fill the engine", self._reconcile)
+        if self._want_live:
+            self._start(self._watch())
+        if self._search is not None:
+            self._start(self._search_past(self._search))
+        while True:
+            while self._pending or self._overflow:
+                await self._insist("update the engine", self._apply)
+            await self._changes()
+
+    async def _insist(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        """
+        Do something until the engine does it.
+        """
+        delay = RETRY_FIRST
+        while True:
+            try:
+                return await call()
+            except (EngineInterrupted, EngineUnsupported):
+                raise
+            except EngineError as e:
+                self._log.error(
+                    "Cannot {what}: {reason}; trying again in {delay} s.",
+                    what=what,
+                    reason=str(e),
+                    delay=delay,
+                )
+            await deferLater(self._clock, delay)
+            delay = min(delay * 2, RETRY_MOST)
+
+    async def _reconcile(self) -> None:
+        """
+        Make the engine hold what it should, and nothing else.
+        """
+        started = self._clock.seconds()
+        self._pending.clear()
+        self._overflow = False
+        held = await self._engine.contents()
+        changes = await self._defer(self._store.reconcile, held)
+        await self._write(
+            {entry.observable: entry.ids for entry in changes.write}
+            | dict.fromkeys(changes.erase, ())
+        )
+        self._applied = changes.number
+        self.state = State.READY
+        self._log.info(
+            "{name} {version} at {endpoint} is ready: {held} entries were there,"
+            " {written} written, {erased} erased, in {elapsed:.3f} s.",
+            name=self.identity.name if self.identity else "The engine",
+            version=self.identity.version if self.identity else "",
+            endpoint=self.identity.endpoint if self.identity else "",
+            held=len(held),
+            written=len(changes.write),
+            erased=len(changes.erase),
+            elapsed=self._clock.seconds() - started,
+        )
+        self._notify()
+
+    async def _apply(self) -> None:
+        if self._overflow:
+            await self._reconcile()
+            return
+        pending, self._pending = self._pending, {}
+        change = self._pending_change
+        try:
+            await self._write(pending)
+        except BaseException:
+            self._pending = pending | self._pending
+            raise
+        self._applied = max(self._applied, change)
+        self._notify()
+
+    async def _write(self, wanted: dict[Observable, tuple[str, ...]]) -> None:
+        started = self._clock.seconds()
+        add = [Entry(observable, ids) for observable, ids in wanted.items() if ids]
+        remove = [observable for observable, ids in wanted.items() if not ids]
+        for start in range(0, len(add), BATCH):
+            await self._engine.add(add[start : start + BATCH])
+        for start in range(0, len(remove), BATCH):
+            await self._engine.remove(remove[start : start + BATCH])
+        if wanted:
+            self._log.info(
+                "The engine took {added} entries and let go of {removed} in {elapsed:.3f} s.",
+                added=len(add),
+                removed=len(remove),
+                elapsed=self._clock.seconds() - started,
+            )
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._engine.watch(self._matched_live)
+                reason = "it ended"
+            except (EngineInterrupted, CancelledError):
+                raise
+            except EngineError as e:
+                reason = str(e)
+            self.live = False
+            self._log.error(
+                "The live match stopped: {reason}; starting it again in {delay} s.",
+                reason=reason,
+                delay=RETRY_FIRST,
+            )
+            await deferLater(self._clock, RETRY_FIRST)
+
+    def _matched_live(self, matches: list[Match]) -> Deferred[None] | None:
+        if not matches:
+            self.live = True
+            self._log.info("The live match is running.")
+            return None
+        return self._matched(matches, MatchType.LIVE)
+
+    def _matched(self, matches: list[Match], type: MatchType) -> Deferred[None]:
+        self.matched[type] += len(matches)
+        return Deferred.fromCoroutine(self._deliver(matches, type))
+
+    async def _search_past(self, search: Search) -> None:
+        while True:
+            until = self._applied
+            ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
+            if ids:
+                await self._insist("search past events", lambda e=entries: self._find(e, search))
+                await self._defer(self._store.mark_searched, ids, until)
+            elif until >= self._applied:
+                await self._changes()
+
+    async def _find(self, entries: list[Entry], search: Search) -> None:
+        if not entries:
+            return
+        started = self._clock.seconds()
+        before = self.matched[MatchType.RETRO]
+        outcome = "found"
+        try:
+            await self._engine.find(
+                entries,
+                search.limit,
+                search.timeout,
+                lambda matches: self._matched(matches, MatchType.RETRO) if matches else None,
+            )
+        except EngineTimeout:
+            outcome = "ran out of time, having found"
+        self.searches += 1
+        self._log.info(
+            "A search of past events for {count} observables {outcome} {found} matches"
+            " in {elapsed:.3f} s.",
+            count=len(entries),
+            outcome=outcome,
+            found=self.matched[MatchType.RETRO] - before,
+            elapsed=self._clock.seconds() - started,
+        )
+
+
+class _NodeWatch(Protocol):
+    """
+    An idle connection to the node, which ends when the node does.
+    """
+
+    def __init__(self, up: Callable[[], None], down: Callable[[], None]) -> None:
+        self._up = up
+        self._down = down
+
+    def connectionMade(self) -> None:
+        self._up()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._down()

@@ -1,0 +1,277 @@
+"""
+From matches to sightings: made, kept, and handed on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.bridge.store import BridgeStore
+from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
+from tbvast.intel.indicators import Indicator, decode_indicator
+from tbvast.intel.matches import Hit, Match, MatchType
+from tbvast.intel.observables import Kind
+from tbvast.intel.patterns import matchable
+from tbvast.intel.sightings import Sighting, make_sighting
+from tbvast.interfaces import IContextTransform, ISink
+from tbvast.ops.threads import Defer
+from tbvast.wire.frames import SIGHTING_TOPIC
+
+PAGE = 500
+"""
+Sightings that are read from the store, and handed on, at a time.
+"""
+
+RETRY_DELAY = 2.0
+"""
+Seconds before sightings that were not taken are offered again.
+"""
+
+Handing = Callable[[list[bytes]], Deferred[list[bool]]]
+"""
+Hands on the documents of sightings; says of each whether it was taken.
+"""
+
+
+class SightingMaker:
+    """
+    Makes sightings of matches, one for each indicator and event.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: BridgeStore,
+        defer: Defer,
+        engine: str,
+        transform: IContextTransform | None,
+    ) -> None:
+        """
+        @param defer: Calls the store in its thread.
+        @param engine: The engine's name.
+        """
+        self._clock = clock
+        self._store = store
+        self._defer = defer
+        self._engine = engine
+        self._transform = transform
+
+    async def make(self, matches: list[Match], match_type: MatchType) -> list[Sighting]:
+        """
+        @return: Without those of indicators that are no longer in force.
+        """
+        ids = {id for match in matches for hit in match.hits for id in hit.ids}
+        bodies: dict[str, bytes] = await self._defer(self._store.bodies, ids)
+        indicators = {id: decode_indicator(body) for id, body in bodies.items()}
+        made = [
+            self._make(match.event, indicators[id], hit, match_type)
+            for match in matches
+            for id, hit in _first_hits(match)
+            if id in indicators
+        ]
+        return await gatherResults(made, consumeErrors=True)
+
+    def _make(
+        self, event: dict[str, Any], indicator: Indicator, hit: Hit, match_type: MatchType
+    ) -> Deferred[Sighting]:
+        value = value_in(indicator, hit)
+        context = (
+            succeed(event)
+            if self._transform is None
+            else self._transform.transform(event, value, match_type)
+        )
+        return context.addCallback(
+            lambda changed: make_sighting(
+                indicator_id=indicator.id,
+                indicator_raw=indicator.raw,
+                value=value,
+                match_type=match_type,
+                event=event,
+                context=changed,
+                engine=self._engine,
+                now=datetime.fromtimestamp(self._clock.seconds(), UTC),
+            )
+        )
+
+
+def _first_hits(match: Match) -> Iterator[tuple[str, Hit]]:
+    """
+    Each indicator once, with the first of its observables that the event holds.
+    """
+    seen: dict[str, Hit] = {}
+    for hit in match.hits:
+        for id in hit.ids:
+            seen.setdefault(id, hit)
+    return iter(seen.items())
+
+
+def value_in(indicator: Indicator, hit: Hit) -> str:
+    """
+    What was hit, as the indicator has it: a network that covers the one which the
+    engine found, say.
+    """
+    try:
+        terms = matchable(indicator.pattern or "").terms
+    except (Invalid, PatternUnmatchable):
+        return hit.value
+    for term in terms:
+        if (term.observable.kind, term.observable.value) == (hit.kind, hit.value):
+            return term.text
+    if hit.kind is Kind.NETWORK:
+        found = ipaddress.ip_network(hit.value)
+        for term in terms:
+            if term.observable.kind is Kind.NETWORK:
+                network = ipaddress.ip_network(term.observable.value)
+                if network.version == found.version and found.network_address in network:
+                    return term.text
+    return hit.value
+
+
+class Outbox(Service):
+    """
+    Sightings that are kept until they have been handed on.
+
+    @ivar made: How many sightings there were; a repeat is none.
+    @ivar handed_on: How many have been handed on.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, store: BridgeStore, defer: Defer, hand_on: Handing
+    ) -> None:
+        """
+        @param defer: Calls the store in its thread.
+        """
+        self.made = 0
+        self.handed_on = 0
+        self._clock = clock
+        self._store = store
+        self._defer = defer
+        self._hand_on = hand_on
+        self._flushing: Deferred[None] | None = None
+        self._again = False
+        self._retry: IDelayedCall | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self.flush()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        @return: Fires when what is being handed on has been.
+        """
+        super().stopService()
+        self._again = False
+        self._cancel_retry()
+        return self._flushing or succeed(None)
+
+    async def add(self, sightings: Iterable[Sighting]) -> None:
+        """
+        Keep sightings, durably, and begin to hand them on.
+        """
+        new = await self._defer(self._store.remember, list(sightings), self._clock.seconds())
+        self.made += len(new)
+        if new:
+            self.flush()
+
+    def flush(self) -> None:
+        """
+        Hand on what waits, now: somebody may listen again.
+        """
+        if not self.running:
+            return
+        self._cancel_retry()
+        if self._flushing is not None:
+            self._again = True
+            return
+        self._again = False
+        self._flushing = Deferred.fromCoroutine(self._flush())
+        self._flushing.addErrback(
+            lambda failure: self._log.failure("While handing on sightings", failure)
+        ).addCallback(self._cb_flushed)
+
+    def _cb_flushed(self, _: None) -> None:
+        self._flushing = None
+        if self._again:
+            self.flush()
+
+    async def _flush(self) -> None:
+        while waiting := await self._defer(self._store.unsent, PAGE):
+            taken = await self._hand_on([body for _, body in waiting])
+            done = [id for (id, _), ok in zip(waiting, taken, strict=True) if ok]
+            await self._defer(self._store.mark_sent, done)
+            self.handed_on += len(done)
+            if len(done) < len(waiting):
+                if self.running:
+                    self._retry = self._clock.callLater(RETRY_DELAY, self.flush)
+                return
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            if self._retry.active():
+                self._retry.cancel()
+            self._retry = None
+
+
+def to_bus(send: Callable[[bytes], bool]) -> Handing:
+    """
+    Sightings go to the bus's sub endpoint.
+
+    @param send: L{tbvast.client.BusSubscription.send}.
+    """
+
+    def hand_on(documents: list[bytes]) -> Deferred[list[bool]]:
+        return succeed([send(SIGHTING_TOPIC + b" " + document) for document in documents])
+
+    return hand_on
+
+
+class _Reported(msgspec.Struct):
+    x_threatbus_sighting_context: dict[str, Any]
+    x_threatbus_indicator_value: str
+    x_threatbus_match_type: MatchType
+
+
+class SinkHanding:
+    """
+    The contexts of sightings go to a sink, instead of the bus.
+    """
+
+    _log = Logger()
+
+    def __init__(self, sink: ISink) -> None:
+        self._sink = sink
+
+    def __call__(self, documents: list[bytes]) -> Deferred[list[bool]]:
+        return gatherResults(map(self._send, documents), consumeErrors=True)
+
+    def _send(self, document: bytes) -> Deferred[bool]:
+        sighting = msgspec.json.decode(document, type=_Reported)
+        return self._sink.send(
+            sighting.x_threatbus_sighting_context,
+            sighting.x_threatbus_indicator_value,
+            sighting.x_threatbus_match_type,
+        ).addCallbacks(lambda _: True, self._eb_not_taken)
+
+    def _eb_not_taken(self, failure: Failure) -> bool:
+        failure.trap(CommandFailed)
+        refused = failure.check(CommandRefused) is not None
+        self._log.warn(
+            "The sink did not take a sighting{outcome}: {reason}",
+            outcome=", and never will" if refused else "; trying again",
+            reason=str(failure.value),
+        )
+        return refused

@@ -1,0 +1,183 @@
+"""
+The bus: three endpoints, and what connects them.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from pathlib import Path
+from typing import Any
+
+import zmq
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.logger import Logger
+
+from tbvast.plugin.dialogue import Addresses, Dialogue
+from tbvast.plugin.intake import Intake
+from tbvast.plugin.journal import JournalService
+from tbvast.plugin.snapshots import JournalSource, Snapshots
+from tbvast.plugin.status import Statistics
+from tbvast.plugin.subscriptions import Limits, Subscriptions
+from tbvast.settings import PluginSettings
+from tbvast.wire.frames import REPORT_TOPICS
+from tbvast.zeromq.connections import (
+    Factory,
+    GuardedXPubConnection,
+    RouterConnection,
+    SubConnection,
+    tcp_address,
+)
+
+JOURNAL_NAME = "journal.db"
+
+STOP_LIMIT = 3.0
+"""
+Seconds that what has been received is given to become durable at the end.
+"""
+
+_RECEIVE_QUEUE = 100_000
+_SEND_QUEUE = 10_000
+_HEARTBEAT_MS = 5_000
+_HEARTBEAT_TIMEOUT_MS = 15_000
+
+
+class Bus(MultiService):
+    """
+    One bus, with its journal and its sockets, for as long as the service runs.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, settings: PluginSettings, state: Path) -> None:
+        """
+        @param state: The state directory.
+        """
+        super().__init__()
+        self._reactor = reactor
+        self._settings = settings
+        self._journal_service = JournalService(reactor, state / JOURNAL_NAME)
+        self._journal_service.setServiceParent(self)
+
+    def startService(self) -> None:
+        """
+        @raise JournalFailed: If the journal cannot be used.
+        @raise EndpointUnusable: If an endpoint is taken, say.
+        """
+        super().startService()
+        try:
+            self._compose()
+            self._listen()
+        except Exception:
+            self._journal_service.stopService()
+            raise
+        settings = self._settings
+        self._log.info(
+            "The bus is ready on {host}: manage {manage}, pub {pub}, sub {sub};"
+            " {head} entries in the journal.",
+            host=settings.host,
+            manage=settings.manage,
+            pub=settings.pub,
+            sub=settings.sub,
+            head=self._journal_service.journal.head,
+        )
+
+    def _compose(self) -> None:
+        settings = self._settings
+        journal = self._journal_service.journal
+        subscriptions = Subscriptions(
+            self._reactor,
+            Limits(
+                subscriptions=settings.max_subscriptions,
+                topics=settings.max_topics,
+                queue_messages=settings.queue_messages,
+                queue_bytes=settings.queue_bytes,
+                heartbeat_timeout=settings.heartbeat_timeout,
+                detached_timeout=settings.detached_timeout,
+            ),
+        )
+        intake = Intake(self._reactor, journal, subscriptions.deliver, settings.errors_per_minute)
+        statistics = Statistics(self._reactor, journal, intake, subscriptions)
+        subscriptions.setServiceParent(self)
+        statistics.setServiceParent(self)
+        self._subscriptions = subscriptions
+        self._intake = intake
+        self._dialogue = Dialogue(
+            self._reactor,
+            Addresses(advertised_host(settings), settings.pub, settings.sub),
+            journal,
+            subscriptions,
+            Snapshots(self._reactor, [JournalSource(journal)]),
+            intake,
+            statistics,
+            settings.max_snapshot_days,
+            settings.errors_per_minute,
+        )
+
+    def _listen(self) -> None:
+        settings = self._settings
+        self._factory = Factory(self._reactor)
+        options = {
+            zmq.MAXMSGSIZE: settings.max_message_bytes,
+            zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
+            zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
+            zmq.IPV6: int(":" in settings.host),
+        }
+        self._manage = RouterConnection(self._factory, self._asked, options)
+        pub = GuardedXPubConnection(
+            self._factory,
+            self._subscriptions.attach,
+            self._subscriptions.detach,
+            {**options, zmq.SNDHWM: _SEND_QUEUE},
+        )
+        self._sub = SubConnection(
+            self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}
+        )
+        self._subscriptions.send = lambda frame: pub.send_now((frame,))
+        self._intake.pause, self._intake.resume = self._sub.pause, self._sub.resume
+        for topic in REPORT_TOPICS:
+            self._sub.subscribe(topic)
+        try:
+            for connection, port in (
+                (pub, settings.pub),
+                (self._sub, settings.sub),
+                (self._manage, settings.manage),
+            ):
+                connection.bind(tcp_address(settings.host, port))
+        except Exception:
+            self._factory.shutdown()
+            raise
+
+    def _asked(self, messages: list[list[bytes]]) -> None:
+        for peer, *rest in messages:
+            # A REQ socket puts an empty frame first, a bare DEALER does not.
+            envelope, body = ([peer, b""], rest[1:]) if rest[:1] == [b""] else ([peer], rest)
+            self._dialogue.answer(body).addCallback(functools.partial(self._reply, envelope))
+
+    def _reply(self, envelope: list[bytes], reply: bytes) -> None:
+        if self.running:
+            self._manage.send_now([*envelope, reply])
+
+    def stopService(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._sub.pause()
+        try:
+            await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
+        except TimeoutError:
+            self._log.warn("Stopping with messages that could not be made durable.")
+        await MultiService.stopService(self)
+        self._factory.shutdown()
+
+
+def advertised_host(settings: PluginSettings) -> str:
+    """
+    The host that subscribers are told to connect to: never a wildcard.
+    """
+    if settings.advertise:
+        return settings.advertise
+    if settings.host in ("0.0.0.0", "::"):
+        return socket.getfqdn()
+    return settings.host

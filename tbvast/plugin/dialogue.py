@@ -1,0 +1,116 @@
+"""
+The dialogue on the manage endpoint: every request gets a reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.errors import Invalid
+from tbvast.interfaces import IJournal
+from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.intake import Intake
+from tbvast.plugin.snapshots import Snapshots
+from tbvast.plugin.status import Statistics
+from tbvast.plugin.store import Outcome
+from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.wire import manage
+from tbvast.wire.topics import Stream
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """
+    Where a subscriber is to connect.
+
+    @ivar host: One that it can reach.
+    """
+
+    host: str
+    pub: int
+    sub: int
+
+
+class Dialogue:
+    """
+    Answers requests; what it cannot answer well, it answers with an error.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        addresses: Addresses,
+        journal: IJournal,
+        subscriptions: Subscriptions,
+        snapshots: Snapshots,
+        intake: Intake,
+        statistics: Statistics,
+        max_snapshot_days: int,
+        errors_per_minute: int,
+    ) -> None:
+        self._addresses = addresses
+        self._journal = journal
+        self._subscriptions = subscriptions
+        self._snapshots = snapshots
+        self._intake = intake
+        self._statistics = statistics
+        self._max_snapshot_days = max_snapshot_days
+        self._complaints = RateLimit(clock, errors_per_minute)
+
+    def answer(self, frames: Sequence[bytes]) -> Deferred[bytes]:
+        """
+        @param frames: The request, without the peer's routing frames.
+        @return: Fires with the reply; never fails, for a REQ peer waits for it.
+        """
+        return maybeDeferred(self._obey, b"".join(frames)).addErrback(self._eb_error)
+
+    def _eb_error(self, failure: Failure) -> bytes:
+        if failure.check(Invalid):
+            if self._complaints.allows():
+                self._log.warn("Refused a request: {reason}", reason=str(failure.value))
+        else:
+            self._log.failure("While answering a request", failure)
+        return manage.ERROR
+
+    def _obey(self, raw: bytes) -> bytes | Deferred[bytes]:
+        request = manage.decode_request(raw)
+        if isinstance(request, manage.Heartbeat):
+            known = self._subscriptions.heartbeat(request.topic, request.report)
+            return manage.SUCCESS if known else manage.ERROR
+        if isinstance(request, manage.Subscribe):
+            return self._subscribe(request)
+        if isinstance(request, manage.Unsubscribe):
+            known = self._subscriptions.close(request.topic)
+            return manage.unsubscribed(request.dialect, known)
+        if isinstance(request, manage.Publish):
+            return self._intake.publish(request.documents).addCallback(_published)
+        if isinstance(request, manage.Status):
+            return self._statistics.report().addCallback(msgspec.json.encode)
+        return manage.unknown_request(request.dialect)
+
+    def _subscribe(self, request: manage.Subscribe) -> bytes:
+        days = min(request.snapshot, self._max_snapshot_days)
+        subscription = self._subscriptions.open(request)
+        if days and Stream.INTEL in subscription.streams:
+            self._snapshots.deliver(subscription, days)
+        return manage.subscribed(
+            subscription.topic,
+            self._addresses.host,
+            self._addresses.pub,
+            self._addresses.sub,
+            self._journal.identity if request.protocol == manage.PROTOCOL else None,
+        )
+
+
+def _published(results: list[Outcome | Invalid]) -> bytes:
+    return manage.encode_published(
+        [r.verdict if isinstance(r, Outcome) else "refused" for r in results],
+        {i: str(r) for i, r in enumerate(results) if not isinstance(r, Outcome)},
+    )

@@ -1,0 +1,183 @@
+"""
+The intake: what arrives is decoded once, made durable, and then spread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.errors import Invalid
+from tbvast.intel.indicators import decode_indicator
+from tbvast.interfaces import IJournal
+from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.store import Outcome, Verdict
+from tbvast.wire.frames import Item, Rendering, decode_report, stream_of
+
+BATCH = 2000
+"""
+The most items that are made durable in one commit.
+"""
+
+FULL = 20_000
+"""
+How many items wait before the sub endpoint is no longer read.
+"""
+
+RETRY_DELAY = 1.0
+"""
+Seconds before a commit that failed is tried again.
+"""
+
+
+class Intake:
+    """
+    Takes items in, in order, and hands on those that were new and are durable.
+
+    What cannot be kept is not accepted: while the journal fails, nothing more is
+    read from the sub endpoint and nothing is answered.
+
+    @ivar counts: How many items had each outcome, by stream and verdict, e.g.
+        C{("indicator", "accepted")}; C{("message", "refused")} for what was no
+        item at all.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        journal: IJournal,
+        spread: Callable[[Rendering], None],
+        errors_per_minute: int,
+    ) -> None:
+        """
+        @param spread: Called with every item that was accepted, in order.
+        """
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.pause: Callable[[], None] = _nothing
+        self.resume: Callable[[], None] = _nothing
+        self._clock = clock
+        self._journal = journal
+        self._spread = spread
+        self._complaints = RateLimit(clock, errors_per_minute)
+        self._waiting: deque[tuple[Item, Deferred[Outcome] | None]] = deque()
+        self._committing = False
+        self._paused = False
+        self._finished: Deferred[None] | None = None
+
+    def receive(self, messages: list[list[bytes]]) -> None:
+        """
+        Take what arrived on the sub endpoint; what is not valid is logged.
+        """
+        for message in messages:
+            try:
+                item = decode_report(message)
+            except Invalid as e:
+                self._refused(e)
+            else:
+                self._waiting.append((item, None))
+        if len(self._waiting) >= FULL and not self._paused:
+            self._paused = True
+            self.pause()
+        self._commit()
+
+    def publish(self, documents: Sequence[bytes]) -> Deferred[list[Outcome | Invalid]]:
+        """
+        Take indicators in.
+
+        @return: Fires when all are durable, with an outcome, or the reason of
+            the refusal, for each.
+        """
+        results: list[Deferred[Outcome | Invalid]] = []
+        for document in documents:
+            try:
+                item = decode_indicator(document)
+            except Invalid as e:
+                self._refused(e)
+                results.append(succeed(e))
+            else:
+                result: Deferred[Outcome] = Deferred()
+                self._waiting.append((item, result))
+                results.append(result)
+        self._commit()
+        return gatherResults(results, consumeErrors=True)
+
+    def finish(self) -> Deferred[None]:
+        """
+        Take nothing more in.
+
+        @return: Fires when all that was taken in has been handed on.
+        """
+        self._finished = Deferred()
+        if not self._committing and not self._waiting:
+            self._finished.callback(None)
+        return self._finished
+
+    def _refused(self, error: Invalid) -> None:
+        self.counts["message", "refused"] += 1
+        if self._complaints.allows():
+            self._log.warn("Refused a message: {reason}", reason=str(error))
+
+    def _commit(self) -> None:
+        if self._committing:
+            return
+        if not self._waiting:
+            if self._finished is not None and not self._finished.called:
+                self._finished.callback(None)
+            return
+        self._committing = True
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        self._append(batch)
+
+    def _append(self, batch: list[tuple[Item, Deferred[Outcome] | None]]) -> None:
+        (
+            self._journal.append([item for item, _ in batch])
+            .addCallbacks(
+                self._cb_committed, self._eb_failed, callbackArgs=(batch,), errbackArgs=(batch,)
+            )
+            .addErrback(self._eb_unexpected)
+        )
+
+    def _cb_committed(
+        self, outcomes: list[Outcome], batch: list[tuple[Item, Deferred[Outcome] | None]]
+    ) -> None:
+        for (_, waiting), outcome in zip(batch, outcomes, strict=True):
+            self.counts[stream_of(outcome.item).value.decode(), outcome.verdict] += 1
+            if outcome.verdict is Verdict.ACCEPTED:
+                self._spread(Rendering(outcome.item))
+            if waiting is not None:
+                waiting.callback(outcome)
+        self._committing = False
+        if self._paused and len(self._waiting) < FULL // 2:
+            self._paused = False
+            self.resume()
+        # In a turn of its own, so that nobody else waits for a long queue.
+        self._clock.callLater(0, self._commit)
+
+    def _eb_failed(
+        self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]
+    ) -> None:
+        self._log.failure(
+            "{count} messages cannot be made durable; trying again in {delay} s",
+            failure,
+            count=len(batch),
+            delay=RETRY_DELAY,
+        )
+        self._clock.callLater(RETRY_DELAY, self._append, batch)
+
+    def _eb_unexpected(self, failure: Failure) -> None:
+        self._log.failure("While spreading what was accepted", failure)
+        self._committing = False
+        self._commit()
+
+
+def _nothing() -> None:
+    """
+    The default of a callable that is given later.
+    """

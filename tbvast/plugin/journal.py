@@ -1,0 +1,96 @@
+"""
+The journal: L{tbvast.plugin.store.JournalStore}, asked from the reactor's thread.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from tbvast.interfaces import IJournal
+from tbvast.ops.threads import Defer, Threads
+from tbvast.plugin.store import JournalStore, Outcome
+from tbvast.wire.frames import Item
+
+
+@implementer(IJournal)
+class Journal:
+    """
+    An L{IJournal} whose calls are made in threads.
+    """
+
+    def __init__(
+        self, store: JournalStore, clock: IReactorTime, defer_write: Defer, defer_read: Defer
+    ) -> None:
+        """
+        @param defer_write: Makes one call at a time, in order.
+        @param defer_read: Makes one call at a time, in order, and does not wait
+            for the writer.
+        """
+        self.identity = store.identity
+        self.head = store.head
+        self._store = store
+        self._clock = clock
+        self._write = defer_write
+        self._read = defer_read
+
+    def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
+        return self._write(self._store.append, items, self._clock.seconds()).addCallback(
+            self._cb_appended
+        )
+
+    def _cb_appended(self, outcomes: list[Outcome]) -> list[Outcome]:
+        self.head = max([self.head, *(outcome.number for outcome in outcomes)])
+        return outcomes
+
+    def current(
+        self, after: int, until: int, since: float, limit: int
+    ) -> Deferred[list[tuple[int, bytes]]]:
+        now = self._clock.seconds()
+        return self._read(self._store.current, after, until, since, limit, now)
+
+    def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
+        return self._read(self._store.find, list(ids))
+
+    def counts(self) -> Deferred[dict[str, int]]:
+        return self._read(self._store.counts, self._clock.seconds())
+
+
+class JournalService(MultiService):
+    """
+    The journal's file and threads, for as long as the service runs.
+
+    @ivar journal: The L{IJournal}, once the service has been started.
+    """
+
+    journal: Journal
+
+    def __init__(self, reactor: Any, path: Path) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._path = path
+        self._writer = Threads(reactor, 1, "tbvast-journal-writer")
+        self._reader = Threads(reactor, 1, "tbvast-journal-reader")
+        self._writer.setServiceParent(self)
+        self._reader.setServiceParent(self)
+
+    def startService(self) -> None:
+        """
+        @raise JournalFailed: If the file cannot be used.
+        """
+        self._store = JournalStore(self._path, str(uuid.uuid4()))
+        super().startService()
+        self.journal = Journal(self._store, self._reactor, self._writer.defer, self._reader.defer)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Finish what was begun, which takes one commit at the most, and close.
+        """
+        return super().stopService().addCallback(lambda _: self._store.close())

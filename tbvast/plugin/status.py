@@ -1,0 +1,106 @@
+"""
+How a bus is doing, in numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from tbvast import __version__
+from tbvast.interfaces import IJournal
+from tbvast.plugin.intake import Intake
+from tbvast.plugin.subscriptions import Subscription, Subscriptions
+from tbvast.wire.manage import PROTOCOL
+
+SAMPLE_INTERVAL = 5.0
+"""
+Seconds between samples of the counters.
+"""
+
+_SAMPLES = 13
+
+
+class Statistics(MultiService):
+    """
+    Knows how a bus is doing, and how it was doing a minute ago.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        journal: IJournal,
+        intake: Intake,
+        subscriptions: Subscriptions,
+    ) -> None:
+        super().__init__()
+        self._clock = clock
+        self._journal = journal
+        self._intake = intake
+        self._subscriptions = subscriptions
+        self._started = clock.seconds()
+        self._samples: deque[tuple[float, Counter[tuple[str, str]]]] = deque(maxlen=_SAMPLES)
+        timer = TimerService(SAMPLE_INTERVAL, self._sample)
+        timer.clock = clock
+        timer.setServiceParent(self)
+
+    def _sample(self) -> None:
+        self._samples.append((self._clock.seconds(), self._intake.counts.copy()))
+
+    def report(self) -> Deferred[dict[str, Any]]:
+        """
+        @return: Fires with what the C{status} request is answered with. Rates
+            are items per second, over the last minute.
+        """
+        return self._journal.counts().addCallback(self._cb_counted)
+
+    def _cb_counted(self, counts: dict[str, int]) -> dict[str, Any]:
+        now = self._clock.seconds()
+        since, before = self._samples[0] if self._samples else (self._started, Counter())
+        elapsed = max(now - since, 1.0)
+        return {
+            "status": "success",
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "plugin": self._journal.identity,
+            "uptime": now - self._started,
+            "journal": {"head": self._journal.head, **counts},
+            "received": _nested(self._intake.counts),
+            "rates": {
+                stream: round(
+                    (self._intake.counts[stream, "accepted"] - before[stream, "accepted"])
+                    / elapsed,
+                    2,
+                )
+                for stream in ("indicator", "sighting")
+            },
+            "subscriptions": [_describe(s, now) for s in self._subscriptions],
+        }
+
+
+def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (stream, verdict), count in counts.items():
+        nested.setdefault(stream, {})[verdict] = count
+    return nested
+
+
+def _describe(subscription: Subscription, now: float) -> dict[str, Any]:
+    # Not the subscription's own topic: who knows it can listen.
+    return {
+        "name": subscription.request.name,
+        "topics": subscription.request.topics,
+        "dialect": subscription.request.dialect,
+        "attached": subscription.detached is None,
+        "age": now - subscription.since,
+        "silent": now - subscription.heard,
+        "queued": subscription.queued,
+        "sent": subscription.sent,
+        "dropped": subscription.dropped,
+        "report": subscription.report,
+    }

@@ -1,0 +1,326 @@
+"""
+The journal's file: SQLite, by blocking calls.
+
+One table holds every accepted item under its number. A row's C{state} says
+whether it is the latest version of its STIX id, and whether that version is in
+force; the latest versions have an index, so that a repeat is found by its id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tbvast.errors import JournalFailed
+from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
+from tbvast.wire.frames import Item
+from tbvast.wire.topics import Stream
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entries (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    received INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    valid_until INTEGER,
+    state INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
+"""
+
+_STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
+
+_INTEL = _STREAM_NUMBER[Stream.INTEL]
+_SIGHTING = _STREAM_NUMBER[Stream.SIGHTING]
+
+_MICROSECONDS = 1_000_000
+
+
+class _State(enum.IntEnum):
+    SUPERSEDED = 0
+    IN_FORCE = 1
+    ENDED = 2
+
+
+class Verdict(enum.StrEnum):
+    """
+    What the journal made of an item.
+    """
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    OUTDATED = "outdated"
+    UNKNOWN = "unknown"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """
+    @ivar number: The item's number if it was accepted, else C{0}.
+    @ivar item: The item as it is to be forwarded: a removal that came without
+        its pattern has got it from the version that was in force.
+    """
+
+    verdict: Verdict
+    number: int
+    item: Item
+
+
+class _Latest(msgspec.Struct):
+    """
+    The latest version of an id, in the file or in the batch being written.
+    """
+
+    number: int
+    modified: int
+    state: int
+    row: list[Any] | None = None
+
+
+@contextlib.contextmanager
+def _translated(doing: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as e:
+        raise JournalFailed(f"cannot {doing} the journal {path}: {e}") from e
+
+
+class JournalStore:
+    """
+    The journal's file. Only L{current}, L{find} and L{counts} may be called from
+    another thread than the rest, one call at a time.
+    """
+
+    def __init__(self, path: Path, new_identity: str) -> None:
+        """
+        Open the file, or make it.
+
+        @param new_identity: What a new journal is called.
+        @raise JournalFailed: If it cannot be opened, is damaged, or was written
+            by a later tbvast.
+        """
+        self._path = path
+        with _translated("open", path):
+            self._writer = self._open()
+            self._reader = self._open()
+            self.identity = self._migrate(new_identity)
+            (self.head,) = self._writer.execute(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
+            ).fetchone()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=10.0, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _migrate(self, new_identity: str) -> str:
+        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise JournalFailed(
+                f"the journal {self._path} has version {version}, "
+                f"written by a later tbvast; this one knows {SCHEMA_VERSION}"
+            )
+        if version == 0:
+            self._writer.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version = 1; COMMIT;")
+            self._writer.execute("INSERT INTO meta VALUES ('identity', ?)", (new_identity,))
+        (identity,) = self._writer.execute(
+            "SELECT value FROM meta WHERE key = 'identity'"
+        ).fetchone()
+        return str(identity)
+
+    def close(self) -> None:
+        """
+        Close the file; nothing can be asked any more.
+        """
+        self._reader.close()
+        self._writer.close()
+
+    def append(self, items: Sequence[Item], now: float) -> list[Outcome]:
+        """
+        @see: L{tbvast.interfaces.IJournal.append}
+
+        @param now: Seconds since the epoch.
+        """
+        with _translated("write", self._path):
+            batch = _Batch(self._writer, self.head, int(now * _MICROSECONDS))
+            outcomes = [batch.add(item) for item in items]
+            batch.commit()
+        self.head = batch.head
+        return outcomes
+
+    def current(
+        self, after: int, until: int, since: float, limit: int, now: float
+    ) -> list[tuple[int, bytes]]:
+        """
+        @see: L{tbvast.interfaces.IJournal.current}
+
+        @param now: Seconds since the epoch.
+        """
+        with _translated("read", self._path):
+            return self._reader.execute(
+                "SELECT number, body FROM entries"
+                " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
+                " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
+                " ORDER BY number LIMIT ?",
+                (
+                    after,
+                    until,
+                    _State.IN_FORCE,
+                    _INTEL,
+                    int(since * _MICROSECONDS),
+                    int(now * _MICROSECONDS),
+                    limit,
+                ),
+            ).fetchall()
+
+    def find(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """
+        @see: L{tbvast.interfaces.IJournal.find}
+        """
+        with _translated("read", self._path):
+            return dict(
+                self._reader.execute(
+                    "SELECT id, body FROM entries"
+                    " WHERE state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
+                    (_State.IN_FORCE, _INTEL, json.dumps(list(ids))),
+                )
+            )
+
+    def counts(self, now: float) -> dict[str, int]:
+        """
+        @see: L{tbvast.interfaces.IJournal.counts}
+
+        @param now: Seconds since the epoch.
+        """
+        with _translated("read", self._path):
+            indicators, sightings = self._reader.execute(
+                "SELECT count(*) FILTER (WHERE stream = ?"
+                " AND (valid_until IS NULL OR valid_until > ?)),"
+                " count(*) FILTER (WHERE stream = ?) FROM entries WHERE state = ?",
+                (_INTEL, int(now * _MICROSECONDS), _SIGHTING, _State.IN_FORCE),
+            ).fetchone()
+        return {"indicators": indicators, "sightings": sightings}
+
+
+class _Batch:
+    """
+    Items on their way into the file, in one transaction.
+
+    @ivar head: The highest number given so far.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, head: int, now: int) -> None:
+        self.head = head
+        self._connection = connection
+        self._now = now
+        self._latest: dict[str, _Latest | None] = {}
+        self._rows: list[list[Any]] = []
+        self._superseded: list[tuple[int, int]] = []
+
+    def add(self, item: Item) -> Outcome:
+        latest = self._find(item.id)
+        if isinstance(item, Indicator):
+            return self._add_indicator(item, latest)
+        if latest is not None:
+            return Outcome(Verdict.REPEATED, 0, item)
+        return self._keep(item, _SIGHTING, 0, None, _State.IN_FORCE)
+
+    def commit(self) -> None:
+        if not self._rows:
+            return
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(
+                "UPDATE entries SET state = ? WHERE number = ?", self._superseded
+            )
+            self._connection.executemany(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._rows
+            )
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._connection.rollback()
+            raise
+
+    def _add_indicator(self, item: Indicator, latest: _Latest | None) -> Outcome:
+        removal = item.operation is Operation.REMOVE
+        if latest is None:
+            if item.pattern is None:
+                return Outcome(Verdict.UNKNOWN, 0, item)
+        elif not self._supersedes(item, latest, removal):
+            older = item.modified < latest.modified or latest.state == _State.ENDED
+            return Outcome(Verdict.OUTDATED if older and not removal else Verdict.REPEATED, 0, item)
+        elif item.pattern is None:
+            item = _completed(item, self._body(latest))
+        if latest is not None:
+            self._supersede(latest)
+        state = _State.ENDED if removal else _State.IN_FORCE
+        return self._keep(item, _INTEL, item.modified, item.valid_until, state)
+
+    def _supersedes(self, item: Indicator, latest: _Latest, removal: bool) -> bool:
+        if removal:
+            return latest.state == _State.IN_FORCE and (
+                item.modified >= latest.modified or item.modified == 0
+            )
+        if item.modified != latest.modified:
+            return item.modified > latest.modified
+        return (
+            latest.state == _State.IN_FORCE
+            and (item.operation is Operation.EDIT or item.modified == 0)
+            and item.raw != self._body(latest)
+        )
+
+    def _find(self, id: str) -> _Latest | None:
+        if id not in self._latest:
+            found = self._connection.execute(
+                "SELECT number, modified, state FROM entries WHERE state != 0 AND id = ?", (id,)
+            ).fetchone()
+            self._latest[id] = None if found is None else _Latest(*found)
+        return self._latest[id]
+
+    def _body(self, latest: _Latest) -> bytes:
+        if latest.row is not None:
+            body: bytes = latest.row[-1]
+            return body
+        (body,) = self._connection.execute(
+            "SELECT body FROM entries WHERE number = ?", (latest.number,)
+        ).fetchone()
+        return body
+
+    def _supersede(self, latest: _Latest) -> None:
+        if latest.row is None:
+            self._superseded.append((_State.SUPERSEDED, latest.number))
+        else:
+            latest.row[-2] = _State.SUPERSEDED
+
+    def _keep(
+        self, item: Item, stream: int, modified: int, valid_until: int | None, state: _State
+    ) -> Outcome:
+        self.head += 1
+        row = [
+            self.head, stream, item.id, self._now, modified, valid_until, state, item.raw,
+        ]  # fmt: skip
+        self._rows.append(row)
+        self._latest[item.id] = _Latest(self.head, modified, state, row)
+        return Outcome(Verdict.ACCEPTED, self.head, item)
+
+
+def _completed(removal: Indicator, body: bytes) -> Indicator:
+    """
+    A removal that came without a pattern, with all that it removes.
+    """
+    whole = decode_indicator(with_operation(body, Operation.REMOVE))
+    return msgspec.structs.replace(whole, modified=max(removal.modified, whole.modified))

@@ -1,0 +1,399 @@
+"""
+Subscriptions: who gets what, in which dialect, and what waits for them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from tbvast.errors import ProtocolInvalid
+from tbvast.wire.frames import Rendering
+from tbvast.wire.manage import Subscribe
+from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
+
+SWEEP_INTERVAL = 1.0
+"""
+Seconds between looks for subscriptions that have ended.
+"""
+
+RETRY_INTERVAL = 0.005
+"""
+Seconds after which frames are offered again to a peer whose queue was full.
+"""
+
+PUMP_FRAMES = 1000
+"""
+The most frames that one subscriber is sent in one go.
+"""
+
+Send = Callable[[bytes], bool]
+"""
+Hands a frame to the pub endpoint; false if the subscriber's queue is full.
+"""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """
+    What subscribers may cost.
+
+    @ivar subscriptions: How many there may be.
+    @ivar topics: How many topics one may name.
+    @ivar queue_messages: Frames that wait for one at the most.
+    @ivar queue_bytes: Their size at the most.
+    @ivar heartbeat_timeout: Seconds of silence that end one which has heartbeats.
+    @ivar detached_timeout: Seconds that one lives without a ZeroMQ subscription.
+    """
+
+    subscriptions: int
+    topics: int
+    queue_messages: int
+    queue_bytes: int
+    heartbeat_timeout: float
+    detached_timeout: float
+
+
+class _Frames:
+    """
+    Frames that wait, and their size.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def extend(self, frames: Iterable[bytes]) -> None:
+        for frame in frames:
+            self._frames.append(frame)
+            self.size += len(frame)
+
+    def drop_oldest(self) -> None:
+        self.size -= len(self._frames.popleft())
+
+    def send(self, send: Send, budget: int) -> int:
+        """
+        @return: How many were sent.
+        """
+        sent = 0
+        while self._frames and sent < budget and send(self._frames[0]):
+            self.drop_oldest()
+            sent += 1
+        return sent
+
+
+class Subscription:
+    """
+    One subscriber: a topic of its own, and a queue of its own.
+
+    Nothing is sent before the subscriber's ZeroMQ subscription has been seen.
+    A snapshot goes before all that is delivered after the subscription was made.
+
+    @ivar topic: The topic that only this subscriber knows.
+    @ivar request: What was asked for.
+    @ivar streams: What it gets.
+    @ivar since: When it was made; seconds.
+    @ivar heard: When the subscriber was heard of last; seconds.
+    @ivar detached: Since when there has been no ZeroMQ subscription; C{None}
+        while there is one.
+    @ivar report: What the subscriber said of itself last.
+    @ivar sent: Frames sent.
+    @ivar dropped: Frames lost because the queue was full.
+    """
+
+    def __init__(
+        self,
+        request: Subscribe,
+        topic: str,
+        send: Send,
+        stuck: Callable[[Subscription], None],
+        limits: Limits,
+        now: float,
+    ) -> None:
+        """
+        @param stuck: Called when frames wait only for room in ZeroMQ's queue;
+            L{pump} is to be called again soon.
+        """
+        self.topic = topic
+        self.request = request
+        self.streams = streams_of(request.topics)
+        self.since = now
+        self.heard = now
+        self.detached: float | None = now
+        self.report: dict[str, Any] = {}
+        self.sent = 0
+        self.dropped = 0
+        self._prefix = topic.encode()
+        self._send = send
+        self._stuck = stuck
+        self._limits = limits
+        self._attachments = 0
+        self._live = _Frames()
+        self._snapshot: _Frames | None = None
+        self._snapshot_done: Deferred[Any] = succeed(None)
+        self._drained: Deferred[None] | None = None
+
+    @property
+    def queued(self) -> int:
+        """
+        How many frames wait.
+        """
+        return len(self._live) + (0 if self._snapshot is None else len(self._snapshot))
+
+    def attach(self) -> None:
+        """
+        A ZeroMQ subscription for the topic arrived.
+        """
+        self._attachments += 1
+        self.detached = None
+
+    def detach(self, now: float) -> None:
+        """
+        A ZeroMQ subscription for the topic ended.
+        """
+        self._attachments = max(0, self._attachments - 1)
+        if not self._attachments:
+            self.detached = now
+
+    def deliver(self, tails: Iterable[bytes]) -> None:
+        """
+        Send what follows the topic in each frame, now or when it is possible.
+        """
+        frames = [self._prefix + tail for tail in tails]
+        if self.detached is None and self._snapshot is None and not self._live:
+            taken = 0
+            while taken < len(frames) and self._send(frames[taken]):
+                taken += 1
+            self.sent += taken
+            frames = frames[taken:]
+        if frames:
+            self._live.extend(frames)
+            while self._live and (
+                len(self._live) > self._limits.queue_messages
+                or self._live.size > self._limits.queue_bytes
+            ):
+                self._live.drop_oldest()
+                self.dropped += 1
+            if self.detached is None and self._snapshot is None:
+                self._stuck(self)
+
+    def take_snapshot(
+        self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Deferred[Any]]
+    ) -> None:
+        """
+        Send a snapshot first, and hold back what is delivered until it is over.
+
+        @param deliver: Called with a callable that sends a part, given as what
+            follows the topic in each frame, and returns a L{Deferred} that fires
+            when the next part may come. Returns a L{Deferred} that fires when the
+            snapshot is over; it is cancelled when the subscription ends first.
+        """
+        self._snapshot = _Frames()
+        self._snapshot_done = deliver(self._deliver_part)
+        self._snapshot_done.addBoth(self._snapshot_over)
+
+    def _deliver_part(self, tails: Iterable[bytes]) -> Deferred[None]:
+        assert self._snapshot is not None
+        self._snapshot.extend(self._prefix + tail for tail in tails)
+        self._drained = Deferred()
+        drained = self._drained
+        self.pump()
+        return drained
+
+    def _snapshot_over(self, result: Any) -> None:
+        self._snapshot = None
+        self.pump()
+
+    def pump(self) -> None:
+        """
+        Send a bounded number of the frames that wait.
+        """
+        if self.detached is not None:
+            return
+        if self._snapshot is not None:
+            self.sent += self._snapshot.send(self._send, PUMP_FRAMES)
+            if not self._snapshot and self._drained is not None:
+                drained, self._drained = self._drained, None
+                drained.callback(None)
+        else:
+            self.sent += self._live.send(self._send, PUMP_FRAMES)
+        if self._live if self._snapshot is None else self._snapshot:
+            self._stuck(self)
+
+    def close(self) -> None:
+        """
+        Let go of everything that waits.
+        """
+        self.detached = self.since
+        self._snapshot_done.cancel()
+        self._live = _Frames()
+
+
+class Subscriptions(MultiService):
+    """
+    The subscriptions of one bus. One whose subscriber stays silent, or away, too
+    long is dropped.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, limits: Limits) -> None:
+        super().__init__()
+        self._clock = clock
+        self._limits = limits
+        self._by_topic: dict[str, Subscription] = {}
+        self._stuck: set[Subscription] = set()
+        self.send: Send = _nowhere
+        sweep = TimerService(SWEEP_INTERVAL, self._sweep)
+        sweep.clock = clock
+        sweep.setServiceParent(self)
+
+    def __len__(self) -> int:
+        return len(self._by_topic)
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(list(self._by_topic.values()))
+
+    def open(self, request: Subscribe) -> Subscription:
+        """
+        Make a subscription.
+
+        @raise ProtocolInvalid: If there are too many already, or it names too
+            many topics.
+        """
+        if len(self) >= self._limits.subscriptions:
+            raise ProtocolInvalid(
+                "subscriptions", len(self), f"less than the limit, {self._limits.subscriptions}"
+            )
+        if len(request.topics) > self._limits.topics:
+            raise ProtocolInvalid(
+                "topic", len(request.topics), f"at most {self._limits.topics} topics"
+            )
+        topic = new_topic(request.topics[0], request.dialect)
+        subscription = Subscription(
+            request,
+            topic,
+            lambda frame: self.send(frame),
+            self._retry_soon,
+            self._limits,
+            self._clock.seconds(),
+        )
+        self._by_topic[topic] = subscription
+        self._log.info(
+            "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
+            name=request.name or "somebody",
+            topics=", ".join(request.topics),
+            dialect=request.dialect,
+            snapshot=request.snapshot,
+            count=len(self),
+        )
+        return subscription
+
+    def get(self, topic: str) -> Subscription | None:
+        return self._by_topic.get(topic)
+
+    def heartbeat(self, topic: str, report: dict[str, Any]) -> bool:
+        """
+        @return: Whether there is such a subscription.
+        """
+        subscription = self._by_topic.get(topic)
+        if subscription is None:
+            return False
+        subscription.heard = self._clock.seconds()
+        subscription.report = report
+        return True
+
+    def close(self, topic: str, reason: str = "unsubscribed") -> bool:
+        """
+        @return: Whether there was such a subscription.
+        """
+        subscription = self._by_topic.pop(topic, None)
+        if subscription is None:
+            return False
+        subscription.close()
+        self._log.info(
+            "{name} {reason} after {sent} messages, {dropped} of them lost; {count} subscriptions.",
+            name=subscription.request.name or "somebody",
+            reason=reason,
+            sent=subscription.sent + subscription.dropped,
+            dropped=subscription.dropped,
+            count=len(self),
+        )
+        return True
+
+    def attach(self, topic: bytes) -> bool:
+        """
+        A ZeroMQ subscription arrived.
+
+        @return: Whether it belongs to a subscription: nobody else may listen.
+        """
+        subscription = self._owner(topic)
+        if subscription is None:
+            return False
+        subscription.attach()
+        # What waits is sent once the socket knows its new subscriber.
+        self._clock.callLater(0, subscription.pump)
+        return True
+
+    def detach(self, topic: bytes) -> None:
+        """
+        A ZeroMQ subscription ended.
+        """
+        subscription = self._owner(topic)
+        if subscription is not None:
+            subscription.detach(self._clock.seconds())
+
+    def _owner(self, topic: bytes) -> Subscription | None:
+        text = topic.decode("ascii", "replace")
+        return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
+
+    def deliver(self, rendering: Rendering) -> None:
+        """
+        Send an item to everybody who wants it.
+        """
+        for subscription in self._by_topic.values():
+            if rendering.stream in subscription.streams:
+                subscription.deliver(rendering.tails(subscription.request.dialect))
+
+    def _retry_soon(self, subscription: Subscription) -> None:
+        if not self._stuck:
+            self._clock.callLater(RETRY_INTERVAL, self._retry)
+        self._stuck.add(subscription)
+
+    def _retry(self) -> None:
+        stuck, self._stuck = self._stuck, set()
+        for subscription in stuck:
+            subscription.pump()
+
+    def _sweep(self) -> None:
+        now = self._clock.seconds()
+        for subscription in self:
+            if (
+                subscription.request.dialect is Dialect.STIX2
+                and now - subscription.heard >= self._limits.heartbeat_timeout
+            ):
+                self.close(subscription.topic, "fell silent")
+            elif (
+                subscription.detached is not None
+                and now - subscription.detached >= self._limits.detached_timeout
+            ):
+                self.close(subscription.topic, "went away")
+
+    def stopService(self) -> Any:
+        for subscription in self:
+            self.close(subscription.topic, "was let go")
+        return super().stopService()
+
+
+def _nowhere(frame: bytes) -> bool:
+    return False

@@ -1,0 +1,38 @@
+"""
+C{twistd tbvast-plugin}: the bus as a service of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tbvast.ops.options import ServiceOptions
+from tbvast.ops.startup import ServiceProcess, check_free, refusing
+from tbvast.plugin.bus import Bus
+from tbvast.settings import HostPort, PluginSettings
+
+
+class Options(ServiceOptions):
+    """
+    The command line of C{twistd tbvast-plugin}.
+    """
+
+    service = "tbvast-plugin"
+    settings_type = PluginSettings
+
+
+def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
+    """
+    @raise SystemExit: If it cannot be started; the reason is on standard error.
+    """
+    if reactor is None:  # twistd passes none
+        from twisted.internet import reactor
+    settings: PluginSettings = options.settings
+    with refusing(options):
+        for endpoint in ("manage", "pub", "sub"):
+            port = getattr(settings, endpoint)
+            check_free(f"the {endpoint} endpoint", HostPort(settings.host, port))
+        process = ServiceProcess(options, reactor)
+        Bus(reactor, settings, Path(process.state.path)).setServiceParent(process)
+    return process

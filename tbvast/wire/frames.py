@@ -1,0 +1,133 @@
+"""
+The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tbvast.errors import ProtocolInvalid
+from tbvast.intel.indicators import Indicator, decode_indicator
+from tbvast.intel.sightings import Sighting, decode_sighting
+from tbvast.intel.vastformat import (
+    decode_vast_sighting,
+    encode_vast_intel,
+    encode_vast_sighting,
+)
+from tbvast.wire.topics import Dialect, Stream
+
+Item = Indicator | Sighting
+"""
+What the bus carries.
+"""
+
+INDICATOR_TOPIC = b"stix2/indicator"
+SIGHTING_TOPIC = b"stix2/sighting"
+VAST_SIGHTING_TOPIC = b"vast/sightings"
+
+_REPORTS: dict[bytes, Callable[[bytes], Item]] = {
+    INDICATOR_TOPIC: decode_indicator,
+    SIGHTING_TOPIC: decode_sighting,
+    VAST_SIGHTING_TOPIC: decode_vast_sighting,
+}
+
+_DELIVERIES: dict[bytes, Callable[[bytes], Item]] = {
+    Stream.INTEL.value: decode_indicator,
+    Stream.SIGHTING.value: decode_sighting,
+}
+
+REPORT_TOPICS = tuple(_REPORTS)
+"""
+The topics that the sub endpoint receives.
+"""
+
+
+def decode_report(message: list[bytes]) -> Item:
+    """
+    What arrived on the sub endpoint.
+
+    @raise Invalid: If it is not one frame, its topic is none of
+        L{REPORT_TOPICS}, or its payload is not what the topic says.
+    """
+    if len(message) != 1:
+        raise ProtocolInvalid("message", len(message), "a message of one frame")
+    topic, _, payload = message[0].partition(b" ")
+    decode = _REPORTS.get(topic)
+    if decode is None:
+        raise ProtocolInvalid("topic", topic, "a topic of the sub endpoint")
+    return decode(payload)
+
+
+def encode_report(item: Item) -> bytes:
+    """
+    A frame for the sub endpoint of a bus.
+    """
+    topic = INDICATOR_TOPIC if isinstance(item, Indicator) else SIGHTING_TOPIC
+    return topic + b" " + item.raw
+
+
+def stream_of(item: Item) -> Stream:
+    """
+    The stream that an item belongs to.
+    """
+    return Stream.INTEL if isinstance(item, Indicator) else Stream.SIGHTING
+
+
+def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
+    """
+    What follows a subscription's own topic in the frames for an indicator.
+
+    @param raw: An indicator that has been decoded before.
+    """
+    if dialect is Dialect.STIX2:
+        return (Stream.INTEL.value + b" " + raw,)
+    return Rendering(decode_indicator(raw)).tails(dialect)
+
+
+class Rendering:
+    """
+    An item in every dialect that somebody asks for, each made once.
+
+    @ivar stream: The stream that the item belongs to.
+    """
+
+    __slots__ = ("_item", "_tails", "stream")
+
+    def __init__(self, item: Item) -> None:
+        self._item = item
+        self._tails: dict[Dialect, tuple[bytes, ...]] = {}
+        self.stream = stream_of(item)
+
+    def tails(self, dialect: Dialect) -> tuple[bytes, ...]:
+        """
+        What follows a subscription's own topic in each frame; no frame at all if
+        the dialect cannot express the item.
+        """
+        tails = self._tails.get(dialect)
+        if tails is None:
+            tails = self._tails[dialect] = tuple(self._render(dialect))
+        return tails
+
+    def _render(self, dialect: Dialect) -> Iterable[bytes]:
+        if dialect is Dialect.STIX2:
+            return [self.stream.value + b" " + self._item.raw]
+        if isinstance(self._item, Indicator):
+            return [b" " + payload for payload in encode_vast_intel(self._item)]
+        return [b" " + encode_vast_sighting(self._item)]
+
+
+def decode_delivery(topic: bytes, message: list[bytes]) -> Item:
+    """
+    What a stix2 subscriber received on the pub endpoint.
+
+    @param topic: The subscription's own topic.
+    @raise Invalid: If it is not one frame of that topic, or its payload is not
+        what its type says.
+    """
+    if len(message) != 1 or not message[0].startswith(topic):
+        raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")
+    kind, _, payload = message[0][len(topic) :].partition(b" ")
+    decode = _DELIVERIES.get(kind)
+    if decode is None:
+        raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
+    return decode(payload)

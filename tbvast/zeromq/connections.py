@@ -1,0 +1,288 @@
+"""
+ZeroMQ sockets as Twisted connections: what a message is, and no decisions.
+
+Every connection is a L{txzmq.ZmqConnection} of a L{Factory}; unlike txZMQ's own
+classes they read a bounded burst of messages per reactor turn, use the factory's
+reactor only, and are given a callable instead of being subclassed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import zmq
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
+
+from tbvast.errors import TbvastError
+
+BURST_MESSAGES = 500
+"""
+The most messages that one connection reads in one reactor turn.
+"""
+
+BURST_BYTES = 1 << 20
+"""
+The bytes after which one connection stops reading in one reactor turn.
+"""
+
+_SUBSCRIBE = 1
+_UNSUBSCRIBE = 0
+
+
+class EndpointUnusable(TbvastError):
+    """
+    A socket could not be bound or connected.
+
+    @ivar address: E.g. C{tcp://127.0.0.1:13370}.
+    @ivar reason: What the operating system said.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.address} cannot be used: {self.reason}"
+
+
+class Factory(ZmqFactory):
+    """
+    The ZeroMQ context of one service, and its connections.
+    """
+
+    def __init__(self, reactor: Any, linger: int = 200) -> None:
+        """
+        @param linger: Milliseconds that unsent messages are given when a
+            connection is shut down.
+        """
+        super().__init__()
+        self.reactor = reactor
+        self.lingerPeriod = linger
+        self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
+
+
+class Connection(ZmqConnection):
+    """
+    A socket that reads bounded bursts, and can be paused.
+    """
+
+    _log = Logger()
+
+    read_scheduled: IDelayedCall | None
+
+    def __init__(
+        self,
+        factory: Factory,
+        receive: Callable[[list[list[bytes]]], None],
+        options: Mapping[int, int] | None = None,
+    ) -> None:
+        """
+        @param receive: Called with the messages of each burst; a message is a
+            list of frames.
+        @param options: Socket options that have to be set before the socket is
+            bound or connected.
+        """
+        self._receive = receive
+        self._paused = False
+        super().__init__(factory)
+        for option, value in (options or {}).items():
+            self.socket.set(option, value)
+
+    def bind(self, address: str) -> None:
+        """
+        @param address: E.g. C{tcp://127.0.0.1:13370}.
+        @raise EndpointUnusable: If it is taken, say.
+        """
+        self._open(ZmqEndpoint(ZmqEndpointType.bind, address))
+
+    def connect(self, address: str) -> None:
+        """
+        @param address: As for L{bind}; nobody needs to listen there yet.
+        @raise EndpointUnusable: If it is no address.
+        """
+        self._open(ZmqEndpoint(ZmqEndpointType.connect, address))
+
+    def _open(self, endpoint: ZmqEndpoint) -> None:
+        try:
+            self.addEndpoints([endpoint])
+        except zmq.ZMQError as e:
+            raise EndpointUnusable(endpoint.address, e.strerror) from e
+
+    def pause(self) -> None:
+        """
+        Read nothing until L{resume} is called; ZeroMQ's own queue fills up.
+        """
+        if not self._paused:
+            self._paused = True
+            self.factory.reactor.removeReader(self)
+
+    def resume(self) -> None:
+        """
+        Read again after L{pause}.
+        """
+        if self._paused:
+            self._paused = False
+            self.factory.reactor.addReader(self)
+            self._read_soon()
+
+    def send_now(self, frames: Sequence[bytes]) -> bool:
+        """
+        @return: Whether ZeroMQ took the message; it does not when the peer's
+            queue is full or the peer is gone.
+        """
+        self._read_soon()
+        try:
+            if len(frames) == 1:
+                self.socket.send(frames[0], zmq.NOBLOCK)
+            else:
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            if e.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False
+            raise
+        return True
+
+    def doRead(self) -> None:
+        if self.read_scheduled is not None:
+            if self.read_scheduled.active():
+                self.read_scheduled.cancel()
+            self.read_scheduled = None
+        if self.factory is None or self._paused:
+            return
+        messages: list[list[bytes]] = []
+        size = 0
+        try:
+            while len(messages) < BURST_MESSAGES and size < BURST_BYTES:
+                message = self.socket.recv_multipart(zmq.NOBLOCK)
+                self._arrived(message)
+                messages.append(message)
+                size += sum(map(len, message))
+            self._read_soon()
+        except zmq.Again:
+            pass
+        if messages:
+            try:
+                self._receive(messages)
+            except Exception:
+                self._log.failure("While receiving {count} messages", count=len(messages))
+
+    def _arrived(self, message: list[bytes]) -> None:
+        """
+        Do what has to be done before the next message is read.
+        """
+
+    def _read_soon(self) -> None:
+        if self.read_scheduled is None:
+            self.read_scheduled = self.factory.reactor.callLater(0, self.doRead)
+
+
+class RouterConnection(Connection):
+    """
+    The answering end of REQ sockets: a message begins with the peer's routing
+    frames.
+    """
+
+    socketType = zmq.ROUTER
+
+
+class DealerConnection(Connection):
+    """
+    The asking end, which need not wait for one answer before the next question.
+    """
+
+    socketType = zmq.DEALER
+
+
+class SubConnection(Connection):
+    """
+    The receiving end of PUB sockets.
+    """
+
+    socketType = zmq.SUB
+
+    def subscribe(self, topic: bytes) -> None:
+        """
+        @param topic: A prefix of the messages to receive.
+        """
+        self.socket.set(zmq.SUBSCRIBE, topic)
+
+
+class XPubConnection(Connection):
+    """
+    The sending end of SUB sockets, which hears of their subscriptions.
+
+    A message that a subscriber's full queue cannot take is refused, not dropped,
+    so that the sender can keep it; a topic should have one subscriber.
+    """
+
+    socketType = zmq.XPUB
+
+    def __init__(
+        self,
+        factory: Factory,
+        receive: Callable[[list[list[bytes]]], None],
+        options: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__(factory, receive, {zmq.XPUB_NODROP: 1, **(options or {})})
+
+
+class GuardedXPubConnection(XPubConnection):
+    """
+    An XPUB socket on which nobody receives a topic that was not admitted.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        admit: Callable[[bytes], bool],
+        left: Callable[[bytes], None],
+        options: Mapping[int, int] | None = None,
+    ) -> None:
+        """
+        @param admit: Called with the topic of each subscription that arrives;
+            says whether the peer may have it.
+        @param left: Called with the topic of each subscription that ends.
+        """
+        self._admit = admit
+        self._left = left
+        super().__init__(factory, lambda messages: None, {zmq.XPUB_MANUAL: 1, **(options or {})})
+
+    def _arrived(self, message: list[bytes]) -> None:
+        # In manual mode an option applies to the peer whose message was read last.
+        for verb, topic in map(read_subscription, message):
+            if verb == _SUBSCRIBE:
+                if self._admit(topic):
+                    self.socket.set(zmq.SUBSCRIBE, topic)
+            elif verb == _UNSUBSCRIBE:
+                self.socket.set(zmq.UNSUBSCRIBE, topic)
+                self._left(topic)
+
+
+def tcp_address(host: str, port: int) -> str:
+    """
+    @param host: An IP address, or a name that resolves to one.
+    @raise EndpointUnusable: If the name does not resolve.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as e:
+        raise EndpointUnusable(f"{host}:{port}", str(e)) from e
+    numeric = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+    return f"tcp://{numeric}:{port}"
+
+
+def read_subscription(frame: bytes) -> tuple[int | None, bytes]:
+    """
+    What an XPUB socket received.
+
+    @return: C{1} for a subscription, C{0} for its end, and the topic; C{None}
+        for anything else.
+    """
+    if not frame or frame[0] not in (_SUBSCRIBE, _UNSUBSCRIBE):
+        return None, b""
+    return frame[0], frame[1:]
