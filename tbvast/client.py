@@ -7,7 +7,7 @@ It works with a tbvast plugin and with a Threat Bus 2022.5.16 host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from tbvast.wire.frames import Item, decode_delivery
 from tbvast.zeromq.connections import (
     DealerConnection,
     Factory,
+    SocketOptions,
     SubConnection,
     XPubConnection,
     read_subscription,
@@ -175,7 +176,7 @@ class BusSubscription(Service):
         receive: Callable[[list[Item]], Deferred[None] | None],
         report: Callable[[], dict[str, Any]] | None = None,
         ready: Callable[[], None] | None = None,
-        options: Mapping[int, int] | None = None,
+        options: SocketOptions | None = None,
     ) -> None:
         """
         @param receive: Called with what arrives; the next is read from the bus

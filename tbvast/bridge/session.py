@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -192,10 +192,7 @@ class EngineSession(MultiService):
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        ended: Deferred[None] = succeed(None)
-        for task in tasks:
-            ended.addCallback(lambda _, task=task: task)
-        return ended
+        return gatherResults(tasks).addCallback(lambda _: None)
 
     def stopService(self) -> Deferred[None]:
         self.running = 0
@@ -217,7 +214,7 @@ class EngineSession(MultiService):
             waiting.callback(None)
 
     def _changes(self) -> Deferred[None]:
-        waiting: Deferred[None] = Deferred(lambda d: d in self._wake and self._wake.remove(d))
+        waiting: Deferred[None] = Deferred(self._wake.remove)
         self._wake.append(waiting)
         return waiting
 
@@ -352,7 +349,9 @@ class EngineSession(MultiService):
             until = self._applied
             ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
             if ids:
-                await self._insist("search past events", lambda e=entries: self._find(e, search))
+                await self._insist(
+                    "search past events", functools.partial(self._find, entries, search)
+                )
                 await self._defer(self._store.mark_searched, ids, until)
             elif until >= self._applied:
                 await self._changes()

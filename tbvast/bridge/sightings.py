@@ -87,23 +87,22 @@ class SightingMaker:
         self, event: dict[str, Any], indicator: Indicator, hit: Hit, match_type: MatchType
     ) -> Deferred[Sighting]:
         value = value_in(indicator, hit)
-        context = (
-            succeed(event)
-            if self._transform is None
-            else self._transform.transform(event, value, match_type)
-        )
-        return context.addCallback(
-            lambda changed: make_sighting(
+
+        def with_context(context: dict[str, Any]) -> Sighting:
+            return make_sighting(
                 indicator_id=indicator.id,
                 indicator_raw=indicator.raw,
                 value=value,
                 match_type=match_type,
                 event=event,
-                context=changed,
+                context=context,
                 engine=self._engine,
                 now=datetime.fromtimestamp(self._clock.seconds(), UTC),
             )
-        )
+
+        if self._transform is None:
+            return succeed(with_context(event))
+        return self._transform.transform(event, value, match_type).addCallback(with_context)
 
 
 def _first_hits(match: Match) -> Iterator[tuple[str, Hit]]:

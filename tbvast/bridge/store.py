@@ -162,15 +162,7 @@ class BridgeStore:
         ends = indicator.operation is Operation.REMOVE or (
             indicator.valid_until is not None and indicator.valid_until <= moment
         )
-        if known is None:
-            if ends:
-                return None
-        elif (
-            (indicator.modified < known[0] and indicator.modified)
-            or (ends and not known[1])
-            or (not ends and known[1] and known[2] == indicator.raw)
-            or (not ends and not known[1] and indicator.modified == known[0])
-        ):
+        if not _changes_anything(indicator, ends, known):
             return None
         before = self._terms(indicator.id)
         after: set[Observable] = set()
@@ -424,6 +416,22 @@ class BridgeStore:
                 "DELETE FROM sightings WHERE body IS NULL AND made < ?",
                 (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
             )
+
+
+def _changes_anything(indicator: Indicator, ends: bool, known: tuple[Any, ...] | None) -> bool:
+    """
+    @param ends: Whether the indicator is no longer in force.
+    @param known: What is kept of it: its C{modified}, whether it is in force, and
+        its document.
+    """
+    if known is None:
+        return not ends
+    modified, in_force, body, *_ = known
+    if indicator.modified < modified and indicator.modified:
+        return False
+    if ends:
+        return bool(in_force)
+    return indicator.raw != body if in_force else indicator.modified != modified
 
 
 def _observables(indicator: Indicator) -> tuple[tuple[Observable, ...], str | None]:

@@ -105,6 +105,7 @@ def make_sighting(
     value: str,
     match_type: MatchType,
     event: dict[str, Any],
+    context: dict[str, Any],
     engine: str,
     now: datetime,
 ) -> Sighting:
@@ -113,14 +114,15 @@ def make_sighting(
 
     @param indicator_raw: The indicator's document, if it is at hand; valid JSON.
     @param value: What was seen, as the indicator has it.
-    @param event: The whole event.
+    @param event: The whole event, which the sighting's id is derived from.
+    @param context: What the sighting says of the event: the event itself, or what
+        somebody made of it.
     @param engine: The engine's name.
     @param now: When the match was found; stands in for an event's missing time.
     """
-    context = canonical(event)
     time = timestamp(now)
     seen = event_time(event) or now
-    id_ = sighting_id(indicator_id, context, engine)
+    id_ = sighting_id(indicator_id, canonical(event), engine)
     document = {
         "type": "sighting",
         "spec_version": "2.1",
@@ -134,7 +136,7 @@ def make_sighting(
         "x_threatbus_indicator_value": value,
         "x_threatbus_match_type": match_type.value,
         "x_threatbus_source": f"{SOURCE}/{engine}",
-        "x_threatbus_sighting_context": msgspec.Raw(context),
+        "x_threatbus_sighting_context": context,
     }
     if indicator_raw is not None:
         document["x_threatbus_indicator"] = msgspec.Raw(indicator_raw)

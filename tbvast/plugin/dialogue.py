@@ -5,6 +5,7 @@ The dialogue on the manage endpoint: every request gets a reply.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -69,7 +70,8 @@ class Dialogue:
         @param frames: The request, without the peer's routing frames.
         @return: Fires with the reply; never fails, for a REQ peer waits for it.
         """
-        return maybeDeferred(self._obey, b"".join(frames)).addErrback(self._eb_error)
+        answer: Deferred[bytes] = maybeDeferred(self._obey, b"".join(frames))
+        return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
         if failure.check(Invalid):
@@ -79,7 +81,7 @@ class Dialogue:
             self._log.failure("While answering a request", failure)
         return manage.ERROR
 
-    def _obey(self, raw: bytes) -> bytes | Deferred[bytes]:
+    def _obey(self, raw: bytes) -> Any:
         request = manage.decode_request(raw)
         if isinstance(request, manage.Heartbeat):
             known = self._subscriptions.heartbeat(request.topic, request.report)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -102,7 +103,7 @@ class Intake:
                 self._refused(e)
                 results.append(succeed(e))
             else:
-                result: Deferred[Outcome] = Deferred()
+                result: Deferred[Any] = Deferred()
                 self._waiting.append((item, result))
                 results.append(result)
         self._commit()

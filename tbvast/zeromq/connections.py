@@ -29,6 +29,11 @@ BURST_BYTES = 1 << 20
 The bytes after which one connection stops reading in one reactor turn.
 """
 
+SocketOptions = Mapping[Any, int]
+"""
+Values of socket options, by C{zmq} constant.
+"""
+
 _SUBSCRIBE = 1
 _UNSUBSCRIBE = 0
 
@@ -79,7 +84,7 @@ class Connection(ZmqConnection):
         self,
         factory: Factory,
         receive: Callable[[list[list[bytes]]], None],
-        options: Mapping[int, int] | None = None,
+        options: SocketOptions | None = None,
     ) -> None:
         """
         @param receive: Called with the messages of each burst; a message is a
@@ -226,7 +231,7 @@ class XPubConnection(Connection):
         self,
         factory: Factory,
         receive: Callable[[list[list[bytes]]], None],
-        options: Mapping[int, int] | None = None,
+        options: SocketOptions | None = None,
     ) -> None:
         super().__init__(factory, receive, {zmq.XPUB_NODROP: 1, **(options or {})})
 
@@ -241,7 +246,7 @@ class GuardedXPubConnection(XPubConnection):
         factory: Factory,
         admit: Callable[[bytes], bool],
         left: Callable[[bytes], None],
-        options: Mapping[int, int] | None = None,
+        options: SocketOptions | None = None,
     ) -> None:
         """
         @param admit: Called with the topic of each subscription that arrives;
