@@ -72,12 +72,12 @@ _HEX = re.compile(r"[0-9a-f]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:\[:\]|:)//|([A-Za-z][A-Za-z0-9+.-]*)\[://\]")
 _AUTHORITY_END = re.compile(r"[/?#\\]|\Z")
 _PORT = re.compile(r":([0-9]*)\Z")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
 
 _DEFANGED = re.compile(r"\[\.\]|\(\.\)|\{\.\}|\[dot\]|\(dot\)|\[@\]|\[at\]|\(at\)|\[:\]", re.I)
 _FANGS = {".": ".", "d": ".", "@": "@", "a": "@", ":": ":"}
 _SCHEMES = {"hxxp": "http", "hxxps": "https", "fxp": "ftp", "h**p": "http"}
+_JOINERS = "\u200c\u200d"
 _USUAL_PORTS = ("", "80", "443")
 
 
@@ -191,12 +191,22 @@ def _refuse(field: str, value: str, expected: str) -> NoReturn:
     @raise ObservableInvalid: Always; what cannot be seen in C{value} is the reason
         where there is such a thing.
     """
-    for character in value:
-        category = unicodedata.category(character)
-        if category in ("Cc", "Cf", "Cs"):
-            expected = f"{expected} (it holds the invisible character U+{ord(character):04X})"
-            break
+    hidden = _invisible(value)
+    if hidden is not None:
+        expected = f"{expected} (it holds the invisible character U+{ord(hidden):04X})"
     raise ObservableInvalid(field, value, expected)
+
+
+def _invisible(text: str) -> str | None:
+    """
+    The first character that cannot be seen, direction marks and surrogates included.
+
+    The joiners that some scripts need are not counted.
+    """
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS:
+            return character
+    return None
 
 
 def _fang(match: re.Match[str]) -> str:
@@ -311,7 +321,7 @@ def _mapped(text: str) -> str | None:
     """
     A name that is not ASCII, as IDNA (UTS 46) writes it; L{None} if it cannot.
     """
-    if len(text) > LONGEST_NAME:
+    if len(text) > LONGEST_NAME or _invisible(text) is not None:
         return None
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
@@ -323,7 +333,7 @@ def _mapped(text: str) -> str | None:
 
 
 def _url(text: str) -> Observable:
-    if _UNPRINTABLE.search(text):
+    if not text.isprintable() and _invisible(text) is not None:
         _refuse("url", text, "a URL")
     plain = refang(text)
     scheme = _SCHEME.match(plain)
@@ -343,10 +353,7 @@ def _url(text: str) -> Observable:
     except ObservableInvalid:
         _refuse("url", text, "a URL with a domain name or an address as its host")
     if not rest.isascii() or " " in rest:
-        try:
-            rest = _TO_QUOTE.sub(_quoted, rest)
-        except UnicodeEncodeError:
-            _refuse("url", text, "a URL")
+        rest = _TO_QUOTE.sub(_quoted, rest)
     value = name.value if ":" not in name.value else f"[{name.value}]"
     value += "" if number in _USUAL_PORTS else f":{number}"
     value += rest if rest.startswith("/") else f"/{rest}"

@@ -102,7 +102,8 @@ def matchable(pattern: str) -> Matchable:
     if simple is not None:
         kind = _KIND_OF_TEXT.get(simple[1])
         if kind is not None:
-            return Matchable((Term(normalise(kind, simple[2]), simple[2]),))
+            value = simple[2]
+            return Matchable((Term(normalise(_kind_of_value(kind, value), value), value),))
     found = _Findings({}, [], [])
     _look_at_observations(parse(pattern), found)
     if found.terms:

@@ -1,0 +1,548 @@
+"""
+Tests for L{tbvast.intel.grammar} and L{tbvast.intel.patterns}.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stix2patterns.exceptions import ParseException
+from stix2patterns.v21.pattern import Pattern
+from stix2patterns.v21.validator import DuplicateQualifierTypeError, ValidationListener
+from stix2patterns.validator import run_validator
+from twisted.python.filepath import FilePath
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.errors import ObservableInvalid, PatternInvalid, PatternUnmatchable
+from tbvast.intel.grammar import (
+    DEEPEST,
+    AnyIndex,
+    Comparison,
+    Exists,
+    Joint,
+    ObjectPath,
+    Observation,
+    Observations,
+    Operator,
+    Qualified,
+    Repeats,
+    StartStop,
+    Tests,
+    Timestamp,
+    Within,
+    parse,
+)
+from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.patterns import matchable, observables, validate
+
+STIX = FilePath(__file__).sibling("data").child("stix")
+
+
+def published_patterns() -> list[str]:
+    """
+    Every pattern of the bundles in C{tests/data/stix}.
+    """
+    return [
+        item["pattern"]
+        for bundle in sorted(STIX.children())
+        for item in msgspec.json.decode(bundle.getContent())["objects"]
+        if item["type"] == "indicator"
+    ]
+
+
+def accepted_elsewhere(pattern: str) -> bool:
+    """
+    Whether C{stix2-patterns} takes a text for a pattern.
+
+    Its check of hashes is left out: what a value has to be is no matter of grammar.
+    """
+    try:
+        Pattern(pattern).walk(ValidationListener())
+    except (ParseException, DuplicateQualifierTypeError):
+        return False
+    return True
+
+
+def accepted(pattern: str) -> bool:
+    """
+    Whether L{parse} takes a text for a pattern.
+    """
+    try:
+        parse(pattern)
+    except PatternInvalid:
+        return False
+    return True
+
+
+_space = st.sampled_from(["", "", "", " ", "\n\t", "\u00a0", "/* [ */", "// '\n"])
+_gap = st.sampled_from([" ", " ", "  ", "\u3000", "/**/"])
+_string = st.text("aX0 .%*[]é\u202e\n-", max_size=6).map("'{}'".format) | st.sampled_from(
+    [r"'it\'s'", r"'\\'", "''", "'198.51.100.0/24'"]
+)
+_timestamp = st.sampled_from(["t'2016-01-20T12:31:12Z'", "t'2024-02-30T23:59:60.123Z'"])
+_orderable = (
+    _string
+    | _timestamp
+    | st.sampled_from(["0", "12", "-3", "+4", "1.5", "-.5", "+0.25", "h''", "h'0aFF'", "b'QUI='"])
+)
+_literal = _orderable | st.sampled_from(["true", "false"])
+_set = st.lists(st.tuples(_space, _literal, _space).map("".join), max_size=3).map(
+    lambda literals: f"({','.join(literals)})"
+)
+_key = st.sampled_from(["value", "hashes", "_x", "A1", "dst_ref"]) | _string
+_step = _key.map(".{}".format) | st.sampled_from(["[0]", "[*]", "[ 12 ]", "[-1]"])
+_path = st.builds(
+    "{}{}:{}{}".format,
+    st.sampled_from(["file", "ipv4-addr", "x_y", "x-", "INto", "t"]),
+    _space,
+    _key,
+    st.lists(_step, max_size=3).map("".join),
+)
+_negation = st.sampled_from(["", "", "NOT "])
+
+
+def _spaced(*parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.tuples(*(part for each in parts for part in (each, _gap))).map("".join)
+
+
+_comparison = (
+    _spaced(_path, _negation, st.sampled_from(["=", "==", "!=", "<>"]), _literal)
+    | _spaced(_path, _negation, st.sampled_from(["<", "<=", ">", ">="]), _orderable)
+    | _spaced(_path, _negation, st.just("IN"), _set)
+    | _spaced(
+        _path, _negation, st.sampled_from(["LIKE", "MATCHES", "ISSUBSET", "ISSUPERSET"]), _string
+    )
+    | _spaced(_negation, st.just("EXISTS"), _path)
+)
+
+
+def _joined(joints: list[str], operands: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return _spaced(operands, st.sampled_from(joints), operands) | operands.map("({})".format)
+
+
+_tests = st.recursive(_comparison, lambda inner: _joined(["AND", "OR"], inner), max_leaves=4)
+_qualifier = st.sampled_from(
+    [
+        " WITHIN 5 SECONDS",
+        " WITHIN .5 SECONDS",
+        " REPEATS 2 TIMES",
+        " START t'2016-01-20T12:31:12Z' STOP t'2016-01-21T12:31:12.5Z'",
+    ]
+)
+_observation = st.builds("[{}]{}".format, _tests, st.lists(_qualifier, max_size=2).map("".join))
+_compound = st.builds("({}){}".format, _observation, st.lists(_qualifier, max_size=2).map("".join))
+patterns = st.recursive(
+    _observation | _compound,
+    lambda inner: _joined(["AND", "OR", "FOLLOWEDBY"], inner),
+    max_leaves=3,
+)
+
+
+@st.composite
+def nearly_patterns(draw: st.DrawFn) -> str:
+    """
+    Patterns with something taken out, put in, or said twice.
+    """
+    pattern: str = draw(patterns)
+    start = draw(st.integers(0, len(pattern)))
+    end = draw(st.integers(start, min(len(pattern), start + 3)))
+    fragment = st.sampled_from(
+        [
+            "",
+            "'",
+            "\\",
+            "[",
+            "]",
+            "(",
+            ")",
+            " ",
+            "NOT",
+            "IN",
+            "=",
+            "0",
+            "-",
+            ".",
+            "a",
+            "t'",
+            "/",
+            ";",
+        ]
+    )
+    return pattern[:start] + draw(fragment) + pattern[end:]
+
+
+class ParseTests(SynchronousTestCase):
+    """
+    Tests for L{parse}.
+    """
+
+    def test_comparison(self) -> None:
+        """
+        A path, an operator and a value, in an observation.
+        """
+        self.assertEqual(
+            parse(r"[file:extensions.'x-y'[*].a[0] NOT LIKE 'it\'s \\']"),
+            Observation(
+                Comparison(
+                    ObjectPath("file", ("extensions", "x-y", AnyIndex(), "a", 0)),
+                    Operator.LIKE,
+                    "it's \\",
+                    negated=True,
+                )
+            ),
+        )
+
+    def test_values(self) -> None:
+        """
+        Every kind of literal has a value of its own.
+        """
+        expression = parse(
+            "[a:b IN ('s', 1, -2, 1.5, -.5, true, false, h'0aFF', b'QUI=',"
+            " t'2016-01-20T12:31:12Z')]"
+        )
+        self.assertEqual(
+            expression,
+            Observation(
+                Comparison(
+                    ObjectPath("a", ("b",)),
+                    Operator.IN,
+                    (
+                        "s",
+                        1,
+                        -2,
+                        1.5,
+                        -0.5,
+                        True,
+                        False,
+                        b"\x0a\xff",
+                        b"AB",
+                        Timestamp("2016-01-20T12:31:12Z"),
+                    ),
+                )
+            ),
+        )
+
+    def test_precedence(self) -> None:
+        """
+        AND binds tighter than OR, and OR tighter than FOLLOWEDBY.
+        """
+        a, b, c = (Exists(ObjectPath(name, ("x",))) for name in "abc")
+        self.assertEqual(
+            parse("[EXISTS a:x OR EXISTS b:x AND EXISTS c:x]"),
+            Observation(Tests(Joint.OR, (a, Tests(Joint.AND, (b, c))))),
+        )
+        self.assertEqual(
+            parse("[EXISTS a:x] FOLLOWEDBY [EXISTS b:x] OR [EXISTS c:x] AND [EXISTS a:x]"),
+            Observations(
+                Joint.FOLLOWEDBY,
+                (
+                    Observation(a),
+                    Observations(
+                        Joint.OR,
+                        (
+                            Observation(b),
+                            Observations(Joint.AND, (Observation(c), Observation(a))),
+                        ),
+                    ),
+                ),
+            ),
+        )
+
+    def test_qualifiers(self) -> None:
+        """
+        Qualifiers belong to the observation, or the group, before them.
+        """
+        self.assertEqual(
+            parse(
+                "[EXISTS a:x] WITHIN 1.5 SECONDS REPEATS 2 TIMES"
+                " START t'2016-01-20T12:31:12Z' STOP t'2017-01-20T12:31:12Z'"
+            ),
+            Qualified(
+                Observation(Exists(ObjectPath("a", ("x",)))),
+                (
+                    Within(1.5),
+                    Repeats(2),
+                    StartStop(Timestamp("2016-01-20T12:31:12Z"), Timestamp("2017-01-20T12:31:12Z")),
+                ),
+            ),
+        )
+
+    def test_refused(self) -> None:
+        """
+        The message says where a text stops being a pattern, and what would have been one.
+        """
+        for pattern, position, expected in (
+            ("", 0, "[ or ("),
+            ("domain-name:value = 'x'", 0, "[ or ("),
+            ("[domain-name:value = 'x'", 24, "AND, OR or ]"),
+            ("[domain-name:value = x]", 21, "a value"),
+            ("[domain-name:value 'x']", 19, "a comparison operator"),
+            ("[domain-name.value = 'x']", 12, ":"),
+            ("[domain-name:value = 'x]", 21, "a STIX pattern token"),
+            (r"[domain-name:value = '\x']", 21, "a STIX pattern token"),
+            ("[domain-name:value = 'x'] [", 26, "the end"),
+            ("[file:hashes.SHA-256 = 'x']", 13, "a property name"),
+            ("[file:size > true]", 13, "a value that has an order"),
+            ("[a:b = 1] WITHIN -5 SECONDS", 17, "a positive number"),
+            ("[a:b = 1] REPEATS 1.5 TIMES", 18, "a positive whole number"),
+            ("[a:b = 1] REPEATS 1 TIMES REPEATS 2 TIMES", 26, "each qualifier at most once"),
+            ("[a:b = t'2016-13-20T12:31:12Z']", 7, "a value"),
+            ("[a:b = 1] START 2 STOP 3", 16, "a timestamp such as t'2016-01-20T12:31:12Z'"),
+            ("[NOT a:b = 1]", 5, "EXISTS"),
+            ("[a:b[x] = 1]", 5, "a list position or *"),
+        ):
+            error = self.assertRaises(PatternInvalid, parse, pattern)
+            self.assertEqual((error.position, error.expected), (position, expected))
+
+    def test_hostile(self) -> None:
+        """
+        Nesting and numbers without end are refused, not a way to exhaust anything.
+        """
+        deep = f"{'(' * DEEPEST}[a:b = 1]{')' * DEEPEST}"
+        self.assertIsInstance(parse(deep), Observation)
+        for pattern in (
+            "(" * 100_000,
+            f"({deep})",
+            f"[{'(' * 100_000}",
+            f"[a:b = {'9' * 100_000}]",
+            f"[a:b = 1] WITHIN {'9' * 100_000} SECONDS",
+        ):
+            error = self.assertRaises(PatternInvalid, parse, pattern)
+            self.assertLess(len(str(error)), 500)
+        wide = " OR ".join(["[a:b = 1]"] * 10_000)
+        self.assertEqual(len(parse(wide).operands), 10_000)  # type: ignore[union-attr]
+        parse(f"({wide}){' WITHIN 1 SECONDS' * 10_000}")
+
+    def test_published(self) -> None:
+        """
+        Real patterns are patterns, here as in C{stix2-patterns}.
+        """
+        found = published_patterns()
+        self.assertEqual(len(found), 398)
+        for pattern in found:
+            parse(pattern)
+            validate(pattern)
+        shapes = {len(pattern): pattern for pattern in found}
+        for pattern in shapes.values():
+            self.assertEqual(run_validator(pattern, "2.1"), [])
+
+    @settings(max_examples=150, deadline=None)
+    @given(patterns)
+    def test_generated(self, pattern: str) -> None:
+        """
+        Generated patterns get the verdict that C{stix2-patterns} has for them.
+        """
+        self.assertEqual(accepted(pattern), accepted_elsewhere(pattern))
+
+    @settings(max_examples=300, deadline=None)
+    @given(nearly_patterns())
+    def test_nearly(self, text: str) -> None:
+        """
+        So do texts that are nearly patterns.
+        """
+        self.assertEqual(accepted(text), accepted_elsewhere(text))
+
+    @given(st.text() | st.text("[]()'\\:=.*-+0123456789abtORANDI /\n\x00\ud800"))
+    def test_total(self, text: str) -> None:
+        """
+        Any text is a pattern or refused.
+        """
+        self.assertEqual(accepted(text), _validated(text))
+
+
+def _validated(text: str) -> bool:
+    try:
+        validate(text)
+    except PatternInvalid as e:
+        str(e).encode("utf-8")
+        return False
+    return True
+
+
+class MatchableTests(SynchronousTestCase):
+    """
+    Tests for L{matchable}.
+    """
+
+    def assertObservables(self, pattern: str, *expected: tuple[Kind, str]) -> None:
+        """
+        A pattern has exactly these observables.
+        """
+        self.assertEqual(observables(pattern), tuple(Observable(*each) for each in expected))
+
+    def test_paths(self) -> None:
+        """
+        Each object path stands for a kind, however the pattern is spaced and quoted.
+        """
+        md5, sha1, sha256 = "d" * 32, "d" * 40, "d" * 64
+        for test, kind, value in (
+            ("ipv4-addr:value = '192.0.2.1'", Kind.IP, "192.0.2.1"),
+            ("ipv6-addr:value='2001:DB8::1'", Kind.IP, "2001:db8::1"),
+            ("ipv4-addr:value = '192.0.2.1/24'", Kind.NETWORK, "192.0.2.0/24"),
+            ("domain-name:value = 'EVIL.example.'", Kind.DOMAIN, "evil.example"),
+            ("domain-name:value = '192.0.2.1'", Kind.IP, "192.0.2.1"),
+            ("url:value = 'https://evil.example/x'", Kind.URL, "evil.example/x"),
+            (r"url:value = 'https://evil.example/\''", Kind.URL, "evil.example/'"),
+            ("email-addr:value = 'A@evil.example'", Kind.EMAIL, "a@evil.example"),
+            ("email-message:from_ref.value = 'a@evil.example'", Kind.EMAIL, "a@evil.example"),
+            ("email-message:sender_ref.'value' = 'a@evil.example'", Kind.EMAIL, "a@evil.example"),
+            (f"file:hashes.MD5 = '{md5}'", Kind.MD5, md5),
+            (f"file:hashes.'md5' = '{md5}'", Kind.MD5, md5),
+            (f"file:hashes.'SHA-1' = '{sha1.upper()}'", Kind.SHA1, sha1),
+            (f"file:hashes.SHA1 = '{sha1}'", Kind.SHA1, sha1),
+            (f"file:hashes.'SHA-256' = '{sha256}'", Kind.SHA256, sha256),
+            (f"file:hashes.sha256='{sha256}'", Kind.SHA256, sha256),
+            (f"file:hashes.'sha-256' = '{sha256}'", Kind.SHA256, sha256),
+            ("network-traffic:dst_ref.value = '192.0.2.1'", Kind.IP, "192.0.2.1"),
+            ("network-traffic:src_ref.value = '192.0.2.0/24'", Kind.NETWORK, "192.0.2.0/24"),
+            ("network-traffic:dst_ref.value = 'evil.example'", Kind.DOMAIN, "evil.example"),
+            ("ipv4-addr:value ISSUBSET '192.0.2.0/24'", Kind.NETWORK, "192.0.2.0/24"),
+            ("ipv6-addr:value ISSUBSET '2001:db8::/128'", Kind.IP, "2001:db8::"),
+        ):
+            self.assertObservables(f"[{test}]", (kind, value))
+            self.assertObservables(f"/**/ (\t[ {test} ]\n)", (kind, value))
+
+    def test_alternatives(self) -> None:
+        """
+        OR within and across observations, and IN, make several observables.
+        """
+        self.assertObservables(
+            "[domain-name:value = 'evil.example'"
+            " OR (ipv4-addr:value IN ('192.0.2.1', '192.0.2.2'))]"
+            " OR ([url:value = 'http://evil.example/'] OR [domain-name:value = 'evil.example'])",
+            (Kind.DOMAIN, "evil.example"),
+            (Kind.IP, "192.0.2.1"),
+            (Kind.IP, "192.0.2.2"),
+            (Kind.URL, "evil.example/"),
+        )
+
+    def test_some_unmatched(self) -> None:
+        """
+        Alternatives that cannot be matched leave the others; each gives its reason.
+        """
+        found = matchable(
+            "[ipv4-addr:value = '192.0.2.1' OR file:name = 'x' OR domain-name:value LIKE '%x'"
+            " OR ipv4-addr:value = '192.0.2.999' OR domain-name:value NOT = 'x.example'"
+            " OR domain-name:value != 'x.example' OR EXISTS file:name OR domain-name:value = 5"
+            " OR (file:name = 'x' AND file:size = 5)]"
+            " OR [a:b = 1] REPEATS 5 TIMES OR [a:b = 1] WITHIN 5 SECONDS"
+            " OR [a:b = 1] AND [a:b = 2] OR ([a:b = 1] FOLLOWEDBY [a:b = 2])"
+        )
+        self.assertEqual(found.observables, (Observable(Kind.IP, "192.0.2.1"),))
+        self.assertEqual(
+            found.unmatched,
+            (
+                "object path file:name",
+                "operator LIKE",
+                "a value that is no ip",
+                "NOT",
+                "operator !=",
+                "EXISTS",
+                "a value that is no string",
+                "AND within one observation",
+                "qualifier REPEATS",
+                "qualifier WITHIN",
+                "AND of observations",
+                "FOLLOWEDBY of observations",
+            ),
+        )
+
+    def test_unmatchable(self) -> None:
+        """
+        If nothing can be matched, the first reason is raised.
+        """
+        for pattern, reason in (
+            ("[file:name = 'x']", "object path file:name"),
+            ("[x-a:'b c'[*].d = 1]", "object path x-a:'b c'[*].d"),
+            ("[ipv4-addr:value IN ()]", "IN of nothing"),
+            (
+                "[a:b = 1] START t'2016-01-20T12:31:12Z' STOP t'2017-01-20T12:31:12Z'",
+                "qualifier START STOP",
+            ),
+            ("[ipv4-addr:value ISSUPERSET '192.0.2.1/32']", "operator ISSUPERSET"),
+        ):
+            error = self.assertRaises(PatternUnmatchable, matchable, pattern)
+            self.assertEqual(error.reason, reason)
+        error = self.assertRaises(PatternUnmatchable, matchable, f"[a:{'b' * 500} = 1]")
+        self.assertEqual(len(error.reason), 80)
+
+    def test_value_that_is_none(self) -> None:
+        """
+        If nothing can be matched because of a value, the value is named.
+        """
+        for pattern in (
+            "[ipv4-addr:value = '192.0.2.999']",
+            "[file:name = 'x' OR ipv4-addr:value = '192.0.2.999']",
+        ):
+            error = self.assertRaises(ObservableInvalid, matchable, pattern)
+            self.assertEqual(str(error), "ip: '192.0.2.999' is not an IPv4 or IPv6 address")
+
+    def test_reference_types(self) -> None:
+        """
+        A conjunction that only repeats the type of its value is decided by the value.
+        """
+        value = "network-traffic:dst_ref.value = '192.0.2.1'"
+        self.assertObservables(
+            f"[network-traffic:dst_ref.type = 'ipv4-addr' AND {value}]",
+            (Kind.IP, "192.0.2.1"),
+        )
+        for test in (
+            "network-traffic:src_ref.type = 'ipv4-addr' AND",
+            "network-traffic:dst_ref.type = 'x' AND",
+            "network-traffic:dst_ref.type != 'ipv4-addr' AND",
+        ):
+            error = self.assertRaises(PatternUnmatchable, matchable, f"[{test} {value}]")
+            self.assertEqual(error.reason, "AND within one observation")
+
+    def test_original_text(self) -> None:
+        """
+        A term keeps the value as the pattern has it.
+        """
+        found = matchable(r"[url:value IN ('HTTPS://Evil.example/\'', 'http://b.example')]")
+        self.assertEqual(
+            [term.text for term in found.terms], ["HTTPS://Evil.example/'", "http://b.example"]
+        )
+
+    def test_published(self) -> None:
+        """
+        What of the real patterns can be matched.
+        """
+        kinds: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for pattern in published_patterns():
+            try:
+                found = matchable(pattern)
+            except PatternUnmatchable as e:
+                reasons[e.reason] += 1
+            else:
+                kinds.update(each.kind.value for each in found.observables)
+                reasons.update(found.unmatched)
+        self.assertEqual(kinds, {"domain": 363, "ip": 47, "network": 4, "sha256": 4, "md5": 3})
+        self.assertEqual(
+            reasons,
+            {
+                "object path file:path": 6,
+                "object path app:id": 4,
+                "object path app:cert.sha256": 3,
+                "object path file:name": 2,
+                "AND within one observation": 2,
+                "object path configuration-profile:id": 1,
+                "a value that is no domain": 1,  # 'domain autuo.xicp.net'
+            },
+        )
+
+    @settings(max_examples=200, deadline=None)
+    @given(patterns | nearly_patterns())
+    def test_total(self, pattern: str) -> None:
+        """
+        Every pattern can be matched or is refused with a reason.
+        """
+        try:
+            self.assertNotEqual(matchable(pattern).terms, ())
+        except PatternInvalid:
+            self.assertFalse(accepted(pattern))
+        except (PatternUnmatchable, ObservableInvalid) as e:
+            self.assertNotEqual(str(e), "")
