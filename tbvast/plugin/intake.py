@@ -4,6 +4,7 @@ The intake: what arrives is decoded once, made durable, and then spread.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.errors import Invalid
-from tbvast.intel.indicators import decode_indicator
+from tbvast.errors import Invalid, PatternUnmatchable
+from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
+from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.store import Outcome, Verdict
@@ -78,7 +80,7 @@ class Intake:
         """
         for message in messages:
             try:
-                item = decode_report(message)
+                item = admissible(decode_report(message))
             except Invalid as e:
                 self._refused(e)
             else:
@@ -98,7 +100,7 @@ class Intake:
         results: list[Deferred[Outcome | Invalid]] = []
         for document in documents:
             try:
-                item = decode_indicator(document)
+                item = admissible(decode_indicator(document))
             except Invalid as e:
                 self._refused(e)
                 results.append(succeed(e))
@@ -176,6 +178,22 @@ class Intake:
         self._log.failure("While spreading what was accepted", failure)
         self._committing = False
         self._commit()
+
+
+def admissible(item: Item) -> Item:
+    """
+    @return: The item, if it can be meant.
+    @raise ObservableInvalid: If it is an indicator of a value that is none: of an
+        address that is no address, say. What merely cannot be matched is carried.
+    """
+    if (
+        isinstance(item, Indicator)
+        and item.operation is not Operation.REMOVE
+        and item.pattern_type == STIX
+    ):
+        with contextlib.suppress(PatternUnmatchable):
+            matchable(item.pattern or "")
+    return item
 
 
 def _nothing() -> None:

@@ -1,0 +1,263 @@
+"""
+The bridge: from a bus's indicators to an engine, and from its matches back.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.logger import Logger
+
+from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
+from tbvast.bridge.engines.binaries import client
+from tbvast.bridge.engines.node import EmbeddedNode
+from tbvast.bridge.engines.tenzir import TenzirEngine
+from tbvast.bridge.engines.threaded import EngineThreads
+from tbvast.bridge.engines.vast import VastEngine
+from tbvast.bridge.session import EngineSession, Search
+from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding, to_bus
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.client import BusSubscription, Wish
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.matches import Match, MatchType
+from tbvast.interfaces import IEngine
+from tbvast.ops.ratelimit import RateLimit
+from tbvast.ops.startup import SequentialService, ServiceProcess
+from tbvast.ops.threads import Threads
+from tbvast.settings import BridgeSettings, HostPort
+from tbvast.wire.frames import Item
+from tbvast.zeromq.connections import Factory
+
+STORE_NAME = "bridge.db"
+
+INTEL_TOPIC = "stix2/indicator"
+
+EXPIRY_INTERVAL = 1.0
+"""
+Seconds between looks for indicators that are no longer valid.
+"""
+
+FORGET_INTERVAL = 3600.0
+"""
+Seconds between looks for sightings that were sent long ago.
+"""
+
+UNMATCHED_PER_MINUTE = 600
+"""
+The most indicators that are named in the log because they cannot be matched.
+"""
+
+_PROBE = 1.0
+_RECEIVE_QUEUE = 100_000
+
+
+class Bridge(SequentialService):
+    """
+    One bridge, for as long as the service runs.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, settings: BridgeSettings, process: ServiceProcess
+    ) -> None:
+        """
+        @param process: Whose state directory is used, and which is ended if the
+            bridge cannot go on.
+        @raise EngineMissing: If there is no engine's command.
+        """
+        super().__init__()
+        self._reactor = reactor
+        self._settings = settings
+        self._process = process
+        self._state = Path(process.state.path)
+        self._binary = client(settings.vast_binary)
+        self._counts: dict[str, Any] = {}
+        self._complaints = RateLimit(reactor, UNMATCHED_PER_MINUTE)
+
+    def startService(self) -> None:
+        """
+        @raise StartupRefused: If the store, or the place for an embedded node,
+            cannot be used.
+        """
+        self._store = BridgeStore(self._state / STORE_NAME)
+        self._factory = Factory(self._reactor)
+        self._compose()
+        try:
+            super().startService()
+        except Exception:
+            self._factory.shutdown()
+            raise
+
+    def _compose(self) -> None:
+        settings, reactor = self._settings, self._reactor
+        self._threads = Threads(reactor, 1, "tbvast-store")
+        self._threads.setServiceParent(self)
+        address = self._engine_address()
+        engine = EngineThreads(reactor, self._engine(address))
+        engine.setServiceParent(self)
+        self._maker = SightingMaker(
+            reactor, self._store, self._threads.defer, settings.engine, self._transform()
+        )
+        self._outbox = Outbox(reactor, self._store, self._threads.defer, self._handing())
+        self._outbox.setServiceParent(self)
+        self._session = EngineSession(
+            reactor,
+            HostnameEndpoint(reactor, address.host, address.port),
+            engine.client,
+            self._store,
+            self._threads.defer,
+            self._sight,
+            settings.live_match,
+            Search(settings.retro_match_max_events, settings.retro_match_timeout)
+            if settings.retro_match
+            else None,
+            lambda e: self._process.fail(str(e)),
+        )
+        self._session.setServiceParent(self)
+        for interval, call in (
+            (EXPIRY_INTERVAL, self._expire),
+            (FORGET_INTERVAL, self._forget),
+            (settings.heartbeat, self._count),
+        ):
+            timer = TimerService(interval, call)
+            timer.clock = reactor
+            timer.setServiceParent(self)
+        self._subscription = BusSubscription(
+            reactor,
+            self._factory,
+            HostPort.parse(settings.threatbus),
+            Wish((INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat),
+            self._receive,
+            self._report,
+            self._outbox.flush,
+            {zmq.MAXMSGSIZE: settings.max_message_bytes, zmq.RCVHWM: _RECEIVE_QUEUE},
+        )
+        self._subscription.setServiceParent(self)
+
+    def _engine_address(self) -> HostPort:
+        """
+        Where the engine is; an embedded node is made if there is none.
+        """
+        settings = self._settings
+        if settings.vast != "auto":
+            return HostPort.parse(settings.vast)
+        address = HostPort.parse(settings.vast_listen)
+        if listens(address):
+            self._log.info("Using the node that runs at {address}.", address=str(address))
+        else:
+            self._log.info("Starting an embedded node at {address}.", address=str(address))
+            node = EmbeddedNode(self._reactor, address, self._state / "engine")
+            node.setServiceParent(self)
+        return address
+
+    def _engine(self, address: HostPort) -> IEngine:
+        state = self._state / "client"
+        if self._settings.engine == "vast":
+            return VastEngine(str(address), self._binary, state)
+        return TenzirEngine(str(address), self._binary, state)
+
+    def _transform(self) -> TransformContext | None:
+        text = self._settings.transform_context
+        if not text:
+            return None
+        command = parse_command(text, "transform_context")
+        transform = TransformContext(command, self._reactor, self._reactor)
+        transform.setServiceParent(self)
+        return transform
+
+    def _handing(self) -> Handing:
+        settings = self._settings
+        if not settings.sink:
+            return to_bus(lambda frame: self._subscription.send(frame))
+        sink: StdoutSink | CommandSink
+        if settings.sink == StdoutSink.NAME:
+            sink = StdoutSink(self._reactor)
+        else:
+            command = parse_command(settings.sink, "sink")
+            sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)
+        sink.setServiceParent(self)
+        return SinkHanding(sink)
+
+    def _receive(self, items: list[Item]) -> Deferred[None]:
+        indicators = [item for item in items if isinstance(item, Indicator)]
+        return self._threads.defer(
+            self._store.apply,
+            indicators,
+            self._reactor.seconds(),
+            self._settings.retro_match,
+        ).addCallback(self._changed)
+
+    def _changed(self, changes: Changes) -> None:
+        for id, reason in changes.unmatched.items():
+            if self._complaints.allows():
+                self._log.warn(
+                    "{indicator} is not matched, or not all of it: {reason}",
+                    indicator=id,
+                    reason=reason,
+                )
+        if changes.write or changes.erase:
+            self._session.changed(changes)
+
+    # Housekeeping
+
+    def _expire(self) -> Deferred[None]:
+        return self._housekeep(self._changed, self._store.expire, self._reactor.seconds())
+
+    def _forget(self) -> Deferred[None]:
+        return self._housekeep(_ignore, self._store.forget, self._reactor.seconds())
+
+    def _count(self) -> Deferred[None]:
+        return self._housekeep(self._counted, self._store.counts)
+
+    def _counted(self, counts: dict[str, Any]) -> None:
+        self._counts = counts
+
+    def _housekeep(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
+        return (
+            self._threads.defer(call, *args)
+            .addCallback(then)
+            .addErrback(functools.partial(self._log.failure, "While tidying the store"))
+        )
+
+    async def _sight(self, matches: list[Match], match_type: MatchType) -> None:
+        await self._outbox.add(await self._maker.make(matches, match_type))
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "engine": self._session.report(),
+            "store": self._counts,
+            "sightings": {"made": self._outbox.made, "handed_on": self._outbox.handed_on},
+        }
+
+    def stopService(self) -> Deferred[None]:
+        return super().stopService().addCallback(self._cb_stopped)
+
+    def _cb_stopped(self, _: None) -> None:
+        self._store.close()
+        self._factory.shutdown()
+
+
+def _ignore(result: Any) -> None:
+    """
+    What is done with a result that says nothing.
+    """
+
+
+def listens(address: HostPort) -> bool:
+    """
+    Whether somebody listens at an address; blocks for a moment.
+    """
+    try:
+        socket.create_connection((address.host, address.port), _PROBE).close()
+    except OSError:
+        return False
+    return True

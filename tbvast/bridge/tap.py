@@ -1,0 +1,33 @@
+"""
+C{twistd tbvast-bridge}: the bridge as a service of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tbvast.bridge.bridge import Bridge
+from tbvast.ops.options import ServiceOptions
+from tbvast.ops.startup import ServiceProcess, refusing
+from tbvast.settings import BridgeSettings
+
+
+class Options(ServiceOptions):
+    """
+    The command line of C{twistd tbvast-bridge}.
+    """
+
+    service = "tbvast-bridge"
+    settings_type = BridgeSettings
+
+
+def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
+    """
+    @raise SystemExit: If it cannot be started; the reason is on standard error.
+    """
+    if reactor is None:  # twistd passes none
+        from twisted.internet import reactor
+    with refusing(options):
+        process = ServiceProcess(options, reactor)
+        Bridge(reactor, options.settings, process).setServiceParent(process)
+    return process
