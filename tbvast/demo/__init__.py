@@ -1,0 +1,3 @@
+"""
+The demonstration: a bus, a bridge and a real engine, on real input.
+"""
