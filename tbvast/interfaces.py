@@ -70,7 +70,9 @@ class IEngine(Interface):
         """
         Search the stored events for entries, in one pass over the data.
 
-        The search is ended when the iterator is closed. At the time limit it
+        The search is ended when the iterator is closed, which any thread may
+        do: if another waits for the next batch, it gets
+        L{tbvast.errors.EngineInterrupted} within a second. At the time limit it
         ends with L{tbvast.errors.EngineTimeout}, after yielding what was found.
 
         @param limit: The most events per observable; C{0} means all of them.
@@ -86,7 +88,7 @@ class IEngine(Interface):
         An empty batch is yielded once, when the match is running; then batches
         of matches, as they are found. Never ends by itself while the engine is
         healthy; it may not notice that the node went away. Closing the iterator
-        ends the match, and so does L{interrupt}.
+        ends the match, as for L{find}, and so does L{interrupt}.
         """
 
     def interrupt() -> None:

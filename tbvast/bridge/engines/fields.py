@@ -1,0 +1,237 @@
+"""
+Which fields of an event can hold an observable, as data.
+
+The built-in map knows Suricata EVE, Zeek and OCSF. A path names the records on
+the way, joined by dots; C{[]} behind a name means every element of a list.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from tbvast.intel.observables import Kind
+
+
+class Form(enum.Enum):
+    """
+    How a field writes what it holds, and so what is to be undone to compare it.
+    """
+
+    ADDRESS = "address"
+    """An IP address, typed or as text."""
+
+    NAME = "name"
+    """A host name, in any case, perhaps with a trailing dot."""
+
+    MAILBOX = "mailbox"
+    """An e-mail address, perhaps with a display name around it."""
+
+    DIGEST = "digest"
+    """A hash in hexadecimal digits, in any case, perhaps with colons."""
+
+    LOCATION = "location"
+    """A whole URL, perhaps without its scheme."""
+
+
+class Field(msgspec.Struct, frozen=True):
+    """
+    A field that can hold observables of some kinds.
+
+    @ivar path: Where it is, e.g. C{"dns.answers[].rdata"}.
+    @ivar flat: Whether the dots are part of one name at the top of the event, as
+        in Zeek's JSON when it was imported without its schema.
+    """
+
+    path: str
+    form: Form
+    kinds: frozenset[Kind]
+    flat: bool = False
+
+
+class Request(msgspec.Struct, frozen=True):
+    """
+    Fields that hold the parts of one URL.
+
+    @ivar host: The path of the host's name.
+    @ivar target: The path of what was requested from it: a path with a query,
+        or, of a proxy, a whole URL.
+    @ivar port: The path of the port that was asked; C{""} if the log has none.
+        Ports 80 and 443 go without saying.
+    @ivar query: The path of the query; C{""} if C{target} has it.
+    """
+
+    host: str
+    target: str
+    port: str = ""
+    query: str = ""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """
+    What is known of the events of some schemas.
+
+    @ivar schema: A schema's name; or, with a trailing C{*}, how the names of
+        those begin that no other source names in full.
+    """
+
+    schema: str
+    fields: tuple[Field, ...]
+    requests: tuple[Request, ...] = ()
+
+
+ADDRESSES = frozenset({Kind.IP, Kind.NETWORK})
+DIGESTS = frozenset({Kind.MD5, Kind.SHA1, Kind.SHA256})
+
+
+def addresses(*paths: str, flat: bool = False) -> tuple[Field, ...]:
+    """
+    Fields that hold IP addresses.
+    """
+    return tuple(Field(path, Form.ADDRESS, ADDRESSES, flat) for path in paths)
+
+
+def names(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold host names.
+    """
+    return tuple(Field(path, Form.NAME, frozenset({Kind.DOMAIN})) for path in paths)
+
+
+def hosts(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold a host's name or its address.
+    """
+    return names(*paths) + addresses(*paths)
+
+
+def mailboxes(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold e-mail addresses.
+    """
+    return tuple(Field(path, Form.MAILBOX, frozenset({Kind.EMAIL})) for path in paths)
+
+
+def locations(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold whole URLs.
+    """
+    return tuple(Field(path, Form.LOCATION, frozenset({Kind.URL})) for path in paths)
+
+
+def digests(*paths: str, kinds: frozenset[Kind] = DIGESTS) -> tuple[Field, ...]:
+    """
+    Fields that hold hashes: of files, if C{kinds} is not given.
+    """
+    return tuple(Field(path, Form.DIGEST, kinds) for path in paths)
+
+
+def _file(record: str) -> tuple[Field, ...]:
+    return tuple(
+        field
+        for kind in (Kind.MD5, Kind.SHA1, Kind.SHA256)
+        for field in digests(f"{record}{kind.value}", kinds=frozenset({kind}))
+    )
+
+
+_EVE_ENDS = addresses("src_ip", "dest_ip")
+_EVE_DNS = addresses("dns.grouped.A[]", "dns.grouped.AAAA[]") + (
+    hosts("dns.answers[].rdata")
+    + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[]")
+)
+_EVE_ASKED = names("dns.query[].rrname")
+_EVE_HTTP = hosts("http.hostname")
+_EVE_TLS = hosts("tls.sni", "tls.subjectaltname[]") + hosts("quic.sni")
+_EVE_FILE = _file("fileinfo.") + _file("files[].")
+_EVE_MAIL = (
+    names("smtp.helo")
+    + mailboxes("smtp.mail_from", "smtp.rcpt_to[]", "email.from", "email.to[]", "email.cc[]")
+    + locations("email.url[]")
+)
+_EVE_REQUEST = (Request("http.hostname", "http.url", "http.http_port"),)
+
+SURICATA = (
+    Source("suricata.flow", _EVE_ENDS),
+    Source("suricata.dns", _EVE_ENDS + _EVE_DNS),
+    Source("suricata.http", _EVE_ENDS + _EVE_HTTP, _EVE_REQUEST),
+    Source("suricata.tls", _EVE_ENDS + _EVE_TLS),
+    Source("suricata.fileinfo", _EVE_ENDS + _EVE_HTTP + _EVE_FILE + _EVE_MAIL, _EVE_REQUEST),
+    Source("suricata.smtp", _EVE_ENDS + _EVE_MAIL),
+    Source(
+        "suricata.*",
+        _EVE_ENDS + _EVE_DNS + _EVE_ASKED + _EVE_HTTP + _EVE_TLS + _EVE_FILE + _EVE_MAIL,
+        _EVE_REQUEST,
+    ),
+)
+
+_ZEEK_ENDS = addresses("id.orig_h", "id.resp_h")
+_ZEEK_DNS = names("query") + hosts("answers[]")
+_ZEEK_HTTP = hosts("host")
+_ZEEK_TLS = hosts("server_name", "san.dns[]") + addresses("san.ip[]")
+_ZEEK_FILES = addresses("tx_hosts[]", "rx_hosts[]") + _file("")
+_ZEEK_SMTP = (
+    names("helo")
+    + mailboxes("mailfrom", "rcptto[]", "from", "to[]", "cc[]", "reply_to")
+    + addresses("x_originating_ip", "path[]")
+)
+_ZEEK_OTHER = addresses("src", "dst") + addresses(
+    "client_addr", "server_addr", "assigned_addr", "requested_addr"
+)
+# Zeek writes the host without its port: with the server's, it is another URL.
+_ZEEK_REQUEST = (Request("host", "uri"), Request("host", "uri", "id.resp_p"))
+
+ZEEK = (
+    Source("zeek.conn", _ZEEK_ENDS),
+    Source("zeek.dns", _ZEEK_ENDS + _ZEEK_DNS),
+    Source("zeek.http", _ZEEK_ENDS + _ZEEK_HTTP, _ZEEK_REQUEST),
+    Source("zeek.ssl", _ZEEK_ENDS + _ZEEK_TLS),
+    Source("zeek.x509", _ZEEK_TLS),
+    Source("zeek.files", _ZEEK_ENDS + _ZEEK_FILES),
+    Source("zeek.smtp", _ZEEK_ENDS + _ZEEK_SMTP),
+    Source(
+        "zeek.*",
+        _ZEEK_ENDS + (_ZEEK_DNS + _ZEEK_HTTP + _ZEEK_TLS + _ZEEK_FILES + _ZEEK_SMTP + _ZEEK_OTHER),
+        _ZEEK_REQUEST,
+    ),
+)
+
+OCSF = (
+    Source(
+        "ocsf.*",
+        addresses("src_endpoint.ip", "dst_endpoint.ip", "device.ip")
+        + hosts("answers[].rdata", "observables[].value", "http_request.url.hostname")
+        + names("query.hostname", "src_endpoint.hostname", "dst_endpoint.hostname")
+        + names("dst_endpoint.domain", "tls.sni")
+        + digests("file.hashes[].value", "process.file.hashes[].value")
+        + mailboxes("email.from", "email.smtp_from", "email.to[]")
+        + locations("http_request.url.url_string"),
+        (
+            Request(
+                "http_request.url.hostname",
+                "http_request.url.path",
+                "http_request.url.port",
+                "http_request.url.query_string",
+            ),
+        ),
+    ),
+)
+
+_FLAT = addresses("id.orig_h", "id.resp_h", flat=True)
+
+
+def anything(sources: tuple[Source, ...]) -> Source:
+    """
+    Every field of every source, for events whose schema says nothing.
+    """
+    fields: dict[Field, None] = dict.fromkeys(
+        field for source in sources for field in source.fields
+    )
+    fields.update(dict.fromkeys(_FLAT))
+    requests: dict[Request, None] = dict.fromkeys(
+        request for source in sources for request in source.requests
+    )
+    return Source("*", tuple(fields), tuple(requests))
+
+
+BUILT_IN = SURICATA + ZEEK + OCSF

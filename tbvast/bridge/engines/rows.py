@@ -1,0 +1,140 @@
+"""
+What goes into a Tenzir node's tables, and what comes out of its matches.
+
+Pure: lines in, values out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from tbvast.bridge.engines.tql import MARK, Slot
+from tbvast.errors import Invalid
+from tbvast.intel.matches import Entry, Hit, Match
+from tbvast.intel.observables import Kind, Observable
+
+
+class _Row(msgspec.Struct):
+    """
+    One line of input to L{tbvast.bridge.engines.tql.update}, and the value of
+    one entry of a table.
+    """
+
+    k: Kind
+    v: str
+    ids: tuple[str, ...] = ()
+
+
+class _Inspected(msgspec.Struct):
+    value: _Row
+
+
+_encoder = msgspec.json.Encoder()
+_event_decoder = msgspec.json.Decoder(dict[str, Any])
+_inspected_decoder = msgspec.json.Decoder(_Inspected)
+
+
+def written(entries: Iterable[Entry]) -> str:
+    """
+    Entries as lines, grouped as the engine likes them: by the type of their key.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.observable.kind)
+    return _lines(
+        _Row(entry.observable.kind, entry.observable.value, entry.ids) for entry in ordered
+    )
+
+
+def named(observables: Iterable[Observable]) -> str:
+    """
+    Observables as lines, grouped likewise.
+    """
+    ordered = sorted(observables, key=lambda observable: observable.kind)
+    return _lines(_Row(observable.kind, observable.value) for observable in ordered)
+
+
+def _lines(rows: Iterable[_Row]) -> str:
+    return _encoder_lines(list(rows)).decode()
+
+
+def _encoder_lines(rows: list[_Row]) -> bytes:
+    return _encoder.encode_lines(rows)
+
+
+def entry(line: bytes) -> Entry:
+    """
+    Read a line of L{tbvast.bridge.engines.tql.inspect}.
+
+    @raise Invalid: If it is none.
+    """
+    try:
+        row = _inspected_decoder.decode(line)
+    except msgspec.MsgspecError:
+        raise Invalid("table entry", line, "an entry that tbvast wrote") from None
+    return Entry(Observable(row.value.k, row.value.v), row.value.ids)
+
+
+def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
+    """
+    Read a line of a match.
+
+    @return: C{None} if it is a sign of life, or if all that was found was of a
+        kind that the field cannot hold.
+    @raise Invalid: If it is no line of a match.
+    """
+    try:
+        event = _event_decoder.decode(line)
+        mark = event.pop(MARK)
+        if mark is None:
+            return None
+        schema = mark.pop("s")
+        hits: dict[Hit, None] = {}
+        for name, value in mark.items():
+            if value is None:
+                continue
+            row = msgspec.convert(value, _Row)
+            if row.k in slots[name].kinds:
+                hits[Hit(slots[name].field, row.k, row.v, row.ids)] = None
+    except (msgspec.MsgspecError, KeyError, AttributeError):
+        raise Invalid("match", line, "a line of a match") from None
+    return Match(event, schema, tuple(hits)) if hits else None
+
+
+def matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]:
+    """
+    Read lines of a match; signs of life are left out.
+
+    @raise Invalid: If one is no line of a match.
+    """
+    return [found for line in lines if (found := match(line, slots)) is not None]
+
+
+class Limit:
+    """
+    Lets at most so many events through for each observable.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """
+        @param limit: C{0} lets all of them through.
+        """
+        self._limit = limit
+        self._seen: Counter[Observable] = Counter()
+
+    def apply(self, found: Sequence[Match]) -> list[Match]:
+        """
+        Leave out the hits that are too many, and the events that have no other.
+        """
+        if not self._limit:
+            return list(found)
+        return [kept for match in found if (kept := self._kept(match)) is not None]
+
+    def _kept(self, match: Match) -> Match | None:
+        observables = {Observable(hit.kind, hit.value) for hit in match.hits}
+        open_ = {each for each in observables if self._seen[each] < self._limit}
+        self._seen.update(open_)
+        hits = tuple(hit for hit in match.hits if Observable(hit.kind, hit.value) in open_)
+        return Match(match.event, match.schema, hits) if hits else None

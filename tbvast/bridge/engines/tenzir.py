@@ -1,0 +1,378 @@
+"""
+Tenzir, the engine of today.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from zope.interface import implementer
+
+from tbvast.bridge.engines import rows, tql
+from tbvast.bridge.engines.calls import Commands, complaint
+from tbvast.bridge.engines.fields import BUILT_IN, Source
+from tbvast.errors import (
+    EngineCallFailed,
+    EngineError,
+    EngineTimeout,
+    EngineUnsupported,
+    Invalid,
+    shown,
+)
+from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.observables import Observable
+from tbvast.interfaces import IEngine
+
+OLDEST = (6, 20)
+"""
+The oldest version that is known to work.
+"""
+
+CLIENT_SETTINGS = """\
+# What tbvast gives to each engine command that it runs.
+caf:
+  middleman:
+    # Without this, every command would listen on a port of all interfaces.
+    enable-automatic-connections: false
+"""
+
+ASKING = 30.0
+"""
+Seconds for a call that only asks something.
+"""
+
+WRITING = 300.0
+"""
+Seconds for a call that writes, or reads back, a table.
+"""
+
+SILENCE = 30.0
+"""
+Seconds without a sign of life after which a live match is given up.
+"""
+
+PAGE = 1000
+"""
+How many matches of a retro search are fetched at once.
+"""
+
+LONGEST_ARGUMENT = 60_000
+"""
+Characters of a pipeline beyond which it is not given as an argument: the system
+takes 128 KiB, with all that goes with it.
+"""
+
+
+WAITING = 1.0
+"""
+The most seconds that one fetch of a retro search waits for a full page.
+"""
+
+_SIGNS = 2  # the first may have come while the match was still being set up
+_EXPECTED = "Tenzir 6.20 or newer"
+
+_FROM_STDIN = ("-f", "/dev/stdin")  # where a command is to find its pipeline
+
+_T = TypeVar("_T")
+
+
+class _Launched(msgspec.Struct):
+    id: str = ""
+    error: Any = None
+
+
+class _Line(msgspec.Struct):
+    line: str
+
+
+class _Served(msgspec.Struct):
+    data: _Line
+
+
+class _Page(msgspec.Struct):
+    next_continuation_token: str | None = None
+    state: str = ""
+    events: list[_Served] = []
+    error: Any = None
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Pong(msgspec.Struct):
+    version: str = ""
+    error: Any = None
+
+
+@implementer(IEngine)
+class TenzirEngine:
+    """
+    A Tenzir node, asked with its command line.
+
+    The retro match runs in the node, and its results are fetched page by page;
+    the live match runs in a command of ours that reads the node's feed. Neither
+    opens a port.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        binary: str,
+        state: Path,
+        *,
+        sources: Sequence[Source] = BUILT_IN,
+        positions: int = tql.POSITIONS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        @param endpoint: The node's, C{HOST:PORT}.
+        @param binary: The path of the command; see
+            L{tbvast.bridge.engines.binaries.client}.
+        @param state: A directory for a small configuration file; made if it is
+            not there.
+        @param sources: Which fields hold what.
+        @param positions: How many elements of each list in an event are looked
+            at.
+        @param monotonic: The time in seconds, from any thread.
+        @raise tbvast.errors.Invalid: If a source is not valid.
+        """
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = state / "client.yaml"
+        settings.write_text(CLIENT_SETTINGS, encoding="utf-8")
+        self._endpoint = endpoint
+        self._sources = tuple(sources)
+        self._positions = positions
+        self._monotonic = monotonic
+        self._plan = tql.plan(self._sources, positions)
+        self._searching = threading.Lock()
+        self._stale: set[Observable] = set()
+        self._commands = Commands(
+            binary,
+            endpoint,
+            (
+                f"--config={settings}",
+                "--connection-timeout=5s",
+                "--console-verbosity=warning",
+                "--color=never",
+            ),
+        )
+
+    def identify(self) -> EngineIdentity:
+        # The command's own `version` does not ask the node.
+        version = _answer(self._commands, "identify", tql.ping(), _Pong).version
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers is None:
+            raise EngineUnsupported(f"of an unknown version ({shown(version)})", _EXPECTED)
+        if (int(numbers[1]), int(numbers[2])) < OLDEST:
+            raise EngineUnsupported(f"Tenzir {version}", _EXPECTED)
+        return EngineIdentity("tenzir", version, self._endpoint)
+
+    def prepare(self) -> None:
+        there = self._tables()
+        for table in tql.MAIN:
+            if table not in there:
+                self._create(table)
+        with self._searching:
+            self._renew(there)
+
+    def _tables(self) -> set[str]:
+        lines = _run(self._commands, "prepare", tql.listing())
+        return {_decoded("prepare", line, _Named).name for line in lines}
+
+    def _create(self, table: str) -> None:
+        try:
+            _run(self._commands, "prepare", tql.create(table))
+        except EngineCallFailed as e:
+            if "already exists" not in e.reason:  # another bridge was faster
+                raise
+
+    def _renew(self, there: set[str]) -> None:
+        for table in tql.RETRO:
+            if table in there:
+                _run(self._commands, "prepare", tql.drop(table))
+            self._create(table)
+        self._stale.clear()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        self._write("add", tql.update(tql.MAIN), rows.written(entries))
+
+    def remove(self, observables: Sequence[Observable]) -> None:
+        self._write("remove", tql.erase(tql.MAIN), rows.named(observables))
+
+    def _write(self, name: str, pipeline: str, lines: str) -> None:
+        if not lines:
+            return
+        # The engine leaves out a line that it cannot read, and still succeeds.
+        warnings = self._commands.run(name, [pipeline], lines, timeout=WRITING).warnings
+        if warnings:
+            raise EngineCallFailed(name, complaint(warnings))
+
+    def contents(self) -> list[Entry]:
+        found = []
+        for table in tql.MAIN:
+            for line in _run(self._commands, "contents", tql.inspect(table), WRITING):
+                found.append(rows.entry(line))
+        return found
+
+    def find(self, entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+        commands = self._commands.part()
+        return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
+
+    def _found(
+        self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
+    ) -> Generator[list[Match], None, None]:
+        if not entries:
+            return
+        deadline = self._monotonic() + timeout
+        plan = tql.plan(self._sources, self._positions, {e.observable.kind for e in entries})
+        enough = rows.Limit(limit)
+        with self._searching:
+            self._forget()
+            self._stale.update(entry.observable for entry in entries)
+            try:
+                self._write("find", tql.update(tql.RETRO), rows.written(entries))
+                search = tql.retro(plan, tql.RETRO, limit)
+                with contextlib.closing(
+                    self._searched(commands, search, timeout, deadline)
+                ) as pages:
+                    for page in pages:
+                        if found := enough.apply(_matches("find", page, plan)):
+                            yield found
+            finally:
+                with contextlib.suppress(EngineError):
+                    self._forget()
+
+    def _forget(self) -> None:
+        """
+        Remove what earlier searches left in their tables.
+        """
+        self._write("find", tql.erase(tql.RETRO), rows.named(self._stale))
+        self._stale.clear()
+
+    def _searched(
+        self, commands: Commands, pipeline: str, timeout: float, deadline: float
+    ) -> Generator[list[str], None, None]:
+        """
+        Run a pipeline in the node, and fetch what it finds, page by page.
+
+        The node ends it by itself some time after the limit, should we not be
+        there any more to do so.
+        """
+        # The node remembers the names of streams for a while: never use one twice.
+        stream = f"tbvast-retro-{secrets.token_hex(8)}"
+        launched = tql.launch(pipeline, stream, timeout + ASKING)
+        over = False
+        try:
+            started = _answer(commands, "find", launched, _Launched)
+            if started.error is not None:
+                raise EngineCallFailed("find", complaint(str(started.error)))
+            token: str | None = ""
+            while token is not None:
+                left = deadline - self._monotonic()
+                if left <= 0:
+                    raise EngineTimeout("find", timeout)
+                fetch = tql.serve(stream, token, PAGE, min(left, WAITING))
+                page = _answer(commands, "find", fetch, _Page)
+                if page.error is not None or page.state == "failed":
+                    raise EngineCallFailed("find", complaint(str(page.error or "it failed")))
+                token = page.next_continuation_token
+                over = token is None
+                yield [event.data.line for event in page.events]
+        finally:
+            if not over:
+                with contextlib.suppress(EngineError):
+                    _run(self._commands, "find", tql.end(stream))
+
+    def watch(self) -> Iterator[list[Match]]:
+        commands = self._commands.part()
+        return Closable(self._watched(commands), commands.interrupt)
+
+    def _watched(self, commands: Commands) -> Generator[list[Match], None, None]:
+        pipeline = tql.live(self._plan, tql.MAIN)
+        signs, running = 0, False
+        with contextlib.closing(
+            commands.stream("watch", _FROM_STDIN, pipeline, silence=SILENCE)
+        ) as lines:
+            for batch in lines:
+                signs += batch.count(tql.SIGN)
+                found = _matches("watch", batch, self._plan)
+                if not running and (found or signs >= _SIGNS):
+                    running = True
+                    yield []
+                if found:
+                    yield found
+        raise EngineCallFailed("watch", "the match ended by itself")
+
+    def interrupt(self) -> None:
+        self._commands.interrupt()
+
+    def resume(self) -> None:
+        self._commands.resume()
+
+
+class Closable(Iterator[list[Match]]):
+    """
+    An iterator that any thread may close, while another waits for its next item.
+    """
+
+    def __init__(self, items: Generator[list[Match], None, None], stop: Callable[[], None]) -> None:
+        """
+        @param items: A generator.
+        @param stop: Makes the generator, in whatever thread it runs, raise
+            L{tbvast.errors.EngineInterrupted}.
+        """
+        self._items = items
+        self._stop = stop
+        self._owner: int | None = None
+
+    def __next__(self) -> list[Match]:
+        self._owner = threading.get_ident()
+        return next(self._items)
+
+    def close(self) -> None:
+        """
+        End what yields the items.
+
+        From another thread than that which takes the items, it is only asked to
+        end: what takes them gets L{tbvast.errors.EngineInterrupted}, at once or
+        for the next one.
+        """
+        self._stop()
+        if self._owner in (None, threading.get_ident()):
+            self._items.close()
+
+
+def _run(commands: Commands, name: str, pipeline: str, timeout: float = ASKING) -> list[bytes]:
+    if len(pipeline) > LONGEST_ARGUMENT:
+        return commands.run(name, _FROM_STDIN, pipeline, timeout=timeout).lines
+    return commands.run(name, [pipeline], timeout=timeout).lines
+
+
+def _answer(commands: Commands, name: str, pipeline: str, kind: type[_T]) -> _T:
+    """
+    Ask something that has one answer.
+    """
+    return _decoded(name, b"".join(_run(commands, name, pipeline)), kind)
+
+
+def _decoded(name: str, text: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError:
+        raise EngineCallFailed(name, f"it answered {shown(text)}") from None
+
+
+def _matches(name: str, lines: Iterable[bytes | str], plan: tql.Plan) -> list[Match]:
+    try:
+        return rows.matches(lines, plan.slots)
+    except Invalid as e:
+        raise EngineCallFailed(name, str(e)) from None

@@ -1,0 +1,254 @@
+"""
+The boundary between the reactor's thread and those in which an engine is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    DeferredLock,
+    fail,
+    succeed,
+)
+from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from tbvast.errors import EngineInterrupted
+from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.observables import Observable
+from tbvast.interfaces import IEngine, IEngineClient
+
+THREADS = 6
+"""
+One each for the writer, the search and the live match, and a few for questions.
+"""
+
+Deliver = Callable[[list[Match]], "Deferred[None] | None"]
+T = TypeVar("T")
+
+
+@implementer(IEngineClient)
+class ThreadedEngine:
+    """
+    An L{IEngineClient} that makes an L{IEngine}'s calls in worker threads.
+
+    One call at a time writes, one searches, and one matches live; others wait
+    for their turn.
+    """
+
+    def __init__(
+        self,
+        engine: IEngine,
+        defer: Callable[..., Deferred[Any]],
+        call_in_reactor: Callable[..., Any],
+    ) -> None:
+        """
+        @param defer: Calls a callable in a thread, for a L{Deferred} of its
+            result: C{partial(deferToThreadPool, reactor, pool)}, say.
+        @param call_in_reactor: Called in a thread, calls a callable in the
+            reactor's, and waits until the L{Deferred} that it returns has fired:
+            C{partial(blockingCallFromThread, reactor)}, say.
+        """
+        self._engine = engine
+        self._defer = defer
+        self._call_in_reactor = call_in_reactor
+        self._writing = DeferredLock()
+        self._searching = DeferredLock()
+        self._watching = DeferredLock()
+        self._deliveries: set[_Delivery] = set()
+
+    def identify(self) -> Deferred[EngineIdentity]:
+        return self._defer(self._engine.identify)
+
+    def prepare(self) -> Deferred[None]:
+        return _Turn(self._writing, partial(self._defer, self._engine.prepare)).result
+
+    def add(self, entries: Sequence[Entry]) -> Deferred[None]:
+        return _Turn(self._writing, partial(self._defer, self._engine.add, entries)).result
+
+    def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
+        return _Turn(self._writing, partial(self._defer, self._engine.remove, observables)).result
+
+    def contents(self) -> Deferred[list[Entry]]:
+        return self._defer(self._engine.contents)
+
+    def find(
+        self,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        deliver: Deliver,
+    ) -> Deferred[None]:
+        found = partial(self._engine.find, entries, limit, timeout)
+        return self._delivered(self._searching, found, deliver)
+
+    def watch(self, deliver: Deliver) -> Deferred[None]:
+        return self._delivered(self._watching, self._engine.watch, deliver)
+
+    def interrupt(self) -> None:
+        self._engine.interrupt()
+        for delivery in list(self._deliveries):
+            delivery.end(EngineInterrupted("the engine's calls were ended"))
+
+    def resume(self) -> None:
+        self._engine.resume()
+
+    def _delivered(
+        self, lock: DeferredLock, iterate: Callable[[], Iterator[list[Match]]], deliver: Deliver
+    ) -> Deferred[None]:
+        delivery = _Delivery(iterate, deliver, self._call_in_reactor)
+
+        def start() -> Deferred[None]:
+            self._deliveries.add(delivery)
+            return self._defer(delivery.run).addBoth(over)
+
+        def over(result: T) -> T:
+            self._deliveries.discard(delivery)
+            return result
+
+        return _Turn(lock, start, lambda: delivery.end(CancelledError())).result
+
+
+class _Turn:
+    """
+    A call that waits for a lock, and keeps it until its thread is done.
+
+    @ivar result: The call's; cancelling it gives up the wait, or, if the call
+        was made already, its result: a thread cannot be stopped, only asked to.
+    """
+
+    def __init__(
+        self,
+        lock: DeferredLock,
+        start: Callable[[], Deferred[Any]],
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        @param start: Makes the call.
+        @param stop: Asks the call to end early.
+        """
+        self._stop = stop
+        self._start = start
+        self._started = False
+        self.result: Deferred[Any] = Deferred(self._cancel)
+        self._turn = lock.run(self._begin)
+        self._turn.addBoth(self._finished)
+
+    def _begin(self) -> Deferred[Any]:
+        self._started = True
+        return self._start()
+
+    def _cancel(self, result: Deferred[Any]) -> None:
+        if self._started:
+            self._stop()
+        else:
+            self._turn.cancel()
+
+    def _finished(self, outcome: Any) -> None:
+        if not self.result.called:
+            self.result.callback(outcome)
+
+
+class _Delivery:
+    """
+    Carries the batches of one iterator from a thread to the reactor's, each
+    only when the one before has been dealt with.
+    """
+
+    def __init__(
+        self,
+        iterate: Callable[[], Iterator[list[Match]]],
+        deliver: Deliver,
+        call_in_reactor: Callable[..., Any],
+    ) -> None:
+        self._iterate = iterate
+        self._deliver = deliver
+        self._call_in_reactor = call_in_reactor
+        self._iterator: Any = None
+        self._pending: Deferred[None] | None = None
+        self._ended: BaseException | None = None
+
+    def run(self) -> None:
+        """
+        Iterate to the end. Called in a worker thread.
+        """
+        self._iterator = self._iterate()
+        try:
+            if self._ended is None:
+                for batch in self._iterator:
+                    self._call_in_reactor(self._hand_over, batch)
+        except Exception as e:
+            raise self._ended or e from None
+        finally:
+            self._iterator.close()
+        if self._ended is not None:
+            raise self._ended
+
+    def _hand_over(self, batch: list[Match]) -> Deferred[None]:
+        if self._ended is not None:
+            return fail(self._ended)
+        try:
+            delivered = self._deliver(batch)
+        except Exception:
+            return fail()
+        self._pending = succeed(None) if delivered is None else delivered
+        return self._pending
+
+    def end(self, reason: BaseException) -> None:
+        """
+        Make L{run} end within a second, by raising C{reason}. Called in the
+        reactor's thread.
+        """
+        if self._ended is None:
+            self._ended = reason
+        if self._iterator is not None:
+            self._iterator.close()
+        if self._pending is not None:
+            self._pending.cancel()
+
+
+class EngineThreads(Service):
+    """
+    The threads in which one engine is asked; they end with the service.
+
+    @ivar client: The engine, for the reactor's thread. Calls made before the
+        service is started wait for that.
+    """
+
+    def __init__(self, reactor: Any, engine: IEngine) -> None:
+        self._pool = ThreadPool(0, THREADS, "tbvast-engine")
+        self._reactor = reactor
+        self._calls: set[Deferred[Any]] = set()
+        self.client = ThreadedEngine(engine, self._call, partial(blockingCallFromThread, reactor))
+
+    def startService(self) -> None:
+        super().startService()
+        self._pool.start()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End all calls; fires when no thread is left.
+        """
+        super().stopService()
+        self.client.interrupt()
+        return DeferredList(list(self._calls)).addCallback(lambda _: self._pool.stop())
+
+    def _call(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        call = deferToThreadPool(self._reactor, self._pool, f, *args)
+        done: Deferred[None] = Deferred()
+        self._calls.add(done)
+
+        def over(result: Any) -> Any:
+            self._calls.discard(done)
+            done.callback(None)
+            return result
+
+        return call.addBoth(over)

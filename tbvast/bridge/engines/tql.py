@@ -1,0 +1,472 @@
+"""
+The pipelines that drive a Tenzir node, as text made from data.
+
+No value of an indicator is ever part of that text: values travel as NDJSON. What
+is, are names of tables, topics and fields, checked here, and numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
+
+from tbvast.bridge.engines.fields import BUILT_IN, Field, Form, Request, Source, anything
+from tbvast.errors import Invalid
+from tbvast.intel.observables import Kind
+
+SIGN = b'{"_tbvast":null}'
+"""
+A line of the live match that only says that it runs.
+"""
+
+MARK = "_tbvast"
+"""
+The field of an exported event that holds what was found in it.
+"""
+
+POSITIONS = 8
+"""
+How many elements of each list are looked at, unless told otherwise.
+"""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_IDENTITY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[\])?", re.ASCII)
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?|\*", re.ASCII)
+
+
+class Tables(msgspec.Struct, frozen=True):
+    """
+    The names of the three tables that one match uses.
+
+    One for each type of key: a table of mixed keys takes minutes to read back.
+    """
+
+    ip: str
+    net: str
+    text: str
+
+    def of(self, kind: Kind) -> str:
+        """
+        The table that holds observables of a kind.
+        """
+        if kind is Kind.IP:
+            return self.ip
+        return self.net if kind is Kind.NETWORK else self.text
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.ip, self.net, self.text))
+
+
+MAIN = Tables("tbvast_ip", "tbvast_net", "tbvast_str")
+"""
+What the live match uses; they hold everything in force.
+"""
+
+RETRO = Tables("tbvast_r0_ip", "tbvast_r0_net", "tbvast_r0_str")
+"""
+What the retro match uses; they hold only what is searched for.
+"""
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """
+    One lookup: an expression over the event's fields, in one table.
+
+    @ivar name: Where its result is found, within L{MARK}.
+    @ivar field: The path that is reported for a hit.
+    @ivar kinds: What the field can hold; the table may hold other kinds too.
+    """
+
+    name: str
+    field: str
+    kinds: frozenset[Kind]
+    expression: str
+
+
+class Branch(msgspec.Struct, frozen=True):
+    """
+    The lookups in events of some schemas.
+
+    @ivar condition: A TQL expression over the schema's name; C{""} is always.
+    @ivar long: A TQL expression that is true of an event with a second element
+        in any of its lists; C{""} is never. Most events have none, and are
+        spared the lookups of all later elements.
+    @ivar first: The lookups in an event without.
+    @ivar all: The lookups in an event with.
+    """
+
+    condition: str
+    long: str
+    first: tuple[Slot, ...]
+    all: tuple[Slot, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """
+    Everything a match looks up, and how to read what it found.
+    """
+
+    branches: tuple[Branch, ...]
+    slots: dict[str, Slot]
+
+
+def plan(
+    sources: Iterable[Source] = BUILT_IN,
+    positions: int = POSITIONS,
+    kinds: Collection[Kind] = frozenset(Kind),
+) -> Plan:
+    """
+    Work out the lookups.
+
+    @param positions: How many elements of each list are looked at.
+    @param kinds: Look only for these.
+    @raise tbvast.errors.Invalid: If a source names a schema or a field by
+        something that is no name.
+    """
+    sources = tuple(sources)
+    full = [source for source in sources if not source.schema.endswith("*")]
+    partial = [source for source in sources if source.schema.endswith("*")]
+    numbered = _Slots(frozenset(kinds))
+    branches = [
+        Branch(
+            _condition(source.schema),
+            _long(source) if positions > 1 else "",
+            numbered.of(source, 1),
+            numbered.of(source, positions),
+        )
+        for source in [*full, *partial, anything(sources)]
+    ]
+    return Plan(tuple(branches), numbered.known())
+
+
+class _Slots:
+    """
+    Numbers lookups; the same lookup in two branches is one slot.
+    """
+
+    def __init__(self, kinds: frozenset[Kind]) -> None:
+        self._kinds = kinds
+        self._slots: dict[tuple[str, str, frozenset[Kind]], Slot] = {}
+
+    def known(self) -> dict[str, Slot]:
+        return {slot.name: slot for slot in self._slots.values()}
+
+    def of(self, source: Source, positions: int) -> tuple[Slot, ...]:
+        found: dict[Slot, None] = {}
+        for field in source.fields:
+            for kinds in _by_table(field.kinds & self._kinds):
+                for shown, expression in _lookups(field, positions):
+                    found[self._slot(shown, expression, kinds)] = None
+        if Kind.URL in self._kinds:
+            for request in source.requests:
+                expression = _requested(request)
+                found[self._slot(request.target, expression, frozenset({Kind.URL}))] = None
+        return tuple(found)
+
+    def _slot(self, field: str, expression: str, kinds: frozenset[Kind]) -> Slot:
+        key = (field, expression, kinds)
+        if key not in self._slots:
+            self._slots[key] = Slot(f"f{len(self._slots)}", field, kinds, expression)
+        return self._slots[key]
+
+
+def _by_table(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
+    for table in MAIN:
+        part = frozenset(kind for kind in kinds if MAIN.of(kind) == table)
+        if part:
+            yield part
+
+
+def _condition(schema: str) -> str:
+    if not _SCHEMA.fullmatch(schema):
+        raise Invalid("schema", schema, "a schema's name, or the beginning of one and a *")
+    if schema == "*":
+        return ""
+    if schema.endswith("*"):
+        return f'@name.starts_with("{schema[:-1]}")'
+    return f'@name == "{schema}"'
+
+
+def _long(source: Source) -> str:
+    seconds = {
+        f"{access}[1]? != null": None
+        for field in source.fields
+        if not field.flat
+        for access in _lists(_steps(field.path))
+    }
+    return " or ".join(seconds)
+
+
+def _lists(steps: list[tuple[str, bool]]) -> Iterator[str]:
+    access = ""
+    for name, is_list in steps:
+        access += f".{name}?"
+        if is_list:
+            yield access[1:]
+            access += "[0]?"
+
+
+def _lookups(field: Field, positions: int) -> Iterator[tuple[str, str]]:
+    """
+    The expressions of a field: one for each position of a list in its path.
+    """
+    if field.flat:
+        _steps(field.path)
+        yield field.path, _undone(field.form, f'this["{field.path}"]?')
+        return
+    for shown, access in _accesses(_steps(field.path), positions):
+        yield shown, _undone(field.form, access)
+
+
+def _steps(path: str) -> list[tuple[str, bool]]:
+    steps = []
+    for step in path.split("."):
+        match = _STEP.fullmatch(step)
+        if match is None:
+            raise Invalid("field", path, "names joined by dots, each perhaps with []")
+        steps.append((match[1], match[2] is not None))
+    return steps
+
+
+def _accesses(steps: list[tuple[str, bool]], positions: int) -> list[tuple[str, str]]:
+    found = [("", "")]
+    for name, is_list in steps:
+        found = [(f"{shown}.{name}", f"{access}.{name}?") for shown, access in found]
+        if is_list:
+            found = [
+                (f"{shown}[{position}]", f"{access}[{position}]?")
+                for shown, access in found
+                for position in range(positions)
+            ]
+    return [(shown[1:], access[1:]) for shown, access in found]
+
+
+def _undone(form: Form, access: str) -> str:
+    if form is Form.ADDRESS:
+        return f"ip({access})"
+    if form is Form.NAME:
+        return f'{access}.to_lower().trim_end(".")'
+    if form is Form.MAILBOX:
+        return rf'{access}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()'
+    if form is Form.DIGEST:
+        return f'{access}.replace(":", "").to_lower()'
+    return _located(access)
+
+
+def _located(access: str) -> str:
+    bare = f'{access}.replace_regex("^[a-zA-Z][a-zA-Z0-9+.-]*://", "").replace_regex("#.*$", "")'
+    parts = f'{bare}.split("/", max=1)'
+    return f'({parts}[0]?.to_lower() + "/" + ({parts}[1]? else ""))'
+
+
+def _access(path: str) -> str:
+    ((_, access),) = _accesses(_steps(path), 1)
+    return access
+
+
+def _requested(request: Request) -> str:
+    host = f"{_access(request.host)}.to_lower()"
+    target = _access(request.target)
+    if request.port:
+        port = _access(request.port)
+        named = f"{port} != null and {port} != 80 and {port} != 443"
+        host = f'({host} + ":" + string({port}) if {named} else {host})'
+    whole = f"{host} + {target}"
+    if request.query:
+        query = _access(request.query)
+        whole = f'{whole} + ("?" + {query} if {query} != null and {query} != "" else "")'
+    return f'({whole} if {target}.starts_with("/") else {_located(target)})'
+
+
+def create(table: str) -> str:
+    """
+    Make a table that is not there.
+    """
+    return f'context_create_lookup_table "{_name(table)}"\n'
+
+
+def drop(table: str) -> str:
+    """
+    Take a table away, with its entries.
+    """
+    return f'context_remove "{_name(table)}"\n'
+
+
+def listing() -> str:
+    """
+    Name the tables that are there, one a line.
+    """
+    return "context_list\nselect name\nwrite_ndjson\n"
+
+
+def inspect(table: str) -> str:
+    """
+    Read the entries of a table, one a line.
+    """
+    return f'context_inspect "{_name(table)}"\nselect value\nwrite_ndjson\n'
+
+
+def update(tables: Tables) -> str:
+    """
+    Write the rows on standard input; each replaces what its key had.
+    """
+    return _stored(tables, 'context_update "{table}", key=_key, value={{v: v, k: k, ids: ids}}')
+
+
+def erase(tables: Tables) -> str:
+    """
+    Remove the rows on standard input.
+    """
+    return _stored(tables, 'context_erase "{table}", key=_key')
+
+
+def _stored(tables: Tables, operator: str) -> str:
+    # A null key would match every event that lacks a field: hence the `where`.
+    lines = ["from_stdin { read_ndjson raw=true }"]
+    for condition, key, table in (
+        (f'if k == "{Kind.IP}"', "ip(v)", tables.ip),
+        (f'else if k == "{Kind.NETWORK}"', "subnet(v)", tables.net),
+        ("else", "v", tables.text),
+    ):
+        lines += [
+            f"{condition} {{",
+            f"  _key = {key}",
+            "  where _key != null",
+            f"  {operator.format(table=_name(table))}",
+            "}",
+        ]
+    # A closing brace and the `else` that goes with it share a line.
+    return "\n".join(lines).replace("}\nelse", "} else") + "\n"
+
+
+def live(matched: Plan, tables: Tables) -> str:
+    """
+    Match what arrives from now on, as lines on standard output.
+
+    Once a second the node's own metrics make a line whose mark is null: the
+    sign that the match runs, and that the node is still there.
+    """
+    return (
+        f"export live=true\n{_matched(matched, tables)}"
+        'merge { export internal=true, live=true | where @name == "tenzir.metrics.actor" '
+        f'| where name == "importer" | select {MARK}=null }}\nwrite_ndjson\n'
+    )
+
+
+def retro(matched: Plan, tables: Tables, limit: int) -> str:
+    """
+    Match what is stored, as events.
+
+    @param limit: The most events with the same hits in the same fields; C{0}
+        means all of them.
+    """
+    bounded = f"deduplicate {MARK}, limit={int(limit)}\n" if limit else ""
+    return f"export\n{_matched(matched, tables)}{bounded}"
+
+
+def ping() -> str:
+    """
+    Ask the node, not the command, for its version.
+    """
+    return 'api "/ping"\nwrite_ndjson\n'
+
+
+def launch(pipeline: str, stream: str, lifetime: float) -> str:
+    """
+    Run a pipeline in the node, with its results kept for L{serve}.
+
+    Each result is wrapped as one text, for the answers of the node's interface
+    would mix the fields of different schemas.
+
+    @param stream: A name that was never used before, for pipeline and results.
+    @param lifetime: Seconds after which the node ends it by itself.
+    """
+    name = identity(stream)
+    definition = quoted(f"{pipeline}select line=print_ndjson(this)\n")
+    return (
+        f'api "/pipeline/launch", {{definition: {definition}, id: "{name}", '
+        f'serve_id: "{name}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
+    )
+
+
+def serve(stream: str, token: str, most: int, wait: float) -> str:
+    """
+    Fetch the next results of a pipeline that was launched.
+
+    @param token: What the fetch before answered; C{""} for the first.
+    @param most: The most results.
+    @param wait: Seconds to wait until there are half as many.
+    """
+    if token and not _TOKEN.fullmatch(token):
+        raise Invalid("continuation token", token, "letters, digits and -")
+    continued = f'continuation_token: "{token}", ' if token else ""
+    return (
+        f'api "/serve", {{serve_id: "{identity(stream)}", {continued}'
+        f"max_events: {int(most)}, min_events: {int(most) // 2}, "
+        f'timeout: "{int(wait * 1000)}ms", schema: "never"}}\nwrite_ndjson\n'
+    )
+
+
+def end(stream: str) -> str:
+    """
+    End a pipeline that was launched.
+    """
+    return f'api "/pipeline/delete", {{id: "{identity(stream)}"}}\nwrite_ndjson\n'
+
+
+def _matched(matched: Plan, tables: Tables) -> str:
+    lines = [f"{MARK} = {{s: @name}}"]
+    for number, branch in enumerate(matched.branches):
+        opening = f"if {branch.condition} {{" if branch.condition else "{"
+        lines.append(f"}} else {opening}" if number else opening)
+        if branch.long:
+            lines.append(f"if {branch.long} {{")
+            lines += _looked_up(branch.all, tables)
+            lines.append("} else {")
+            lines += _looked_up(branch.first, tables)
+            lines.append("}")
+        else:
+            lines += _looked_up(branch.all, tables)
+    return "\n".join([*lines, "}", f"drop_null_fields {MARK}", ""])
+
+
+def _looked_up(slots: Iterable[Slot], tables: Tables) -> Iterator[str]:
+    found = []
+    for slot in slots:
+        table = _name(tables.of(next(iter(slot.kinds))))
+        found.append(f"{MARK}.{slot.name} != null")
+        yield f'context_enrich "{table}", key={slot.expression}, into={MARK}.{slot.name}'
+    yield f"where {' or '.join(found) or 'false'}"
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise Invalid("table", text, "a table's name")
+    return text
+
+
+def identity(text: str) -> str:
+    """
+    @return: C{text}, which is fit to name a pipeline or a stream.
+    @raise tbvast.errors.Invalid: If it is not.
+    """
+    if not _IDENTITY.fullmatch(text):
+        raise Invalid("identity", text, "lower-case letters, digits, - and _")
+    return text
+
+
+def quoted(pipeline: str) -> str:
+    """
+    A generated pipeline as a string literal within another.
+
+    @raise tbvast.errors.Invalid: If it holds anything but printable ASCII and
+        newlines: then it was not generated here.
+    """
+    if not re.fullmatch(r"[\x20-\x7e\n]*", pipeline):
+        raise Invalid("pipeline", pipeline, "printable ASCII")
+    escaped = pipeline.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
