@@ -76,7 +76,7 @@ _TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
 
 _DEFANGED = re.compile(r"\[\.\]|\(\.\)|\{\.\}|\[dot\]|\(dot\)|\[@\]|\[at\]|\(at\)|\[:\]", re.I)
 _FANGS = {".": ".", "d": ".", "@": "@", "a": "@", ":": ":"}
-_SCHEMES = {"hxxp": "http", "hxxps": "https", "fxp": "ftp", "h**p": "http"}
+_SCHEMES = {"hxxp": "http", "hxxps": "https", "fxp": "ftp"}
 _JOINERS = "\u200c\u200d"
 _USUAL_PORTS = ("", "80", "443")
 
