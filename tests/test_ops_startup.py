@@ -294,9 +294,9 @@ class ServiceProcessTests(SynchronousTestCase):
 
     def test_signals(self) -> None:
         """
-        SIGINT and SIGTERM stop the reactor once, with exit status 0.
+        SIGINT, SIGTERM and SIGHUP stop the reactor once, with exit status 0.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             service = self.make()
             self.start(service)
             self.process.kill(number)

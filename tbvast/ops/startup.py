@@ -139,7 +139,8 @@ class ServiceProcess(SequentialService):
     The service that C{twistd} runs, with all that makes it a good process: its
     state directory, its log, its signals and its exit status.
 
-    SIGINT and SIGTERM stop it with exit status 0; SIGUSR1 begins a new log file.
+    SIGINT, SIGTERM and SIGHUP (a closed terminal) stop it with exit status 0;
+    SIGUSR1 begins a new log file.
 
     @ivar state: The state directory, locked.
     """
@@ -218,7 +219,7 @@ class ServiceProcess(SequentialService):
         Replace the reactor's signal handlers: after those, C{twistd} would end by
         the signal, not with status 0.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._set_handler(number, self._on_stop_signal)
         self._set_handler(signal.SIGUSR1, self._on_rotate_signal)
 

@@ -1,0 +1,70 @@
+# What there is to do with a checkout; needs Python 3.11 or newer and nothing else.
+
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+TESTS ?= tests
+CONFIG ?= $(wildcard tap.conf)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo run test check wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    see the whole way, from indicator to sighting, on real data'
+	@echo 'make run     plugin and bridge in the foreground, until Ctrl-C; uses tap.conf if there is one'
+	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
+	@echo 'make check   lint, format and types'
+	@echo 'make wheel   build a wheel in dist/'
+	@echo 'make clean   remove everything that was made'
+	@echo 'PYTHON=...   the interpreter to make $(VENV) with'
+
+# Installed again only when what is to be installed has changed.
+$(INSTALLED): pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[engine,test]'
+	@touch $@
+
+$(BIN)/python:
+	@found=; \
+	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		found=$$python; \
+		$$python -c 'import ensurepip, venv' 2>/dev/null && exec $$python -m venv $(VENV); \
+	done; \
+	if [ "$$found" ]; then \
+		echo "$$found cannot make a virtual environment: apt install python3-venv" >&2; \
+	else \
+		echo 'no Python 3.11 or newer found: install one, or name it with PYTHON=...' >&2; \
+	fi; \
+	exit 1
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m tbvast.demo
+
+# Whatever ends first, a service or the wait for a signal, both are ended.
+run: $(INSTALLED)
+	@end() { kill $$plugin $$bridge 2>/dev/null; wait; exit $$1; }; \
+	trap 'end 0' INT TERM HUP; \
+	$(BIN)/twistd -n tbvast-plugin $(CONFIG:%=--config %) & plugin=$$!; \
+	$(BIN)/twistd -n tbvast-bridge $(CONFIG:%=--config %) & bridge=$$!; \
+	wait -n; end $$?
+
+test: $(if $(CI),check) $(INSTALLED)
+	@mkdir -p build
+	$(BIN)/python -m twisted.trial --temp-directory=build/trial $(TESTS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy tbvast tests
+
+wheel: $(INSTALLED)
+	rm -rf build/lib
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache
