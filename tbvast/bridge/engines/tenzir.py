@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from tbvast.bridge.engines import rows, tql
 from tbvast.bridge.engines.calls import Commands, complaint
+from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
 from tbvast.errors import (
     EngineCallFailed,
@@ -317,38 +318,6 @@ class TenzirEngine:
 
     def resume(self) -> None:
         self._commands.resume()
-
-
-class Closable(Iterator[list[Match]]):
-    """
-    An iterator that any thread may close, while another waits for its next item.
-    """
-
-    def __init__(self, items: Generator[list[Match], None, None], stop: Callable[[], None]) -> None:
-        """
-        @param items: A generator.
-        @param stop: Makes the generator, in whatever thread it runs, raise
-            L{tbvast.errors.EngineInterrupted}.
-        """
-        self._items = items
-        self._stop = stop
-        self._owner: int | None = None
-
-    def __next__(self) -> list[Match]:
-        self._owner = threading.get_ident()
-        return next(self._items)
-
-    def close(self) -> None:
-        """
-        End what yields the items.
-
-        From another thread than that which takes the items, it is only asked to
-        end: what takes them gets L{tbvast.errors.EngineInterrupted}, at once or
-        for the next one.
-        """
-        self._stop()
-        if self._owner in (None, threading.get_ident()):
-            self._items.close()
 
 
 def _run(commands: Commands, name: str, pipeline: str, timeout: float = ASKING) -> list[bytes]:

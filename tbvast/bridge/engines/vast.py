@@ -1,0 +1,267 @@
+"""
+VAST, as it was from 2020 to 2022, for those who still run it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from tbvast.bridge.engines.calls import Commands
+from tbvast.bridge.engines.closable import Closable
+from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
+from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
+from tbvast.intel.observables import Kind, Observable
+from tbvast.interfaces import IEngine
+
+MATCHER = "tbvast"
+"""
+The name of the matcher that holds what is matched live.
+"""
+
+CALLING = 60.0
+"""
+Seconds for one call that is not a search.
+"""
+
+_REFERENCE = "threatbus__"
+
+# What goes into an argument or a query as it is: no quotes, no backslash, no
+# blanks, nothing but ASCII, and nothing that a command takes for an option.
+_PLAIN = re.compile(r"(?!-)[!#-\[\]-~]{1,2048}", re.ASCII)
+_ID = re.compile(r"[A-Za-z0-9-]{1,200}", re.ASCII)
+
+
+class _Version(msgspec.Struct):
+    VAST: str = ""
+
+
+class _Indicator(msgspec.Struct):
+    value: str
+    context: str | None = None
+
+
+class _Sighted(msgspec.Struct):
+    event: dict[str, Any]
+    indicator: _Indicator
+
+
+@implementer(IEngine)
+class VastEngine:
+    """
+    A VAST node, asked with its command line.
+
+    It matches live what its C{matcher} plugin does: equal values, no networks.
+    The matcher cannot be read back, so that C{contents} is what this object has
+    written. What would have to be escaped is left out, and logged by its kind.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        endpoint: str,
+        binary: str,
+        state: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        @param endpoint: The node's, C{HOST:PORT}.
+        @param binary: The path of the C{vast} command.
+        @param state: Not used: this engine keeps nothing on disk.
+        @param monotonic: The time in seconds, from any thread.
+        """
+        self._endpoint = endpoint
+        self._commands = Commands(binary, endpoint)
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._held: dict[Observable, Entry] = {}
+        self._export: tuple[str, ...] | None = None
+
+    def identify(self) -> EngineIdentity:
+        self._run("identify", "status")
+        said = b"\n".join(self._run("identify", "version"))
+        try:
+            version = msgspec.json.decode(said, type=_Version).VAST
+        except msgspec.MsgspecError:
+            version = ""
+        if not version:
+            raise EngineUnsupported("of an unknown version", "VAST of 2020 to 2022")
+        return EngineIdentity("vast", version, self._endpoint)
+
+    def prepare(self) -> None:
+        there = {line.split(b" ")[0] for line in self._run("prepare", "matcher", "list")}
+        if MATCHER.encode() not in there:
+            options = ("--mode=exact", "--match-types=ip,addr,string")
+            self._run("prepare", "matcher", "start", *options, MATCHER)
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        usable = [entry for entry in entries if self._usable(entry)]
+        if usable:
+            rows = b"".join(msgspec.json.encode(_row(entry)) + b"\n" for entry in usable)
+            self._commands.run(
+                "add",
+                ("import", "--type=intel.indicator", "json"),
+                rows.decode(),
+                timeout=CALLING,
+            )
+        for entry in usable:
+            value, reference = entry.observable.value, _reference(entry)
+            self._run("add", "matcher", "add", MATCHER, value, reference)
+            with self._lock:
+                self._held[entry.observable] = entry
+
+    def remove(self, observables: Sequence[Observable]) -> None:
+        for observable in observables:
+            with self._lock:
+                held = self._held.pop(observable, None)
+            if held is not None:
+                self._run("remove", "matcher", "remove", MATCHER, observable.value)
+
+    def contents(self) -> list[Entry]:
+        with self._lock:
+            return list(self._held.values())
+
+    def find(self, entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+        commands = self._commands.part()
+        return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
+
+    def _found(
+        self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
+    ) -> Generator[list[Match], None, None]:
+        deadline = self._monotonic() + timeout
+        options = (*self._options(commands), *((f"--max-events={limit}",) if limit else ()))
+        for entry in entries:
+            left = deadline - self._monotonic()
+            if left <= 0:
+                raise EngineTimeout("find", timeout)
+            if not self._usable(entry, live=False):
+                continue
+            arguments = ("export", *options, "json", query(entry.observable))
+            for lines in commands.stream("find", arguments, timeout=left):
+                yield [_match("find", line, entry) for line in lines if line]
+
+    def _options(self, commands: Commands) -> tuple[str, ...]:
+        """
+        What every search is given: newer versions know a lower priority.
+        """
+        if self._export is None:
+            said = commands.run("find", ("export", "--help"), timeout=CALLING).lines
+            known = any(b"--low-priority" in line for line in said)
+            self._export = ("--low-priority",) if known else ()
+        return self._export
+
+    def watch(self) -> Iterator[list[Match]]:
+        commands = self._commands.part()
+        return Closable(self._watched(commands), commands.interrupt)
+
+    def _watched(self, commands: Commands) -> Generator[list[Match], None, None]:
+        attached = commands.stream("watch", ("matcher", "attach", "json", MATCHER))
+        with contextlib.closing(attached) as batches:
+            yield []  # it does not say when it is attached
+            for lines in batches:
+                found = [match for line in lines if (match := self._sighted(line)) is not None]
+                if found:
+                    yield found
+        raise EngineCallFailed("watch", "the match ended by itself")
+
+    def _sighted(self, line: bytes) -> Match | None:
+        try:
+            seen = msgspec.json.decode(line, type=_Sighted)
+        except msgspec.MsgspecError:
+            self._log.warn("A sighting of the matcher cannot be read.", size=len(line))
+            return None
+        # The engine writes strings as it would read them: in quotes.
+        context = (seen.indicator.context or "").strip('"')
+        kind, _, ids = context.removeprefix(_REFERENCE).partition("__")
+        if not context.startswith(_REFERENCE) or kind not in set(Kind) or not ids:
+            return None  # somebody else's
+        observable = Observable(Kind(kind), seen.indicator.value.strip('"'))
+        return _matched(seen.event, Entry(observable, tuple(ids.split(","))))
+
+    def interrupt(self) -> None:
+        self._commands.interrupt()
+
+    def resume(self) -> None:
+        self._commands.resume()
+
+    def _run(self, name: str, *arguments: str) -> list[bytes]:
+        return self._commands.run(name, arguments, timeout=CALLING).lines
+
+    def _usable(self, entry: Entry, live: bool = True) -> bool:
+        """
+        Whether an entry can be given to the command line as it is.
+        """
+        kind, value = entry.observable.kind, entry.observable.value
+        if live and kind is Kind.NETWORK:
+            return False
+        if _PLAIN.fullmatch(value) and all(_ID.fullmatch(id) for id in entry.ids):
+            return True
+        self._log.warn("The engine cannot be asked for a value of kind {kind}.", kind=kind)
+        return False
+
+
+def query(observable: Observable) -> str:
+    """
+    The query for an observable whose value needs no escapes.
+    """
+    value = observable.value
+    if observable.kind in (Kind.IP, Kind.NETWORK):
+        return value
+    if observable.kind is Kind.DOMAIN:
+        return f'"{value}" == net.domain || "{value}" == net.hostname'
+    if observable.kind is Kind.URL:
+        host, _, path = value.partition("/")
+        return f'"{host}" == net.hostname && "/{path}" == net.uri'
+    return f'"{value}" == :string'
+
+
+def _row(entry: Entry) -> dict[str, str]:
+    return {
+        "value": entry.observable.value,
+        "type": entry.observable.kind.value,
+        "reference": _reference(entry),
+    }
+
+
+def _reference(entry: Entry) -> str:
+    return f"{_REFERENCE}{entry.observable.kind}__{','.join(entry.ids)}"
+
+
+def _match(name: str, line: bytes, entry: Entry) -> Match:
+    try:
+        event = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise EngineCallFailed(name, "it answered what is not an event") from None
+    return _matched(event, entry)
+
+
+def _matched(event: dict[str, Any], entry: Entry) -> Match:
+    """
+    The engine says neither the schema nor the field: the field is looked up.
+    """
+    observable = entry.observable
+    field = next(_paths(event, observable.value), "")
+    hit = Hit(field, observable.kind, observable.value, entry.ids)
+    return Match(event, "", (hit,))
+
+
+def _paths(part: Any, value: str, path: str = "") -> Iterator[str]:
+    if isinstance(part, dict):
+        for name, item in part.items():
+            yield from _paths(item, value, f"{path}.{name}" if path else name)
+    elif isinstance(part, list):
+        for position, item in enumerate(part):
+            yield from _paths(item, value, f"{path}[{position}]")
+    elif isinstance(part, str) and part.lower() == value:
+        yield path
