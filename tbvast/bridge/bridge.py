@@ -180,7 +180,7 @@ class Bridge(SequentialService):
             return to_bus(lambda frame: self._subscription.send(frame))
         sink: StdoutSink | CommandSink
         if settings.sink == StdoutSink.NAME:
-            sink = StdoutSink(self._reactor)
+            sink = StdoutSink(self._reactor, self._reactor)
         else:
             command = parse_command(settings.sink, "sink")
             sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)

@@ -1,0 +1,363 @@
+"""
+Tests for L{tbvast.bridge.commands}, with real processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from typing import Any
+
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import TestCase
+
+from tbvast.bridge.commands import (
+    CommandSink,
+    StdoutSink,
+    TransformContext,
+    parse_command,
+)
+from tbvast.errors import CommandFailed
+from tbvast.intel.matches import MatchType
+
+reactor: Any = installed_reactor
+LIMIT = 20.0
+LIVE = MatchType.LIVE
+NASTY = "a'b\"c; rm -rf $(id) `id` | x > y\n\\ %matchtype \N{SNOWMAN}"
+
+STREAM = """
+import json, sys
+for line in sys.stdin:
+    event = json.loads(line)
+    event["seen"] = True
+    print(json.dumps(event), flush=True)
+"""
+WHOLE = """
+import json, sys
+event = json.load(sys.stdin)
+event["pid"] = __import__("os").getpid()
+json.dump(event, sys.stdout, indent=2)
+"""
+ARGUMENTS = """
+import json, sys
+json.dump({"arguments": sys.argv[1:], "event": json.load(sys.stdin)}, sys.stdout)
+"""
+APPEND = """
+import sys
+with open(sys.argv[1], "a") as f:
+    for line in sys.stdin:
+        f.write(line)
+        f.flush()
+"""
+
+
+def python(program: str, *arguments: str) -> str:
+    """
+    @return: A command, as a configuration file would have it.
+    """
+    return shlex.join([sys.executable, "-c", program, *arguments])
+
+
+def is_there(pid: int) -> bool:
+    """
+    Whether there is such a process, be it a zombie.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def children() -> set[int]:
+    """
+    @return: The processes that this one has started and not reaped.
+    """
+    with open(f"/proc/self/task/{os.getpid()}/children") as f:
+        return set(map(int, f.read().split()))
+
+
+class ProcessCase(TestCase):
+    """
+    What these tests share: whatever they start is gone at their end.
+    """
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.before = children()
+
+    def started(self, service: Any) -> Any:
+        """
+        Start a service, and stop it when the test is over.
+        """
+        service.startService()
+
+        async def stop() -> None:
+            await service.stopService()
+            self.assertEqual(children() - self.before, set())
+
+        self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
+        return service
+
+    async def until(self, condition: Any) -> None:
+        """
+        Wait for a condition, for a limited time.
+        """
+        end = time.monotonic() + LIMIT
+        while not condition():
+            self.assertLess(time.monotonic(), end, "it did not come true")
+            await deferLater(reactor, 0.02)
+
+    def path(self) -> str:
+        return os.path.abspath(self.mktemp())
+
+
+class TransformContextTests(ProcessCase):
+    """
+    Tests for L{TransformContext}.
+    """
+
+    def transform(self, text: str, **kwargs: Any) -> TransformContext:
+        service: TransformContext = self.started(
+            TransformContext(parse_command(text), reactor, reactor, **kwargs)
+        )
+        return service
+
+    async def ask(self, service: TransformContext, events: list[dict[str, Any]]) -> list[Any]:
+        return await gatherResults([service.transform(e, "6.6.6.6", LIVE) for e in events])
+
+    async def test_stream(self) -> None:
+        """
+        Many events go through one process, in order.
+        """
+        service = self.transform(python(STREAM))
+        events = [{"n": n} for n in range(2000)]
+        answers = await self.ask(service, events)
+        self.assertEqual(answers, [{"n": n, "seen": True} for n in range(2000)])
+        self.assertEqual(len(children() - self.before), 1)
+
+    async def test_cat(self) -> None:
+        """
+        Events of more than a pipe holds pass, up and down.
+        """
+        service = self.transform("/bin/cat")
+        events = [{"n": n, "payload": "x" * 300_000, "t": "a\nb"} for n in range(30)]
+        self.assertEqual(await self.ask(service, events), events)
+
+    async def test_whole(self) -> None:
+        """
+        A command that reads to the end is run once for each event.
+        """
+        service = self.transform(python(WHOLE), patience=0.5)
+        with capturedLogs() as logs:
+            answers = await self.ask(service, [{"n": n} for n in range(6)])
+        self.assertEqual([a["n"] for a in answers], list(range(6)))
+        self.assertEqual(len({a["pid"] for a in answers}), 6)
+        self.assertEqual(len([e for e in logs if "program" in e]), 1)
+
+    async def test_pipe_through_shell(self) -> None:
+        """
+        A shell can be the command, and is then fed like any other.
+        """
+        service = self.transform("sh -c 'cat | cat'")
+        self.assertEqual(await self.ask(service, [{"n": 1}]), [{"n": 1}])
+
+    async def test_arguments(self) -> None:
+        """
+        Whatever the value, it is one argument, and nothing runs it.
+        """
+        text = python(ARGUMENTS, "--ioc", "%ioc", "x=%ioc,%matchtype")
+        service = self.transform(text)
+        answer = await service.transform({"n": 1}, NASTY, MatchType.RETRO)
+        self.assertEqual(
+            answer,
+            {"arguments": ["--ioc", NASTY, f"x={NASTY},RETRO"], "event": {"n": 1}},
+        )
+
+    async def test_too_long(self) -> None:
+        """
+        A value that the system takes for no argument leaves the event as it is.
+        """
+        service = self.transform(python(ARGUMENTS, "%ioc"))
+        event = {"n": 1}
+        self.assertIs(await service.transform(event, "x" * (1 << 22), LIVE), event)
+
+    async def test_failing(self) -> None:
+        """
+        A command that fails leaves the events as they are, and its complaint is
+        in the log.
+        """
+        for arguments in ([], ["%ioc"]):
+            program = "import sys; sys.exit('no licence')"
+            service = self.transform(python(program, *arguments))
+            with capturedLogs() as logs:
+                self.assertEqual(await self.ask(service, [{"n": 1}]), [{"n": 1}])
+            failures = [e for e in logs if "stderr" in e]
+            self.assertEqual([e["stderr"] for e in failures], ["no licence\n"])
+            self.assertEqual([e["reason"] for e in failures], ["ended with exit status 1"])
+
+    async def test_slow(self) -> None:
+        """
+        A command that does not answer is ended, even one that ignores SIGTERM.
+        """
+        program = (
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        )
+        for arguments in ([], ["%ioc"]):
+            service = self.transform(
+                python(program, *arguments), timeout=1.0, patience=0.3, kill_after=0.3
+            )
+            self.assertEqual(await self.ask(service, [{"n": 1}]), [{"n": 1}])
+            await self.until(lambda: not children() - self.before)
+
+    async def test_killed(self) -> None:
+        """
+        A running command that is killed is replaced.
+        """
+        service = self.transform("cat")
+        await self.ask(service, [{"n": 1}, {"n": 2}])
+        (pid,) = children() - self.before
+        os.kill(pid, 9)
+        await self.until(lambda: not is_there(pid))
+        self.assertEqual(await self.ask(service, [{"n": 3}]), [{"n": 3}])
+        (other,) = children() - self.before
+        self.assertNotEqual(other, pid)
+
+    async def test_stopped_while_asked(self) -> None:
+        """
+        Stopping reports what waits unchanged and leaves no process.
+        """
+        service = self.transform(python("import time; time.sleep(600)", "%ioc"))
+        answers = [service.transform({"n": n}, "x", LIVE) for n in range(10)]
+        await self.until(lambda: len(children() - self.before) == 4)
+        await service.stopService()
+        self.assertEqual(await gatherResults(answers), [{"n": n} for n in range(10)])
+        self.assertEqual(children() - self.before, set())
+
+
+class CommandSinkTests(ProcessCase):
+    """
+    Tests for L{CommandSink}.
+    """
+
+    def sink(self, text: str, **kwargs: Any) -> CommandSink:
+        service: CommandSink = self.started(
+            CommandSink(parse_command(text), reactor, reactor, **kwargs)
+        )
+        return service
+
+    async def test_each(self) -> None:
+        """
+        Each event was taken by a process of its own when its Deferred fires.
+        """
+        path = self.path()
+        sink = self.sink(python(APPEND, path, "%ioc"))
+        await gatherResults([sink.send({"n": n}, NASTY, LIVE) for n in range(8)])
+        with open(path) as f:
+            self.assertEqual(sorted(json.loads(row)["n"] for row in f), list(range(8)))
+
+    async def test_chatty(self) -> None:
+        """
+        What a sink says is not kept, and does not stop it.
+        """
+        sink = self.sink(python("import sys; sys.stdout.write('x' * 5_000_000)"))
+        await sink.send({"n": 1}, "x", LIVE)
+
+    async def test_failed(self) -> None:
+        """
+        A sink that fails says so.
+        """
+        sink = self.sink("sh -c 'echo disk full >&2; exit 3'")
+        with self.assertRaises(CommandFailed) as caught:
+            await sink.send({"n": 1}, "x", LIVE)
+        self.assertIn("exit status 3 (its last line: 'disk full')", str(caught.exception))
+
+    async def test_stream(self) -> None:
+        """
+        One process takes all events, and has time for the rest of them when it
+        is stopped.
+        """
+        path = self.path()
+        sink = self.sink(python(APPEND, path), stream=True)
+        await gatherResults(
+            [sink.send({"n": n, "payload": "x" * 1000}, "x", LIVE) for n in range(1000)]
+        )
+        self.assertEqual(len(children() - self.before), 1)
+        await sink.stopService()
+        with open(path) as f:
+            self.assertEqual([json.loads(row)["n"] for row in f], list(range(1000)))
+
+    async def test_stream_dies(self) -> None:
+        """
+        After a death, the next process takes what comes.
+        """
+        path = self.path()
+        sink = self.sink(python(APPEND, path), stream=True)
+        await sink.send({"n": 1}, "x", LIVE)
+        (pid,) = children() - self.before
+        await self.until(lambda: os.path.exists(path) and os.path.getsize(path) > 0)
+        os.kill(pid, 9)
+        await self.until(lambda: not is_there(pid))
+        await sink.send({"n": 2}, "x", LIVE)
+        await sink.stopService()
+        with open(path) as f:
+            self.assertEqual([json.loads(row)["n"] for row in f], [1, 2])
+
+    async def test_stream_reads_nothing(self) -> None:
+        """
+        One that reads nothing makes events wait; stopping fails them.
+        """
+        sink = self.sink(python("import time; time.sleep(600)"), stream=True, kill_after=0.3)
+        sent = [sink.send({"payload": "x" * 100_000}, "x", LIVE) for _ in range(5)]
+        failed = gatherResults(
+            [d.addCallbacks(lambda _: "taken", lambda f: f.check(CommandFailed)) for d in sent]
+        )
+        await self.until(lambda: children() - self.before)
+        await sink.stopService()
+        self.assertEqual(await failed, [CommandFailed] * 5)
+
+
+class StdoutSinkTests(ProcessCase):
+    """
+    Tests for L{StdoutSink}.
+    """
+
+    async def test_pipe(self) -> None:
+        """
+        More than a pipe holds passes, with a reader that is slow.
+        """
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        self.addCleanup(os.close, writing)
+        os.set_blocking(reading, False)
+        sink = StdoutSink(reactor, reactor, writing)
+        sink.startService()
+        sent = gatherResults([sink.send({"n": n, "t": "x" * 50_000}, "x", LIVE) for n in range(10)])
+        received = b""
+        while received.count(b"\n") < 10:
+            await deferLater(reactor, 0)
+            with contextlib.suppress(BlockingIOError):
+                received += os.read(reading, 1 << 16)
+        await sent
+        await sink.stopService()
+        self.assertEqual([json.loads(row)["n"] for row in received.splitlines()], list(range(10)))
+
+    async def test_file(self) -> None:
+        """
+        A file does as well.
+        """
+        path = self.path()
+        with open(path, "wb") as f:
+            sink = StdoutSink(reactor, reactor, f.fileno())
+            await gatherResults([sink.send({"n": n}, "x", LIVE) for n in range(3)])
+            await sink.stopService()
+        with open(path) as f:
+            self.assertEqual(f.read(), '{"n":0}\n{"n":1}\n{"n":2}\n')
