@@ -1,0 +1,227 @@
+"""
+Real components for functional tests: found, started, fed, and ended again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import binaries
+from tbvast.bridge.engines.node import NODE_SETTINGS
+from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+from tbvast.errors import EngineMissing
+
+LIMIT = 60.0
+"""
+Seconds that anything may take before a test gives it up.
+"""
+
+FORMATS = {
+    "suricata": "from_stdin { read_suricata }",
+    "zeek-json": "from_stdin { read_zeek_json }",
+    "zeek-tsv": "from_stdin { read_zeek_tsv }",
+    "ndjson": "from_stdin { read_ndjson }",
+}
+"""
+How events of each format are imported.
+"""
+
+
+def require_tenzir(testcase: SynchronousTestCase) -> str:
+    """
+    @return: The path of the engine's command.
+    @raise SkipTest: If it is not installed; a failure where C{CI} is C{true}.
+    """
+    try:
+        binaries.node()
+        return binaries.client()
+    except EngineMissing as e:
+        if os.environ.get("CI") == "true":
+            testcase.fail(str(e))
+        raise SkipTest(str(e)) from None
+
+
+def free_port() -> int:
+    """
+    A port of the loopback address that nobody listens on at the moment.
+    """
+    with socket.socket() as attempt:
+        attempt.bind(("127.0.0.1", 0))
+        port: int = attempt.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], limit: float = LIMIT) -> None:
+    """
+    Wait for a condition, from a thread that may be blocked.
+
+    @param limit: Seconds.
+    @raise AssertionError: If it did not come true in time.
+    """
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not true after {limit} s: {condition}")
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """
+    Whether a process runs: it is there, and is not a zombie.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """
+    The processes that a process has started and not reaped.
+    """
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+class RealNode:
+    """
+    A Tenzir node on a free port of the loopback address, with nothing in it.
+
+    @ivar endpoint: C{HOST:PORT}.
+    """
+
+    def __init__(self, port: int | None = None) -> None:
+        """
+        @param port: Where to listen; a free port if not given.
+        """
+        self.endpoint = f"127.0.0.1:{port or free_port()}"
+        self._folder = Path(tempfile.mkdtemp(prefix="tbvast-node-"))
+        (self._folder / "node.yaml").write_text(NODE_SETTINGS)
+        (self._folder / "client.yaml").write_text(CLIENT_SETTINGS)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        """
+        The process id of the node, which runs.
+        """
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """
+        Start the node, with what it kept; returns when it accepts clients.
+        """
+        arguments = (
+            f"--config={self._folder / 'node.yaml'}",
+            f"--state-directory={self._folder / 'state'}",
+            f"--endpoint={self.endpoint}",
+            "--print-endpoint",
+        )
+        self._process = subprocess.Popen(
+            binaries.launched(binaries.node(), arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise AssertionError(f"the node at {self.endpoint} did not start")
+
+    def kill(self) -> None:
+        """
+        End the node at once, without a chance to save anything.
+        """
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """
+        Stop the node from running, without ending it.
+        """
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def stop(self) -> None:
+        """
+        End the node and remove all it kept.
+        """
+        if self._process is not None:
+            os.kill(self.pid, signal.SIGCONT)
+            self._end(signal.SIGTERM)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def run(self, pipeline: str, text: str = "") -> str:
+        """
+        Run a pipeline.
+
+        @return: What it wrote.
+        """
+        return run(self.endpoint, pipeline, text, f"--config={self._folder / 'client.yaml'}")
+
+    def feed(self, text: str, format: str = "ndjson") -> None:
+        """
+        Import events; they are there when this returns.
+
+        @param format: A key of L{FORMATS}.
+        """
+        self.run(f"{FORMATS[format]} | import", text)
+
+
+def run(endpoint: str, pipeline: str, text: str, *options: str) -> str:
+    """
+    Run a pipeline against a node.
+
+    @return: What it wrote.
+    @raise AssertionError: If it failed.
+    """
+    done = subprocess.run(
+        [binaries.client(), "-e", endpoint, "--console-verbosity=warning", *options, pipeline],
+        input=text,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT,
+    )
+    if done.returncode:
+        raise AssertionError(f"{pipeline!r} failed: {done.stderr}")
+    return done.stdout
+
+
+def import_events(endpoint: str, text: str, format: str) -> None:
+    """
+    Import events into any node; they are there when this returns.
+
+    @param format: A key of L{FORMATS}.
+    """
+    run(endpoint, f"{FORMATS[format]} | import", text)
