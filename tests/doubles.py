@@ -1,0 +1,615 @@
+"""
+Doubles for the bus, its client and the bridge: in memory, keeping the contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from tbvast.errors import (
+    CommandFailed,
+    EngineError,
+    EngineInterrupted,
+    EngineTimeout,
+    JournalFailed,
+)
+from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
+from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, MatchType
+from tbvast.intel.observables import Observable
+from tbvast.intel.sightings import Sighting, decode_sighting
+from tbvast.interfaces import (
+    IContextTransform,
+    IEngineClient,
+    IJournal,
+    ISink,
+    ISnapshotSource,
+)
+from tbvast.plugin.store import Outcome, Verdict
+from tbvast.wire.frames import Item
+
+DAY = 86400.0
+
+WAIT_LIMIT = 10.0
+"""
+Seconds after which what a test waits for is taken as never to come.
+"""
+
+
+# Documents
+
+
+def indicator_id(number: int) -> str:
+    return f"indicator--00000000-0000-4000-8000-{number:012x}"
+
+
+def sighting_id(number: int) -> str:
+    return f"sighting--00000000-0000-4000-8000-{number:012x}"
+
+
+def moment(second: float) -> str:
+    """
+    A STIX timestamp, some seconds after the epoch.
+    """
+    minutes, rest = divmod(second, 60)
+    days, minutes = divmod(int(minutes), 24 * 60)
+    return f"1970-01-{1 + days:02}T{minutes // 60:02}:{minutes % 60:02}:{rest:09.6f}Z"
+
+
+def indicator_document(number: int = 1, version: float | None = 1, **changes: Any) -> bytes:
+    """
+    An indicator's document; C{None} leaves a field out.
+
+    @param version: Its C{modified}, in seconds since the epoch.
+    """
+    fields: dict[str, Any] = {
+        "type": "indicator",
+        "spec_version": "2.1",
+        "id": indicator_id(number),
+        "modified": None if version is None else moment(version),
+        "pattern": f"[ipv4-addr:value = '192.0.2.{number % 256}']",
+        "pattern_type": "stix",
+        **changes,
+    }
+    return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
+
+
+def an_indicator(number: int = 1, version: float | None = 1, **changes: Any) -> Indicator:
+    """
+    @see: L{indicator_document}
+    """
+    return decode_indicator(indicator_document(number, version, **changes))
+
+
+def a_sighting(number: int = 1, **changes: Any) -> Sighting:
+    """
+    A sighting; C{None} leaves a field out.
+    """
+    fields: dict[str, Any] = {
+        "type": "sighting",
+        "spec_version": "2.1",
+        "id": sighting_id(number),
+        "sighting_of_ref": indicator_id(number),
+        "last_seen": moment(number),
+        **changes,
+    }
+    return decode_sighting(
+        msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
+    )
+
+
+def a_match(event: dict[str, Any], *hits: tuple[Observable, Sequence[str]]) -> Match:
+    """
+    A match of an event with some observables, and the ids of those who want them.
+    """
+    return Match(
+        event,
+        "test.event",
+        tuple(Hit("field", o.kind, o.value, tuple(ids)) for o, ids in hits),
+    )
+
+
+# Threads and time
+
+
+def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
+    """
+    A L{tbvast.ops.threads.Defer} whose thread is done at once.
+    """
+    return maybeDeferred(f, *args)
+
+
+class SteppedThread:
+    """
+    A thread that does what is asked of it when the test says so.
+
+    @ivar waiting: What it has not done yet.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = []
+
+    def defer(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        result: Deferred[Any] = Deferred()
+        self.waiting.append((result, f, args))
+        return result
+
+    def perform(self) -> None:
+        """
+        Do all that waits, and what comes of it.
+        """
+        while self.waiting:
+            result, f, args = self.waiting.pop(0)
+            maybeDeferred(f, *args).chainDeferred(result)
+
+
+async def until(reactor: IReactorTime, condition: Callable[[], Any]) -> None:
+    """
+    Wait until something is so.
+
+    @raise AssertionError: If it is not so within L{WAIT_LIMIT}.
+    """
+    deadline = reactor.seconds() + WAIT_LIMIT
+    while not condition():
+        if reactor.seconds() > deadline:
+            raise AssertionError(f"not so within {WAIT_LIMIT:g} s")
+        await deferLater(reactor, 0.002)
+
+
+# The bus
+
+
+@implementer(IJournal)
+class MemoryJournal:
+    """
+    An L{IJournal} that remembers until it is let go.
+
+    @ivar failing: Whether the disk refuses.
+    @ivar held: What L{append} was asked for and has not done yet, while L{holding}.
+    @ivar batches: How many items each call of L{append} had.
+    """
+
+    def __init__(self, clock: IReactorTime, identity: str = "memory") -> None:
+        self.identity = identity
+        self.head = 0
+        self.failing = False
+        self.holding = False
+        self.held: list[tuple[Deferred[list[Outcome]], list[Item]]] = []
+        self.batches: list[int] = []
+        self._clock = clock
+        self._latest: dict[str, _Kept] = {}
+
+    def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
+        self.batches.append(len(items))
+        if self.holding:
+            result: Deferred[list[Outcome]] = Deferred()
+            self.held.append((result, list(items)))
+            return result
+        return self._attempt(self._append, items)
+
+    def release(self) -> None:
+        """
+        Do what was held.
+        """
+        held, self.held = self.held, []
+        for result, items in held:
+            self._attempt(self._append, items).chainDeferred(result)
+
+    def current(
+        self, after: int, until: int, since: float, limit: int
+    ) -> Deferred[list[tuple[int, bytes]]]:
+        return self._attempt(self._current, after, until, since, limit)
+
+    def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
+        wanted = list(ids)
+        return self._attempt(
+            lambda: {
+                id: kept.item.raw
+                for id, kept in self._latest.items()
+                if id in wanted and kept.in_force and isinstance(kept.item, Indicator)
+            }
+        )
+
+    def counts(self) -> Deferred[dict[str, int]]:
+        return self._attempt(
+            lambda: {
+                "indicators": sum(self._is_current(kept) for kept in self._latest.values()),
+                "sightings": sum(isinstance(k.item, Sighting) for k in self._latest.values()),
+            }
+        )
+
+    def _attempt(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        if self.failing:
+            return fail(JournalFailed("the disk refuses"))
+        return succeed(f(*args))
+
+    def _append(self, items: Sequence[Item]) -> list[Outcome]:
+        return [self._keep(item) for item in items]
+
+    def _current(self, after: int, until: int, since: float, limit: int) -> list[tuple[int, bytes]]:
+        return sorted(
+            (kept.number, kept.item.raw)
+            for kept in self._latest.values()
+            if after < kept.number <= until and kept.received >= since and self._is_current(kept)
+        )[:limit]
+
+    def _is_current(self, kept: _Kept) -> bool:
+        item = kept.item
+        return (
+            isinstance(item, Indicator)
+            and kept.in_force
+            and (item.valid_until is None or item.valid_until > self._clock.seconds() * 1e6)
+        )
+
+    def _keep(self, item: Item) -> Outcome:
+        kept = self._latest.get(item.id)
+        if isinstance(item, Sighting):
+            if kept is not None:
+                return Outcome(Verdict.REPEATED, 0, item)
+            return self._accept(item, True)
+        removal = item.operation is Operation.REMOVE
+        if kept is None:
+            if item.pattern is None:
+                return Outcome(Verdict.UNKNOWN, 0, item)
+            return self._accept(item, not removal)
+        old = kept.item
+        assert isinstance(old, Indicator)
+        if removal:
+            if not kept.in_force:
+                return Outcome(Verdict.REPEATED, 0, item)
+            if 0 < item.modified < old.modified:
+                return Outcome(Verdict.OUTDATED, 0, item)
+            version = max(item.modified, old.modified)
+            if item.pattern is None:
+                item = decode_indicator(with_operation(old.raw, Operation.REMOVE))
+            return self._accept(msgspec.structs.replace(item, modified=version), False)
+        if item.modified < old.modified:
+            return Outcome(Verdict.OUTDATED, 0, item)
+        if item.modified > old.modified:
+            return self._accept(item, True)
+        if not kept.in_force:
+            return Outcome(Verdict.OUTDATED, 0, item)
+        edits = item.operation is Operation.EDIT or item.modified == 0
+        if edits and item.raw != old.raw:
+            return self._accept(item, True)
+        return Outcome(Verdict.REPEATED, 0, item)
+
+    def _accept(self, item: Item, in_force: bool) -> Outcome:
+        self.head += 1
+        self._latest[item.id] = _Kept(self.head, item, in_force, self._clock.seconds())
+        return Outcome(Verdict.ACCEPTED, self.head, item)
+
+
+class _Kept(msgspec.Struct):
+    number: int
+    item: Item
+    in_force: bool
+    received: float
+
+
+class MemoryPub:
+    """
+    A pub endpoint: what it was given, while there is room.
+
+    @ivar frames: What it took.
+    @ivar room: How many frames it still takes.
+    """
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.frames: list[bytes] = []
+        self.room = room
+
+    def send(self, frame: bytes) -> bool:
+        if self.room <= 0:
+            return False
+        self.room -= 1
+        self.frames.append(frame)
+        return True
+
+    def to(self, topic: str) -> list[bytes]:
+        """
+        What followed a topic in the frames that were sent to it.
+        """
+        prefix = topic.encode()
+        return [frame[len(prefix) :] for frame in self.frames if frame.startswith(prefix)]
+
+
+@implementer(ISnapshotSource)
+class MemorySource:
+    """
+    A source that knows some pages of documents, and may fail after them.
+
+    @ivar asked: Since when each snapshot was wanted.
+    """
+
+    def __init__(self, name: str, *pages: list[bytes], failure: Exception | None = None) -> None:
+        self.name = name
+        self.asked: list[float] = []
+        self._pages = pages
+        self._failure = failure
+
+    def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> Awaitable[int]:
+        self.asked.append(since)
+        return self._send(send)
+
+    async def _send(self, send: Callable[[list[bytes]], Deferred[None]]) -> int:
+        for page in self._pages:
+            await send(page)
+        if self._failure is not None:
+            raise self._failure
+        return sum(map(len, self._pages))
+
+
+# The bridge
+
+
+@implementer(IContextTransform)
+class MemoryTransform:
+    """
+    A transform that says what it was asked.
+    """
+
+    def transform(
+        self, event: dict[str, Any], value: str, match_type: MatchType
+    ) -> Deferred[dict[str, Any]]:
+        return succeed({"changed": event, "value": value, "match_type": match_type})
+
+
+@implementer(ISink)
+class MemorySink:
+    """
+    A sink that keeps what it takes.
+
+    @ivar failure: What it answers instead of taking anything.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[dict[str, Any], str, MatchType]] = []
+        self.failure: CommandFailed | None = None
+
+    def send(self, context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
+        if self.failure is not None:
+            return fail(self.failure)
+        self.taken.append((context, value, match_type))
+        return succeed(None)
+
+
+class _NodeTransport(StringTransport):
+    """
+    The client's end of a connection to a L{MemoryNode}.
+    """
+
+    def __init__(self, node: MemoryNode) -> None:
+        super().__init__()
+        self._node = node
+
+    def loseConnection(self) -> None:
+        self._node.hang_up()
+
+    def abortConnection(self) -> None:
+        self._node.hang_up()
+
+
+@implementer(IStreamClientEndpoint)
+class MemoryNode:
+    """
+    The endpoint of a node that is up or down.
+
+    @ivar up: Whether somebody listens.
+    @ivar attempts: How often a connection was asked for.
+    """
+
+    def __init__(self, up: bool = True) -> None:
+        self.up = up
+        self.attempts = 0
+        self._protocol: Any = None
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
+        self.attempts += 1
+        if not self.up:
+            return fail(ConnectionRefusedError())
+        self._protocol = protocolFactory.buildProtocol(None)
+        self._protocol.makeConnection(_NodeTransport(self))
+        return succeed(self._protocol)
+
+    @property
+    def connected(self) -> bool:
+        """
+        Whether somebody is connected.
+        """
+        return self._protocol is not None
+
+    def hang_up(self) -> None:
+        """
+        End the connection.
+        """
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.connectionLost(Failure(ConnectionDone()))
+
+    def die(self) -> None:
+        """
+        Go down, and take the connection along.
+        """
+        self.up = False
+        self.hang_up()
+
+
+Deliver = Callable[[list[Match]], Deferred[None] | None]
+
+
+@implementer(IEngineClient)
+class MemoryEngineClient:
+    """
+    An L{IEngineClient} whose node is a dictionary.
+
+    @ivar table: What the tables of L{watch} hold.
+    @ivar calls: The names of the calls made, in order.
+    @ivar failures: What the next calls of a name fail with, in order.
+    @ivar held: Names of calls that wait until L{release}.
+    @ivar past: The stored events, by observable.
+    @ivar searched: What was searched for.
+    @ivar interrupted: Whether L{interrupt} was called last, or L{resume}.
+    """
+
+    def __init__(self) -> None:
+        self.table: dict[Observable, tuple[str, ...]] = {}
+        self.calls: list[str] = []
+        self.failures: dict[str, list[EngineError]] = {}
+        self.held: set[str] = set()
+        self.past: dict[Observable, list[dict[str, Any]]] = {}
+        self.searched: list[list[Entry]] = []
+        self.limits: list[tuple[int, float]] = []
+        self.interrupted = False
+        self._waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
+        self._watching: list[tuple[Deferred[None], Deliver]] = []
+
+    def identify(self) -> Deferred[EngineIdentity]:
+        return self._call("identify", lambda: EngineIdentity("memory", "1.0", "127.0.0.1:5158"))
+
+    def prepare(self) -> Deferred[None]:
+        return self._call("prepare", lambda: None)
+
+    def add(self, entries: Sequence[Entry]) -> Deferred[None]:
+        if len({entry.observable for entry in entries}) < len(entries):
+            raise AssertionError("an observable is there twice")
+        if not all(entry.ids for entry in entries):
+            raise AssertionError("an entry that nobody wants")
+        return self._call(
+            "add", lambda: self.table.update((entry.observable, entry.ids) for entry in entries)
+        )
+
+    def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
+        def remove() -> None:
+            for observable in observables:
+                self.table.pop(observable, None)
+
+        return self._call("remove", remove)
+
+    def contents(self) -> Deferred[list[Entry]]:
+        return self._call("contents", lambda: [Entry(o, ids) for o, ids in self.table.items()])
+
+    def find(
+        self, entries: Sequence[Entry], limit: int, timeout: float, deliver: Deliver
+    ) -> Deferred[None]:
+        self.searched.append(list(entries))
+        self.limits.append((limit, timeout))
+        failures = self.failures.pop("find", [])
+        found = [
+            a_match(event, (entry.observable, entry.ids))
+            for entry in entries
+            for event in self.past.get(entry.observable, [])[: limit or None]
+        ]
+
+        async def search() -> None:
+            if failures and not isinstance(failures[0], EngineTimeout):
+                self.failures["find"] = failures[1:]
+                raise failures[0]
+            for match in found:
+                done = deliver([match])
+                if done is not None:
+                    await done
+            if failures:
+                self.failures["find"] = failures[1:]
+                raise failures[0]
+
+        return self._call("find", lambda: Deferred.fromCoroutine(search()))
+
+    def watch(self, deliver: Deliver) -> Deferred[None]:
+        def begin() -> Deferred[None]:
+            running: Deferred[None] = Deferred(lambda d: self._forget(d))
+            self._watching.append((running, deliver))
+            deliver([])
+            return running
+
+        return self._call("watch", begin)
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        waiting, self._waiting = self._waiting, []
+        for _, result, _ in waiting:
+            result.errback(EngineInterrupted())
+        self.end_watch(EngineInterrupted())
+
+    def resume(self) -> None:
+        self.interrupted = False
+
+    # What only a test does
+
+    @property
+    def watching(self) -> int:
+        """
+        How many live matches are running.
+        """
+        return len(self._watching)
+
+    def release(self) -> None:
+        """
+        Let the calls that are held go on.
+        """
+        self.held.clear()
+        waiting, self._waiting = self._waiting, []
+        for name, result, f in waiting:
+            self._perform(name, f).chainDeferred(result)
+
+    def arrive(self, event: dict[str, Any], *observables: Observable) -> Deferred[None] | None:
+        """
+        An event that holds some observables arrives at the node.
+
+        @return: What the one that watches returned; it must have fired before the
+            next event arrives.
+        """
+        hits = [(o, self.table[o]) for o in observables if o in self.table]
+        for _, deliver in list(self._watching):
+            if hits:
+                return deliver([a_match(event, *hits)])
+        return None
+
+    def end_watch(self, error: EngineError | None = None) -> None:
+        """
+        The live match ends.
+        """
+        watching, self._watching = self._watching, []
+        for running, _ in watching:
+            if error is None:
+                running.callback(None)
+            else:
+                running.errback(error)
+
+    def die(self) -> None:
+        """
+        Forget everything, as a node that is killed does; a live match does not
+        notice.
+        """
+        self.table.clear()
+
+    def _call(self, name: str, f: Callable[[], Any]) -> Deferred[Any]:
+        self.calls.append(name)
+        if self.interrupted:
+            return fail(EngineInterrupted())
+        if name in self.held:
+            result: Deferred[Any] = Deferred(self._drop)
+            self._waiting.append((name, result, f))
+            return result
+        return self._perform(name, f)
+
+    def _perform(self, name: str, f: Callable[[], Any]) -> Deferred[Any]:
+        failures = self.failures.get(name)
+        if failures:
+            return fail(failures.pop(0))
+        return maybeDeferred(f)
+
+    def _drop(self, result: Deferred[Any]) -> None:
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] is not result]
+
+    def _forget(self, running: Deferred[None]) -> None:
+        self._watching = [watching for watching in self._watching if watching[0] is not running]

@@ -1,0 +1,123 @@
+"""
+Tests for L{tbvast.wire.topics}.
+"""
+
+from __future__ import annotations
+
+import string
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.wire.topics import (
+    STIX2_TOPIC_LENGTH,
+    STREAM_TOPICS,
+    Dialect,
+    Stream,
+    dialect_of,
+    new_topic,
+    streams_of,
+)
+
+
+class StreamsTests(SynchronousTestCase):
+    """
+    Tests for L{streams_of}.
+    """
+
+    def test_names(self) -> None:
+        """
+        Either name of a stream gets the stream, and no other.
+        """
+        for stream, names in STREAM_TOPICS.items():
+            for name in names:
+                with self.subTest(name):
+                    self.assertEqual(streams_of([name]), {stream})
+
+    def test_prefixes(self) -> None:
+        """
+        A topic is a prefix of the names it gets, never the other way round.
+        """
+        both = {Stream.INTEL, Stream.SIGHTING}
+        for topics, expected in [
+            (["stix2/"], both),
+            (["threatbus/"], both),
+            (["threatbus/i"], {Stream.INTEL}),
+            (["stix2/s"], {Stream.SIGHTING}),
+            (["stix2/indicator", "threatbus/intel"], {Stream.INTEL}),
+            (["stix2/indicator", "stix2/indicator", "threatbus/sighting"], both),
+            (["stix2/indicators"], set()),
+            (["vast/sightings"], set()),
+            (["nothing"], set()),
+            ([], set()),
+        ]:
+            with self.subTest(topics):
+                self.assertEqual(streams_of(topics), expected)
+
+    @given(st.lists(st.text()))
+    def test_any(self, topics: list[str]) -> None:
+        """
+        Several topics get what each of them gets.
+        """
+        self.assertEqual(
+            streams_of(topics), frozenset().union(*(streams_of([topic]) for topic in topics))
+        )
+
+
+class DialectTests(SynchronousTestCase):
+    """
+    Tests for L{dialect_of}.
+    """
+
+    def test_choice(self) -> None:
+        """
+        Only topics under C{threatbus/} are spoken to in the vast dialect.
+        """
+        for topic, dialect in [
+            ("threatbus/intel", Dialect.VAST),
+            ("threatbus/", Dialect.VAST),
+            ("threatbus/intelabcdefghij", Dialect.VAST),
+            ("threatbus", Dialect.STIX2),
+            ("stix2/indicator", Dialect.STIX2),
+            ("Threatbus/intel", Dialect.STIX2),
+            ("", Dialect.STIX2),
+        ]:
+            with self.subTest(topic):
+                self.assertIs(dialect_of(topic), dialect)
+
+
+class NewTopicTests(SynchronousTestCase):
+    """
+    Tests for L{new_topic}.
+    """
+
+    def test_stix2(self) -> None:
+        """
+        A stix2 topic is 32 lower-case letters.
+        """
+        topic = new_topic("stix2/indicator", Dialect.STIX2)
+        self.assertEqual(len(topic), STIX2_TOPIC_LENGTH)
+        self.assertEqual(STIX2_TOPIC_LENGTH, 32)
+        self.assertLessEqual(set(topic), set(string.ascii_lowercase))
+
+    def test_vast(self) -> None:
+        """
+        A vast topic is what was asked for and 10 lower-case letters, from which
+        the dialect of the later unsubscribe can be told.
+        """
+        topic = new_topic("threatbus/intel", Dialect.VAST)
+        self.assertEqual(topic[:-10], "threatbus/intel")
+        self.assertLessEqual(set(topic[-10:]), set(string.ascii_lowercase))
+        self.assertIs(dialect_of(topic), Dialect.VAST)
+
+    def test_unique(self) -> None:
+        """
+        No topic comes twice, and every letter comes sooner or later.
+        """
+        for dialect in Dialect:
+            with self.subTest(dialect):
+                topics = [new_topic("threatbus/intel", dialect) for _ in range(1000)]
+                self.assertEqual(len(set(topics)), 1000)
+                letters = {letter for topic in topics for letter in topic[-10:]}
+                self.assertEqual(letters, set(string.ascii_lowercase))
