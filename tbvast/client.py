@@ -319,9 +319,9 @@ class BusSubscription(Service):
         except BusUnreachable:
             self._log.debug("The bus did not hear that this subscriber left.")
 
-    def _arrived(self, topic: bytes, messages: list[list[bytes]]) -> None:
+    def _arrived(self, topic: bytes, messages: list[tuple[str, list[bytes]]]) -> None:
         items = []
-        for message in messages:
+        for _, message in messages:
             try:
                 items.append(decode_delivery(topic, message))
             except Invalid as e:

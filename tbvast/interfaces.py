@@ -276,3 +276,14 @@ class ISnapshotSource(Interface):
             L{Deferred} has fired.
         @return: How many there were. Cancelled when nobody wants them any more.
         """
+
+
+class IReloadable(Interface):
+    """
+    A service that can be told, while it runs, that a file of its has changed.
+    """
+
+    def reload() -> None:
+        """
+        Read it again. If it cannot be used, say so in the log and go on as before.
+        """

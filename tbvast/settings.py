@@ -262,6 +262,21 @@ class Directory(Form, frozen=True):
         return value
 
 
+class File(Form, frozen=True):
+    """
+    A file's path, or nothing.
+    """
+
+    @property
+    def expected(self) -> str:
+        return "the path of a file"
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(value)
+        return value
+
+
 class Key(msgspec.Struct, frozen=True):
     """
     What there is to say about one key, besides its name and default.
@@ -311,6 +326,28 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, Key("Port of the pub endpoint: what subscribers receive.", _PORT, "PORT")
     ] = 13371
     sub: Annotated[int, Key("Port of the sub endpoint: what others send.", _PORT, "PORT")] = 13372
+    curve_key: Annotated[
+        str,
+        Key(
+            "The bus's own key, a file ending in .key_secret that tbvast keygen made: then "
+            "only those in clients are let in; empty: everybody is.",
+            File(),
+        ),
+    ] = ""
+    clients: Annotated[
+        str,
+        Key(
+            "File of those who are let in: KEY NAME [PERMISSION,...] a line; read again on SIGHUP.",
+            File(),
+        ),
+    ] = ""
+    allow_plaintext: Annotated[
+        bool,
+        Key(
+            "Whether the endpoints may listen without keys on an address that is not loopback.",
+            YesNo(),
+        ),
+    ] = False
     advertise: Annotated[
         str,
         Key(

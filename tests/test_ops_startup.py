@@ -16,8 +16,10 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import ILogObserver, Logger, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zmq import ZMQError
+from zope.interface import implementer
 
 from tbvast.errors import StartupRefused
+from tbvast.interfaces import IReloadable
 from tbvast.ops.options import ServiceOptions
 from tbvast.ops.startup import SequentialService, ServiceProcess, check_free, refusing
 from tbvast.settings import HostPort, PluginSettings
@@ -294,9 +296,9 @@ class ServiceProcessTests(SynchronousTestCase):
 
     def test_signals(self) -> None:
         """
-        SIGINT, SIGTERM and SIGHUP stop the reactor once, with exit status 0.
+        SIGINT and SIGTERM stop the reactor once, with exit status 0.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             service = self.make()
             self.start(service)
             self.process.kill(number)
@@ -322,6 +324,25 @@ class ServiceProcessTests(SynchronousTestCase):
         self.start(service)
         self.process.kill(signal.SIGUSR1)
         self.assertTrue(os.path.exists(service.state.child("tbvast-plugin.log.1")))
+
+    def test_reload(self) -> None:
+        """
+        SIGHUP has the services that can read their files again do so.
+        """
+        reloaded: list[str] = []
+
+        @implementer(IReloadable)
+        class Reloadable(Service):
+            def reload(self) -> None:
+                reloaded.append("again")
+
+        service = self.make()
+        Service().setServiceParent(service)
+        Reloadable().setServiceParent(service)
+        self.start(service)
+        self.process.kill(signal.SIGHUP)
+        self.assertTrue(self.reactor.running)
+        self.assertEqual(reloaded, ["again"])
 
     def test_fail(self) -> None:
         """

@@ -55,6 +55,12 @@ UNMATCHED_PER_MINUTE = 600
 The most indicators that are named in the log because they cannot be matched.
 """
 
+OLD_COMMAND = "vast"
+OLD_ADDRESS = HostPort("127.0.0.1", 42000)
+"""
+What the engine of old is called, and where its node listens by default.
+"""
+
 _PROBE = 1.0
 _RECEIVE_QUEUE = 100_000
 
@@ -66,9 +72,7 @@ class Bridge(SequentialService):
 
     _log = Logger()
 
-    def __init__(
-        self, reactor: Any, settings: BridgeSettings, process: ServiceProcess
-    ) -> None:
+    def __init__(self, reactor: Any, settings: BridgeSettings, process: ServiceProcess) -> None:
         """
         @param process: Whose state directory is used, and which is ended if the
             bridge cannot go on.
@@ -79,7 +83,8 @@ class Bridge(SequentialService):
         self._settings = settings
         self._process = process
         self._state = Path(process.state.path)
-        self._binary = client(settings.vast_binary)
+        self._old = settings.engine == "vast"
+        self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
         self._counts: dict[str, Any] = {}
         self._complaints = RateLimit(reactor, UNMATCHED_PER_MINUTE)
 
@@ -150,6 +155,8 @@ class Bridge(SequentialService):
         settings = self._settings
         if settings.vast != "auto":
             return HostPort.parse(settings.vast)
+        if self._old:
+            return OLD_ADDRESS
         address = HostPort.parse(settings.vast_listen)
         if listens(address):
             self._log.info("Using the node that runs at {address}.", address=str(address))
@@ -161,7 +168,7 @@ class Bridge(SequentialService):
 
     def _engine(self, address: HostPort) -> IEngine:
         state = self._state / "client"
-        if self._settings.engine == "vast":
+        if self._old:
             return VastEngine(str(address), self._binary, state)
         return TenzirEngine(str(address), self._binary, state)
 

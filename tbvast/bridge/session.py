@@ -33,6 +33,12 @@ Seconds between attempts at something that the engine did not do: they double, u
 to the most.
 """
 
+WATCH_FIRST = 0.1
+WATCH_MOST = 5.0
+"""
+Seconds between attempts to connect to the node.
+"""
+
 MOST_PENDING = 200_000
 """
 How many changed entries wait in memory for an engine that is behind; beyond that
@@ -133,10 +139,12 @@ class EngineSession(MultiService):
         self._applied = 0
         self._wake: list[Deferred[None]] = []
         self._tasks: list[Deferred[None]] = []
+        factory = Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down))
+        factory.noisy = False
         watch = ClientService(
             endpoint,
-            Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down)),
-            retryPolicy=backoffPolicy(initialDelay=0.1, maxDelay=5.0),
+            factory,
+            retryPolicy=backoffPolicy(WATCH_FIRST, WATCH_MOST, jitter=lambda: 0.0),
             clock=clock,
         )
         watch.setServiceParent(self)

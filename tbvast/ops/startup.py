@@ -21,6 +21,7 @@ from twisted.python.components import Componentized
 from zmq import ZMQError
 
 from tbvast.errors import StartupRefused, TbvastError
+from tbvast.interfaces import IReloadable
 from tbvast.ops.logs import ServiceLog
 from tbvast.ops.options import ServiceOptions
 from tbvast.ops.state import StateDirectory, default_directory
@@ -139,8 +140,9 @@ class ServiceProcess(SequentialService):
     The service that C{twistd} runs, with all that makes it a good process: its
     state directory, its log, its signals and its exit status.
 
-    SIGINT, SIGTERM and SIGHUP (a closed terminal) stop it with exit status 0;
-    SIGUSR1 begins a new log file.
+    SIGINT, SIGTERM and a closed terminal stop it with exit status 0; SIGUSR1 begins
+    a new log file; SIGHUP has those of its services that are L{IReloadable} read
+    their files again.
 
     @ivar state: The state directory, locked.
     """
@@ -219,12 +221,25 @@ class ServiceProcess(SequentialService):
         Replace the reactor's signal handlers: after those, C{twistd} would end by
         the signal, not with status 0.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             self._set_handler(number, self._on_stop_signal)
+        self._set_handler(signal.SIGHUP, self._on_hangup_signal)
         self._set_handler(signal.SIGUSR1, self._on_rotate_signal)
+        self._had_terminal = os.isatty(0)
 
     def _on_stop_signal(self, number: int, frame: Any) -> None:
         self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+
+    def _on_hangup_signal(self, number: int, frame: Any) -> None:
+        if self._had_terminal and not os.isatty(0):
+            self._on_stop_signal(number, frame)
+        else:
+            self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        for service in self:
+            if IReloadable.providedBy(service):
+                service.reload()
 
     def _on_rotate_signal(self, number: int, frame: Any) -> None:
         self._reactor.callFromThread(self._service_log.rotate)

@@ -13,8 +13,12 @@ import zmq
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
+from zope.interface import implementer
 
+from tbvast.errors import StartupRefused
+from tbvast.interfaces import IReloadable
 from tbvast.plugin.dialogue import Addresses, Dialogue
+from tbvast.plugin.gate import Gate
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.journal import JournalService
 from tbvast.plugin.snapshots import JournalSource, Snapshots
@@ -26,9 +30,13 @@ from tbvast.zeromq.connections import (
     Factory,
     GuardedXPubConnection,
     RouterConnection,
+    SocketOptions,
     SubConnection,
+    is_loopback,
     tcp_address,
 )
+from tbvast.zeromq.curve import load_key_pair, server_options
+from tbvast.zeromq.zap import Doorkeeper
 
 JOURNAL_NAME = "journal.db"
 
@@ -43,6 +51,7 @@ _HEARTBEAT_MS = 5_000
 _HEARTBEAT_TIMEOUT_MS = 15_000
 
 
+@implementer(IReloadable)
 class Bus(MultiService):
     """
     One bus, with its journal and its sockets, for as long as the service runs.
@@ -53,8 +62,14 @@ class Bus(MultiService):
     def __init__(self, reactor: Any, settings: PluginSettings, state: Path) -> None:
         """
         @param state: The state directory.
+        @raise StartupRefused: If the endpoints would be open to everybody, or the
+            file of clients cannot be used.
+        @raise KeyUnusable: If the key file cannot be used.
         """
         super().__init__()
+        check_open(settings)
+        self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
+        self._gate = Gate(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
         self._journal_service = JournalService(reactor, state / JOURNAL_NAME)
@@ -97,7 +112,15 @@ class Bus(MultiService):
                 detached_timeout=settings.detached_timeout,
             ),
         )
-        intake = Intake(self._reactor, journal, subscriptions.deliver, settings.errors_per_minute)
+        snapshots = Snapshots(self._reactor, [JournalSource(journal)], subscriptions)
+        intake = Intake(
+            self._reactor,
+            journal,
+            self._gate,
+            subscriptions.deliver,
+            snapshots.answered,
+            settings.errors_per_minute,
+        )
         statistics = Statistics(self._reactor, journal, intake, subscriptions)
         subscriptions.setServiceParent(self)
         statistics.setServiceParent(self)
@@ -106,9 +129,10 @@ class Bus(MultiService):
         self._dialogue = Dialogue(
             self._reactor,
             Addresses(advertised_host(settings), settings.pub, settings.sub),
+            self._gate,
             journal,
             subscriptions,
-            Snapshots(self._reactor, [JournalSource(journal)]),
+            snapshots,
             intake,
             statistics,
             settings.max_snapshot_days,
@@ -118,7 +142,12 @@ class Bus(MultiService):
     def _listen(self) -> None:
         settings = self._settings
         self._factory = Factory(self._reactor)
-        options = {
+        keys: SocketOptions = {}
+        if self._keys is not None:
+            keys = server_options(self._keys)
+            Doorkeeper(self._factory, self._gate.lets_in)
+        options: SocketOptions = {
+            **keys,
             zmq.MAXMSGSIZE: settings.max_message_bytes,
             zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
             zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
@@ -149,15 +178,21 @@ class Bus(MultiService):
             self._factory.shutdown()
             raise
 
-    def _asked(self, messages: list[list[bytes]]) -> None:
-        for peer, *rest in messages:
+    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
+        for user, (peer, *rest) in messages:
             # A REQ socket puts an empty frame first, a bare DEALER does not.
             envelope, body = ([peer, b""], rest[1:]) if rest[:1] == [b""] else ([peer], rest)
-            self._dialogue.answer(body).addCallback(functools.partial(self._reply, envelope))
+            self._dialogue.answer(body, user).addCallback(functools.partial(self._reply, envelope))
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         if self.running:
             self._manage.send_now([*envelope, reply])
+
+    def reload(self) -> None:
+        """
+        Read again who is let in, and let go of those who no longer are.
+        """
+        self._subscriptions.close_all(self._gate.reload())
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())
@@ -170,6 +205,23 @@ class Bus(MultiService):
             self._log.warn("Stopping with messages that could not be made durable.")
         await MultiService.stopService(self)
         self._factory.shutdown()
+
+
+def check_open(settings: PluginSettings) -> None:
+    """
+    @raise StartupRefused: If others could connect, and nobody asked who they are.
+    """
+    if bool(settings.curve_key) != bool(settings.clients):
+        raise StartupRefused(
+            "curve_key and clients belong together: the bus's own key, and the file of"
+            " the keys that are let in"
+        )
+    if settings.curve_key or settings.allow_plaintext or is_loopback(settings.host):
+        return
+    raise StartupRefused(
+        f"host {settings.host} is open to the network, and there are no keys: make some with"
+        " tbvast keygen and set curve_key and clients, or set allow_plaintext: true"
+    )
 
 
 def advertised_host(settings: PluginSettings) -> str:

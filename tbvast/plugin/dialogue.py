@@ -16,13 +16,14 @@ from twisted.python.failure import Failure
 from tbvast.errors import Invalid
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.gate import TO_SUBSCRIBE, Gate, Permission
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.snapshots import Snapshots
 from tbvast.plugin.status import Statistics
 from tbvast.plugin.store import Outcome
 from tbvast.plugin.subscriptions import Subscriptions
 from tbvast.wire import manage
-from tbvast.wire.topics import Stream
+from tbvast.wire.topics import streams_of
 
 
 class Addresses(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Dialogue:
         self,
         clock: IReactorTime,
         addresses: Addresses,
+        gate: Gate,
         journal: IJournal,
         subscriptions: Subscriptions,
         snapshots: Snapshots,
@@ -57,6 +59,7 @@ class Dialogue:
         errors_per_minute: int,
     ) -> None:
         self._addresses = addresses
+        self._gate = gate
         self._journal = journal
         self._subscriptions = subscriptions
         self._snapshots = snapshots
@@ -65,12 +68,13 @@ class Dialogue:
         self._max_snapshot_days = max_snapshot_days
         self._complaints = RateLimit(clock, errors_per_minute)
 
-    def answer(self, frames: Sequence[bytes]) -> Deferred[bytes]:
+    def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
         @param frames: The request, without the peer's routing frames.
+        @param user: Who asks, as the gate knows it.
         @return: Fires with the reply; never fails, for a REQ peer waits for it.
         """
-        answer: Deferred[bytes] = maybeDeferred(self._obey, b"".join(frames))
+        answer: Deferred[bytes] = maybeDeferred(self._obey, b"".join(frames), user)
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
@@ -81,26 +85,40 @@ class Dialogue:
             self._log.failure("While answering a request", failure)
         return manage.ERROR
 
-    def _obey(self, raw: bytes) -> Any:
+    def _obey(self, raw: bytes, user: str) -> Any:
+        if not self._gate.lets_in(user):  # it was, when it connected
+            return self._forbidden(user, "ask for anything")
         request = manage.decode_request(raw)
         if isinstance(request, manage.Heartbeat):
             known = self._subscriptions.heartbeat(request.topic, request.report)
             return manage.SUCCESS if known else manage.ERROR
         if isinstance(request, manage.Subscribe):
-            return self._subscribe(request)
+            return self._subscribe(request, user)
         if isinstance(request, manage.Unsubscribe):
             known = self._subscriptions.close(request.topic)
             return manage.unsubscribed(request.dialect, known)
         if isinstance(request, manage.Publish):
+            if not self._gate.may(user, Permission.PUBLISH_INTEL):
+                return self._forbidden(user, "publish indicators")
             return self._intake.publish(request.documents).addCallback(_published)
         if isinstance(request, manage.Status):
             return self._statistics.report().addCallback(msgspec.json.encode)
         return manage.unknown_request(request.dialect)
 
-    def _subscribe(self, request: manage.Subscribe) -> bytes:
+    def _forbidden(self, user: str, what: str) -> bytes:
+        if self._complaints.allows():
+            self._log.warn(
+                "{client} may not {what}.", client=self._gate.name(user) or "somebody", what=what
+            )
+        return manage.refused(f"you may not {what}")
+
+    def _subscribe(self, request: manage.Subscribe, user: str) -> bytes:
+        for stream in streams_of(request.topics):
+            if not self._gate.may(user, TO_SUBSCRIBE[stream]):
+                return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
         days = min(request.snapshot, self._max_snapshot_days)
-        subscription = self._subscriptions.open(request)
-        if days and Stream.INTEL in subscription.streams:
+        subscription = self._subscriptions.open(request, user)
+        if days:
             self._snapshots.deliver(subscription, days)
         return manage.subscribed(
             subscription.topic,

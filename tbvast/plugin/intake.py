@@ -19,8 +19,9 @@ from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome, Verdict
-from tbvast.wire.frames import Item, Rendering, decode_report, stream_of
+from tbvast.wire.frames import Envelope, Item, Rendering, decode_report, stream_of
 
 BATCH = 2000
 """
@@ -56,35 +57,47 @@ class Intake:
         self,
         clock: IReactorTime,
         journal: IJournal,
+        gate: Gate,
         spread: Callable[[Rendering], None],
+        answered: Callable[[Envelope], None],
         errors_per_minute: int,
     ) -> None:
         """
         @param spread: Called with every item that was accepted, in order.
+        @param answered: Called with every part of an answer to a snapshot request.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
         self.pause: Callable[[], None] = _nothing
         self.resume: Callable[[], None] = _nothing
         self._clock = clock
         self._journal = journal
+        self._gate = gate
         self._spread = spread
+        self._answered = answered
         self._complaints = RateLimit(clock, errors_per_minute)
         self._waiting: deque[tuple[Item, Deferred[Outcome] | None]] = deque()
         self._committing = False
         self._paused = False
         self._finished: Deferred[None] | None = None
 
-    def receive(self, messages: list[list[bytes]]) -> None:
+    def receive(self, messages: list[tuple[str, list[bytes]]]) -> None:
         """
         Take what arrived on the sub endpoint; what is not valid is logged.
+
+        @param messages: Users, and what each sent.
         """
-        for message in messages:
+        for user, message in messages:
             try:
-                item = admissible(decode_report(message))
+                report = decode_report(message)
+                item = admissible(report.item if isinstance(report, Envelope) else report)
+                if not self._gate.may(user, TO_PUBLISH[stream_of(item)]):
+                    self._forbidden(user)
+                elif isinstance(report, Envelope):
+                    self._answered(report)
+                else:
+                    self._waiting.append((item, None))
             except Invalid as e:
                 self._refused(e)
-            else:
-                self._waiting.append((item, None))
         if len(self._waiting) >= FULL and not self._paused:
             self._paused = True
             self.pause()
@@ -121,6 +134,13 @@ class Intake:
         if not self._committing and not self._waiting:
             self._finished.callback(None)
         return self._finished
+
+    def _forbidden(self, user: str) -> None:
+        self.counts["message", "forbidden"] += 1
+        if self._complaints.allows():
+            self._log.warn(
+                "Dropped a message of {client}, who may not send it.", client=self._gate.name(user)
+            )
 
     def _refused(self, error: Invalid) -> None:
         self.counts["message", "refused"] += 1

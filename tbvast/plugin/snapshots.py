@@ -4,6 +4,7 @@ Snapshots: the intel of the last days, from every source that can answer.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import Deferred
@@ -13,11 +14,17 @@ from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, ISnapshotSource
 from tbvast.plugin.subscriptions import Subscription
-from tbvast.wire.frames import render_intel
+from tbvast.wire.frames import Envelope, Rendering, encode_snapshot_request, render_intel
+from tbvast.wire.topics import Stream
 
 PAGE = 1000
 """
 Indicators that are read, and held in memory, at a time.
+"""
+
+ANSWER_TIME = 600.0
+"""
+Seconds that other subscribers have to answer a snapshot request.
 """
 
 _DAY = 86400.0
@@ -51,19 +58,61 @@ class Snapshots:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, sources: Sequence[ISnapshotSource]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        sources: Sequence[ISnapshotSource],
+        subscriptions: Iterable[Subscription],
+    ) -> None:
+        """
+        @param subscriptions: Those who are asked, too: whoever of them knows more
+            answers with envelopes.
+        """
         self._clock = clock
         self._sources = sources
+        self._subscriptions = subscriptions
+        self._asked: dict[str, tuple[float, Subscription]] = {}
 
     def deliver(self, subscription: Subscription, days: int) -> None:
         """
-        Send a subscription the intel of some days, before anything else.
+        Send a subscription what there was in some days, before anything else.
 
-        A source that fails is named in the log; the others are still asked.
+        A source that fails is named in the log; the others are still asked. What
+        other subscribers know follows as they answer.
         """
-        subscription.take_snapshot(
-            lambda send: Deferred.fromCoroutine(self._deliver(subscription, days, send))
-        )
+        if Stream.INTEL in subscription.streams:
+            subscription.take_snapshot(
+                lambda send: Deferred.fromCoroutine(self._deliver(subscription, days, send))
+            )
+        for stream in subscription.streams:
+            self._ask_others(subscription, stream, days)
+
+    def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
+        self._forget()
+        request = str(uuid.uuid4())
+        self._asked[request] = (self._clock.seconds() + ANSWER_TIME, subscription)
+        tail = encode_snapshot_request(request, stream, round(days * _DAY))
+        for other in self._subscriptions:
+            if other is not subscription and other.answers_snapshots:
+                other.deliver([tail])
+
+    def _forget(self) -> None:
+        now = self._clock.seconds()
+        for request, (until, subscription) in list(self._asked.items()):
+            if until <= now or subscription.closed:
+                del self._asked[request]
+
+    def answered(self, envelope: Envelope) -> None:
+        """
+        Send a part of another subscriber's answer to the one who asked.
+        """
+        self._forget()
+        _, subscription = self._asked.get(envelope.snapshot, (0.0, None))
+        if subscription is None:
+            self._log.debug("A snapshot envelope that nobody waits for.")
+            return
+        rendering = Rendering(envelope.item)
+        subscription.deliver(rendering.tails(subscription.request.dialect))
 
     async def _deliver(
         self,

@@ -5,7 +5,7 @@ Subscriptions: who gets what, in which dialect, and what waits for them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.wire.frames import Rendering
-from tbvast.wire.manage import Subscribe
+from tbvast.wire.manage import PROTOCOL, Subscribe
 from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
 
 SWEEP_INTERVAL = 1.0
@@ -101,6 +101,7 @@ class Subscription:
 
     @ivar topic: The topic that only this subscriber knows.
     @ivar request: What was asked for.
+    @ivar user: Who asked, as the gate knows it.
     @ivar streams: What it gets.
     @ivar since: When it was made; seconds.
     @ivar heard: When the subscriber was heard of last; seconds.
@@ -109,11 +110,13 @@ class Subscription:
     @ivar report: What the subscriber said of itself last.
     @ivar sent: Frames sent.
     @ivar dropped: Frames lost because the queue was full.
+    @ivar closed: Whether it has ended.
     """
 
     def __init__(
         self,
         request: Subscribe,
+        user: str,
         topic: str,
         send: Send,
         stuck: Callable[[Subscription], None],
@@ -126,6 +129,7 @@ class Subscription:
         """
         self.topic = topic
         self.request = request
+        self.user = user
         self.streams = streams_of(request.topics)
         self.since = now
         self.heard = now
@@ -133,6 +137,7 @@ class Subscription:
         self.report: dict[str, Any] = {}
         self.sent = 0
         self.dropped = 0
+        self.closed = False
         self._prefix = topic.encode()
         self._send = send
         self._stuck = stuck
@@ -149,6 +154,13 @@ class Subscription:
         How many frames wait.
         """
         return len(self._live) + (0 if self._snapshot is None else len(self._snapshot))
+
+    @property
+    def answers_snapshots(self) -> bool:
+        """
+        Whether the subscriber may understand a snapshot request.
+        """
+        return self.request.dialect is Dialect.STIX2 and self.request.protocol != PROTOCOL
 
     def attach(self) -> None:
         """
@@ -234,6 +246,7 @@ class Subscription:
         """
         Let go of everything that waits.
         """
+        self.closed = True
         self.detached = self.since
         self._snapshot_done.cancel()
         self._live = _Frames()
@@ -264,10 +277,11 @@ class Subscriptions(MultiService):
     def __iter__(self) -> Iterator[Subscription]:
         return iter(list(self._by_topic.values()))
 
-    def open(self, request: Subscribe) -> Subscription:
+    def open(self, request: Subscribe, user: str = "") -> Subscription:
         """
         Make a subscription.
 
+        @param user: Who asks, as the gate knows it.
         @raise ProtocolInvalid: If there are too many already, or it names too
             many topics.
         """
@@ -282,6 +296,7 @@ class Subscriptions(MultiService):
         topic = new_topic(request.topics[0], request.dialect)
         subscription = Subscription(
             request,
+            user,
             topic,
             lambda frame: self.send(frame),
             self._retry_soon,
@@ -312,6 +327,14 @@ class Subscriptions(MultiService):
         subscription.heard = self._clock.seconds()
         subscription.report = report
         return True
+
+    def close_all(self, users: Collection[str]) -> None:
+        """
+        End the subscriptions of users who have lost rights.
+        """
+        for subscription in self:
+            if subscription.user in users:
+                self.close(subscription.topic, "is no longer let in, or may do less")
 
     def close(self, topic: str, reason: str = "unsubscribed") -> bool:
         """

@@ -5,8 +5,11 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
-from tbvast.errors import ProtocolInvalid
+import msgspec
+
+from tbvast.errors import ProtocolInvalid, SightingInvalid
 from tbvast.intel.indicators import Indicator, decode_indicator
 from tbvast.intel.sightings import Sighting, decode_sighting
 from tbvast.intel.vastformat import (
@@ -24,25 +27,73 @@ What the bus carries.
 INDICATOR_TOPIC = b"stix2/indicator"
 SIGHTING_TOPIC = b"stix2/sighting"
 VAST_SIGHTING_TOPIC = b"vast/sightings"
-
-_REPORTS: dict[bytes, Callable[[bytes], Item]] = {
-    INDICATOR_TOPIC: decode_indicator,
-    SIGHTING_TOPIC: decode_sighting,
-    VAST_SIGHTING_TOPIC: decode_vast_sighting,
-}
+ENVELOPE_TOPIC = b"threatbus/snapshotenvelope"
 
 _DELIVERIES: dict[bytes, Callable[[bytes], Item]] = {
     Stream.INTEL.value: decode_indicator,
     Stream.SIGHTING.value: decode_sighting,
 }
 
-REPORT_TOPICS = tuple(_REPORTS)
-"""
-The topics that the sub endpoint receives.
-"""
+
+class Envelope(msgspec.Struct, frozen=True):
+    """
+    A part of somebody's answer to a snapshot request.
+
+    @ivar snapshot: The request's id.
+    """
+
+    snapshot: str
+    item: Item
 
 
-def decode_report(message: list[bytes]) -> Item:
+class _Envelope(msgspec.Struct):
+    type: Literal["snapshotenvelope"]
+    snapshot_type: int
+    snapshot_id: str
+    body: msgspec.Raw
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def decode_envelope(payload: bytes) -> Envelope:
+    """
+    @raise Invalid: If it is none, or its body is not what its type says.
+    """
+    try:
+        envelope = _envelope_decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ProtocolInvalid("envelope", payload, f"a snapshot envelope ({e})") from e
+    decode = _SNAPSHOT_BODIES.get(envelope.snapshot_type)
+    if decode is None:
+        raise ProtocolInvalid("snapshot_type", envelope.snapshot_type, "1 or 2")
+    return Envelope(envelope.snapshot_id, decode(bytes(envelope.body)))
+
+
+def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> bytes:
+    """
+    What follows a subscription's own topic in the frame that asks it for a
+    snapshot.
+
+    @param snapshot: The request's id, which the answers repeat.
+    @param seconds: How far back.
+    """
+    return b"snapshotrequest " + msgspec.json.encode(
+        {
+            "type": "snapshotrequest",
+            "snapshot_type": _SNAPSHOT_TYPES[stream],
+            "snapshot_id": snapshot,
+            "snapshot": seconds,
+        }
+    )
+
+
+_SNAPSHOT_TYPES = {Stream.INTEL: 1, Stream.SIGHTING: 2}
+
+_SNAPSHOT_BODIES: dict[int, Callable[[bytes], Item]] = {1: decode_indicator, 2: decode_sighting}
+
+
+def decode_report(message: list[bytes]) -> Item | Envelope:
     """
     What arrived on the sub endpoint.
 
@@ -56,6 +107,19 @@ def decode_report(message: list[bytes]) -> Item:
     if decode is None:
         raise ProtocolInvalid("topic", topic, "a topic of the sub endpoint")
     return decode(payload)
+
+
+_REPORTS: dict[bytes, Callable[[bytes], Item | Envelope]] = {
+    INDICATOR_TOPIC: decode_indicator,
+    SIGHTING_TOPIC: decode_sighting,
+    VAST_SIGHTING_TOPIC: decode_vast_sighting,
+    ENVELOPE_TOPIC: decode_envelope,
+}
+
+REPORT_TOPICS = tuple(_REPORTS)
+"""
+The topics that the sub endpoint receives.
+"""
 
 
 def encode_report(item: Item) -> bytes:
@@ -113,7 +177,10 @@ class Rendering:
             return [self.stream.value + b" " + self._item.raw]
         if isinstance(self._item, Indicator):
             return [b" " + payload for payload in encode_vast_intel(self._item)]
-        return [b" " + encode_vast_sighting(self._item)]
+        try:
+            return [b" " + encode_vast_sighting(self._item)]
+        except SightingInvalid:  # properties that stix2 carries unread
+            return []
 
 
 def decode_delivery(topic: bytes, message: list[bytes]) -> Item:

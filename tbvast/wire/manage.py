@@ -162,6 +162,13 @@ SUCCESS = _encode({"status": "success"})
 ERROR = _encode({"status": "error"})
 
 
+def refused(reason: str) -> bytes:
+    """
+    The reply to a request that somebody may not make.
+    """
+    return _encode({"status": "error", "reason": reason})
+
+
 def unknown_request(dialect: Dialect) -> bytes:
     """
     The reply to what asks for nothing known.

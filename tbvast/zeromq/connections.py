@@ -8,6 +8,7 @@ reactor only, and are given a callable instead of being subclassed.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ BURST_BYTES = 1 << 20
 The bytes after which one connection stops reading in one reactor turn.
 """
 
-SocketOptions = Mapping[Any, int]
+SocketOptions = Mapping[Any, int | bytes]
 """
 Values of socket options, by C{zmq} constant.
 """
@@ -83,7 +84,7 @@ class Connection(ZmqConnection):
     def __init__(
         self,
         factory: Factory,
-        receive: Callable[[list[list[bytes]]], None],
+        receive: Callable[[list[Any]], None],
         options: SocketOptions | None = None,
     ) -> None:
         """
@@ -159,14 +160,13 @@ class Connection(ZmqConnection):
             self.read_scheduled = None
         if self.factory is None or self._paused:
             return
-        messages: list[list[bytes]] = []
+        messages: list[Any] = []
         size = 0
         try:
             while len(messages) < BURST_MESSAGES and size < BURST_BYTES:
-                message = self.socket.recv_multipart(zmq.NOBLOCK)
-                self._arrived(message)
+                message, length = self._read_message()
                 messages.append(message)
-                size += sum(map(len, message))
+                size += length
             self._read_soon()
         except zmq.Again:
             pass
@@ -176,17 +176,46 @@ class Connection(ZmqConnection):
             except Exception:
                 self._log.failure("While receiving {count} messages", count=len(messages))
 
-    def _arrived(self, message: list[bytes]) -> None:
+    def _read_message(self) -> tuple[Any, int]:
         """
-        Do what has to be done before the next message is read.
+        @return: A message, as the receiver gets it, and its size in bytes.
+        @raise zmq.Again: If there is none.
         """
+        message: list[bytes] = self.socket.recv_multipart(zmq.NOBLOCK)
+        return message, sum(map(len, message))
 
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
             self.read_scheduled = self.factory.reactor.callLater(0, self.doRead)
 
 
-class RouterConnection(Connection):
+class IdentifyingConnection(Connection):
+    """
+    A socket that says of each message who sent it: what it receives are pairs of a
+    user and a list of frames.
+
+    The user is who ZAP said it was; empty on a socket without CURVE.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        receive: Callable[[list[tuple[str, list[bytes]]]], None],
+        options: SocketOptions | None = None,
+    ) -> None:
+        self._identified = zmq.CURVE_SERVER in (options or {})
+        super().__init__(factory, receive, options)
+
+    def _read_message(self) -> tuple[Any, int]:
+        if not self._identified:
+            message, size = super()._read_message()
+            return ("", message), size
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        message = [frame.bytes for frame in frames]
+        return (str(frames[0].get("User-Id")), message), sum(map(len, message))
+
+
+class RouterConnection(IdentifyingConnection):
     """
     The answering end of REQ sockets: a message begins with the peer's routing
     frames.
@@ -203,7 +232,7 @@ class DealerConnection(Connection):
     socketType = zmq.DEALER
 
 
-class SubConnection(Connection):
+class SubConnection(IdentifyingConnection):
     """
     The receiving end of PUB sockets.
     """
@@ -257,7 +286,8 @@ class GuardedXPubConnection(XPubConnection):
         self._left = left
         super().__init__(factory, lambda messages: None, {zmq.XPUB_MANUAL: 1, **(options or {})})
 
-    def _arrived(self, message: list[bytes]) -> None:
+    def _read_message(self) -> tuple[Any, int]:
+        message, size = super()._read_message()
         # In manual mode an option applies to the peer whose message was read last.
         for verb, topic in map(read_subscription, message):
             if verb == _SUBSCRIBE:
@@ -266,6 +296,7 @@ class GuardedXPubConnection(XPubConnection):
             elif verb == _UNSUBSCRIBE:
                 self.socket.set(zmq.UNSUBSCRIBE, topic)
                 self._left(topic)
+        return message, size
 
 
 def tcp_address(host: str, port: int) -> str:
@@ -279,6 +310,17 @@ def tcp_address(host: str, port: int) -> str:
         raise EndpointUnusable(f"{host}:{port}", str(e)) from e
     numeric = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
     return f"tcp://{numeric}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """
+    Whether only this machine can reach what listens on a host.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
 def read_subscription(frame: bytes) -> tuple[int | None, bytes]:

@@ -1,0 +1,179 @@
+"""
+The gate: who may connect to a bus, and what each may do there.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+
+import msgspec
+import zmq.utils.z85
+from twisted.logger import Logger
+
+from tbvast.errors import StartupRefused, shown
+from tbvast.wire.topics import Stream
+from tbvast.zeromq.curve import KEY_LENGTH
+
+
+class Permission(enum.StrEnum):
+    """
+    What a client may do; the value is its name in the file of clients.
+    """
+
+    SUBSCRIBE_INTEL = "subscribe-intel"
+    SUBSCRIBE_SIGHTINGS = "subscribe-sightings"
+    PUBLISH_INTEL = "publish-intel"
+    PUBLISH_SIGHTINGS = "publish-sightings"
+
+
+EVERYTHING = frozenset(Permission)
+
+TO_SUBSCRIBE = {
+    Stream.INTEL: Permission.SUBSCRIBE_INTEL,
+    Stream.SIGHTING: Permission.SUBSCRIBE_SIGHTINGS,
+}
+"""
+What it takes to subscribe to a stream.
+"""
+
+TO_PUBLISH = {
+    Stream.INTEL: Permission.PUBLISH_INTEL,
+    Stream.SIGHTING: Permission.PUBLISH_SIGHTINGS,
+}
+"""
+What it takes to publish to a stream.
+"""
+
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+
+
+class Client(msgspec.Struct, frozen=True):
+    """
+    Somebody who is let in.
+
+    @ivar key: The public key, in Z85.
+    @ivar name: What people call it; no two have the same.
+    """
+
+    key: str
+    name: str
+    may: frozenset[Permission]
+
+
+def read_clients(path: Path) -> dict[str, Client]:
+    """
+    Read the file of those who are let in: one a line, C{KEY NAME [PERMISSIONS]},
+    where the permissions are separated by commas, and missing ones mean all. Empty
+    lines, and those that begin with C{#}, say nothing.
+
+    @return: The clients, by key.
+    @raise StartupRefused: If it cannot be read; names the line.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise StartupRefused(f"the file of clients {path} cannot be read: {e}") from e
+    clients: dict[str, Client] = {}
+    names: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            client = _read_client(line.split())
+            if client.key in clients or client.name in names:
+                raise ValueError(f"{client.name}: that key or name stands there twice")
+        except ValueError as e:
+            raise StartupRefused(f"{path}, line {number}: {e}") from e
+        clients[client.key] = client
+        names.add(client.name)
+    return clients
+
+
+def _read_client(words: list[str]) -> Client:
+    if not 2 <= len(words) <= 3:
+        raise ValueError("KEY NAME [PERMISSION,…] was expected")
+    key, name, *rest = words
+    try:
+        if len(key) != KEY_LENGTH:
+            raise ValueError(len(key))
+        zmq.utils.z85.decode(key.encode("ascii"))
+    except (ValueError, KeyError) as e:
+        raise ValueError(f"{shown(key)} is not a public key of {KEY_LENGTH} characters") from e
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{shown(name)} is not a name of letters, digits and _.@-")
+    if not rest:
+        return Client(key, name, EVERYTHING)
+    try:
+        return Client(key, name, frozenset(map(Permission, rest[0].split(","))))
+    except ValueError as e:
+        raise ValueError(f"{shown(rest[0])} is not a list of {', '.join(Permission)}") from e
+
+
+class Gate:
+    """
+    Knows who is let in, and what each may do.
+
+    A user is named by the client's key; nobody in particular, by the empty string.
+    """
+
+    _log = Logger()
+
+    def __init__(self, path: Path | None) -> None:
+        """
+        @param path: The file of clients; C{None} lets everybody do everything.
+        @raise StartupRefused: If it cannot be used.
+        """
+        self._path = path
+        self._clients = {} if path is None else read_clients(path)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def reload(self) -> frozenset[str]:
+        """
+        Read the file again; if it cannot be used, all stays as it is.
+
+        @return: Who is no longer let in, or may do less than before.
+        """
+        if self._path is None:
+            return frozenset()
+        try:
+            clients = read_clients(self._path)
+        except StartupRefused as e:
+            self._log.error("The clients stay as they were: {reason}", reason=str(e))
+            return frozenset()
+        before, self._clients = self._clients, clients
+        lost = frozenset(
+            key for key, client in before.items() if not client.may <= self._rights(key)
+        )
+        self._log.info(
+            "{count} clients are let in; {lost} have lost rights.",
+            count=len(clients),
+            lost=len(lost),
+        )
+        return lost
+
+    def lets_in(self, key: str) -> bool:
+        """
+        Whether a client may connect at all.
+        """
+        return self._path is None or key in self._clients
+
+    def may(self, user: str, permission: Permission) -> bool:
+        """
+        Whether somebody may do something.
+        """
+        return self._path is None or permission in self._rights(user)
+
+    def name(self, user: str) -> str:
+        """
+        What people call somebody; empty if there is no name.
+        """
+        client = self._clients.get(user)
+        return "" if client is None else client.name
+
+    def _rights(self, user: str) -> frozenset[Permission]:
+        client = self._clients.get(user)
+        return frozenset() if client is None else client.may
