@@ -1,0 +1,3 @@
+"""
+What the C{tbvast} command does, one module for each of its subcommands.
+"""
