@@ -79,7 +79,7 @@ class RunningCommand(ProcessProtocol):
         self.status: int | None = None
         self._reactor = reactor
         self._rest = b""
-        self._waiting: list[tuple[str, Deferred[str]]] = []
+        self._waiting: list[tuple[str, int, Deferred[str]]] = []
         self._ending: list[Deferred[int]] = []
 
     def run(self, arguments: Sequence[str], stdin: bytes = b"") -> None:
@@ -112,22 +112,23 @@ class RunningCommand(ProcessProtocol):
         """
         return "\n".join(self.lines)
 
-    def saw(self, text: str, limit: float = START_LIMIT) -> Deferred[str]:
+    def saw(self, text: str, limit: float = START_LIMIT, times: int = 1) -> Deferred[str]:
         """
         Wait for a line of output.
 
         @param text: What it holds.
         @param limit: Seconds.
-        @return: Fires with the line, which may have come before; fails with
+        @param times: How many such lines there have to be.
+        @return: Fires with the last of them, which may have come before; fails with
             L{CommandEnded}.
         """
-        for line in self.lines:
-            if text in line:
-                return succeed(line)
+        lines = [line for line in self.lines if text in line]
+        if len(lines) >= times:
+            return succeed(lines[times - 1])
         if self.status is not None:
             return fail(self._ended())
         waiting: Deferred[str] = Deferred()
-        self._waiting.append((text, waiting))
+        self._waiting.append((text, times - len(lines), waiting))
 
         def too_late(result: Any, seconds: float) -> Any:
             reason = f"did not say {text!r} within {seconds:g} s"
@@ -183,9 +184,13 @@ class RunningCommand(ProcessProtocol):
     def _said(self, line: str) -> None:
         self.lines.append(line)
         del self.lines[:-KEPT]
-        for pair in [pair for pair in self._waiting if pair[0] in line]:
-            self._waiting.remove(pair)
-            pair[1].callback(line)
+        waiting, self._waiting = self._waiting, []
+        for awaited, times, seen in waiting:
+            left = times - (awaited in line)
+            if left:
+                self._waiting.append((awaited, left, seen))
+            else:
+                seen.callback(line)
 
     def processEnded(self, reason: Failure) -> None:
         value: Any = reason.value
@@ -193,7 +198,7 @@ class RunningCommand(ProcessProtocol):
         if self._rest:
             self._said(self._rest.decode("utf-8", "replace"))
         waiting, self._waiting = self._waiting, []
-        for _, awaited in waiting:
+        for *_, awaited in waiting:
             awaited.errback(self._ended())
         ending, self._ending = self._ending, []
         for ended in ending:
