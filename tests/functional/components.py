@@ -152,7 +152,10 @@ class RealNode:
         """
         End the node at once, without a chance to save anything.
         """
-        self._end(signal.SIGKILL)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
     def freeze(self) -> None:
         """
@@ -164,23 +167,8 @@ class RealNode:
         """
         End the node and remove all it kept.
         """
-        if self._process is not None:
-            os.kill(self.pid, signal.SIGCONT)
-            self._end(signal.SIGTERM)
+        self.kill()  # there is nothing that it should save
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
     def run(self, pipeline: str, text: str = "") -> str:
         """

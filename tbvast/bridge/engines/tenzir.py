@@ -78,7 +78,6 @@ The most seconds that one fetch of a retro search waits for a full page.
 """
 
 _SIGNS = 2  # the first may have come while the match was still being set up
-_EXPECTED = "Tenzir 6.20 or newer"
 
 _FROM_STDIN = ("-f", "/dev/stdin")  # where a command is to find its pipeline
 
@@ -132,6 +131,8 @@ class TenzirEngine:
         *,
         sources: Sequence[Source] = BUILT_IN,
         positions: int = tql.POSITIONS,
+        oldest: tuple[int, int] = OLDEST,
+        silence: float = SILENCE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -143,6 +144,9 @@ class TenzirEngine:
         @param sources: Which fields hold what.
         @param positions: How many elements of each list in an event are looked
             at.
+        @param oldest: The oldest version of the node that is not refused.
+        @param silence: Seconds without a sign of life after which a live match
+            is given up.
         @param monotonic: The time in seconds, from any thread.
         @raise tbvast.errors.Invalid: If a source is not valid.
         """
@@ -152,6 +156,8 @@ class TenzirEngine:
         self._endpoint = endpoint
         self._sources = tuple(sources)
         self._positions = positions
+        self._oldest = oldest
+        self._silence = silence
         self._monotonic = monotonic
         self._plan = tql.plan(self._sources, positions)
         self._searching = threading.Lock()
@@ -170,11 +176,12 @@ class TenzirEngine:
     def identify(self) -> EngineIdentity:
         # The command's own `version` does not ask the node.
         version = _answer(self._commands, "identify", tql.ping(), _Pong).version
+        expected = "Tenzir {}.{} or newer".format(*self._oldest)
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is None:
-            raise EngineUnsupported(f"of an unknown version ({shown(version)})", _EXPECTED)
-        if (int(numbers[1]), int(numbers[2])) < OLDEST:
-            raise EngineUnsupported(f"Tenzir {version}", _EXPECTED)
+            raise EngineUnsupported(f"of an unknown version ({shown(version)})", expected)
+        if (int(numbers[1]), int(numbers[2])) < self._oldest:
+            raise EngineUnsupported(f"Tenzir {version}", expected)
         return EngineIdentity("tenzir", version, self._endpoint)
 
     def prepare(self) -> None:
@@ -301,7 +308,7 @@ class TenzirEngine:
         pipeline = tql.live(self._plan, tql.MAIN)
         signs, running = 0, False
         with contextlib.closing(
-            commands.stream("watch", _FROM_STDIN, pipeline, silence=SILENCE)
+            commands.stream("watch", _FROM_STDIN, pipeline, silence=self._silence)
         ) as lines:
             for batch in lines:
                 signs += batch.count(tql.SIGN)

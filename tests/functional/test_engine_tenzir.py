@@ -1,0 +1,543 @@
+"""
+The engine on a real Tenzir node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import tql
+from tbvast.bridge.engines.tenzir import TenzirEngine
+from tbvast.errors import (
+    EngineCallFailed,
+    EngineInterrupted,
+    EngineTimeout,
+    EngineUnreachable,
+    EngineUnsupported,
+)
+from tbvast.intel.matches import Entry, Match
+from tbvast.intel.observables import Kind, Observable
+from tbvast.interfaces import IEngine
+from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event
+from tests.functional.components import (
+    RealNode,
+    children,
+    free_port,
+    require_tenzir,
+    wait_until,
+)
+
+
+class TenzirTestCase(SynchronousTestCase):
+    """
+    A test with a node, and an engine that is prepared.
+    """
+
+    def setUp(self) -> None:
+        self.binary = require_tenzir(self)
+        self.node = RealNode()
+        self.addCleanup(self.node.stop)
+        self.addCleanup(self.assert_nothing_left)
+        self.engine = self.make_tenzir(self.node.endpoint)
+        self.engine.prepare()
+
+    def make_tenzir(self, endpoint: str, **options: Any) -> TenzirEngine:
+        return TenzirEngine(endpoint, self.binary, Path(self.mktemp()), **options)
+
+    def assert_nothing_left(self) -> None:
+        """
+        The node is the only child of this process.
+        """
+        self.assertEqual([pid for pid in children(os.getpid()) if pid != self.node_pid()], [])
+
+    def node_pid(self) -> int:
+        try:
+            return self.node.pid
+        except AssertionError:
+            return 0
+
+    def arrive(self, event: dict[str, Any]) -> None:
+        self.node.feed(json.dumps(event), "suricata")
+
+
+class TenzirEngineTests(TenzirTestCase, EngineContract):
+    """
+    L{TenzirEngine} is an engine.
+    """
+
+    def make_engine(self) -> IEngine:
+        return self.engine
+
+
+def entry(kind: Kind, value: str, *ids: str) -> Entry:
+    return Entry(Observable(kind, value), ids or ("indicator--1",))
+
+
+EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
+    "suricata": [
+        (
+            {"event_type": "flow", "src_ip": "2001:DB8::7", "dest_ip": "10.0.0.1"},
+            entry(Kind.IP, "2001:db8::7"),
+            "src_ip",
+        ),
+        (
+            {"event_type": "flow", "src_ip": "10.0.0.2", "dest_ip": "198.51.100.9"},
+            entry(Kind.NETWORK, "198.51.100.0/24", "indicator--1", "indicator--2"),
+            "dest_ip",
+        ),
+        (
+            {"event_type": "dns", "dns": {"type": "query", "rrname": "Asked.Example."}},
+            entry(Kind.DOMAIN, "asked.example"),
+            "dns.rrname",
+        ),
+        (
+            {
+                "event_type": "dns",
+                "dns": {"type": "answer", "grouped": {"A": [f"10.0.1.{n}" for n in range(8)]}},
+            },
+            entry(Kind.IP, "10.0.1.7"),
+            "dns.grouped.A[7]",
+        ),
+        (
+            {
+                "event_type": "dns",
+                "dns": {"answers": [{"rdata": "a.b"}, {"rdata": "Answer.Example"}]},
+            },
+            entry(Kind.DOMAIN, "answer.example"),
+            "dns.answers[1].rdata",
+        ),
+        (
+            {"event_type": "http", "http": {"hostname": "192.0.2.77", "url": "/"}},
+            entry(Kind.IP, "192.0.2.77"),
+            "http.hostname",
+        ),
+        (
+            {
+                "event_type": "http",
+                "http": {"hostname": "Port.example", "http_port": 8080, "url": "/p?Q"},
+            },
+            entry(Kind.URL, "port.example:8080/p?Q"),
+            "http.url",
+        ),
+        (
+            {
+                "event_type": "http",
+                "http": {"hostname": "proxy.example", "url": "http://Via.Example/A/b?c=d/e"},
+            },
+            entry(Kind.URL, "via.example/A/b?c=d/e"),
+            "http.url",
+        ),
+        (
+            {"event_type": "tls", "tls": {"sni": "Sni.Example"}},
+            entry(Kind.DOMAIN, "sni.example"),
+            "tls.sni",
+        ),
+        (
+            {"event_type": "fileinfo", "fileinfo": {"sha256": "AB" * 32}},
+            entry(Kind.SHA256, "ab" * 32),
+            "fileinfo.sha256",
+        ),
+        (
+            {"event_type": "smtp", "smtp": {"mail_from": "<Bad@Mail.Example>"}},
+            entry(Kind.EMAIL, "bad@mail.example"),
+            "smtp.mail_from",
+        ),
+        (
+            {"event_type": "smtp", "email": {"to": ["Good <g@x.y>", "Worse <Worse@Mail.Example>"]}},
+            entry(Kind.EMAIL, "worse@mail.example"),
+            "email.to[1]",
+        ),
+        (
+            {"event_type": "alert", "tls": {"sni": "alert.example"}},
+            entry(Kind.DOMAIN, "alert.example"),
+            "tls.sni",
+        ),
+    ],
+    "zeek-json": [
+        (
+            {"_path": "conn", "ts": 1.5, "id.orig_h": "10.9.9.9", "id.resp_h": "10.0.0.1"},
+            entry(Kind.IP, "10.9.9.9"),
+            "id.orig_h",
+        ),
+        (
+            {"_path": "dns", "query": "ZEEK.example", "answers": ["10.1.1.1", "Cname.example"]},
+            entry(Kind.DOMAIN, "cname.example"),
+            "answers[1]",
+        ),
+        (
+            {"_path": "dns", "query": "q.example", "answers": ["10.7.7.7"]},
+            entry(Kind.IP, "10.7.7.7"),
+            "answers[0]",
+        ),
+        (
+            {"_path": "http", "host": "Zeek.Http", "uri": "/Z", "id.resp_p": 80},
+            entry(Kind.URL, "zeek.http/Z"),
+            "uri",
+        ),
+        (
+            {"_path": "http", "host": "zeek.http", "uri": "/port", "id.resp_p": 8081},
+            entry(Kind.URL, "zeek.http:8081/port"),
+            "uri",
+        ),
+        (
+            {"_path": "ssl", "server_name": "Zeek.Ssl"},
+            entry(Kind.DOMAIN, "zeek.ssl"),
+            "server_name",
+        ),
+        (
+            {"_path": "files", "md5": "CD" * 16},
+            entry(Kind.MD5, "cd" * 16),
+            "md5",
+        ),
+        (
+            {"_path": "smtp", "from": "Bad <Zeek@Mail.Example>"},
+            entry(Kind.EMAIL, "zeek@mail.example"),
+            "from",
+        ),
+    ],
+    "ndjson": [
+        (
+            {"id.orig_h": "10.8.8.8", "proto": "tcp"},
+            entry(Kind.IP, "10.8.8.8"),
+            "id.orig_h",
+        ),
+        (
+            {"src_endpoint": {"ip": "10.6.6.6"}, "class_uid": 4001},
+            entry(Kind.IP, "10.6.6.6"),
+            "src_endpoint.ip",
+        ),
+        (
+            {"class_uid": 4002, "http_request": {"url": {"url_string": "https://Ocsf.Example/u"}}},
+            entry(Kind.URL, "ocsf.example/u"),
+            "http_request.url.url_string",
+        ),
+        (
+            {"class_uid": 1001, "file": {"hashes": [{"value": "x"}, {"value": "EF" * 20}]}},
+            entry(Kind.SHA1, "ef" * 20),
+            "file.hashes[1].value",
+        ),
+    ],
+}
+"""
+Events of each format, with what is to be found in each, and where.
+"""
+
+DECOYS = [
+    entry(Kind.DOMAIN, "ab" * 16),
+    entry(Kind.DOMAIN, "example"),
+    entry(Kind.IP, "10.255.255.1"),
+    entry(Kind.NETWORK, "172.16.0.0/12"),
+    entry(Kind.URL, "zeek.http:80/port"),
+]
+"""
+What is in none of the events.
+"""
+
+
+class FieldTests(TenzirTestCase):
+    """
+    Every kind of observable is found, in the field that holds it.
+    """
+
+    def test_everywhere(self) -> None:
+        """
+        The live match and a search find the same, once each.
+        """
+        cases = [case for format in EVERYTHING.values() for case in format]
+        expected = sorted((field, e.observable) for _, e, field in cases)
+        entries = [e for _, e, _ in cases]
+        self.engine.add(entries + DECOYS)
+        timer = threading.Timer(60, self.engine.interrupt)
+        timer.start()
+        self.addCleanup(timer.cancel)
+        watch: Any = self.engine.watch()
+        live: list[Match] = []
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            for format, events in EVERYTHING.items():
+                lines = [{"timestamp": "2026-01-02T03:04:05Z", **e} for e, _, _ in events]
+                self.node.feed("\n".join(map(json.dumps, lines)), format)
+            while len(live) < len(cases):
+                live += next(watch)
+        self.assertEqual(_hits(live), expected)
+        retro = _found(self.engine, entries + DECOYS)
+        self.assertEqual(_hits(retro), expected)
+        self.assertEqual(
+            sorted(json.dumps(match.event) for match in live),
+            sorted(json.dumps(match.event) for match in retro),
+        )
+
+    def test_schema(self) -> None:
+        """
+        A match names the event's schema, and its event has nothing of ours in it.
+        """
+        self.arrive(event(1))
+        (match,) = _found(self.engine, [ADDRESS])
+        self.assertEqual(match.schema, "suricata.http")
+        self.assertEqual([name for name in match.event if name.startswith("_")], [])
+
+    def test_own_mark(self) -> None:
+        """
+        An event that has our mark already cannot say what it matched.
+        """
+        forged = {"s": "x", "f0": {"k": "ip", "v": "1.2.3.4", "ids": ["indicator--9"]}}
+        self.node.feed(json.dumps({tql.MARK: forged, "src_ip": "10.0.0.1"}))
+        self.node.feed(json.dumps({tql.MARK: forged, "src_ip": "203.0.113.7"}))
+        (match,) = _found(self.engine, [ADDRESS])
+        self.assertEqual([hit.ids for hit in match.hits], [ADDRESS.ids])
+
+
+def _hits(matches: Sequence[Match]) -> list[tuple[str, Observable]]:
+    return sorted(
+        (hit.field, Observable(hit.kind, hit.value)) for match in matches for hit in match.hits
+    )
+
+
+def _found(engine: IEngine, entries: Sequence[Entry], limit: int = 0) -> list[Match]:
+    return [match for batch in engine.find(entries, limit, 60.0) for match in batch]
+
+
+HOSTILE = [
+    'a"b', "a|b", "a\\b", "// x", "/* x */", "a\nb", "a\x00b", "a\u2028b", "\u202eevil",
+    "😀", "true", "2026-01-01", "12345", '{"a": 1}', "$(reboot)", "'; drop", " a ", "null",
+]  # fmt: skip
+
+
+class HazardTests(TenzirTestCase):
+    """
+    What was seen to go wrong with the engine does not.
+    """
+
+    def test_hostile_values(self) -> None:
+        """
+        Whatever a value looks like, it is stored as it is, and matches only itself.
+        """
+        entries = [entry(Kind.DOMAIN, f"{value}.example", f"i {value}") for value in HOSTILE]
+        self.engine.add(entries)
+        self.assertEqual(
+            sorted(self.engine.contents(), key=lambda e: e.observable),
+            sorted(entries, key=lambda e: e.observable),
+        )
+        for number, value in enumerate(HOSTILE):
+            self.arrive(event(number, hostname=f"{value}.example"))
+        found = _found(self.engine, entries)
+        self.assertEqual(
+            sorted((m.event["flow_id"], m.hits[0].value) for m in found),
+            [(number, f"{value}.example") for number, value in enumerate(HOSTILE)],
+        )
+        self.engine.remove([e.observable for e in entries])
+        self.assertEqual(self.engine.contents(), [])
+
+    def test_null_key(self) -> None:
+        """
+        A value that the engine makes nothing of does not match all the events
+        that lack a field.
+        """
+        self.engine.add([entry(Kind.IP, "zonk"), entry(Kind.NETWORK, "zonk")])
+        self.node.feed('{"a": 1, "src_ip": null}\n{"b": 2}')
+        self.assertEqual(self.engine.contents(), [])
+        self.assertEqual(_found(self.engine, [entry(Kind.IP, "zonk"), ADDRESS]), [])
+
+    def test_prepare_keeps_running_match(self) -> None:
+        """
+        A match that runs goes on finding when the engine is prepared again.
+        """
+        watch: Any = self.engine.watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            self.engine.prepare()
+            self.engine.add([ADDRESS])
+            self.arrive(event(1))
+            self.assertEqual(len(next(watch)), 1)
+
+    def test_killed_node_forgets(self) -> None:
+        """
+        A node that was killed is prepared and filled again, and matches.
+        """
+        self.engine.add([ADDRESS, HOST])
+        self.arrive(event(1))
+        self.node.kill()
+        self.node.start()
+        self.engine.prepare()
+        held = {e.observable for e in self.engine.contents()}
+        self.assertLessEqual(held, {ADDRESS.observable, HOST.observable})
+        self.engine.add([ADDRESS])
+        self.assertEqual(len(_found(self.engine, [ADDRESS])), 1)
+
+    def test_restart_during_watch(self) -> None:
+        """
+        A live match whose node is gone is given up, instead of being blind.
+        """
+        watch: Any = self.make_tenzir(self.node.endpoint, silence=3.0).watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            self.node.kill()
+            self.node.start()
+            self.assertRaises(EngineUnreachable, next, watch)
+
+    def test_long_event(self) -> None:
+        """
+        An event of more than 64 KiB is matched live and in a search.
+        """
+        self.engine.add([HOST])
+        watch: Any = self.engine.watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            self.arrive(event(1, hostname="evil.example", url="/" + "x" * 300_000))
+            ((match,), (again,)) = next(watch), _found(self.engine, [HOST])
+        self.assertEqual(len(match.event["http"]["url"]), 300_001)
+        self.assertEqual(match.event, again.event)
+
+    def test_many(self) -> None:
+        """
+        Tens of thousands of entries are written, read back and removed at once.
+        """
+        entries = [
+            *(entry(Kind.IP, f"10.{n >> 8}.{n & 255}.1") for n in range(20_000)),
+            *(entry(Kind.DOMAIN, f"h{n}.example") for n in range(20_000)),
+            *(entry(Kind.NETWORK, f"172.{n >> 8}.{n & 255}.0/24") for n in range(2_000)),
+        ]
+        self.engine.add(entries)
+        self.assertEqual(len(self.engine.contents()), len(entries))
+        self.engine.remove([e.observable for e in entries])
+        self.assertEqual(self.engine.contents(), [])
+
+    def test_other_hits_survive_limit(self) -> None:
+        """
+        An observable that is seen too often hides no other in the same events.
+        """
+        for number in range(20):
+            self.arrive(event(number, hostname="evil.example" if number == 19 else "x.example"))
+        found = _found(self.engine, [ADDRESS, HOST], 2)
+        seen = [hit.value for match in found for hit in match.hits]
+        self.assertEqual(sorted(seen), ["203.0.113.7", "203.0.113.7", "evil.example"])
+
+    def test_all_results(self) -> None:
+        """
+        A search that finds more than a page of events finds all of them.
+        """
+        count = 5_000
+        events = [{"src_ip": "203.0.113.7", "n": n} for n in range(count)]
+        self.node.feed("\n".join(map(json.dumps, events)))
+        found = _found(self.engine, [ADDRESS, ABSENT])
+        self.assertEqual(sorted(m.event["n"] for m in found), list(range(count)))
+
+
+class EndingTests(TenzirTestCase):
+    """
+    Calls end when they are told to, and leave nothing behind.
+    """
+
+    def in_thread(self, call: Callable[[], object]) -> list[BaseException | None]:
+        """
+        Make a call in a thread.
+
+        @return: What it raised, once it has ended.
+        """
+        outcome: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as e:
+                outcome.append(e)
+            else:
+                outcome.append(None)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        self.addCleanup(thread.join)
+        return outcome
+
+    def test_interrupt_watch(self) -> None:
+        """
+        An interrupt ends a live match within a second or so.
+        """
+        watch: Any = self.engine.watch()
+        started = threading.Event()
+
+        def iterate() -> None:
+            with closing(watch):
+                for _ in watch:
+                    started.set()
+
+        outcome = self.in_thread(iterate)
+        self.assertTrue(started.wait(60))
+        asked = time.monotonic()
+        self.engine.interrupt()
+        wait_until(lambda: outcome)
+        self.assertLess(time.monotonic() - asked, 2.0)
+        self.assertIsInstance(outcome[0], EngineInterrupted)
+
+    def test_close_from_elsewhere(self) -> None:
+        """
+        Another thread can end one match, while other calls go on.
+        """
+        watch: Any = self.engine.watch()
+        started = threading.Event()
+
+        def iterate() -> None:
+            with closing(watch):
+                for _ in watch:
+                    started.set()
+
+        outcome = self.in_thread(iterate)
+        self.assertTrue(started.wait(60))
+        watch.close()
+        wait_until(lambda: outcome)
+        self.assertIsInstance(outcome[0], EngineInterrupted)
+        self.assertEqual(self.engine.contents(), [])
+
+    def test_time_limit(self) -> None:
+        """
+        A search that takes too long is ended, in the node too.
+        """
+        self.arrive(event(1))
+        self.assertRaises(EngineTimeout, list, self.engine.find([ADDRESS], 0, 0.0))
+        self.assertEqual(json.loads(self.node.run(_PIPELINES))["pipelines"], [])
+        self.assertEqual(len(_found(self.engine, [ADDRESS])), 1)
+
+    def test_frozen_node(self) -> None:
+        """
+        A node that does not answer is not waited for.
+        """
+        self.node.freeze()
+        outcome = self.in_thread(self.engine.contents)
+        wait_until(lambda: outcome, 20)
+        self.assertIsInstance(outcome[0], (EngineUnreachable, EngineTimeout))
+
+    def test_nobody(self) -> None:
+        """
+        Where no node listens, the error says so.
+        """
+        engine = self.make_tenzir(f"127.0.0.1:{free_port()}")
+        e = self.assertRaises(EngineUnreachable, engine.identify)
+        self.assertIn("cannot be reached", str(e))
+
+    def test_unknown_table(self) -> None:
+        """
+        What the engine refuses is an error that says why.
+        """
+        self.node.run("\n".join(f'context_remove "{table}"' for table in ("tbvast_ip",)))
+        e = self.assertRaises(EngineCallFailed, self.engine.contents)
+        self.assertIn("tbvast_ip", str(e))
+
+    def test_too_old(self) -> None:
+        """
+        A node that is too old is refused.
+        """
+        engine = self.make_tenzir(self.node.endpoint, oldest=(99, 0))
+        e = self.assertRaises(EngineUnsupported, engine.identify)
+        self.assertIn("Tenzir 99.0 or newer is needed", str(e))
+
+
+_PIPELINES = 'api "/pipeline/list"\nwrite_ndjson'
