@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.table import Table
 
 from tbvast.client import ManageClient
@@ -103,9 +104,18 @@ def tables(status: Any, bus: str) -> Iterator[Table]:
 
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=styled(title, "bold"), title_justify="left")
+    table = Table(
+        title=styled(title, "bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
+        table.add_column(
+            styled(column), justify="right" if column in numbers else "left", overflow="fold"
+        )
     return table
 
 
@@ -140,7 +150,7 @@ def _subscriptions(subscriptions: Sequence[Any]) -> Table:
     numbers = ("queued", "sent", "dropped")
     table = _table(
         f"{len(subscriptions)} subscriptions",
-        *("name", "streams", "dialect", "receives", "age", "silent", *numbers),
+        *("name", "streams", "dialect", "receives", "silent", *numbers),
         numbers=numbers,
     )
     for each in subscriptions:
@@ -149,7 +159,6 @@ def _subscriptions(subscriptions: Sequence[Any]) -> Table:
             _streams(items(each, "topics")),
             shown(at(each, "dialect")),
             shown(at(each, "attached")),
-            age(at(each, "age")),
             age(at(each, "silent")),
             *(shown(at(each, number)) for number in numbers),
         )
@@ -182,8 +191,6 @@ _ENGINE_ROWS = (
 
 def _engines(subscriptions: Sequence[Any]) -> Table:
     table = _table("Bridges", "", *(shown(at(each, "name")) for each in subscriptions))
-    for column in table.columns[1:]:
-        column.header = styled(str(column.header))
     for label, *path in _ENGINE_ROWS:
         cells = [shown(at(each, "report", *path)) for each in subscriptions]
         table.add_row(label, *map(styled, cells))
@@ -214,6 +221,7 @@ async def status(reactor: Any, screen: Screen, bus: HostPort, as_json: bool) -> 
     elif screen.rich:
         for table in tables(answer, str(bus)):
             screen.show(table)
+            screen.tell("")
     else:
         for path, value in lines(answer):
             screen.put(path, value)

@@ -39,6 +39,12 @@ MOST_VALUES = 5
 How many observables of one indicator are listed.
 """
 
+MEMORY = 100_000
+"""
+How many of the messages seen are known again: a bus that comes back sends some of
+them once more.
+"""
+
 _STYLES = {
     "ADD": "green",
     "EDIT": "yellow",
@@ -195,7 +201,7 @@ def _aligned(cells: tuple[str, ...], width: int) -> str:
 
 class Watching:
     """
-    What arrives, until there is enough of it.
+    What arrives, each message once, until there is enough of it.
 
     @ivar enough: Fires when there is.
     """
@@ -210,6 +216,7 @@ class Watching:
         self._json = as_json
         self._left: int | None = count if count else None
         self._begun = False
+        self._seen: dict[tuple[str, int], None] = {}
 
     def receive(self, items: list[Item]) -> None:
         """
@@ -218,15 +225,25 @@ class Watching:
         if self.enough.called:
             return
         try:
-            for item in items[: self._left]:
-                self._write(item)
+            for item in items:
+                if self._left != 0 and self._is_new(item):
+                    self._write(item)
+                    if self._left is not None:
+                        self._left -= 1
         except OSError:
             self.enough.errback()
             return
-        if self._left is not None:
-            self._left -= min(self._left, len(items))
-            if not self._left:
-                self.enough.callback(None)
+        if self._left == 0:
+            self.enough.callback(None)
+
+    def _is_new(self, item: Item) -> bool:
+        key = (item.id, hash(item.raw))
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        if len(self._seen) > MEMORY:
+            del self._seen[next(iter(self._seen))]
+        return True
 
     def _write(self, item: Item) -> None:
         screen = self._screen

@@ -1,0 +1,149 @@
+"""
+Tests for L{tbvast.cli}.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.cli import INTERRUPTED, NOT_ALL, UNREACHABLE, USAGE, parser, run
+from tbvast.commands.publish import publish, remove
+from tbvast.commands.screen import Screen
+from tbvast.commands.status import status
+from tbvast.commands.watch import watch
+from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
+from tbvast.settings import HostPort
+from tbvast.wire.topics import Stream
+
+BUS = HostPort("localhost", 13370)
+
+
+class ParserTests(SynchronousTestCase):
+    def command(self, *arguments: str) -> Any:
+        options = parser().parse_args(arguments)
+        return options.command(options)
+
+    def test_publish(self) -> None:
+        command = self.command("publish", "a", "-", "--threatbus", "[::1]:7")
+        self.assertIs(command.func, publish)
+        self.assertEqual(command.keywords, {"bus": HostPort("::1", 7), "files": ["a", "-"]})
+
+    def test_remove(self) -> None:
+        command = self.command("remove", "a", "b")
+        self.assertIs(command.func, remove)
+        self.assertEqual(command.keywords, {"bus": BUS, "names": ["a", "b"]})
+
+    def test_watch(self) -> None:
+        command = self.command("watch")
+        self.assertIs(command.func, watch)
+        self.assertEqual(
+            command.keywords,
+            {
+                "bus": BUS,
+                "streams": (Stream.INTEL, Stream.SIGHTING),
+                "snapshot": 0,
+                "count": 0,
+                "as_json": False,
+            },
+        )
+        command = self.command("watch", "sighting", "--snapshot=3", "--count=2", "--json")
+        self.assertEqual(
+            command.keywords,
+            {"bus": BUS, "streams": (Stream.SIGHTING,), "snapshot": 3, "count": 2, "as_json": True},
+        )
+
+    def test_status(self) -> None:
+        command = self.command("status", "--json")
+        self.assertIs(command.func, status)
+        self.assertEqual(command.keywords, {"bus": BUS, "as_json": True})
+
+    def test_refused(self) -> None:
+        """
+        What cannot be understood is told, with its value, and exit status 2.
+        """
+        for arguments, words in (
+            ([], "COMMAND"),
+            (["blub"], "blub"),
+            (["publish"], "FILE"),
+            (["status", "--threatbus", "here"], "'here' is not HOST:PORT"),
+            (["watch", "weather"], "weather"),
+            (["watch", "--count", "-1"], "-1"),
+            (["watch", "--snapshot", "many"], "'many' is not a whole number"),
+        ):
+            said = io.StringIO()
+            self.patch(__import__("sys"), "stderr", said)
+            error = self.assertRaises(SystemExit, parser().parse_args, arguments)
+            self.assertEqual(error.code, 2)
+            self.assertIn(words, said.getvalue())
+
+
+class RunTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.err = io.StringIO()
+        self.screen = Screen(io.StringIO(), self.err)
+        self.reactor = MemoryReactorClock()
+
+    def run_with(self, outcome: Deferred[bool]) -> Deferred[int]:
+        async def command(reactor: Any, screen: Screen) -> bool:
+            return await outcome
+
+        return Deferred.fromCoroutine(run(self.reactor, self.screen, command))
+
+    def test_done(self) -> None:
+        for result, expected in ((True, 0), (False, 1)):
+            outcome: Deferred[bool] = Deferred()
+            status = self.run_with(outcome)
+            outcome.callback(result)
+            self.assertEqual(self.successResultOf(status), expected)
+        self.assertEqual(self.err.getvalue(), "")
+
+    def test_failed(self) -> None:
+        """
+        What goes wrong is one line, and an exit status.
+        """
+        for error, expected in (
+            (BusUnreachable("localhost:13370", 5), UNREACHABLE),
+            (BusRefused("publish", "no"), NOT_ALL),
+            (SettingsInvalid("FILE", "x\x1b", "a file"), USAGE),
+        ):
+            outcome: Deferred[bool] = Deferred()
+            status = self.run_with(outcome)
+            outcome.errback(error)
+            self.assertEqual(self.successResultOf(status), expected)
+            self.assertEqual(self.err.getvalue(), f"tbvast: {error}\n")
+            self.err.truncate(0)
+            self.err.seek(0)
+
+    def test_interrupted(self) -> None:
+        """
+        When the reactor stops, the command is cancelled, and waited for.
+        """
+        stopping: Deferred[None] = Deferred()
+
+        async def command(reactor: Any, screen: Screen) -> bool:
+            try:
+                return await Deferred()
+            finally:
+                await stopping
+
+        status = Deferred.fromCoroutine(run(self.reactor, self.screen, command))
+        [(trigger, arguments, keywords)] = self.reactor.triggers["before"]["shutdown"]
+        waited = trigger(*arguments, **keywords)
+        self.assertNoResult(waited)
+        stopping.callback(None)
+        self.assertIsNone(self.successResultOf(waited))
+        self.assertEqual(self.successResultOf(status), INTERRUPTED)
+
+    def test_defect(self) -> None:
+        """
+        A defect is not hidden.
+        """
+        outcome: Deferred[bool] = Deferred()
+        status = self.run_with(outcome)
+        outcome.errback(ZeroDivisionError())
+        self.failureResultOf(status, ZeroDivisionError)

@@ -1,0 +1,139 @@
+"""
+Tests for L{tbvast.commands.publish}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.commands.publish import (
+    BATCH,
+    BATCH_BYTES,
+    Tally,
+    batches,
+    read_inputs,
+    removals,
+    summary,
+)
+from tbvast.commands.reading import Reading, Submission, read
+from tbvast.errors import SettingsInvalid
+from tests.doubles import indicator_id
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class BatchesTests(SynchronousTestCase):
+    @given(st.lists(st.sampled_from((1, 1000, BATCH_BYTES // 3, BATCH_BYTES, BATCH_BYTES + 1))))
+    def test_bounded(self, sizes: list[int]) -> None:
+        """
+        All documents are there, in order, in portions that are no longer than may
+        be; unless one document alone is.
+        """
+        submissions = [Submission(str(i), b"x" * size) for i, size in enumerate(sizes)]
+        portions = list(batches(submissions))
+        self.assertEqual([s for portion in portions for s in portion], submissions)
+        for portion in portions:
+            size = sum(len(s.document) for s in portion)
+            self.assertTrue(0 < len(portion) <= BATCH)
+            self.assertTrue(size <= BATCH_BYTES or len(portion) == 1)
+
+    def test_many(self) -> None:
+        submissions = [Submission("", b"{}")] * (2 * BATCH + 1)
+        self.assertEqual([len(p) for p in batches(submissions)], [BATCH, BATCH, 1])
+
+
+class TallyTests(SynchronousTestCase):
+    def test_good(self) -> None:
+        tally = Tally(("refused",))
+        tally.count(Submission("in:1", b""), "accepted")
+        tally.count(Submission("in:2", b""), "repeated")
+        self.assertTrue(tally.good)
+        self.assertEqual(tally.lines, [])
+        self.assertEqual(str(tally), "2 indicators: 1 accepted, 1 repeated")
+
+    def test_bad(self) -> None:
+        """
+        What is bad has a line of its own, and a word for it.
+        """
+        tally = Tally(("refused", "unknown"), {"accepted": "removed"})
+        tally.refuse("in:1: id: None is not an id")
+        tally.count(Submission("in:2", b""), "refused", "too old")
+        tally.count(Submission("in:3", b""), "unknown")
+        tally.count(Submission("in:4", b""), "accepted")
+        self.assertFalse(tally.good)
+        self.assertEqual(
+            tally.lines,
+            [
+                "in:1: id: None is not an id",
+                "in:2: refused by the bus: too old",
+                "in:3: not known to the bus",
+            ],
+        )
+        self.assertEqual(str(tally), "4 indicators: 2 refused, 1 unknown, 1 removed")
+
+    def test_nothing(self) -> None:
+        tally = Tally(("refused",))
+        tally.outcomes["not sent"] += 0
+        self.assertTrue(tally.good)
+        self.assertEqual(str(tally), "0 indicators")
+
+
+class SummaryTests(SynchronousTestCase):
+    def test_all(self) -> None:
+        tally = Tally(())
+        tally.count(Submission("in:1", b""), "accepted")
+        reading = Reading(
+            ignored=Counter(relationship=2, malware=1),
+            unmatchable=Counter({"EXISTS": 1, "NOT": 2}),
+        )
+        self.assertEqual(
+            list(summary(tally, reading)),
+            [
+                "1 indicator: 1 accepted",
+                "3 other objects ignored: 1 malware, 2 relationship",
+                "3 of the indicators cannot be matched by tbvast-bridge:",
+                "  2 for NOT",
+                "  1 for EXISTS",
+            ],
+        )
+
+
+class RemovalsTests(SynchronousTestCase):
+    def test_ids(self) -> None:
+        """
+        An id stands for itself, an observable for what C{publish} made of it.
+        """
+        [published] = read("in", b"hxxps://Evil.example/a", NOW).submissions
+        made = removals([indicator_id(1), "http://evil[.]example/a"], NOW)
+        documents = [json.loads(s.document) for s in made]
+        self.assertEqual(
+            [d["id"] for d in documents],
+            [indicator_id(1), json.loads(published.document)["id"]],
+        )
+        self.assertEqual({d["x_threatbus_update"] for d in documents}, {"REMOVE"})
+
+    def test_neither(self) -> None:
+        for name in ("", "blub", "malware--00000000-0000-4000-8000-000000000001"):
+            error = self.assertRaises(SettingsInvalid, removals, [name], NOW)
+            self.assertEqual((error.field, error.value), ("ID", name))
+
+
+class ReadInputsTests(SynchronousTestCase):
+    def test_unreadable(self) -> None:
+        for name in (self.mktemp(), ".", "a\0b"):
+            error = self.assertRaises(SettingsInvalid, read_inputs, [name], NOW)
+            self.assertEqual((error.field, error.value), ("FILE", name))
+
+    def test_many(self) -> None:
+        paths = [self.mktemp(), self.mktemp()]
+        for path in paths:
+            with open(path, "w") as f:
+                f.write("evil.example\n")
+        wheres = [s.where for s in read_inputs(paths, NOW).submissions]
+        self.assertEqual(wheres, [f"{path}:1" for path in paths])

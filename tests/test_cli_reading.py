@@ -1,0 +1,215 @@
+"""
+Tests for L{tbvast.commands.reading}.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.commands.reading import Reading, read
+from tbvast.intel.indicators import decode_indicator, make_indicator
+from tbvast.intel.observables import guess
+from tests.doubles import indicator_document, indicator_id
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def reading_of(raw: bytes | str) -> Reading:
+    return read("in", raw.encode() if isinstance(raw, str) else raw, NOW)
+
+
+def patterns(reading: Reading) -> list[str | None]:
+    return [decode_indicator(s.document).pattern for s in reading.submissions]
+
+
+class LinesTests(SynchronousTestCase):
+    """
+    Lines of observables.
+    """
+
+    def test_lines(self) -> None:
+        """
+        Every line is an observable, but for blank ones and comments.
+        """
+        reading = reading_of("# C2\n\n 192.0.2.1 \r\nhxxp://evil[.]example/a#b\n  # end\n")
+        self.assertEqual(reading.refused, [])
+        self.assertEqual(
+            patterns(reading),
+            ["[ipv4-addr:value = '192.0.2.1']", "[url:value = 'http://evil.example/a#b']"],
+        )
+        self.assertEqual([s.where for s in reading.submissions], ["in:3", "in:4"])
+
+    def test_document(self) -> None:
+        """
+        An observable's indicator is that which the intel package makes.
+        """
+        [submission] = reading_of("evil[.]example").submissions
+        expected = make_indicator(guess("evil.example"), now=NOW, source="tbvast")
+        self.assertEqual(json.loads(submission.document), json.loads(expected))
+
+    def test_bad_line(self) -> None:
+        """
+        A bad line is named; the others are read.
+        """
+        reading = reading_of("192.0.2.1\n192.0.2.999\nevil.example\n")
+        self.assertEqual(len(reading.submissions), 2)
+        [line] = reading.refused
+        self.assertTrue(line.startswith("in:2: "), line)
+        self.assertIn("'192.0.2.999'", line)
+
+    def test_not_utf8(self) -> None:
+        reading = reading_of(b"192.0.2.1\n\xff\xfe\n")
+        self.assertEqual(len(reading.submissions), 1)
+        self.assertEqual(reading.refused, [r"in:2: observable: b'\xff\xfe' is not UTF-8"])
+
+    def test_byte_order_mark(self) -> None:
+        self.assertEqual(len(reading_of(b"\xef\xbb\xbf192.0.2.1\n").submissions), 1)
+
+    def test_objects(self) -> None:
+        """
+        Lines may be STIX objects, and observables between them.
+        """
+        raw = b"\n".join([indicator_document(1), b"192.0.2.9", b'{"type":"malware"}', b"{broken"])
+        reading = reading_of(raw)
+        self.assertEqual([s.where for s in reading.submissions], ["in:1", "in:2"])
+        self.assertEqual(reading.submissions[0].document, indicator_document(1))
+        self.assertEqual(reading.ignored, {"malware": 1})
+        self.assertTrue(reading.refused[0].startswith("in:4: document: "))
+
+    def test_address_in_brackets(self) -> None:
+        """
+        A defanged or bracketed address is a line, not a JSON list.
+        """
+        reading = reading_of("[.]\n192[.]0[.]2[.]1\n")
+        self.assertEqual(patterns(reading), ["[ipv4-addr:value = '192.0.2.1']"])
+
+    def test_nothing(self) -> None:
+        for raw in (b"", b"\n\n", b"# nothing\n"):
+            self.assertEqual(reading_of(raw), Reading())
+
+    @given(st.binary(max_size=200))
+    def test_anything(self, raw: bytes) -> None:
+        """
+        Whatever is read is a valid indicator, or refused.
+        """
+        for submission in reading_of(raw).submissions:
+            decode_indicator(submission.document)
+
+    @given(st.lists(st.sampled_from(["192.0.2.1", "x", "", "#", "a.b", "{}", "[]"]), max_size=9))
+    def test_every_line(self, lines: list[str]) -> None:
+        """
+        Every line is taken, refused, ignored, blank or a comment.
+        """
+        reading = reading_of("\n".join(["#", *lines]))
+        counted = len(reading.submissions) + len(reading.refused) + reading.ignored.total()
+        self.assertEqual(counted, sum(line not in ("", "#") for line in lines))
+
+
+class DocumentTests(SynchronousTestCase):
+    """
+    STIX documents.
+    """
+
+    def bundle(self, *objects: bytes, indent: int | None = None) -> bytes:
+        document: dict[str, Any] = {"type": "bundle", "objects": [json.loads(o) for o in objects]}
+        return json.dumps(document, indent=indent).encode()
+
+    def test_object(self) -> None:
+        [submission] = reading_of(indicator_document(1)).submissions
+        self.assertEqual(submission.document, indicator_document(1))
+        self.assertEqual(submission.where, "in:1: indicator 1")
+
+    def test_list(self) -> None:
+        raw = b"\n[ " + indicator_document(1) + b",\n" + indicator_document(2) + b"]"
+        wheres = [s.where for s in reading_of(raw).submissions]
+        self.assertEqual(wheres, ["in:2: indicator 1", "in:3: indicator 2"])
+
+    def test_bundle_with_bad_ones(self) -> None:
+        """
+        A bundle of 1,000 with 3 bad ones: each is named with its line and what is
+        wrong, and the 997 are there.
+        """
+        objects = [indicator_document(n) for n in range(1000)]
+        objects[5] = indicator_document(5, pattern="[ipv4-addr:value = ")
+        objects[500] = indicator_document(500, id="indicator--nonsense")
+        objects[999] = indicator_document(999, valid_until="tomorrow")
+        raw = self.bundle(*objects, indent=2)
+        reading = reading_of(raw)
+        self.assertEqual(len(reading.submissions), 997)
+        lines = raw.decode().splitlines()
+        for said, number, word in zip(
+            reading.refused,
+            (6, 501, 1000),
+            ("pattern: '[ipv4-addr:value = '", "id: 'indicator--nonsense'", "'tomorrow'"),
+            strict=True,
+        ):
+            name, line, rest = said.split(":", 2)
+            self.assertEqual((name, lines[int(line) - 1].strip()), ("in", "{"))
+            self.assertTrue(rest.startswith(f" indicator {number}: "), rest)
+            self.assertIn(word, rest)
+
+    def test_ignored(self) -> None:
+        """
+        Objects that are no indicators are counted by type.
+        """
+        raw = self.bundle(b'{"type":"malware"}', indicator_document(1), b'{"type":"malware"}', b"7")
+        reading = reading_of(raw)
+        self.assertEqual(reading.ignored, {"malware": 2, "not a STIX object": 1})
+        self.assertEqual(len(reading.submissions), 1)
+
+    def test_no_json(self) -> None:
+        for raw in ("{", "[{]", '{"type": 1}', '{"a": "b"}', "{\n}"):
+            reading = reading_of(raw)
+            self.assertEqual((reading.submissions, len(reading.refused)), ([], 1), raw)
+            self.assertTrue(reading.refused[0].startswith("in: "), reading.refused)
+
+    def test_deep(self) -> None:
+        self.assertEqual(len(reading_of(b"[{" * 100_000).refused), 1)
+
+    def test_too_long(self) -> None:
+        """
+        A document that no bus would take is refused here.
+        """
+        reading = reading_of(indicator_document(1, name="x" * (11 << 20)))
+        self.assertEqual(reading.submissions, [])
+        self.assertIn("is not at most", reading.refused[0])
+
+    def test_unmatchable(self) -> None:
+        """
+        What no engine can be asked for is published, and counted by reason.
+        """
+        raw = self.bundle(
+            indicator_document(1),
+            indicator_document(2, pattern="[file:name = 'a']"),
+            indicator_document(3, pattern="[ipv4-addr:value = '1.2.3.999']"),
+            indicator_document(4, pattern="rule x {}", pattern_type="yara"),
+            indicator_document(5, pattern=None, x_threatbus_update="REMOVE"),
+        )
+        reading = reading_of(raw)
+        self.assertEqual(len(reading.submissions), 5)
+        self.assertEqual(
+            reading.unmatchable,
+            {
+                "object path file:name": 1,
+                "a value that is not an IPv4 or IPv6 address": 1,
+                "pattern type yara": 1,
+            },
+        )
+
+    def test_add(self) -> None:
+        """
+        Readings add up.
+        """
+        reading = reading_of(indicator_document(1))
+        reading.add(reading_of("x\n"))
+        reading.add(reading_of(b'{"type":"malware"}'))
+        self.assertEqual([s.where for s in reading.submissions], ["in:1: indicator 1"])
+        self.assertEqual(len(reading.refused), 1)
+        self.assertEqual(reading.ignored, {"malware": 1})
+        self.assertIn(indicator_id(1).encode(), reading.submissions[0].document)
