@@ -200,6 +200,8 @@ class _Delivery:
         except Exception:
             return fail()
         self._pending = succeed(None) if delivered is None else delivered
+        if self._ended is not None:  # by whoever it was delivered to
+            self._pending.cancel()
         return self._pending
 
     def end(self, reason: BaseException) -> None:

@@ -1,0 +1,269 @@
+"""
+The boundary between the reactor's thread and the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.bridge.engines.threaded import ThreadedEngine
+from tbvast.errors import EngineCallFailed, EngineInterrupted
+from tbvast.intel.matches import Match
+from tbvast.interfaces import IEngineClient
+from tests.doubles_engine import (
+    ABSENT,
+    ADDRESS,
+    HOST,
+    MemoryEngine,
+    SteppedThreads,
+    WouldBlock,
+    call_at_once,
+    event,
+)
+
+
+class ThreadedTestCase(SynchronousTestCase):
+    """
+    A test with an engine whose threads it steps.
+    """
+
+    def setUp(self) -> None:
+        self.engine = MemoryEngine()
+        self.engine.prepare()
+        self.engine.log.clear()
+        self.threads = SteppedThreads()
+        self.client = ThreadedEngine(self.engine, self.threads.defer, call_at_once)
+        self.batches: list[list[Match]] = []
+
+
+class CallTests(ThreadedTestCase):
+    """
+    Calls that have one result.
+    """
+
+    def test_interface(self) -> None:
+        """
+        It provides what it should.
+        """
+        verifyObject(IEngineClient, self.client)
+
+    def test_in_thread(self) -> None:
+        """
+        Nothing is asked of the engine but in a thread.
+        """
+        asked = self.client.identify()
+        self.assertEqual(self.engine.log, [])
+        self.assertNoResult(asked)
+        self.threads.perform()
+        self.assertEqual(self.successResultOf(asked).name, "tenzir")
+
+    def test_failure(self) -> None:
+        """
+        What the engine raises, the Deferred fails with.
+        """
+        self.engine.failure = EngineCallFailed("contents", "no")
+        asked = self.client.contents()
+        self.threads.perform()
+        self.assertIs(self.failureResultOf(asked).value, self.engine.failure)
+
+    def test_one_writer(self) -> None:
+        """
+        Calls that write are made one after the other, in order.
+        """
+        written = [
+            self.client.prepare(),
+            self.client.add([ADDRESS, HOST]),
+            self.client.remove([HOST.observable]),
+        ]
+        for number, each in enumerate(written):
+            self.assertEqual(self.threads.waiting, 1)
+            self.assertEqual(len(self.engine.log), number)
+            self.threads.perform()
+            self.successResultOf(each)
+        self.assertEqual(self.engine.contents(), [ADDRESS])
+
+    def test_failure_frees(self) -> None:
+        """
+        A call that fails lets the next one write.
+        """
+        self.engine.failure = EngineCallFailed("add", "no")
+        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        self.threads.perform()
+        self.failureResultOf(first, EngineCallFailed)
+        self.engine.failure = None
+        self.threads.perform()
+        self.successResultOf(second)
+
+    def test_cancel_waiting(self) -> None:
+        """
+        A call that waits for its turn can be given up.
+        """
+        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        second.cancel()
+        self.failureResultOf(second, CancelledError)
+        self.threads.perform()
+        self.successResultOf(first)
+        self.assertEqual(self.threads.waiting, 0)
+
+    def test_cancel_started(self) -> None:
+        """
+        A call that was given up when it had begun still keeps others waiting.
+        """
+        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.assertEqual(self.threads.waiting, 1)
+        self.threads.perform()
+        self.threads.perform()
+        self.successResultOf(second)
+        self.assertEqual(len(self.engine.contents()), 2)
+
+
+class DeliveryTests(ThreadedTestCase):
+    """
+    Calls whose results are delivered as they come.
+    """
+
+    def test_find(self) -> None:
+        """
+        Each batch is delivered, then the search is over.
+        """
+        self.engine.arrive(event(1, hostname="evil.example"))
+        search = self.client.find([ADDRESS, HOST], 0, 1.0, self.batches.append)
+        self.assertNoResult(search)
+        self.threads.perform()
+        self.successResultOf(search)
+        self.assertEqual([len(batch) for batch in self.batches], [1, 1])
+
+    def test_backpressure(self) -> None:
+        """
+        The thread waits until a batch has been dealt with.
+        """
+        self.engine.arrive(event(1))
+        busy: Deferred[None] = Deferred()
+        search = self.client.find([ADDRESS, HOST], 0, 1.0, lambda batch: busy)
+        self.threads.perform()
+        self.failureResultOf(search, WouldBlock)
+
+    def test_deliver_fails(self) -> None:
+        """
+        If a batch cannot be dealt with, the search ends with that.
+        """
+        self.engine.arrive(event(1))
+        for deliver in (lambda batch: fail(ValueError()), lambda batch: [][0]):
+            search = self.client.find([ADDRESS], 0, 1.0, deliver)
+            self.threads.perform()
+            self.failureResultOf(search, ValueError, IndexError)
+
+    def test_one_search(self) -> None:
+        """
+        A search waits for the one before, but not for a writer.
+        """
+        first = self.client.find([ADDRESS], 0, 1.0, self.batches.append)
+        second = self.client.find([ABSENT], 0, 1.0, self.batches.append)
+        self.client.add([HOST])
+        self.assertEqual(self.threads.waiting, 2)
+        self.threads.perform()
+        self.successResultOf(first)
+        self.assertNoResult(second)
+        self.threads.perform()
+        self.threads.perform()
+        self.successResultOf(second)
+
+    def test_cancel_before(self) -> None:
+        """
+        A search that is cancelled before its thread runs finds nothing.
+        """
+        self.engine.arrive(event(1))
+        search = self.client.find([ADDRESS], 0, 1.0, self.batches.append)
+        search.cancel()
+        self.failureResultOf(search, CancelledError)
+        self.threads.perform()
+        self.assertEqual(self.batches, [])
+
+    def test_cancel_during(self) -> None:
+        """
+        A search that is cancelled while a batch is dealt with ends there, and
+        what was to deal with it is cancelled.
+        """
+        self.engine.arrive(event(1, hostname="evil.example"))
+        pending: list[Deferred[None]] = []
+
+        def deliver(batch: list[Match]) -> Deferred[None]:
+            pending.append(Deferred())
+            self.batches.append(batch)
+            search.cancel()
+            return pending[0]
+
+        search = self.client.find([ADDRESS, HOST], 0, 1.0, deliver)
+        self.threads.perform()
+        self.failureResultOf(search, CancelledError)
+        self.failureResultOf(pending[0], CancelledError)
+        self.assertEqual(len(self.batches), 1)
+
+    def test_watch(self) -> None:
+        """
+        The live match delivers the empty batch first; cancelling it closes it.
+        """
+        self.engine.add([ADDRESS])
+
+        def deliver(batch: list[Match]) -> None:
+            self.batches.append(batch)
+            if not batch:
+                self.engine.arrive(event(1))
+            else:
+                watch.cancel()
+
+        watch = self.client.watch(deliver)
+        self.threads.perform()
+        self.failureResultOf(watch, CancelledError)
+        self.assertEqual([len(batch) for batch in self.batches], [0, 1])
+        self.engine.arrive(event(2))  # nobody is told any more
+
+    def test_interrupt(self) -> None:
+        """
+        An interrupt ends what is delivered, and is what it fails with.
+        """
+
+        def deliver(batch: list[Match]) -> Deferred[None]:
+            self.client.interrupt()
+            return Deferred()
+
+        watch = self.client.watch(deliver)
+        self.threads.perform()
+        self.failureResultOf(watch, EngineInterrupted)
+        again = self.client.identify()
+        self.threads.perform()
+        self.failureResultOf(again, EngineInterrupted)
+        self.client.resume()
+        again = self.client.identify()
+        self.threads.perform()
+        self.successResultOf(again)
+
+    def test_closed(self) -> None:
+        """
+        The iterator is closed, by the thread, however the search ends.
+        """
+        closed: list[bool] = []
+
+        class Batches(Iterator[list[Match]]):
+            def __next__(self) -> list[Match]:
+                raise EngineCallFailed("find", "no")
+
+            def close(self) -> None:
+                closed.append(True)
+
+        class Failing(MemoryEngine):
+            def find(self, *args: Any) -> Batches:
+                return Batches()
+
+        self.client = ThreadedEngine(Failing(), self.threads.defer, call_at_once)
+        search = self.client.find([ADDRESS], 0, 1.0, self.batches.append)
+        self.threads.perform()
+        self.failureResultOf(search, EngineCallFailed)
+        self.assertEqual(closed, [True])

@@ -1,0 +1,366 @@
+"""
+The pipelines for Tenzir, and what is read from their output.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import rows, tql
+from tbvast.bridge.engines.fields import (
+    BUILT_IN,
+    Field,
+    Form,
+    Request,
+    Source,
+    addresses,
+    names,
+)
+from tbvast.errors import Invalid
+from tbvast.intel.matches import Entry, Hit, Match
+from tbvast.intel.observables import Kind, Observable
+
+DNS = Source("suricata.dns", addresses("src_ip") + names("dns.answers[].rdata"))
+
+
+def expressions(plan: tql.Plan) -> dict[str, str]:
+    """
+    The expressions of a plan by the paths that they are reported as.
+    """
+    return {slot.field: slot.expression for slot in plan.slots.values()}
+
+
+class PlanTests(SynchronousTestCase):
+    """
+    L{tql.plan} works out what is looked up.
+    """
+
+    def test_positions(self) -> None:
+        """
+        Each position of a list is a field of its own.
+        """
+        plan = tql.plan([Source("x.y", names("a[].b"))], positions=3)
+        self.assertEqual(
+            [slot.field for slot in plan.branches[0].all], ["a[0].b", "a[1].b", "a[2].b"]
+        )
+        self.assertEqual(expressions(plan)["a[2].b"], 'a?[2]?.b?.to_lower().trim_end(".")')
+
+    def test_tables(self) -> None:
+        """
+        An address is looked up as itself, and in the networks.
+        """
+        plan = tql.plan([Source("x.y", addresses("a"))])
+        self.assertEqual(
+            [(slot.expression, set(slot.kinds)) for slot in plan.branches[0].all],
+            [("ip(a?)", {Kind.IP}), ("ip(a?)", {Kind.NETWORK})],
+        )
+
+    def test_kinds(self) -> None:
+        """
+        Kinds that are not looked for cost no lookup.
+        """
+        plan = tql.plan([DNS], kinds={Kind.DOMAIN})
+        self.assertEqual({slot.kinds for slot in plan.slots.values()}, {frozenset({Kind.DOMAIN})})
+
+    def test_short_lists(self) -> None:
+        """
+        An event whose lists are short is spared the later positions.
+        """
+        branch = tql.plan([DNS], positions=4).branches[0]
+        self.assertEqual(branch.long, "dns?.answers?[1]? != null")
+        self.assertEqual((len(branch.first), len(branch.all)), (3, 6))
+
+    def test_order(self) -> None:
+        """
+        Schemas named in full come before those that only begin alike, and every
+        other event is looked at as a whole.
+        """
+        plan = tql.plan([Source("a.*", names("b")), Source("a.b", names("c"))])
+        self.assertEqual(
+            [branch.condition for branch in plan.branches],
+            ['@name == "a.b"', '@name.starts_with("a.")', ""],
+        )
+        looked_at = {slot.field for slot in plan.branches[-1].all}
+        self.assertEqual(looked_at, {"b", "c", "id.orig_h", "id.resp_h"})
+
+    def test_flat(self) -> None:
+        """
+        A name with dots in it is one name.
+        """
+        plan = tql.plan([Source("x.y", addresses("id.orig_h", flat=True))])
+        self.assertEqual(expressions(plan)["id.orig_h"], 'ip(this["id.orig_h"]?)')
+
+    def test_request(self) -> None:
+        """
+        The parts of a URL are put together.
+        """
+        plan = tql.plan([Source("x.y", (), (Request("h", "u", "p", "q"),))])
+        (slot,) = plan.branches[0].all
+        self.assertEqual(slot.field, "u")
+        for part in ("h?.to_lower()", "string(p?)", '"?" + q?', 'u?.starts_with("/")'):
+            self.assertIn(part, slot.expression)
+
+    @given(st.text())
+    def test_paths(self, path: str) -> None:
+        """
+        A field's path is names joined by dots, or refused.
+        """
+        field = Field(path, Form.NAME, frozenset({Kind.DOMAIN}))
+        self._only_names(path, lambda: tql.plan([Source("x.y", (field,))]))
+
+    @given(st.text())
+    def test_schemas(self, schema: str) -> None:
+        """
+        A schema's name is a name, or refused.
+        """
+        self._only_names(schema, lambda: tql.plan([Source(schema, names("a"))]))
+
+    def _only_names(self, text: str, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Invalid as e:
+            self.assertEqual(e.value, text)
+        else:
+            self.assertRegex(text, r"\A[A-Za-z0-9_.\[\]*]+\Z")
+
+    def test_names_of_ours(self) -> None:
+        """
+        Names of tables, streams and tokens are names, or refused.
+        """
+        for text in ("", 'a"b', "A", "a b", "a\n", "é", "a" * 65):
+            self.assertRaises(Invalid, tql.create, text)
+            self.assertRaises(Invalid, tql.end, text)
+        self.assertRaises(Invalid, tql.serve, "a", 'x"', 1, 1.0)
+
+
+class PipelineTests(SynchronousTestCase):
+    """
+    The pipelines are generated from names and numbers alone.
+    """
+
+    def test_no_reset(self) -> None:
+        """
+        No pipeline resets a table: that can end the node.
+        """
+        self.assertFalse([text for text in _pipelines() if "context_reset" in text])
+
+    def test_null_keys(self) -> None:
+        """
+        No pipeline writes under a key that is null.
+        """
+        for text in (tql.update(tql.MAIN), tql.erase(tql.MAIN)):
+            writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
+            self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 3)
+
+    def test_printable(self) -> None:
+        """
+        Every pipeline can be quoted within another.
+        """
+        for text in _pipelines():
+            tql.quoted(text)
+        self.assertRaises(Invalid, tql.quoted, "é")
+
+    def test_balanced(self) -> None:
+        """
+        Braces and brackets pair up.
+        """
+        for text in _pipelines():
+            bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
+            for opening, closing in ("{}", "()", "[]"):
+                self.assertEqual(bare.count(opening), bare.count(closing))
+
+    def test_quoted(self) -> None:
+        """
+        A quoted pipeline reads back as itself.
+        """
+        for text in _pipelines():
+            self.assertEqual(json.loads(tql.quoted(text)), text)  # its escapes are JSON's
+
+    def test_limit(self) -> None:
+        """
+        A limit bounds the events with the same hits; none leaves them alone.
+        """
+        plan = tql.plan([DNS])
+        self.assertIn("deduplicate _tbvast, limit=7\n", tql.retro(plan, tql.RETRO, 7))
+        self.assertNotIn("deduplicate", tql.retro(plan, tql.RETRO, 0))
+
+    def test_retro_tables(self) -> None:
+        """
+        A search looks only into the tables made for it.
+        """
+        searched = set(re.findall(r'context_enrich "(\w+)"', tql.retro(tql.plan(), tql.RETRO, 0)))
+        self.assertEqual(searched, set(tql.RETRO))
+
+
+def _pipelines() -> list[str]:
+    plan = tql.plan(BUILT_IN)
+    return [
+        tql.create("a"),
+        tql.drop("a"),
+        tql.listing(),
+        tql.inspect("a"),
+        tql.update(tql.MAIN),
+        tql.erase(tql.RETRO),
+        tql.live(plan, tql.MAIN),
+        tql.retro(plan, tql.RETRO, 3),
+        tql.launch(tql.retro(plan, tql.RETRO, 3), "a", 1.5),
+        tql.serve("a", "b-1", 10, 0.5),
+        tql.end("a"),
+        tql.ping(),
+    ]
+
+
+entries = st.builds(
+    Entry,
+    st.builds(Observable, st.sampled_from(Kind), st.text()),
+    st.lists(st.text(), min_size=1).map(tuple),
+)
+
+
+class RowTests(SynchronousTestCase):
+    """
+    Entries travel as lines.
+    """
+
+    @given(st.lists(entries))
+    def test_written(self, given: list[Entry]) -> None:
+        """
+        Whatever a value holds, an entry is one line, and reads back as it was.
+        """
+        text = rows.written(given).encode()
+        self.assertEqual(text.count(b"\n"), len(given))
+        back = [
+            rows.entry(b'{"key":null,"value":' + line + b"}") for line in text.split(b"\n") if line
+        ]
+        self.assertEqual(back, sorted(given, key=lambda e: e.observable.kind))
+
+    @given(entries)
+    def test_values_stay_data(self, given: Entry) -> None:
+        """
+        No value changes a pipeline: none is made from one.
+        """
+        before = _pipelines()
+        rows.written([given])
+        rows.named([given.observable])
+        self.assertEqual(_pipelines(), before)
+
+    @given(st.binary())
+    def test_entry_refused(self, line: bytes) -> None:
+        """
+        A line that is no entry is refused.
+        """
+        self.assertRaises(Invalid, rows.entry, line)
+
+
+SLOTS = tql.plan([DNS], positions=2).slots
+
+
+def line(mark: Any, **event: Any) -> bytes:
+    """
+    A line of a match.
+    """
+    return json.dumps({**event, tql.MARK: mark}).encode()
+
+
+def slot_of(field: str, kind: Kind) -> str:
+    """
+    The slot that holds hits of a kind in a field.
+    """
+    return next(s.name for s in SLOTS.values() if s.field == field and kind in s.kinds)
+
+
+class MatchTests(SynchronousTestCase):
+    """
+    L{rows.match} reads a line of a match.
+    """
+
+    def test_hits(self) -> None:
+        """
+        Each slot that holds something is a hit in its field.
+        """
+        name = slot_of("dns.answers[1].rdata", Kind.DOMAIN)
+        mark = {"s": "suricata.dns", name: {"v": "a.b", "k": "domain", "ids": ["i", "j"]}}
+        self.assertEqual(
+            rows.match(line(mark, src_ip="1.2.3.4"), SLOTS),
+            Match(
+                {"src_ip": "1.2.3.4"},
+                "suricata.dns",
+                (Hit("dns.answers[1].rdata", Kind.DOMAIN, "a.b", ("i", "j")),),
+            ),
+        )
+
+    def test_sign(self) -> None:
+        """
+        A sign of life is no match.
+        """
+        self.assertIsNone(rows.match(tql.SIGN, SLOTS))
+
+    def test_other_kind(self) -> None:
+        """
+        A value that is something else, in a field that cannot hold that, is no hit.
+        """
+        name = slot_of("dns.answers[0].rdata", Kind.DOMAIN)
+        mark = {"s": "x", name: {"v": "ab" * 16, "k": "md5", "ids": ["i"]}}
+        self.assertIsNone(rows.match(line(mark), SLOTS))
+
+    def test_large_numbers(self) -> None:
+        """
+        Numbers of 64 bits stay what they are.
+        """
+        name = slot_of("src_ip", Kind.IP)
+        mark = {"s": "x", name: {"v": "1.2.3.4", "k": "ip", "ids": ["i"]}}
+        match = rows.match(line(mark, flow_id=2**63 - 1), SLOTS)
+        assert match is not None
+        self.assertEqual(match.event["flow_id"], 2**63 - 1)
+
+    @given(st.one_of(st.binary(), st.dictionaries(st.text(), st.text()).map(line)))
+    def test_refused(self, text: bytes) -> None:
+        """
+        What is no line of a match is refused, and nothing else is raised.
+        """
+        try:
+            rows.match(text, SLOTS)
+        except Invalid:
+            pass
+
+
+class LimitTests(SynchronousTestCase):
+    """
+    L{rows.Limit} counts by observable.
+    """
+
+    def match(self, *values: str) -> Match:
+        return Match({}, "x", tuple(Hit("f", Kind.DOMAIN, value, ("i",)) for value in values))
+
+    def test_each(self) -> None:
+        """
+        An event stays while any of its observables is below the limit.
+        """
+        limit = rows.Limit(2)
+        found = [self.match("a"), self.match("a"), self.match("a", "b"), self.match("a")]
+        self.assertEqual(limit.apply(found), [self.match("a"), self.match("a"), self.match("b")])
+
+    def test_none(self) -> None:
+        """
+        Without a limit all of them stay.
+        """
+        found = [self.match("a")] * 5
+        self.assertEqual(rows.Limit(0).apply(found), found)
+
+    @given(st.lists(st.sets(st.sampled_from("abc"), min_size=1)), st.integers(1, 3))
+    def test_never_more(self, events: list[set[str]], most: int) -> None:
+        """
+        Of each observable the first so many events are kept, no more and no fewer.
+        """
+        kept = rows.Limit(most).apply([self.match(*event) for event in events])
+        for value in "abc":
+            before = sum(value in event for event in events)
+            after = sum(hit.value == value for match in kept for hit in match.hits)
+            self.assertEqual(after, min(before, most))
