@@ -193,16 +193,21 @@ class _Delivery:
             raise self._ended
 
     def _hand_over(self, batch: list[Match]) -> Deferred[None]:
-        if self._ended is not None:
-            return fail(self._ended)
-        try:
-            delivered = self._deliver(batch)
-        except Exception:
-            return fail()
-        self._pending = succeed(None) if delivered is None else delivered
-        if self._ended is not None:  # by whoever it was delivered to
+        if self._ended is None:
+            try:
+                delivered = self._deliver(batch)
+            except Exception:
+                return fail()
+            self._pending = succeed(None) if delivered is None else delivered
+        return self._waited_for()
+
+    def _waited_for(self) -> Deferred[None]:
+        if self._ended is None and self._pending is not None:
+            return self._pending
+        if self._pending is not None:  # what it was delivered to has ended it
+            self._pending.addErrback(lambda failure: None)
             self._pending.cancel()
-        return self._pending
+        return fail(self._ended)
 
     def end(self, reason: BaseException) -> None:
         """
