@@ -52,10 +52,20 @@ class ManageClient:
     Asks a bus's manage endpoint, one question at a time.
     """
 
-    def __init__(self, reactor: Any, factory: Factory, bus: HostPort) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        factory: Factory,
+        bus: HostPort,
+        keys: SocketOptions | None = None,
+    ) -> None:
+        """
+        @param keys: L{tbvast.zeromq.curve.client_options}, if the bus wants any.
+        """
         self._reactor = reactor
         self._factory = factory
         self._bus = bus
+        self._keys = keys
         self._turn = DeferredLock()
         self._connection: DealerConnection | None = None
         self._waiting: Deferred[bytes] | None = None
@@ -69,7 +79,7 @@ class ManageClient:
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:
-            self._connection = DealerConnection(self._factory, self._answered)
+            self._connection = DealerConnection(self._factory, self._answered, self._keys)
             self._connection.connect(f"tcp://{self._bus}")
         waiting: Deferred[bytes] = Deferred(self._abandon)
         self._waiting = waiting
@@ -107,14 +117,21 @@ class Announcer:
     bus's own ZeroMQ subscription has been seen.
     """
 
-    def __init__(self, factory: Factory, address: str, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        factory: Factory,
+        address: str,
+        ready: Callable[[], None],
+        keys: SocketOptions | None = None,
+    ) -> None:
         """
         @param address: E.g. C{tcp://localhost:13372}.
         @param ready: Called whenever the bus has begun to listen to a topic.
+        @param keys: As for L{ManageClient}.
         """
         self._ready = ready
         self._topics: set[bytes] = set()
-        self._connection = XPubConnection(factory, self._heard)
+        self._connection = XPubConnection(factory, self._heard, keys)
         self._connection.connect(address)
 
     def _heard(self, messages: list[list[bytes]]) -> None:
@@ -177,6 +194,7 @@ class BusSubscription(Service):
         report: Callable[[], dict[str, Any]] | None = None,
         ready: Callable[[], None] | None = None,
         options: SocketOptions | None = None,
+        keys: SocketOptions | None = None,
     ) -> None:
         """
         @param receive: Called with what arrives; the next is read from the bus
@@ -185,6 +203,7 @@ class BusSubscription(Service):
         @param ready: Called when the bus has begun to listen to reports; makes
             this subscription open its sub endpoint at all.
         @param options: Options of the socket that receives.
+        @param keys: As for L{ManageClient}.
         """
         self.connected = False
         self.plugin = ""
@@ -197,8 +216,9 @@ class BusSubscription(Service):
         self._receive = receive
         self._report = report
         self._ready = ready
-        self._options = options
-        self._manage = ManageClient(reactor, factory, bus)
+        self._keys = keys or {}
+        self._options = {**(options or {}), **self._keys}
+        self._manage = ManageClient(reactor, factory, bus, self._keys)
         self._complaints = RateLimit(reactor, ERRORS_PER_MINUTE)
         self._announcer: Announcer | None = None
         self._sub: SubConnection | None = None
@@ -279,7 +299,7 @@ class BusSubscription(Service):
         sub.connect(f"tcp://{host}")
         if self._ready is not None:
             address = HostPort(self._bus.host, subscribed.sub_port)
-            self._announcer = Announcer(self._factory, f"tcp://{address}", self._ready)
+            self._announcer = Announcer(self._factory, f"tcp://{address}", self._ready, self._keys)
         self.connected = True
         self.plugin = subscribed.plugin
 

@@ -287,3 +287,43 @@ class IReloadable(Interface):
         """
         Read it again. If it cannot be used, say so in the log and go on as before.
         """
+
+
+class ISubscriptionStore(Interface):
+    """
+    Remembers subscriptions, so that a bus that is started again still knows them.
+
+    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    """
+
+    def save_subscriptions(changes: dict[str, bytes | None]) -> Deferred[None]:
+        """
+        @param changes: What to remember, by the subscription's own topic; C{None}
+            to forget.
+        """
+
+
+class IReplay(Interface):
+    """
+    Reads the sightings of a journal once more, each reader at its own pace.
+
+    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    """
+
+    def sightings(after: int, limit: int) -> Deferred[list[tuple[int, bytes]]]:
+        """
+        @param after: Only those with a higher number.
+        @param limit: The most to return.
+        @return: Fires with number and document, by number.
+        """
+
+    def position(reader: str) -> Deferred[int]:
+        """
+        @return: Fires with the number that a reader has read up to; C{0} for a new
+            one.
+        """
+
+    def set_position(reader: str, number: int) -> Deferred[None]:
+        """
+        Remember, durably, the number that a reader has read up to.
+        """

@@ -70,6 +70,9 @@ class HostPort(msgspec.Struct, frozen=True):
         return f"{host}:{self.port}"
 
 
+T = TypeVar("T", bound=msgspec.Struct)
+
+
 class Form(msgspec.Struct, frozen=True):
     """
     What the value of a key has to look like.
@@ -303,7 +306,47 @@ _state_dir = Key(
     Directory(),
     "DIR",
 )
+_client_key = Key(
+    "The key to show to the bus, a file ending in .key_secret that tbvast keygen made; "
+    "empty: none.",
+    File(),
+)
+_server_key = Key(
+    "The public key of the bus, a file ending in .key; nobody else is talked to.",
+    File(),
+)
 _max_message_bytes = Key("The longest message accepted, in bytes.", _MESSAGE_BYTES)
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Another bus that a plugin subscribes to; each field's L{Key} says what it means.
+    """
+
+    threatbus: Annotated[str, Key("The manage endpoint of the bus.", Endpoint())]
+    snapshot: Annotated[
+        int, Key("Days of past indicators to ask the bus for.", Whole(0, 36_500, "days"))
+    ] = 0
+    curve_key: Annotated[str, _client_key] = ""
+    server_key: Annotated[str, _server_key] = ""
+
+
+class Upstreams(Form, frozen=True):
+    """
+    A list of other buses.
+    """
+
+    @property
+    def expected(self) -> str:
+        return "a list of buses, each with threatbus: HOST:PORT"
+
+    def check(self, value: Any) -> tuple[UpstreamSettings, ...]:
+        if not isinstance(value, list | tuple):
+            raise ValueError(value)
+        return tuple(
+            _section(each, f"plugin.upstream[{i}]", UpstreamSettings)
+            for i, each in enumerate(value)
+        )
 
 
 class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -341,6 +384,15 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
             File(),
         ),
     ] = ""
+    upstream: Annotated[
+        tuple[UpstreamSettings, ...],
+        Key(
+            "Other buses, whose intel is taken in, and to whom sightings are passed up; each "
+            "has threatbus: HOST:PORT and may have snapshot: DAYS, curve_key and server_key, "
+            "as in bridge.",
+            Upstreams(),
+        ),
+    ] = ()
     allow_plaintext: Annotated[
         bool,
         Key(
@@ -375,6 +427,14 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_message_bytes: Annotated[int, _max_message_bytes] = 10 * 2**20
     max_subscriptions: Annotated[
         int, Key("The most subscriptions at a time.", Whole(1, 1_000_000))
+    ] = 10_000
+    max_client_subscriptions: Annotated[
+        int,
+        Key(
+            "The most subscriptions of one client at a time; a client is a key, or an "
+            "address where there are no keys.",
+            Whole(1, 1_000_000),
+        ),
     ] = 10_000
     max_topics: Annotated[
         int, Key("The most topics in one subscribe request.", Whole(1, 10_000))
@@ -411,6 +471,8 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     threatbus: Annotated[str, Key("The manage endpoint of the bus.", Endpoint(), "HOST:PORT")] = (
         "localhost:13370"
     )
+    curve_key: Annotated[str, _client_key] = ""
+    server_key: Annotated[str, _server_key] = ""
     snapshot: Annotated[
         int,
         Key(
@@ -519,7 +581,7 @@ S = TypeVar("S", PluginSettings, BridgeSettings)
 
 
 @functools.cache
-def keys(section: type[PluginSettings | BridgeSettings]) -> Mapping[str, Key]:
+def keys(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     """
     The keys of a section by name, in the order of its fields.
     """
@@ -552,10 +614,12 @@ def decode(text: bytes, name: str = "configuration") -> Settings:
     """
     document = _mapping(_yaml(text, name), name)
     _refuse_unknown(document, "", SECTIONS)
-    return Settings(
-        plugin=_section(document, "plugin", PluginSettings),
-        bridge=_section(document, "bridge", BridgeSettings),
+    settings = Settings(
+        plugin=_section(document.get("plugin"), "plugin", PluginSettings),
+        bridge=_section(document.get("bridge"), "bridge", BridgeSettings),
     )
+    _check_ports(settings.plugin, {})
+    return settings
 
 
 def override(settings: S, given: Mapping[str, str]) -> S:
@@ -584,22 +648,33 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _section(document: Mapping[Any, Any], section: str, settings_type: type[S]) -> S:
+def _section(value: Any, path: str, section: type[T]) -> T:
     """
     Validate one section; one that is missing or empty has only defaults.
     """
-    found = _mapping(document.get(section), section)
-    known = keys(settings_type)
-    _refuse_unknown(found, f"{section}.", known)
+    found: dict[Any, Any] = _mapping(value, path)
+    known = keys(section)
+    _refuse_unknown(found, f"{path}.", known)
     values = {}
-    for name, value in found.items():
+    for name in dict.fromkeys([*found, *_required(section)]):
         try:
-            values[name] = known[name].form.check(value)
+            values[name] = known[name].form.check(found.get(name))
         except ValueError as e:
-            raise SettingsInvalid(f"{section}.{name}", value, known[name].form.expected) from e
-    settings = settings_type(**values)
-    _check_ports(settings, {name: f"{section}.{name}" for name in known})
-    return settings
+            raise SettingsInvalid(
+                f"{path}.{name}", found.get(name), known[name].form.expected
+            ) from e
+    return section(**values)
+
+
+def _required(section: type[msgspec.Struct]) -> list[str]:
+    """
+    The keys of a section that have no default.
+    """
+    return [
+        field.name
+        for field in msgspec.structs.fields(section)
+        if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
+    ]
 
 
 def _label(name: Any) -> str:

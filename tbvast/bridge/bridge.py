@@ -35,6 +35,7 @@ from tbvast.ops.threads import Threads
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.wire.frames import Item
 from tbvast.zeromq.connections import Factory
+from tbvast.zeromq.curve import load_client_options
 
 STORE_NAME = "bridge.db"
 
@@ -77,6 +78,7 @@ class Bridge(SequentialService):
         @param process: Whose state directory is used, and which is ended if the
             bridge cannot go on.
         @raise EngineMissing: If there is no engine's command.
+        @raise KeyUnusable: If a key file cannot be used.
         """
         super().__init__()
         self._reactor = reactor
@@ -85,6 +87,7 @@ class Bridge(SequentialService):
         self._state = Path(process.state.path)
         self._old = settings.engine == "vast"
         self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
+        self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}
         self._complaints = RateLimit(reactor, UNMATCHED_PER_MINUTE)
 
@@ -145,6 +148,7 @@ class Bridge(SequentialService):
             self._report,
             self._outbox.flush,
             {zmq.MAXMSGSIZE: settings.max_message_bytes, zmq.RCVHWM: _RECEIVE_QUEUE},
+            self._keys,
         )
         self._subscription.setServiceParent(self)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
+from tbvast.ops.startup import SequentialService
 from tbvast.plugin.dialogue import Addresses, Dialogue
 from tbvast.plugin.gate import Gate
 from tbvast.plugin.intake import Intake
@@ -24,8 +24,9 @@ from tbvast.plugin.journal import JournalService
 from tbvast.plugin.snapshots import JournalSource, Snapshots
 from tbvast.plugin.status import Statistics
 from tbvast.plugin.subscriptions import Limits, Subscriptions
+from tbvast.plugin.upstream import Upstream
 from tbvast.settings import PluginSettings
-from tbvast.wire.frames import REPORT_TOPICS
+from tbvast.wire.frames import REPORT_TOPICS, Rendering
 from tbvast.zeromq.connections import (
     Factory,
     GuardedXPubConnection,
@@ -46,13 +47,12 @@ Seconds that what has been received is given to become durable at the end.
 """
 
 _RECEIVE_QUEUE = 100_000
-_SEND_QUEUE = 10_000
 _HEARTBEAT_MS = 5_000
 _HEARTBEAT_TIMEOUT_MS = 15_000
 
 
 @implementer(IReloadable)
-class Bus(MultiService):
+class Bus(SequentialService):
     """
     One bus, with its journal and its sockets, for as long as the service runs.
     """
@@ -69,6 +69,7 @@ class Bus(MultiService):
         super().__init__()
         check_open(settings)
         self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
+        self._upstreams: list[Upstream] = []
         self._gate = Gate(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
@@ -81,11 +82,13 @@ class Bus(MultiService):
         @raise EndpointUnusable: If an endpoint is taken, say.
         """
         super().startService()
+        self._factory = Factory(self._reactor)
         try:
             self._compose()
             self._listen()
         except Exception:
             self._journal_service.stopService()
+            self._factory.shutdown()
             raise
         settings = self._settings
         self._log.info(
@@ -105,6 +108,7 @@ class Bus(MultiService):
             self._reactor,
             Limits(
                 subscriptions=settings.max_subscriptions,
+                client_subscriptions=settings.max_client_subscriptions,
                 topics=settings.max_topics,
                 queue_messages=settings.queue_messages,
                 queue_bytes=settings.queue_bytes,
@@ -112,12 +116,14 @@ class Bus(MultiService):
                 detached_timeout=settings.detached_timeout,
             ),
         )
-        snapshots = Snapshots(self._reactor, [JournalSource(journal)], subscriptions)
+        subscriptions.save = journal.save_subscriptions
+        subscriptions.restore(self._journal_service.saved_subscriptions)
+        snapshots = Snapshots(self._reactor, [JournalSource(journal)], subscriptions.everybody)
         intake = Intake(
             self._reactor,
             journal,
             self._gate,
-            subscriptions.deliver,
+            self._spread,
             snapshots.answered,
             settings.errors_per_minute,
         )
@@ -126,6 +132,10 @@ class Bus(MultiService):
         statistics.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
+        for upstream in settings.upstream:
+            other = Upstream(self._reactor, self._factory, upstream, journal, intake.take)
+            other.setServiceParent(self)
+            self._upstreams.append(other)
         self._dialogue = Dialogue(
             self._reactor,
             Addresses(advertised_host(settings), settings.pub, settings.sub),
@@ -139,9 +149,13 @@ class Bus(MultiService):
             settings.errors_per_minute,
         )
 
+    def _spread(self, rendering: Rendering) -> None:
+        self._subscriptions.deliver(rendering)
+        for upstream in self._upstreams:
+            upstream.spread(rendering)
+
     def _listen(self) -> None:
         settings = self._settings
-        self._factory = Factory(self._reactor)
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
@@ -153,12 +167,12 @@ class Bus(MultiService):
             zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
             zmq.IPV6: int(":" in settings.host),
         }
-        self._manage = RouterConnection(self._factory, self._asked, options)
+        self._manage = RouterConnection(self._factory, self._asked, options, by_address=True)
         pub = GuardedXPubConnection(
             self._factory,
             self._subscriptions.attach,
             self._subscriptions.detach,
-            {**options, zmq.SNDHWM: _SEND_QUEUE},
+            {name: value for name, value in options.items() if name != zmq.MAXMSGSIZE},
         )
         self._sub = SubConnection(
             self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}
@@ -167,22 +181,19 @@ class Bus(MultiService):
         self._intake.pause, self._intake.resume = self._sub.pause, self._sub.resume
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)
-        try:
-            for connection, port in (
-                (pub, settings.pub),
-                (self._sub, settings.sub),
-                (self._manage, settings.manage),
-            ):
-                connection.bind(tcp_address(settings.host, port))
-        except Exception:
-            self._factory.shutdown()
-            raise
+        for connection, port in (
+            (pub, settings.pub),
+            (self._sub, settings.sub),
+            (self._manage, settings.manage),
+        ):
+            connection.bind(tcp_address(settings.host, port))
 
     def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for user, (peer, *rest) in messages:
-            # A REQ socket puts an empty frame first, a bare DEALER does not.
-            envelope, body = ([peer, b""], rest[1:]) if rest[:1] == [b""] else ([peer], rest)
-            self._dialogue.answer(body, user).addCallback(functools.partial(self._reply, envelope))
+        for user, message in messages:
+            # An empty frame ends the routing frames; a bare DEALER does not send one.
+            length = message.index(b"") + 1 if b"" in message else 1
+            reply = functools.partial(self._reply, message[:length])
+            self._dialogue.answer(message[length:], user).addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         if self.running:
@@ -203,7 +214,7 @@ class Bus(MultiService):
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
         except TimeoutError:
             self._log.warn("Stopping with messages that could not be made durable.")
-        await MultiService.stopService(self)
+        await super().stopService()
         self._factory.shutdown()
 
 

@@ -110,10 +110,23 @@ class Intake:
         @return: Fires when all are durable, with an outcome, or the reason of
             the refusal, for each.
         """
+        return self._take(decode_indicator, documents)
+
+    def take(self, items: Sequence[Item]) -> Deferred[list[Outcome | Invalid]]:
+        """
+        Take in what another bus sent.
+
+        @return: As L{publish}.
+        """
+        return self._take(lambda item: item, items)
+
+    def _take(
+        self, decode: Callable[[Any], Item], given: Sequence[Any]
+    ) -> Deferred[list[Outcome | Invalid]]:
         results: list[Deferred[Outcome | Invalid]] = []
-        for document in documents:
+        for each in given:
             try:
-                item = admissible(decode_indicator(document))
+                item = admissible(decode(each))
             except Invalid as e:
                 self._refused(e)
                 results.append(succeed(e))

@@ -14,13 +14,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from tbvast.interfaces import IJournal
+from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
 from tbvast.plugin.store import JournalStore, Outcome
 from tbvast.wire.frames import Item
 
 
-@implementer(IJournal)
+@implementer(IJournal, IReplay, ISubscriptionStore)
 class Journal:
     """
     An L{IJournal} whose calls are made in threads.
@@ -62,12 +62,25 @@ class Journal:
     def counts(self) -> Deferred[dict[str, int]]:
         return self._read(self._store.counts, self._clock.seconds())
 
+    def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
+        return self._write(self._store.save_subscriptions, changes)
+
+    def sightings(self, after: int, limit: int) -> Deferred[list[tuple[int, bytes]]]:
+        return self._read(self._store.sightings, after, limit)
+
+    def position(self, reader: str) -> Deferred[int]:
+        return self._read(self._store.position, reader)
+
+    def set_position(self, reader: str, number: int) -> Deferred[None]:
+        return self._write(self._store.set_position, reader, number)
+
 
 class JournalService(MultiService):
     """
     The journal's file and threads, for as long as the service runs.
 
     @ivar journal: The L{IJournal}, once the service has been started.
+    @ivar saved_subscriptions: What there was before, by topic.
     """
 
     journal: Journal
@@ -86,6 +99,7 @@ class JournalService(MultiService):
         @raise JournalFailed: If the file cannot be used.
         """
         self._store = JournalStore(self._path, str(uuid.uuid4()))
+        self.saved_subscriptions = self._store.subscriptions()
         super().startService()
         self.journal = Journal(self._store, self._reactor, self._writer.defer, self._reader.defer)
 

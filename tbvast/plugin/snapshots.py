@@ -62,15 +62,15 @@ class Snapshots:
         self,
         clock: IReactorTime,
         sources: Sequence[ISnapshotSource],
-        subscriptions: Iterable[Subscription],
+        everybody: Callable[[], Iterable[Subscription]],
     ) -> None:
         """
-        @param subscriptions: Those who are asked, too: whoever of them knows more
-            answers with envelopes.
+        @param everybody: The subscriptions, who are asked, too: whoever of them knows
+            more answers with envelopes.
         """
         self._clock = clock
         self._sources = sources
-        self._subscriptions = subscriptions
+        self._everybody = everybody
         self._asked: dict[str, tuple[float, Subscription]] = {}
 
     def deliver(self, subscription: Subscription, days: int) -> None:
@@ -92,7 +92,7 @@ class Snapshots:
         request = str(uuid.uuid4())
         self._asked[request] = (self._clock.seconds() + ANSWER_TIME, subscription)
         tail = encode_snapshot_request(request, stream, round(days * _DAY))
-        for other in self._subscriptions:
+        for other in self._everybody():
             if other is not subscription and other.answers_snapshots:
                 other.deliver([tail])
 

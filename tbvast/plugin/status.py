@@ -79,7 +79,7 @@ class Statistics(MultiService):
                 )
                 for stream in ("indicator", "sighting")
             },
-            "subscriptions": [_describe(s, now) for s in self._subscriptions],
+            "subscriptions": [_describe(s, now) for s in self._subscriptions.everybody()],
         }
 
 

@@ -38,6 +38,9 @@ CREATE TABLE entries (
     body BLOB NOT NULL
 );
 CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
+CREATE INDEX sightings ON entries (number) WHERE stream = 2;
+CREATE TABLE subscriptions (topic TEXT PRIMARY KEY, request BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE positions (reader TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 _STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
@@ -98,8 +101,8 @@ def _translated(doing: str, path: Path) -> Iterator[None]:
 
 class JournalStore:
     """
-    The journal's file. Only L{current}, L{find} and L{counts} may be called from
-    another thread than the rest, one call at a time.
+    The journal's file. What reads may be called from another thread than what
+    writes, one call at a time.
     """
 
     def __init__(self, path: Path, new_identity: str) -> None:
@@ -214,6 +217,55 @@ class JournalStore:
                 (_INTEL, int(now * _MICROSECONDS), _SIGHTING, _State.IN_FORCE),
             ).fetchone()
         return {"indicators": indicators, "sightings": sightings}
+
+    def subscriptions(self) -> dict[str, bytes]:
+        """
+        @see: L{tbvast.interfaces.ISubscriptionStore.subscriptions}
+        """
+        with _translated("read", self._path):
+            return dict(self._reader.execute("SELECT topic, request FROM subscriptions"))
+
+    def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
+        """
+        @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
+        """
+        with _translated("write", self._path), self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writer.executemany(
+                "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
+            )
+            self._writer.executemany(
+                "INSERT INTO subscriptions VALUES (?, ?)",
+                [(topic, request) for topic, request in changes.items() if request is not None],
+            )
+
+    def sightings(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """
+        @see: L{tbvast.interfaces.IReplay.sightings}
+        """
+        with _translated("read", self._path):
+            return self._reader.execute(
+                "SELECT number, body FROM entries WHERE number > ? AND stream = 2"
+                " ORDER BY number LIMIT ?",
+                (after, limit),
+            ).fetchall()
+
+    def position(self, reader: str) -> int:
+        """
+        @see: L{tbvast.interfaces.IReplay.position}
+        """
+        with _translated("read", self._path):
+            found = self._reader.execute(
+                "SELECT number FROM positions WHERE reader = ?", (reader,)
+            ).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def set_position(self, reader: str, number: int) -> None:
+        """
+        @see: L{tbvast.interfaces.IReplay.set_position}
+        """
+        with _translated("write", self._path):
+            self._writer.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", (reader, number))
 
 
 class _Batch:

@@ -4,8 +4,8 @@ Subscriptions: who gets what, in which dialect, and what waits for them.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from tbvast.errors import ProtocolInvalid
+from tbvast.ops.ratelimit import RateLimit
 from tbvast.wire.frames import Rendering
 from tbvast.wire.manage import PROTOCOL, Subscribe
 from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
@@ -35,6 +36,21 @@ PUMP_FRAMES = 1000
 The most frames that one subscriber is sent in one go.
 """
 
+SAVE_DELAY = 1.0
+"""
+Seconds after which a change of the subscriptions is remembered.
+"""
+
+LOSSES_PER_MINUTE = 60
+"""
+How often a minute it is logged that somebody reads too slowly.
+"""
+
+Save = Callable[[dict[str, bytes | None]], Deferred[None]]
+"""
+L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}.
+"""
+
 Send = Callable[[bytes], bool]
 """
 Hands a frame to the pub endpoint; false if the subscriber's queue is full.
@@ -46,6 +62,7 @@ class Limits(msgspec.Struct, frozen=True):
     What subscribers may cost.
 
     @ivar subscriptions: How many there may be.
+    @ivar client_subscriptions: How many of them one client may have.
     @ivar topics: How many topics one may name.
     @ivar queue_messages: Frames that wait for one at the most.
     @ivar queue_bytes: Their size at the most.
@@ -54,6 +71,7 @@ class Limits(msgspec.Struct, frozen=True):
     """
 
     subscriptions: int
+    client_subscriptions: int
     topics: int
     queue_messages: int
     queue_bytes: int
@@ -120,12 +138,14 @@ class Subscription:
         topic: str,
         send: Send,
         stuck: Callable[[Subscription], None],
+        lost: Callable[[Subscription], None],
         limits: Limits,
         now: float,
     ) -> None:
         """
         @param stuck: Called when frames wait only for room in ZeroMQ's queue;
             L{pump} is to be called again soon.
+        @param lost: Called when frames were lost because the queue was full.
         """
         self.topic = topic
         self.request = request
@@ -141,6 +161,7 @@ class Subscription:
         self._prefix = topic.encode()
         self._send = send
         self._stuck = stuck
+        self._lost = lost
         self._limits = limits
         self._attachments = 0
         self._live = _Frames()
@@ -190,14 +211,20 @@ class Subscription:
             frames = frames[taken:]
         if frames:
             self._live.extend(frames)
-            while self._live and (
-                len(self._live) > self._limits.queue_messages
-                or self._live.size > self._limits.queue_bytes
-            ):
-                self._live.drop_oldest()
-                self.dropped += 1
+            self._drop_oldest()
             if self.detached is None and self._snapshot is None:
                 self._stuck(self)
+
+    def _drop_oldest(self) -> None:
+        before = self.dropped
+        while self._live and (
+            len(self._live) > self._limits.queue_messages
+            or self._live.size > self._limits.queue_bytes
+        ):
+            self._live.drop_oldest()
+            self.dropped += 1
+        if self.dropped != before:
+            self._lost(self)
 
     def take_snapshot(
         self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Deferred[Any]]
@@ -265,8 +292,12 @@ class Subscriptions(MultiService):
         self._clock = clock
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
+        self._by_user: Counter[str] = Counter()
         self._stuck: set[Subscription] = set()
+        self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
+        self._unsaved: dict[str, bytes | None] = {}
         self.send: Send = _nowhere
+        self.save: Save = _not_saved
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
@@ -274,8 +305,21 @@ class Subscriptions(MultiService):
     def __len__(self) -> int:
         return len(self._by_topic)
 
-    def __iter__(self) -> Iterator[Subscription]:
-        return iter(list(self._by_topic.values()))
+    def everybody(self) -> list[Subscription]:
+        """
+        All subscriptions.
+        """
+        return list(self._by_topic.values())
+
+    def restore(self, saved: dict[str, bytes]) -> None:
+        """
+        Make the subscriptions again that there were before the bus was started.
+
+        @param saved: What L{save} was given.
+        """
+        for topic, raw in saved.items():
+            known = msgspec.json.decode(raw, type=_Saved)
+            self._add(topic, known.request, known.user)
 
     def open(self, request: Subscribe, user: str = "") -> Subscription:
         """
@@ -293,17 +337,16 @@ class Subscriptions(MultiService):
             raise ProtocolInvalid(
                 "topic", len(request.topics), f"at most {self._limits.topics} topics"
             )
+        if user and self._by_user[user] >= self._limits.client_subscriptions:
+            raise ProtocolInvalid(
+                "subscriptions",
+                self._by_user[user],
+                f"less than the limit for one client, {self._limits.client_subscriptions}",
+            )
         topic = new_topic(request.topics[0], request.dialect)
-        subscription = Subscription(
-            request,
-            user,
-            topic,
-            lambda frame: self.send(frame),
-            self._retry_soon,
-            self._limits,
-            self._clock.seconds(),
-        )
-        self._by_topic[topic] = subscription
+        subscription = self._add(topic, request, user)
+        if request.protocol != PROTOCOL:  # who speaks it subscribes again, for what it missed
+            self._remember(topic, msgspec.json.encode(_Saved(request, user)))
         self._log.info(
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=request.name or "somebody",
@@ -313,6 +356,42 @@ class Subscriptions(MultiService):
             count=len(self),
         )
         return subscription
+
+    def _add(self, topic: str, request: Subscribe, user: str) -> Subscription:
+        subscription = Subscription(
+            request,
+            user,
+            topic,
+            lambda frame: self.send(frame),
+            self._retry_soon,
+            self._has_lost,
+            self._limits,
+            self._clock.seconds(),
+        )
+        self._by_topic[topic] = subscription
+        self._by_user[user] += 1
+        return subscription
+
+    def _has_lost(self, subscription: Subscription) -> None:
+        if self._losses.allows():
+            self._log.warn(
+                "{name} reads too slowly and has lost {dropped} messages so far.",
+                name=subscription.request.name or "somebody",
+                dropped=subscription.dropped,
+            )
+
+    def _remember(self, topic: str, saved: bytes | None) -> None:
+        if not self._unsaved:
+            self._saving = self._clock.callLater(SAVE_DELAY, self._save)
+        self._unsaved[topic] = saved
+
+    def _save(self) -> Deferred[None]:
+        unsaved, self._unsaved = self._unsaved, {}
+        return self.save(unsaved).addErrback(
+            lambda failure: self._log.error(
+                "Subscriptions cannot be remembered: {reason}", reason=str(failure.value)
+            )
+        )
 
     def get(self, topic: str) -> Subscription | None:
         return self._by_topic.get(topic)
@@ -332,7 +411,7 @@ class Subscriptions(MultiService):
         """
         End the subscriptions of users who have lost rights.
         """
-        for subscription in self:
+        for subscription in self.everybody():
             if subscription.user in users:
                 self.close(subscription.topic, "is no longer let in, or may do less")
 
@@ -344,6 +423,9 @@ class Subscriptions(MultiService):
         if subscription is None:
             return False
         subscription.close()
+        self._by_user -= Counter([subscription.user])
+        if subscription.request.protocol != PROTOCOL:
+            self._remember(topic, None)
         self._log.info(
             "{name} {reason} after {sent} messages, {dropped} of them lost; {count} subscriptions.",
             name=subscription.request.name or "somebody",
@@ -400,7 +482,7 @@ class Subscriptions(MultiService):
 
     def _sweep(self) -> None:
         now = self._clock.seconds()
-        for subscription in self:
+        for subscription in self.everybody():
             if (
                 subscription.request.dialect is Dialect.STIX2
                 and now - subscription.heard >= self._limits.heartbeat_timeout
@@ -412,11 +494,29 @@ class Subscriptions(MultiService):
             ):
                 self.close(subscription.topic, "went away")
 
-    def stopService(self) -> Any:
-        for subscription in self:
-            self.close(subscription.topic, "was let go")
-        return super().stopService()
+    async def _stop(self) -> None:
+        await super().stopService()
+        for subscription in self.everybody():
+            subscription.close()
+        if self._unsaved:
+            self._saving.cancel()
+            await self._save()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Let go of what waits; the subscriptions themselves are remembered.
+        """
+        return Deferred.fromCoroutine(self._stop())
+
+
+class _Saved(msgspec.Struct):
+    request: Subscribe
+    user: str
 
 
 def _nowhere(frame: bytes) -> bool:
     return False
+
+
+def _not_saved(changes: dict[str, bytes | None]) -> Deferred[None]:
+    return succeed(None)

@@ -30,6 +30,23 @@ BURST_BYTES = 1 << 20
 The bytes after which one connection stops reading in one reactor turn.
 """
 
+PEER_MESSAGES = 1024
+"""
+The most messages that wait in an XPUB socket for one peer.
+"""
+
+PEER_BYTES = 2 << 20
+"""
+What a message that is sent to a peer may make of those that wait, if all had its
+size: 14 times as much can wait at the worst, of messages that become smaller.
+"""
+
+TOPIC_BYTES = 2048
+"""
+The longest subscription that an XPUB socket takes from a peer. ZeroMQ ends the
+process when it forgets one of some hundred thousand bytes.
+"""
+
 SocketOptions = Mapping[Any, int | bytes]
 """
 Values of socket options, by C{zmq} constant.
@@ -194,7 +211,8 @@ class IdentifyingConnection(Connection):
     A socket that says of each message who sent it: what it receives are pairs of a
     user and a list of frames.
 
-    The user is who ZAP said it was; empty on a socket without CURVE.
+    The user is who ZAP said it was. On a socket without CURVE it is empty, or the
+    peer's network address.
     """
 
     def __init__(
@@ -202,17 +220,23 @@ class IdentifyingConnection(Connection):
         factory: Factory,
         receive: Callable[[list[tuple[str, list[bytes]]]], None],
         options: SocketOptions | None = None,
+        by_address: bool = False,
     ) -> None:
-        self._identified = zmq.CURVE_SERVER in (options or {})
+        """
+        @param by_address: Whether to name users by address if there are no keys.
+        """
+        self._name = "Peer-Address" if by_address else ""
+        if zmq.CURVE_SERVER in (options or {}):
+            self._name = "User-Id"
         super().__init__(factory, receive, options)
 
     def _read_message(self) -> tuple[Any, int]:
-        if not self._identified:
+        if not self._name:
             message, size = super()._read_message()
             return ("", message), size
         frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         message = [frame.bytes for frame in frames]
-        return (str(frames[0].get("User-Id")), message), sum(map(len, message))
+        return (str(frames[0].get(self._name)), message), sum(map(len, message))
 
 
 class RouterConnection(IdentifyingConnection):
@@ -268,6 +292,8 @@ class XPubConnection(Connection):
 class GuardedXPubConnection(XPubConnection):
     """
     An XPUB socket on which nobody receives a topic that was not admitted.
+
+    What waits in it for one peer is bounded, in messages and in bytes.
     """
 
     def __init__(
@@ -284,7 +310,21 @@ class GuardedXPubConnection(XPubConnection):
         """
         self._admit = admit
         self._left = left
-        super().__init__(factory, lambda messages: None, {zmq.XPUB_MANUAL: 1, **(options or {})})
+        self._limit = 0
+        super().__init__(
+            factory,
+            lambda messages: None,
+            {zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: TOPIC_BYTES, **(options or {})},
+        )
+
+    def send_now(self, frames: Sequence[bytes]) -> bool:
+        # ZeroMQ counts messages, not bytes: the larger this one, the fewer may wait.
+        size = sum(map(len, frames))
+        limit = min(PEER_MESSAGES, 1 << (PEER_BYTES // max(1, size)).bit_length() >> 1 or 1)
+        if limit != self._limit:
+            self.socket.set(zmq.SNDHWM, limit)
+            self._limit = limit
+        return super().send_now(frames)
 
     def _read_message(self) -> tuple[Any, int]:
         message, size = super()._read_message()
@@ -293,6 +333,7 @@ class GuardedXPubConnection(XPubConnection):
             if verb == _SUBSCRIBE:
                 if self._admit(topic):
                     self.socket.set(zmq.SUBSCRIBE, topic)
+                    self._limit = 0  # it does not hold for a new peer yet
             elif verb == _UNSUBSCRIBE:
                 self.socket.set(zmq.UNSUBSCRIBE, topic)
                 self._left(topic)

@@ -136,6 +136,22 @@ def server_options(keys: KeyPair) -> SocketOptions:
     }
 
 
+def load_client_options(key: str, server: str) -> SocketOptions:
+    """
+    @param key: The path of a secret file; empty for no keys at all.
+    @param server: The path of the server's public file; empty as C{key} is.
+    @return: As L{client_options}; none without keys.
+    @raise KeyUnusable: If a file cannot be used, or only one is named.
+    """
+    if not key and not server:
+        return {}
+    if not key or not server:
+        raise KeyUnusable(
+            key or server, "curve_key and server_key belong together: one's own and the bus's"
+        )
+    return client_options(load_key_pair(key), load_public_key(server))
+
+
 def client_options(keys: KeyPair, server: bytes) -> SocketOptions:
     """
     Options of a socket that shows its key, and trusts only one server.
