@@ -413,7 +413,7 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout: Annotated[
         float,
         Key(
-            "Seconds without a heartbeat that end a subscription of the stix2 dialect.",
+            "Seconds without a heartbeat that end a subscription which had heartbeats.",
             Seconds(0.1, 86400),
         ),
     ] = 30.0

@@ -200,7 +200,10 @@ class RequestTests(SynchronousTestCase):
             ("topic", {"topic": [["a"]]}),
             ("protocol", {"protocol": 1}),
             ("name", {"name": ["me"]}),
-            ("request", {"report": [1]}),
+            ("report", {"report": [1]}),
+            ("report", {"report": {"a": "x" * 65536}}),
+            ("topic", {"topic": "t" * 257}),
+            ("name", {"name": "n" * 257}),
             ("request", {"documents": {"a": 1}}),
         ]
         for field, fields in cases:

@@ -172,7 +172,7 @@ class Bus(SequentialService):
             self._factory,
             self._subscriptions.attach,
             self._subscriptions.detach,
-            {name: value for name, value in options.items() if name != zmq.MAXMSGSIZE},
+            options,
         )
         self._sub = SubConnection(
             self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}

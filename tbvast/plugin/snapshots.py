@@ -44,6 +44,7 @@ class JournalSource:
     async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
         count = after = 0
         until = self._journal.head
+        await send([])  # fires when somebody is there to receive what is read
         while page := await self._journal.current(after, until, since, PAGE):
             await send([document for _, document in page])
             after = page[-1][0]

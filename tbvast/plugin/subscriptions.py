@@ -66,7 +66,7 @@ class Limits(msgspec.Struct, frozen=True):
     @ivar topics: How many topics one may name.
     @ivar queue_messages: Frames that wait for one at the most.
     @ivar queue_bytes: Their size at the most.
-    @ivar heartbeat_timeout: Seconds of silence that end one which has heartbeats.
+    @ivar heartbeat_timeout: Seconds of silence that end one which had heartbeats.
     @ivar detached_timeout: Seconds that one lives without a ZeroMQ subscription.
     """
 
@@ -123,6 +123,7 @@ class Subscription:
     @ivar streams: What it gets.
     @ivar since: When it was made; seconds.
     @ivar heard: When the subscriber was heard of last; seconds.
+    @ivar beating: Whether there have been heartbeats.
     @ivar detached: Since when there has been no ZeroMQ subscription; C{None}
         while there is one.
     @ivar report: What the subscriber said of itself last.
@@ -153,6 +154,7 @@ class Subscription:
         self.streams = streams_of(request.topics)
         self.since = now
         self.heard = now
+        self.beating = False
         self.detached: float | None = now
         self.report: dict[str, Any] = {}
         self.sent = 0
@@ -404,6 +406,7 @@ class Subscriptions(MultiService):
         if subscription is None:
             return False
         subscription.heard = self._clock.seconds()
+        subscription.beating = True
         subscription.report = report
         return True
 
@@ -483,10 +486,7 @@ class Subscriptions(MultiService):
     def _sweep(self) -> None:
         now = self._clock.seconds()
         for subscription in self.everybody():
-            if (
-                subscription.request.dialect is Dialect.STIX2
-                and now - subscription.heard >= self._limits.heartbeat_timeout
-            ):
+            if subscription.beating and now - subscription.heard >= self._limits.heartbeat_timeout:
                 self.close(subscription.topic, "fell silent")
             elif (
                 subscription.detached is not None

@@ -21,6 +21,17 @@ The name of tbvast's extension of the protocol.
 """
 
 
+NAME_LENGTH = 256
+"""
+The most characters of a topic, or of what a subscriber calls itself.
+"""
+
+REPORT_BYTES = 65536
+"""
+The most bytes of what a subscriber says of itself with a heartbeat.
+"""
+
+
 class Subscribe(msgspec.Struct, frozen=True):
     """
     @ivar topics: At least one.
@@ -86,7 +97,7 @@ class _Document(msgspec.Struct):
     snapshot: Any = 0
     protocol: Any = ""
     name: Any = ""
-    report: dict[str, Any] | None = None
+    report: msgspec.Raw = msgspec.Raw(b"null")
     documents: list[msgspec.Raw] = []
 
 
@@ -113,12 +124,13 @@ def _interpret(document: _Document) -> Request:
     if action == "publish":
         return Publish(tuple(bytes(raw) for raw in document.documents))
     topics = _topics(document.topic)
+    report = _report(bytes(document.report))
     dialect = dialect_of(topics[0]) if len(topics) == 1 else Dialect.STIX2
     if not topics or not isinstance(action, str):
         return Unknown(dialect)
     if action == "subscribe":
         return Subscribe(
-            topics=topics,
+            topics=tuple(_text("topic", topic) for topic in topics),
             snapshot=_days(document.snapshot),
             dialect=dialect,
             protocol=_text("protocol", document.protocol),
@@ -127,7 +139,7 @@ def _interpret(document: _Document) -> Request:
     if action == "unsubscribe" and len(topics) == 1:
         return Unsubscribe(topics[0], dialect)
     if action == "heartbeat" and len(topics) == 1:
-        return Heartbeat(topics[0], document.report or {})
+        return Heartbeat(topics[0], report)
     return Unknown(dialect)
 
 
@@ -152,9 +164,18 @@ def _days(value: Any) -> int:
     return value
 
 
+def _report(raw: bytes) -> dict[str, Any]:
+    if len(raw) > REPORT_BYTES:
+        raise ProtocolInvalid("report", raw, f"at most {REPORT_BYTES} bytes")
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any] | None) or {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ProtocolInvalid("report", raw, f"a JSON object ({e})") from e
+
+
 def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ProtocolInvalid(field, value, "a text")
+    if not isinstance(value, str) or len(value) > NAME_LENGTH:
+        raise ProtocolInvalid(field, value, f"a text of at most {NAME_LENGTH} characters")
     return value
 
 

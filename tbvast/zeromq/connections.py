@@ -37,8 +37,8 @@ The most messages that wait in an XPUB socket for one peer.
 
 PEER_BYTES = 2 << 20
 """
-What a message that is sent to a peer may make of those that wait, if all had its
-size: 14 times as much can wait at the worst, of messages that become smaller.
+The bytes that wait in an XPUB socket for one peer, if all messages have one size.
+At the worst, when they become smaller one by one, it is eight times as much.
 """
 
 TOPIC_BYTES = 2048
@@ -314,13 +314,14 @@ class GuardedXPubConnection(XPubConnection):
         super().__init__(
             factory,
             lambda messages: None,
-            {zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: TOPIC_BYTES, **(options or {})},
+            {**(options or {}), zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: TOPIC_BYTES},
         )
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         # ZeroMQ counts messages, not bytes: the larger this one, the fewer may wait.
-        size = sum(map(len, frames))
-        limit = min(PEER_MESSAGES, 1 << (PEER_BYTES // max(1, size)).bit_length() >> 1 or 1)
+        fitting = max(1, PEER_BYTES // max(1, sum(map(len, frames))))
+        # A power of two, so that it changes rarely: every peer has to be told.
+        limit = min(PEER_MESSAGES, 1 << (fitting.bit_length() - 1))
         if limit != self._limit:
             self.socket.set(zmq.SNDHWM, limit)
             self._limit = limit
