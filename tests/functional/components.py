@@ -102,6 +102,30 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def listening(pid: int) -> list[str]:
+    """
+    The TCP addresses that a process listens on.
+    """
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = []
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for row in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = row.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                host, port = fields[1].split(":")
+                shown = ".".join(str(byte) for byte in reversed(bytes.fromhex(host[-8:])))
+                found.append(f"{shown}:{int(port, 16)}")
+    return found
+
+
 class RealNode:
     """
     A Tenzir node on a free port of the loopback address, with nothing in it.

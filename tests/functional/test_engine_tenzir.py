@@ -32,6 +32,7 @@ from tests.functional.components import (
     RealNode,
     children,
     free_port,
+    listening,
     require_tenzir,
     wait_until,
 )
@@ -496,6 +497,16 @@ class EndingTests(TenzirTestCase):
         wait_until(lambda: outcome)
         self.assertIsInstance(outcome[0], EngineInterrupted)
         self.assertEqual(self.engine.contents(), [])
+
+    def test_no_port(self) -> None:
+        """
+        The command that matches live listens nowhere.
+        """
+        watch: Any = self.engine.watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            commands = [pid for pid in children(os.getpid()) if pid != self.node.pid]
+            self.assertEqual([listening(pid) for pid in commands], [[]])
 
     def test_time_limit(self) -> None:
         """

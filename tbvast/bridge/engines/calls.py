@@ -128,7 +128,8 @@ class Commands:
         """
         Run a command and take its lines as they come.
 
-        It is ended when the iterator is closed.
+        It is ended when the iterator is closed. The first batch has no lines: it
+        says that the command has been started.
 
         @param timeout: Seconds for all of it; C{None} is without end.
         @param silence: Seconds without a line after which the node is taken for
@@ -137,6 +138,7 @@ class Commands:
         """
         with self._call(name, timeout) as call:
             call.start(arguments, stdin)
+            yield []
             yield from call.batches(silence)
             call.finish()
 

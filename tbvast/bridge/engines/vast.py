@@ -129,6 +129,7 @@ class VastEngine:
                 self._run("remove", "matcher", "remove", MATCHER, observable.value)
 
     def contents(self) -> list[Entry]:
+        self._run("contents", "status")
         with self._lock:
             return list(self._held.values())
 
@@ -149,7 +150,8 @@ class VastEngine:
                 continue
             arguments = ("export", *options, "json", query(entry.observable))
             for lines in commands.stream("find", arguments, timeout=left):
-                yield [_match("find", line, entry) for line in lines if line]
+                if lines:
+                    yield [_match("find", line, entry) for line in lines if line]
 
     def _options(self, commands: Commands) -> tuple[str, ...]:
         """
@@ -168,7 +170,8 @@ class VastEngine:
     def _watched(self, commands: Commands) -> Generator[list[Match], None, None]:
         attached = commands.stream("watch", ("matcher", "attach", "json", MATCHER))
         with contextlib.closing(attached) as batches:
-            yield []  # it does not say when it is attached
+            next(batches)
+            yield []  # it has started, but does not say when it is attached
             for lines in batches:
                 found = [match for line in lines if (match := self._sighted(line)) is not None]
                 if found:

@@ -1,0 +1,245 @@
+"""
+The node of our own, without a process.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import node
+from tbvast.bridge.engines.binaries import Program
+from tbvast.bridge.engines.node import EmbeddedNode
+from tbvast.errors import StartupRefused
+
+PROGRAM = Program("/nowhere/tenzir-engine", "tenzir-node")
+
+
+class MemoryProcess:
+    """
+    A child process that a test plays.
+
+    @ivar signals: What it was sent.
+    """
+
+    def __init__(self, protocol: ProcessProtocol, command: Sequence[str]) -> None:
+        self.protocol = protocol
+        self.command = list(command)
+        self.signals: list[str] = []
+        self._ended = False
+
+    def signalProcess(self, signal: str) -> None:
+        if self._ended:
+            raise ProcessExitedAlready
+        self.signals.append(signal)
+
+    def end(self, status: int = 0) -> None:
+        """
+        The process has ended and is reaped.
+        """
+        self._ended = True
+        reason = ProcessTerminated(status) if status else ProcessDone(0)
+        self.protocol.processEnded(Failure(reason))
+
+
+class ProcessClock(Clock):
+    """
+    A clock that also starts processes, in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[MemoryProcess] = []
+
+    def spawnProcess(
+        self, protocol: ProcessProtocol, executable: str, args: Sequence[str], env: Any
+    ) -> MemoryProcess:
+        process = MemoryProcess(protocol, args)
+        self.processes.append(process)
+        return process
+
+
+class EmbeddedNodeTests(SynchronousTestCase):
+    """
+    L{EmbeddedNode} keeps a node running.
+    """
+
+    def setUp(self) -> None:
+        self.clock = ProcessClock()
+        self.state = Path(self.mktemp())
+        self.node = EmbeddedNode(self.clock, "127.0.0.1:0", self.state, PROGRAM)
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+
+    @property
+    def process(self) -> MemoryProcess:
+        return self.clock.processes[-1]
+
+    def stop(self) -> None:
+        stopped = self.node.stopService()
+        if not stopped.called:
+            self.process.end()
+        self.successResultOf(stopped)
+
+    def test_command(self) -> None:
+        """
+        The node is started through the launcher, at its address, with settings
+        that open no second port.
+        """
+        self.node.startService()
+        self.assertIn(PROGRAM.path, self.process.command)
+        self.assertIn("--endpoint=127.0.0.1:0", self.process.command)
+        self.assertIn(f"--config={self.state / 'node.yaml'}", self.process.command)
+        settings = (self.state / "node.yaml").read_text()
+        self.assertIn("enable-automatic-connections: false", settings)
+        self.assertIn("import-buffer-timeout: 0s", settings)
+        self.stop()
+
+    def test_ready(self) -> None:
+        """
+        It is ready when it has said where it listens, for those who wait and for
+        those who ask later.
+        """
+        self.node.startService()
+        early, given_up = self.node.when_ready(), self.node.when_ready()
+        given_up.cancel()
+        self.failureResultOf(given_up)
+        self.assertNoResult(early)
+        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+        self.successResultOf(early)
+        self.successResultOf(self.node.when_ready())
+        self.stop()
+
+    def test_log(self) -> None:
+        """
+        What the node says is carried into our log, at its level.
+        """
+        self.node.startService()
+        with capturedLogs() as events:
+            self.process.protocol.errReceived(b"\x1b[34mbanner\x1b[0m\n\nwarning it is l")
+            self.process.protocol.errReceived(b"ate\nerror: no\ninfo ready\n")
+            self.process.protocol.errReceived(b"error lost partition x #internal 1\n")
+        said = [(event["log_level"], event["line"]) for event in events]
+        self.assertEqual(
+            said,
+            [
+                (LogLevel.debug, "banner"),
+                (LogLevel.warn, "it is late"),
+                (LogLevel.error, "no"),
+                (LogLevel.info, "ready"),
+                (LogLevel.debug, "lost partition x #internal 1"),
+            ],
+        )
+        self.stop()
+
+    def test_restart(self) -> None:
+        """
+        A node that ends is started again, each time a little later.
+        """
+        self.node.startService()
+        for delay in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
+            count = len(self.clock.processes)
+            self.process.end(1)
+            self.clock.advance(delay - 0.01)
+            self.assertEqual(len(self.clock.processes), count)
+            self.clock.advance(0.01)
+            self.assertEqual(len(self.clock.processes), count + 1)
+        self.clock.advance(node.STEADY)
+        self.process.end(1)
+        self.clock.advance(node.SHORTEST_DELAY)
+        self.assertEqual(len(self.clock.processes), 10)
+        self.stop()
+
+    def test_not_ready_after_end(self) -> None:
+        """
+        A node that has ended is not ready until its successor is.
+        """
+        self.node.startService()
+        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+        self.process.end(1)
+        ready = self.node.when_ready()
+        self.clock.advance(node.SHORTEST_DELAY)
+        self.assertNoResult(ready)
+        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+        self.successResultOf(ready)
+        self.stop()
+
+    def test_stop(self) -> None:
+        """
+        Stopping waits until the node has ended, and does not start it again.
+        """
+        self.node.startService()
+        stopped = self.node.stopService()
+        self.assertEqual(self.process.signals, ["TERM"])
+        self.assertNoResult(stopped)
+        self.process.end()
+        self.successResultOf(stopped)
+
+    def test_stop_hard(self) -> None:
+        """
+        A node that does not end is killed.
+        """
+        self.node.startService()
+        stopped = self.node.stopService()
+        self.clock.advance(node.STOP_LIMIT)
+        self.assertEqual(self.process.signals, ["TERM", "KILL"])
+        self.process.end(1)
+        self.successResultOf(stopped)
+
+    def test_stop_between(self) -> None:
+        """
+        Stopping while the node is to be started again leaves it be.
+        """
+        self.node.startService()
+        self.process.end(1)
+        self.successResultOf(self.node.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_start_again(self) -> None:
+        """
+        The service can be started once more.
+        """
+        self.node.startService()
+        self.stop()
+        self.node.startService()
+        self.assertEqual(len(self.clock.processes), 2)
+        self.stop()
+
+    def test_address_taken(self) -> None:
+        """
+        An address that somebody listens on is refused, with what to do instead.
+        """
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            refused = EmbeddedNode(self.clock, address, self.state, PROGRAM)
+            e = self.assertRaises(StartupRefused, refused.startService)
+        self.assertIn(address, str(e))
+        self.assertIn("--vast-listen", str(e))
+        self.assertEqual(self.clock.processes, [])
+
+    def test_address_invalid(self) -> None:
+        """
+        An address that is none is refused.
+        """
+        for address in ("127.0.0.1", "127.0.0.1:x", "192.0.2.1:5158"):
+            refused = EmbeddedNode(self.clock, address, self.state, PROGRAM)
+            self.assertRaises(StartupRefused, refused.startService)
+
+    def test_state(self) -> None:
+        """
+        A state directory that cannot be made is refused.
+        """
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        self.state.write_text("")
+        e = self.assertRaises(StartupRefused, self.node.startService)
+        self.assertIn(str(self.state), str(e))
