@@ -7,7 +7,7 @@ thread only, and return without blocking.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,6 +15,7 @@ from zope.interface import Attribute, Interface
 
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
+from tbvast.wire.topics import Stream
 
 
 class IEngine(Interface):
@@ -305,16 +306,24 @@ class ISubscriptionStore(Interface):
 
 class IReplay(Interface):
     """
-    Reads the sightings of a journal once more, each reader at its own pace.
+    Reads a journal once more, each reader at its own pace.
 
     Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
-    def sightings(after: int, limit: int) -> Deferred[list[tuple[int, bytes]]]:
+    floor = Attribute("An C{int}: what has a higher number is all still there.")
+
+    def entries(
+        after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> Deferred[list[Any]]:
         """
+        Read what was accepted, whether it is still in force or not.
+
         @param after: Only those with a higher number.
         @param limit: The most to return.
-        @return: Fires with number and document, by number.
+        @param size: Bytes of documents after which no more are returned.
+        @return: Fires with L{tbvast.plugin.store.Entered} values, by number; none
+            if there are no more.
         """
 
     def position(reader: str) -> Deferred[int]:

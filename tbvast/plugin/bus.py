@@ -17,16 +17,18 @@ from zope.interface import implementer
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.ops.startup import SequentialService
+from tbvast.plugin.commit import Commit
 from tbvast.plugin.dialogue import Addresses, Dialogue
+from tbvast.plugin.feed import FedSubscription
 from tbvast.plugin.gate import Gate
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.journal import JournalService
 from tbvast.plugin.snapshots import JournalSource, Snapshots
 from tbvast.plugin.status import Statistics
-from tbvast.plugin.subscriptions import Limits, Subscriptions
+from tbvast.plugin.subscriptions import Limits, Subscription, Subscriptions
 from tbvast.plugin.upstream import Upstream
 from tbvast.settings import PluginSettings
-from tbvast.wire.frames import REPORT_TOPICS, Rendering
+from tbvast.wire.frames import REPORT_TOPICS
 from tbvast.zeromq.connections import (
     Factory,
     GuardedXPubConnection,
@@ -115,6 +117,12 @@ class Bus(SequentialService):
                 heartbeat_timeout=settings.heartbeat_timeout,
                 detached_timeout=settings.detached_timeout,
             ),
+            functools.partial(
+                FedSubscription,
+                journal=journal,
+                replay=journal,
+                unreadable=self._unreadable,
+            ),
         )
         subscriptions.save = journal.save_subscriptions
         subscriptions.restore(self._journal_service.saved_subscriptions)
@@ -149,10 +157,13 @@ class Bus(SequentialService):
             settings.errors_per_minute,
         )
 
-    def _spread(self, rendering: Rendering) -> None:
-        self._subscriptions.deliver(rendering)
+    def _spread(self, commit: Commit) -> None:
+        self._subscriptions.spread(commit)
         for upstream in self._upstreams:
-            upstream.spread(rendering)
+            upstream.spread(commit)
+
+    def _unreadable(self, subscription: Subscription) -> None:
+        self._subscriptions.close(subscription.topic, "cannot be fed, for the journal fails,")
 
     def _listen(self) -> None:
         settings = self._settings

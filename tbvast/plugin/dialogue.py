@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from tbvast.errors import Invalid
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.feed import FedSubscription
 from tbvast.plugin.gate import TO_SUBSCRIBE, Gate, Permission
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.snapshots import Snapshots
@@ -116,16 +117,22 @@ class Dialogue:
         for stream in streams_of(request.topics):
             if not self._gate.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
-        days = min(request.snapshot, self._max_snapshot_days)
         subscription = self._subscriptions.open(request, user)
-        if days:
+        days: int | None = min(request.snapshot, self._max_snapshot_days)
+        beginning = None
+        if isinstance(subscription, FedSubscription):
+            if request.resume is not None:
+                # Either it gets exactly what it missed, or everything anew.
+                days = 0 if subscription.resumed else None
+            beginning = manage.Position(self._journal.identity, subscription.position)
+        if days is None or days:
             self._snapshots.deliver(subscription, days)
         return manage.subscribed(
             subscription.topic,
             self._addresses.host,
             self._addresses.pub,
             self._addresses.sub,
-            self._journal.identity if request.protocol == manage.PROTOCOL else None,
+            beginning,
         )
 
 

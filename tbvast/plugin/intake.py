@@ -19,9 +19,10 @@ from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
+from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome, Verdict
-from tbvast.wire.frames import Envelope, Item, Rendering, decode_report, stream_of
+from tbvast.wire.frames import Envelope, Item, decode_report, stream_of
 
 BATCH = 2000
 """
@@ -58,12 +59,12 @@ class Intake:
         clock: IReactorTime,
         journal: IJournal,
         gate: Gate,
-        spread: Callable[[Rendering], None],
+        spread: Callable[[Commit], None],
         answered: Callable[[Envelope], None],
         errors_per_minute: int,
     ) -> None:
         """
-        @param spread: Called with every item that was accepted, in order.
+        @param spread: Called with all that was accepted, in order.
         @param answered: Called with every part of an answer to a snapshot request.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -183,10 +184,8 @@ class Intake:
     def _cb_committed(
         self, outcomes: list[Outcome], batch: list[tuple[Item, Deferred[Outcome] | None]]
     ) -> None:
+        self.hand_on(outcomes)
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
-            self.counts[stream_of(outcome.item).value.decode(), outcome.verdict] += 1
-            if outcome.verdict is Verdict.ACCEPTED:
-                self._spread(Rendering(outcome.item))
             if waiting is not None:
                 waiting.callback(outcome)
         self._committing = False
@@ -195,6 +194,18 @@ class Intake:
             self.resume()
         # In a turn of its own, so that nobody else waits for a long queue.
         self._clock.callLater(0, self._commit)
+
+    def hand_on(self, outcomes: Sequence[Outcome]) -> None:
+        """
+        Spread what the journal has accepted.
+        """
+        accepted = []
+        for outcome in outcomes:
+            self.counts[stream_of(outcome.item).value.decode(), outcome.verdict] += 1
+            if outcome.verdict is Verdict.ACCEPTED:
+                accepted.append((outcome.number, outcome.item))
+        if accepted:
+            self._spread(Commit(accepted))
 
     def _eb_failed(
         self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]

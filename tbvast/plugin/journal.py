@@ -5,7 +5,7 @@ The journal: L{tbvast.plugin.store.JournalStore}, asked from the reactor's threa
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
-from tbvast.plugin.store import JournalStore, Outcome
+from tbvast.plugin.store import Entered, JournalStore, Outcome
 from tbvast.wire.frames import Item
+from tbvast.wire.topics import Stream
 
 
 @implementer(IJournal, IReplay, ISubscriptionStore)
@@ -36,6 +37,7 @@ class Journal:
         """
         self.identity = store.identity
         self.head = store.head
+        self.floor = store.floor
         self._store = store
         self._clock = clock
         self._write = defer_write
@@ -65,8 +67,10 @@ class Journal:
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._write(self._store.save_subscriptions, changes)
 
-    def sightings(self, after: int, limit: int) -> Deferred[list[tuple[int, bytes]]]:
-        return self._read(self._store.sightings, after, limit)
+    def entries(
+        self, after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> Deferred[list[Entered]]:
+        return self._read(self._store.entries, after, streams, limit, size)
 
     def position(self, reader: str) -> Deferred[int]:
         return self._read(self._store.position, reader)

@@ -7,14 +7,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, ISnapshotSource
 from tbvast.plugin.subscriptions import Subscription
-from tbvast.wire.frames import Envelope, Rendering, encode_snapshot_request, render_intel
+from tbvast.wire.frames import Envelope, Rendering, encode_snapshot_request
 from tbvast.wire.topics import Stream
 
 PAGE = 1000
@@ -74,9 +74,11 @@ class Snapshots:
         self._everybody = everybody
         self._asked: dict[str, tuple[float, Subscription]] = {}
 
-    def deliver(self, subscription: Subscription, days: int) -> None:
+    def deliver(self, subscription: Subscription, days: int | None) -> None:
         """
         Send a subscription what there was in some days, before anything else.
+
+        @param days: L{None} for all that is in force.
 
         A source that fails is named in the log; the others are still asked. What
         other subscribers know follows as they answer.
@@ -85,8 +87,9 @@ class Snapshots:
             subscription.take_snapshot(
                 lambda send: Deferred.fromCoroutine(self._deliver(subscription, days, send))
             )
-        for stream in subscription.streams:
-            self._ask_others(subscription, stream, days)
+        if days is not None:
+            for stream in subscription.streams:
+                self._ask_others(subscription, stream, days)
 
     def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
         self._forget()
@@ -118,25 +121,27 @@ class Snapshots:
     async def _deliver(
         self,
         subscription: Subscription,
-        days: int,
+        days: int | None,
         send: Callable[[Iterable[bytes]], Deferred[None]],
     ) -> None:
-        dialect = subscription.request.dialect
         started = self._clock.seconds()
+        since = 0.0 if days is None else started - days * _DAY
         count = 0
+        failed = []
         for source in self._sources:
             try:
                 count += await source.pages(
-                    started - days * _DAY,
-                    lambda documents: send(
-                        tail for raw in documents for tail in render_intel(dialect, raw)
-                    ),
+                    since, lambda documents: send(subscription.snapshot_part(documents))
                 )
+            except CancelledError:
+                raise
             except Exception:
+                failed.append(source.name)
                 self._log.failure("No snapshot from {source}", source=source.name)
+        await send(subscription.snapshot_end(days is None, failed))
         self._log.info(
-            "Snapshot of {days} days for {name}: {count} indicators in {elapsed:.3f} s.",
-            days=days,
+            "Snapshot of {days} for {name}: {count} indicators in {elapsed:.3f} s.",
+            days="all" if days is None else f"{days} days",
             name=subscription.request.name or "somebody",
             count=count,
             elapsed=self._clock.seconds() - started,

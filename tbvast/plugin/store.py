@@ -12,7 +12,7 @@ import contextlib
 import enum
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ CREATE TABLE positions (reader TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOU
 """
 
 _STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
+
+_STREAM_OF_NUMBER = {number: stream for stream, number in _STREAM_NUMBER.items()}
 
 _INTEL = _STREAM_NUMBER[Stream.INTEL]
 _SIGHTING = _STREAM_NUMBER[Stream.SIGHTING]
@@ -78,6 +80,16 @@ class Outcome(msgspec.Struct, frozen=True):
     verdict: Verdict
     number: int
     item: Item
+
+
+class Entered(msgspec.Struct, frozen=True):
+    """
+    An item, and the number it has in the journal.
+    """
+
+    number: int
+    stream: Stream
+    raw: bytes
 
 
 class _Latest(msgspec.Struct):
@@ -121,6 +133,10 @@ class JournalStore:
             (self.head,) = self._writer.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
+            (self.floor,) = self._writer.execute(
+                "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'floor'"
+            ).fetchone()
+            self.floor = int(self.floor)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -239,16 +255,25 @@ class JournalStore:
                 [(topic, request) for topic, request in changes.items() if request is not None],
             )
 
-    def sightings(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+    def entries(
+        self, after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> list[Entered]:
         """
-        @see: L{tbvast.interfaces.IReplay.sightings}
+        @see: L{tbvast.interfaces.IReplay.entries}
         """
+        wanted = json.dumps([_STREAM_NUMBER[stream] for stream in streams])
+        found: list[Entered] = []
         with _translated("read", self._path):
-            return self._reader.execute(
-                "SELECT number, body FROM entries WHERE number > ? AND stream = 2"
-                " ORDER BY number LIMIT ?",
-                (after, limit),
-            ).fetchall()
+            for number, stream, body in self._reader.execute(
+                "SELECT number, stream, body FROM entries WHERE number > ?"
+                " AND stream IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
+                (after, wanted, limit),
+            ):
+                found.append(Entered(number, _STREAM_OF_NUMBER[stream], body))
+                size -= len(body)
+                if size <= 0:
+                    break
+        return found
 
     def position(self, reader: str) -> int:
         """

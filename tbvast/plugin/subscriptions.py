@@ -5,7 +5,7 @@ Subscriptions: who gets what, in which dialect, and what waits for them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,8 @@ from twisted.logger import Logger
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.ops.ratelimit import RateLimit
-from tbvast.wire.frames import Rendering
+from tbvast.plugin.commit import Commit
+from tbvast.wire.frames import render_intel
 from tbvast.wire.manage import PROTOCOL, Subscribe
 from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
 
@@ -200,6 +201,12 @@ class Subscription:
         if not self._attachments:
             self.detached = now
 
+    def committed(self, commit: Commit) -> None:
+        """
+        Something was accepted of which it wants something.
+        """
+        self.deliver(commit.tails(self.request.dialect, self.streams))
+
     def deliver(self, tails: Iterable[bytes]) -> None:
         """
         Send what follows the topic in each frame, now or when it is possible.
@@ -255,6 +262,20 @@ class Subscription:
         self._snapshot = None
         self.pump()
 
+    def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
+        """
+        @return: What follows the topic in the frames for some indicators.
+        """
+        return (tail for raw in documents for tail in render_intel(self.request.dialect, raw))
+
+    def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
+        """
+        @param full: Whether the snapshot holds all that is in force.
+        @param failed: The sources that could not answer.
+        @return: What follows the topic in the frames that end a snapshot.
+        """
+        return ()
+
     def pump(self) -> None:
         """
         Send a bounded number of the frames that wait.
@@ -281,6 +302,12 @@ class Subscription:
         self._live = _Frames()
 
 
+MakeFed = Callable[..., Subscription]
+"""
+Makes a subscription that is fed from the journal; takes what L{Subscription} does.
+"""
+
+
 class Subscriptions(MultiService):
     """
     The subscriptions of one bus. One whose subscriber stays silent, or away, too
@@ -289,8 +316,14 @@ class Subscriptions(MultiService):
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, limits: Limits) -> None:
+    def __init__(
+        self, clock: IReactorTime, limits: Limits, make_fed: MakeFed | None = None
+    ) -> None:
+        """
+        @param make_fed: Makes the subscriptions of those who speak tbvast/1.
+        """
         super().__init__()
+        self._make_fed = make_fed
         self._clock = clock
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
@@ -360,7 +393,8 @@ class Subscriptions(MultiService):
         return subscription
 
     def _add(self, topic: str, request: Subscribe, user: str) -> Subscription:
-        subscription = Subscription(
+        fed = self._make_fed if request.protocol == PROTOCOL else None
+        subscription = (fed or Subscription)(
             request,
             user,
             topic,
@@ -465,13 +499,13 @@ class Subscriptions(MultiService):
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
-    def deliver(self, rendering: Rendering) -> None:
+    def spread(self, commit: Commit) -> None:
         """
-        Send an item to everybody who wants it.
+        Send what was accepted to everybody who wants it.
         """
         for subscription in self._by_topic.values():
-            if rendering.stream in subscription.streams:
-                subscription.deliver(rendering.tails(subscription.request.dialect))
+            if subscription.streams & commit.streams:
+                subscription.committed(commit)
 
     def _retry_soon(self, subscription: Subscription) -> None:
         if not self._stuck:

@@ -17,8 +17,9 @@ from twisted.logger import Logger
 
 from tbvast.client import BusSubscription, Wish
 from tbvast.interfaces import IReplay
+from tbvast.plugin.commit import Commit
 from tbvast.settings import HostPort, UpstreamSettings
-from tbvast.wire.frames import SIGHTING_TOPIC, Item, Rendering
+from tbvast.wire.frames import SIGHTING_TOPIC, Item
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
@@ -26,7 +27,8 @@ from tbvast.zeromq.curve import load_client_options
 NAME = "tbvast-plugin"
 HEARTBEAT = 5.0
 
-PAGE = 500
+PAGE_ITEMS = 500
+PAGE_BYTES = 1 << 20
 """
 Sightings that are read from the journal, and passed up, at a time.
 """
@@ -77,11 +79,11 @@ class Upstream(MultiService):
         )
         self._subscription.setServiceParent(self)
 
-    def spread(self, rendering: Rendering) -> None:
+    def spread(self, commit: Commit) -> None:
         """
-        Something new is in the journal.
+        Something was accepted.
         """
-        if rendering.stream is Stream.SIGHTING:
+        if Stream.SIGHTING in commit.streams:
             self.pass_up()
 
     def pass_up(self) -> None:
@@ -106,16 +108,18 @@ class Upstream(MultiService):
 
     async def _pass_up(self) -> None:
         position = await self._replay.position(self._reader)
-        while page := await self._replay.sightings(position, PAGE):
+        while page := await self._replay.entries(
+            position, (Stream.SIGHTING,), PAGE_ITEMS, PAGE_BYTES
+        ):
             taken = position
-            for number, body in page:
-                if not self._subscription.send(SIGHTING_TOPIC + b" " + body):
+            for entry in page:
+                if not self._subscription.send(SIGHTING_TOPIC + b" " + entry.raw):
                     break
-                taken = number
+                taken = entry.number
             if taken != position:
                 await self._replay.set_position(self._reader, taken)
                 position = taken
-            if taken != page[-1][0]:
+            if taken != page[-1].number:
                 if self.running and self._subscription.connected:
                     self._reactor.callLater(RETRY_DELAY, self.pass_up)
                 return

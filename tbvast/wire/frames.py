@@ -153,12 +153,14 @@ class Rendering:
     An item in every dialect that somebody asks for, each made once.
 
     @ivar stream: The stream that the item belongs to.
+    @ivar raw: The item's document.
     """
 
-    __slots__ = ("_item", "_tails", "stream")
+    __slots__ = ("_item", "_tails", "raw", "stream")
 
     def __init__(self, item: Item) -> None:
         self._item = item
+        self.raw = item.raw
         self._tails: dict[Dialect, tuple[bytes, ...]] = {}
         self.stream = stream_of(item)
 

@@ -32,12 +32,25 @@ The most bytes of what a subscriber says of itself with a heartbeat.
 """
 
 
+class Position(msgspec.Struct, frozen=True):
+    """
+    Where somebody has got to in a bus's journal.
+
+    @ivar plugin: The bus's identity.
+    @ivar number: The number of the last item that was applied.
+    """
+
+    plugin: str
+    number: int
+
+
 class Subscribe(msgspec.Struct, frozen=True):
     """
     @ivar topics: At least one.
     @ivar snapshot: Days of intel wanted first; C{0} for none.
     @ivar protocol: L{PROTOCOL} if the subscriber speaks it.
     @ivar name: What the subscriber calls itself; may be empty.
+    @ivar resume: Where it has got to, if it speaks L{PROTOCOL} and has been here.
     """
 
     topics: tuple[str, ...]
@@ -45,6 +58,7 @@ class Subscribe(msgspec.Struct, frozen=True):
     dialect: Dialect
     protocol: str
     name: str
+    resume: Position | None = None
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
@@ -99,6 +113,7 @@ class _Document(msgspec.Struct):
     name: Any = ""
     report: msgspec.Raw = msgspec.Raw(b"null")
     documents: list[msgspec.Raw] = []
+    resume: Position | None = None
 
 
 _decoder = msgspec.json.Decoder(_Document)
@@ -135,6 +150,7 @@ def _interpret(document: _Document) -> Request:
             dialect=dialect,
             protocol=_text("protocol", document.protocol),
             name=_text("name", document.name),
+            resume=document.resume,
         )
     if action == "unsubscribe" and len(topics) == 1:
         return Unsubscribe(topics[0], dialect)
@@ -208,14 +224,16 @@ def unsubscribed(dialect: Dialect, known: bool) -> bytes:
     return SUCCESS if known else ERROR
 
 
-def subscribed(topic: str, host: str, pub: int, sub: int, plugin: str | None) -> bytes:
+def subscribed(
+    topic: str, host: str, pub: int, sub: int, beginning: Position | None = None
+) -> bytes:
     """
     The reply to a subscribe request: the union of both dialects' keys.
 
     @param topic: The subscription's own topic.
     @param host: One that the subscriber can reach.
-    @param plugin: The plugin's identity, for a subscriber that speaks
-        L{PROTOCOL}.
+    @param beginning: The number after which the subscriber is sent everything, for
+        one that speaks L{PROTOCOL}.
     """
     reply: dict[str, Any] = {
         "topic": topic,
@@ -225,26 +243,34 @@ def subscribed(topic: str, host: str, pub: int, sub: int, plugin: str | None) ->
         "sub_endpoint": f"{host}:{sub}",
         "status": "success",
     }
-    if plugin is not None:
-        reply |= {"protocol": PROTOCOL, "plugin": plugin}
+    if beginning is not None:
+        reply |= {
+            "protocol": PROTOCOL,
+            "plugin": beginning.plugin,
+            "number": beginning.number,
+        }
     return _encode(reply)
 
 
-def encode_subscribe(topics: Sequence[str], snapshot: int, name: str) -> bytes:
+def encode_subscribe(
+    topics: Sequence[str], snapshot: int, name: str, resume: Position | None = None
+) -> bytes:
     """
     A subscribe request, from a subscriber that speaks L{PROTOCOL}.
 
     @param snapshot: Days.
+    @param resume: Where the subscriber has got to, if anywhere.
     """
-    return _encode(
-        {
-            "action": "subscribe",
-            "topic": list(topics) if len(topics) > 1 else topics[0],
-            "snapshot": snapshot,
-            "protocol": PROTOCOL,
-            "name": name,
-        }
-    )
+    request: dict[str, Any] = {
+        "action": "subscribe",
+        "topic": list(topics) if len(topics) > 1 else topics[0],
+        "snapshot": snapshot,
+        "protocol": PROTOCOL,
+        "name": name,
+    }
+    if resume is not None:
+        request["resume"] = resume
+    return _encode(request)
 
 
 def encode_unsubscribe(topic: str) -> bytes:
@@ -278,6 +304,8 @@ class Subscribed(msgspec.Struct, frozen=True):
 
     @ivar protocol: L{PROTOCOL} if the bus speaks it.
     @ivar plugin: The bus's identity, if it speaks L{PROTOCOL}.
+    @ivar number: The number after which everything is sent, if it does; a snapshot
+        of what was before comes first, unless the subscriber was there already.
     """
 
     topic: str
@@ -286,6 +314,7 @@ class Subscribed(msgspec.Struct, frozen=True):
     status: str = "success"
     protocol: str = ""
     plugin: str = ""
+    number: int = 0
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -1,0 +1,159 @@
+"""
+Subscriptions that are fed from the journal, so that nothing of theirs is ever lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.interfaces import IJournal, IReplay
+from tbvast.plugin.commit import Commit
+from tbvast.plugin.store import Entered
+from tbvast.plugin.subscriptions import Subscription
+from tbvast.wire.feed import (
+    Mark,
+    chunks,
+    encode_batch,
+    encode_item,
+    encode_mark,
+    encode_part,
+)
+from tbvast.wire.manage import Subscribe
+from tbvast.wire.topics import Stream
+
+PAGE_ITEMS = 2000
+PAGE_BYTES = 256 * 1024
+"""
+What is read of the journal at a time, for one subscriber that is behind.
+"""
+
+
+class FedSubscription(Subscription):
+    """
+    A subscription of tbvast/1. It holds nothing but a number: what has been sent.
+
+    While it keeps up, it is sent what was just committed; when it does not, or was
+    away, it reads the journal.
+
+    @ivar position: The number up to which everything was sent.
+    @ivar resumed: Whether it goes on where the subscriber was.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        request: Subscribe,
+        *args: Any,
+        journal: IJournal,
+        replay: IReplay,
+        unreadable: Callable[[FedSubscription], None],
+    ) -> None:
+        """
+        @param args: As for L{Subscription}.
+        @param replay: The same journal.
+        @param unreadable: Called if the journal cannot be read.
+        """
+        super().__init__(request, *args)
+        resume = request.resume
+        self.resumed = (
+            resume is not None
+            and resume.plugin == journal.identity
+            and replay.floor <= resume.number <= journal.head
+        )
+        self.position = resume.number if resume and self.resumed else journal.head
+        self._replay = replay
+        self._unreadable = unreadable
+        self._keeps_up = False
+        self._missed = False
+        self._reading: Deferred[Any] | None = None
+        self._frames: deque[tuple[int, bytes]] = deque()
+        self._sent_to_snapshot = 0
+
+    @property
+    def queued(self) -> int:
+        return super().queued + len(self._frames)
+
+    def committed(self, commit: Commit) -> None:
+        """
+        Something was accepted.
+        """
+        if not self._keeps_up:
+            self._missed = True
+            return
+        self._extend(commit.chunks(self.streams))
+        self._send_frames()
+
+    def _extend(self, found: Iterable[tuple[int, bytes]]) -> None:
+        after = self._frames[-1][0] if self._frames else self.position
+        for until, items in found:
+            self._frames.append((until, self._prefix + encode_batch(after, until, items)))
+            after = until
+
+    def _send_frames(self) -> None:
+        while self._frames:
+            until, frame = self._frames[0]
+            if not self._send(frame):
+                self._keeps_up = False
+                self._missed = True
+                self._stuck(self)
+                return
+            self._frames.popleft()
+            self.position = until
+            self.sent += 1
+
+    def pump(self) -> None:
+        super().pump()
+        if self.detached is not None or self._snapshot is not None or self.closed:
+            return
+        self._send_frames()
+        if not self._frames and not self._keeps_up and self._reading is None:
+            self._missed = False
+            reading = self._replay.entries(self.position, self.streams, PAGE_ITEMS, PAGE_BYTES)
+            self._reading = reading
+            reading.addCallbacks(self._cb_read, self._eb_read)
+
+    def _cb_read(self, entries: list[Entered]) -> None:
+        self._reading = None
+        if entries:
+            self._extend(
+                chunks((e.number, encode_item(e.number, e.stream, e.raw)) for e in entries)
+            )
+        elif not self._missed:
+            self._keeps_up = True
+            return
+        self.pump()
+
+    def _eb_read(self, failure: Failure) -> None:
+        self._reading = None
+        if not self.closed:
+            self._log.failure("The journal cannot be read for a subscription", failure)
+            self._unreadable(self)
+
+    def detach(self, now: float) -> None:
+        super().detach(now)
+        if self.detached is not None:
+            # What the socket had taken may be lost; the subscriber comes back with
+            # the number of what it has.
+            self._keeps_up = False
+
+    def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
+        self._sent_to_snapshot += len(documents)
+        items = ((0, encode_item(0, Stream.INTEL, raw)) for raw in documents)
+        return (encode_part(chunk) for _, chunk in chunks(items))
+
+    def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
+        mark = Mark(self.position, self._sent_to_snapshot, full, tuple(failed))
+        return (encode_mark(mark),)
+
+    def close(self) -> None:
+        super().close()
+        self._frames.clear()
+        if self._reading is not None:
+            self._reading.cancel()
