@@ -1,0 +1,451 @@
+"""
+Plain ZeroMQ clients, and a plugin as a child process, for callers that may block.
+
+The clients know a host and the port of its manage endpoint, and nothing of tbvast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+import tbvast
+from tbvast.bridge.engines.binaries import Program, launched
+from tbvast.demo.services import STOP_LIMIT, free_ports, twistd
+from tbvast.settings import HostPort
+from tests.functional.components import wait_until
+
+LIMIT = 30.0
+"""
+Seconds that an answer, or a message, may take.
+"""
+
+
+def an_indicator(pattern: str = "[ipv4-addr:value = '192.0.2.1']", **more: Any) -> dict[str, Any]:
+    """
+    A document that nobody else has.
+    """
+    return {
+        "type": "indicator",
+        "spec_version": "2.1",
+        "id": f"indicator--{uuid.uuid4()}",
+        "created": "2024-01-01T00:00:00.000Z",
+        "modified": "2024-01-01T00:00:00.000Z",
+        "pattern": pattern,
+        "pattern_type": "stix",
+        "valid_from": "2024-01-01T00:00:00Z",
+        **more,
+    }
+
+
+def a_sighting(**more: Any) -> dict[str, Any]:
+    """
+    A document that nobody else has.
+    """
+    return {
+        "type": "sighting",
+        "spec_version": "2.1",
+        "id": f"sighting--{uuid.uuid4()}",
+        "created": "2024-01-01T00:00:00.000Z",
+        "modified": "2024-01-01T00:00:00.000Z",
+        "sighting_of_ref": f"indicator--{uuid.uuid4()}",
+        "last_seen": "2024-01-01T00:00:00Z",
+        **more,
+    }
+
+
+def frame(document: Mapping[str, Any]) -> bytes:
+    """
+    A frame of the sub endpoint.
+    """
+    return f"stix2/{document['type']} {json.dumps(document)}".encode()
+
+
+class Sockets:
+    """
+    Sockets that are closed together.
+    """
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+
+    def socket(self, kind: int, port: int, host: str, **options: int) -> zmq.Socket[bytes]:
+        """
+        @param options: Socket options that have to be set before it is connected.
+        """
+        made: zmq.Socket[bytes] = self.context.socket(kind)
+        for name, value in options.items():
+            made.set(getattr(zmq, name), value)
+        made.connect(f"tcp://{host}:{port}")
+        return made
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+class Client(Sockets):
+    """
+    A subscriber.
+
+    @ivar topic: The topic that is its own.
+    @ivar pub: The port of the pub endpoint, as it was told.
+    @ivar sub: The port of the sub endpoint, as it was told.
+    """
+
+    def __init__(self, host: HostPort) -> None:
+        """
+        @param host: The manage endpoint.
+        """
+        super().__init__()
+        self.host = host.host
+        self.topic = ""
+        self.pub = self.sub = 0
+        self._manage = self.socket(zmq.REQ, host.port, host.host)
+
+    def ask(self, *frames: bytes) -> bytes:
+        """
+        @return: The reply, which is one frame.
+        """
+        self._manage.send_multipart(frames)
+        if not self._manage.poll(round(LIMIT * 1000)):
+            raise AssertionError(f"no answer to {frames[0][:100]!r}")
+        (reply,) = self._manage.recv_multipart()
+        return reply
+
+    def request(self, action: str, **fields: Any) -> dict[str, Any]:
+        """
+        @return: The reply, which is a JSON object.
+        """
+        reply = json.loads(self.ask(json.dumps({"action": action, **fields}).encode()))
+        if not isinstance(reply, dict):
+            raise AssertionError(f"{reply!r} is not an object")
+        return reply
+
+    def subscribe(self, topic: Any, snapshot: int = 0, **more: Any) -> dict[str, Any]:
+        """
+        Subscribe, and do not connect to the pub endpoint yet.
+
+        @return: The reply.
+        """
+        reply = self.request("subscribe", topic=topic, snapshot=snapshot, **more)
+        self.topic = reply["topic"]
+        self.pub, self.sub = reply["pub_port"], reply["sub_port"]
+        return reply
+
+    def unsubscribe(self) -> bytes:
+        """
+        @return: The reply.
+        """
+        return self.ask(json.dumps({"action": "unsubscribe", "topic": self.topic}).encode())
+
+    def heartbeat(self) -> str:
+        """
+        @return: The status in the reply.
+        """
+        status: str = self.request("heartbeat", topic=self.topic)["status"]
+        return status
+
+    def connect(self, prefix: str | None = None, **options: int) -> None:
+        """
+        Connect to the pub endpoint.
+
+        @param prefix: What is received; its own topic if none is given.
+        """
+        self._sub = self.socket(zmq.SUB, self.pub, self.host, **options)
+        self._sub.subscribe(self.topic if prefix is None else prefix)
+
+    def join(self, topic: Any, snapshot: int = 0) -> None:
+        """
+        Subscribe and connect.
+        """
+        self.subscribe(topic, snapshot)
+        self.connect()
+
+    def leave(self) -> None:
+        """
+        Disconnect from the pub endpoint without a word.
+        """
+        self._sub.close()
+
+    def hear(self, prefix: str) -> None:
+        """
+        Receive what begins with a prefix, too.
+        """
+        self._sub.subscribe(prefix)
+
+    def waiting(self, limit: float = 0.5) -> bool:
+        """
+        Whether there is something to receive.
+
+        @param limit: Seconds to wait for it.
+        """
+        return bool(self._sub.poll(round(limit * 1000)))
+
+    def receive(self, limit: float = LIMIT) -> tuple[str, str]:
+        """
+        @param limit: Seconds.
+        @return: Topic and payload of the next message, which is one frame.
+        """
+        if not self._sub.poll(round(limit * 1000)):
+            raise AssertionError(f"nothing received within {limit} s")
+        (message,) = self._sub.recv_multipart()
+        topic, _, payload = message.decode().partition(" ")
+        return topic, payload
+
+    def receive_until(self, id: str) -> list[tuple[str, Any]]:
+        """
+        @param id: Of the last document to wait for.
+        @return: Type and document of each message up to that one; what is asked of
+            all subscribers is left out.
+        """
+        found: list[tuple[str, Any]] = []
+        while not found or found[-1][1].get("id") != id:
+            topic, payload = self.receive()
+            kind = topic.removeprefix(self.topic)
+            if kind != "snapshotrequest":
+                found.append((kind, json.loads(payload)))
+        return found
+
+    def ids_until(self, id: str) -> list[str]:
+        """
+        @return: The ids of the documents up to one.
+        """
+        return [document["id"] for _, document in self.receive_until(id)]
+
+
+class Publisher(Sockets):
+    """
+    Sends to a sub endpoint that listens.
+    """
+
+    def __init__(self, host: str, port: int, *topics: str) -> None:
+        """
+        @param topics: What the endpoint has to listen to before this returns.
+        """
+        super().__init__()
+        self._pub = self.socket(zmq.XPUB, port, host, SNDHWM=0)
+        heard: list[str] = []
+        while not all(topic.startswith(tuple(heard)) for topic in topics or ("stix2/indicator",)):
+            if not self._pub.poll(round(LIMIT * 1000)):
+                raise AssertionError("the sub endpoint does not listen")
+            heard.append(self._pub.recv()[1:].decode())
+
+    def send(self, *frames: bytes) -> None:
+        """
+        Send one message.
+        """
+        self._pub.send_multipart(frames)
+
+    def publish(self, *documents: Mapping[str, Any]) -> None:
+        """
+        Send STIX objects, each as a message.
+        """
+        for document in documents:
+            self.send(frame(document))
+
+    def close(self) -> None:
+        """
+        Close it when what was sent has left.
+        """
+        self.context.destroy(linger=round(LIMIT * 1000))
+
+
+class Peer:
+    """
+    Speaks ZMTP 3.0 itself: sends what ZeroMQ would not.
+    """
+
+    def __init__(self, host: str, port: int, kind: bytes) -> None:
+        """
+        @param kind: The type of socket that it says it is, e.g. C{b"SUB"}.
+        """
+        self._socket = socket.create_connection((host, port), LIMIT)
+        self._socket.sendall(
+            b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+        )
+        ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+        self._socket.sendall(bytes([_COMMAND, len(ready)]) + ready)
+
+    def send(self, *frames: bytes) -> bool:
+        """
+        @return: Whether the connection is still there.
+        """
+        parts = []
+        for number, each in enumerate(frames, 1):
+            flags = _LONG | (_MORE if number < len(frames) else 0)
+            parts += [bytes([flags]), len(each).to_bytes(8, "big"), each]
+        try:
+            self._socket.sendall(b"".join(parts))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+_MORE = 1
+_LONG = 2
+_COMMAND = 4
+
+
+class BlockingProcess:
+    """
+    A service as a child process, which does not outlive this one.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        """
+        @param folder: Where its log is written.
+        """
+        self._log = folder / "log"
+        program, *rest = command
+        paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                launched(Program(program, program), rest),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            )
+        self.pid = self._process.pid
+
+    @property
+    def log(self) -> str:
+        """
+        All that it said.
+        """
+        return self._log.read_text(errors="replace")
+
+    @property
+    def alive(self) -> bool:
+        """
+        Whether it runs.
+        """
+        return self._process.poll() is None
+
+    def saw(self, text: str) -> None:
+        """
+        Wait for what it says.
+
+        @raise AssertionError: If it ends, or does not say it in time.
+        """
+
+        def found() -> bool:
+            if text in self.log:
+                return True
+            if not self.alive:
+                raise AssertionError(f"it ended: {self.log[-2000:]}")
+            return False
+
+        wait_until(found, LIMIT)
+
+    def stop(self) -> int:
+        """
+        End it: with SIGTERM, and with SIGKILL if that is not enough.
+
+        @return: The exit status.
+        """
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def rss(self) -> int:
+        """
+        Its resident memory in bytes.
+        """
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        """
+        How many files it has open.
+        """
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def threads(self) -> int:
+        """
+        How many threads it has.
+        """
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+
+class PluginProcess(BlockingProcess):
+    """
+    C{twistd tbvast-plugin} on free ports of the loopback address, which answers.
+
+    @ivar manage: The manage endpoint.
+    """
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        """
+        @param folder: Where it keeps everything.
+        @param settings: More of its configuration.
+        """
+        ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
+        state = folder / "state"
+        config = folder / "tap.conf"
+        config.write_text(  # YAML, too
+            json.dumps({"plugin": {**ports, "state_dir": str(state), **settings}})
+        )
+        self.manage = HostPort("127.0.0.1", ports["manage"])
+        super().__init__(twistd("tbvast-plugin", f"--config={config}"), folder)
+        self.saw("The bus is ready")
+        self.status()
+
+    def status(self) -> dict[str, Any]:
+        """
+        What it says of itself.
+        """
+        client = Client(self.manage)
+        try:
+            return client.request("status")
+        finally:
+            client.close()
+
+    def subscriptions(self) -> list[dict[str, Any]]:
+        """
+        What it says of its subscriptions.
+        """
+        found: list[dict[str, Any]] = self.status()["subscriptions"]
+        return found
+
+
+class Pace:
+    """
+    A steady rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """
+        @param rate: Turns a second.
+        """
+        self._interval = 1 / rate
+        self._began = self._next = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """
+        Seconds since it was made.
+        """
+        return time.monotonic() - self._began
+
+    def turn(self) -> None:
+        """
+        Wait for the next turn.
+        """
+        self._next += self._interval
+        time.sleep(max(0.0, self._next - time.monotonic()))
