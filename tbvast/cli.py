@@ -201,20 +201,29 @@ async def _run(reactor: Any, screen: Screen, command: Command) -> NoReturn:
     raise SystemExit(await run(reactor, screen, command))
 
 
+def start(command: Command) -> NoReturn:
+    """
+    Run a command as what this process is for.
+
+    @raise SystemExit: Always.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        _make_lenient(stream)
+    screen = Screen(sys.stdout, sys.stderr)
+    globalLogBeginner.beginLoggingTo([Complaints(screen)], redirectStandardIO=False)
+    try:
+        react(partial(_run, screen=screen, command=command))
+    except KeyboardInterrupt:  # before there was a reactor to take it
+        raise SystemExit(INTERRUPTED) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     @param arguments: Instead of the command line's.
     @raise SystemExit: Always.
     """
-    for stream in (sys.stdout, sys.stderr):
-        _make_lenient(stream)
     options = parser().parse_args(arguments)
-    screen = Screen(sys.stdout, sys.stderr)
-    globalLogBeginner.beginLoggingTo([Complaints(screen)], redirectStandardIO=False)
-    try:
-        react(partial(_run, screen=screen, command=options.command(options)))
-    except KeyboardInterrupt:  # before there was a reactor to take it
-        raise SystemExit(INTERRUPTED) from None
+    start(options.command(options))
 
 
 def _make_lenient(stream: TextIO) -> None:
