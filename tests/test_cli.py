@@ -5,6 +5,7 @@ Tests for L{tbvast.cli}.
 from __future__ import annotations
 
 import io
+from contextlib import redirect_stderr
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -76,8 +77,8 @@ class ParserTests(SynchronousTestCase):
             (["watch", "--snapshot", "many"], "'many' is not a whole number"),
         ):
             said = io.StringIO()
-            self.patch(__import__("sys"), "stderr", said)
-            error = self.assertRaises(SystemExit, parser().parse_args, arguments)
+            with redirect_stderr(said):
+                error = self.assertRaises(SystemExit, parser().parse_args, arguments)
             self.assertEqual(error.code, 2)
             self.assertIn(words, said.getvalue())
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,25 @@ class RunningCommand(ProcessProtocol):
         self._waiting: list[tuple[str, int, Deferred[str]]] = []
         self._ending: list[Deferred[int]] = []
 
-    def run(self, arguments: Sequence[str], stdin: bytes = b"") -> None:
+    def run(
+        self,
+        arguments: Sequence[str],
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """
         Start the command.
 
         @param arguments: The program's path first.
         @param stdin: All of its standard input.
+        @param environment: What is to be different from this process's own.
         @raise OSError: If it cannot be started.
         """
         program, *rest = arguments
         command = launched(Program(program, program), rest)
-        self._reactor.spawnProcess(self, command[0], command, env=_environment())
+        self._reactor.spawnProcess(
+            self, command[0], command, env={**_environment(), **(environment or {})}
+        )
         transport: Any = self.transport
         transport.write(stdin)
         transport.closeStdin()

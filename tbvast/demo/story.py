@@ -109,7 +109,6 @@ class Demonstration:
             Wish(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
             Listener(self._received),
         )
-        self._arrived = 0
         self._since: dict[int, float] = {}
         self._published = 0.0
         self._changed: list[Callable[[], None]] = []
