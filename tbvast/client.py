@@ -7,21 +7,34 @@ It works with a tbvast plugin and with a Threat Bus 2022.5.16 host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import zmq
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    TimeoutError,
+    gatherResults,
+    succeed,
+)
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid
+from tbvast.interfaces import ICursor
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.settings import HostPort
 from tbvast.wire import manage
-from tbvast.wire.frames import Item, decode_delivery
+from tbvast.wire.delivery import decode_delivery
+from tbvast.wire.feed import Batch, Delivery, Mark, Part
+from tbvast.wire.frames import SIGHTING_TOPIC, Item
+from tbvast.wire.manage import Position
 from tbvast.zeromq.connections import (
     DealerConnection,
     Factory,
@@ -34,6 +47,18 @@ from tbvast.zeromq.connections import (
 REQUEST_TIMEOUT = 5.0
 """
 Seconds that a bus is given to answer, as Threat Bus's applications do.
+"""
+
+UNFED_QUEUE = 100_000
+FED_QUEUE = 200
+"""
+Messages that wait to be read: of a bus that drops what does not fit, and of one that
+keeps it.
+"""
+
+REPORT_TIMEOUT = 30.0
+"""
+Seconds that a bus is given to make reports durable.
 """
 
 RETRY_FIRST = 0.5
@@ -102,8 +127,12 @@ class ManageClient:
 
     def close(self) -> None:
         """
-        Let go of the socket; the next question makes a new one.
+        Let go of the socket, and of the answer to the question that was asked; the
+        next question makes a new one.
         """
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.errback(BusUnreachable(str(self._bus), 0.0))
         if self._connection is not None:
             self._connection.shutdown()
             self._connection = None
@@ -172,14 +201,48 @@ class Wish(msgspec.Struct, frozen=True):
     heartbeat: float
 
 
+@implementer(ICursor)
+class Listener:
+    """
+    An L{ICursor} for those who only listen: it remembers in memory.
+    """
+
+    def __init__(self, receive: Callable[[list[Item]], Deferred[None] | None]) -> None:
+        """
+        @param receive: Called with what arrives; the next is read from the bus
+            once the L{Deferred} it may return has fired.
+        """
+        self.position: Position | None = None
+        self._receive = receive
+
+    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+        if items:
+            done = self._receive(list(items))
+            if done is not None:
+                await done
+        if position is not None:
+            self.position = position
+
+    async def begin_snapshot(self) -> None:
+        """
+        All of it is news to a listener.
+        """
+
+    async def end_snapshot(self, position: Position) -> None:
+        self.position = position
+
+
 class BusSubscription(Service):
     """
     A subscription to a bus that is made again whenever it is lost.
 
-    What is missed meanwhile is asked for with a snapshot of that time.
+    A bus that speaks tbvast/1 is told where the subscriber has got to, and sends
+    exactly what it missed. Another one is asked for a snapshot of that time.
 
     @ivar connected: Whether the subscription stands.
     @ivar plugin: The bus's identity; empty for a Threat Bus host.
+    @ivar received: How many items arrived.
+    @ivar refused: How many messages could not be read.
     """
 
     _log = Logger()
@@ -190,15 +253,15 @@ class BusSubscription(Service):
         factory: Factory,
         bus: HostPort,
         wish: Wish,
-        receive: Callable[[list[Item]], Deferred[None] | None],
+        cursor: ICursor,
         report: Callable[[], dict[str, Any]] | None = None,
         ready: Callable[[], None] | None = None,
         options: SocketOptions | None = None,
         keys: SocketOptions | None = None,
     ) -> None:
         """
-        @param receive: Called with what arrives; the next is read from the bus
-            once the L{Deferred} it may return has fired.
+        @param cursor: Is given what arrives; the next is read from the bus when it
+            has been applied.
         @param report: What the subscriber says of itself in a heartbeat.
         @param ready: Called when the bus has begun to listen to reports; makes
             this subscription open its sub endpoint at all.
@@ -213,17 +276,23 @@ class BusSubscription(Service):
         self._factory = factory
         self._bus = bus
         self._wish = wish
-        self._receive = receive
+        self._cursor = cursor
         self._report = report
         self._ready = ready
         self._keys = keys or {}
         self._options = {**(options or {}), **self._keys}
         self._manage = ManageClient(reactor, factory, bus, self._keys)
+        self._reports = ManageClient(reactor, factory, bus, self._keys)
         self._complaints = RateLimit(reactor, ERRORS_PER_MINUTE)
         self._announcer: Announcer | None = None
         self._sub: SubConnection | None = None
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
+        self._taking: Deferred[None] = succeed(None)
+        self._expected = 0
+        self._snapshot = False
+        self._gap: Deferred[None] | None = None
+        self._broken = False
 
     def startService(self) -> None:
         super().startService()
@@ -237,7 +306,11 @@ class BusSubscription(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         self._running.cancel()
-        return self._running.addBoth(lambda _: self._manage.close())
+        return gatherResults([self._running, self._taking]).addCallback(self._cb_stopped)
+
+    def _cb_stopped(self, _: Any) -> None:
+        self._manage.close()
+        self._reports.close()
 
     def send(self, frame: bytes) -> bool:
         """
@@ -246,6 +319,32 @@ class BusSubscription(Service):
         @see: L{Announcer.send}
         """
         return self._announcer is not None and self._announcer.send(frame)
+
+    def hand_in(self, documents: Sequence[bytes]) -> Deferred[list[bool]]:
+        """
+        Report sightings: to a bus that speaks tbvast/1 by requests, which it answers
+        when they are durable, to another one on its sub endpoint, once.
+
+        @param documents: Sightings, each a JSON document.
+        @return: Fires with whether each one was taken.
+        """
+        if not self.connected:
+            return succeed([False] * len(documents))
+        if not self.plugin:
+            return succeed([self.send(SIGHTING_TOPIC + b" " + raw) for raw in documents])
+        return self._reports.ask(manage.encode_publish(documents), REPORT_TIMEOUT).addCallbacks(
+            self._cb_handed_in, self._eb_handed_in, errbackArgs=(len(documents),)
+        )
+
+    def _cb_handed_in(self, reply: bytes) -> list[bool]:
+        published = manage.decode_published(reply)
+        for reason in published.reasons.values():
+            self._log.error("The bus refused a sighting: {reason}", reason=reason)
+        return [True] * len(published.outcomes)
+
+    def _eb_handed_in(self, failure: Failure, count: int) -> list[bool]:
+        failure.trap(BusUnreachable)
+        return [False] * count
 
     async def _run(self) -> None:
         delay = RETRY_FIRST
@@ -269,30 +368,63 @@ class BusSubscription(Service):
             self._manage.close()
 
     async def _subscribe(self) -> manage.Subscribed:
+        resume = self._cursor.position
         days = self._wish.snapshot
         if self._lost is not None:
             missed = self._reactor.seconds() - self._lost + self._wish.heartbeat
             days = max(days, math.ceil(missed / _DAY))
-        wish = manage.encode_subscribe(self._wish.topics, days, self._wish.name)
-        reply = await self._manage.ask(wish)
+        reply = await self._manage.ask(
+            manage.encode_subscribe(self._wish.topics, days, self._wish.name, resume)
+        )
         try:
             subscribed = manage.decode_subscribed(reply)
         except ProtocolInvalid as e:
-            raise BusRefused("subscribe", e.expected) from e
+            raise BusRefused("subscribe", _reason(reply) or e.expected) from e
+        await self._begin(subscribed, resume, days)
         self._connect(subscribed)
+        return subscribed
+
+    async def _begin(
+        self, subscribed: manage.Subscribed, resume: Position | None, days: int
+    ) -> None:
+        """
+        Find out what the bus is going to send first.
+        """
+        topics = ", ".join(self._wish.topics)
+        here = Position(subscribed.plugin, subscribed.number)
+        self._expected = subscribed.number
+        if subscribed.protocol == manage.PROTOCOL and resume is not None:
+            self._snapshot = here != resume
+            if self._snapshot:
+                await self._cursor.begin_snapshot()
+            self._log.info(
+                "Subscribed to {bus} for {topics}, {beginning}.",
+                bus=str(self._bus),
+                topics=topics,
+                beginning="with everything that is in force"
+                if self._snapshot
+                else f"from number {resume.number} on",
+            )
+            return
+        self._snapshot = subscribed.protocol == manage.PROTOCOL and days > 0
+        if subscribed.protocol == manage.PROTOCOL and not days:
+            await self._cursor.apply((), here)
         self._log.info(
             "Subscribed to {bus} for {topics}, with a snapshot of {days} days.",
             bus=str(self._bus),
-            topics=", ".join(self._wish.topics),
+            topics=topics,
             days=days,
         )
-        return subscribed
 
     def _connect(self, subscribed: manage.Subscribed) -> None:
+        self._broken = False
         topic = subscribed.topic.encode()
         host = HostPort(self._bus.host, subscribed.pub_port)
+        queue = FED_QUEUE if subscribed.protocol == manage.PROTOCOL else UNFED_QUEUE
         sub = SubConnection(
-            self._factory, lambda messages: self._arrived(topic, messages), self._options
+            self._factory,
+            lambda messages: self._arrived(sub, topic, messages),
+            {**self._options, zmq.RCVHWM: queue},
         )
         self._sub = sub
         sub.subscribe(topic)
@@ -305,6 +437,7 @@ class BusSubscription(Service):
 
     def _disconnect(self) -> None:
         self.connected = False
+        self._reports.close()
         for connection in (self._sub, self._announcer):
             if isinstance(connection, SubConnection):
                 connection.shutdown()
@@ -314,12 +447,14 @@ class BusSubscription(Service):
 
     async def _keep(self, subscribed: manage.Subscribed) -> None:
         """
-        Send heartbeats until the bus no longer knows the subscription.
+        Send heartbeats until the bus no longer knows the subscription, or something
+        of it went missing.
         """
         speaks = subscribed.protocol == manage.PROTOCOL and self._report is not None
         try:
             while True:
-                await deferLater(self._reactor, self._wish.heartbeat)
+                if await self._gap_within(self._wish.heartbeat):
+                    return
                 report = self._report() if speaks and self._report is not None else None
                 beat = manage.encode_heartbeat(subscribed.topic, report)
                 reply = await self._manage.ask(beat)
@@ -333,36 +468,121 @@ class BusSubscription(Service):
             await self._leave(subscribed)
             raise
 
+    async def _gap_within(self, seconds: float) -> bool:
+        """
+        @return: Whether something went missing in that time.
+        """
+        self._gap = Deferred()
+        if self._broken:
+            return True
+        try:
+            await self._gap.addTimeout(seconds, self._reactor)
+        except TimeoutError:
+            return False
+        finally:
+            self._gap = None
+        return True
+
     async def _leave(self, subscribed: manage.Subscribed) -> None:
         try:
             await self._manage.ask(manage.encode_unsubscribe(subscribed.topic), timeout=1.0)
         except BusUnreachable:
             self._log.debug("The bus did not hear that this subscriber left.")
 
-    def _arrived(self, topic: bytes, messages: list[tuple[str, list[bytes]]]) -> None:
-        items = []
+    def _arrived(
+        self, sub: SubConnection, topic: bytes, messages: list[tuple[str, list[bytes]]]
+    ) -> None:
+        deliveries = []
         for _, message in messages:
             try:
-                items.append(decode_delivery(topic, message))
+                deliveries.append(decode_delivery(topic, message))
             except Invalid as e:
-                self.refused += 1
-                if self._complaints.allows():
-                    self._log.warn("Ignored a message of the bus: {reason}", reason=str(e))
-        if not items:
-            return
-        self.received += len(items)
-        done = self._receive(items)
-        if done is not None and not done.called:
-            sub = self._sub
-            assert sub is not None
+                self._refuse(e)
+        self._taking = Deferred.fromCoroutine(self._take(deliveries))
+        if not self._taking.called:
             sub.pause()
-            done.addErrback(
-                lambda failure: self._log.failure("While taking what the bus sent", failure)
-            ).addCallback(lambda _: self._resume(sub))
+        self._taking.addErrback(self._eb_not_taken).addCallback(lambda _: self._resume(sub))
+
+    def _refuse(self, error: Invalid) -> None:
+        self.refused += 1
+        if self._complaints.allows():
+            self._log.warn("Ignored a message of the bus: {reason}", reason=str(error))
+
+    async def _take(self, deliveries: Sequence[Delivery | Item]) -> None:
+        """
+        Apply what arrived, in order, and as much as possible at once.
+        """
+        items: list[Item] = []
+        position = None
+        if self._broken:
+            return
+        for delivery in deliveries:
+            if isinstance(delivery, Mark):
+                await self._apply(items, position)
+                items, position = [], None
+                await self._end_snapshot(delivery)
+            elif isinstance(delivery, Batch | Part):
+                if isinstance(delivery, Batch):
+                    if delivery.after != self._expected:
+                        await self._apply(items, position)
+                        self._missed(delivery)
+                        return
+                    self._expected = delivery.until
+                    position = Position(self.plugin, delivery.until)
+                for error in delivery.refused:
+                    self._refuse(error)
+                items.extend(delivery.items)
+            else:
+                items.append(delivery)
+        await self._apply(items, position)
+
+    async def _apply(self, items: list[Item], position: Position | None) -> None:
+        self.received += len(items)
+        if items or position is not None:
+            await self._cursor.apply(items, position)
+
+    async def _end_snapshot(self, mark: Mark) -> None:
+        position = Position(self.plugin, mark.number)
+        self._log.info(
+            "The snapshot is complete: {count} items{failed}.",
+            count=mark.count,
+            failed="" if not mark.failed else f", but nothing of {', '.join(mark.failed)}",
+        )
+        if mark.failed:
+            self._missed(mark)
+        elif mark.full:
+            await self._cursor.end_snapshot(position)
+        else:
+            await self._cursor.apply((), position)
+
+    def _missed(self, delivery: Delivery) -> None:
+        self._log.warn(
+            "Something that {bus} sent went missing; subscribing again.", bus=str(self._bus)
+        )
+        self._break()
+
+    def _eb_not_taken(self, failure: Failure) -> None:
+        self._log.failure("What the bus sent cannot be applied", failure)
+        self._break()
+
+    def _break(self) -> None:
+        self._broken = True
+        if self._gap is not None and not self._gap.called:
+            self._gap.callback(None)
 
     def _resume(self, sub: SubConnection) -> None:
         if sub is self._sub:
             sub.resume()
+
+
+def _reason(reply: bytes) -> str:
+    """
+    What a bus says of a refusal.
+    """
+    try:
+        return str(manage.decode_reply(reply).get("reason", ""))
+    except ProtocolInvalid:
+        return ""
 
 
 def _is_success(reply: bytes) -> bool:

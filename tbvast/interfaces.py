@@ -15,6 +15,7 @@ from zope.interface import Attribute, Interface
 
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
+from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
 
@@ -279,6 +280,38 @@ class ISnapshotSource(Interface):
         """
 
 
+class ICursor(Interface):
+    """
+    A subscriber that remembers where it has got to in a bus's journal.
+    """
+
+    position = Attribute(
+        "The L{tbvast.wire.manage.Position} up to which everything was applied; C{None}"
+        " if nothing was, or the bus has no numbers."
+    )
+
+    def apply(items: Sequence[Any], position: Position | None) -> Awaitable[None]:
+        """
+        Apply items, and remember the position, in one durable step.
+
+        @param items: L{tbvast.intel.indicators.Indicator} and
+            L{tbvast.intel.sightings.Sighting} values; may be none.
+        @param position: C{None} if they have none.
+        """
+
+    def begin_snapshot() -> Awaitable[None]:
+        """
+        Everything that is in force follows, as items without a position, and then
+        L{end_snapshot}; unless another snapshot begins first.
+        """
+
+    def end_snapshot(position: Position) -> Awaitable[None]:
+        """
+        What did not come since L{begin_snapshot} is no longer in force; remember
+        the position.
+        """
+
+
 class IReloadable(Interface):
     """
     A service that can be told, while it runs, that a file of its has changed.
@@ -326,13 +359,13 @@ class IReplay(Interface):
             if there are no more.
         """
 
-    def position(reader: str) -> Deferred[int]:
+    def position(reader: str) -> Deferred[Position | None]:
         """
-        @return: Fires with the number that a reader has read up to; C{0} for a new
-            one.
+        @return: Fires with what a reader has read up to, in this journal or another
+            bus's; C{None} for a new reader.
         """
 
-    def set_position(reader: str, number: int) -> Deferred[None]:
+    def set_position(reader: str, position: Position) -> Deferred[None]:
         """
-        Remember, durably, the number that a reader has read up to.
+        Remember, durably, what a reader has read up to.
         """

@@ -17,23 +17,22 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.logger import Logger
 
 from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
+from tbvast.bridge.cursor import StoreCursor
 from tbvast.bridge.engines.binaries import client
 from tbvast.bridge.engines.node import EmbeddedNode
 from tbvast.bridge.engines.tenzir import TenzirEngine
 from tbvast.bridge.engines.threaded import EngineThreads
 from tbvast.bridge.engines.vast import VastEngine
 from tbvast.bridge.session import EngineSession, Search
-from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding, to_bus
+from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.client import BusSubscription, Wish
-from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.threads import Threads
 from tbvast.settings import BridgeSettings, HostPort
-from tbvast.wire.frames import Item
 from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
 
@@ -63,7 +62,6 @@ What the engine of old is called, and where its node listens by default.
 """
 
 _PROBE = 1.0
-_RECEIVE_QUEUE = 100_000
 
 
 class Bridge(SequentialService):
@@ -144,10 +142,16 @@ class Bridge(SequentialService):
             self._factory,
             HostPort.parse(settings.threatbus),
             Wish((INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat),
-            self._receive,
+            StoreCursor(
+                self._store,
+                self._threads.defer,
+                self._reactor,
+                settings.retro_match,
+                self._changed,
+            ),
             self._report,
             self._outbox.flush,
-            {zmq.MAXMSGSIZE: settings.max_message_bytes, zmq.RCVHWM: _RECEIVE_QUEUE},
+            {zmq.MAXMSGSIZE: settings.max_message_bytes},
             self._keys,
         )
         self._subscription.setServiceParent(self)
@@ -188,7 +192,7 @@ class Bridge(SequentialService):
     def _handing(self) -> Handing:
         settings = self._settings
         if not settings.sink:
-            return to_bus(lambda frame: self._subscription.send(frame))
+            return lambda documents: self._subscription.hand_in(documents)
         sink: StdoutSink | CommandSink
         if settings.sink == StdoutSink.NAME:
             sink = StdoutSink(self._reactor, self._reactor)
@@ -197,15 +201,6 @@ class Bridge(SequentialService):
             sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)
         sink.setServiceParent(self)
         return SinkHanding(sink)
-
-    def _receive(self, items: list[Item]) -> Deferred[None]:
-        indicators = [item for item in items if isinstance(item, Indicator)]
-        return self._threads.defer(
-            self._store.apply,
-            indicators,
-            self._reactor.seconds(),
-            self._settings.retro_match,
-        ).addCallback(self._changed)
 
     def _changed(self, changes: Changes) -> None:
         for id, reason in changes.unmatched.items():

@@ -25,7 +25,6 @@ from tbvast.intel.patterns import matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
 from tbvast.ops.threads import Defer
-from tbvast.wire.frames import SIGHTING_TOPIC
 
 PAGE = 500
 """
@@ -223,19 +222,6 @@ class Outbox(Service):
             if self._retry.active():
                 self._retry.cancel()
             self._retry = None
-
-
-def to_bus(send: Callable[[bytes], bool]) -> Handing:
-    """
-    Sightings go to the bus's sub endpoint.
-
-    @param send: L{tbvast.client.BusSubscription.send}.
-    """
-
-    def hand_on(documents: list[bytes]) -> Deferred[list[bool]]:
-        return succeed([send(SIGHTING_TOPIC + b" " + document) for document in documents])
-
-    return hand_on
 
 
 class _Reported(msgspec.Struct):

@@ -24,6 +24,7 @@ from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
 from tbvast.intel.patterns import matchable
 from tbvast.intel.sightings import Sighting
+from tbvast.wire.manage import Position
 
 SCHEMA_VERSION = 1
 
@@ -40,6 +41,7 @@ CREATE TABLE indicators (
     in_force INTEGER NOT NULL,
     change INTEGER NOT NULL,
     searched INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
     unmatched TEXT,
     body BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -57,6 +59,13 @@ CREATE TABLE sightings (
     made INTEGER NOT NULL,
     body BLOB
 ) WITHOUT ROWID;
+CREATE TABLE position (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    plugin TEXT,
+    number INTEGER,
+    generation INTEGER NOT NULL
+);
+INSERT INTO position VALUES (1, NULL, NULL, 0);
 CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
 """
 
@@ -99,6 +108,10 @@ class BridgeStore:
             self._migrate(path)
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+        plugin, number, self._generation = self._db.execute(
+            "SELECT plugin, number, generation FROM position"
+        ).fetchone()
+        self._position = None if plugin is None else Position(plugin, number)
         (self._change,) = self._db.execute(
             "SELECT coalesce(max(change), 0) FROM indicators"
         ).fetchone()
@@ -129,15 +142,30 @@ class BridgeStore:
         """
         return self._change
 
+    @property
+    def position(self) -> Position | None:
+        """
+        How far the bus's journal was applied.
+        """
+        return self._position
+
     # Indicators
 
-    def apply(self, indicators: Sequence[Indicator], now: float, search: bool) -> Changes:
+    def apply(
+        self,
+        indicators: Sequence[Indicator],
+        now: float,
+        search: bool,
+        position: Position | None = None,
+    ) -> Changes:
         """
         Take indicators in; a repeat, or an older version, changes nothing.
 
         @param now: Seconds since the epoch; what is no longer valid then is
             removed.
         @param search: Whether past events are to be searched for the new ones.
+        @param position: How far the bus's journal has been applied then, if it has
+            numbers.
         @return: What the engine is to be told, durable here.
         """
         moment = int(now * _MICROSECONDS)
@@ -150,7 +178,37 @@ class BridgeStore:
                 reason = self._take(indicator, moment, search, touched)
                 if reason:
                     unmatched[indicator.id] = reason
+            self._set_position(position)
             return self._changes(touched, unmatched)
+
+    def _set_position(self, position: Position | None) -> None:
+        if position is not None:
+            self._db.execute(
+                "UPDATE position SET plugin = ?, number = ?", (position.plugin, position.number)
+            )
+            self._position = position
+
+    def begin_snapshot(self) -> None:
+        """
+        All that is in force is applied from now on; what is not, ends with
+        L{end_snapshot}.
+        """
+        with self._db:
+            self._db.execute("UPDATE position SET generation = generation + 1")
+        self._generation += 1
+
+    def end_snapshot(self, position: Position) -> Changes:
+        """
+        End every indicator that was not applied since L{begin_snapshot}.
+
+        @param position: How far the bus's journal has been applied.
+        """
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set_position(position)
+            return self._end(
+                "SELECT id FROM indicators WHERE in_force AND generation != ?", self._generation
+            )
 
     def _take(
         self, indicator: Indicator, moment: int, search: bool, touched: set[Observable]
@@ -163,6 +221,10 @@ class BridgeStore:
             indicator.valid_until is not None and indicator.valid_until <= moment
         )
         if not _changes_anything(indicator, ends, known):
+            self._db.execute(
+                "UPDATE indicators SET generation = ? WHERE id = ? AND generation != ?",
+                (self._generation, indicator.id, self._generation),
+            )
             return None
         before = self._terms(indicator.id)
         after: set[Observable] = set()
@@ -172,7 +234,7 @@ class BridgeStore:
             after.update(matched)
         was_searched = known is None or known[3]
         self._db.execute(
-            "INSERT OR REPLACE INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 indicator.id,
                 indicator.modified,
@@ -180,6 +242,7 @@ class BridgeStore:
                 not ends,
                 self._change,
                 not search or (after <= before and was_searched),
+                self._generation,
                 reason,
                 indicator.raw,
             ),
@@ -211,27 +274,30 @@ class BridgeStore:
         """
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            expired = [
-                id
-                for (id,) in self._db.execute(
-                    "SELECT id FROM indicators"
-                    " WHERE in_force AND valid_until IS NOT NULL AND valid_until <= ?",
-                    (int(now * _MICROSECONDS),),
-                )
-            ]
-            if not expired:
-                return Changes(self._change)
-            self._change += 1
-            touched: set[Observable] = set()
-            for id in expired:
-                before = self._terms(id)
-                self._replace_terms(id, before, set())
-                touched |= before
-            self._db.executemany(
-                "UPDATE indicators SET in_force = 0, change = ? WHERE id = ?",
-                [(self._change, id) for id in expired],
+            return self._end(
+                "SELECT id FROM indicators"
+                " WHERE in_force AND valid_until IS NOT NULL AND valid_until <= ?",
+                int(now * _MICROSECONDS),
             )
-            return self._changes(touched, {})
+
+    def _end(self, query: str, parameter: int) -> Changes:
+        """
+        @param query: Finds the ids of what is no longer in force.
+        """
+        ended = [id for (id,) in self._db.execute(query, (parameter,))]
+        if not ended:
+            return Changes(self._change)
+        self._change += 1
+        touched: set[Observable] = set()
+        for id in ended:
+            before = self._terms(id)
+            self._replace_terms(id, before, set())
+            touched |= before
+        self._db.executemany(
+            "UPDATE indicators SET in_force = 0, change = ? WHERE id = ?",
+            [(self._change, id) for id in ended],
+        )
+        return self._changes(touched, {})
 
     def _changes(self, touched: set[Observable], unmatched: dict[str, str]) -> Changes:
         ids = {observable: self._ids(observable) for observable in touched}

@@ -12,7 +12,7 @@ import msgspec
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 
-from tbvast.client import BusSubscription, Wish
+from tbvast.client import BusSubscription, Listener, Wish
 from tbvast.commands.screen import Screen, visible
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.intel.documents import from_microseconds, timestamp
@@ -280,7 +280,7 @@ async def watch(
         heartbeat=HEARTBEAT,
     )
     factory = Factory(reactor)
-    subscription = BusSubscription(reactor, factory, bus, wish, watching.receive)
+    subscription = BusSubscription(reactor, factory, bus, wish, Listener(watching.receive))
     subscription.startService()
     try:
         await watching.enough

@@ -141,7 +141,7 @@ class Bus(SequentialService):
         self._subscriptions = subscriptions
         self._intake = intake
         for upstream in settings.upstream:
-            other = Upstream(self._reactor, self._factory, upstream, journal, intake.take)
+            other = Upstream(self._reactor, self._factory, upstream, journal, journal, intake.take)
             other.setServiceParent(self)
             self._upstreams.append(other)
         self._dialogue = Dialogue(

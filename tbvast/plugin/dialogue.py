@@ -17,7 +17,7 @@ from tbvast.errors import Invalid
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.feed import FedSubscription
-from tbvast.plugin.gate import TO_SUBSCRIBE, Gate, Permission
+from tbvast.plugin.gate import TO_SUBSCRIBE, Gate
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.snapshots import Snapshots
 from tbvast.plugin.status import Statistics
@@ -99,9 +99,7 @@ class Dialogue:
             known = self._subscriptions.close(request.topic)
             return manage.unsubscribed(request.dialect, known)
         if isinstance(request, manage.Publish):
-            if not self._gate.may(user, Permission.PUBLISH_INTEL):
-                return self._forbidden(user, "publish indicators")
-            return self._intake.publish(request.documents).addCallback(_published)
+            return self._intake.publish(request.documents, user).addCallback(_published)
         if isinstance(request, manage.Status):
             return self._statistics.report().addCallback(msgspec.json.encode)
         return manage.unknown_request(request.dialect)

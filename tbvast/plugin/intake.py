@@ -14,15 +14,15 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.errors import Invalid, PatternUnmatchable
-from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
+from tbvast.errors import Invalid, PatternUnmatchable, ProtocolInvalid
+from tbvast.intel.indicators import STIX, Indicator, Operation
 from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome, Verdict
-from tbvast.wire.frames import Envelope, Item, decode_report, stream_of
+from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
 
 BATCH = 2000
 """
@@ -104,14 +104,25 @@ class Intake:
             self.pause()
         self._commit()
 
-    def publish(self, documents: Sequence[bytes]) -> Deferred[list[Outcome | Invalid]]:
+    def publish(
+        self, documents: Sequence[bytes], user: str = ""
+    ) -> Deferred[list[Outcome | Invalid]]:
         """
-        Take indicators in.
+        Take indicators and sightings in.
 
+        @param user: Who publishes them.
         @return: Fires when all are durable, with an outcome, or the reason of
             the refusal, for each.
         """
-        return self._take(decode_indicator, documents)
+
+        def decode(document: bytes) -> Item:
+            item = decode_item(document)
+            permission = TO_PUBLISH[stream_of(item)]
+            if not self._gate.may(user, permission):
+                raise ProtocolInvalid("type", stream_of(item).value.decode(), "yours to publish")
+            return item
+
+        return self._take(decode, documents)
 
     def take(self, items: Sequence[Item]) -> Deferred[list[Outcome | Invalid]]:
         """

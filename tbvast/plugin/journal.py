@@ -18,6 +18,7 @@ from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
 from tbvast.plugin.store import Entered, JournalStore, Outcome
 from tbvast.wire.frames import Item
+from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
 
@@ -72,11 +73,11 @@ class Journal:
     ) -> Deferred[list[Entered]]:
         return self._read(self._store.entries, after, streams, limit, size)
 
-    def position(self, reader: str) -> Deferred[int]:
+    def position(self, reader: str) -> Deferred[Position | None]:
         return self._read(self._store.position, reader)
 
-    def set_position(self, reader: str, number: int) -> Deferred[None]:
-        return self._write(self._store.set_position, reader, number)
+    def set_position(self, reader: str, position: Position) -> Deferred[None]:
+        return self._write(self._store.set_position, reader, position)
 
 
 class JournalService(MultiService):

@@ -21,6 +21,7 @@ import msgspec
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
 from tbvast.wire.frames import Item
+from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
 SCHEMA_VERSION = 1
@@ -40,7 +41,11 @@ CREATE TABLE entries (
 CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
 CREATE INDEX sightings ON entries (number) WHERE stream = 2;
 CREATE TABLE subscriptions (topic TEXT PRIMARY KEY, request BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE positions (reader TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE positions (
+    reader TEXT PRIMARY KEY,
+    plugin TEXT NOT NULL,
+    number INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 _STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
@@ -275,22 +280,25 @@ class JournalStore:
                     break
         return found
 
-    def position(self, reader: str) -> int:
+    def position(self, reader: str) -> Position | None:
         """
         @see: L{tbvast.interfaces.IReplay.position}
         """
         with _translated("read", self._path):
             found = self._reader.execute(
-                "SELECT number FROM positions WHERE reader = ?", (reader,)
+                "SELECT plugin, number FROM positions WHERE reader = ?", (reader,)
             ).fetchone()
-        return 0 if found is None else int(found[0])
+        return None if found is None else Position(*found)
 
-    def set_position(self, reader: str, number: int) -> None:
+    def set_position(self, reader: str, position: Position) -> None:
         """
         @see: L{tbvast.interfaces.IReplay.set_position}
         """
         with _translated("write", self._path):
-            self._writer.execute("INSERT OR REPLACE INTO positions VALUES (?, ?)", (reader, number))
+            self._writer.execute(
+                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
+                (reader, position.plugin, position.number),
+            )
 
 
 class _Batch:

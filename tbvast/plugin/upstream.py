@@ -8,18 +8,20 @@ on again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import MultiService
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from tbvast.client import BusSubscription, Wish
-from tbvast.interfaces import IReplay
+from tbvast.interfaces import ICursor, IJournal, IReplay
 from tbvast.plugin.commit import Commit
 from tbvast.settings import HostPort, UpstreamSettings
 from tbvast.wire.frames import SIGHTING_TOPIC, Item
+from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
@@ -38,8 +40,46 @@ RETRY_DELAY = 2.0
 Seconds before sightings that the other bus could not take are offered again.
 """
 
+Take = Callable[[Sequence[Item]], Deferred[Any]]
+"""
+Takes in what another bus sends; fires when it is durable.
+"""
 
-class Upstream(MultiService):
+
+@implementer(ICursor)
+class IntelCursor:
+    """
+    Takes another bus's intel in, and remembers in the journal how far it got.
+
+    What another bus no longer has is kept: others may have sent it too.
+    """
+
+    def __init__(self, replay: IReplay, reader: str, take: Take) -> None:
+        self.position: Position | None = None
+        self._replay = replay
+        self._reader = reader
+        self._take = take
+
+    async def recall(self) -> None:
+        """
+        Find out how far it got before.
+        """
+        self.position = await self._replay.position(self._reader)
+
+    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+        await self._take(items)
+        if position is not None:
+            await self._replay.set_position(self._reader, position)
+            self.position = position
+
+    async def begin_snapshot(self) -> None:
+        pass
+
+    async def end_snapshot(self, position: Position) -> None:
+        await self.apply((), position)
+
+
+class Upstream(Service):
     """
     One other bus.
 
@@ -54,30 +94,41 @@ class Upstream(MultiService):
         reactor: Any,
         factory: Factory,
         settings: UpstreamSettings,
+        journal: IJournal,
         replay: IReplay,
-        take: Callable[[list[Item]], Deferred[Any]],
+        take: Take,
     ) -> None:
         """
-        @param take: Takes in what the other bus sends; the next is read when it is
-            durable.
+        @param replay: The same journal.
         @raise KeyUnusable: If a key file cannot be used.
         """
-        super().__init__()
         self._reactor = reactor
+        self._journal = journal
         self._replay = replay
-        self._reader = f"upstream {settings.threatbus}"
+        self._reader = f"sightings {settings.threatbus}"
         self._passing: Deferred[None] | None = None
         self._again = False
+        self._cursor = IntelCursor(replay, f"intel {settings.threatbus}", take)
         self._subscription = BusSubscription(
             reactor,
             factory,
             HostPort.parse(settings.threatbus),
             Wish(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
-            take,
+            self._cursor,
             ready=self.pass_up,
             keys=load_client_options(settings.curve_key, settings.server_key),
         )
-        self._subscription.setServiceParent(self)
+
+    def startService(self) -> None:
+        super().startService()
+        Deferred.fromCoroutine(self._begin()).addErrback(
+            lambda failure: self._log.failure("An upstream bus is not asked", failure)
+        )
+
+    async def _begin(self) -> None:
+        await self._cursor.recall()
+        if self.running:
+            self._subscription.startService()
 
     def spread(self, commit: Commit) -> None:
         """
@@ -107,7 +158,8 @@ class Upstream(MultiService):
             self.pass_up()
 
     async def _pass_up(self) -> None:
-        position = await self._replay.position(self._reader)
+        before = await self._replay.position(self._reader)
+        position = before.number if before else 0
         while page := await self._replay.entries(
             position, (Stream.SIGHTING,), PAGE_ITEMS, PAGE_BYTES
         ):
@@ -117,7 +169,9 @@ class Upstream(MultiService):
                     break
                 taken = entry.number
             if taken != position:
-                await self._replay.set_position(self._reader, taken)
+                await self._replay.set_position(
+                    self._reader, Position(self._journal.identity, taken)
+                )
                 position = taken
             if taken != page[-1].number:
                 if self.running and self._subscription.connected:
@@ -125,6 +179,9 @@ class Upstream(MultiService):
                 return
 
     def stopService(self) -> Deferred[None]:
-        self.running = 0
+        super().stopService()
         passing = self._passing or succeed(None)
-        return passing.addCallback(lambda _: MultiService.stopService(self))
+        return passing.addCallback(lambda _: self._stop())
+
+    def _stop(self) -> Deferred[None] | None:
+        return self._subscription.stopService() if self._subscription.running else None

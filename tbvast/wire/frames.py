@@ -29,11 +29,6 @@ SIGHTING_TOPIC = b"stix2/sighting"
 VAST_SIGHTING_TOPIC = b"vast/sightings"
 ENVELOPE_TOPIC = b"threatbus/snapshotenvelope"
 
-_DELIVERIES: dict[bytes, Callable[[bytes], Item]] = {
-    Stream.INTEL.value: decode_indicator,
-    Stream.SIGHTING.value: decode_sighting,
-}
-
 
 class Envelope(msgspec.Struct, frozen=True):
     """
@@ -122,6 +117,26 @@ The topics that the sub endpoint receives.
 """
 
 
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+_typed_decoder = msgspec.json.Decoder(_Typed)
+
+
+def decode_item(raw: bytes) -> Item:
+    """
+    A document that says itself what it is.
+
+    @raise Invalid: If it is neither an indicator nor a sighting.
+    """
+    try:
+        sighting = _typed_decoder.decode(raw).type == "sighting"
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        sighting = False  # the indicator's decoder says what is wrong
+    return decode_sighting(raw) if sighting else decode_indicator(raw)
+
+
 def encode_report(item: Item) -> bytes:
     """
     A frame for the sub endpoint of a bus.
@@ -183,20 +198,3 @@ class Rendering:
             return [b" " + encode_vast_sighting(self._item)]
         except SightingInvalid:  # properties that stix2 carries unread
             return []
-
-
-def decode_delivery(topic: bytes, message: list[bytes]) -> Item:
-    """
-    What a stix2 subscriber received on the pub endpoint.
-
-    @param topic: The subscription's own topic.
-    @raise Invalid: If it is not one frame of that topic, or its payload is not
-        what its type says.
-    """
-    if len(message) != 1 or not message[0].startswith(topic):
-        raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")
-    kind, _, payload = message[0][len(topic) :].partition(b" ")
-    decode = _DELIVERIES.get(kind)
-    if decode is None:
-        raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
-    return decode(payload)

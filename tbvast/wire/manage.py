@@ -82,7 +82,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 class Publish(msgspec.Struct, frozen=True):
     """
-    @ivar documents: Indicators, each a JSON document.
+    @ivar documents: Indicators and sightings, each a JSON document.
     """
 
     documents: tuple[bytes, ...]
@@ -289,7 +289,7 @@ def encode_heartbeat(topic: str, report: dict[str, Any] | None = None) -> bytes:
 
 def encode_publish(documents: Sequence[bytes]) -> bytes:
     """
-    @param documents: Indicators, each a JSON document.
+    @param documents: Indicators and sightings, each a JSON document.
     """
     return b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
 

@@ -1,0 +1,37 @@
+"""
+What a subscriber of the stix2 dialect, or of tbvast/1, receives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tbvast.errors import ProtocolInvalid
+from tbvast.intel.indicators import decode_indicator
+from tbvast.intel.sightings import decode_sighting
+from tbvast.wire.feed import Delivery, decode_feed
+from tbvast.wire.frames import Item
+from tbvast.wire.topics import Stream
+
+_ITEMS: dict[bytes, Callable[[bytes], Item]] = {
+    Stream.INTEL.value: decode_indicator,
+    Stream.SIGHTING.value: decode_sighting,
+}
+
+
+def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
+    """
+    @param topic: The subscription's own topic.
+    @raise Invalid: If it is not one frame of that topic, or its payload is not
+        what its type says.
+    """
+    if len(message) != 1 or not message[0].startswith(topic):
+        raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")
+    kind, _, payload = message[0][len(topic) :].partition(b" ")
+    decode = _ITEMS.get(kind)
+    if decode is not None:
+        return decode(payload)
+    delivery = decode_feed(kind, payload)
+    if delivery is None:
+        raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
+    return delivery
