@@ -275,7 +275,7 @@ class File(Form, frozen=True):
         return "the path of a file"
 
     def check(self, value: Any) -> str:
-        if not isinstance(value, str) or "\0" in value:
+        if not isinstance(value, str) or not value.isprintable():
             raise ValueError(value)
         return value
 

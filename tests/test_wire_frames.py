@@ -15,12 +15,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.errors import Invalid, ProtocolInvalid
 from tbvast.intel.indicators import Indicator, decode_indicator
 from tbvast.intel.sightings import Sighting
+from tbvast.wire.delivery import decode_delivery
 from tbvast.wire.frames import (
     REPORT_TOPICS,
     Envelope,
     Item,
     Rendering,
-    decode_delivery,
     decode_report,
     encode_report,
     encode_snapshot_request,

@@ -255,13 +255,15 @@ class ReplyTests(SynchronousTestCase):
         }
         reply = manage.subscribed(P2P, "bus.example", 13371, 13372, None)
         self.assertEqual(json.loads(reply), plain)
-        reply = manage.subscribed(P2P, "bus.example", 13371, 13372, "some plugin")
+        beginning = manage.Position("some plugin", 17)
+        reply = manage.subscribed(P2P, "bus.example", 13371, 13372, beginning)
         self.assertEqual(
-            json.loads(reply), {**plain, "protocol": PROTOCOL, "plugin": "some plugin"}
+            json.loads(reply),
+            {**plain, "protocol": PROTOCOL, "plugin": "some plugin", "number": 17},
         )
         self.assertEqual(
             decode_subscribed(reply),
-            manage.Subscribed(P2P, 13371, 13372, "success", PROTOCOL, "some plugin"),
+            manage.Subscribed(P2P, 13371, 13372, "success", PROTOCOL, "some plugin", 17),
         )
 
     def test_unsubscribed(self) -> None:

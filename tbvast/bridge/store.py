@@ -130,7 +130,11 @@ class BridgeStore:
                 f"written by a later tbvast; this one knows {SCHEMA_VERSION}"
             )
         if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version = 1; COMMIT;")
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         self._db.close()

@@ -159,8 +159,12 @@ class JournalStore:
                 f"written by a later tbvast; this one knows {SCHEMA_VERSION}"
             )
         if version == 0:
-            self._writer.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version = 1; COMMIT;")
-            self._writer.execute("INSERT INTO meta VALUES ('identity', ?)", (new_identity,))
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";"):
+                    self._writer.execute(statement)
+                self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._writer.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,))
         (identity,) = self._writer.execute(
             "SELECT value FROM meta WHERE key = 'identity'"
         ).fetchone()
@@ -346,14 +350,22 @@ class _Batch:
             if item.pattern is None:
                 return Outcome(Verdict.UNKNOWN, 0, item)
         elif not self._supersedes(item, latest, removal):
-            older = item.modified < latest.modified or latest.state == _State.ENDED
-            return Outcome(Verdict.OUTDATED if older and not removal else Verdict.REPEATED, 0, item)
+            ended = latest.state == _State.ENDED
+            if removal:
+                older = 0 < item.modified < latest.modified and not ended
+            else:
+                older = item.modified < latest.modified or ended
+            return Outcome(Verdict.OUTDATED if older else Verdict.REPEATED, 0, item)
         elif item.pattern is None:
             item = _completed(item, self._body(latest))
+        version = item.modified
         if latest is not None:
             self._supersede(latest)
+            version = max(version, latest.modified)
+        if removal:
+            item = msgspec.structs.replace(item, modified=version)
         state = _State.ENDED if removal else _State.IN_FORCE
-        return self._keep(item, _INTEL, item.modified, item.valid_until, state)
+        return self._keep(item, _INTEL, version, item.valid_until, state)
 
     def _supersedes(self, item: Indicator, latest: _Latest, removal: bool) -> bool:
         if removal:
@@ -408,4 +420,4 @@ def _completed(removal: Indicator, body: bytes) -> Indicator:
     A removal that came without a pattern, with all that it removes.
     """
     whole = decode_indicator(with_operation(body, Operation.REMOVE))
-    return msgspec.structs.replace(whole, modified=max(removal.modified, whole.modified))
+    return msgspec.structs.replace(whole, modified=removal.modified)

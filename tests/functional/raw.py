@@ -41,7 +41,7 @@ class RawClient:
         @param request: Bytes, or what can be written as JSON.
         """
         self._manage.send(request if isinstance(request, bytes) else json.dumps(request).encode())
-        if not self._manage.poll(LIMIT * 1000):
+        if not self._manage.poll(int(LIMIT * 1000)):
             raise AssertionError(f"no answer to {request!r}")
         return json.loads(self._manage.recv())
 
@@ -58,7 +58,7 @@ class RawClient:
         """
         @return: The type of the next message, and the message.
         """
-        if not self._sub.poll(limit * 1000):
+        if not self._sub.poll(int(limit * 1000)):
             raise AssertionError(f"nothing received within {limit} s")
         head, _, payload = self._sub.recv().partition(b" ")
         return head.decode().removeprefix(self.topic), json.loads(payload)
@@ -79,7 +79,7 @@ class RawClient:
         Send to a sub endpoint, once it listens.
         """
         self._pub.connect(f"tcp://{self._host}:{port}")
-        if not self._pub.poll(LIMIT * 1000):
+        if not self._pub.poll(int(LIMIT * 1000)):
             raise AssertionError("the sub endpoint does not listen")
         for frame in frames:
             self._pub.send(frame)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+from functools import partial
 
 from twisted.internet.threads import deferToThread
 
@@ -197,8 +198,12 @@ class DaemonTests(ServicesTestCase):
         self.assertEqual(os.listdir(folder), [])
         for name, pid in reversed(pids.items()):
             os.kill(pid, signal.SIGTERM)
-            await deferToThread(wait_until, lambda pid=pid: not alive(pid))
+            await deferToThread(wait_until, partial(gone, pid))
             self.assertIn("Server Shut Down", (states[name] / f"{name}.log").read_text())
+
+
+def gone(pid: int) -> bool:
+    return not alive(pid)
 
 
 def end(pid: int) -> None:

@@ -806,7 +806,7 @@ class OldHostConformanceTests(ThreatBusConformance, HostTestCase):
         path = folder / "config.yaml"
         path.write_text(json.dumps(config))
         process = self.run_host(BlockingProcess([*command, f"--config={path}"], folder))
-        process.saw("Starting workers")
+        process.saw("ZeroMQ app plugin started")
         self.host = HostPort("127.0.0.1", ports["manage"])
 
     def settle(self, client: Client) -> None:

@@ -1,0 +1,574 @@
+"""
+Tests for L{tbvast.plugin.journal} and L{tbvast.plugin.store}.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor as real_reactor
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.errors import JournalFailed
+from tbvast.intel.indicators import Indicator, Operation, decode_indicator
+from tbvast.interfaces import IJournal
+from tbvast.plugin.journal import Journal, JournalService
+from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.wire.frames import Item
+from tests.doubles import (
+    DAY,
+    MemoryJournal,
+    a_sighting,
+    an_indicator,
+    call_now,
+    indicator_id,
+)
+
+ACCEPTED, REPEATED, OUTDATED, UNKNOWN = Verdict
+
+ALL = 1 << 60
+"""
+More than any number of a journal.
+"""
+
+
+def removal(number: int = 1, version: float | None = 2, **changes: Any) -> Indicator:
+    """
+    A withdrawal without the pattern.
+    """
+    fields = {"pattern": None, "x_threatbus_update": "REMOVE", **changes}
+    return an_indicator(number, version, **fields)
+
+
+def edit(number: int = 1, version: float | None = 1, **changes: Any) -> Indicator:
+    return an_indicator(number, version, x_threatbus_update="EDIT", **changes)
+
+
+class JournalContract:
+    """
+    What every L{IJournal} keeps to; mixed into one class for each provider.
+    """
+
+    clock: Clock
+    journal: Any
+
+    # Of the test case that this is mixed into.
+    assertEqual: Any
+    assertGreater: Any
+    subTest: Any
+    successResultOf: Any
+
+    def append(self, *items: Item) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
+        self.assertEqual(len(outcomes), len(items))
+        return outcomes
+
+    def verdicts(self, *items: Item) -> list[Verdict]:
+        return [outcome.verdict for outcome in self.append(*items)]
+
+    def current(
+        self, after: int = 0, until: int = ALL, since: float = 0, limit: int = 1000
+    ) -> list[tuple[int, bytes]]:
+        page: list[tuple[int, bytes]] = self.successResultOf(
+            self.journal.current(after, until, since, limit)
+        )
+        return page
+
+    def in_force(self) -> list[bytes]:
+        return [document for _, document in self.current()]
+
+    def test_interface(self) -> None:
+        """
+        It is an L{IJournal}.
+        """
+        verifyObject(IJournal, self.journal)
+
+    def test_empty(self) -> None:
+        """
+        A new journal holds nothing.
+        """
+        self.assertEqual(self.journal.head, 0)
+        self.assertEqual(self.current(), [])
+        self.assertEqual(
+            self.successResultOf(self.journal.counts()), {"indicators": 0, "sightings": 0}
+        )
+        self.assertEqual(self.successResultOf(self.journal.find([indicator_id(1)])), {})
+        self.assertEqual(self.append(), [])
+
+    def test_numbers(self) -> None:
+        """
+        What is accepted is numbered in order, over all streams; the item comes
+        back as it came.
+        """
+        items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
+        self.assertEqual(
+            self.append(*items),
+            [Outcome(ACCEPTED, number, item) for number, item in enumerate(items, 1)],
+        )
+        self.assertEqual(self.journal.head, 3)
+        self.assertEqual(self.append(an_indicator(3))[0].number, 4)
+        self.assertEqual(
+            self.successResultOf(self.journal.counts()), {"indicators": 3, "sightings": 1}
+        )
+
+    def test_repeated(self) -> None:
+        """
+        A repeat changes nothing and has no number, in the same batch or later.
+        """
+        for item in (an_indicator(), an_indicator(2, None), a_sighting()):
+            with self.subTest(item):
+                before = self.journal.head
+                first, again = self.append(item, item)
+                self.assertEqual((first.verdict, first.number), (ACCEPTED, before + 1))
+                self.assertEqual(again, Outcome(REPEATED, 0, item))
+                self.assertEqual(self.append(item), [Outcome(REPEATED, 0, item)])
+                self.assertEqual(self.journal.head, before + 1)
+
+    def test_versions(self) -> None:
+        """
+        A later version takes the place of an earlier one, and an earlier one
+        changes nothing.
+        """
+        self.append(an_indicator(1, 2))
+        self.assertEqual(self.verdicts(an_indicator(1, 1), an_indicator(1, None)), [OUTDATED] * 2)
+        later = an_indicator(1, 3)
+        self.assertEqual(self.append(later), [Outcome(ACCEPTED, 2, later)])
+        self.assertEqual(self.current(), [(2, later.raw)])
+
+    def test_versions_in_one_batch(self) -> None:
+        """
+        Two versions in one batch are both numbered; the later one is in force,
+        whatever their order.
+        """
+        self.assertEqual(
+            self.verdicts(an_indicator(1, 1), an_indicator(1, 2), an_indicator(1, 1)),
+            [ACCEPTED, ACCEPTED, OUTDATED],
+        )
+        self.assertEqual(
+            self.verdicts(an_indicator(2, 2), an_indicator(2, 1)), [ACCEPTED, OUTDATED]
+        )
+        self.assertEqual(self.current(), [(2, an_indicator(1, 2).raw), (3, an_indicator(2, 2).raw)])
+
+    def test_same_version(self) -> None:
+        """
+        Other contents under the same version are only taken as an edit, or where
+        there are no versions.
+        """
+        self.append(an_indicator(1), an_indicator(2, None))
+        self.assertEqual(self.verdicts(an_indicator(1, name="other")), [REPEATED])
+        self.assertEqual(self.verdicts(edit(1), edit(1)), [ACCEPTED, REPEATED])
+        self.assertEqual(self.verdicts(an_indicator(2, None, name="other")), [ACCEPTED])
+        self.assertEqual(self.in_force(), [edit(1).raw, an_indicator(2, None, name="other").raw])
+
+    def test_old_edit(self) -> None:
+        """
+        An edit of an earlier version changes nothing; one of an unknown
+        indicator adds it.
+        """
+        self.append(an_indicator(1, 2))
+        self.assertEqual(self.verdicts(edit(1, 1), edit(2, 1)), [OUTDATED, ACCEPTED])
+
+    def test_removed(self) -> None:
+        """
+        A removal ends what was in force. Without a pattern it gets that of what it
+        removes, so that it can be forwarded in every dialect.
+        """
+        self.append(an_indicator())
+        (outcome,) = self.append(removal())
+        self.assertEqual((outcome.verdict, outcome.number), (ACCEPTED, 2))
+        item = outcome.item
+        assert isinstance(item, Indicator)
+        self.assertEqual(
+            (item.id, item.pattern, item.operation, item.modified),
+            (indicator_id(1), an_indicator().pattern, Operation.REMOVE, 2_000_000),
+        )
+        decoded = decode_indicator(item.raw)
+        self.assertEqual((decoded.pattern, decoded.operation), (item.pattern, item.operation))
+        self.assertEqual(self.current(), [])
+        self.assertEqual(self.successResultOf(self.journal.counts())["indicators"], 0)
+        self.assertEqual(self.successResultOf(self.journal.find([indicator_id(1)])), {})
+
+    def test_removed_with_pattern(self) -> None:
+        """
+        A removal with a pattern is forwarded as it came.
+        """
+        self.append(an_indicator())
+        item = an_indicator(1, 1, x_threatbus_update="REMOVE")
+        self.assertEqual(self.append(item), [Outcome(ACCEPTED, 2, item)])
+        self.assertEqual(self.current(), [])
+
+    def test_revoked(self) -> None:
+        """
+        A revoked indicator is removed.
+        """
+        self.append(an_indicator())
+        self.assertEqual(self.verdicts(an_indicator(1, 2, revoked=True)), [ACCEPTED])
+        self.assertEqual(self.current(), [])
+
+    def test_removal_repeated(self) -> None:
+        """
+        What is removed already cannot be removed again.
+        """
+        self.append(an_indicator(), removal())
+        self.assertEqual(
+            self.verdicts(removal(), removal(version=None), removal(version=3)), [REPEATED] * 3
+        )
+
+    def test_removal_without_version(self) -> None:
+        """
+        A removal that names no version removes any, and no version up to the
+        removed one comes back.
+        """
+        for number, item in enumerate(
+            (
+                removal(1, None),
+                an_indicator(2, None, x_threatbus_update="REMOVE"),
+            ),
+            1,
+        ):
+            with self.subTest(item):
+                self.assertEqual(
+                    self.verdicts(an_indicator(number, 5), item, an_indicator(number, 5)),
+                    [ACCEPTED, ACCEPTED, OUTDATED],
+                )
+        self.assertEqual(self.current(), [])
+
+    def test_old_removal(self) -> None:
+        """
+        A removal of an earlier version changes nothing.
+        """
+        self.append(an_indicator(1, 3))
+        self.assertEqual(self.verdicts(removal(1, 2)), [OUTDATED])
+        self.assertEqual(len(self.current()), 1)
+
+    def test_unknown_removal(self) -> None:
+        """
+        A removal of what was never there is unknown; where it has a pattern it is
+        forwarded, and ends earlier versions that come later.
+        """
+        self.assertEqual(self.append(removal()), [Outcome(UNKNOWN, 0, removal())])
+        self.assertEqual(self.journal.head, 0)
+        whole = an_indicator(1, 2, x_threatbus_update="REMOVE")
+        self.assertEqual(self.verdicts(whole), [ACCEPTED])
+        self.assertEqual(self.verdicts(an_indicator(1, 1), an_indicator(1, 2)), [OUTDATED] * 2)
+        self.assertEqual(self.current(), [])
+
+    def test_added_again(self) -> None:
+        """
+        What was removed comes back with a later version only.
+        """
+        self.append(an_indicator(1, 1), removal(1, 2))
+        self.assertEqual(
+            self.verdicts(an_indicator(1, 1), an_indicator(1, 2), an_indicator(1, 3)),
+            [OUTDATED, OUTDATED, ACCEPTED],
+        )
+        self.assertEqual(self.current(), [(3, an_indicator(1, 3).raw)])
+
+    def test_added_and_removed_in_one_batch(self) -> None:
+        """
+        A batch may add, remove and add again.
+        """
+        self.assertEqual(
+            self.verdicts(an_indicator(1, 1), removal(1, 2), an_indicator(1, 3)), [ACCEPTED] * 3
+        )
+        self.assertEqual(self.current(), [(3, an_indicator(1, 3).raw)])
+        self.assertEqual(
+            self.verdicts(an_indicator(2, 1), removal(2, 2), removal(2, 2)),
+            [ACCEPTED, ACCEPTED, REPEATED],
+        )
+        self.assertEqual(len(self.current()), 1)
+
+    def test_sightings(self) -> None:
+        """
+        A sighting is kept once, whatever a repeat says.
+        """
+        self.assertEqual(
+            self.verdicts(a_sighting(1), a_sighting(1, count=2), a_sighting(2)),
+            [ACCEPTED, REPEATED, ACCEPTED],
+        )
+        self.assertEqual(self.verdicts(a_sighting(1)), [REPEATED])
+        self.assertEqual(self.successResultOf(self.journal.counts())["sightings"], 2)
+        self.assertEqual(self.current(), [])
+
+    def test_pages(self) -> None:
+        """
+        Pages follow each other by number, and end at a number that was the head.
+        """
+        self.append(*(an_indicator(number) for number in range(1, 8)))
+        until = self.journal.head
+        self.append(an_indicator(8), an_indicator(2, 2))
+        numbers: list[int] = []
+        after = 0
+        while page := self.current(after, until, limit=2):
+            numbers += [number for number, _ in page]
+            after = numbers[-1]
+        # The second one has been superseded meanwhile, by a number after the end.
+        self.assertEqual(numbers, [1, 3, 4, 5, 6, 7])
+        self.assertEqual([n for n, _ in self.current(after=6)], [7, 8, 9])
+
+    def test_since(self) -> None:
+        """
+        A page holds what was received since a time; an edit is received when it
+        comes.
+        """
+        for day in range(3):
+            self.clock.rightNow = day * DAY + 10
+            self.append(an_indicator(day))
+        self.assertEqual(len(self.current(since=0)), 3)
+        self.assertEqual(len(self.current(since=DAY + 10)), 2)
+        self.assertEqual(len(self.current(since=DAY + 10.5)), 1)
+        self.append(an_indicator(0, 2))
+        self.assertEqual(len(self.current(since=DAY + 10.5)), 2)
+
+    def test_valid_until(self) -> None:
+        """
+        What is no longer valid is not in force, with nothing said.
+        """
+        self.append(an_indicator(1, valid_until="1970-01-01T00:01:40Z"), an_indicator(2))
+        self.clock.rightNow = 99.0
+        self.assertEqual([n for n, _ in self.current()], [1, 2])
+        self.clock.rightNow = 100.0
+        self.assertEqual([n for n, _ in self.current()], [2])
+        self.assertEqual(self.successResultOf(self.journal.counts())["indicators"], 1)
+
+    def test_found(self) -> None:
+        """
+        Documents in force are found by their ids.
+        """
+        self.append(an_indicator(1), an_indicator(2), an_indicator(3), removal(2), a_sighting(1))
+        ids = [indicator_id(1), indicator_id(2), a_sighting(1).id, "nonsense"]
+        self.assertEqual(
+            self.successResultOf(self.journal.find(iter(ids))),
+            {indicator_id(1): an_indicator(1).raw},
+        )
+
+
+class MemoryJournalTests(JournalContract, SynchronousTestCase):
+    """
+    The double keeps the contract.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.journal = MemoryJournal(self.clock)
+
+
+class JournalTests(JournalContract, SynchronousTestCase):
+    """
+    Tests for L{Journal}, and for the file below it.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.path = Path(self.mktemp())
+        self.open()
+
+    def open(self, identity: str = "first") -> None:
+        self.store = JournalStore(self.path, identity)
+        self.addCleanup(self.store.close)
+        self.journal = Journal(self.store, self.clock, call_now, call_now)
+
+    def reopen(self) -> None:
+        self.store.close()
+        self.open("second")
+
+    def test_reopened(self) -> None:
+        """
+        All is as it was, also the identity.
+        """
+        self.append(an_indicator(1), an_indicator(2), removal(2), a_sighting(1))
+        before = self.current()
+        self.reopen()
+        self.assertEqual(self.journal.identity, "first")
+        self.assertEqual(self.journal.head, 4)
+        self.assertEqual(self.current(), before)
+        self.assertEqual(
+            self.verdicts(an_indicator(1), an_indicator(2), a_sighting(1)),
+            [REPEATED, OUTDATED, REPEATED],
+        )
+        self.assertEqual(self.append(an_indicator(3))[0].number, 5)
+
+    def test_numbers_never_come_again(self) -> None:
+        """
+        A number that was given is not given again, even if its entry is deleted.
+        """
+        self.append(an_indicator(1), an_indicator(2))
+        other = sqlite3.connect(self.path)
+        with other:
+            other.execute("DELETE FROM entries")
+        other.close()
+        self.reopen()
+        self.assertEqual(self.append(an_indicator(3))[0].number, 3)
+
+    def test_durable(self) -> None:
+        """
+        What was accepted is in the file, and is synchronised with the disk.
+        """
+        self.append(an_indicator())
+        other = sqlite3.connect(self.path)
+        self.addCleanup(other.close)
+        self.assertEqual(
+            other.execute("SELECT body FROM entries").fetchall(), [(an_indicator().raw,)]
+        )
+        self.assertEqual(other.execute("PRAGMA journal_mode").fetchall(), [("wal",)])
+
+    def test_later_version(self) -> None:
+        """
+        A file that a later tbvast wrote is left alone.
+        """
+        self.store.close()
+        other = sqlite3.connect(self.path)
+        other.execute("PRAGMA user_version = 99")
+        other.close()
+        e = self.assertRaises(JournalFailed, JournalStore, self.path, "x")
+        self.assertIn("version 99", str(e))
+        self.assertIn(str(self.path), str(e))
+
+    def test_damaged(self) -> None:
+        """
+        A file that is no journal is refused in one line.
+        """
+        for content in (b"x" * 10_000, b"SQLite format 3\0" + b"x" * 10_000):
+            with self.subTest(content[:16]):
+                path = Path(self.mktemp())
+                path.write_bytes(content)
+                e = self.assertRaises(JournalFailed, JournalStore, path, "x")
+                self.assertIn(str(path), str(e))
+                self.assertNotIn("\n", str(e))
+
+    def test_half_made(self) -> None:
+        """
+        A file that was made, but not given its identity any more, is given one.
+        """
+        other = sqlite3.connect(self.path)
+        with other:
+            other.execute("DELETE FROM meta")
+        other.close()
+        self.reopen()
+        self.assertEqual(self.journal.identity, "second")
+
+    def test_no_directory(self) -> None:
+        """
+        A file that cannot be made is refused.
+        """
+        self.assertRaises(JournalFailed, JournalStore, self.path / "deeper", "x")
+
+    def test_disk_error(self) -> None:
+        """
+        A commit that fails halfway leaves nothing behind, and what it held can be
+        appended when the disk does its work again.
+        """
+        self.append(an_indicator(1))
+        before = self.current()
+        self.refuse(indicator_id(3))
+        batch = [an_indicator(1, 2), an_indicator(2), an_indicator(3)]
+        self.failureResultOf(self.journal.append(batch), JournalFailed)
+        self.assertEqual(self.journal.head, 1)
+        self.assertEqual(self.current(), before)
+        self.accept()
+        self.assertEqual([outcome.number for outcome in self.append(*batch)], [2, 3, 4])
+
+    def test_read_error(self) -> None:
+        """
+        What cannot be read fails.
+        """
+        other = sqlite3.connect(self.path)
+        other.execute("ALTER TABLE entries RENAME TO elsewhere")
+        other.close()
+        for d in (
+            self.journal.current(0, ALL, 0, 1),
+            self.journal.find([indicator_id(1)]),
+            self.journal.counts(),
+            self.journal.append([an_indicator()]),
+        ):
+            self.failureResultOf(d, JournalFailed)
+
+    def refuse(self, id: str) -> None:
+        """
+        Have the disk refuse whatever has an id.
+        """
+        with sqlite3.connect(self.path) as other:
+            other.execute(
+                "CREATE TRIGGER refusal BEFORE INSERT ON entries"
+                f" WHEN new.id = '{id}' BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
+            )
+        other.close()
+
+    def accept(self) -> None:
+        with sqlite3.connect(self.path) as other:
+            other.execute("DROP TRIGGER refusal")
+        other.close()
+
+
+items = st.builds(
+    lambda number, version, **changes: an_indicator(number, version, **changes),
+    st.integers(1, 3),
+    st.none() | st.integers(1, 3),
+    x_threatbus_update=st.sampled_from([None, None, "EDIT", "REMOVE"]),
+    name=st.sampled_from([None, "other"]),
+) | st.builds(removal, st.integers(1, 3), st.none() | st.integers(1, 3))
+
+
+class AgreementTests(SynchronousTestCase):
+    """
+    The file and the double agree on everything.
+    """
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(st.lists(items, max_size=5), max_size=5))
+    def test_agreement(self, batches: Sequence[Sequence[Indicator]]) -> None:
+        """
+        The same batches have the same outcomes, however they are cut.
+        """
+        clock = Clock()
+        store = JournalStore(Path(self.mktemp()), "x")
+        try:
+            journal = Journal(store, clock, call_now, call_now)
+            memory = MemoryJournal(clock)
+            for batch in batches:
+                self.assertEqual(
+                    self.successResultOf(journal.append(batch)),
+                    self.successResultOf(memory.append(batch)),
+                )
+            self.assertEqual(journal.head, memory.head)
+            self.assertEqual(
+                self.successResultOf(journal.current(0, ALL, 0, 1000)),
+                self.successResultOf(memory.current(0, ALL, 0, 1000)),
+            )
+        finally:
+            store.close()
+
+
+class JournalServiceTests(TestCase):
+    """
+    Tests for L{JournalService}, with its threads.
+    """
+
+    async def test_threads(self) -> None:
+        """
+        It keeps items while it runs, finishes what was begun, and starts again.
+        """
+        path = Path(self.mktemp())
+        for number in (1, 2):
+            service = JournalService(real_reactor, path)
+            service.startService()
+            begun = service.journal.append([an_indicator(number)])
+            await service.stopService()
+            (outcome,) = await begun
+            self.assertEqual(outcome.number, number)
+
+    async def test_unusable(self) -> None:
+        """
+        A file that cannot be used is refused before any thread is started.
+        """
+        path = Path(self.mktemp())
+        path.write_bytes(b"x" * 10_000)
+        service = JournalService(real_reactor, path)
+        self.assertRaises(JournalFailed, service.startService)
