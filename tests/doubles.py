@@ -4,7 +4,7 @@ Doubles for the bus, its client and the bridge: in memory, keeping the contracts
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,11 +31,15 @@ from tbvast.interfaces import (
     IContextTransform,
     IEngineClient,
     IJournal,
+    IReplay,
     ISink,
     ISnapshotSource,
+    ISubscriptionStore,
 )
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.wire.frames import Item
+from tbvast.plugin.store import Entered, Outcome, Verdict
+from tbvast.wire.frames import Item, stream_of
+from tbvast.wire.manage import Position
+from tbvast.wire.topics import Stream
 
 DAY = 86400.0
 
@@ -168,24 +172,34 @@ async def until(reactor: IReactorTime, condition: Callable[[], Any]) -> None:
 # The bus
 
 
-@implementer(IJournal)
+@implementer(IJournal, IReplay, ISubscriptionStore)
 class MemoryJournal:
     """
     An L{IJournal} that remembers until it is let go.
 
     @ivar failing: Whether the disk refuses.
-    @ivar held: What L{append} was asked for and has not done yet, while L{holding}.
+    @ivar holding: Whether L{append} waits for L{release}.
+    @ivar held: What L{append} was asked for and has not done yet.
+    @ivar holding_reads: Whether L{entries} waits for L{release}.
+    @ivar held_reads: What L{entries} was asked for and has not done yet.
     @ivar batches: How many items each call of L{append} had.
+    @ivar saved: The subscriptions that are remembered.
     """
 
     def __init__(self, clock: IReactorTime, identity: str = "memory") -> None:
         self.identity = identity
         self.head = 0
+        self.floor = 0
         self.failing = False
         self.holding = False
         self.held: list[tuple[Deferred[list[Outcome]], list[Item]]] = []
+        self.holding_reads = False
+        self.held_reads: list[tuple[Deferred[list[Entered]], tuple[Any, ...]]] = []
         self.batches: list[int] = []
+        self.saved: dict[str, bytes] = {}
         self._clock = clock
+        self._accepted: list[Entered] = []
+        self._positions: dict[str, Position] = {}
         self._latest: dict[str, _Kept] = {}
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
@@ -203,6 +217,10 @@ class MemoryJournal:
         held, self.held = self.held, []
         for result, items in held:
             self._attempt(self._append, items).chainDeferred(result)
+        reads, self.held_reads = self.held_reads, []
+        for found, wanted in reads:
+            if not found.called:  # cancelled
+                self._attempt(self._entries, *wanted).chainDeferred(found)
 
     def current(
         self, after: int, until: int, since: float, limit: int
@@ -226,6 +244,42 @@ class MemoryJournal:
                 "sightings": sum(isinstance(k.item, Sighting) for k in self._latest.values()),
             }
         )
+
+    def entries(
+        self, after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> Deferred[list[Entered]]:
+        if self.holding_reads:
+            result: Deferred[list[Entered]] = Deferred()
+            self.held_reads.append((result, (after, streams, limit, size)))
+            return result
+        return self._attempt(self._entries, after, streams, limit, size)
+
+    def position(self, reader: str) -> Deferred[Position | None]:
+        return self._attempt(self._positions.get, reader)
+
+    def set_position(self, reader: str, position: Position) -> Deferred[None]:
+        return self._attempt(self._positions.__setitem__, reader, position)
+
+    def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
+        return self._attempt(self._save, changes)
+
+    def _save(self, changes: dict[str, bytes | None]) -> None:
+        for topic, request in changes.items():
+            self.saved.pop(topic, None)
+            if request is not None:
+                self.saved[topic] = request
+
+    def _entries(
+        self, after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> list[Entered]:
+        found = []
+        for entry in self._accepted:
+            if entry.number > after and entry.stream in streams and len(found) < limit:
+                found.append(entry)
+                size -= len(entry.raw)
+                if size <= 0:
+                    break
+        return found
 
     def _attempt(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
         if self.failing:
@@ -286,6 +340,7 @@ class MemoryJournal:
     def _accept(self, item: Item, in_force: bool) -> Outcome:
         self.head += 1
         self._latest[item.id] = _Kept(self.head, item, in_force, self._clock.seconds())
+        self._accepted.append(Entered(self.head, stream_of(item), item.raw))
         return Outcome(Verdict.ACCEPTED, self.head, item)
 
 

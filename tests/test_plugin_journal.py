@@ -18,10 +18,12 @@ from zope.interface.verify import verifyObject
 
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator
-from tbvast.interfaces import IJournal
+from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.plugin.journal import Journal, JournalService
-from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.plugin.store import Entered, JournalStore, Outcome, Verdict
 from tbvast.wire.frames import Item
+from tbvast.wire.manage import Position
+from tbvast.wire.topics import Stream
 from tests.doubles import (
     DAY,
     MemoryJournal,
@@ -81,14 +83,33 @@ class JournalContract:
         )
         return page
 
+    def entries(
+        self,
+        after: int = 0,
+        streams: Sequence[Stream] = tuple(Stream),
+        limit: int = 1000,
+        size: int = 1 << 20,
+    ) -> list[Entered]:
+        found: list[Entered] = self.successResultOf(
+            self.journal.entries(after, streams, limit, size)
+        )
+        return found
+
+    def saved(self) -> dict[str, bytes]:
+        """
+        The subscriptions that are remembered.
+        """
+        raise NotImplementedError
+
     def in_force(self) -> list[bytes]:
         return [document for _, document in self.current()]
 
     def test_interface(self) -> None:
         """
-        It is an L{IJournal}.
+        It is an L{IJournal}, an L{IReplay} and an L{ISubscriptionStore}.
         """
-        verifyObject(IJournal, self.journal)
+        for interface in (IJournal, IReplay, ISubscriptionStore):
+            verifyObject(interface, self.journal)
 
     def test_empty(self) -> None:
         """
@@ -349,6 +370,68 @@ class JournalContract:
             {indicator_id(1): an_indicator(1).raw},
         )
 
+    def test_entries(self) -> None:
+        """
+        What was accepted is read again by number, also what is no longer in force,
+        and nothing of what was not accepted.
+        """
+        items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(1, 2), an_indicator(2)]
+        self.append(items[0], items[0], *items[1:])
+        (removed,) = self.append(removal(2))
+        streams = [Stream.INTEL, Stream.SIGHTING, Stream.INTEL, Stream.INTEL, Stream.INTEL]
+        expected = [
+            Entered(number, stream, item.raw)
+            for number, stream, item in zip(
+                range(1, 6), streams, [*items, removed.item], strict=True
+            )
+        ]
+        self.assertEqual(self.entries(), expected)
+        self.assertEqual(self.entries(after=3), expected[3:])
+        self.assertEqual(self.entries(after=5), [])
+        self.assertEqual(self.entries(streams=[Stream.SIGHTING]), expected[1:2])
+        self.assertEqual(self.entries(streams=[]), [])
+        self.assertEqual(self.journal.floor, 0)
+
+    def test_entries_bounded(self) -> None:
+        """
+        A page ends after a number of entries, or with the one that reaches a size;
+        it has one entry at least.
+        """
+        self.append(*(an_indicator(number) for number in range(1, 6)))
+        size = len(an_indicator(1).raw)
+        for limit, bytes_, count in (
+            (2, 1 << 20, 2),
+            (9, 2 * size, 2),
+            (9, size + 1, 2),
+            (9, 1, 1),
+        ):
+            with self.subTest(limit=limit, size=bytes_):
+                self.assertEqual(
+                    [entry.number for entry in self.entries(2, limit=limit, size=bytes_)],
+                    list(range(3, 3 + count)),
+                )
+
+    def test_positions(self) -> None:
+        """
+        Each reader's position is remembered.
+        """
+        self.assertIsNone(self.successResultOf(self.journal.position("one")))
+        for position in (Position("bus", 3), Position("other", 1)):
+            self.successResultOf(self.journal.set_position("one", position))
+            self.assertEqual(self.successResultOf(self.journal.position("one")), position)
+        self.assertIsNone(self.successResultOf(self.journal.position("two")))
+
+    def test_subscriptions(self) -> None:
+        """
+        Subscriptions are remembered, changed and forgotten.
+        """
+        self.assertEqual(self.saved(), {})
+        save = self.journal.save_subscriptions
+        self.successResultOf(save({"a": b"1", "b": b"2", "c": None}))
+        self.assertEqual(self.saved(), {"a": b"1", "b": b"2"})
+        self.successResultOf(save({"a": None, "b": b"3", "d": b"4"}))
+        self.assertEqual(self.saved(), {"b": b"3", "d": b"4"})
+
 
 class MemoryJournalTests(JournalContract, SynchronousTestCase):
     """
@@ -358,6 +441,38 @@ class MemoryJournalTests(JournalContract, SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.journal = MemoryJournal(self.clock)
+
+    def saved(self) -> dict[str, bytes]:
+        return dict(self.journal.saved)
+
+    def test_failing(self) -> None:
+        """
+        Nothing can be asked while the disk refuses.
+        """
+        self.journal.failing = True
+        for d in (
+            self.journal.append([an_indicator()]),
+            self.journal.entries(0, Stream, 1, 1),
+            self.journal.position("one"),
+            self.journal.set_position("one", Position("bus", 1)),
+            self.journal.save_subscriptions({"a": b"1"}),
+        ):
+            self.failureResultOf(d, JournalFailed)
+        self.assertEqual(self.journal.head, 0)
+        self.assertEqual(self.saved(), {})
+
+    def test_held(self) -> None:
+        """
+        What is held is done when it is released.
+        """
+        self.journal.holding = self.journal.holding_reads = True
+        appended = self.journal.append([an_indicator()])
+        read = self.journal.entries(0, Stream, 1, 1)
+        self.assertNoResult(appended)
+        self.assertNoResult(read)
+        self.journal.release()
+        self.assertEqual(self.successResultOf(appended)[0].number, 1)
+        self.assertEqual(self.successResultOf(read)[0].number, 1)
 
 
 class JournalTests(JournalContract, SynchronousTestCase):
@@ -374,6 +489,9 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.store = JournalStore(self.path, identity)
         self.addCleanup(self.store.close)
         self.journal = Journal(self.store, self.clock, call_now, call_now)
+
+    def saved(self) -> dict[str, bytes]:
+        return self.store.subscriptions()
 
     def reopen(self) -> None:
         self.store.close()
@@ -394,6 +512,19 @@ class JournalTests(JournalContract, SynchronousTestCase):
             [REPEATED, OUTDATED, REPEATED],
         )
         self.assertEqual(self.append(an_indicator(3))[0].number, 5)
+
+    def test_rest_reopened(self) -> None:
+        """
+        What was accepted, positions and subscriptions are there as well.
+        """
+        self.append(an_indicator(1), a_sighting(1))
+        before = self.entries()
+        self.successResultOf(self.journal.set_position("one", Position("bus", 3)))
+        self.successResultOf(self.journal.save_subscriptions({"a": b"1"}))
+        self.reopen()
+        self.assertEqual(self.entries(), before)
+        self.assertEqual(self.successResultOf(self.journal.position("one")), Position("bus", 3))
+        self.assertEqual(self.saved(), {"a": b"1"})
 
     def test_numbers_never_come_again(self) -> None:
         """

@@ -30,6 +30,13 @@ Seconds that an answer, or a message, may take.
 """
 
 
+PROBE = "x_probe"
+"""
+A property of documents that only find out whether somebody listens; a client passes
+them over, except in L{Client.probed}.
+"""
+
+
 def an_indicator(pattern: str = "[ipv4-addr:value = '192.0.2.1']", **more: Any) -> dict[str, Any]:
     """
     A document that nobody else has.
@@ -38,8 +45,8 @@ def an_indicator(pattern: str = "[ipv4-addr:value = '192.0.2.1']", **more: Any) 
         "type": "indicator",
         "spec_version": "2.1",
         "id": f"indicator--{uuid.uuid4()}",
-        "created": "2024-01-01T00:00:00.000Z",
-        "modified": "2024-01-01T00:00:00.000Z",
+        "created": "2024-01-01T00:00:00Z",
+        "modified": "2024-01-01T00:00:00Z",
         "pattern": pattern,
         "pattern_type": "stix",
         "valid_from": "2024-01-01T00:00:00Z",
@@ -55,8 +62,8 @@ def a_sighting(**more: Any) -> dict[str, Any]:
         "type": "sighting",
         "spec_version": "2.1",
         "id": f"sighting--{uuid.uuid4()}",
-        "created": "2024-01-01T00:00:00.000Z",
-        "modified": "2024-01-01T00:00:00.000Z",
+        "created": "2024-01-01T00:00:00Z",
+        "modified": "2024-01-01T00:00:00Z",
         "sighting_of_ref": f"indicator--{uuid.uuid4()}",
         "last_seen": "2024-01-01T00:00:00Z",
         **more,
@@ -195,11 +202,28 @@ class Client(Sockets):
         @param limit: Seconds.
         @return: Topic and payload of the next message, which is one frame.
         """
-        if not self._sub.poll(round(limit * 1000)):
+        while self._sub.poll(round(limit * 1000)):
+            (message,) = self._sub.recv_multipart()
+            if PROBE.encode() not in message:
+                break
+        else:
             raise AssertionError(f"nothing received within {limit} s")
-        (message,) = self._sub.recv_multipart()
         topic, _, payload = message.decode().partition(" ")
         return topic, payload
+
+    def probed(self, limit: float) -> bool:
+        """
+        @param limit: Seconds.
+        @return: Whether a probe came in time.
+        """
+        return self.waiting(limit) and PROBE.encode() in self._sub.recv()
+
+    def receive_one(self) -> dict[str, Any]:
+        """
+        @return: The next message's payload.
+        """
+        document: dict[str, Any] = json.loads(self.receive()[1])
+        return document
 
     def receive_until(self, id: str) -> list[tuple[str, Any]]:
         """

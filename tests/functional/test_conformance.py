@@ -14,6 +14,7 @@ import json
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import SkipTest
@@ -25,6 +26,7 @@ from tbvast.demo.services import free_ports
 from tbvast.settings import HostPort
 from tests.functional.blocking import (
     LIMIT,
+    PROBE,
     BlockingProcess,
     Client,
     Pace,
@@ -811,11 +813,7 @@ class OldHostConformanceTests(ThreatBusConformance, HostTestCase):
 
     def settle(self, client: Client) -> None:
         # It drops what is published before the subscription has reached it.
-        publisher = Publisher(client.host, client.sub)
-        self.addCleanup(publisher.close)
-        last = ""
-        while not client.waiting(0.1):
-            document = an_indicator()
-            publisher.publish(document, {**a_sighting(), "id": fresh(document["id"])})
-            last = document["id"]
-        client.ids_until(last)
+        publisher = self.publisher(client)
+        deadline = time.monotonic() + LIMIT
+        while not client.probed(0.1) and time.monotonic() < deadline:
+            publisher.publish(an_indicator(**{PROBE: True}), a_sighting(**{PROBE: True}))
