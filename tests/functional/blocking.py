@@ -36,6 +36,8 @@ A property of documents that only find out whether somebody listens; a client pa
 them over, except in L{Client.probed}.
 """
 
+PROBE = "only to see whether it arrives"
+
 
 def an_indicator(pattern: str = "[ipv4-addr:value = '192.0.2.1']", **more: Any) -> dict[str, Any]:
     """
@@ -217,13 +219,6 @@ class Client(Sockets):
         @return: Whether a probe came in time.
         """
         return self.waiting(limit) and PROBE.encode() in self._sub.recv()
-
-    def receive_one(self) -> dict[str, Any]:
-        """
-        @return: The next message's payload.
-        """
-        document: dict[str, Any] = json.loads(self.receive()[1])
-        return document
 
     def receive_until(self, id: str) -> list[tuple[str, Any]]:
         """

@@ -27,6 +27,7 @@ from tbvast.settings import HostPort
 from tests.functional.blocking import (
     LIMIT,
     PROBE,
+    PROBE,
     BlockingProcess,
     Client,
     Pace,
@@ -815,5 +816,5 @@ class OldHostConformanceTests(ThreatBusConformance, HostTestCase):
         # It drops what is published before the subscription has reached it.
         publisher = self.publisher(client)
         deadline = time.monotonic() + LIMIT
-        while not client.probed(0.1) and time.monotonic() < deadline:
-            publisher.publish(an_indicator(**{PROBE: True}), a_sighting(**{PROBE: True}))
+        while not client.waiting(0.1) and time.monotonic() < deadline:
+            publisher.publish(an_indicator(name=PROBE), a_sighting(x_name=PROBE))
