@@ -366,6 +366,7 @@ class BusSubscription(Service):
                 self._disconnect()
                 self._lost = self._reactor.seconds()
             self._manage.close()
+            await deferLater(self._reactor, RETRY_FIRST)
 
     async def _subscribe(self) -> manage.Subscribed:
         resume = self._cursor.position

@@ -261,6 +261,35 @@ class ISink(Interface):
         """
 
 
+class IKeeper(Interface):
+    """
+    Keeps a journal from holding what is of no use any more.
+
+    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    """
+
+    def expire(limit: int) -> Deferred[list[Any]]:
+        """
+        End indicators that are no longer valid.
+
+        @param limit: The most to end.
+        @return: Fires, once it is durable, with one
+            L{tbvast.plugin.store.Outcome} each: a removal with a number of its own.
+        """
+
+    def forget(age: float, size: int, limit: int) -> Deferred[int]:
+        """
+        Let go of what is no longer in force: old versions, what has ended, and
+        sightings. What is in force always stays.
+
+        @param age: Seconds after which it is let go of.
+        @param size: Bytes of the journal beyond which the oldest is let go of
+            earlier.
+        @param limit: The most entries to let go of.
+        @return: Fires with how many there were.
+        """
+
+
 class ISnapshotSource(Interface):
     """
     Somebody who knows intel of the past.

@@ -454,6 +454,21 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
             Whole(1024, 2**40, "bytes"),
         ),
     ] = 64 * 2**20
+    retention_days: Annotated[
+        int,
+        Key(
+            "Days that the journal keeps what is no longer in force: old versions, what "
+            "has ended, and sightings. Indicators in force always stay.",
+            Whole(0, 36_500, "days"),
+        ),
+    ] = 90
+    retention_bytes: Annotated[
+        int,
+        Key(
+            "Size of the journal beyond which the oldest of that is let go of earlier, in bytes.",
+            Whole(2**20, 2**50, "bytes"),
+        ),
+    ] = 10 * 2**30
     errors_per_minute: Annotated[
         int,
         Key(

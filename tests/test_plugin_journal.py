@@ -33,7 +33,7 @@ from tests.doubles import (
     indicator_id,
 )
 
-ACCEPTED, REPEATED, OUTDATED, UNKNOWN = Verdict
+ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED = Verdict
 
 ALL = 1 << 60
 """

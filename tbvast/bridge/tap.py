@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from tbvast.bridge.bridge import Bridge
+from tbvast.bridge.commands import StdoutSink
 from tbvast.ops.options import ServiceOptions
 from tbvast.ops.startup import ServiceProcess, refusing
 from tbvast.settings import BridgeSettings
@@ -28,6 +29,7 @@ def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     if reactor is None:  # twistd passes none
         from twisted.internet import reactor
     with refusing(options):
-        process = ServiceProcess(options, reactor)
+        to_stdout = options.settings.sink == StdoutSink.NAME
+        process = ServiceProcess(options, reactor, log_aside=to_stdout)
         Bridge(reactor, options.settings, process).setServiceParent(process)
     return process

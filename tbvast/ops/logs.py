@@ -38,14 +38,19 @@ class ServiceLog:
     @ivar observer: What to give the log events to.
     """
 
-    def __init__(self, level: str, twistd: Mapping[str, Any], default: str) -> None:
+    def __init__(
+        self, level: str, twistd: Mapping[str, Any], default: str, aside: bool = False
+    ) -> None:
         """
         @param level: The name of the least level that is logged.
         @param twistd: The options of C{twistd}.
         @param default: The path of the file that a daemon logs to if C{twistd} was
             not told where to log.
+        @param aside: Whether a service in the foreground leaves standard output to
+            something else, and logs to standard error.
         @raise StartupRefused: If the log file cannot be written.
         """
+        self._aside = aside
         self._file: LogFile | None = None
         self.observer: ILogObserver = FilteringLogObserver(
             self._unfiltered(twistd, default),
@@ -64,7 +69,7 @@ class ServiceLog:
         path = twistd.get("logfile")
         foreground = twistd.get("nodaemon")
         if foreground and path in (None, "", "-"):
-            return textFileLogObserver(sys.stdout)
+            return textFileLogObserver(cast(IO[Any], sys.__stderr__) if self._aside else sys.stdout)
         if path == "-":
             raise StartupRefused("a daemon cannot log to standard output: add --nodaemon")
         try:

@@ -152,12 +152,14 @@ class ServiceProcess(SequentialService):
         options: ServiceOptions,
         reactor: Any,
         *,
+        log_aside: bool = False,
         set_handler: Callable[[int, Callable[[int, Any], None]], Any] = signal.signal,
         at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
         end: Callable[[int], None] = os._exit,
     ) -> None:
         """
         @param options: Parsed; where to find the state and the log.
+        @param log_aside: Whether standard output is for something else than the log.
         @param set_handler: Installs a signal handler.
         @param at_exit: Has something called when the interpreter ends.
         @param end: Ends the process with an exit status.
@@ -180,6 +182,7 @@ class ServiceProcess(SequentialService):
             options.settings.loglevel,
             options.twistd,
             self.state.child(f"{options.service}.log"),
+            log_aside,
         )
         at_exit(self._exit)
 

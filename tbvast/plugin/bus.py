@@ -21,6 +21,7 @@ from tbvast.plugin.commit import Commit
 from tbvast.plugin.dialogue import Addresses, Dialogue
 from tbvast.plugin.feed import FedSubscription
 from tbvast.plugin.gate import Gate
+from tbvast.plugin.housekeeping import Housekeeping
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.journal import JournalService
 from tbvast.plugin.snapshots import JournalSource, Snapshots
@@ -140,6 +141,14 @@ class Bus(SequentialService):
         statistics.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
+        keeper = Housekeeping(
+            self._reactor,
+            journal,
+            intake.hand_on,
+            settings.retention_days * 86400.0,
+            settings.retention_bytes,
+        )
+        keeper.setServiceParent(self)
         for upstream in settings.upstream:
             other = Upstream(self._reactor, self._factory, upstream, journal, journal, intake.take)
             other.setServiceParent(self)

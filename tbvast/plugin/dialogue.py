@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, FirstError, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.errors import Invalid
+from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.feed import FedSubscription
@@ -79,6 +79,9 @@ class Dialogue:
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
+        unkept = _unkept(failure)
+        if unkept is not None:
+            return manage.refused(str(unkept))
         if failure.check(Invalid):
             if self._complaints.allows():
                 self._log.warn("Refused a request: {reason}", reason=str(failure.value))
@@ -132,6 +135,16 @@ class Dialogue:
             self._addresses.sub,
             beginning,
         )
+
+
+def _unkept(failure: Failure) -> JournalFailed | None:
+    """
+    @return: Why something could not be kept, if that is what failed.
+    """
+    error = failure.value
+    if isinstance(error, FirstError):
+        error = error.subFailure.value
+    return error if isinstance(error, JournalFailed) else None
 
 
 def _published(results: list[Outcome | Invalid]) -> bytes:

@@ -14,14 +14,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.errors import Invalid, PatternUnmatchable, ProtocolInvalid
+from tbvast.errors import Invalid, JournalFailed, PatternUnmatchable, ProtocolInvalid
 from tbvast.intel.indicators import STIX, Indicator, Operation
 from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
-from tbvast.plugin.store import Outcome, Verdict
+from tbvast.plugin.store import Outcome
 from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
 
 BATCH = 2000
@@ -45,7 +45,7 @@ class Intake:
     Takes items in, in order, and hands on those that were new and are durable.
 
     What cannot be kept is not accepted: while the journal fails, nothing more is
-    read from the sub endpoint and nothing is answered.
+    read from the sub endpoint, and whoever publishes by request is told.
 
     @ivar counts: How many items had each outcome, by stream and verdict, e.g.
         C{("indicator", "accepted")}; C{("message", "refused")} for what was no
@@ -213,7 +213,7 @@ class Intake:
         accepted = []
         for outcome in outcomes:
             self.counts[stream_of(outcome.item).value.decode(), outcome.verdict] += 1
-            if outcome.verdict is Verdict.ACCEPTED:
+            if outcome.number:
                 accepted.append((outcome.number, outcome.item))
         if accepted:
             self._spread(Commit(accepted))
@@ -221,13 +221,23 @@ class Intake:
     def _eb_failed(
         self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]
     ) -> None:
-        self._log.failure(
-            "{count} messages cannot be made durable; trying again in {delay} s",
-            failure,
+        failure.trap(JournalFailed)
+        self._log.error(
+            "{count} messages are not accepted: {reason}; trying again in {delay} s.",
             count=len(batch),
+            reason=str(failure.value),
             delay=RETRY_DELAY,
         )
-        self._clock.callLater(RETRY_DELAY, self._append, batch)
+        if not self._paused:
+            self._paused = True
+            self.pause()
+        kept: list[tuple[Item, Deferred[Outcome] | None]] = []
+        for item, waiting in batch:
+            if waiting is None:
+                kept.append((item, None))
+            else:  # whoever waits is told, and keeps it
+                waiting.errback(failure)
+        self._clock.callLater(RETRY_DELAY, self._append, kept)
 
     def _eb_unexpected(self, failure: Failure) -> None:
         self._log.failure("While spreading what was accepted", failure)

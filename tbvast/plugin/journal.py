@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
+from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
 from tbvast.plugin.store import Entered, JournalStore, Outcome
 from tbvast.wire.frames import Item
@@ -22,7 +22,7 @@ from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
 
-@implementer(IJournal, IReplay, ISubscriptionStore)
+@implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
 class Journal:
     """
     An L{IJournal} whose calls are made in threads.
@@ -64,6 +64,19 @@ class Journal:
 
     def counts(self) -> Deferred[dict[str, int]]:
         return self._read(self._store.counts, self._clock.seconds())
+
+    def expire(self, limit: int) -> Deferred[list[Outcome]]:
+        return self._write(self._store.expire, self._clock.seconds(), limit).addCallback(
+            self._cb_appended
+        )
+
+    def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
+        since = self._clock.seconds() - age
+        return self._write(self._store.forget, since, size, limit).addCallback(self._cb_forgotten)
+
+    def _cb_forgotten(self, count: int) -> int:
+        self.floor = self._store.floor
+        return count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._write(self._store.save_subscriptions, changes)

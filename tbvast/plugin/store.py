@@ -39,6 +39,8 @@ CREATE TABLE entries (
     body BLOB NOT NULL
 );
 CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
+CREATE INDEX expiring ON entries (valid_until) WHERE state = 1 AND valid_until IS NOT NULL;
+CREATE INDEX history ON entries (number) WHERE stream != 1 OR state != 1;
 CREATE INDEX sightings ON entries (number) WHERE stream = 2;
 CREATE TABLE subscriptions (topic TEXT PRIMARY KEY, request BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE positions (
@@ -73,11 +75,12 @@ class Verdict(enum.StrEnum):
     REPEATED = "repeated"
     OUTDATED = "outdated"
     UNKNOWN = "unknown"
+    EXPIRED = "expired"
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """
-    @ivar number: The item's number if it was accepted, else C{0}.
+    @ivar number: The item's number if it was accepted, or expired; else C{0}.
     @ivar item: The item as it is to be forwarded: a removal that came without
         its pattern has got it from the version that was in force.
     """
@@ -139,14 +142,14 @@ class JournalStore:
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
             (self.floor,) = self._writer.execute(
-                "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'floor'"
+                "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
             ).fetchone()
-            self.floor = int(self.floor)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, timeout=10.0, isolation_level=None, check_same_thread=False
         )
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         return connection
@@ -189,6 +192,51 @@ class JournalStore:
             batch.commit()
         self.head = batch.head
         return outcomes
+
+    def expire(self, now: float, limit: int) -> list[Outcome]:
+        """
+        @see: L{tbvast.interfaces.IKeeper.expire}
+
+        @param now: Seconds since the epoch.
+        """
+        moment = int(now * _MICROSECONDS)
+        with _translated("write", self._path):
+            bodies = self._writer.execute(
+                "SELECT body FROM entries WHERE state = 1 AND valid_until <= ?"
+                " ORDER BY valid_until LIMIT ?",
+                (moment, limit),
+            ).fetchall()
+            batch = _Batch(self._writer, self.head, moment)
+            outcomes = [batch.expire(body) for (body,) in bodies]
+            batch.commit()
+        self.head = batch.head
+        return outcomes
+
+    def forget(self, since: float, size: int, limit: int) -> int:
+        """
+        @see: L{tbvast.interfaces.IKeeper.forget}
+        """
+        with _translated("write", self._path):
+            (used,) = self._writer.execute(
+                "SELECT (page_count - freelist_count) * page_size"
+                " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+            ).fetchone()
+            old = self._writer.execute(
+                "SELECT number FROM entries WHERE (stream != 1 OR state != 1)"
+                " AND (received < ? OR ?) ORDER BY number LIMIT ?",
+                (int(since * _MICROSECONDS), used > size, limit),
+            ).fetchall()
+            if old:
+                floor = max(self.floor, old[-1][0])
+                with self._writer:
+                    self._writer.execute("BEGIN IMMEDIATE")
+                    self._writer.executemany("DELETE FROM entries WHERE number = ?", old)
+                    self._writer.execute(
+                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
+                    )
+                self.floor = floor
+                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+        return len(old)
 
     def current(
         self, after: int, until: int, since: float, limit: int, now: float
@@ -327,6 +375,17 @@ class _Batch:
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
         return self._keep(item, _SIGHTING, 0, None, _State.IN_FORCE)
+
+    def expire(self, body: bytes) -> Outcome:
+        """
+        @param body: An indicator that is in force.
+        """
+        item = decode_indicator(with_operation(body, Operation.REMOVE))
+        latest = self._find(item.id)
+        assert latest is not None
+        self._supersede(latest)
+        outcome = self._keep(item, _INTEL, latest.modified, item.valid_until, _State.ENDED)
+        return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
     def commit(self) -> None:
         if not self._rows:

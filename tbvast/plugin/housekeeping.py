@@ -1,0 +1,81 @@
+"""
+What a journal needs from time to time: what is no longer valid ends, and what is of no
+use any more goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from tbvast.errors import JournalFailed
+from tbvast.interfaces import IKeeper
+from tbvast.plugin.store import Outcome
+
+EXPIRY_INTERVAL = 1.0
+FORGET_INTERVAL = 60.0
+"""
+Seconds between looks for what is no longer valid, and for what is too old.
+"""
+
+PIECE = 1000
+"""
+The most entries that are dealt with in one commit, so that the intake need not wait
+long for its turn.
+"""
+
+
+class Housekeeping(MultiService):
+    """
+    Keeps one journal in order while the service runs.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        keeper: IKeeper,
+        hand_on: Callable[[Sequence[Outcome]], None],
+        age: float,
+        size: int,
+    ) -> None:
+        """
+        @param hand_on: Spreads that indicators have ended.
+        @param age: Seconds after which what is no longer in force is let go of.
+        @param size: Bytes of the journal beyond which it is earlier.
+        """
+        super().__init__()
+        self._keeper = keeper
+        self._hand_on = hand_on
+        self._age = age
+        self._size = size
+        for interval, call in (
+            (EXPIRY_INTERVAL, self._expire),
+            (FORGET_INTERVAL, self._forget),
+        ):
+            timer = TimerService(interval, call)
+            timer.clock = clock
+            timer.setServiceParent(self)
+
+    async def _expire(self) -> None:
+        try:
+            while expired := await self._keeper.expire(PIECE):
+                self._hand_on(expired)
+                self._log.info("{count} indicators are no longer valid.", count=len(expired))
+        except JournalFailed as e:
+            self._log.error("Nothing expires: {reason}", reason=str(e))
+
+    async def _forget(self) -> None:
+        total = 0
+        try:
+            while count := await self._keeper.forget(self._age, self._size, PIECE):
+                total += count
+        except JournalFailed as e:
+            self._log.error("Nothing is let go of: {reason}", reason=str(e))
+        if total:
+            self._log.info("The journal has let go of {count} old entries.", count=total)
