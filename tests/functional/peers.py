@@ -42,9 +42,9 @@ PEERS = Path(__file__).parents[2] / "build" / "peers"
 
 INTERPRETERS = ("python3.12", "python3.11", "python3.10", "python3.9", "python3.8")
 
-SUITABLE = "import ensurepip, sys, venv; sys.exit(not (3, 8) <= sys.version_info < (3, 13))"
+SUITABLE = "import ensurepip, sys, venv; sys.exit(not (3, 8) <= sys.version_info[:2] <= (3, {}))"
 """
-What an interpreter ends well with if the old programs run on it.
+What an interpreter ends well with if an old program runs on it.
 """
 
 
@@ -52,13 +52,19 @@ class Program(msgspec.Struct, frozen=True):
     """
     @ivar command: What it is called.
     @ivar requirements: What has to be installed; the versions are in L{CONSTRAINTS}.
+    @ivar newest: The minor version of the last Python that it runs on.
     """
 
     command: str
     requirements: tuple[str, ...]
+    newest: int = 12
 
 
-THREATBUS = Program("threatbus", ("threatbus", "threatbus-inmem", "threatbus-zmq"))
+THREATBUS = Program(
+    "threatbus",
+    ("threatbus", "threatbus-inmem", "threatbus-zmq"),
+    newest=11,  # since 3.12, no thread can be started once the main thread has ended
+)
 
 SURICATA_THREATBUS = Program("suricata-threatbus", ("suricata-threatbus",))
 
@@ -90,7 +96,7 @@ def installed(program: Program) -> list[str]:
     with (PEERS / f"{program.command}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may run at the same time
         if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
-            _run(program, interpreter(), "-m", "venv", "--clear", str(folder))
+            _run(program, interpreter(program), "-m", "venv", "--clear", str(folder))
             _run(
                 *(program, str(python), "-m", "pip", "install", "--quiet", "--retries=1"),
                 *("--disable-pip-version-check", f"--constraint={CONSTRAINTS}"),
@@ -116,21 +122,27 @@ def _run(program: Program, python: str, *arguments: str) -> None:
             f"{program.command} was not installed within {INSTALL_LIMIT:g} s"
         ) from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise Uninstallable(f"{program.command} cannot be installed: {''.join(said)}")
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it did not say why"]
+        reason = next((line for line in said if line.startswith("ERROR: ")), said[-1])
+        raise Uninstallable(
+            f"{program.command} cannot be installed: {reason.removeprefix('ERROR: ')}"
+        )
 
 
-def interpreter() -> str:
+def interpreter(program: Program) -> str:
     """
-    A Python that the old programs run on: this one, if it is.
+    A Python that a program runs on: this one, if it is.
 
     @raise Uninstallable: If there is none.
     """
+    question = SUITABLE.format(program.newest)
     for candidate in (sys.executable, *filter(None, map(shutil.which, INTERPRETERS))):
-        asked = subprocess.run([candidate, "-I", "-c", SUITABLE], capture_output=True)
+        asked = subprocess.run([candidate, "-I", "-c", question], capture_output=True)
         if asked.returncode == 0:
             return candidate
-    raise Uninstallable("the old programs need a Python from 3.8 to 3.12, and there is none")
+    raise Uninstallable(
+        f"{program.command} needs a Python from 3.8 to 3.{program.newest}, and there is none"
+    )
 
 
 class RunningPeer(RunningCommand):
