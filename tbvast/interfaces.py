@@ -68,7 +68,9 @@ class IEngine(Interface):
         Read back every entry that the tables of L{watch} hold, in no order.
         """
 
-    def find(entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+    def find(
+        entries: Sequence[Entry], limit: int, timeout: float, since: float | None = None
+    ) -> Iterator[list[Match]]:
         """
         Search the stored events for entries, in one pass over the data.
 
@@ -79,6 +81,8 @@ class IEngine(Interface):
 
         @param limit: The most events per observable; C{0} means all of them.
         @param timeout: Seconds for the whole search.
+        @param since: Only events imported then or later need be found; seconds
+            since the epoch.
         @return: Matches in batches, as they are found.
         """
 
@@ -144,6 +148,7 @@ class IEngineClient(Interface):
         limit: int,
         timeout: float,
         deliver: Callable[[list[Match]], Deferred[None] | None],
+        since: float | None = None,
     ) -> Deferred[None]:
         """
         @see: L{IEngine.find}

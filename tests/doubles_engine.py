@@ -89,7 +89,13 @@ class MemoryEngine:
     def contents(self) -> list[Entry]:
         return list(self._prepared("contents").values())
 
-    def find(self, entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+    def find(
+        self,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        since: float | None = None,
+    ) -> Iterator[list[Match]]:
         self._prepared("find")
         for entry in entries:
             each = (found(event, schema, [entry]) for schema, event in self._events)
@@ -222,8 +228,9 @@ class MemoryEngineClient:
         limit: int,
         timeout: float,
         deliver: Callable[[list[Match]], Deferred[None] | None],
+        since: float | None = None,
     ) -> Deferred[None]:
-        batches = self.engine.find(entries, limit, timeout)
+        batches = self.engine.find(entries, limit, timeout, since)
         return Deferred.fromCoroutine(self._find(batches, deliver))
 
     def watch(self, deliver: Callable[[list[Match]], Deferred[None] | None]) -> Deferred[None]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
-from twisted.application.internet import ClientService, backoffPolicy
+from twisted.application.internet import ClientService, TimerService, backoffPolicy
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -37,6 +37,23 @@ WATCH_FIRST = 0.1
 WATCH_MOST = 5.0
 """
 Seconds between attempts to connect to the node.
+"""
+
+COVER_INTERVAL = 5.0
+"""
+Seconds between notes of how far arriving events have been matched.
+"""
+
+COVER_MARGIN = 60.0
+"""
+Seconds that a matched event is given to become a sighting that is remembered: what
+arrived in that time is searched again after an interruption.
+"""
+
+CATCH_UP_TIMEOUT = 300.0
+"""
+Seconds for one search of what was missed, where past events are not searched
+otherwise.
 """
 
 MOST_PENDING = 200_000
@@ -72,10 +89,12 @@ class Search(msgspec.Struct, frozen=True):
 
     @ivar limit: The most events for each observable; C{0} for all of them.
     @ivar timeout: Seconds for one pass.
+    @ivar since: Only events that arrived then or later; seconds since the epoch.
     """
 
     limit: int
     timeout: float
+    since: float | None = None
 
 
 Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, None]]
@@ -131,6 +150,7 @@ class EngineSession(MultiService):
         self._defer = defer
         self._deliver = deliver
         self._want_live = live
+        self._complete = False
         self._search = search
         self._unsupported = unsupported
         self._pending: dict[Observable, tuple[str, ...]] = {}
@@ -141,6 +161,9 @@ class EngineSession(MultiService):
         self._tasks: list[Deferred[None]] = []
         factory = Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down))
         factory.noisy = False
+        cover = TimerService(COVER_INTERVAL, self._cover)
+        cover.clock = clock
+        cover.setServiceParent(self)
         watch = ClientService(
             endpoint,
             factory,
@@ -196,6 +219,7 @@ class EngineSession(MultiService):
     def _end_tasks(self) -> Deferred[None]:
         self.state = State.AWAY
         self.live = False
+        self._complete = False
         self._engine.interrupt()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -334,6 +358,7 @@ class EngineSession(MultiService):
             except EngineError as e:
                 reason = str(e)
             self.live = False
+            self._complete = False
             self._log.error(
                 "The live match stopped: {reason}; starting it again in {delay} s.",
                 reason=reason,
@@ -345,12 +370,36 @@ class EngineSession(MultiService):
         if not matches:
             self.live = True
             self._log.info("The live match is running.")
+            self._start(self._catch_up())
             return None
         return self._matched(matches, MatchType.LIVE)
 
     def _matched(self, matches: list[Match], type: MatchType) -> Deferred[None]:
         self.matched[type] += len(matches)
         return Deferred.fromCoroutine(self._deliver(matches, type))
+
+    async def _catch_up(self) -> None:
+        """
+        Search the events that arrived while nothing was matched: the engine, or the
+        bridge, was away.
+        """
+        since = await self._defer(lambda: self._store.covered)
+        if since is not None:
+            entries = await self._defer(lambda: list(self._store.entries()))
+            timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
+            search = Search(0, timeout, since)
+            await self._insist(
+                "search what was missed", functools.partial(self._find, entries, search)
+            )
+        self._complete = True
+
+    def _cover(self) -> Deferred[None] | None:
+        if not self._complete:
+            return None
+        until = self._clock.seconds() - COVER_MARGIN
+        return self._defer(self._store.set_covered, until).addErrback(
+            lambda failure: self._log.failure("While remembering what was matched", failure)
+        )
 
     async def _search_past(self, search: Search) -> None:
         while True:
@@ -376,6 +425,7 @@ class EngineSession(MultiService):
                 search.limit,
                 search.timeout,
                 lambda matches: self._matched(matches, MatchType.RETRO) if matches else None,
+                search.since,
             )
         except EngineTimeout:
             outcome = "ran out of time, having found"

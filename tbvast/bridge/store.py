@@ -66,6 +66,7 @@ CREATE TABLE position (
     generation INTEGER NOT NULL
 );
 INSERT INTO position VALUES (1, NULL, NULL, 0);
+CREATE TABLE covered (only INTEGER PRIMARY KEY CHECK (only = 1), until REAL NOT NULL);
 CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
 """
 
@@ -400,6 +401,21 @@ class BridgeStore:
                 "UPDATE indicators SET searched = 1 WHERE id = ? AND change <= ?",
                 [(id, until) for id in ids],
             )
+
+    @property
+    def covered(self) -> float | None:
+        """
+        Until when every arriving event was matched; seconds since the epoch.
+        """
+        found = self._db.execute("SELECT until FROM covered").fetchone()
+        return None if found is None else float(found[0])
+
+    def set_covered(self, until: float) -> None:
+        """
+        @param until: Every event that arrived before was matched, and its sighting
+            remembered.
+        """
+        self._db.execute("INSERT OR REPLACE INTO covered VALUES (1, ?)", (until,))
 
     def bodies(self, ids: Iterable[str]) -> dict[str, bytes]:
         """

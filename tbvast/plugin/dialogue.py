@@ -83,6 +83,7 @@ class Dialogue:
         if unkept is not None:
             return manage.refused(str(unkept))
         if failure.check(Invalid):
+            self._intake.counts["request", "refused"] += 1
             if self._complaints.allows():
                 self._log.warn("Refused a request: {reason}", reason=str(failure.value))
         else:
@@ -108,6 +109,7 @@ class Dialogue:
         return manage.unknown_request(request.dialect)
 
     def _forbidden(self, user: str, what: str) -> bytes:
+        self._intake.counts["request", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
                 "{client} may not {what}.", client=self._gate.name(user) or "somebody", what=what

@@ -231,12 +231,24 @@ class TenzirEngine:
                 found.append(rows.entry(line))
         return found
 
-    def find(self, entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+    def find(
+        self,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        since: float | None = None,
+    ) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
+        found = self._found(commands, entries, limit, timeout, since)
+        return Closable(found, commands.interrupt)
 
     def _found(
-        self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
+        self,
+        commands: Commands,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        since: float | None,
     ) -> Generator[list[Match], None, None]:
         if not entries:
             return
@@ -248,7 +260,7 @@ class TenzirEngine:
             self._stale.update(entry.observable for entry in entries)
             try:
                 self._write("find", tql.update(tql.RETRO), rows.written(entries))
-                search = tql.retro(plan, tql.RETRO, limit)
+                search = tql.retro(plan, tql.RETRO, limit, since)
                 with contextlib.closing(
                     self._searched(commands, search, timeout, deadline)
                 ) as pages:

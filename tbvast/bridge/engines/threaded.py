@@ -86,8 +86,9 @@ class ThreadedEngine:
         limit: int,
         timeout: float,
         deliver: Deliver,
+        since: float | None = None,
     ) -> Deferred[None]:
-        found = partial(self._engine.find, entries, limit, timeout)
+        found = partial(self._engine.find, entries, limit, timeout, since)
         return self._delivered(self._searching, found, deliver)
 
     def watch(self, deliver: Deliver) -> Deferred[None]:

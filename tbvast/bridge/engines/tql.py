@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -357,15 +358,21 @@ def live(matched: Plan, tables: Tables) -> str:
     )
 
 
-def retro(matched: Plan, tables: Tables, limit: int) -> str:
+def retro(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
     """
     Match what is stored, as events.
 
     @param limit: The most events with the same hits in the same fields; C{0}
         means all of them.
+    @param since: Only events imported then or later; seconds since the epoch.
     """
+    recent = ""
+    if since is not None:
+        # Right behind the export, where the node need not read what is older.
+        moment = datetime.fromtimestamp(int(since), UTC)
+        recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
     bounded = f"deduplicate {MARK}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{_matched(matched, tables)}{bounded}"
+    return f"export\n{recent}{_matched(matched, tables)}{bounded}"
 
 
 def ping() -> str:

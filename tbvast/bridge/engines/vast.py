@@ -133,7 +133,13 @@ class VastEngine:
         with self._lock:
             return list(self._held.values())
 
-    def find(self, entries: Sequence[Entry], limit: int, timeout: float) -> Iterator[list[Match]]:
+    def find(
+        self,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        since: float | None = None,
+    ) -> Iterator[list[Match]]:
         commands = self._commands.part()
         return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
 
