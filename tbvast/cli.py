@@ -15,12 +15,14 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
 
 from tbvast import __version__
+from tbvast.commands.keys import KeyFiles, keygen
 from tbvast.commands.publish import publish, remove
 from tbvast.commands.screen import Complaints, Screen
 from tbvast.commands.status import status
 from tbvast.commands.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
 from tbvast.settings import HostPort
+from tbvast.zeromq.curve import KeyUnusable
 
 DONE = 0
 NOT_ALL = 1
@@ -61,6 +63,12 @@ Show how a bus is doing, who has subscribed to it, and how the bridges' engines 
 doing. On a terminal tables; otherwise a line for each value, with a tab before it.
 """
 
+_KEYGEN = """\
+Make a CURVE key pair: DIR/NAME.key, which may be given away, and DIR/NAME.key_secret,
+which only its owner can read. The last line printed is the one for the bus's file of
+clients.
+"""
+
 Command = Callable[[Any, Screen], Coroutine[Deferred[Any], Any, bool]]
 
 
@@ -89,6 +97,18 @@ def parser() -> argparse.ArgumentParser:
         default=HostPort("localhost", 13370),
         help="the manage endpoint of the bus (default: %(default)s)",
     )
+    common.add_argument(
+        "--curve-key",
+        metavar="FILE",
+        default="",
+        help="the key to show to the bus: a file ending in .key_secret that keygen made",
+    )
+    common.add_argument(
+        "--server-key",
+        metavar="FILE",
+        default="",
+        help="the public key of the bus, a file ending in .key; needed with --curve-key",
+    )
     whole = argparse.ArgumentParser(
         prog="tbvast",
         description="Publish indicators on a Threat Bus, and see what comes of them.",
@@ -98,13 +118,13 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"tbvast {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, help: str, description: str) -> argparse.ArgumentParser:
+    def add(name: str, help: str, description: str, asks: bool = True) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=help,
             description=description,
             epilog=_STATUSES,
-            parents=[common],
+            parents=[common] if asks else [],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -112,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "file", metavar="FILE", nargs="+", help="what to read; - is standard input"
     )
-    command.set_defaults(command=lambda o: partial(publish, bus=o.threatbus, files=o.file))
+    command.set_defaults(command=lambda o: partial(publish, **_bus(o), files=o.file))
 
     command = add("remove", "remove indicators", _REMOVE)
     command.add_argument(
@@ -121,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="indicator--UUID; or a plain observable, as it was published",
     )
-    command.set_defaults(command=lambda o: partial(remove, bus=o.threatbus, names=o.id))
+    command.set_defaults(command=lambda o: partial(remove, **_bus(o), names=o.id))
 
     command = add("watch", "show indicators and sightings as they come", _WATCH)
     command.add_argument(
@@ -145,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(
         command=lambda o: partial(
             watch,
-            bus=o.threatbus,
+            **_bus(o),
             streams=tuple(STREAMS.values()) if o.stream is None else (STREAMS[o.stream],),
             snapshot=o.snapshot,
             count=o.count,
@@ -155,8 +175,28 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("status", "show how a bus is doing", _STATUS)
     _add_json(command, "print the bus's own answer")
-    command.set_defaults(command=lambda o: partial(status, bus=o.threatbus, as_json=o.json))
+    command.set_defaults(command=lambda o: partial(status, **_bus(o), as_json=o.json))
+
+    command = add("keygen", "make a key pair", _KEYGEN, asks=False)
+    command.add_argument("directory", metavar="DIR", help="where to; made if it is not there")
+    command.add_argument(
+        "--name",
+        metavar="NAME",
+        default="tbvast",
+        help="what the files and the client are called (default: %(default)s)",
+    )
+    command.set_defaults(command=lambda o: partial(keygen, directory=o.directory, name=o.name))
     return whole
+
+
+def _bus(options: argparse.Namespace) -> dict[str, Any]:
+    """
+    Which bus to ask, and how, as every command that asks one takes it.
+    """
+    return {
+        "bus": options.threatbus,
+        "keys": KeyFiles(options.curve_key, options.server_key),
+    }
 
 
 def _add_json(command: argparse.ArgumentParser, help: str) -> None:
@@ -184,7 +224,7 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
     except BrokenPipeError:
         screen.abandon()
         return DONE
-    except SettingsInvalid as e:
+    except (SettingsInvalid, KeyUnusable) as e:
         screen.complain(str(e))
         return USAGE
     except BusUnreachable as e:

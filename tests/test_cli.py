@@ -13,6 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.cli import INTERRUPTED, NOT_ALL, UNREACHABLE, USAGE, parser, run
+from tbvast.commands.keys import KeyFiles, keygen
 from tbvast.commands.publish import publish, remove
 from tbvast.commands.screen import Screen
 from tbvast.commands.status import status
@@ -20,8 +21,10 @@ from tbvast.commands.watch import watch
 from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
 from tbvast.settings import HostPort
 from tbvast.wire.topics import Stream
+from tbvast.zeromq.curve import KeyUnusable
 
 BUS = HostPort("localhost", 13370)
+ASKED = {"bus": BUS, "keys": KeyFiles()}
 
 
 class ParserTests(SynchronousTestCase):
@@ -32,12 +35,14 @@ class ParserTests(SynchronousTestCase):
     def test_publish(self) -> None:
         command = self.command("publish", "a", "-", "--threatbus", "[::1]:7")
         self.assertIs(command.func, publish)
-        self.assertEqual(command.keywords, {"bus": HostPort("::1", 7), "files": ["a", "-"]})
+        self.assertEqual(
+            command.keywords, {"bus": HostPort("::1", 7), "keys": KeyFiles(), "files": ["a", "-"]}
+        )
 
     def test_remove(self) -> None:
         command = self.command("remove", "a", "b")
         self.assertIs(command.func, remove)
-        self.assertEqual(command.keywords, {"bus": BUS, "names": ["a", "b"]})
+        self.assertEqual(command.keywords, {**ASKED, "names": ["a", "b"]})
 
     def test_watch(self) -> None:
         command = self.command("watch")
@@ -45,7 +50,7 @@ class ParserTests(SynchronousTestCase):
         self.assertEqual(
             command.keywords,
             {
-                "bus": BUS,
+                **ASKED,
                 "streams": (Stream.INTEL, Stream.SIGHTING),
                 "snapshot": 0,
                 "count": 0,
@@ -55,13 +60,28 @@ class ParserTests(SynchronousTestCase):
         command = self.command("watch", "sighting", "--snapshot=3", "--count=2", "--json")
         self.assertEqual(
             command.keywords,
-            {"bus": BUS, "streams": (Stream.SIGHTING,), "snapshot": 3, "count": 2, "as_json": True},
+            {**ASKED, "streams": (Stream.SIGHTING,), "snapshot": 3, "count": 2, "as_json": True},
         )
 
     def test_status(self) -> None:
         command = self.command("status", "--json")
         self.assertIs(command.func, status)
-        self.assertEqual(command.keywords, {"bus": BUS, "as_json": True})
+        self.assertEqual(command.keywords, {**ASKED, "as_json": True})
+
+    def test_keys(self) -> None:
+        """
+        Whatever asks a bus can show it a key.
+        """
+        for arguments in (["publish", "-"], ["remove", "x"], ["watch"], ["status"]):
+            command = self.command(*arguments, "--curve-key=a", "--server-key=b")
+            self.assertEqual(command.keywords["keys"], KeyFiles("a", "b"))
+
+    def test_keygen(self) -> None:
+        command = self.command("keygen", "keys")
+        self.assertIs(command.func, keygen)
+        self.assertEqual(command.keywords, {"directory": "keys", "name": "tbvast"})
+        command = self.command("keygen", "keys", "--name=feed")
+        self.assertEqual(command.keywords["name"], "feed")
 
     def test_refused(self) -> None:
         """
@@ -71,6 +91,8 @@ class ParserTests(SynchronousTestCase):
             ([], "COMMAND"),
             (["blub"], "blub"),
             (["publish"], "FILE"),
+            (["keygen"], "DIR"),
+            (["keygen", "keys", "--threatbus=a:1"], "--threatbus"),
             (["status", "--threatbus", "here"], "'here' is not HOST:PORT"),
             (["watch", "weather"], "weather"),
             (["watch", "--count", "-1"], "-1"),
@@ -111,6 +133,7 @@ class RunTests(SynchronousTestCase):
             (BusUnreachable("localhost:13370", 5), UNREACHABLE),
             (BusRefused("publish", "no"), NOT_ALL),
             (SettingsInvalid("FILE", "x\x1b", "a file"), USAGE),
+            (KeyUnusable("a.key", "no such file"), USAGE),
         ):
             outcome: Deferred[bool] = Deferred()
             status = self.run_with(outcome)

@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from tbvast.client import Announcer, ManageClient
+from tbvast.commands.keys import KeyFiles
 from tbvast.commands.reading import SOURCE, Reading, Submission, read
 from tbvast.commands.screen import Screen
 from tbvast.errors import (
@@ -30,7 +31,7 @@ from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.frames import INDICATOR_TOPIC
 from tbvast.wire.topics import STREAM_TOPICS, Stream
-from tbvast.zeromq.connections import Factory
+from tbvast.zeromq.connections import Factory, SocketOptions
 
 BATCH = 1000
 """
@@ -202,17 +203,20 @@ def summary(tally: Tally, reading: Reading) -> Iterator[str]:
             yield f"  {count} for {reason}"
 
 
-async def publish(reactor: Any, screen: Screen, bus: HostPort, files: Sequence[str]) -> bool:
+async def publish(
+    reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, files: Sequence[str]
+) -> bool:
     """
     @return: Whether the bus has all of it.
     """
+    options = keys.load()
     reading = read_inputs(files, _now(reactor))
     tally = Tally((REFUSED, NOT_SENT))
     for line in reading.refused:
         tally.refuse(line)
     try:
         if reading.submissions:
-            await _deliver(reactor, screen, bus, reading.submissions, tally, announce=True)
+            await _deliver(reactor, screen, bus, options, reading.submissions, tally, announce=True)
     finally:
         for line in tally.lines:
             screen.complain(line)
@@ -221,16 +225,19 @@ async def publish(reactor: Any, screen: Screen, bus: HostPort, files: Sequence[s
     return tally.good
 
 
-async def remove(reactor: Any, screen: Screen, bus: HostPort, names: Sequence[str]) -> bool:
+async def remove(
+    reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, names: Sequence[str]
+) -> bool:
     """
     @return: Whether all of them are removed.
     """
+    options = keys.load()
     submissions = removals(names, _now(reactor))
     tally = Tally(
         (REFUSED, NOT_SENT, UNKNOWN), {"accepted": "removed", "repeated": "removed before"}
     )
     try:
-        await _deliver(reactor, screen, bus, submissions, tally, announce=False)
+        await _deliver(reactor, screen, bus, options, submissions, tally, announce=False)
     finally:
         for line in tally.lines:
             screen.complain(line)
@@ -246,6 +253,7 @@ async def _deliver(
     reactor: Any,
     screen: Screen,
     bus: HostPort,
+    keys: SocketOptions,
     submissions: Sequence[Submission],
     tally: Tally,
     announce: bool,
@@ -259,7 +267,7 @@ async def _deliver(
     @raise BusRefused: If it cannot take any; what is left is counted.
     """
     factory = Factory(reactor, linger=0)
-    client = ManageClient(reactor, factory, bus)
+    client = ManageClient(reactor, factory, bus, keys)
     before = tally.outcomes.total()
     try:
         acknowledges = await _acknowledges(client)
@@ -272,7 +280,7 @@ async def _deliver(
                 screen.complain(
                     f"{bus} is a Threat Bus: it does not say what it makes of indicators"
                 )
-                await _announce(reactor, client, bus, submissions, tally, advance)
+                await _announce(reactor, client, bus, keys, submissions, tally, advance)
     finally:
         left = len(submissions) - (tally.outcomes.total() - before)
         tally.outcomes[NOT_SENT] += left
@@ -320,6 +328,7 @@ async def _announce(
     reactor: Any,
     client: ManageClient,
     bus: HostPort,
+    keys: SocketOptions,
     submissions: Sequence[Submission],
     tally: Tally,
     advance: Callable[[int], None],
@@ -327,7 +336,7 @@ async def _announce(
     address = HostPort(bus.host, await _sub_port(client))
     factory = Factory(reactor, LINGER)
     try:
-        announcer = Announcer(factory, f"tcp://{address}", lambda: None)
+        announcer = Announcer(factory, f"tcp://{address}", lambda: None, keys)
         for submission in submissions:
             frame = INDICATOR_TOPIC + b" " + submission.document
             deadline = reactor.seconds() + LISTEN

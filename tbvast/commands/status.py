@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from tbvast.client import ManageClient
+from tbvast.commands.keys import KeyFiles
 from tbvast.commands.screen import Screen, styled
 from tbvast.errors import BusRefused, ProtocolInvalid
 from tbvast.settings import HostPort
@@ -197,15 +198,18 @@ def _engines(subscriptions: Sequence[Any]) -> Table:
     return table
 
 
-async def status(reactor: Any, screen: Screen, bus: HostPort, as_json: bool) -> bool:
+async def status(
+    reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, as_json: bool
+) -> bool:
     """
     @return: C{True}.
     @raise BusUnreachable: If the bus does not answer.
     @raise BusRefused: If it is one that has no status.
     """
+    options = keys.load()
     factory = Factory(reactor, linger=0)
     try:
-        reply = await ManageClient(reactor, factory, bus).ask(manage.encode_status())
+        reply = await ManageClient(reactor, factory, bus, options).ask(manage.encode_status())
     finally:
         factory.shutdown()
     try:

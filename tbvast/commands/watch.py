@@ -13,6 +13,7 @@ from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 
 from tbvast.client import BusSubscription, Listener, Wish
+from tbvast.commands.keys import KeyFiles
 from tbvast.commands.screen import Screen, visible
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.intel.documents import from_microseconds, timestamp
@@ -262,6 +263,7 @@ async def watch(
     reactor: Any,
     screen: Screen,
     bus: HostPort,
+    keys: KeyFiles,
     streams: tuple[Stream, ...],
     snapshot: int,
     count: int,
@@ -279,8 +281,11 @@ async def watch(
         name="tbvast watch",
         heartbeat=HEARTBEAT,
     )
+    options = keys.load()
     factory = Factory(reactor)
-    subscription = BusSubscription(reactor, factory, bus, wish, Listener(watching.receive))
+    subscription = BusSubscription(
+        reactor, factory, bus, wish, Listener(watching.receive), keys=options
+    )
     subscription.startService()
     try:
         await watching.enough

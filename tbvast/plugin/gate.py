@@ -46,7 +46,10 @@ TO_PUBLISH = {
 What it takes to publish to a stream.
 """
 
-_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+"""
+What a client can be called.
+"""
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -101,7 +104,7 @@ def _read_client(words: list[str]) -> Client:
         zmq.utils.z85.decode(key.encode("ascii"))
     except (ValueError, KeyError) as e:
         raise ValueError(f"{shown(key)} is not a public key of {KEY_LENGTH} characters") from e
-    if _NAME.fullmatch(name) is None:
+    if NAME.fullmatch(name) is None:
         raise ValueError(f"{shown(name)} is not a name of letters, digits and _.@-")
     if not rest:
         return Client(key, name, EVERYTHING)
