@@ -12,8 +12,9 @@ import msgspec
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.ops.ratelimit import RateLimit
@@ -27,7 +28,7 @@ SWEEP_INTERVAL = 1.0
 Seconds between looks for subscriptions that have ended.
 """
 
-RETRY_INTERVAL = 0.005
+RETRY_INTERVAL = 0.003
 """
 Seconds after which frames are offered again to a peer whose queue was full.
 """
@@ -132,6 +133,8 @@ class Subscription:
     @ivar dropped: Frames lost because the queue was full.
     @ivar closed: Whether it has ended.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -259,6 +262,8 @@ class Subscription:
         return drained
 
     def _snapshot_over(self, result: Any) -> None:
+        if isinstance(result, Failure) and not self.closed:
+            self._log.failure("A snapshot ended early", result)
         self._snapshot = None
         self.pump()
 
@@ -329,6 +334,7 @@ class Subscriptions(MultiService):
         self._by_topic: dict[str, Subscription] = {}
         self._by_user: Counter[str] = Counter()
         self._stuck: set[Subscription] = set()
+        self._retrying: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
         self._unsaved: dict[str, bytes | None] = {}
         self.send: Send = _nowhere
@@ -484,7 +490,7 @@ class Subscriptions(MultiService):
             return False
         subscription.attach()
         # What waits is sent once the socket knows its new subscriber.
-        self._clock.callLater(0, subscription.pump)
+        self._retry_soon(subscription)
         return True
 
     def detach(self, topic: bytes) -> None:
@@ -508,11 +514,12 @@ class Subscriptions(MultiService):
                 subscription.committed(commit)
 
     def _retry_soon(self, subscription: Subscription) -> None:
-        if not self._stuck:
-            self._clock.callLater(RETRY_INTERVAL, self._retry)
+        if self._retrying is None:
+            self._retrying = self._clock.callLater(RETRY_INTERVAL, self._retry)
         self._stuck.add(subscription)
 
     def _retry(self) -> None:
+        self._retrying = None
         stuck, self._stuck = self._stuck, set()
         for subscription in stuck:
             subscription.pump()
@@ -532,6 +539,10 @@ class Subscriptions(MultiService):
         await super().stopService()
         for subscription in self.everybody():
             subscription.close()
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
+        self._stuck.clear()
         if self._unsaved:
             self._saving.cancel()
             await self._save()

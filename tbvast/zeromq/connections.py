@@ -30,15 +30,10 @@ BURST_BYTES = 1 << 20
 The bytes after which one connection stops reading in one reactor turn.
 """
 
-PEER_MESSAGES = 1024
+PEER_MESSAGES = 256
 """
-The most messages that wait in an XPUB socket for one peer.
-"""
-
-PEER_BYTES = 2 << 20
-"""
-The bytes that wait in an XPUB socket for one peer, if all messages have one size.
-At the worst, when they become smaller one by one, it is eight times as much.
+The most messages that wait in an XPUB socket for one peer. ZeroMQ does not count
+bytes, so it is no more than what keeps a fast peer busy.
 """
 
 TOPIC_BYTES = 2048
@@ -293,7 +288,7 @@ class GuardedXPubConnection(XPubConnection):
     """
     An XPUB socket on which nobody receives a topic that was not admitted.
 
-    What waits in it for one peer is bounded, in messages and in bytes.
+    What waits in it for one peer is bounded by L{PEER_MESSAGES}.
     """
 
     def __init__(
@@ -310,22 +305,16 @@ class GuardedXPubConnection(XPubConnection):
         """
         self._admit = admit
         self._left = left
-        self._limit = 0
         super().__init__(
             factory,
             lambda messages: None,
-            {**(options or {}), zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: TOPIC_BYTES},
+            {
+                **(options or {}),
+                zmq.XPUB_MANUAL: 1,
+                zmq.MAXMSGSIZE: TOPIC_BYTES,
+                zmq.SNDHWM: PEER_MESSAGES,
+            },
         )
-
-    def send_now(self, frames: Sequence[bytes]) -> bool:
-        # ZeroMQ counts messages, not bytes: the larger this one, the fewer may wait.
-        fitting = max(1, PEER_BYTES // max(1, sum(map(len, frames))))
-        # A power of two, so that it changes rarely: every peer has to be told.
-        limit = min(PEER_MESSAGES, 1 << (fitting.bit_length() - 1))
-        if limit != self._limit:
-            self.socket.set(zmq.SNDHWM, limit)
-            self._limit = limit
-        return super().send_now(frames)
 
     def _read_message(self) -> tuple[Any, int]:
         message, size = super()._read_message()
@@ -334,7 +323,6 @@ class GuardedXPubConnection(XPubConnection):
             if verb == _SUBSCRIBE:
                 if self._admit(topic):
                     self.socket.set(zmq.SUBSCRIBE, topic)
-                    self._limit = 0  # it does not hold for a new peer yet
             elif verb == _UNSUBSCRIBE:
                 self.socket.set(zmq.UNSUBSCRIBE, topic)
                 self._left(topic)

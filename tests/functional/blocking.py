@@ -308,6 +308,19 @@ class Peer:
             return False
         return True
 
+    def was_cut_off(self) -> bool:
+        """
+        Wait until the other side has ended the connection.
+        """
+        try:
+            while self._socket.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            return False
+        return True
+
     def close(self) -> None:
         self._socket.close()
 
@@ -422,7 +435,6 @@ class PluginProcess(BlockingProcess):
         )
         self.manage = HostPort("127.0.0.1", ports["manage"])
         super().__init__(twistd("tbvast-plugin", f"--config={config}"), folder)
-        self.saw("The bus is ready")
         self.status()
 
     def status(self) -> dict[str, Any]:

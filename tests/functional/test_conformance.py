@@ -27,7 +27,6 @@ from tbvast.settings import HostPort
 from tests.functional.blocking import (
     LIMIT,
     PROBE,
-    PROBE,
     BlockingProcess,
     Client,
     Pace,

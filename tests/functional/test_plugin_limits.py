@@ -1,0 +1,316 @@
+"""
+What subscribers may cost a plugin, and what is left of them: nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.functional.blocking import Client, Peer, PluginProcess, Publisher, an_indicator, frame
+from tests.functional.components import wait_until
+from tests.functional.test_conformance import INTEL, HostTestCase
+
+CYCLES = 2000
+"""
+Subscriptions that come and go.
+"""
+
+AT_ONCE = 50
+"""
+How many of them there are at a time.
+"""
+
+GROWTH = 8 * 2**20
+"""
+Bytes that resident memory may grow by, for whatever reason: 4 KiB for each cycle.
+"""
+
+SAMPLE = 1000
+"""
+Messages whose delivery is timed together.
+"""
+
+
+class PluginTestCase(HostTestCase):
+    """
+    A plugin with settings of its own.
+    """
+
+    def plugin(self, **settings: Any) -> PluginProcess:
+        """
+        @return: One that answers.
+        """
+        return self.run_host(PluginProcess(self.directory(), **settings))
+
+    def client(self, plugin: PluginProcess) -> Client:
+        """
+        @return: One that has not subscribed.
+        """
+        client = Client(plugin.manage)
+        self.addCleanup(client.close)
+        return client
+
+    def publisher(self, client: Client) -> Publisher:
+        """
+        @param client: Somebody who knows where the sub endpoint is.
+        """
+        publisher = Publisher(client.host, client.sub)
+        self.addCleanup(publisher.close)
+        return publisher
+
+    def rate(self, publisher: Publisher, client: Client) -> float:
+        """
+        How fast a client receives what is published, in messages a second.
+        """
+        rates = []
+        for _ in range(5):
+            documents = [an_indicator() for _ in range(SAMPLE)]
+            began = time.perf_counter()
+            publisher.publish(*documents)
+            client.ids_until(documents[-1]["id"])
+            rates.append(SAMPLE / (time.perf_counter() - began))
+        return statistics.median(rates)
+
+
+class LeakTests(PluginTestCase):
+    """
+    Subscriptions that have ended leave nothing behind.
+    """
+
+    def check(self, cycle: Callable[[PluginProcess, Publisher], None]) -> None:
+        """
+        @param cycle: Makes L{AT_ONCE} subscriptions, which end in some way.
+        """
+        plugin = self.plugin(detached_timeout=0.5, heartbeat_timeout=0.5, loglevel="warn")
+        living = self.client(plugin)
+        living.join(INTEL)
+        publisher = self.publisher(living)
+
+        def settled() -> bool:
+            return len(plugin.subscriptions()) == 1
+
+        cycle(plugin, publisher)
+        wait_until(settled)
+        rate = self.rate(publisher, living)
+        for _ in range(3):
+            cycle(plugin, publisher)
+        wait_until(settled)
+        descriptors, threads, memory = plugin.descriptors(), plugin.threads(), plugin.rss()
+        for _ in range(CYCLES // AT_ONCE):
+            cycle(plugin, publisher)
+        wait_until(settled)
+        wait_until(lambda: plugin.descriptors() <= descriptors)
+        self.assertLessEqual(plugin.threads(), threads)
+        self.assertLess(plugin.rss() - memory, GROWTH)
+        last = an_indicator()
+        publisher.publish(last)
+        living.ids_until(last["id"])
+        self.assertGreater(self.rate(publisher, living), rate / 2)
+
+    def test_death(self) -> None:
+        """
+        2,000 subscribers receive something, and die without a word.
+        """
+
+        def cycle(plugin: PluginProcess, publisher: Publisher) -> None:
+            clients = [Client(plugin.manage) for _ in range(AT_ONCE)]
+            for number, client in enumerate(clients):
+                client.join(INTEL if number % 2 else "threatbus/intel")
+                if number % 4 == 1:
+                    client.heartbeat()
+            publisher.publish(an_indicator())
+            for client in clients:
+                client.receive()
+                client.close()
+
+        self.check(cycle)
+
+    def test_snapshots(self) -> None:
+        """
+        2,000 subscribers ask for a snapshot, and unsubscribe while it is sent.
+        """
+
+        def cycle(plugin: PluginProcess, publisher: Publisher) -> None:
+            clients = [Client(plugin.manage) for _ in range(AT_ONCE)]
+            publisher.publish(an_indicator())
+            for number, client in enumerate(clients):
+                client.subscribe(INTEL, snapshot=1)
+                if number % 2:
+                    client.connect()
+                    client.receive()
+                client.unsubscribe()
+                client.close()
+
+        self.check(cycle)
+
+
+class EndTests(PluginTestCase):
+    """
+    A subscriber that is gone is noticed.
+    """
+
+    def test_gone(self) -> None:
+        """
+        Its ZeroMQ subscription ends, in either dialect.
+        """
+        plugin = self.plugin(detached_timeout=0.2)
+        for topic in (INTEL, "threatbus/intel"):
+            client = self.client(plugin)
+            client.join(topic)
+            wait_until(lambda: plugin.subscriptions()[0]["attached"])
+            client.leave()
+            wait_until(lambda: not plugin.subscriptions())
+            plugin.saw("went away")
+
+    def test_never_came(self) -> None:
+        plugin = self.plugin(detached_timeout=0.2)
+        self.client(plugin).subscribe(INTEL, snapshot=1)
+        wait_until(lambda: not plugin.subscriptions())
+
+    def test_silent(self) -> None:
+        """
+        Its heartbeats stop; who never had any is not missed.
+        """
+        plugin = self.plugin(heartbeat_timeout=0.2)
+        silent, quiet = self.client(plugin), self.client(plugin)
+        silent.join(INTEL)
+        quiet.join("stix2/")
+        self.assertEqual(silent.heartbeat(), "success")
+        wait_until(lambda: len(plugin.subscriptions()) == 1)
+        plugin.saw("fell silent")
+        self.assertEqual(silent.heartbeat(), "error")
+        self.assertEqual(plugin.subscriptions()[0]["topics"], ["stix2/"])
+
+
+class LimitTests(PluginTestCase):
+    """
+    Each limit can be set, and holds.
+    """
+
+    def test_message_size(self) -> None:
+        """
+        A message that is too large ends its own connection only.
+        """
+        plugin = self.plugin(max_message_bytes=65536)
+        client = self.client(plugin)
+        client.join(INTEL)
+        publisher = self.publisher(client)
+        fitting = frame(an_indicator(description="x" * 64000))
+        for port, kind, message in (
+            (plugin.manage.port, b"REQ", [b"", b"x" * 65537]),
+            (client.sub, b"PUB", [fitting + b" " * 65536]),
+        ):
+            peer = Peer("127.0.0.1", port, kind)
+            self.addCleanup(peer.close)
+            peer.send(*message)
+            self.assertTrue(peer.was_cut_off())
+        publisher.send(fitting)
+        self.assertEqual(len(json.loads(client.receive()[1])["description"]), 64000)
+        self.assertEqual(client.heartbeat(), "success")
+
+    def test_subscriptions(self) -> None:
+        plugin = self.plugin(max_subscriptions=2)
+        self.fill(plugin, "subscriptions: 2 is not less than the limit, 2")
+
+    def test_client_subscriptions(self) -> None:
+        """
+        Without keys, whoever has the same address is the same client.
+        """
+        plugin = self.plugin(max_client_subscriptions=2)
+        self.fill(plugin, "subscriptions: 2 is not less than the limit for one client, 2")
+
+    def fill(self, plugin: PluginProcess, reason: str) -> None:
+        """
+        The third subscription is refused, until one of the others has ended.
+        """
+        clients = [self.client(plugin) for _ in range(3)]
+        for client in clients[:2]:
+            client.subscribe(INTEL)
+        reply = clients[2].request("subscribe", topic=INTEL)
+        self.assertEqual(reply["status"], "error")
+        plugin.saw(reason)
+        self.assertEqual(clients[0].heartbeat(), "success")
+        clients[1].unsubscribe()
+        clients[2].subscribe(INTEL)
+
+    def test_topics(self) -> None:
+        plugin = self.plugin(max_topics=2)
+        client = self.client(plugin)
+        client.subscribe([INTEL, "stix2/sighting"])
+        reply = client.request("subscribe", topic=["a", "b", "c"])
+        self.assertEqual(reply["status"], "error")
+        plugin.saw("topic: 3 is not at most 2 topics")
+
+    def test_snapshot_days(self) -> None:
+        """
+        Who wants more gets that much.
+        """
+        plugin = self.plugin(max_snapshot_days=2)
+        asked, asking = self.client(plugin), self.client(plugin)
+        asked.join(INTEL)
+        asking.join(INTEL, snapshot=1000)
+        self.assertEqual(json.loads(asked.receive()[1])["snapshot"], 2 * 86400)
+
+    def late(self, size: int, **settings: Any) -> tuple[PluginProcess, Client, list[str]]:
+        """
+        Publish 500 indicators before a subscriber connects.
+
+        @param size: Bytes that each has more than it needs.
+        @return: The plugin, the subscriber, and the ids of all indicators.
+        """
+        plugin = self.plugin(**settings)
+        client, other = self.client(plugin), self.client(plugin)
+        client.subscribe(INTEL)
+        other.join(INTEL)
+        publisher = self.publisher(client)
+        ids = []
+        for _ in range(10):  # the other one has no longer a queue
+            documents = [an_indicator(description="x" * size) for _ in range(50)]
+            publisher.publish(*documents)
+            batch = [document["id"] for document in documents]
+            self.assertEqual(other.ids_until(batch[-1]), batch)
+            ids += batch
+        return plugin, client, ids
+
+    def test_queue_messages(self) -> None:
+        """
+        Of those that wait, the oldest are lost; that is counted, and said.
+        """
+        plugin, client, ids = self.late(0, queue_messages=100)
+        client.connect()
+        self.assertEqual(client.ids_until(ids[-1]), ids[-100:])
+        described = plugin.subscriptions()[0]
+        self.assertEqual((described["dropped"], described["sent"]), (400, 100))
+        plugin.saw("reads too slowly")
+
+    def test_queue_bytes(self) -> None:
+        plugin, client, ids = self.late(1000, queue_bytes=100_000)
+        client.connect()
+        received = client.ids_until(ids[-1])
+        self.assertEqual(received, ids[-len(received) :])
+        self.assertTrue(50 < len(received) < 100, len(received))
+        self.assertEqual(plugin.subscriptions()[0]["dropped"], 500 - len(received))
+
+    def test_errors_per_minute(self) -> None:
+        """
+        More errors than that are only counted.
+        """
+        plugin = self.plugin(errors_per_minute=5)
+        client = self.client(plugin)
+        client.join(INTEL)
+        publisher = self.publisher(client)
+        for _ in range(100):
+            publisher.send(b"stix2/indicator {")
+            client.ask(b"{")
+        last = an_indicator()
+        publisher.publish(last)
+        client.ids_until(last["id"])
+        self.assertEqual(plugin.log.count("Refused a message"), 5)
+        self.assertEqual(plugin.log.count("Refused a request"), 5)
+        received = plugin.status()["received"]
+        self.assertEqual(received["message"]["refused"], 100)
+        self.assertEqual(received["request"]["refused"], 100)
