@@ -1,0 +1,741 @@
+"""
+Tests for L{tbvast.plugin.subscriptions}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.errors import JournalFailed, ProtocolInvalid
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.sightings import Sighting
+from tbvast.plugin.commit import Commit
+from tbvast.plugin.subscriptions import (
+    LOSSES_PER_MINUTE,
+    PUMP_FRAMES,
+    RETRY_INTERVAL,
+    SAVE_DELAY,
+    Limits,
+    Subscription,
+    Subscriptions,
+)
+from tbvast.wire.topics import Stream
+from tests.doubles import MemoryPub, a_sighting, an_indicator
+from tests.doubles_plugin import a_request, some_limits
+
+
+def frames_of(*items: Indicator | Sighting) -> list[bytes]:
+    """
+    What follows the topic in the stix2 frames of items.
+    """
+    kinds = {Indicator: b"indicator ", Sighting: b"sighting "}
+    return [kinds[type(item)] + item.raw for item in items]
+
+
+class SubscriptionsTestCase(SynchronousTestCase):
+    """
+    Subscriptions on a clock, and a pub endpoint in memory.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.pub = MemoryPub()
+        self.start()
+
+    def restart_with(self, **limits: Any) -> None:
+        """
+        Start anew, with other limits.
+        """
+        self.successResultOf(self.subscriptions.stopService())
+        self.start(**limits)
+
+    def start(self, **limits: Any) -> None:
+        self.subscriptions = Subscriptions(self.clock, some_limits(**limits))
+        self.subscriptions.send = self.pub.send
+        self.subscriptions.startService()
+
+    def tearDown(self) -> None:
+        self.successResultOf(self.subscriptions.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def open(self, *topics: str, attached: bool = True, **changes: Any) -> Subscription:
+        subscription = self.subscriptions.open(a_request(*topics, **changes))
+        if attached:
+            self.attach(subscription)
+        return subscription
+
+    def attach(self, subscription: Subscription) -> None:
+        self.assertTrue(self.subscriptions.attach(subscription.topic.encode()))
+        self.clock.advance(RETRY_INTERVAL)
+
+    def detach(self, subscription: Subscription) -> None:
+        self.subscriptions.detach(subscription.topic.encode())
+
+    def spread(self, *items: Indicator | Sighting) -> None:
+        self.subscriptions.spread(Commit(list(enumerate(items, 1))))
+
+    def got(self, subscription: Subscription) -> list[bytes]:
+        return self.pub.to(subscription.topic)
+
+    def reasons(self, events: Iterable[dict[str, Any]]) -> list[str]:
+        return [event["reason"] for event in events if "reason" in event]
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.pump([0.5] * round(seconds / 0.5))
+
+
+class SpreadTests(SubscriptionsTestCase):
+    """
+    Who gets what.
+    """
+
+    def test_streams(self) -> None:
+        """
+        Each subscriber gets what it has subscribed to, in its dialect.
+        """
+        items = an_indicator(1), a_sighting(1), an_indicator(2)
+        intel = self.open("stix2/indicator")
+        sightings = self.open("stix2/sighting")
+        both = self.open("stix2/indicator", "stix2/sighting")
+        vast = self.open("threatbus/intel")
+        self.spread(*items)
+        self.assertEqual(self.got(intel), frames_of(items[0], items[2]))
+        self.assertEqual(self.got(sightings), frames_of(items[1]))
+        self.assertEqual(self.got(both), frames_of(*items))
+        self.assertEqual(len(self.got(vast)), 2)
+        self.assertIn(b'"ioc":"192.0.2.1"', self.got(vast)[0])
+        self.assertTrue(self.got(vast)[0].startswith(b" {"))
+        self.assertEqual([s.sent for s in (intel, sightings, both, vast)], [2, 1, 3, 2])
+
+    def test_overlapping_topics(self) -> None:
+        """
+        Topics that overlap deliver each message once.
+        """
+        subscription = self.open("stix2/indicator", "stix2/", "stix2/ind", "threatbus/intel")
+        self.spread(an_indicator())
+        self.assertEqual(self.got(subscription), frames_of(an_indicator()))
+
+    def test_unknown_topic(self) -> None:
+        """
+        A subscription to an unknown topic stands, and gets nothing.
+        """
+        subscription = self.open("weather")
+        self.spread(an_indicator(), a_sighting())
+        self.assertEqual(self.got(subscription), [])
+        self.assertIs(self.subscriptions.get(subscription.topic), subscription)
+
+    def test_topics(self) -> None:
+        """
+        Own topics are random; those of the vast dialect begin with what was asked.
+        """
+        first, second = self.open("stix2/indicator"), self.open("stix2/indicator")
+        self.assertNotEqual(first.topic, second.topic)
+        self.assertRegex(first.topic, r"^[a-z]{32}$")
+        self.assertRegex(self.open("threatbus/intel").topic, r"^threatbus/intel[a-z]{10}$")
+
+    def test_order(self) -> None:
+        """
+        What is spread arrives in the order of the commits.
+        """
+        subscription = self.open()
+        items = [an_indicator(number) for number in range(20)]
+        for item in items:
+            self.spread(item)
+        self.assertEqual(self.got(subscription), frames_of(*items))
+
+
+class AttachTests(SubscriptionsTestCase):
+    """
+    The slow joiner.
+    """
+
+    def test_nothing_before(self) -> None:
+        """
+        Nothing is sent before the ZeroMQ subscription has been seen, however late,
+        and then everything, in order.
+        """
+        subscription = self.open(attached=False)
+        items = [an_indicator(number) for number in range(40)]
+        for item in items[:30]:
+            self.spread(item)
+            self.pass_time(0.5)
+        self.assertEqual(self.pub.frames, [])
+        self.assertEqual(subscription.queued, 30)
+        self.assertIsNotNone(subscription.detached)
+        self.attach(subscription)
+        self.assertEqual(self.got(subscription), frames_of(*items[:30]))
+        self.assertEqual(subscription.queued, 0)
+        for item in items[30:]:
+            self.spread(item)
+        self.assertEqual(self.got(subscription), frames_of(*items))
+
+    def test_not_in_the_same_turn(self) -> None:
+        """
+        What waits is sent after the turn in which the subscription was admitted, for
+        the socket does not know it before.
+        """
+        subscription = self.open(attached=False)
+        self.spread(an_indicator())
+        self.subscriptions.attach(subscription.topic.encode())
+        self.assertEqual(self.pub.frames, [])
+        self.spread(an_indicator(2))
+        self.assertEqual(self.pub.frames, [])
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), frames_of(an_indicator(), an_indicator(2)))
+
+    def test_longer_topic(self) -> None:
+        """
+        A subscriber of the stix2 dialect may listen to one type only; one of the vast
+        dialect listens to its topic.
+        """
+        for topic, ending in (("stix2/indicator", b"indicator"), ("threatbus/intel", b"")):
+            subscription = self.open(topic, attached=False)
+            self.assertTrue(self.subscriptions.attach(subscription.topic.encode() + ending))
+            self.assertIsNone(subscription.detached)
+            self.subscriptions.detach(subscription.topic.encode() + ending)
+            self.assertIsNotNone(subscription.detached)
+        self.clock.advance(RETRY_INTERVAL)
+
+    def test_unknown(self) -> None:
+        """
+        Nobody may listen to a topic that belongs to no subscription: not to all of
+        them, not to the beginning of one, not to bytes that are no text.
+        """
+        subscription = self.open()
+        for topic in (b"", subscription.topic[:31].encode(), b"stix2/indicator", b"\xff" * 32):
+            with self.subTest(topic):
+                self.assertFalse(self.subscriptions.attach(topic))
+                self.subscriptions.detach(topic)
+        self.assertIsNone(subscription.detached)
+
+    def test_several(self) -> None:
+        """
+        A subscription is attached until the last of its attachments has ended; an
+        end too many does no harm.
+        """
+        subscription = self.open()
+        self.attach(subscription)
+        self.detach(subscription)
+        self.spread(an_indicator(1))
+        self.assertEqual(len(self.got(subscription)), 1)
+        self.detach(subscription)
+        self.detach(subscription)
+        self.assertEqual(subscription.detached, self.clock.seconds())
+        self.spread(an_indicator(2))
+        self.assertEqual(len(self.got(subscription)), 1)
+        self.attach(subscription)
+        self.assertEqual(len(self.got(subscription)), 2)
+
+
+class SlowTests(SubscriptionsTestCase):
+    """
+    Subscribers that read slowly.
+    """
+
+    def test_refused(self) -> None:
+        """
+        What the socket refuses is offered again, and nothing overtakes it.
+        """
+        subscription = self.open()
+        self.pub.room = 1
+        items = [an_indicator(number) for number in range(6)]
+        self.spread(*items[:3])
+        self.spread(items[3])
+        self.assertEqual(self.got(subscription), frames_of(items[0]))
+        self.pub.room = 1
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), frames_of(*items[:2]))
+        self.pub.room = 100
+        self.spread(items[4])
+        self.assertEqual(self.got(subscription), frames_of(*items[:2]))
+        self.clock.advance(RETRY_INTERVAL)
+        self.spread(items[5])
+        self.assertEqual(self.got(subscription), frames_of(*items))
+        self.assertEqual((subscription.sent, subscription.dropped), (6, 0))
+
+    def test_others_go_on(self) -> None:
+        """
+        One whose queue is full does not hold up the others.
+        """
+        slow, fast = self.open(), self.open()
+        sent: list[bytes] = []
+
+        def send(frame: bytes) -> bool:
+            if frame.startswith(slow.topic.encode()):
+                return False
+            sent.append(frame)
+            return True
+
+        self.subscriptions.send = send
+        self.spread(an_indicator(1), an_indicator(2))
+        self.assertEqual(len(sent), 2)
+        self.assertEqual((slow.queued, fast.queued), (2, 0))
+
+    def test_one_retry(self) -> None:
+        """
+        However many wait, they share one call.
+        """
+        before = len(self.clock.getDelayedCalls())
+        for subscription in [self.open() for _ in range(5)]:
+            self.assertIsNone(subscription.detached)
+        self.pub.room = 0
+        self.spread(an_indicator())
+        calls = len(self.clock.getDelayedCalls()) - before
+        self.assertLessEqual(calls, 2)  # the other one saves the subscriptions
+
+    def test_bounded_turn(self) -> None:
+        """
+        A long queue is sent in pieces, so that nobody else waits for it.
+        """
+        count = 2 * PUMP_FRAMES + 1
+        subscription = self.subscriptions.open(a_request())
+        subscription.deliver([b"x %d" % number for number in range(count)])
+        self.subscriptions.attach(subscription.topic.encode())
+        for _ in range(3):
+            before = len(self.pub.frames)
+            self.clock.advance(RETRY_INTERVAL)
+            self.assertLessEqual(len(self.pub.frames) - before, PUMP_FRAMES)
+        self.assertEqual(self.got(subscription), [b"x %d" % n for n in range(count)])
+
+
+class BoundTests(SubscriptionsTestCase):
+    """
+    What waits is bounded.
+    """
+
+    def test_messages(self) -> None:
+        """
+        Beyond the limit of messages the oldest are lost, and counted.
+        """
+        self.restart_with(queue_messages=3)
+        subscription = self.open(attached=False)
+        items = [an_indicator(number) for number in range(5)]
+        for item in items:
+            self.spread(item)
+        self.assertEqual((subscription.queued, subscription.dropped), (3, 2))
+        self.attach(subscription)
+        self.assertEqual(self.got(subscription), frames_of(*items[2:]))
+
+    def test_bytes(self) -> None:
+        """
+        So they are beyond the limit of bytes; a message that is larger by itself is
+        lost, too.
+        """
+        size = 32 + len(frames_of(an_indicator(1))[0])
+        self.restart_with(queue_bytes=2 * size)
+        subscription = self.open(attached=False)
+        self.spread(*(an_indicator(number) for number in range(1, 5)))
+        self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
+        self.spread(an_indicator(5, name="x" * 2 * size))
+        self.assertEqual((subscription.queued, subscription.dropped), (0, 5))
+        self.spread(an_indicator(6))
+        self.attach(subscription)
+        self.assertEqual(self.got(subscription), frames_of(an_indicator(6)))
+
+    def test_attached(self) -> None:
+        """
+        The limits hold for a subscriber that is there and does not read, as well.
+        """
+        self.restart_with(queue_messages=2)
+        subscription = self.open()
+        self.pub.room = 0
+        for number in range(4):
+            self.spread(an_indicator(number))
+        self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
+        self.pub.room = 10
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), frames_of(an_indicator(2), an_indicator(3)))
+
+    def test_logged(self) -> None:
+        """
+        A loss is logged, with the count, so many times a minute and no more.
+        """
+        self.restart_with(queue_messages=1)
+        subscription = self.open(attached=False, name="slow")
+        with capturedLogs() as events:
+            for number in range(LOSSES_PER_MINUTE + 20):
+                self.spread(an_indicator(number))
+        self.assertEqual(len(events), LOSSES_PER_MINUTE)
+        self.assertEqual((events[0]["name"], events[0]["dropped"]), ("slow", 1))
+        self.assertEqual(subscription.dropped, LOSSES_PER_MINUTE + 19)
+
+
+Part = Callable[[Iterable[bytes]], Deferred[None]]
+
+
+class SnapshotTests(SubscriptionsTestCase):
+    """
+    A snapshot comes before what is spread meanwhile.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cancelled = 0
+        self.over: Deferred[Any] = Deferred(self.cancel)
+
+    def cancel(self, over: Deferred[Any]) -> None:
+        self.cancelled += 1
+
+    def begin(self, subscription: Subscription) -> Part:
+        """
+        Begin a snapshot that is over when the test says so.
+        """
+        parts: list[Part] = []
+
+        def deliver(send: Part) -> Deferred[Any]:
+            parts.append(send)
+            return self.over
+
+        subscription.take_snapshot(deliver)
+        return parts[0]
+
+    def test_before(self) -> None:
+        """
+        The parts come first, then what waited.
+        """
+        subscription = self.open()
+        send = self.begin(subscription)
+        self.successResultOf(send([b"s 1", b"s 2"]))
+        self.spread(an_indicator())
+        self.successResultOf(send([b"s 3"]))
+        self.assertEqual(self.got(subscription), [b"s 1", b"s 2", b"s 3"])
+        self.over.callback(None)
+        self.assertEqual(
+            self.got(subscription), [b"s 1", b"s 2", b"s 3", *frames_of(an_indicator())]
+        )
+
+    def test_back_pressure(self) -> None:
+        """
+        The next part is wanted when the last one has been sent: not before the
+        subscriber is there, nor while it does not read.
+        """
+        subscription = self.open(attached=False)
+        send = self.begin(subscription)
+        first = send([b"s 1"])
+        self.assertNoResult(first)
+        self.attach(subscription)
+        self.successResultOf(first)
+        self.pub.room = 1
+        second = send([b"s 2", b"s 3"])
+        self.assertNoResult(second)
+        self.assertEqual(subscription.queued, 1)
+        self.pub.room = 10
+        self.clock.advance(RETRY_INTERVAL)
+        self.successResultOf(second)
+        self.assertEqual(self.got(subscription), [b"s 1", b"s 2", b"s 3"])
+        self.over.callback(None)
+
+    def test_failed(self) -> None:
+        """
+        A snapshot that fails does not keep what waited.
+        """
+        subscription = self.open()
+        self.begin(subscription)
+        self.spread(an_indicator())
+        self.over.errback(ValueError())
+        self.assertEqual(self.got(subscription), frames_of(an_indicator()))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_cancelled(self) -> None:
+        """
+        A snapshot ends with its subscription, and nothing is sent any more.
+        """
+        subscription = self.open()
+        self.pub.room = 1
+        send = self.begin(subscription)
+        self.assertNoResult(send([b"s 1", b"s 2"]))
+        self.spread(an_indicator())
+        self.subscriptions.close(subscription.topic)
+        self.assertEqual(self.cancelled, 1)
+        self.pub.room = 10
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), [b"s 1"])
+        self.assertEqual(subscription.queued, 0)
+
+
+class EndTests(SubscriptionsTestCase):
+    """
+    Subscriptions that end.
+    """
+
+    def test_unsubscribed(self) -> None:
+        """
+        One that is closed is gone, once, and holds nothing.
+        """
+        subscription = self.open(attached=False)
+        self.spread(an_indicator())
+        self.assertTrue(self.subscriptions.close(subscription.topic))
+        self.assertFalse(self.subscriptions.close(subscription.topic))
+        self.assertEqual(len(self.subscriptions), 0)
+        self.assertIsNone(self.subscriptions.get(subscription.topic))
+        self.assertEqual((subscription.queued, subscription.closed), (0, True))
+        self.assertFalse(self.subscriptions.heartbeat(subscription.topic, {}))
+        self.assertFalse(self.subscriptions.attach(subscription.topic.encode()))
+
+    def test_closed_while_attaching(self) -> None:
+        """
+        One that is closed in the turn in which it was attached is sent nothing.
+        """
+        subscription = self.open(attached=False)
+        self.spread(an_indicator())
+        self.subscriptions.attach(subscription.topic.encode())
+        self.subscriptions.close(subscription.topic)
+        self.clock.advance(1)
+        self.assertEqual(self.pub.frames, [])
+
+    def test_silent(self) -> None:
+        """
+        One whose heartbeats stop for too long ends, though it is attached.
+        """
+        subscription = self.open()
+        for _ in range(5):
+            self.assertTrue(self.subscriptions.heartbeat(subscription.topic, {"a": 1}))
+            self.pass_time(10)
+        self.assertEqual(subscription.report, {"a": 1})
+        self.assertEqual(len(self.subscriptions), 1)
+        with capturedLogs() as events:
+            self.pass_time(6)
+        self.assertEqual(len(self.subscriptions), 0)
+        self.assertEqual(self.reasons(events), ["fell silent"])
+
+    def test_never_beating(self) -> None:
+        """
+        One that never had heartbeats is not missed for them while it is attached.
+        """
+        self.open()
+        self.pass_time(100)
+        self.assertEqual(len(self.subscriptions), 1)
+
+    def test_never_came(self) -> None:
+        """
+        One that is not attached in time ends; one that is stays.
+        """
+        self.open(attached=False)
+        late = self.open(attached=False)
+        self.pass_time(59)
+        self.assertEqual(len(self.subscriptions), 2)
+        self.attach(late)
+        with capturedLogs() as events:
+            self.pass_time(2)
+        self.assertEqual(self.subscriptions.everybody(), [late])
+        self.assertEqual(self.reasons(events), ["went away"])
+
+    def test_went_away(self) -> None:
+        """
+        One whose ZeroMQ subscription ended has as long to come back.
+        """
+        subscription = self.open()
+        self.pass_time(50)
+        self.detach(subscription)
+        self.pass_time(50)
+        self.attach(subscription)
+        self.pass_time(50)
+        self.detach(subscription)
+        self.pass_time(59)
+        self.assertEqual(len(self.subscriptions), 1)
+        self.pass_time(2)
+        self.assertEqual(len(self.subscriptions), 0)
+
+    def test_many(self) -> None:
+        """
+        A thousand that come and go leave nothing.
+        """
+        calls = len(self.clock.getDelayedCalls())
+        for _ in range(1000):
+            subscription = self.open(attached=False)
+            subscription.take_snapshot(lambda send: Deferred())
+            self.subscriptions.close(subscription.topic)
+        self.assertEqual(len(self.subscriptions), 0)
+        self.assertLessEqual(len(self.clock.getDelayedCalls()), calls + 1)
+        saved: list[dict[str, bytes | None]] = []
+        self.subscriptions.save = lambda changes: succeed(saved.append(changes))
+        self.clock.advance(SAVE_DELAY)
+        self.assertEqual(set(saved[0].values()), {None})
+
+    def test_users(self) -> None:
+        """
+        Those of users who have lost rights end, and no others.
+        """
+        for user in ("one", "two", "one", ""):
+            self.subscriptions.open(a_request(), user)
+        self.subscriptions.close_all({"one"})
+        self.assertEqual([s.user for s in self.subscriptions.everybody()], ["two", ""])
+
+    def test_stopped(self) -> None:
+        """
+        When the bus stops, nobody is sent anything any more.
+        """
+        subscription = self.open()
+        self.pub.room = 0
+        self.spread(an_indicator())
+        self.assertEqual(subscription.queued, 1)
+        self.successResultOf(self.subscriptions.stopService())
+        self.assertEqual(subscription.queued, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.subscriptions.startService()  # which tearDown stops
+
+
+class LimitTests(SubscriptionsTestCase):
+    """
+    What subscribers may cost.
+    """
+
+    def refused(self, field: str, *topics: str, user: str = "") -> None:
+        before = len(self.subscriptions)
+        error = self.assertRaises(
+            ProtocolInvalid, self.subscriptions.open, a_request(*topics), user
+        )
+        self.assertEqual(error.field, field)
+        self.assertEqual(len(self.subscriptions), before)
+
+    def test_all(self) -> None:
+        """
+        There may be so many; one that ends makes room.
+        """
+        self.restart_with(subscriptions=2)
+        subscription = self.open()
+        self.open()
+        self.refused("subscriptions")
+        self.subscriptions.close(subscription.topic)
+        self.open()
+        self.refused("subscriptions")
+
+    def test_client(self) -> None:
+        """
+        One client may have so many; those that nobody can tell apart are not
+        counted.
+        """
+        self.restart_with(client_subscriptions=1)
+        first = self.subscriptions.open(a_request(), "one")
+        self.subscriptions.open(a_request(), "two")
+        self.refused("subscriptions", user="one")
+        for _ in range(3):
+            self.subscriptions.open(a_request())
+        self.subscriptions.close(first.topic)
+        self.subscriptions.open(a_request(), "one")
+
+    def test_topics(self) -> None:
+        """
+        One subscription may name so many topics.
+        """
+        self.restart_with(topics=2)
+        self.open("stix2/indicator", "stix2/sighting")
+        self.refused("topic", "stix2/indicator", "stix2/sighting", "threatbus/intel")
+
+
+class RememberedTests(SubscriptionsTestCase):
+    """
+    Subscriptions outlive a restart.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.saved: dict[str, bytes] = {}
+        self.saves = 0
+        self.subscriptions.save = self.save
+
+    def save(self, changes: dict[str, bytes | None]) -> Deferred[None]:
+        self.saves += 1
+        for topic, raw in changes.items():
+            self.saved.pop(topic, None)
+            if raw is not None:
+                self.saved[topic] = raw
+        return succeed(None)
+
+    def restart(self) -> None:
+        self.successResultOf(self.subscriptions.stopService())
+        self.start()
+        self.subscriptions.save = self.save
+        self.subscriptions.restore(self.saved)
+
+    def test_restored(self) -> None:
+        """
+        A subscription is there again, with its topic, and counts for its client.
+        """
+        first = self.subscriptions.open(a_request("threatbus/intel", name="one"), "user")
+        self.open("stix2/sighting")
+        self.restart()
+        restored = self.subscriptions.get(first.topic)
+        assert restored is not None
+        self.assertEqual(
+            (restored.request, restored.user, restored.streams),
+            (first.request, "user", frozenset([Stream.INTEL])),
+        )
+        self.assertEqual(len(self.subscriptions), 2)
+        self.assertTrue(self.subscriptions.heartbeat(first.topic, {}))
+        self.spread(an_indicator())
+        self.assertEqual(self.got(restored), [])
+        self.attach(restored)
+        self.assertEqual(len(self.got(restored)), 1)
+
+    def test_did_not_come_back(self) -> None:
+        """
+        One whose subscriber does not come back ends, and is forgotten.
+        """
+        self.open()
+        self.restart()
+        self.pass_time(61)
+        self.assertEqual(len(self.subscriptions), 0)
+        self.pass_time(2)
+        self.assertEqual(self.saved, {})
+
+    def test_together(self) -> None:
+        """
+        Changes are saved together, after a moment.
+        """
+        for _ in range(5):
+            self.open(attached=False)
+        self.assertEqual(self.saves, 0)
+        self.clock.advance(SAVE_DELAY)
+        self.assertEqual((self.saves, len(self.saved)), (1, 5))
+
+    def test_closed(self) -> None:
+        """
+        One that was closed does not come back.
+        """
+        self.subscriptions.close(self.open().topic)
+        other = self.open()
+        self.restart()
+        self.assertEqual([s.topic for s in self.subscriptions.everybody()], [other.topic])
+
+    def test_not_those_that_resume(self) -> None:
+        """
+        Who speaks tbvast/1 subscribes again: nothing is remembered for it.
+        """
+        subscription = self.open(protocol="tbvast/1")
+        self.subscriptions.close(subscription.topic)
+        self.open(protocol="tbvast/1")
+        self.restart()
+        self.assertEqual((self.saves, self.saved), (0, {}))
+
+    def test_disk_refuses(self) -> None:
+        """
+        Subscriptions that cannot be saved still work; the log says why.
+        """
+        self.subscriptions.save = lambda changes: fail(JournalFailed("the disk is full"))
+        subscription = self.open()
+        with capturedLogs() as events:
+            self.clock.advance(SAVE_DELAY)
+        self.assertEqual(self.reasons(events), ["the disk is full"])
+        self.spread(an_indicator())
+        self.assertEqual(len(self.got(subscription)), 1)
+        self.subscriptions.save = self.save
+
+
+class LimitsTests(SynchronousTestCase):
+    """
+    Tests for L{Limits}.
+    """
+
+    def test_immutable(self) -> None:
+        """
+        Limits are shared, so they do not change.
+        """
+        limits: Limits = some_limits()
+        self.assertRaises(AttributeError, setattr, limits, "topics", 9)
