@@ -17,6 +17,7 @@ from tbvast.errors import IndicatorInvalid, PatternInvalid
 from tbvast.intel.documents import from_microseconds, microseconds
 from tbvast.intel.indicators import (
     Operation,
+    compatible,
     decode_indicator,
     make_indicator,
     removal,
@@ -366,3 +367,32 @@ class SplitBundleTests(SynchronousTestCase):
         """
         for raw in (b"", b"5", b"{}", b'{"type":5}', b"[1", b'{"type":"bundle","objects":{}}'):
             self.assertRaises(IndicatorInvalid, split_bundle, raw)
+
+
+class CompatibleTests(SynchronousTestCase):
+    """
+    Tests for L{compatible}.
+    """
+
+    def test_as_it_is(self) -> None:
+        """
+        What Threat Bus's applications can read stays byte for byte.
+        """
+        raw = document(spec_version="2.1", pattern_type="stix")
+        self.assertIs(compatible(raw), raw)
+
+    def test_unusual(self) -> None:
+        """
+        Times become UTC, in microseconds at the most; versions are said.
+        """
+        unusual = msgspec.json.decode(document())
+        unusual.pop("spec_version", None)
+        unusual.pop("pattern_type", None)
+        unusual["created"] = "2024-01-01T02:00:00+02:00"
+        unusual["modified"] = "2024-01-01T00:00:00.123456789Z"
+        unusual["name"] = "stays"
+        changed = msgspec.json.decode(compatible(msgspec.json.encode(unusual)))
+        self.assertEqual(changed["created"], "2024-01-01T00:00:00.000000Z")
+        self.assertEqual(changed["modified"], "2024-01-01T00:00:00.123456Z")
+        self.assertEqual((changed["spec_version"], changed["pattern_type"]), ("2.1", "stix"))
+        self.assertEqual(changed["name"], "stays")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from twisted.application.internet import ClientService, TimerService, backoffPolicy
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -37,6 +37,11 @@ WATCH_FIRST = 0.1
 WATCH_MOST = 5.0
 """
 Seconds between attempts to connect to the node.
+"""
+
+CHECK_INTERVAL = 600.0
+"""
+Seconds without a change after which the engine's tables are compared with the store.
 """
 
 COVER_INTERVAL = 5.0
@@ -268,7 +273,10 @@ class EngineSession(MultiService):
         while True:
             while self._pending or self._overflow:
                 await self._insist("update the engine", self._apply)
-            await self._changes()
+            try:
+                await self._changes().addTimeout(CHECK_INTERVAL, self._clock)
+            except TimeoutError:
+                await self._insist("check the engine", self._reconcile)
 
     async def _insist(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
         """

@@ -5,8 +5,9 @@ Indicators: STIX documents that say what to look for.
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -175,6 +176,31 @@ def make_indicator(
             "valid_from": time,
         }
     )
+
+
+_UNUSUAL_TIME = re.compile(rb"T\d\d:\d\d:\d\d(?:\.\d{7}|(?:\.\d+)?[+-])")
+
+_TIMES = ("created", "modified", "valid_from", "valid_until")
+
+
+def compatible(raw: bytes) -> bytes:
+    """
+    An indicator as Threat Bus's applications can read it: they end when they meet a
+    time that is not in UTC, or in nanoseconds, or a document that does not say its
+    version.
+
+    @param raw: An indicator that has been decoded before.
+    @return: C{raw} itself, if they can read it.
+    """
+    if b'"spec_version"' in raw and b'"pattern_type"' in raw and not _UNUSUAL_TIME.search(raw):
+        return raw
+    document = {"spec_version": "2.1", "pattern_type": STIX, **_object(raw)}
+    read = _decoder.decode(raw)
+    for name in _TIMES:
+        time = getattr(read, name)
+        if time is not None:
+            document[name] = timestamp(time.astimezone(UTC))
+    return msgspec.json.encode(document)
 
 
 def with_operation(raw: bytes, operation: Operation) -> bytes:

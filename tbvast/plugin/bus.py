@@ -172,7 +172,7 @@ class Bus(SequentialService):
             upstream.spread(commit)
 
     def _unreadable(self, subscription: Subscription) -> None:
-        self._subscriptions.close(subscription.topic, "cannot be fed, for the journal fails,")
+        self._subscriptions.close(subscription.topic, "cannot be fed from the journal,")
 
     def _listen(self) -> None:
         settings = self._settings

@@ -38,8 +38,9 @@ class FedSubscription(Subscription):
     """
     A subscription of tbvast/1. It holds nothing but a number: what has been sent.
 
-    While it keeps up, it is sent what was just committed; when it does not, or was
-    away, it reads the journal.
+    While it keeps up, it is sent what was just committed; when it does not, it reads
+    the journal. It ends when the journal no longer reaches back to its number, and
+    when its subscriber goes away: who comes back is told anew what it gets.
 
     @ivar position: The number up to which everything was sent.
     @ivar resumed: Whether it goes on where the subscriber was.
@@ -58,7 +59,8 @@ class FedSubscription(Subscription):
         """
         @param args: As for L{Subscription}.
         @param replay: The same journal.
-        @param unreadable: Called if the journal cannot be read.
+        @param unreadable: Called if the journal cannot be read, or has let go of
+            what comes next.
         """
         super().__init__(request, *args)
         resume = request.resume
@@ -121,6 +123,9 @@ class FedSubscription(Subscription):
 
     def _cb_read(self, entries: list[Entered]) -> None:
         self._reading = None
+        if self._replay.floor > self.position:
+            self._unreadable(self)
+            return
         if entries:
             self._extend(
                 chunks((e.number, encode_item(e.number, e.stream, e.raw)) for e in entries)
@@ -135,13 +140,6 @@ class FedSubscription(Subscription):
         if not self.closed:
             self._log.failure("The journal cannot be read for a subscription", failure)
             self._unreadable(self)
-
-    def detach(self, now: float) -> None:
-        super().detach(now)
-        if self.detached is not None:
-            # What the socket had taken may be lost; the subscriber comes back with
-            # the number of what it has.
-            self._keeps_up = False
 
     def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
         self._sent_to_snapshot += len(documents)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -52,6 +53,22 @@ class JournalSource:
         return count
 
 
+class _Question(msgspec.Struct):
+    """
+    What other subscribers were asked.
+
+    @ivar until: When answers are no longer waited for; seconds.
+    @ivar askers: Who gets the answers.
+    @ivar answered: Whether there was one, so that nobody else can join.
+    """
+
+    stream: Stream
+    days: int
+    until: float
+    askers: list[Subscription]
+    answered: bool = False
+
+
 class Snapshots:
     """
     Answers a subscription's wish for a snapshot, from every source in turn.
@@ -72,7 +89,7 @@ class Snapshots:
         self._clock = clock
         self._sources = sources
         self._everybody = everybody
-        self._asked: dict[str, tuple[float, Subscription]] = {}
+        self._asked: dict[str, _Question] = {}
 
     def deliver(self, subscription: Subscription, days: int | None) -> None:
         """
@@ -83,18 +100,23 @@ class Snapshots:
         A source that fails is named in the log; the others are still asked. What
         other subscribers know follows as they answer.
         """
-        if Stream.INTEL in subscription.streams:
-            subscription.take_snapshot(
-                lambda send: Deferred.fromCoroutine(self._deliver(subscription, days, send))
-            )
+        sources = self._sources if Stream.INTEL in subscription.streams else ()
+        subscription.take_snapshot(
+            lambda send: Deferred.fromCoroutine(self._deliver(subscription, sources, days, send))
+        )
         if days is not None:
             for stream in subscription.streams:
                 self._ask_others(subscription, stream, days)
 
     def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
         self._forget()
+        for question in self._asked.values():
+            if (question.stream, question.days, question.answered) == (stream, days, False):
+                question.askers.append(subscription)  # one answer serves both
+                return
         request = str(uuid.uuid4())
-        self._asked[request] = (self._clock.seconds() + ANSWER_TIME, subscription)
+        until = self._clock.seconds() + ANSWER_TIME
+        self._asked[request] = _Question(stream, days, until, [subscription])
         tail = encode_snapshot_request(request, stream, round(days * _DAY))
         for other in self._everybody():
             if other is not subscription and other.answers_snapshots:
@@ -102,8 +124,9 @@ class Snapshots:
 
     def _forget(self) -> None:
         now = self._clock.seconds()
-        for request, (until, subscription) in list(self._asked.items()):
-            if until <= now or subscription.closed:
+        for request, question in list(self._asked.items()):
+            question.askers = [asker for asker in question.askers if not asker.closed]
+            if question.until <= now or not question.askers:
                 del self._asked[request]
 
     def answered(self, envelope: Envelope) -> None:
@@ -111,16 +134,19 @@ class Snapshots:
         Send a part of another subscriber's answer to the one who asked.
         """
         self._forget()
-        _, subscription = self._asked.get(envelope.snapshot, (0.0, None))
-        if subscription is None:
+        question = self._asked.get(envelope.snapshot)
+        if question is None:
             self._log.debug("A snapshot envelope that nobody waits for.")
             return
+        question.answered = True
         rendering = Rendering(envelope.item)
-        subscription.deliver(rendering.tails(subscription.request.dialect))
+        for asker in question.askers:
+            asker.deliver(rendering.tails(asker.request.dialect))
 
     async def _deliver(
         self,
         subscription: Subscription,
+        sources: Sequence[ISnapshotSource],
         days: int | None,
         send: Callable[[Iterable[bytes]], Deferred[None]],
     ) -> None:
@@ -128,7 +154,7 @@ class Snapshots:
         since = 0.0 if days is None else started - days * _DAY
         count = 0
         failed = []
-        for source in self._sources:
+        for source in sources:
             try:
                 count += await source.pages(
                     since, lambda documents: send(subscription.snapshot_part(documents))

@@ -498,8 +498,13 @@ class Subscriptions(MultiService):
         A ZeroMQ subscription ended.
         """
         subscription = self._owner(topic)
-        if subscription is not None:
-            subscription.detach(self._clock.seconds())
+        if subscription is None:
+            return
+        subscription.detach(self._clock.seconds())
+        if subscription.detached is not None and subscription.request.protocol == PROTOCOL:
+            # What the socket had taken may be lost; the subscriber comes back with
+            # the number of what it has.
+            self.close(subscription.topic, "was cut off")
 
     def _owner(self, topic: bytes) -> Subscription | None:
         text = topic.decode("ascii", "replace")

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from tbvast.errors import ProtocolInvalid, SightingInvalid
-from tbvast.intel.indicators import Indicator, decode_indicator
+from tbvast.intel.indicators import Indicator, compatible, decode_indicator
 from tbvast.intel.sightings import Sighting, decode_sighting
 from tbvast.intel.vastformat import (
     decode_vast_sighting,
@@ -159,7 +159,7 @@ def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
     @param raw: An indicator that has been decoded before.
     """
     if dialect is Dialect.STIX2:
-        return (Stream.INTEL.value + b" " + raw,)
+        return (Stream.INTEL.value + b" " + compatible(raw),)
     return Rendering(decode_indicator(raw)).tails(dialect)
 
 
@@ -191,7 +191,8 @@ class Rendering:
 
     def _render(self, dialect: Dialect) -> Iterable[bytes]:
         if dialect is Dialect.STIX2:
-            return [self.stream.value + b" " + self._item.raw]
+            intel = self.stream is Stream.INTEL
+            return [self.stream.value + b" " + (compatible(self.raw) if intel else self.raw)]
         if isinstance(self._item, Indicator):
             return [b" " + payload for payload in encode_vast_intel(self._item)]
         try:
