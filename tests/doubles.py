@@ -272,7 +272,7 @@ class MemoryJournal:
     def _entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
     ) -> list[Entered]:
-        found = []
+        found: list[Entered] = []
         for entry in self._accepted:
             if entry.number > after and entry.stream in streams and len(found) < limit:
                 found.append(entry)
@@ -513,6 +513,8 @@ class MemoryEngineClient:
     @ivar held: Names of calls that wait until L{release}.
     @ivar past: The stored events, by observable.
     @ivar searched: What was searched for.
+    @ivar since: From when on.
+    @ivar limits: Within which limit and timeout.
     @ivar interrupted: Whether L{interrupt} was called last, or L{resume}.
     """
 
@@ -523,6 +525,7 @@ class MemoryEngineClient:
         self.held: set[str] = set()
         self.past: dict[Observable, list[dict[str, Any]]] = {}
         self.searched: list[list[Entry]] = []
+        self.since: list[float | None] = []
         self.limits: list[tuple[int, float]] = []
         self.interrupted = False
         self._waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
@@ -554,9 +557,15 @@ class MemoryEngineClient:
         return self._call("contents", lambda: [Entry(o, ids) for o, ids in self.table.items()])
 
     def find(
-        self, entries: Sequence[Entry], limit: int, timeout: float, deliver: Deliver
+        self,
+        entries: Sequence[Entry],
+        limit: int,
+        timeout: float,
+        deliver: Deliver,
+        since: float | None = None,
     ) -> Deferred[None]:
         self.searched.append(list(entries))
+        self.since.append(since)
         self.limits.append((limit, timeout))
         failures = self.failures.pop("find", [])
         found = [

@@ -63,7 +63,7 @@ class JournalContract:
 
     # Of the test case that this is mixed into.
     assertEqual: Any
-    assertGreater: Any
+    assertIsNone: Any
     subTest: Any
     successResultOf: Any
 
