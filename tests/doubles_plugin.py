@@ -4,7 +4,10 @@ What tests of the plugin ask for and allow.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from zmq.utils import z85
 
 from tbvast.plugin.subscriptions import Limits
 from tbvast.wire.manage import Subscribe
@@ -42,3 +45,15 @@ def some_limits(**changes: Any) -> Limits:
         **changes,
     }
     return Limits(**fields)
+
+
+def clients_file(path: Path, **may: str) -> dict[str, str]:
+    """
+    Write a file of clients.
+
+    @param may: What each may do, as it stands in the file, by name.
+    @return: Their keys, by name.
+    """
+    keys = {name: z85.encode(f"{number:032}".encode()).decode() for number, name in enumerate(may)}
+    path.write_text("".join(f"{keys[name]} {name} {may[name]}\n" for name in may))
+    return keys

@@ -189,16 +189,22 @@ class Intake:
             .addCallbacks(
                 self._cb_committed, self._eb_failed, callbackArgs=(batch,), errbackArgs=(batch,)
             )
-            .addErrback(self._eb_unexpected)
+            .addErrback(self._eb_unexpected, batch)
         )
 
     def _cb_committed(
         self, outcomes: list[Outcome], batch: list[tuple[Item, Deferred[Outcome] | None]]
     ) -> None:
-        self.hand_on(outcomes)
+        try:
+            self.hand_on(outcomes)
+        except Exception:
+            self._log.failure("While spreading what was accepted")
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             if waiting is not None:
                 waiting.callback(outcome)
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._committing = False
         if self._paused and len(self._waiting) < FULL // 2:
             self._paused = False
@@ -239,10 +245,14 @@ class Intake:
                 waiting.errback(failure)
         self._clock.callLater(RETRY_DELAY, self._append, kept)
 
-    def _eb_unexpected(self, failure: Failure) -> None:
-        self._log.failure("While spreading what was accepted", failure)
-        self._committing = False
-        self._commit()
+    def _eb_unexpected(
+        self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]
+    ) -> None:
+        self._log.failure("{count} messages are lost", failure, count=len(batch))
+        for _, waiting in batch:
+            if waiting is not None and not waiting.called:
+                waiting.errback(failure)
+        self._go_on()
 
 
 def admissible(item: Item) -> Item:

@@ -1,0 +1,441 @@
+"""
+Tests for L{tbvast.plugin.intake}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, FirstError, fail
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.errors import Invalid, JournalFailed
+from tbvast.plugin.commit import Commit
+from tbvast.plugin.gate import Gate
+from tbvast.plugin.intake import BATCH, FULL, RETRY_DELAY, Intake
+from tbvast.plugin.store import Outcome, Verdict
+from tbvast.wire.frames import REPORT_TOPICS, Envelope, Item, encode_report
+from tbvast.wire.topics import Dialect, Stream
+from tests.doubles import MemoryJournal, a_sighting, an_indicator, indicator_document
+from tests.doubles_plugin import clients_file
+
+ERRORS_PER_MINUTE = 5
+
+
+class BrokenJournal(MemoryJournal):
+    """
+    A journal with a defect.
+    """
+
+    def append(self, items: Any) -> Deferred[list[Outcome]]:
+        return fail(ZeroDivisionError())
+
+
+def envelope(item: Item, snapshot: str = "s") -> bytes:
+    kind = b"1" if stream_name(item) == "indicator" else b"2"
+    return (
+        b'threatbus/snapshotenvelope {"type":"snapshotenvelope","snapshot_type":%b,'
+        b'"snapshot_id":"%b","body":%b}' % (kind, snapshot.encode(), item.raw)
+    )
+
+
+def stream_name(item: Item) -> str:
+    return item.id.partition("--")[0]
+
+
+class IntakeTestCase(SynchronousTestCase):
+    """
+    An intake whose journal is in memory.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.gate = Gate(None)
+        self.commits: list[list[bytes]] = []
+        self.envelopes: list[Envelope] = []
+        self.start(MemoryJournal(self.clock))
+
+    def start(self, journal: MemoryJournal) -> None:
+        self.journal = journal
+        self.intake = Intake(
+            self.clock,
+            journal,
+            self.gate,
+            self.spread,
+            self.envelopes.append,
+            ERRORS_PER_MINUTE,
+        )
+        self.paused: list[bool] = []
+        self.intake.pause = lambda: self.paused.append(True)
+        self.intake.resume = lambda: self.paused.append(False)
+
+    def spread(self, commit: Commit) -> None:
+        self.commits.append(commit.tails(Dialect.STIX2, frozenset(Stream)))
+
+    def receive(self, *frames: bytes, user: str = "") -> None:
+        self.intake.receive([(user, [frame]) for frame in frames])
+
+    def spread_items(self) -> list[bytes]:
+        """
+        The documents that were spread, in order.
+        """
+        return [tail.partition(b" ")[2] for tails in self.commits for tail in tails]
+
+
+class ReceiveTests(IntakeTestCase):
+    """
+    What arrives on the sub endpoint.
+    """
+
+    def test_order(self) -> None:
+        """
+        What is new is spread in the order in which it arrived, once.
+        """
+        items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
+        self.receive(*map(encode_report, [*items, items[0], items[1]]))
+        self.assertEqual(self.spread_items(), [item.raw for item in items])
+        self.assertEqual(
+            self.intake.counts,
+            {
+                ("indicator", "accepted"): 2,
+                ("sighting", "accepted"): 1,
+                ("indicator", "repeated"): 1,
+                ("sighting", "repeated"): 1,
+            },
+        )
+
+    def test_nothing_before_durable(self) -> None:
+        """
+        Nothing is spread before it is durable, and what arrives meanwhile is made
+        durable in one commit.
+        """
+        self.journal.holding = True
+        self.receive(encode_report(an_indicator(1)))
+        for number in range(2, 12):
+            self.receive(encode_report(an_indicator(number)))
+        self.assertEqual((self.commits, self.journal.batches), ([], [1]))
+        self.journal.holding = False
+        self.journal.release()
+        self.clock.advance(0)
+        self.assertEqual(self.journal.batches, [1, 10])
+        self.assertEqual([len(commit) for commit in self.commits], [1, 10])
+        self.assertEqual(self.spread_items(), [an_indicator(n).raw for n in range(1, 12)])
+
+    def test_bounded_commit(self) -> None:
+        """
+        One commit has a bounded number of items, and others have a turn between two.
+        """
+        self.receive(*(encode_report(a_sighting(number)) for number in range(BATCH + 1)))
+        self.assertEqual(self.journal.batches, [BATCH])
+        self.clock.advance(0)
+        self.assertEqual(self.journal.batches, [BATCH, 1])
+
+    def test_refused(self) -> None:
+        """
+        What is not valid is counted and logged, so many times a minute and no more,
+        and the rest is taken in.
+        """
+        broken = [
+            b"",
+            b"weather {}",
+            b"stix2/indicator",
+            b"stix2/indicator {",
+            b"stix2/sighting []",
+            b"stix2/indicator " + a_sighting().raw,
+            b"stix2/indicator " + indicator_document(pattern="[ipv4-addr:value = '192.0.2.999']"),
+            b"threatbus/snapshotenvelope {}",
+            b"vast/sightings 7",
+        ]
+        with capturedLogs() as events:
+            self.receive(*broken, encode_report(an_indicator()))
+            self.intake.receive([("", [b"stix2/indicator", an_indicator(2).raw])])
+        self.assertEqual(self.intake.counts["message", "refused"], len(broken) + 1)
+        self.assertEqual(self.spread_items(), [an_indicator().raw])
+        self.assertEqual(len([e for e in events if "reason" in e]), ERRORS_PER_MINUTE)
+        self.clock.advance(60)
+        with capturedLogs() as events:
+            self.receive(b"")
+        self.assertEqual(len(events), 1)
+
+    @given(st.lists(st.binary() | st.sampled_from(REPORT_TOPICS), max_size=3), st.binary())
+    def test_any_bytes(self, frames: list[bytes], payload: bytes) -> None:
+        """
+        No message stops the intake.
+        """
+        self.setUp()
+        self.intake.receive([("", frames)])
+        self.receive(*(topic + b" " + payload for topic in REPORT_TOPICS))
+        self.receive(encode_report(an_indicator()))
+        self.assertEqual(self.spread_items()[-1:], [an_indicator().raw])
+
+    def test_unmatchable(self) -> None:
+        """
+        An indicator that nobody can match is carried; it may be of use to others.
+        """
+        item = an_indicator(pattern="[file:name = 'a' AND file:size > 3]")
+        self.receive(encode_report(item))
+        self.assertEqual(self.spread_items(), [item.raw])
+
+    def test_envelopes(self) -> None:
+        """
+        Answers to snapshot requests go to who asked, and not into the journal.
+        """
+        self.receive(envelope(an_indicator(1), "a"), envelope(a_sighting(1), "b"))
+        self.assertEqual(
+            self.envelopes, [Envelope("a", an_indicator(1)), Envelope("b", a_sighting(1))]
+        )
+        self.assertEqual((self.commits, self.journal.batches), ([], []))
+
+    def test_full(self) -> None:
+        """
+        While too much waits, the endpoint is not read; it is again when half of it
+        is durable.
+        """
+        self.journal.holding = True
+        messages = [("", [encode_report(a_sighting(n))]) for n in range(FULL + BATCH)]
+        self.intake.receive(messages[: FULL - 1])
+        self.assertEqual(self.paused, [])
+        self.intake.receive(messages[FULL - 1 :])
+        self.assertEqual(self.paused, [True])
+        self.journal.holding = False
+        self.journal.release()
+        self.assertEqual(self.paused, [True])
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertEqual(len(self.spread_items()), FULL + BATCH)
+        self.assertEqual(self.paused, [True, False])
+
+
+class PublishTests(IntakeTestCase):
+    """
+    What is published by request.
+    """
+
+    def test_outcomes(self) -> None:
+        """
+        Each document has its outcome or the reason of its refusal, in order.
+        """
+        self.successResultOf(self.intake.publish([an_indicator(1, 5).raw]))
+        self.clock.advance(0)
+        outcomes = self.successResultOf(
+            self.intake.publish(
+                [
+                    an_indicator(1, 5).raw,
+                    b"{}",
+                    an_indicator(1, 4).raw,
+                    an_indicator(2).raw,
+                    an_indicator(3, pattern=None, x_threatbus_update="REMOVE").raw,
+                    a_sighting(1).raw,
+                    indicator_document(4, pattern="[ipv4-addr:value = 'nowhere']"),
+                ]
+            )
+        )
+        self.assertEqual(
+            [each.verdict if isinstance(each, Outcome) else "refused" for each in outcomes],
+            ["repeated", "refused", "outdated", "accepted", "unknown", "accepted", "refused"],
+        )
+        self.assertIsInstance(outcomes[1], Invalid)
+        self.assertIn("nowhere", str(outcomes[6]))
+        self.assertEqual(self.intake.counts["message", "refused"], 2)
+
+    def test_nothing(self) -> None:
+        """
+        Nothing has no outcomes.
+        """
+        self.assertEqual(self.successResultOf(self.intake.publish([])), [])
+
+    def test_not_answered_before_durable(self) -> None:
+        """
+        Nothing is answered before it is durable and has been spread.
+        """
+        self.journal.holding = True
+        d = self.intake.publish([an_indicator().raw])
+        self.assertNoResult(d)
+        self.journal.release()
+        self.assertEqual(len(self.successResultOf(d)), 1)
+        self.assertEqual(self.spread_items(), [an_indicator().raw])
+
+    def test_taken(self) -> None:
+        """
+        What another bus sent is taken in like this, too.
+        """
+        (outcome,) = self.successResultOf(self.intake.take([an_indicator()]))
+        assert isinstance(outcome, Outcome)
+        self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
+
+    def test_spreading_fails(self) -> None:
+        """
+        What is durable is answered, and the next is taken in, even if spreading it
+        failed.
+        """
+
+        def spread(commit: Commit) -> None:
+            raise ZeroDivisionError
+
+        self.intake = Intake(
+            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+        )
+        for number in range(2):
+            (outcome,) = self.successResultOf(self.intake.publish([an_indicator(number).raw]))
+            assert isinstance(outcome, Outcome)
+            self.assertEqual(outcome.verdict, Verdict.ACCEPTED)
+            self.clock.advance(0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+
+class FailingTests(IntakeTestCase):
+    """
+    A journal that cannot keep anything.
+    """
+
+    def test_retried(self) -> None:
+        """
+        What arrived waits, nothing more is read, and nothing is spread, until the
+        journal can keep it.
+        """
+        self.journal.failing = True
+        with capturedLogs() as events:
+            self.receive(encode_report(an_indicator(1)))
+            self.receive(encode_report(an_indicator(2)))
+            for _ in range(3):
+                self.clock.advance(RETRY_DELAY)
+        self.assertEqual((self.commits, self.paused), ([], [True]))
+        self.assertEqual(self.journal.batches, [1] * 4)
+        self.assertEqual({event["reason"] for event in events}, {"the disk refuses"})
+        self.journal.failing = False
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.paused, [True, False])
+        self.clock.advance(0)
+        self.assertEqual(self.spread_items(), [an_indicator(1).raw, an_indicator(2).raw])
+
+    def test_told(self) -> None:
+        """
+        Who publishes by request is told, and keeps it; it is not taken in later.
+        """
+        self.journal.failing = True
+        d = self.intake.publish([an_indicator(1).raw])
+        error = self.failureResultOf(d, FirstError).value
+        self.assertIsInstance(error.subFailure.value, JournalFailed)
+        self.journal.failing = False
+        self.clock.advance(RETRY_DELAY)
+        self.clock.advance(0)
+        self.assertEqual((self.commits, self.paused), ([], [True, False]))
+        self.successResultOf(self.intake.publish([an_indicator(1).raw]))
+        self.assertEqual(len(self.commits), 1)
+
+    def test_defect(self) -> None:
+        """
+        A journal that fails in another way keeps nobody waiting.
+        """
+        self.start(BrokenJournal(self.clock))
+        for _ in range(2):
+            self.failureResultOf(self.intake.publish([an_indicator().raw]), FirstError)
+            self.clock.advance(0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_defect_while_paused(self) -> None:
+        """
+        It does not keep the endpoint from being read, either.
+        """
+        self.start(BrokenJournal(self.clock))
+        self.intake.receive([("", [encode_report(a_sighting(n))]) for n in range(FULL)])
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertEqual(self.paused, [True, False])
+        self.flushLoggedErrors(ZeroDivisionError)
+
+
+class FinishTests(IntakeTestCase):
+    """
+    The end of an intake.
+    """
+
+    def test_idle(self) -> None:
+        """
+        With nothing waiting, it is finished at once.
+        """
+        self.receive(encode_report(an_indicator()))
+        self.successResultOf(self.intake.finish())
+        self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_waiting(self) -> None:
+        """
+        What was taken in is made durable and spread first.
+        """
+        self.journal.holding = True
+        self.receive(encode_report(an_indicator(1)))
+        self.receive(encode_report(an_indicator(2)))
+        finished = self.intake.finish()
+        self.journal.holding = False
+        self.journal.release()
+        self.assertNoResult(finished)
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.successResultOf(finished)
+        self.assertEqual(len(self.spread_items()), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class PermissionTests(IntakeTestCase):
+    """
+    Who may publish what.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        path = Path(self.mktemp())
+        self.keys = clients_file(
+            path,
+            intel="publish-intel",
+            sightings="publish-sightings,subscribe-intel",
+            listener="subscribe-intel,subscribe-sightings",
+        )
+        self.gate = Gate(path)
+        self.start(MemoryJournal(self.clock))
+
+    def test_dropped(self) -> None:
+        """
+        What somebody may not send is dropped, counted and logged with the name.
+        """
+        frames = [
+            encode_report(an_indicator(1)),
+            encode_report(a_sighting(1)),
+            envelope(an_indicator(2)),
+        ]
+        with capturedLogs() as events:
+            self.receive(*frames, user=self.keys["sightings"])
+        self.assertEqual(self.spread_items(), [a_sighting(1).raw])
+        self.assertEqual(self.envelopes, [])
+        self.assertEqual(self.intake.counts["message", "forbidden"], 2)
+        self.assertEqual([event["client"] for event in events], ["sightings"] * 2)
+        self.clock.advance(0)
+        self.receive(*frames, user=self.keys["intel"])
+        self.assertEqual(self.spread_items()[1:], [an_indicator(1).raw])
+        self.assertEqual(len(self.envelopes), 1)
+        for user in (self.keys["listener"], "", "nobody"):
+            self.receive(*frames, user=user)
+        self.assertEqual(self.intake.counts["message", "forbidden"], 3 + 3 * 3)
+
+    def test_refused(self) -> None:
+        """
+        By request it is refused with a reason, and the rest is taken.
+        """
+        first, second = self.successResultOf(
+            self.intake.publish([an_indicator().raw, a_sighting().raw], self.keys["intel"])
+        )
+        self.assertIsInstance(first, Outcome)
+        self.assertEqual(str(second), "type: 'sighting' is not yours to publish")
+
+    def test_upstream(self) -> None:
+        """
+        Another bus that this one has subscribed to is no client.
+        """
+        (outcome,) = self.successResultOf(self.intake.take([an_indicator()]))
+        self.assertIsInstance(outcome, Outcome)
