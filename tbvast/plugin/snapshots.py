@@ -59,13 +59,15 @@ class _Question(msgspec.Struct):
 
     @ivar until: When answers are no longer waited for; seconds.
     @ivar askers: Who gets the answers.
+    @ivar asked: Who was asked, by topic.
     @ivar answered: Whether there was one, so that nobody else can join.
     """
 
     stream: Stream
     days: int
     until: float
-    askers: list[Subscription]
+    askers: list[Subscription] = []
+    asked: set[str] = set()
     answered: bool = False
 
 
@@ -110,17 +112,25 @@ class Snapshots:
 
     def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
         self._forget()
-        for question in self._asked.values():
-            if (question.stream, question.days, question.answered) == (stream, days, False):
-                question.askers.append(subscription)  # one answer serves both
-                return
-        request = str(uuid.uuid4())
-        until = self._clock.seconds() + ANSWER_TIME
-        self._asked[request] = _Question(stream, days, until, [subscription])
+        request, question = self._question(stream, days)
+        question.askers.append(subscription)
         tail = encode_snapshot_request(request, stream, round(days * _DAY))
         for other in self._everybody():
-            if other is not subscription and other.answers_snapshots:
+            if (
+                other is not subscription
+                and other.answers_snapshots
+                and other.topic not in question.asked
+            ):
+                question.asked.add(other.topic)
                 other.deliver([tail])
+
+    def _question(self, stream: Stream, days: int) -> tuple[str, _Question]:
+        for request, question in self._asked.items():
+            if (question.stream, question.days, question.answered) == (stream, days, False):
+                return request, question  # one answer serves both
+        request, until = str(uuid.uuid4()), self._clock.seconds() + ANSWER_TIME
+        question = self._asked[request] = _Question(stream, days, until)
+        return request, question
 
     def _forget(self) -> None:
         now = self._clock.seconds()

@@ -1,0 +1,321 @@
+"""
+Tests for L{tbvast.plugin.snapshots}.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.interfaces import ISnapshotSource
+from tbvast.plugin.snapshots import ANSWER_TIME, PAGE, JournalSource, Snapshots
+from tbvast.plugin.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
+from tbvast.wire.frames import Envelope
+from tests.doubles import (
+    DAY,
+    MemoryJournal,
+    MemoryPub,
+    MemorySource,
+    a_sighting,
+    an_indicator,
+)
+from tests.doubles_plugin import a_request, some_limits
+
+
+class JournalSourceTests(SynchronousTestCase):
+    """
+    Tests for L{JournalSource}.
+    """
+
+    def setUp(self) -> None:
+        self.journal = MemoryJournal(Clock())
+        self.source = JournalSource(self.journal)
+        self.pages: list[list[bytes]] = []
+
+    def read(self, since: float = 0.0) -> Deferred[int]:
+        async def read() -> int:
+            return await self.source.pages(since, self.send)
+
+        return Deferred.fromCoroutine(read())
+
+    def send(self, page: list[bytes]) -> Deferred[None]:
+        self.pages.append(page)
+        return succeed(None)
+
+    def test_interface(self) -> None:
+        """
+        It is an L{ISnapshotSource}; so is the double.
+        """
+        verifyObject(ISnapshotSource, self.source)
+        verifyObject(ISnapshotSource, MemorySource("memory"))
+
+    def test_pages(self) -> None:
+        """
+        It hands over all that is in force, piece by piece.
+        """
+        items = [an_indicator(number) for number in range(PAGE + 1)]
+        self.journal.append([*items, a_sighting()])
+        self.assertEqual(self.successResultOf(self.read()), len(items))
+        self.assertEqual([len(page) for page in self.pages], [0, PAGE, 1])
+        self.assertEqual([raw for page in self.pages for raw in page], [i.raw for i in items])
+
+    def test_back_pressure(self) -> None:
+        """
+        Nothing is read before the last page was taken.
+        """
+        taken: list[Deferred[None]] = []
+
+        def send(page: list[bytes]) -> Deferred[None]:
+            self.pages.append(page)
+            taken.append(Deferred())
+            return taken[-1]
+
+        self.journal.append([an_indicator()])
+
+        async def read() -> int:
+            return await self.source.pages(0.0, send)
+
+        d = Deferred.fromCoroutine(read())
+        self.assertEqual(self.pages, [[]])
+        taken[0].callback(None)
+        self.assertEqual(len(self.pages), 2)
+        self.assertNoResult(d)
+        taken[1].callback(None)
+        self.assertEqual(self.successResultOf(d), 1)
+
+    def test_ends_with_the_head(self) -> None:
+        """
+        What is accepted after it was asked is not part of it.
+        """
+        self.journal.append([an_indicator(1)])
+
+        def send(page: list[bytes]) -> Deferred[None]:
+            self.journal.append([an_indicator(2)])
+            return self.send(page)
+
+        async def read() -> int:
+            return await self.source.pages(0.0, send)
+
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(read())), 1)
+
+
+class SnapshotsTests(SynchronousTestCase):
+    """
+    Tests for L{Snapshots}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(100 * DAY)
+        self.pub = MemoryPub()
+        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions.send = self.pub.send
+        self.start(MemorySource("memory", [an_indicator(1).raw], [an_indicator(2).raw]))
+
+    def start(self, *sources: MemorySource) -> None:
+        self.snapshots = Snapshots(self.clock, sources, self.subscriptions.everybody)
+
+    def open(self, *topics: str, **changes: Any) -> Subscription:
+        subscription = self.subscriptions.open(a_request(*topics, **changes))
+        self.subscriptions.attach(subscription.topic.encode())
+        self.clock.advance(RETRY_INTERVAL)
+        return subscription
+
+    def got(self, subscription: Subscription) -> list[bytes]:
+        return self.pub.to(subscription.topic)
+
+    def asked(self, subscription: Subscription) -> list[dict[str, Any]]:
+        """
+        The snapshot requests that a subscriber got.
+        """
+        return [
+            json.loads(tail.partition(b" ")[2])
+            for tail in self.got(subscription)
+            if tail.startswith(b"snapshotrequest ")
+        ]
+
+    def answer(self, request: dict[str, Any], item: Any) -> None:
+        self.snapshots.answered(Envelope(request["snapshot_id"], item))
+
+    def test_sources(self) -> None:
+        """
+        Every source is asked, in turn, for that many days.
+        """
+        first, second = (
+            MemorySource(name, [an_indicator(number).raw]) for number, name in enumerate("ab")
+        )
+        self.start(first, second)
+        subscription = self.open()
+        now = self.clock.seconds()
+        self.snapshots.deliver(subscription, 7)
+        self.assertEqual((first.asked, second.asked), ([now - 7 * DAY], [now - 7 * DAY]))
+        self.assertEqual(
+            self.got(subscription), [b"indicator " + an_indicator(n).raw for n in range(2)]
+        )
+
+    def test_everything(self) -> None:
+        """
+        A full snapshot goes back as far as there is anything, and nobody else is
+        asked.
+        """
+        source = MemorySource("memory")
+        self.start(source)
+        other, subscription = self.open(), self.open()
+        self.snapshots.deliver(subscription, None)
+        self.assertEqual((source.asked, self.got(other)), ([0.0], []))
+
+    def test_vast(self) -> None:
+        """
+        Each dialect gets its own frames.
+        """
+        subscription = self.open("threatbus/intel")
+        self.snapshots.deliver(subscription, 7)
+        self.assertEqual(
+            [json.loads(tail)["ioc"] for tail in self.got(subscription)],
+            ["192.0.2.1", "192.0.2.2"],
+        )
+
+    def test_source_fails(self) -> None:
+        """
+        A source that fails is named in the log; what it sent before, and the others,
+        are delivered.
+        """
+        self.start(
+            MemorySource("bad", [an_indicator(1).raw], failure=ZeroDivisionError()),
+            MemorySource("good", [an_indicator(2).raw]),
+        )
+        subscription = self.open()
+        with capturedLogs() as events:
+            self.snapshots.deliver(subscription, 7)
+        self.assertEqual(len(self.got(subscription)), 2)
+        self.assertEqual([e["source"] for e in events if "source" in e], ["bad"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_closed(self) -> None:
+        """
+        A source whose subscriber goes is not read on.
+        """
+        subscription = self.subscriptions.open(a_request())
+        self.snapshots.deliver(subscription, 7)
+        self.subscriptions.close(subscription.topic)
+        self.assertEqual((self.pub.frames, self.flushLoggedErrors()), ([], []))
+
+    def test_others_asked(self) -> None:
+        """
+        Every other subscriber who may understand it is asked, for each stream that is
+        wanted.
+        """
+        other = self.open("stix2/sighting")
+        vast = self.open("threatbus/intel")
+        tbvast = self.open(protocol="tbvast/1")
+        subscription = self.open("stix2/indicator", "stix2/sighting")
+        self.snapshots.deliver(subscription, 2)
+        self.assertEqual(
+            sorted((r["type"], r["snapshot_type"], r["snapshot"]) for r in self.asked(other)),
+            [("snapshotrequest", 1, 2 * DAY), ("snapshotrequest", 2, 2 * DAY)],
+        )
+        for one in (vast, tbvast):
+            self.assertEqual(self.got(one), [])
+        self.assertEqual(self.asked(subscription), [])
+
+    def test_answered(self) -> None:
+        """
+        Answers go to who asked, in its dialect, and to nobody else.
+        """
+        other = self.open("stix2/sighting")
+        subscription = self.open("threatbus/intel")
+        self.snapshots.deliver(subscription, 2)
+        (request,) = self.asked(other)
+        before = len(self.pub.frames)
+        self.answer(request, an_indicator(9))
+        self.answer(request, an_indicator(10))
+        self.assertEqual(len(self.pub.frames), before + 2)
+        self.assertEqual(
+            [json.loads(tail)["ioc"] for tail in self.got(subscription)[2:]],
+            ["192.0.2.9", "192.0.2.10"],
+        )
+
+    def test_answered_before_attached(self) -> None:
+        """
+        An answer waits for who asked, as everything does, and comes after the
+        snapshot.
+        """
+        other = self.open("stix2/sighting")
+        subscription = self.subscriptions.open(a_request())
+        self.snapshots.deliver(subscription, 2)
+        self.answer(self.asked(other)[0], an_indicator(9))
+        self.assertEqual(self.got(subscription), [])
+        self.subscriptions.attach(subscription.topic.encode())
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(
+            self.got(subscription), [b"indicator " + an_indicator(n).raw for n in (1, 2, 9)]
+        )
+
+    def test_unwanted_answers(self) -> None:
+        """
+        An answer that nobody waits for goes nowhere: one to an unknown request, one
+        that comes too late, and one for somebody who has left.
+        """
+        other = self.open("stix2/sighting")
+        subscription = self.open()
+        self.snapshots.deliver(subscription, 2)
+        gone = self.open()
+        self.snapshots.deliver(gone, 3)
+        late, left = self.asked(other)
+        self.subscriptions.close(gone.topic)
+        before = len(self.pub.frames)
+        self.answer({"snapshot_id": "unknown"}, an_indicator(9))
+        self.answer(left, an_indicator(9))
+        self.clock.advance(ANSWER_TIME)
+        self.answer(late, an_indicator(9))
+        self.assertEqual(len(self.pub.frames), before)
+
+    def test_asked_once(self) -> None:
+        """
+        Several who want the same at once have one question asked for them, and all
+        get the answers.
+        """
+        other = self.open("stix2/sighting")
+        askers = [self.open() for _ in range(5)]
+        for asker in askers:
+            self.snapshots.deliver(asker, 2)
+        (request,) = self.asked(other)
+        self.answer(request, an_indicator(9))
+        for asker in askers:
+            self.assertEqual(self.got(asker)[-1], b"indicator " + an_indicator(9).raw)
+
+    def test_newcomers_asked(self) -> None:
+        """
+        Somebody who came after the first of them asked is asked, too.
+        """
+        self.snapshots.deliver(self.open(), 2)
+        newcomer = self.open("stix2/sighting")
+        subscription = self.open()
+        self.snapshots.deliver(subscription, 2)
+        (request,) = self.asked(newcomer)
+        self.answer(request, an_indicator(9))
+        self.assertEqual(self.got(subscription)[-1], b"indicator " + an_indicator(9).raw)
+
+    def test_answered_already(self) -> None:
+        """
+        Who comes when an answer has begun has a question of its own.
+        """
+        other = self.open("stix2/sighting")
+        self.snapshots.deliver(self.open(), 2)
+        self.answer(self.asked(other)[0], an_indicator(9))
+        self.snapshots.deliver(self.open(), 2)
+        self.assertEqual(len({r["snapshot_id"] for r in self.asked(other)}), 2)
+
+    def test_sightings_only(self) -> None:
+        """
+        Who does not want indicators gets none of the sources'.
+        """
+        subscription = self.open("stix2/sighting")
+        self.snapshots.deliver(subscription, 7)
+        self.assertEqual(self.got(subscription), [])
