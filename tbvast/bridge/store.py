@@ -184,14 +184,15 @@ class BridgeStore:
                 if reason:
                     unmatched[indicator.id] = reason
             self._set_position(position)
-            return self._changes(touched, unmatched)
+            changes = self._changes(touched, unmatched)
+        self._position = position or self._position
+        return changes
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
             self._db.execute(
                 "UPDATE position SET plugin = ?, number = ?", (position.plugin, position.number)
             )
-            self._position = position
 
     def begin_snapshot(self) -> None:
         """
@@ -211,9 +212,11 @@ class BridgeStore:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._set_position(position)
-            return self._end(
+            changes = self._end(
                 "SELECT id FROM indicators WHERE in_force AND generation != ?", self._generation
             )
+        self._position = position
+        return changes
 
     def _take(
         self, indicator: Indicator, moment: int, search: bool, touched: set[Observable]
@@ -242,7 +245,7 @@ class BridgeStore:
             "INSERT OR REPLACE INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 indicator.id,
-                indicator.modified,
+                max(indicator.modified, known[0] if known else 0),
                 indicator.valid_until,
                 not ends,
                 self._change,
@@ -388,7 +391,19 @@ class BridgeStore:
         for id in ids:
             for observable in self._terms(id):
                 wanted.setdefault(observable, []).append(id)
-        return ids, [Entry(o, tuple(sorted(found))) for o, found in wanted.items()]
+        return ids, [Entry(o, self._searching(o, found, ids)) for o, found in wanted.items()]
+
+    def _searching(
+        self, observable: Observable, found: list[str], ids: list[str]
+    ) -> tuple[str, ...]:
+        """
+        @param found: Who wants exactly this observable.
+        @param ids: All whom the search is for.
+        """
+        if observable.kind is not Kind.NETWORK:
+            return tuple(sorted(found))
+        covering = self._covering_ids(ipaddress.ip_network(observable.value))
+        return tuple(sorted(set(covering).intersection(ids)))
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
@@ -513,11 +528,13 @@ def _changes_anything(indicator: Indicator, ends: bool, known: tuple[Any, ...] |
     if known is None:
         return not ends
     modified, in_force, body, *_ = known
-    if indicator.modified < modified and indicator.modified:
+    if ends and not indicator.modified:
+        return bool(in_force)  # it has no version, and ends any
+    if indicator.modified < modified:
         return False
     if ends:
         return bool(in_force)
-    return indicator.raw != body if in_force else indicator.modified != modified
+    return indicator.raw != body if in_force else indicator.modified > modified
 
 
 def _observables(indicator: Indicator) -> tuple[tuple[Observable, ...], str | None]:

@@ -1,0 +1,120 @@
+"""
+Tests for L{tbvast.bridge.cursor}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.bridge.cursor import StoreCursor
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.intel.indicators import Indicator
+from tbvast.interfaces import ICursor
+from tbvast.wire.manage import Position
+from tests.doubles import SteppedThread, a_sighting, an_indicator, indicator_id, moment
+
+
+class CursorTests(SynchronousTestCase):
+    """
+    Tests for L{StoreCursor}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.thread = SteppedThread()
+        self.store = BridgeStore(Path(self.mktemp()))
+        self.addCleanup(self.store.close)
+        self.changes: list[Changes] = []
+        self.cursor = self.make()
+
+    def make(self) -> StoreCursor:
+        return StoreCursor(self.store, self.thread.defer, self.clock, True, self.changes.append)
+
+    def apply(self, *items: Indicator, position: Position | None = None) -> None:
+        applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
+        self.thread.perform()
+        self.successResultOf(applied)
+
+    def test_interface(self) -> None:
+        """
+        It provides what it should.
+        """
+        verifyObject(ICursor, self.cursor)
+
+    def test_in_thread(self) -> None:
+        """
+        The position is another one once the items are applied, not before.
+        """
+        applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
+        self.assertNoResult(applied)
+        self.assertIsNone(self.cursor.position)
+        self.thread.perform()
+        self.successResultOf(applied)
+        self.assertEqual(self.cursor.position, Position("bus", 3))
+        self.assertEqual(len(self.changes[0].write), 1)
+
+    def test_beginning(self) -> None:
+        """
+        It begins where the store has got to.
+        """
+        self.apply(position=Position("bus", 3))
+        self.assertEqual(self.make().position, Position("bus", 3))
+
+    def test_without_position(self) -> None:
+        """
+        Items without a position leave the position as it is.
+        """
+        self.apply(position=Position("bus", 3))
+        self.apply(an_indicator(1))
+        self.assertEqual(self.cursor.position, Position("bus", 3))
+
+    def test_sightings(self) -> None:
+        """
+        Sightings are none of its business.
+        """
+        applied = Deferred.fromCoroutine(self.cursor.apply([a_sighting(1), an_indicator(2)], None))
+        self.thread.perform()
+        self.successResultOf(applied)
+        self.assertEqual(self.store.counts()["indicators"], 1)
+
+    def test_time(self) -> None:
+        """
+        What is no longer valid when it is applied is not written.
+        """
+        self.clock.advance(100)
+        self.apply(an_indicator(1, valid_until=moment(50)))
+        self.assertEqual(self.changes[0].write, ())
+
+    def test_failed(self) -> None:
+        """
+        What the store cannot keep moves nothing.
+        """
+        self.store.close()
+        applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
+        self.thread.perform()
+        self.failureResultOf(applied)
+        self.assertIsNone(self.cursor.position)
+        self.assertEqual(self.changes, [])
+
+    def test_snapshot(self) -> None:
+        """
+        The end of a snapshot tells what is no longer in force.
+        """
+        self.apply(an_indicator(1), an_indicator(2))
+        begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
+        self.thread.perform()
+        self.successResultOf(begun)
+        self.apply(an_indicator(2))
+        ended = Deferred.fromCoroutine(self.cursor.end_snapshot(Position("bus", 9)))
+        self.thread.perform()
+        self.successResultOf(ended)
+        self.assertEqual(len(self.changes[-1].erase), 1)
+        self.assertEqual(
+            list(self.store.bodies([indicator_id(1), indicator_id(2)])), [indicator_id(2)]
+        )
+        self.assertEqual(self.cursor.position, Position("bus", 9))

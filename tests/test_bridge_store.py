@@ -1,0 +1,566 @@
+"""
+Tests for L{tbvast.bridge.store}.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.store import SCHEMA_VERSION, SIGHTING_MEMORY_DAYS, BridgeStore, Changes
+from tbvast.errors import StartupRefused
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.matches import Entry
+from tbvast.intel.observables import Kind, Observable
+from tbvast.wire.manage import Position
+from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
+
+ALL = 1 << 60
+"""
+More than any number of a change.
+"""
+
+
+def ip(number: int) -> Observable:
+    return Observable(Kind.IP, f"192.0.2.{number}")
+
+
+def entry(observable: Observable, *numbers: int) -> Entry:
+    return Entry(observable, tuple(indicator_id(number) for number in numbers))
+
+
+def network(text: str) -> Observable:
+    return Observable(Kind.NETWORK, text)
+
+
+def subnet(number: int, text: str, **changes: Any) -> Indicator:
+    """
+    An indicator of an IPv4 network.
+    """
+    return an_indicator(number, pattern=f"[ipv4-addr:value ISSUBSET '{text}']", **changes)
+
+
+class StoreTestCase(SynchronousTestCase):
+    """
+    A test with a store.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.open()
+        self.addCleanup(lambda: self.store.close())
+
+    def open(self) -> None:
+        self.store = BridgeStore(self.path)
+
+    def reopen(self) -> None:
+        """
+        The bridge is started again.
+        """
+        self.store.close()
+        self.open()
+
+    def apply(self, *indicators: Indicator, now: float = 0.0, search: bool = True) -> Changes:
+        return self.store.apply(indicators, now, search)
+
+    def in_force(self) -> set[str]:
+        return set(self.store.bodies(indicator_id(number) for number in range(20)))
+
+    def unsearched(self) -> list[str]:
+        return self.store.unsearched(ALL, 100)[0]
+
+
+class ApplyTests(StoreTestCase):
+    """
+    What indicators make of the engine's tables.
+    """
+
+    def test_new(self) -> None:
+        """
+        New indicators are written, with their ids; the document is kept as it came.
+        """
+        one = an_indicator(1)
+        changes = self.apply(one, an_indicator(2))
+        self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
+        self.assertEqual(changes.erase, ())
+        self.assertEqual(self.store.bodies([one.id]), {one.id: one.raw})
+
+    def test_repeat(self) -> None:
+        """
+        A repeat tells the engine nothing.
+        """
+        self.apply(an_indicator(1))
+        changes = self.apply(an_indicator(1))
+        self.assertEqual((changes.write, changes.erase), ((), ()))
+
+    def test_numbers_rise(self) -> None:
+        """
+        Later changes have higher numbers, in another process too.
+        """
+        first = self.apply(an_indicator(1)).number
+        self.reopen()
+        self.assertEqual(self.store.change, first)
+        self.assertGreater(self.apply(an_indicator(2)).number, first)
+
+    def test_older(self) -> None:
+        """
+        A version older than the one that is kept changes nothing.
+        """
+        newer = an_indicator(1, 5)
+        self.apply(newer)
+        changes = self.apply(an_indicator(1, 3, pattern="[ipv4-addr:value = '192.0.2.9']"))
+        self.assertEqual(changes.write, ())
+        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+
+    def test_edited(self) -> None:
+        """
+        An edit with another pattern lets go of the old observable.
+        """
+        self.apply(an_indicator(1))
+        changes = self.apply(
+            an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']", x_threatbus_update="EDIT")
+        )
+        self.assertEqual(changes.write, (entry(ip(9), 1),))
+        self.assertEqual(changes.erase, (ip(1),))
+
+    def test_edited_elsewhere(self) -> None:
+        """
+        A newer version with the same pattern tells the engine nothing, but is kept.
+        """
+        self.apply(an_indicator(1))
+        newer = an_indicator(1, 2, name="another")
+        changes = self.apply(newer)
+        self.assertEqual((changes.write, changes.erase), ((), ()))
+        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+
+    def test_removed(self) -> None:
+        """
+        What is withdrawn is erased.
+        """
+        self.apply(an_indicator(1))
+        changes = self.apply(an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE"))
+        self.assertEqual(changes.erase, (ip(1),))
+        self.assertEqual(self.in_force(), set())
+
+    def test_removed_unknown(self) -> None:
+        """
+        To withdraw what is not known changes nothing.
+        """
+        changes = self.apply(an_indicator(1, x_threatbus_update="REMOVE"))
+        self.assertEqual((changes.write, changes.erase), ((), ()))
+
+    def test_removed_repeat(self) -> None:
+        """
+        A repeat of what was withdrawn does not bring it back; a newer version does.
+        """
+        self.apply(an_indicator(1, 2))
+        self.apply(an_indicator(1, 3, x_threatbus_update="REMOVE"))
+        self.assertEqual(self.apply(an_indicator(1, 2)).write, ())
+        self.assertEqual(self.apply(an_indicator(1, 3)).write, ())
+        self.assertEqual(self.apply(an_indicator(1, 4)).write, (entry(ip(1), 1),))
+
+    def test_removed_without_version(self) -> None:
+        """
+        A withdrawal that has no version holds for the version that was known.
+        """
+        self.apply(an_indicator(1, 2))
+        self.apply(an_indicator(1, None, x_threatbus_update="REMOVE"))
+        self.assertEqual(self.in_force(), set())
+        self.assertEqual(self.apply(an_indicator(1, 2)).write, ())
+
+    def test_shared(self) -> None:
+        """
+        Two indicators with one observable share an entry, until the last one goes.
+        """
+        value = "[domain-name:value = 'evil.example']"
+        evil = Observable(Kind.DOMAIN, "evil.example")
+        self.apply(an_indicator(1, pattern=value))
+        self.assertEqual(self.apply(an_indicator(2, pattern=value)).write, (entry(evil, 1, 2),))
+        changes = self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        self.assertEqual((changes.write, changes.erase), ((entry(evil, 2),), ()))
+        changes = self.apply(an_indicator(2, 2, x_threatbus_update="REMOVE"))
+        self.assertEqual((changes.write, changes.erase), ((), (evil,)))
+
+    def test_unmatched(self) -> None:
+        """
+        What cannot be matched is named with a reason, and harms nothing else.
+        """
+        changes = self.apply(
+            an_indicator(1, pattern_type="yara", pattern="rule x {}"), an_indicator(2)
+        )
+        self.assertEqual(changes.unmatched, {indicator_id(1): "pattern type yara"})
+        self.assertEqual(changes.write, (entry(ip(2), 2),))
+        self.assertEqual(self.store.counts()["unmatched"], {"pattern type yara": 1})
+        self.assertEqual(self.unsearched(), [indicator_id(2)])
+
+
+class ExpiryTests(StoreTestCase):
+    """
+    Indicators that are valid until some time.
+    """
+
+    def test_expire(self) -> None:
+        """
+        What is no longer valid is erased, once.
+        """
+        self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
+        self.assertEqual(self.store.expire(99.0).erase, ())
+        self.assertEqual(self.store.expire(100.0).erase, (ip(1),))
+        self.assertEqual(self.in_force(), {indicator_id(2)})
+        self.assertEqual(self.store.expire(200.0).erase, ())
+
+    def test_too_late(self) -> None:
+        """
+        What is no longer valid when it arrives is never written.
+        """
+        self.assertEqual(self.apply(an_indicator(1, valid_until=moment(100)), now=100).write, ())
+
+    def test_ended_by_edit(self) -> None:
+        """
+        An edit that puts the end into the past ends what was in force.
+        """
+        self.apply(an_indicator(1))
+        changes = self.apply(an_indicator(1, 2, valid_until=moment(50)), now=60)
+        self.assertEqual(changes.erase, (ip(1),))
+
+    def test_prolonged(self) -> None:
+        """
+        A newer version that is valid for longer is not ended.
+        """
+        self.apply(an_indicator(1, valid_until=moment(100)))
+        self.apply(an_indicator(1, 2, valid_until=moment(300)))
+        self.assertEqual(self.store.expire(200.0).erase, ())
+
+
+class NetworkTests(StoreTestCase):
+    """
+    Networks within networks: an engine finds the narrowest only.
+    """
+
+    def test_narrow_after_wide(self) -> None:
+        """
+        A network has the ids of those that cover it too.
+        """
+        self.apply(subnet(1, "10.0.0.0/8"))
+        self.assertEqual(
+            self.apply(subnet(2, "10.1.0.0/16")).write,
+            (entry(network("10.1.0.0/16"), 1, 2),),
+        )
+
+    def test_wide_after_narrow(self) -> None:
+        """
+        A wider network that is added later changes those within it, and no others.
+        """
+        self.apply(subnet(2, "10.1.0.0/16"), subnet(3, "172.16.0.0/12"))
+        self.assertCountEqual(
+            self.apply(subnet(1, "10.0.0.0/8")).write,
+            [entry(network("10.0.0.0/8"), 1), entry(network("10.1.0.0/16"), 1, 2)],
+        )
+
+    def test_wide_removed(self) -> None:
+        """
+        With a wider network its ids go from those within it.
+        """
+        self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
+        changes = self.apply(subnet(1, "10.0.0.0/8", version=2, x_threatbus_update="REMOVE"))
+        self.assertEqual(changes.write, (entry(network("10.1.0.0/16"), 2),))
+        self.assertEqual(changes.erase, (network("10.0.0.0/8"),))
+
+    def test_reopened(self) -> None:
+        """
+        The networks are known after a restart.
+        """
+        self.apply(subnet(1, "10.0.0.0/8"))
+        self.reopen()
+        self.assertEqual(
+            self.apply(subnet(2, "10.1.0.0/16")).write,
+            (entry(network("10.1.0.0/16"), 1, 2),),
+        )
+
+    def test_families(self) -> None:
+        """
+        The widest IPv4 network covers no IPv6 network.
+        """
+        six = an_indicator(2, pattern="[ipv6-addr:value ISSUBSET '2001:db8::/32']")
+        self.apply(subnet(1, "0.0.0.0/0"))
+        self.assertEqual(self.apply(six).write, (entry(network("2001:db8::/32"), 2),))
+
+    def test_entries(self) -> None:
+        """
+        The whole of what the engine should hold says the same.
+        """
+        self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"), an_indicator(3))
+        self.assertCountEqual(
+            self.store.entries(),
+            [
+                entry(network("10.0.0.0/8"), 1),
+                entry(network("10.1.0.0/16"), 1, 2),
+                entry(ip(3), 3),
+            ],
+        )
+
+    def test_searched(self) -> None:
+        """
+        A search for nested networks finds both where they overlap.
+        """
+        self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
+        _, entries = self.store.unsearched(ALL, 100)
+        self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
+
+
+class ReconcileTests(StoreTestCase):
+    """
+    What an engine is told that holds something already.
+    """
+
+    def test_empty(self) -> None:
+        """
+        An engine that lost everything is given everything.
+        """
+        self.apply(an_indicator(1), an_indicator(2))
+        changes = self.store.reconcile([])
+        self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
+        self.assertEqual(changes.number, self.store.change)
+
+    def test_same(self) -> None:
+        """
+        An engine that holds what it should is told nothing, whatever the order of ids.
+        """
+        value = "[ipv4-addr:value = '192.0.2.1']"
+        self.apply(an_indicator(1, pattern=value), an_indicator(2, pattern=value))
+        changes = self.store.reconcile([entry(ip(1), 2, 1)])
+        self.assertEqual((changes.write, changes.erase), ((), ()))
+
+    def test_differences(self) -> None:
+        """
+        Only what is missing or different is written, and only what is stale is erased.
+        """
+        self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
+        changes = self.store.reconcile([entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)])
+        self.assertCountEqual(changes.write, [entry(ip(2), 2), entry(ip(3), 3)])
+        self.assertEqual(changes.erase, (ip(8),))
+
+
+class SearchedTests(StoreTestCase):
+    """
+    Which indicators have been looked for in past events.
+    """
+
+    def test_marked(self) -> None:
+        """
+        What was searched for is not given again, in another process neither.
+        """
+        self.apply(an_indicator(1))
+        ids, entries = self.store.unsearched(ALL, 10)
+        self.assertEqual((ids, entries), ([indicator_id(1)], [entry(ip(1), 1)]))
+        self.store.mark_searched(ids, ALL)
+        self.reopen()
+        self.assertEqual(self.unsearched(), [])
+
+    def test_pages(self) -> None:
+        """
+        The oldest come first, as many as wanted, and none that is too new.
+        """
+        first = self.apply(an_indicator(2)).number
+        self.apply(an_indicator(1))
+        self.assertEqual(self.store.unsearched(ALL, 1)[0], [indicator_id(2)])
+        self.assertEqual(self.store.unsearched(first, 10)[0], [indicator_id(2)])
+
+    def test_not_wanted(self) -> None:
+        """
+        Where past events are not searched, nothing waits for it.
+        """
+        self.apply(an_indicator(1), search=False)
+        self.assertEqual(self.unsearched(), [])
+
+    def test_edit_keeps(self) -> None:
+        """
+        An edit that asks for nothing new need not be searched for again.
+        """
+        self.apply(an_indicator(1))
+        self.store.mark_searched([indicator_id(1)], ALL)
+        self.apply(an_indicator(1, 2, name="another"))
+        self.assertEqual(self.unsearched(), [])
+
+    def test_edit_keeps_waiting(self) -> None:
+        """
+        An edit of what was not searched for leaves it so.
+        """
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(1, 2, name="another"))
+        self.assertEqual(self.unsearched(), [indicator_id(1)])
+
+    def test_edit_of_pattern(self) -> None:
+        """
+        A new pattern is searched for.
+        """
+        self.apply(an_indicator(1))
+        self.store.mark_searched([indicator_id(1)], ALL)
+        self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
+        self.assertEqual(self.store.unsearched(ALL, 10)[1], [entry(ip(9), 1)])
+
+    def test_changed_meanwhile(self) -> None:
+        """
+        What changed while it was searched for is searched for again.
+        """
+        until = self.apply(an_indicator(1)).number
+        self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
+        self.store.mark_searched([indicator_id(1)], until)
+        self.assertEqual(self.unsearched(), [indicator_id(1)])
+
+    def test_removed(self) -> None:
+        """
+        What is no longer in force is not searched for.
+        """
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        self.assertEqual(self.unsearched(), [])
+        self.assertEqual(self.store.counts()["unsearched"], 0)
+
+
+class PositionTests(StoreTestCase):
+    """
+    How far the bus's journal has been applied.
+    """
+
+    def test_none(self) -> None:
+        """
+        A new store has no position, and items without one leave it so.
+        """
+        self.assertIsNone(self.store.position)
+        self.apply(an_indicator(1))
+        self.reopen()
+        self.assertIsNone(self.store.position)
+
+    def test_same_step(self) -> None:
+        """
+        The position is as durable as what was applied with it.
+        """
+        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
+        self.reopen()
+        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(self.in_force(), {indicator_id(1)})
+
+    def test_not_applied(self) -> None:
+        """
+        Where the disk refuses, neither the items nor the position are taken.
+        """
+        self.store.apply([], 0.0, True, Position("bus", 1))
+        broken: Any = [an_indicator(1), None]
+        self.assertRaises(AttributeError, self.store.apply, broken, 0.0, True, Position("bus", 2))
+        self.assertEqual(self.store.position, Position("bus", 1))
+        self.assertEqual(self.in_force(), set())
+        self.reopen()
+        self.assertEqual(self.store.position, Position("bus", 1))
+
+    def test_snapshot(self) -> None:
+        """
+        A snapshot ends what it does not hold, repeats or not.
+        """
+        self.apply(an_indicator(1), an_indicator(2))
+        self.store.begin_snapshot()
+        self.apply(an_indicator(2), an_indicator(3))
+        changes = self.store.end_snapshot(Position("other", 4))
+        self.assertEqual((changes.write, changes.erase), ((), (ip(1),)))
+        self.assertEqual(self.in_force(), {indicator_id(2), indicator_id(3)})
+        self.assertEqual(self.store.position, Position("other", 4))
+
+    def test_snapshot_interrupted(self) -> None:
+        """
+        Until a snapshot is complete nothing ends, and another one begins anew.
+        """
+        self.apply(an_indicator(1), an_indicator(2))
+        self.store.begin_snapshot()
+        self.apply(an_indicator(2))
+        self.reopen()
+        self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
+        self.store.begin_snapshot()
+        self.apply(an_indicator(1))
+        self.assertEqual(self.store.end_snapshot(Position("bus", 1)).erase, (ip(2),))
+
+
+class SightingTests(StoreTestCase):
+    """
+    Sightings that wait to be handed on.
+    """
+
+    def test_remember(self) -> None:
+        """
+        A sighting is new once, and waits, in another process too.
+        """
+        one = a_sighting(1)
+        self.assertEqual(self.store.remember([one, one], 0.0), [one])
+        self.assertEqual(self.store.remember([one], 1.0), [])
+        self.reopen()
+        self.assertEqual(self.store.unsent(10), [(one.id, one.raw)])
+        self.assertEqual(self.store.counts()["unsent"], 1)
+
+    def test_oldest_first(self) -> None:
+        """
+        The oldest are given first, as many as wanted.
+        """
+        self.store.remember([a_sighting(2)], 1.0)
+        self.store.remember([a_sighting(1)], 2.0)
+        self.assertEqual([id for id, _ in self.store.unsent(1)], [a_sighting(2).id])
+
+    def test_sent(self) -> None:
+        """
+        What was sent does not wait, and is not made again.
+        """
+        one = a_sighting(1)
+        self.store.remember([one], 0.0)
+        self.store.mark_sent([one.id])
+        self.assertEqual(self.store.unsent(10), [])
+        self.assertEqual(self.store.remember([one], 1.0), [])
+
+    def test_forget(self) -> None:
+        """
+        What was sent long ago is forgotten; what still waits never is.
+        """
+        sent, waiting = a_sighting(1), a_sighting(2)
+        self.store.remember([sent, waiting], 0.0)
+        self.store.mark_sent([sent.id])
+        self.store.forget(SIGHTING_MEMORY_DAYS * DAY)
+        self.assertEqual(self.store.remember([sent], 0.0), [])
+        self.store.forget(SIGHTING_MEMORY_DAYS * DAY + 1)
+        self.assertEqual(self.store.unsent(10), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.store.remember([sent], 0.0), [sent])
+
+
+class FileTests(SynchronousTestCase):
+    """
+    Files that cannot be used.
+    """
+
+    def test_later_version(self) -> None:
+        """
+        A file of a later tbvast is refused, by a message that names both versions.
+        """
+        path = Path(self.mktemp())
+        BridgeStore(path).close()
+        later = sqlite3.connect(path)
+        later.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        later.close()
+        error = self.assertRaises(StartupRefused, BridgeStore, path)
+        self.assertIn(f"version {SCHEMA_VERSION + 1}", str(error))
+        self.assertIn(str(path), str(error))
+
+    def test_damaged(self) -> None:
+        """
+        A file that is no database is refused, in one line, and left as it is.
+        """
+        path = Path(self.mktemp())
+        path.write_bytes(b"this is no database\n" * 100)
+        error = self.assertRaises(StartupRefused, BridgeStore, path)
+        self.assertIn(str(path), str(error))
+        self.assertNotIn("\n", str(error))
+        self.assertTrue(path.read_bytes().startswith(b"this is no database"))
+
+    def test_no_directory(self) -> None:
+        """
+        Where there is no directory, there is no store.
+        """
+        self.assertRaises(StartupRefused, BridgeStore, Path(self.mktemp()) / "bridge.sqlite")

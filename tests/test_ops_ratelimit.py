@@ -1,0 +1,57 @@
+"""
+Tests for L{tbvast.ops.ratelimit}.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.ops.ratelimit import RateLimit
+
+
+class RateLimitTests(SynchronousTestCase):
+    """
+    Tests for L{RateLimit}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1e9 + 0.5)
+
+    def allowed(self, limit: RateLimit, attempts: int) -> int:
+        return sum(limit.allows() for _ in range(attempts))
+
+    def test_limited(self) -> None:
+        """
+        So many a minute are allowed, and the others counted.
+        """
+        limit = RateLimit(self.clock, 3)
+        self.assertEqual(self.allowed(limit, 10), 3)
+        self.assertEqual(limit.suppressed, 7)
+        self.clock.advance(59.9)
+        self.assertEqual(self.allowed(limit, 2), 0)
+        self.assertEqual(limit.suppressed, 9)
+
+    def test_next_minute(self) -> None:
+        """
+        The next minute allows as many again, and no more for those that were not
+        used.
+        """
+        limit = RateLimit(self.clock, 3)
+        self.assertEqual(self.allowed(limit, 1), 1)
+        for _ in range(2):
+            self.clock.advance(60)
+            self.assertEqual(self.allowed(limit, 10), 3)
+        self.clock.advance(100_000)
+        self.assertEqual(self.allowed(limit, 10), 3)
+
+    def test_none(self) -> None:
+        """
+        A limit of nothing allows nothing.
+        """
+        limit = RateLimit(self.clock, 0)
+        self.assertEqual(self.allowed(limit, 2), 0)
+        self.clock.advance(60)
+        self.assertEqual(self.allowed(limit, 2), 0)
+        self.assertEqual(limit.suppressed, 4)
