@@ -197,9 +197,11 @@ class Outbox(Service):
             return
         self._again = False
         self._flushing = Deferred.fromCoroutine(self._flush())
-        self._flushing.addErrback(
-            lambda failure: self._log.failure("While handing on sightings", failure)
-        ).addCallback(self._cb_flushed)
+        self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
+
+    def _eb_flush(self, failure: Failure) -> None:
+        self._log.failure("While handing on sightings", failure)
+        self._retry_later()
 
     def _cb_flushed(self, _: None) -> None:
         self._flushing = None
@@ -213,9 +215,12 @@ class Outbox(Service):
             await self._defer(self._store.mark_sent, done)
             self.handed_on += len(done)
             if len(done) < len(waiting):
-                if self.running:
-                    self._retry = self._clock.callLater(RETRY_DELAY, self.flush)
+                self._retry_later()
                 return
+
+    def _retry_later(self) -> None:
+        if self.running:
+            self._retry = self._clock.callLater(RETRY_DELAY, self.flush)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

@@ -1,0 +1,367 @@
+"""
+Tests for L{tbvast.bridge.sightings}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.sightings import (
+    PAGE,
+    RETRY_DELAY,
+    Outbox,
+    SightingMaker,
+    SinkHanding,
+    value_in,
+)
+from tbvast.bridge.store import BridgeStore
+from tbvast.errors import CommandFailed, CommandRefused
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.matches import Hit, Match, MatchType
+from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.sightings import Sighting, decode_sighting
+from tests.doubles import (
+    MemorySink,
+    MemoryTransform,
+    a_match,
+    a_sighting,
+    an_indicator,
+    call_now,
+    indicator_id,
+)
+
+IP = Observable(Kind.IP, "192.0.2.1")
+DOMAIN = Observable(Kind.DOMAIN, "evil.example")
+EVENT = {"timestamp": "2026-01-02T03:04:05Z", "src_ip": "192.0.2.1"}
+
+
+def fields(sighting: Sighting) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.json.decode(sighting.raw)
+    return found
+
+
+class StoreTestCase(SynchronousTestCase):
+    """
+    A test with a clock and a store.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.store = BridgeStore(Path(self.mktemp()))
+        self.addCleanup(self.store.close)
+
+
+class MakerTests(StoreTestCase):
+    """
+    Tests for L{SightingMaker}.
+    """
+
+    def know(self, *indicators: Indicator) -> None:
+        self.store.apply(indicators, 0.0, False)
+
+    def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
+        maker = SightingMaker(self.clock, self.store, call_now, "tenzir", transform)
+        made = self.successResultOf(
+            Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
+        )
+        for sighting in made:
+            self.assertEqual(decode_sighting(sighting.raw), sighting)
+        return made
+
+    def test_document(self) -> None:
+        """
+        A sighting says what was seen where, when and by whom.
+        """
+        one = an_indicator(1)
+        self.know(one)
+        (sighting,) = self.make(a_match(EVENT, (IP, [one.id])))
+        said = fields(sighting)
+        self.assertEqual(said["sighting_of_ref"], one.id)
+        self.assertEqual(said["x_threatbus_indicator_value"], "192.0.2.1")
+        self.assertEqual(said["x_threatbus_match_type"], "LIVE")
+        self.assertEqual(said["x_threatbus_sighting_context"], EVENT)
+        self.assertTrue(said["last_seen"].startswith("2026-01-02T03:04:05"))
+
+    def test_once(self) -> None:
+        """
+        However many fields of an event hold an indicator, there is one sighting.
+        """
+        pattern = "[ipv4-addr:value = '192.0.2.1' OR domain-name:value = 'evil.example']"
+        one = an_indicator(1, pattern=pattern)
+        self.know(one)
+        made = self.make(a_match(EVENT, (DOMAIN, [one.id]), (IP, [one.id]), (IP, [one.id])))
+        self.assertEqual([fields(s)["x_threatbus_indicator_value"] for s in made], ["evil.example"])
+
+    def test_each(self) -> None:
+        """
+        There is one for each indicator and each event.
+        """
+        pattern = "[ipv4-addr:value = '192.0.2.1']"
+        ids = [indicator_id(1), indicator_id(2)]
+        self.know(an_indicator(1, pattern=pattern), an_indicator(2, pattern=pattern))
+        made = self.make(a_match(EVENT, (IP, ids)), a_match({**EVENT, "id": 2}, (IP, ids)))
+        self.assertEqual([s.indicator for s in made], ids * 2)
+        self.assertEqual(len({s.id for s in made}), 4)
+
+    def test_same_id(self) -> None:
+        """
+        Seen again, be it live or in the past, a sighting has the same id.
+        """
+        self.know(an_indicator(1))
+        match = a_match(EVENT, (IP, [indicator_id(1)]))
+        (first,) = self.make(match)
+        self.clock.advance(100)
+        (again,) = self.make(match)
+        self.assertEqual(first.id, again.id)
+
+    def test_not_in_force(self) -> None:
+        """
+        What the engine found for an indicator that is gone is no sighting.
+        """
+        self.know(an_indicator(1), an_indicator(2))
+        self.know(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        made = self.make(a_match(EVENT, (IP, [indicator_id(1), indicator_id(2)])))
+        self.assertEqual([s.indicator for s in made], [indicator_id(2)])
+
+    def test_transformed(self) -> None:
+        """
+        The context is what the transform made of the event; the id is the event's.
+        """
+        self.know(an_indicator(1))
+        match = a_match(EVENT, (IP, [indicator_id(1)]))
+        (plain,) = self.make(match)
+        (changed,) = self.make(match, transform=MemoryTransform())
+        self.assertEqual(changed.id, plain.id)
+        self.assertEqual(
+            fields(changed)["x_threatbus_sighting_context"],
+            {"changed": EVENT, "value": "192.0.2.1", "match_type": "LIVE"},
+        )
+
+
+class ValueTests(SynchronousTestCase):
+    """
+    Tests for L{value_in}.
+    """
+
+    def hit(self, kind: Kind, value: str) -> Hit:
+        return Hit("field", kind, value, (indicator_id(1),))
+
+    def test_as_written(self) -> None:
+        """
+        The value is as the indicator has it, not as the engine compares it.
+        """
+        indicator = an_indicator(1, pattern="[domain-name:value = 'Evil.Example']")
+        self.assertEqual(value_in(indicator, self.hit(Kind.DOMAIN, "evil.example")), "Evil.Example")
+
+    def test_covering(self) -> None:
+        """
+        For a network within the indicator's it is the indicator's.
+        """
+        indicator = an_indicator(
+            1, pattern="[ipv6-addr:value ISSUBSET '::/0' OR ipv4-addr:value ISSUBSET '10.0.0.0/8']"
+        )
+        self.assertEqual(value_in(indicator, self.hit(Kind.NETWORK, "10.1.0.0/16")), "10.0.0.0/8")
+
+    def test_edited(self) -> None:
+        """
+        For an indicator that was edited meanwhile it is what the engine found.
+        """
+        for indicator in (an_indicator(2), an_indicator(1, pattern_type="yara", pattern="{")):
+            for hit in (self.hit(Kind.IP, "203.0.113.7"), self.hit(Kind.NETWORK, "10.0.0.0/8")):
+                self.assertEqual(value_in(indicator, hit), hit.value)
+
+
+class Taker:
+    """
+    What sightings are handed to.
+
+    @ivar given: The documents, each time.
+    @ivar answers: What it answers, in order; then that all were taken.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[list[bytes]] = []
+        self.answers: list[Deferred[list[bool]]] = []
+
+    def __call__(self, documents: list[bytes]) -> Deferred[list[bool]]:
+        self.given.append(documents)
+        return self.answers.pop(0) if self.answers else succeed([True] * len(documents))
+
+
+class OutboxTests(StoreTestCase):
+    """
+    Tests for L{Outbox}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.taker = Taker()
+        self.outbox = Outbox(self.clock, self.store, call_now, self.taker)
+        self.outbox.startService()
+        self.addCleanup(self.stop)
+
+    def stop(self) -> None:
+        if self.outbox.running:
+            self.successResultOf(self.outbox.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def add(self, *sightings: Sighting) -> None:
+        self.successResultOf(Deferred.fromCoroutine(self.outbox.add(sightings)))
+
+    def unsent(self) -> list[str]:
+        return [id for id, _ in self.store.unsent(100)]
+
+    def test_taken(self) -> None:
+        """
+        What was taken waits no longer.
+        """
+        one = a_sighting(1)
+        self.add(one)
+        self.assertEqual(self.taker.given, [[one.raw]])
+        self.assertEqual(self.unsent(), [])
+        self.assertEqual((self.outbox.made, self.outbox.handed_on), (1, 1))
+
+    def test_repeat(self) -> None:
+        """
+        A repeat is not handed on again.
+        """
+        self.add(a_sighting(1))
+        self.add(a_sighting(1))
+        self.assertEqual(len(self.taker.given), 1)
+        self.assertEqual(self.outbox.made, 1)
+
+    def test_kept_until_taken(self) -> None:
+        """
+        Until somebody has answered, a sighting is kept.
+        """
+        answer: Deferred[list[bool]] = Deferred()
+        self.taker.answers.append(answer)
+        self.add(a_sighting(1))
+        self.assertEqual(self.unsent(), [a_sighting(1).id])
+        answer.callback([True])
+        self.assertEqual(self.unsent(), [])
+
+    def test_tried_again(self) -> None:
+        """
+        What was not taken is offered again, alone, after a while.
+        """
+        one, two = a_sighting(1), a_sighting(2)
+        self.taker.answers.append(succeed([True, False]))
+        self.add(one, two)
+        self.assertEqual(self.unsent(), [two.id])
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.taker.given[1:], [[two.raw]])
+        self.assertEqual(self.unsent(), [])
+        self.assertEqual(self.outbox.handed_on, 2)
+
+    def test_failed(self) -> None:
+        """
+        A failure is logged, loses nothing, and does not end the trying.
+        """
+        answer: Deferred[list[bool]] = Deferred()
+        answer.errback(RuntimeError())
+        self.taker.answers.append(answer)
+        self.add(a_sighting(1))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(self.unsent(), [a_sighting(1).id])
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.unsent(), [])
+
+    def test_ready(self) -> None:
+        """
+        When somebody listens again it is offered at once, and not once more later.
+        """
+        self.taker.answers.append(succeed([False]))
+        self.add(a_sighting(1))
+        self.outbox.flush()
+        self.assertEqual(self.unsent(), [])
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(len(self.taker.given), 2)
+
+    def test_one_at_a_time(self) -> None:
+        """
+        What is added meanwhile follows, and nothing is offered twice at once.
+        """
+        answer: Deferred[list[bool]] = Deferred()
+        self.taker.answers.append(answer)
+        self.add(a_sighting(1))
+        self.add(a_sighting(2))
+        self.outbox.flush()
+        self.assertEqual(len(self.taker.given), 1)
+        answer.callback([True])
+        self.assertEqual(self.taker.given[1:], [[a_sighting(2).raw]])
+
+    def test_pages(self) -> None:
+        """
+        Many are handed on page by page.
+        """
+        self.add(*(a_sighting(number) for number in range(1, PAGE + 2)))
+        self.assertEqual([len(given) for given in self.taker.given], [PAGE, 1])
+
+    def test_started_again(self) -> None:
+        """
+        What waits is handed on when the service starts, and not while it does not run.
+        """
+        self.stop()
+        self.add(a_sighting(1))
+        self.assertEqual(self.taker.given, [])
+        self.outbox.startService()
+        self.assertEqual(self.taker.given, [[a_sighting(1).raw]])
+
+    def test_stop(self) -> None:
+        """
+        The end waits for what is being handed on, and tries nothing afterwards.
+        """
+        answer: Deferred[list[bool]] = Deferred()
+        self.taker.answers.append(answer)
+        self.add(a_sighting(1))
+        stopped = self.outbox.stopService()
+        self.assertNoResult(stopped)
+        answer.callback([False])
+        self.successResultOf(stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.unsent(), [a_sighting(1).id])
+
+
+class SinkTests(SynchronousTestCase):
+    """
+    Tests for L{SinkHanding}.
+    """
+
+    def setUp(self) -> None:
+        self.sink = MemorySink()
+        self.hand_on = SinkHanding(self.sink)
+        self.document = a_sighting(
+            1,
+            x_threatbus_sighting_context={"a": 1},
+            x_threatbus_indicator_value="192.0.2.1",
+            x_threatbus_match_type="RETRO",
+        ).raw
+
+    def test_taken(self) -> None:
+        """
+        The sink gets the context, the value and the type.
+        """
+        taken = self.successResultOf(self.hand_on([self.document]))
+        self.assertEqual(taken, [True])
+        self.assertEqual(self.sink.taken, [({"a": 1}, "192.0.2.1", MatchType.RETRO)])
+
+    def test_not_taken(self) -> None:
+        """
+        What the sink did not take this time is not taken.
+        """
+        self.sink.failure = CommandFailed("sink", "it ended")
+        self.assertEqual(self.successResultOf(self.hand_on([self.document] * 2)), [False] * 2)
+
+    def test_refused(self) -> None:
+        """
+        What the sink can never take is done with.
+        """
+        self.sink.failure = CommandRefused("sink", "too long")
+        self.assertEqual(self.successResultOf(self.hand_on([self.document])), [True])
