@@ -210,8 +210,7 @@ class Bridge(SequentialService):
                     indicator=id,
                     reason=reason,
                 )
-        if changes.write or changes.erase:
-            self._session.changed(changes)
+        self._session.changed(changes)
 
     # Housekeeping
 

@@ -271,7 +271,7 @@ class EngineSession(MultiService):
         if self._search is not None:
             self._start(self._search_past(self._search))
         while True:
-            while self._pending or self._overflow:
+            while self._pending or self._overflow or self._applied < self._pending_change:
                 await self._insist("update the engine", self._apply)
             try:
                 await self._changes().addTimeout(CHECK_INTERVAL, self._clock)
@@ -295,6 +295,10 @@ class EngineSession(MultiService):
                     reason=str(e),
                     delay=delay,
                 )
+            except CancelledError:
+                raise
+            except Exception:
+                self._log.failure("Could not {what}; trying again.", what=what)
             await deferLater(self._clock, delay)
             delay = min(delay * 2, RETRY_MOST)
 
@@ -311,7 +315,7 @@ class EngineSession(MultiService):
             {entry.observable: entry.ids for entry in changes.write}
             | dict.fromkeys(changes.erase, ())
         )
-        self._applied = changes.number
+        self._applied = max(self._applied, changes.number)
         self.state = State.READY
         self._log.info(
             "{name} {version} at {endpoint} is ready: {held} entries were there,"
@@ -328,7 +332,11 @@ class EngineSession(MultiService):
 
     async def _apply(self) -> None:
         if self._overflow:
-            await self._reconcile()
+            try:
+                await self._reconcile()
+            except BaseException:
+                self._overflow = True
+                raise
             return
         pending, self._pending = self._pending, {}
         change = self._pending_change
@@ -365,6 +373,9 @@ class EngineSession(MultiService):
                 raise
             except EngineError as e:
                 reason = str(e)
+            except Exception as e:
+                self._log.failure("What was matched could not be kept")
+                reason = str(e)
             self.live = False
             self._complete = False
             self._log.error(
@@ -391,15 +402,15 @@ class EngineSession(MultiService):
         Search the events that arrived while nothing was matched: the engine, or the
         bridge, was away.
         """
+        await self._insist("search what was missed", self._find_missed)
+        self._complete = True
+
+    async def _find_missed(self) -> None:
         since = await self._defer(lambda: self._store.covered)
         if since is not None:
             entries = await self._defer(lambda: list(self._store.entries()))
             timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
-            search = Search(0, timeout, since)
-            await self._insist(
-                "search what was missed", functools.partial(self._find, entries, search)
-            )
-        self._complete = True
+            await self._find(entries, Search(0, timeout, since))
 
     def _cover(self) -> Deferred[None] | None:
         if not self._complete:
@@ -412,14 +423,21 @@ class EngineSession(MultiService):
     async def _search_past(self, search: Search) -> None:
         while True:
             until = self._applied
-            ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
-            if ids:
-                await self._insist(
-                    "search past events", functools.partial(self._find, entries, search)
-                )
-                await self._defer(self._store.mark_searched, ids, until)
-            elif until >= self._applied:
+            searched = await self._insist(
+                "search past events", functools.partial(self._search_batch, search, until)
+            )
+            if not searched and until >= self._applied:
                 await self._changes()
+
+    async def _search_batch(self, search: Search, until: int) -> bool:
+        """
+        @return: Whether there was anything to search for.
+        """
+        ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
+        if ids:
+            await self._find(entries, search)
+            await self._defer(self._store.mark_searched, ids, until)
+        return bool(ids)
 
     async def _find(self, entries: list[Entry], search: Search) -> None:
         if not entries:

@@ -1,0 +1,483 @@
+"""
+Tests for L{tbvast.bridge.session}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge import session
+from tbvast.bridge.session import EngineSession, Search, State
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.matches import Entry, Match, MatchType
+from tbvast.intel.observables import Kind, Observable
+from tests.doubles import (
+    MemoryEngineClient,
+    MemoryNode,
+    an_indicator,
+    call_now,
+    indicator_id,
+)
+
+SEARCH = Search(10, 30.0)
+
+
+def ip(number: int) -> Observable:
+    return Observable(Kind.IP, f"192.0.2.{number}")
+
+
+def entry(number: int) -> Entry:
+    return Entry(ip(number), (indicator_id(number),))
+
+
+class SessionTestCase(SynchronousTestCase):
+    """
+    A test with a session, a store, and a node and its engine in memory.
+
+    @ivar delivered: The matches that were delivered.
+    @ivar unsupported: The engines that cannot be driven.
+    @ivar failure: What delivering fails with.
+    """
+
+    search: Search | None = None
+    live = False
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.node = MemoryNode()
+        self.engine = MemoryEngineClient()
+        self.store = BridgeStore(Path(self.mktemp()))
+        self.addCleanup(self.store.close)
+        self.delivered: list[tuple[Match, MatchType]] = []
+        self.unsupported: list[EngineUnsupported] = []
+        self.failure: Exception | None = None
+        self.session = EngineSession(
+            self.clock,
+            self.node,
+            self.engine,
+            self.store,
+            call_now,
+            self.deliver,
+            self.live,
+            self.search,
+            self.unsupported.append,
+        )
+        self.addCleanup(self.stop)
+
+    async def deliver(self, matches: list[Match], type: MatchType) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.delivered.extend((match, type) for match in matches)
+
+    def start(self) -> None:
+        self.session.startService()
+        self.clock.advance(0)
+
+    def stop(self) -> None:
+        if self.session.running:
+            self.successResultOf(self.session.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertFalse(self.node.connected)
+        self.assertEqual(self.engine.watching, 0)
+
+    def apply(self, *indicators: Indicator) -> Changes:
+        """
+        Indicators arrive.
+        """
+        changes = self.store.apply(indicators, self.clock.seconds(), self.search is not None)
+        self.session.changed(changes)
+        return changes
+
+    def come_back(self) -> None:
+        self.node.up = True
+        self.clock.advance(session.WATCH_MOST)
+
+    def searched(self) -> bool:
+        return not self.store.counts()["unsearched"]
+
+
+class NodeTests(SessionTestCase):
+    """
+    The node's coming and going.
+    """
+
+    live = True
+
+    def test_up(self) -> None:
+        """
+        Once the node is there it is asked who it is, prepared, filled and watched.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.assertEqual(self.engine.calls, ["identify", "prepare", "contents", "add", "watch"])
+        self.assertEqual(self.engine.table, {ip(1): (indicator_id(1),)})
+        self.assertIs(self.session.state, State.READY)
+        self.assertTrue(self.session.live)
+        self.assertEqual(self.session.report()["name"], "memory")
+
+    def test_away(self) -> None:
+        """
+        While there is no node, nothing is asked of it, and no change waits in memory.
+        """
+        self.node.up = False
+        self.start()
+        self.apply(an_indicator(1))
+        self.clock.advance(1)
+        self.assertEqual(self.engine.calls, [])
+        self.assertEqual(self.session.report()["pending"], 0)
+        self.assertIs(self.session.state, State.AWAY)
+
+    def test_down(self) -> None:
+        """
+        When the node goes, its calls are interrupted and nothing more is asked.
+        """
+        self.start()
+        self.node.die()
+        self.assertTrue(self.engine.interrupted)
+        self.assertEqual(self.engine.watching, 0)
+        self.engine.calls.clear()
+        self.apply(an_indicator(1))
+        self.clock.pump([1.0] * 20)
+        self.assertEqual(self.engine.calls, [])
+        self.assertFalse(self.session.live)
+
+    def test_back(self) -> None:
+        """
+        When the node comes back it is given everything again, and matches.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.node.die()
+        self.engine.die()
+        self.apply(an_indicator(2))
+        self.come_back()
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
+        self.assertTrue(self.session.live)
+        self.assertEqual(self.engine.watching, 1)
+
+    def test_down_while_asked(self) -> None:
+        """
+        The node may go in the middle of a call.
+        """
+        self.engine.held = {"contents"}
+        self.start()
+        self.node.die()
+        self.engine.held.clear()
+        self.apply(an_indicator(1))
+        self.come_back()
+        self.assertEqual(set(self.engine.table), {ip(1)})
+
+    def test_stale(self) -> None:
+        """
+        What the engine holds and should not is removed.
+        """
+        self.engine.table[ip(9)] = (indicator_id(9),)
+        self.apply(an_indicator(1))
+        self.start()
+        self.assertEqual(set(self.engine.table), {ip(1)})
+
+    def test_unsupported(self) -> None:
+        """
+        An engine that cannot be driven is told, and not asked for anything more.
+        """
+        error = EngineUnsupported("tenzir 1.0", "tenzir 6.20 or newer")
+        self.engine.failures["identify"] = [error]
+        self.start()
+        self.assertEqual(self.unsupported, [error])
+        self.assertEqual(self.engine.calls, ["identify"])
+
+    def test_stop(self) -> None:
+        """
+        Stopped in the middle of a call it leaves nothing behind.
+        """
+        self.engine.held = {"prepare"}
+        self.start()
+        self.stop()
+        self.assertTrue(self.engine.interrupted)
+
+    def test_stop_while_waiting(self) -> None:
+        """
+        Stopped before another attempt it leaves nothing behind.
+        """
+        self.engine.failures["prepare"] = [EngineCallFailed("prepare", "no")]
+        self.start()
+        self.stop()
+
+
+class ChangeTests(SessionTestCase):
+    """
+    What the engine is told while it is there.
+    """
+
+    def test_applied(self) -> None:
+        """
+        Changes are told at once: what is new, what is different, what is gone.
+        """
+        self.start()
+        self.apply(an_indicator(1), an_indicator(2))
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
+        self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        self.assertEqual(set(self.engine.table), {ip(2)})
+
+    def test_together(self) -> None:
+        """
+        What changes during a call is told with the next one, together.
+        """
+        self.start()
+        self.engine.calls.clear()
+        self.engine.held = {"add"}
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(2))
+        self.apply(an_indicator(3))
+        self.engine.release()
+        self.assertEqual(self.engine.calls, ["add", "add"])
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2), ip(3)})
+
+    def test_retried(self) -> None:
+        """
+        What failed is tried again after a delay that doubles; nothing is lost.
+        """
+        self.start()
+        self.engine.failures["add"] = [EngineCallFailed("add", "no")] * 3
+        self.apply(an_indicator(1))
+        for delay in (0.5, 1.0, 2.0):
+            self.assertEqual(self.engine.table, {})
+            self.clock.advance(delay)
+        self.assertEqual(set(self.engine.table), {ip(1)})
+
+    def test_later_wins(self) -> None:
+        """
+        What changed after a failed call is told as it is then.
+        """
+        self.start()
+        self.engine.failures["add"] = [EngineCallFailed("add", "no")]
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        self.clock.advance(1)
+        self.assertEqual(self.engine.table, {})
+
+    def test_fill_retried(self) -> None:
+        """
+        Filling the engine is retried as a whole.
+        """
+        self.apply(an_indicator(1))
+        self.engine.failures = {
+            "contents": [EngineCallFailed("contents", "no")],
+            "add": [EngineCallFailed("add", "no")],
+        }
+        self.start()
+        self.clock.pump([0.5, 1.0])
+        self.assertEqual(set(self.engine.table), {ip(1)})
+        self.assertIs(self.session.state, State.READY)
+
+    def test_overflow(self) -> None:
+        """
+        What is too much to wait in memory is read from the store again, be it at the
+        second attempt.
+        """
+        many = tuple(
+            Entry(Observable(Kind.DOMAIN, f"{number}.example"), (indicator_id(number),))
+            for number in range(session.MOST_PENDING)
+        )
+        self.start()
+        self.engine.held = {"add"}
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(2))
+        self.session.changed(Changes(self.store.change, many))
+        self.assertEqual(self.session.report()["pending"], 0)
+        self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
+        self.engine.calls.clear()
+        self.engine.release()
+        self.clock.advance(0.5)
+        self.assertEqual(self.engine.calls, ["contents", "contents", "add"])
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
+
+    def test_checked(self) -> None:
+        """
+        An engine that lost something without going away is given it again.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.engine.die()
+        self.clock.advance(session.CHECK_INTERVAL)
+        self.assertEqual(set(self.engine.table), {ip(1)})
+
+
+class LiveTests(SessionTestCase):
+    """
+    The live match.
+    """
+
+    live = True
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.apply(an_indicator(1))
+        self.start()
+
+    def test_delivered(self) -> None:
+        """
+        What is matched is delivered, and counted.
+        """
+        self.engine.arrive({"n": 1}, ip(1))
+        ((match, type),) = self.delivered
+        self.assertEqual((match.event, type), ({"n": 1}, MatchType.LIVE))
+        self.assertEqual(self.session.report()["matched"], {"live": 1, "retro": 0})
+
+    def test_ended(self) -> None:
+        """
+        When it ends, it is started again.
+        """
+        self.engine.end_watch()
+        self.assertFalse(self.session.live)
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertTrue(self.session.live)
+        self.engine.end_watch(EngineCallFailed("watch", "no"))
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertEqual(self.engine.watching, 1)
+
+    def test_not_kept(self) -> None:
+        """
+        When a match cannot be kept, the live match is started again.
+        """
+        self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertTrue(self.session.live)
+
+    def test_caught_up(self) -> None:
+        """
+        What arrived while nothing was matched is searched when it is again.
+        """
+        self.clock.pump([session.COVER_INTERVAL] * 20)
+        covered = self.store.covered
+        self.node.die()
+        self.engine.past[ip(1)] = [{"n": 2}]
+        self.come_back()
+        self.assertEqual(self.engine.since, [covered])
+        self.assertEqual([match.event for match, _ in self.delivered], [{"n": 2}])
+
+
+class SearchTests(SessionTestCase):
+    """
+    The search of past events.
+    """
+
+    search = SEARCH
+
+    def test_found(self) -> None:
+        """
+        New indicators are looked for once, within the limits.
+        """
+        self.engine.past[ip(1)] = [{"n": 1}, {"n": 2}]
+        self.start()
+        self.apply(an_indicator(1))
+        self.assertEqual(self.engine.searched, [[entry(1)]])
+        self.assertEqual(self.engine.limits, [(10, 30.0)])
+        self.assertEqual(
+            [(match.event["n"], type) for match, type in self.delivered],
+            [(1, MatchType.RETRO), (2, MatchType.RETRO)],
+        )
+        self.assertTrue(self.searched())
+
+    def test_again(self) -> None:
+        """
+        What was searched for is not searched for when the node comes back.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.node.die()
+        self.come_back()
+        self.assertEqual(self.engine.searched, [[entry(1)]])
+
+    def test_only_applied(self) -> None:
+        """
+        Only what the engine holds already is looked for: nothing falls between past
+        and arriving events.
+        """
+        self.start()
+        self.engine.held = {"add"}
+        self.apply(an_indicator(1))
+        self.assertEqual(self.engine.searched, [])
+        self.engine.release()
+        self.assertEqual(self.engine.searched, [[entry(1)]])
+
+    def test_marked_afterwards(self) -> None:
+        """
+        Until a search is over its indicators wait for it, also over a restart.
+        """
+        self.engine.held = {"find"}
+        self.start()
+        self.apply(an_indicator(1))
+        self.assertFalse(self.searched())
+        self.node.die()
+        self.engine.held.clear()
+        self.come_back()
+        self.assertEqual(self.engine.searched, [[entry(1)], [entry(1)]])
+        self.assertTrue(self.searched())
+
+    def test_not_delivered(self) -> None:
+        """
+        A search whose matches cannot be kept is made again.
+        """
+        self.engine.past[ip(1)] = [{"n": 1}]
+        self.failure = OSError("the disk refuses")
+        self.start()
+        self.apply(an_indicator(1))
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.assertFalse(self.searched())
+        self.failure = None
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertEqual(len(self.delivered), 1)
+        self.assertTrue(self.searched())
+
+    def test_failed(self) -> None:
+        """
+        A search that failed is made again.
+        """
+        self.engine.failures["find"] = [EngineCallFailed("find", "no")]
+        self.start()
+        self.apply(an_indicator(1))
+        self.assertFalse(self.searched())
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertTrue(self.searched())
+
+    def test_timeout(self) -> None:
+        """
+        A search that ran out of time is over, with what it found.
+        """
+        self.engine.past[ip(1)] = [{"n": 1}]
+        self.engine.failures["find"] = [EngineTimeout("find", 30.0)]
+        self.start()
+        self.apply(an_indicator(1))
+        self.assertEqual(len(self.delivered), 1)
+        self.assertTrue(self.searched())
+        self.assertEqual(self.session.searches, 1)
+
+    def test_edited_while_waiting(self) -> None:
+        """
+        An edit that tells the engine nothing does not keep an indicator from being
+        looked for.
+        """
+        self.engine.held = {"find"}
+        self.start()
+        self.apply(an_indicator(1))
+        self.apply(an_indicator(1, 2, name="another"))
+        self.engine.release()
+        self.assertTrue(self.searched())
+
+    def test_unmatched(self) -> None:
+        """
+        What cannot be matched is not looked for, and does not wait for it.
+        """
+        self.start()
+        changes: Any = self.apply(an_indicator(1, pattern_type="yara", pattern="{"))
+        self.assertEqual(len(changes.unmatched), 1)
+        self.assertEqual(self.engine.searched, [])
+        self.assertTrue(self.searched())
