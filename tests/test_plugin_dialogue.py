@@ -1,0 +1,456 @@
+"""
+Tests for L{tbvast.plugin.dialogue}.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.plugin.dialogue import Addresses, Dialogue
+from tbvast.plugin.feed import FedSubscription
+from tbvast.plugin.gate import Gate
+from tbvast.plugin.intake import RETRY_DELAY, Intake
+from tbvast.plugin.snapshots import JournalSource, Snapshots
+from tbvast.plugin.status import Statistics
+from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.wire import manage
+from tbvast.wire.manage import PROTOCOL, Position
+from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
+from tests.doubles_plugin import clients_file, some_limits
+
+ERRORS_PER_MINUTE = 3
+MAX_DAYS = 30
+
+
+class DialogueTestCase(SynchronousTestCase):
+    """
+    The dialogue of a bus without sockets.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000 * DAY)
+        self.gate = self.make_gate()
+        self.journal = MemoryJournal(self.clock, "bus")
+        self.source = MemorySource("memory")
+        self.subscriptions = Subscriptions(
+            self.clock,
+            some_limits(subscriptions=5),
+            functools.partial(
+                FedSubscription,
+                journal=self.journal,
+                replay=self.journal,
+                unreadable=lambda subscription: None,
+            ),
+        )
+        self.subscriptions.send = lambda frame: True
+        snapshots = Snapshots(
+            self.clock, [self.source, JournalSource(self.journal)], self.subscriptions.everybody
+        )
+        self.intake = Intake(
+            self.clock,
+            self.journal,
+            self.gate,
+            self.subscriptions.spread,
+            snapshots.answered,
+            ERRORS_PER_MINUTE,
+        )
+        self.dialogue = Dialogue(
+            self.clock,
+            Addresses("bus.example", 13371, 13372),
+            self.gate,
+            self.journal,
+            self.subscriptions,
+            snapshots,
+            self.intake,
+            Statistics(self.clock, self.journal, self.intake, self.subscriptions),
+            MAX_DAYS,
+            ERRORS_PER_MINUTE,
+        )
+
+    def make_gate(self) -> Gate:
+        return Gate(None)
+
+    def ask(self, *frames: bytes, user: str = "") -> bytes:
+        reply: bytes = self.successResultOf(self.dialogue.answer(frames, user))
+        self.clock.advance(0)
+        return reply
+
+    def request(self, user: str = "", **request: Any) -> Any:
+        """
+        The reply to a request, of the stix2 dialect.
+        """
+        return json.loads(self.ask(json.dumps(request).encode(), user=user))
+
+    def subscribe(self, topic: Any = "stix2/indicator", user: str = "", **more: Any) -> Any:
+        return self.request(user, action="subscribe", topic=topic, **more)
+
+
+class ReplyTests(DialogueTestCase):
+    """
+    Every row of the manage table.
+    """
+
+    def test_subscribe(self) -> None:
+        """
+        The reply has the keys of both dialects, and a host that can be reached.
+        """
+        for topic, own in (
+            ("stix2/indicator", r"^[a-z]{32}$"),
+            (["stix2/indicator", "stix2/sighting"], r"^[a-z]{32}$"),
+            ("threatbus/intel", r"^threatbus/intel[a-z]{10}$"),
+            ("weather", r"^[a-z]{32}$"),
+        ):
+            with self.subTest(topic):
+                reply = self.subscribe(topic, snapshot=1)
+                self.assertRegex(reply.pop("topic"), own)
+                self.assertEqual(
+                    reply,
+                    {
+                        "pub_port": 13371,
+                        "sub_port": 13372,
+                        "pub_endpoint": "bus.example:13371",
+                        "sub_endpoint": "bus.example:13372",
+                        "status": "success",
+                    },
+                )
+
+    def test_snapshot(self) -> None:
+        """
+        A snapshot of so many days is asked for, up to the most that is allowed; none
+        if none is wanted.
+        """
+        now = self.clock.seconds()
+        for days, since in ((7, [now - 7 * DAY]), (99, [now - MAX_DAYS * DAY]), (0, [])):
+            with self.subTest(days):
+                self.source.asked.clear()
+                self.subscribe(snapshot=days)
+                self.assertEqual(self.source.asked, since)
+        self.subscribe()
+        self.assertEqual(self.source.asked, [])
+
+    def test_heartbeat(self) -> None:
+        """
+        A heartbeat says whether the subscription is known.
+        """
+        topic = self.subscribe()["topic"]
+        beat = functools.partial(self.request, action="heartbeat")
+        self.assertEqual(beat(topic=topic), {"status": "success"})
+        self.assertEqual(beat(topic=topic, report={"a": 1}), {"status": "success"})
+        self.assertEqual(beat(topic="x" * 32), {"status": "error"})
+
+    def test_unsubscribe(self) -> None:
+        """
+        So does an unsubscribe request, in the stix2 dialect.
+        """
+        topic = self.subscribe()["topic"]
+        for status in ("success", "error"):
+            self.assertEqual(self.request(action="unsubscribe", topic=topic), {"status": status})
+        self.assertEqual(len(self.subscriptions), 0)
+
+    def test_unsubscribe_vast(self) -> None:
+        """
+        The vast dialect has one answer, which is not JSON.
+        """
+        topic = self.subscribe("threatbus/intel")["topic"]
+        for _ in range(2):
+            raw = json.dumps({"action": "unsubscribe", "topic": topic}).encode()
+            self.assertEqual(self.ask(raw), b"Success")
+        self.assertEqual(len(self.subscriptions), 0)
+
+    def test_unknown(self) -> None:
+        """
+        What asks for nothing known, or has no topic, is told so.
+        """
+        for request in (
+            {},
+            {"action": "dance", "topic": "stix2/indicator"},
+            {"action": "subscribe"},
+            {"topic": "stix2/indicator"},
+            {"action": "heartbeat"},
+            {"action": 7, "topic": "stix2/indicator"},
+        ):
+            with self.subTest(request):
+                self.assertEqual(self.request(**request), {"status": "unknown request"})
+        self.assertEqual(
+            self.ask(b'{"action":"dance","topic":"threatbus/intel"}'), b"Unknown request"
+        )
+
+    def test_broken(self) -> None:
+        """
+        What is no request at all gets an error; it is counted, and logged so many
+        times a minute.
+        """
+        broken = [
+            b"",
+            b"subscribe",
+            b"[]",
+            b"7",
+            b"\xff",
+            b"[" * 100_000,
+            b'{"action":"subscribe","topic":7}',
+            b'{"action":"subscribe","topic":"stix2/indicator","snapshot":"x"}',
+            b'{"action":"subscribe","topic":"stix2/indicator","snapshot":1.5}',
+            b'{"action":"subscribe","topic":"stix2/indicator","snapshot":-1}',
+            b'{"action":"publish","documents":7}',
+        ]
+        with capturedLogs() as events:
+            for raw in broken:
+                with self.subTest(raw[:80]):
+                    self.assertEqual(self.ask(raw), b'{"status":"error"}')
+        self.assertEqual(len(events), ERRORS_PER_MINUTE)
+        self.assertEqual(self.intake.counts["request", "refused"], len(broken))
+        self.assertEqual(len(self.subscriptions), 0)
+
+    def test_several_frames(self) -> None:
+        """
+        The frames of one message are one request; no frame at all is none.
+        """
+        self.assertEqual(self.ask(b'{"action":"sta', b"", b'tus"}')[:1], b"{")
+        self.assertEqual(self.ask(), b'{"status":"error"}')
+
+    @given(st.lists(st.binary(), max_size=3) | st.builds(lambda text: [text.encode()], st.text()))
+    def test_any_bytes(self, frames: list[bytes]) -> None:
+        """
+        There is a reply to any bytes.
+        """
+        self.setUp()
+        self.assertNotEqual(self.ask(*frames), b"")
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(
+                ["action", "topic", "snapshot", "protocol", "name", "resume", "report", "documents"]
+            ),
+            st.sampled_from(
+                ["subscribe", "unsubscribe", "heartbeat", "publish", "status", PROTOCOL]
+                + ["stix2/indicator", "threatbus/intel", "", None, 0, 3, -1, 1.5, True]
+            )
+            | st.lists(st.sampled_from(["stix2/indicator", 1, {}, an_indicator().raw.decode()]))
+            | st.fixed_dictionaries({"plugin": st.text(), "number": st.integers()}),
+        )
+    )
+    def test_any_request(self, request: dict[str, Any]) -> None:
+        """
+        There is a reply to any object.
+        """
+        self.setUp()
+        self.assertNotEqual(self.ask(json.dumps(request).encode()), b"")
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_too_many(self) -> None:
+        """
+        Beyond the limit a subscription is refused.
+        """
+        for _ in range(5):
+            self.subscribe()
+        self.assertEqual(self.subscribe(), {"status": "error"})
+
+    def test_defect(self) -> None:
+        """
+        There is a reply even if the bus has a defect.
+        """
+
+        def open(*args: Any) -> Any:
+            raise ZeroDivisionError
+
+        self.subscriptions.open = open  # type: ignore[method-assign]
+        self.assertEqual(self.subscribe(), {"status": "error"})
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class PublishTests(DialogueTestCase):
+    """
+    Publishing by request.
+    """
+
+    def publish(self, *documents: bytes, user: str = "") -> manage.Published:
+        return manage.decode_published(self.ask(manage.encode_publish(documents), user=user))
+
+    def test_outcomes(self) -> None:
+        """
+        The reply has one outcome for each document, and the reasons of refusals.
+        """
+        reply = self.publish(an_indicator(1).raw, b"{}", an_indicator(1).raw, a_sighting(1).raw)
+        self.assertEqual(reply.outcomes, ["accepted", "refused", "repeated", "accepted"])
+        self.assertEqual(list(reply.reasons), [1])
+        self.assertEqual(self.journal.head, 2)
+        self.assertEqual(self.publish().outcomes, [])
+
+    def test_reply_waits(self) -> None:
+        """
+        The reply comes when the documents are durable.
+        """
+        self.journal.holding = True
+        reply: Deferred[bytes] = self.dialogue.answer([manage.encode_publish([a_sighting().raw])])
+        self.assertNoResult(reply)
+        self.journal.release()
+        self.assertEqual(
+            manage.decode_published(self.successResultOf(reply)).outcomes, ["accepted"]
+        )
+
+    def test_not_kept(self) -> None:
+        """
+        The reply says why nothing was accepted.
+        """
+        self.journal.failing = True
+        reply = json.loads(self.ask(manage.encode_publish([a_sighting().raw])))
+        self.assertEqual(reply, {"status": "error", "reason": "the disk refuses"})
+        self.journal.failing = False
+        self.clock.advance(RETRY_DELAY)
+
+
+class ResumeTests(DialogueTestCase):
+    """
+    Subscribers that speak tbvast/1.
+    """
+
+    def resume(self, number: int, plugin: str = "bus", **more: Any) -> Any:
+        return self.subscribe(
+            protocol=PROTOCOL, resume={"plugin": plugin, "number": number}, **more
+        )
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.journal.append([an_indicator(n) for n in range(4)]))
+
+    def beginning(self, reply: dict[str, Any]) -> Position:
+        self.assertEqual((reply["status"], reply["protocol"]), ("success", PROTOCOL))
+        return Position(reply["plugin"], reply["number"])
+
+    def test_first(self) -> None:
+        """
+        The reply names the bus and the number after which everything is sent; the
+        snapshot is the one that was asked for.
+        """
+        reply = self.subscribe(protocol=PROTOCOL, snapshot=7)
+        self.assertEqual(self.beginning(reply), Position("bus", 4))
+        self.assertEqual(self.source.asked, [self.clock.seconds() - 7 * DAY])
+
+    def test_resumed(self) -> None:
+        """
+        Who was here goes on after its number, without a snapshot.
+        """
+        self.assertEqual(self.beginning(self.resume(2, snapshot=7)), Position("bus", 2))
+        self.assertEqual(self.source.asked, [])
+
+    def test_not_resumed(self) -> None:
+        """
+        Who was elsewhere, or too long away, gets everything that is in force.
+        """
+        self.journal.floor = 1
+        for number, plugin in ((2, "other"), (0, "bus"), (5, "bus")):
+            with self.subTest(number=number, plugin=plugin):
+                self.source.asked.clear()
+                self.assertEqual(self.beginning(self.resume(number, plugin)), Position("bus", 4))
+                self.assertEqual(self.source.asked, [0.0])
+
+    def test_others(self) -> None:
+        """
+        Who does not speak it sees nothing of it.
+        """
+        for more in ({}, {"protocol": "tbvast/9"}):
+            reply = self.subscribe(**more)
+            self.assertFalse({"protocol", "plugin", "number"} & reply.keys())
+
+
+class ForbiddenTests(DialogueTestCase):
+    """
+    Who may ask for what.
+    """
+
+    def make_gate(self) -> Gate:
+        path = Path(self.mktemp())
+        self.keys = clients_file(
+            path,
+            intel="subscribe-intel",
+            sightings="subscribe-sightings,publish-sightings",
+            publisher="publish-intel",
+        )
+        return Gate(path)
+
+    def test_stranger(self) -> None:
+        """
+        Who is not let in, or no longer, may not ask for anything.
+        """
+        for user in ("", "nobody"):
+            self.assertEqual(
+                self.request(user, action="status"),
+                {"status": "error", "reason": "you may not ask for anything"},
+            )
+        self.assertEqual(self.intake.counts["request", "forbidden"], 2)
+
+    def test_subscribe(self) -> None:
+        """
+        A subscription needs the permission for all of its streams.
+        """
+        allowed = {"intel": {"stix2/indicator", "threatbus/intel"}, "sightings": {"stix2/sighting"}}
+        for name, user in self.keys.items():
+            for topic in ("stix2/indicator", "threatbus/intel", "stix2/sighting", "stix2/"):
+                with self.subTest(name=name, topic=topic):
+                    reply = self.subscribe(topic, user)
+                    if topic in allowed.get(name, ()):
+                        self.assertEqual(reply["status"], "success")
+                    else:
+                        self.assertEqual(reply["status"], "error")
+                        self.assertIn("you may not subscribe to ", reply["reason"])
+        self.assertEqual(len(self.subscriptions), 3)
+
+    def test_publish(self) -> None:
+        """
+        What somebody may not publish is refused with a reason.
+        """
+        raw = manage.encode_publish([an_indicator().raw, a_sighting().raw])
+        reply = manage.decode_published(self.ask(raw, user=self.keys["publisher"]))
+        self.assertEqual(reply.outcomes, ["accepted", "refused"])
+        self.assertIn("yours to publish", reply.reasons[1])
+
+    def test_named(self) -> None:
+        """
+        The log names the client, never the key.
+        """
+        with capturedLogs() as events:
+            self.subscribe("stix2/sighting", self.keys["intel"])
+        self.assertEqual([event["client"] for event in events], ["intel"])
+        self.assertNotIn(self.keys["intel"], repr(events))
+
+
+class StatusTests(DialogueTestCase):
+    """
+    The status of a bus.
+    """
+
+    def test_secrets(self) -> None:
+        """
+        It tells of subscriptions, but not their own topics: who knows one can listen.
+        """
+        topics = [
+            self.subscribe(name="one")["topic"],
+            self.subscribe("threatbus/intel")["topic"],
+            self.subscribe("stix2/sighting", protocol=PROTOCOL)["topic"],
+        ]
+        raw = self.ask(b'{"action":"status"}')
+        for topic in topics:
+            self.assertNotIn(topic.encode(), raw)
+        status = json.loads(raw)
+        self.assertEqual(status["status"], "success")
+        self.assertEqual(status["subscriptions"][0]["name"], "one")
+
+    def test_journal_fails(self) -> None:
+        """
+        There is a reply if the journal cannot be asked.
+        """
+        self.journal.failing = True
+        self.assertEqual(
+            self.request(action="status"), {"status": "error", "reason": "the disk refuses"}
+        )

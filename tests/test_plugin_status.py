@@ -1,0 +1,151 @@
+"""
+Tests for L{tbvast.plugin.status}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast import __version__
+from tbvast.errors import JournalFailed
+from tbvast.plugin.gate import Gate
+from tbvast.plugin.intake import Intake
+from tbvast.plugin.status import SAMPLE_INTERVAL, Statistics
+from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.wire.frames import encode_report
+from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
+from tests.doubles_plugin import a_request, some_limits
+
+
+class StatisticsTests(SynchronousTestCase):
+    """
+    Tests for L{Statistics}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.journal = MemoryJournal(self.clock, "bus")
+        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions.send = MemoryPub().send
+        self.intake = Intake(
+            self.clock,
+            self.journal,
+            Gate(None),
+            self.subscriptions.spread,
+            lambda envelope: None,
+            60,
+        )
+        self.statistics = Statistics(self.clock, self.journal, self.intake, self.subscriptions)
+        self.statistics.startService()
+
+    def tearDown(self) -> None:
+        self.successResultOf(self.statistics.stopService())
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = self.successResultOf(self.statistics.report())
+        decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(report))
+        return decoded
+
+    def receive(self, *frames: bytes) -> None:
+        self.intake.receive([("", [frame]) for frame in frames])
+        self.clock.advance(0)
+
+    def test_idle(self) -> None:
+        """
+        A bus that has just begun has a name, a version, and nothing else.
+        """
+        self.assertEqual(
+            self.report(),
+            {
+                "status": "success",
+                "protocol": "tbvast/1",
+                "version": __version__,
+                "plugin": "bus",
+                "uptime": 0.0,
+                "journal": {"head": 0, "indicators": 0, "sightings": 0},
+                "received": {},
+                "rates": {"indicator": 0.0, "sighting": 0.0},
+                "subscriptions": [],
+            },
+        )
+
+    def test_counts(self) -> None:
+        """
+        It counts what arrived by its outcome, and what the journal has.
+        """
+        item = encode_report(an_indicator())
+        self.receive(item, item, encode_report(a_sighting()), b"nonsense")
+        report = self.report()
+        self.assertEqual(
+            report["received"],
+            {
+                "indicator": {"accepted": 1, "repeated": 1},
+                "sighting": {"accepted": 1},
+                "message": {"refused": 1},
+            },
+        )
+        self.assertEqual(report["journal"], {"head": 2, "indicators": 1, "sightings": 1})
+
+    def test_rates(self) -> None:
+        """
+        Rates are of the last minute, or of the time since the start.
+        """
+        for second in range(120):
+            self.receive(encode_report(a_sighting(second)))
+            if second == 9:
+                self.assertEqual(self.report()["rates"], {"indicator": 0.0, "sighting": 1.11})
+            self.clock.advance(1)
+        self.assertAlmostEqual(self.report()["rates"]["sighting"], 1.0, delta=0.1)
+        for _ in range(60):
+            self.clock.advance(1)
+        self.assertAlmostEqual(self.report()["rates"]["sighting"], 0.0, delta=0.1)
+        for _ in range(round(2 * SAMPLE_INTERVAL)):
+            self.clock.advance(1)
+        self.assertEqual(self.report()["rates"]["sighting"], 0.0)
+        self.assertEqual(self.report()["uptime"], 120 + 60 + 2 * SAMPLE_INTERVAL)
+
+    def test_subscriptions(self) -> None:
+        """
+        It describes each subscription.
+        """
+        subscription = self.subscriptions.open(a_request("stix2/sighting", name="one"))
+        self.clock.advance(2)
+        self.subscriptions.heartbeat(subscription.topic, {"engine": "up"})
+        self.clock.advance(3)
+        self.receive(encode_report(a_sighting(1)))
+        (described,) = self.report()["subscriptions"]
+        self.assertEqual(
+            described,
+            {
+                "name": "one",
+                "topics": ["stix2/sighting"],
+                "dialect": "stix2",
+                "attached": False,
+                "age": 5.0,
+                "silent": 3.0,
+                "queued": 1,
+                "sent": 0,
+                "dropped": 0,
+                "report": {"engine": "up"},
+            },
+        )
+
+    def test_journal_fails(self) -> None:
+        """
+        It fails as the journal does.
+        """
+        self.journal.failing = True
+        self.failureResultOf(self.statistics.report(), JournalFailed)
+
+    def test_stopped(self) -> None:
+        """
+        No call is left when it has stopped.
+        """
+        self.successResultOf(self.statistics.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.statistics.startService()
