@@ -234,8 +234,9 @@ class ReplyTests(DialogueTestCase):
             ),
             st.sampled_from(
                 ["subscribe", "unsubscribe", "heartbeat", "publish", "status", PROTOCOL]
-                + ["stix2/indicator", "threatbus/intel", "", None, 0, 3, -1, 1.5, True]
             )
+            | st.sampled_from(["stix2/indicator", "threatbus/intel", ""])
+            | st.sampled_from([None, 0, 3, -1, 1.5, True])
             | st.lists(st.sampled_from(["stix2/indicator", 1, {}, an_indicator().raw.decode()]))
             | st.fixed_dictionaries({"plugin": st.text(), "number": st.integers()}),
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import re
+import struct
 from pathlib import Path
 
 import msgspec
@@ -102,7 +103,7 @@ def _read_client(words: list[str]) -> Client:
         if len(key) != KEY_LENGTH:
             raise ValueError(len(key))
         zmq.utils.z85.decode(key.encode("ascii"))
-    except (ValueError, KeyError) as e:
+    except (ValueError, KeyError, struct.error) as e:
         raise ValueError(f"{shown(key)} is not a public key of {KEY_LENGTH} characters") from e
     if NAME.fullmatch(name) is None:
         raise ValueError(f"{shown(name)} is not a name of letters, digits and _.@-")

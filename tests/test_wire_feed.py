@@ -1,0 +1,247 @@
+"""
+Tests for L{tbvast.wire.feed} and L{tbvast.wire.delivery}.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.errors import Invalid, ProtocolInvalid
+from tbvast.intel.indicators import Indicator
+from tbvast.wire.delivery import decode_delivery
+from tbvast.wire.feed import (
+    FRAME_BYTES,
+    Batch,
+    Mark,
+    Part,
+    chunks,
+    decode_feed,
+    encode_batch,
+    encode_item,
+    encode_mark,
+    encode_part,
+)
+from tbvast.wire.frames import Item, stream_of
+from tbvast.wire.topics import Stream
+from tests.doubles import a_sighting, an_indicator
+
+TOPIC = b"a" * 32
+
+KINDS = [b"batch", b"snapshot", b"mark"]
+
+numbers = st.integers(0, 1 << 62)
+
+items = st.lists(
+    st.builds(
+        lambda number, name: an_indicator(number, name=name),
+        st.integers(0, 1 << 40),
+        st.text(st.characters(exclude_categories=["Cs"])),
+    )
+    | st.builds(a_sighting, st.integers(0, 1 << 20)),
+    max_size=5,
+)
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children),
+    max_leaves=8,
+)
+
+
+def encoded(listed: list[Item]) -> bytes:
+    return b",".join(encode_item(n, stream_of(item), item.raw) for n, item in enumerate(listed))
+
+
+def decoded(tail: bytes) -> Any:
+    kind, _, payload = tail.partition(b" ")
+    return decode_feed(kind, payload)
+
+
+class RoundTripTests(SynchronousTestCase):
+    """
+    What was encoded is decoded.
+    """
+
+    @given(numbers, numbers, items)
+    def test_batch(self, after: int, until: int, listed: list[Item]) -> None:
+        """
+        A batch has its numbers and its items.
+        """
+        self.assertEqual(
+            decoded(encode_batch(after, until, encoded(listed))),
+            Batch(after, until, tuple(listed), ()),
+        )
+
+    @given(items)
+    def test_part(self, listed: list[Item]) -> None:
+        """
+        A part of a snapshot has its items.
+        """
+        self.assertEqual(decoded(encode_part(encoded(listed))), Part(tuple(listed), ()))
+
+    @given(numbers, numbers, st.booleans(), st.lists(st.text(), max_size=3))
+    def test_mark(self, number: int, count: int, full: bool, failed: list[str]) -> None:
+        """
+        A mark says what it said.
+        """
+        mark = Mark(number, count, full, tuple(failed))
+        self.assertEqual(decoded(encode_mark(mark)), mark)
+
+    @given(items)
+    def test_delivery(self, listed: list[Item]) -> None:
+        """
+        So it is with the subscription's own topic before it.
+        """
+        for tail in (
+            encode_batch(1, 9, encoded(listed)),
+            encode_part(encoded(listed)),
+            encode_mark(Mark(1, 2, True)),
+        ):
+            self.assertEqual(decode_delivery(TOPIC, [TOPIC + tail]), decoded(tail))
+        for item in listed:
+            kind = b"indicator " if isinstance(item, Indicator) else b"sighting "
+            self.assertEqual(decode_delivery(TOPIC, [TOPIC + kind + item.raw]), item)
+
+
+class ChunkTests(SynchronousTestCase):
+    """
+    Tests for L{chunks}.
+    """
+
+    def test_none(self) -> None:
+        """
+        No items make no frames.
+        """
+        self.assertEqual(list(chunks([])), [])
+
+    @given(st.lists(st.integers(1, FRAME_BYTES + 10), max_size=20))
+    def test_bounded(self, sizes: list[int]) -> None:
+        """
+        All items are there, in order; frames are no larger than need be, and no two
+        could have been one.
+        """
+        given_items = [(number, b"x" * size) for number, size in enumerate(sizes, 1)]
+        found = list(chunks(given_items))
+        self.assertEqual(
+            [item for _, joined in found for item in joined.split(b",")],
+            [item for _, item in given_items],
+        )
+        count = 0
+        for last, joined in found:
+            parts = joined.split(b",")
+            count += len(parts)
+            self.assertEqual(last, count)
+            if len(parts) > 1:
+                self.assertLessEqual(len(joined), FRAME_BYTES)
+        for (_, before), (_, after) in zip(found, found[1:], strict=False):  # noqa: RUF007
+            self.assertGreater(len(before) + 1 + len(after.split(b",")[0]), FRAME_BYTES)
+
+
+class RefusedTests(SynchronousTestCase):
+    """
+    What cannot be read.
+    """
+
+    def test_kinds(self) -> None:
+        """
+        What is none of tbvast/1 is left to others.
+        """
+        for kind in (b"", b"indicator", b"Batch", b"batch2"):
+            self.assertIsNone(decode_feed(kind, b"{}"))
+
+    def test_payloads(self) -> None:
+        """
+        A payload that is not what it says is refused.
+        """
+        for kind, payload in (
+            (b"batch", b""),
+            (b"batch", b"{}"),
+            (b"batch", b'{"after":1,"until":"2","items":[]}'),
+            (b"batch", b'{"after":1,"until":2,"items":[[1,"indicator"]]}'),
+            (b"batch", b'{"after":1,"until":2,"items":{}}'),
+            (b"snapshot", b"[]"),
+            (b"snapshot", b"\xff"),
+            (b"snapshot", b'{"items":' + b"[" * 100_000),
+            (b"mark", b'{"number":1}'),
+            (b"mark", b'{"number":1,"count":1,"full":1}'),
+        ):
+            with self.subTest(kind=kind, payload=payload[:50]):
+                self.assertRaises(ProtocolInvalid, decode_feed, kind, payload)
+
+    def test_items(self) -> None:
+        """
+        An item that cannot be read is refused alone, with the reason.
+        """
+        raw = b",".join(
+            [
+                encode_item(1, Stream.INTEL, an_indicator().raw),
+                encode_item(2, Stream.INTEL, b"{}"),
+                encode_item(3, Stream.SIGHTING, an_indicator().raw),
+                b'[4,"weather",{}]',
+                encode_item(5, Stream.SIGHTING, a_sighting().raw),
+            ]
+        )
+        for delivery in (decoded(encode_batch(0, 5, raw)), decoded(encode_part(raw))):
+            self.assertEqual(delivery.items, (an_indicator(), a_sighting()))
+            self.assertEqual(len(delivery.refused), 3)
+            self.assertIn("weather", str(delivery.refused[2]))
+
+    def test_deliveries(self) -> None:
+        """
+        So is a message of another subscription, of several frames, or of no known
+        type.
+        """
+        raw = an_indicator().raw
+        for message in (
+            [],
+            [TOPIC],
+            [TOPIC + b"indicator"],
+            [TOPIC + b"weather " + raw],
+            [b"b" * 32 + b"indicator " + raw],
+            [TOPIC[1:] + b"indicator " + raw],
+            [TOPIC + b"indicator " + raw, b""],
+            [TOPIC + b"indicator", raw],
+            [TOPIC + b" indicator " + raw],
+            [TOPIC + b"sighting " + raw],
+        ):
+            with self.subTest(message):
+                self.assertRaises(Invalid, decode_delivery, TOPIC, message)
+
+    @given(st.sampled_from(KINDS) | st.binary(), st.binary())
+    def test_any_bytes(self, kind: bytes, payload: bytes) -> None:
+        """
+        No bytes raise anything but L{Invalid}.
+        """
+        self.decode(kind, payload)
+
+    @given(
+        st.sampled_from(KINDS),
+        st.dictionaries(
+            st.sampled_from(["after", "until", "items", "number", "count", "full", "failed"]),
+            st.integers()
+            | st.lists(
+                st.tuples(
+                    st.integers(), st.sampled_from(["indicator", "sighting", ""]), json_values
+                ),
+                max_size=3,
+            )
+            | json_values,
+        ),
+    )
+    def test_any_json(self, kind: bytes, value: dict[str, Any]) -> None:
+        """
+        Nor does any JSON.
+        """
+        self.decode(kind, json.dumps(value).encode())
+
+    def decode(self, kind: bytes, payload: bytes) -> None:
+        for message in ([TOPIC + kind + b" " + payload], [payload], [TOPIC + payload, kind]):
+            try:
+                decode_delivery(TOPIC, message)
+            except Invalid:
+                pass
