@@ -4,7 +4,9 @@ Tests for L{tbvast.commands.keys}.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -108,8 +110,13 @@ class KeyFilesTests(SynchronousTestCase):
     def test_unusable(self) -> None:
         folder = Path(self.mktemp())
         public, secret = make_key_pair(folder, "own")
-        for own in (public, folder / "none"):
-            self.assertRaises(KeyUnusable, KeyFiles(str(own), str(public)).load)
+        for own, words in (
+            (public, "it holds no secret key"),
+            (folder / "none", os.strerror(errno.ENOENT)),
+            (folder, os.strerror(errno.EISDIR)),
+        ):
+            error = self.assertRaises(KeyUnusable, KeyFiles(str(own), str(public)).load)
+            self.assertIn(words, str(error))
         secret.chmod(0o640)
         error = self.assertRaises(KeyUnusable, KeyFiles(str(secret), str(public)).load)
         self.assertIn("chmod 600", str(error))

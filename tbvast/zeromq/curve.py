@@ -8,6 +8,7 @@ may be given away, and a C{.key_secret} file that may not.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -90,18 +91,14 @@ def load_key_pair(path: str) -> KeyPair:
     @param path: A secret file.
     @raise KeyUnusable: If it is none, or somebody else could read it.
     """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as e:
-        raise KeyUnusable(path, e.strerror or str(e)) from e
-    if stat.S_IMODE(mode) & 0o077:
-        raise KeyUnusable(
-            path,
-            f"its mode {stat.S_IMODE(mode):o} lets others read it; run: chmod 600 {path}",
-        )
     public, secret = _load(path)
     if secret is None:
         raise KeyUnusable(path, "it holds no secret key; name the file ending in .key_secret")
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        raise KeyUnusable(
+            path, f"its mode {mode:o} lets others read it; run: chmod 600 {shlex.quote(path)}"
+        )
     return KeyPair(public, secret)
 
 
@@ -115,6 +112,7 @@ def load_public_key(path: str) -> bytes:
 
 def _load(path: str) -> tuple[bytes, bytes | None]:
     try:
+        os.stat(path)  # what is not there is no malformed one
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError, UnicodeDecodeError) as e:
         raise KeyUnusable(path, getattr(e, "strerror", None) or "it is no ZeroMQ key file") from e

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+import tbvast
 from tbvast.demo.services import free_ports, twistd
 from tbvast.settings import HostPort
 from tbvast.zeromq.curve import (
@@ -551,3 +554,57 @@ class UpstreamTests(KeysTestCase):
         How many entries each one's journal has.
         """
         return [bus.status()["journal"]["head"] for bus in self.buses.values()]
+
+
+class CommandTests(KeysTestCase):
+    """
+    The C{tbvast} command, with and without a key.
+    """
+
+    def call(self, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        """
+        @return: Exit status, standard output and standard error.
+        """
+        paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-m", "tbvast.cli", *arguments, f"--threatbus={self.bus.manage}"],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=LIMIT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def shown_by(self, name: str) -> list[str]:
+        return [
+            f"--curve-key={self.keys.secret(name)}",
+            f"--server-key={self.keys.public('bus')}",
+        ]
+
+    def test_key(self) -> None:
+        """
+        Who shows a key that is let in publishes, watches, removes and asks.
+        """
+        self.make()
+        keys = self.shown_by("admin")
+        status, out, err = self.call("publish", "-", *keys, stdin="a.example\n")
+        self.assertEqual((status, out, err), (0, "1 indicator: 1 accepted\n", ""))
+        status, out, err = self.call("watch", "intel", "--snapshot=1", "--count=1", *keys)
+        self.assertEqual((status, out.split("\t")[3], err), (0, "a.example", ""))
+        status, out, _ = self.call("remove", "a.example", *keys)
+        self.assertEqual((status, out), (0, "1 indicator: 1 removed\n"))
+        status, out, _ = self.call("status", *keys)
+        self.assertIn("journal.indicators\t0\n", out)
+
+    def test_no_key(self) -> None:
+        """
+        Who shows none, or a foreign one, gets no answer; a limited one, what it may.
+        """
+        self.make("stranger", "feed", feed="publish-intel")
+        for keys in ([], self.shown_by("stranger")):
+            status, out, err = self.call("status", *keys)
+            self.assertEqual((status, out), (3, ""))
+            self.assertIn("no answer from the bus", err)
+        status, _, _ = self.call("publish", "-", *self.shown_by("feed"), stdin="a.example\n")
+        self.assertEqual(status, 0)
