@@ -129,7 +129,7 @@ class Connection(ZmqConnection):
         try:
             self.addEndpoints([endpoint])
         except zmq.ZMQError as e:
-            raise EndpointUnusable(endpoint.address, e.strerror) from e
+            raise EndpointUnusable(endpoint.address, zmq.strerror(e.errno or 0)) from e
 
     def pause(self) -> None:
         """
