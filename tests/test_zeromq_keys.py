@@ -1,0 +1,362 @@
+"""
+Tests for L{tbvast.zeromq.curve} and L{tbvast.zeromq.zap}.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.utils.z85
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor as real_reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tbvast.zeromq.connections import (
+    Connection,
+    DealerConnection,
+    Factory,
+    RouterConnection,
+    SocketOptions,
+    SubConnection,
+    XPubConnection,
+)
+from tbvast.zeromq.curve import (
+    ZAP_DOMAIN,
+    KeyPair,
+    KeyUnusable,
+    client_options,
+    load_client_options,
+    load_key_pair,
+    load_public_key,
+    make_key_pair,
+    server_options,
+)
+from tbvast.zeromq.zap import Doorkeeper
+from tests.doubles import until
+
+reactor: Any = real_reactor
+
+
+def new_keys() -> KeyPair:
+    return KeyPair(*zmq.curve_keypair())
+
+
+class KeyFileTests(SynchronousTestCase):
+    """
+    Keys in files.
+    """
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.public, self.secret = make_key_pair(self.directory, "bridge")
+
+    def refusal(self, load: Callable[[str], Any], path: Path) -> str:
+        """
+        What is said of a file that cannot be used: one line that names it.
+        """
+        error = self.assertRaises(KeyUnusable, load, str(path))
+        self.assertIn(str(path), str(error))
+        self.assertNotIn("\n", str(error))
+        return str(error)
+
+    def test_round_trip(self) -> None:
+        """
+        What was made can be loaded, and belongs together.
+        """
+        keys = load_key_pair(str(self.secret))
+        self.assertEqual(zmq.curve_public(keys.secret), keys.public)
+        self.assertEqual(load_public_key(str(self.public)), keys.public)
+        self.assertEqual(load_public_key(str(self.secret)), keys.public)
+
+    def test_modes(self) -> None:
+        """
+        Only its owner can read the secret file, or look into the folder.
+        """
+        self.assertEqual(stat.S_IMODE(self.secret.stat().st_mode), 0o600)
+        self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
+        self.assertEqual(stat.S_IMODE(self.public.stat().st_mode), 0o644)
+        self.assertCountEqual(self.directory.iterdir(), [self.public, self.secret])
+
+    def test_not_secret(self) -> None:
+        """
+        The public file holds no secret.
+        """
+        secret = load_key_pair(str(self.secret)).secret
+        self.assertNotIn(secret, self.public.read_bytes())
+
+    def test_exists(self) -> None:
+        """
+        Keys that are there are not overwritten.
+        """
+        before = self.secret.read_bytes()
+        error = self.assertRaises(KeyUnusable, make_key_pair, self.directory, "bridge")
+        self.assertIn("exists already", str(error))
+        self.assertEqual(self.secret.read_bytes(), before)
+
+    def test_readable_by_others(self) -> None:
+        """
+        A secret file that others may read is refused, with what to do.
+        """
+        for mode in (0o640, 0o604, 0o620, 0o660):
+            self.secret.chmod(mode)
+            said = self.refusal(load_key_pair, self.secret)
+            self.assertIn(f"mode {mode:o}", said)
+            self.assertIn("chmod 600", said)
+
+    def test_stricter(self) -> None:
+        """
+        A secret file that is not even writable can be used.
+        """
+        self.secret.chmod(0o400)
+        load_key_pair(str(self.secret))
+
+    def test_public_for_secret(self) -> None:
+        """
+        A public file is not taken for a secret one.
+        """
+        self.public.chmod(0o600)
+        self.assertIn("key_secret", self.refusal(load_key_pair, self.public))
+
+    def test_missing(self) -> None:
+        """
+        A file that is not there is named.
+        """
+        for load in (load_key_pair, load_public_key):
+            self.refusal(load, self.directory / "nobody.key_secret")
+
+    def test_other_file(self) -> None:
+        """
+        A file that holds no keys is refused.
+        """
+        for content in (
+            b"",
+            b"\xff\xfe\x00",
+            b"metadata\ncurve\n",
+            b'curve\n    public-key = "short"\n',
+            self.secret.read_bytes().replace(b'secret-key = "', b'secret-key = "x'),
+        ):
+            self.secret.write_bytes(content)
+            self.assertIn("no ZeroMQ key file", self.refusal(load_key_pair, self.secret))
+
+    def test_shown(self) -> None:
+        """
+        The secret is not in what is logged of a key pair.
+        """
+        keys = load_key_pair(str(self.secret))
+        self.assertNotIn(keys.secret.decode(), repr(keys))
+
+    def test_client_options(self) -> None:
+        """
+        One's own key and the bus's belong together; without both there are none.
+        """
+        self.assertEqual(load_client_options("", ""), {})
+        keys = load_key_pair(str(self.secret))
+        self.assertEqual(
+            load_client_options(str(self.secret), str(self.public)),
+            client_options(keys, keys.public),
+        )
+        for key, server in ((str(self.secret), ""), ("", str(self.public))):
+            error = self.assertRaises(KeyUnusable, load_client_options, key, server)
+            self.assertIn("belong together", str(error))
+
+
+class AnswerTests(SynchronousTestCase):
+    """
+    What a L{Doorkeeper} answers.
+    """
+
+    key = bytes(range(32))
+
+    def setUp(self) -> None:
+        self.asked: list[str] = []
+        self.known = True
+        factory = Factory(reactor, linger=0)
+        self.addCleanup(factory.shutdown)
+        self.keeper = Doorkeeper(factory, self.lets_in)
+
+    def lets_in(self, key: str) -> bool:
+        self.asked.append(key)
+        return self.known
+
+    def request(self, **changes: bytes) -> list[bytes]:
+        fields = {
+            "version": b"1.0",
+            "id": b"7",
+            "domain": ZAP_DOMAIN,
+            "address": b"127.0.0.1",
+            "identity": b"",
+            "mechanism": b"CURVE",
+            "key": self.key,
+            **changes,
+        }
+        return list(fields.values())
+
+    def test_known(self) -> None:
+        """
+        Who is known gets in, and is called by the key.
+        """
+        answer = self.keeper.answer(self.request())
+        user = zmq.utils.z85.encode(self.key)
+        self.assertEqual(answer, [b"1.0", b"7", b"200", b"OK", user, b""])
+        self.assertEqual(self.asked, [user.decode()])
+
+    def test_unknown(self) -> None:
+        """
+        Who is not known does not get in, and has no name.
+        """
+        self.known = False
+        answer = self.keeper.answer(self.request())
+        self.assertEqual((answer[:3], answer[4]), ([b"1.0", b"7", b"400"], b""))
+
+    def test_not_by_key(self) -> None:
+        """
+        Whoever comes without a key, or to another domain, is not let in.
+        """
+        for changes in (
+            {"mechanism": b"NULL"},
+            {"mechanism": b"PLAIN"},
+            {"domain": b"other"},
+            {"key": b"short"},
+            {"key": b""},
+        ):
+            self.assertEqual(self.keeper.answer(self.request(**changes))[2], b"400")
+        self.assertEqual(self.asked, [])
+
+    def test_other_version(self) -> None:
+        """
+        Another version of ZAP is not understood.
+        """
+        self.assertEqual(self.keeper.answer(self.request(version=b"2.0"))[2], b"500")
+
+    @given(st.lists(st.binary(max_size=40), max_size=10))
+    def test_malformed(self, request: list[bytes]) -> None:
+        """
+        Whatever is asked, there is an answer of six frames, and it is no.
+        """
+        answer = self.keeper.answer(request)
+        self.assertEqual(len(answer), 6)
+        self.assertIn(answer[2], (b"400", b"500"))
+
+
+class SocketTests(TestCase):
+    """
+    Keys between sockets.
+    """
+
+    def setUp(self) -> None:
+        self.factory = Factory(reactor, linger=0)
+        self.addCleanup(self.factory.shutdown)
+        self.server = new_keys()
+        self.client = new_keys()
+        known = self.client.public.decode()
+        self.asked: list[str] = []
+
+        def lets_in(key: str) -> bool:
+            self.asked.append(key)
+            return key == known
+
+        Doorkeeper(self.factory, lets_in)
+        self.received: list[tuple[str, list[bytes]]] = []
+
+    def listening(self, kind: Any) -> str:
+        """
+        @return: Where a socket listens that lets in only who is known.
+        """
+        connection = kind(self.factory, self.received.extend, server_options(self.server))
+        connection.bind("tcp://127.0.0.1:*")
+        address: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
+        return address.rstrip(b"\0").decode()
+
+    def dealer(self, address: str, options: SocketOptions) -> tuple[Connection, zmq.Socket[bytes]]:
+        """
+        @return: A client, and what tells of its connection attempts.
+        """
+        connection = DealerConnection(self.factory, lambda messages: None, options)
+        monitor = connection.socket.get_monitor_socket()
+        self.addCleanup(monitor.close)
+        self.addCleanup(connection.socket.disable_monitor)
+        connection.connect(address)
+        connection.send_now([b"", b"hello"])
+        return connection, monitor
+
+    async def ended(self, monitor: zmq.Socket[bytes]) -> None:
+        """
+        Wait until a connection attempt has ended.
+        """
+        failures = (
+            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_DISCONNECTED
+        )
+
+        def failed() -> bool:
+            while monitor.poll(0):
+                event, _ = monitor.recv_multipart()
+                if int.from_bytes(event[:2], "little") & failures:
+                    return True
+            return False
+
+        await until(reactor, failed)
+
+    async def test_router(self) -> None:
+        """
+        Who has a known key gets in; each message says whose it is.
+        """
+        address = self.listening(RouterConnection)
+        self.dealer(address, client_options(self.client, self.server.public))
+        await until(reactor, lambda: self.received)
+        user, message = self.received[0]
+        self.assertEqual(user, self.client.public.decode())
+        self.assertEqual(message[1:], [b"", b"hello"])
+
+    async def test_unknown_key(self) -> None:
+        """
+        Who has another key is asked about, and does not get in.
+        """
+        stranger = new_keys()
+        address = self.listening(RouterConnection)
+        _, monitor = self.dealer(address, client_options(stranger, self.server.public))
+        await self.ended(monitor)
+        self.assertEqual(set(self.asked), {stranger.public.decode()})
+        self.assertEqual(self.received, [])
+
+    async def test_no_key(self) -> None:
+        """
+        Who has no key does not get in.
+        """
+        _, monitor = self.dealer(self.listening(RouterConnection), {})
+        await self.ended(monitor)
+        self.assertEqual((self.asked, self.received), ([], []))
+
+    async def test_other_server(self) -> None:
+        """
+        A client does not talk to a server that is not the one it trusts.
+        """
+        address = self.listening(RouterConnection)
+        _, monitor = self.dealer(address, client_options(self.client, new_keys().public))
+        await self.ended(monitor)
+        self.assertEqual(self.received, [])
+
+    async def test_sub(self) -> None:
+        """
+        A socket that subscribes says of each message who sent it, too.
+        """
+        connection = SubConnection(self.factory, self.received.extend, server_options(self.server))
+        connection.subscribe(b"report")
+        connection.bind("tcp://127.0.0.1:*")
+        address = connection.socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        heard: list[Any] = []
+        pub = XPubConnection(
+            self.factory, heard.extend, client_options(self.client, self.server.public)
+        )
+        pub.connect(address)
+        await until(reactor, lambda: heard)
+        pub.send_now([b"report 1"])
+        await until(reactor, lambda: self.received)
+        self.assertEqual(self.received, [(self.client.public.decode(), [b"report 1"])])
