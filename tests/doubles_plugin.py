@@ -4,9 +4,12 @@ What tests of the plugin ask for and allow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
 from zmq.utils import z85
 
 from tbvast.plugin.subscriptions import Limits
@@ -57,3 +60,68 @@ def clients_file(path: Path, **may: str) -> dict[str, str]:
     keys = {name: z85.encode(f"{number:032}".encode()).decode() for number, name in enumerate(may)}
     path.write_text("".join(f"{keys[name]} {name} {may[name]}\n" for name in may))
     return keys
+
+
+class MemoryBusSubscription(Service):
+    """
+    A L{tbvast.client.BusSubscription} to a bus that is there or not.
+
+    @ivar given: What it was made with.
+    @ivar room: How many sightings the bus still takes.
+    @ivar sent: What it was sent on its sub endpoint.
+    @ivar handed_in: What it was handed in by requests.
+    @ivar holding: Whether the bus takes its time to answer requests.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self.given = (args, more)
+        self.connected = False
+        self.plugin = ""
+        self.room = 1_000_000
+        self.sent: list[bytes] = []
+        self.handed_in: list[bytes] = []
+        self.holding = False
+        self._held: Deferred[None] | None = None
+
+    def connect(self, plugin: str = "") -> None:
+        """
+        The bus is there, and listens.
+        """
+        self.connected = True
+        self.plugin = plugin
+        self.given[1]["ready"]()
+
+    def send(self, frame: bytes) -> bool:
+        if not self.connected or not self.room:
+            return False
+        self.room -= 1
+        self.sent.append(frame)
+        return True
+
+    def hand_in(self, documents: Sequence[bytes]) -> Deferred[list[bool]]:
+        return Deferred.fromCoroutine(self._hand_in(documents))
+
+    async def _hand_in(self, documents: Sequence[bytes]) -> list[bool]:
+        if self.connected and self.holding:
+            self._held = Deferred()
+            await self._held
+        if not self.connected:
+            return [False] * len(documents)
+        taken = documents[: self.room]
+        self.room -= len(taken)
+        self.handed_in.extend(taken)
+        return [True] * len(taken) + [False] * (len(documents) - len(taken))
+
+    def release(self) -> None:
+        """
+        The bus answers.
+        """
+        held, self._held = self._held, None
+        if held is not None:
+            held.callback(None)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.connected = False
+        self.release()
+        return succeed(None)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.client import BusSubscription, Wish
@@ -84,7 +86,8 @@ class Upstream(Service):
     One other bus.
 
     Sightings are passed up from the journal, and the number of the last one is
-    remembered there: what could not be passed up now is later.
+    remembered there: what could not be passed up now is later. A bus that speaks
+    tbvast/1 says when they are durable; another one is sent each of them once.
     """
 
     _log = Logger()
@@ -97,9 +100,11 @@ class Upstream(Service):
         journal: IJournal,
         replay: IReplay,
         take: Take,
+        subscribe: Callable[..., BusSubscription] = BusSubscription,
     ) -> None:
         """
         @param replay: The same journal.
+        @param subscribe: Makes the subscription to the other bus.
         @raise KeyUnusable: If a key file cannot be used.
         """
         self._reactor = reactor
@@ -108,8 +113,9 @@ class Upstream(Service):
         self._reader = f"sightings {settings.threatbus}"
         self._passing: Deferred[None] | None = None
         self._again = False
+        self._retry: IDelayedCall | None = None
         self._cursor = IntelCursor(replay, f"intel {settings.threatbus}", take)
-        self._subscription = BusSubscription(
+        self._subscription = subscribe(
             reactor,
             factory,
             HostPort.parse(settings.threatbus),
@@ -141,6 +147,7 @@ class Upstream(Service):
         """
         Pass up the sightings that have not been.
         """
+        self._forget_retry()
         if not self.running:
             return
         if self._passing is not None:
@@ -148,14 +155,25 @@ class Upstream(Service):
             return
         self._again = False
         self._passing = Deferred.fromCoroutine(self._pass_up())
-        self._passing.addErrback(
-            lambda failure: self._log.failure("While passing sightings up", failure)
-        ).addCallback(self._cb_passed)
+        self._passing.addErrback(self._eb_passing).addCallback(self._cb_passed)
+
+    def _eb_passing(self, failure: Failure) -> None:
+        self._log.failure("While passing sightings up", failure)
+        self._retry_later()
 
     def _cb_passed(self, _: None) -> None:
         self._passing = None
         if self._again:
             self.pass_up()
+
+    def _retry_later(self) -> None:
+        if self.running and self._subscription.connected:
+            self._retry = self._reactor.callLater(RETRY_DELAY, self.pass_up)
+
+    def _forget_retry(self) -> None:
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        self._retry = None
 
     async def _pass_up(self) -> None:
         before = await self._replay.position(self._reader)
@@ -163,25 +181,35 @@ class Upstream(Service):
         while page := await self._replay.entries(
             position, (Stream.SIGHTING,), PAGE_ITEMS, PAGE_BYTES
         ):
-            taken = position
-            for entry in page:
-                if not self._subscription.send(SIGHTING_TOPIC + b" " + entry.raw):
-                    break
-                taken = entry.number
-            if taken != position:
+            taken = await self._offer([entry.raw for entry in page])
+            if taken:
+                position = page[taken - 1].number
                 await self._replay.set_position(
-                    self._reader, Position(self._journal.identity, taken)
+                    self._reader, Position(self._journal.identity, position)
                 )
-                position = taken
-            if taken != page[-1].number:
-                if self.running and self._subscription.connected:
-                    self._reactor.callLater(RETRY_DELAY, self.pass_up)
+            if taken < len(page):
+                self._retry_later()
                 return
+
+    async def _offer(self, documents: Sequence[bytes]) -> int:
+        """
+        @return: How many of them, from the first on, the other bus took.
+        """
+        if self._subscription.plugin:
+            taken = await self._subscription.hand_in(documents)
+            return taken.index(False) if False in taken else len(taken)
+        for count, raw in enumerate(documents):
+            if not self._subscription.send(SIGHTING_TOPIC + b" " + raw):
+                return count
+        return len(documents)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        passing = self._passing or succeed(None)
-        return passing.addCallback(lambda _: self._stop())
+        self._forget_retry()
+        return Deferred.fromCoroutine(self._stop())
 
-    def _stop(self) -> Deferred[None] | None:
-        return self._subscription.stopService() if self._subscription.running else None
+    async def _stop(self) -> None:
+        if self._subscription.running:
+            await self._subscription.stopService()
+        if self._passing is not None:  # what was asked of the other bus has failed now
+            await self._passing

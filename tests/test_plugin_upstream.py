@@ -1,0 +1,297 @@
+"""
+Tests for L{tbvast.plugin.upstream}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.errors import JournalFailed
+from tbvast.interfaces import ICursor
+from tbvast.plugin.commit import Commit
+from tbvast.plugin.upstream import PAGE_ITEMS, RETRY_DELAY, IntelCursor, Upstream
+from tbvast.settings import UpstreamSettings
+from tbvast.wire.frames import Item, encode_report
+from tbvast.wire.manage import Position
+from tbvast.zeromq.connections import Factory
+from tests.doubles import MemoryJournal, a_sighting, an_indicator
+from tests.doubles_plugin import MemoryBusSubscription
+
+
+class IntelCursorTests(SynchronousTestCase):
+    """
+    Tests for L{IntelCursor}.
+    """
+
+    def setUp(self) -> None:
+        self.journal = MemoryJournal(Clock(), "here")
+        self.taken: list[list[Item]] = []
+        self.taking: Deferred[Any] = succeed(None)
+        self.cursor = self.make_cursor()
+
+    def make_cursor(self, reader: str = "one") -> IntelCursor:
+        return IntelCursor(self.journal, reader, self.take)
+
+    def take(self, items: Sequence[Item]) -> Deferred[Any]:
+        self.taken.append(list(items))
+        return self.taking
+
+    def recalled(self, reader: str = "one") -> Position | None:
+        """
+        The position that another cursor of a reader begins with.
+        """
+        cursor = self.make_cursor(reader)
+        self.successResultOf(Deferred.fromCoroutine(cursor.recall()))
+        return cursor.position
+
+    def apply(self, items: Sequence[Item], position: Position | None) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.cursor.apply(items, position))
+
+    def test_interface(self) -> None:
+        """
+        It is an L{ICursor}.
+        """
+        verifyObject(ICursor, self.cursor)
+
+    def test_applied(self) -> None:
+        """
+        What arrives is taken in, and the position is remembered, for this reader.
+        """
+        self.assertIsNone(self.cursor.position)
+        self.successResultOf(self.apply([an_indicator()], Position("up", 3)))
+        self.assertEqual(self.taken, [[an_indicator()]])
+        self.assertEqual(self.cursor.position, Position("up", 3))
+        self.assertEqual(self.recalled(), Position("up", 3))
+        self.assertIsNone(self.recalled("two"))
+
+    def test_not_before_durable(self) -> None:
+        """
+        The position stays where it was until what arrived is durable, and if it
+        cannot be.
+        """
+        self.taking = Deferred()
+        d = self.apply([an_indicator()], Position("up", 3))
+        self.assertEqual((self.cursor.position, self.recalled()), (None, None))
+        self.taking.callback(None)
+        self.successResultOf(d)
+        self.taking = fail(JournalFailed("full"))
+        self.failureResultOf(self.apply([an_indicator()], Position("up", 4)), JournalFailed)
+        self.assertEqual((self.cursor.position, self.recalled()), (Position("up", 3),) * 2)
+
+    def test_not_remembered(self) -> None:
+        """
+        A position that cannot be remembered is not reached.
+        """
+        self.journal.failing = True
+        self.failureResultOf(self.apply([], Position("up", 3)), JournalFailed)
+        self.assertIsNone(self.cursor.position)
+
+    def test_without_position(self) -> None:
+        """
+        Items without a number leave the position where it was.
+        """
+        self.successResultOf(self.apply([], Position("up", 3)))
+        self.successResultOf(self.apply([an_indicator()], None))
+        self.assertEqual(self.cursor.position, Position("up", 3))
+
+    def test_snapshot(self) -> None:
+        """
+        A snapshot takes nothing away, and ends with its position.
+        """
+        self.successResultOf(Deferred.fromCoroutine(self.cursor.begin_snapshot()))
+        self.successResultOf(self.apply([an_indicator()], None))
+        self.assertIsNone(self.recalled())
+        end = self.cursor.end_snapshot(Position("up", 9))
+        self.successResultOf(Deferred.fromCoroutine(end))
+        self.assertEqual(self.recalled(), Position("up", 9))
+        self.assertEqual(self.taken, [[an_indicator()], []])
+
+
+class UpstreamTests(SynchronousTestCase):
+    """
+    Tests for L{Upstream}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.journal = MemoryJournal(self.clock, "here")
+        self.factory = Factory(self.clock)
+        self.addCleanup(self.factory.shutdown)
+        self.start()
+
+    def start(self) -> None:
+        self.made: list[MemoryBusSubscription] = []
+
+        def subscribe(*args: Any, **more: Any) -> Any:
+            self.made.append(MemoryBusSubscription(*args, **more))
+            return self.made[-1]
+
+        self.upstream = Upstream(
+            self.clock,
+            self.factory,
+            UpstreamSettings(threatbus="up.example:13370", snapshot=3),
+            self.journal,
+            self.journal,
+            lambda items: self.journal.append(items),
+            subscribe,
+        )
+        (self.bus,) = self.made
+        self.upstream.startService()
+
+    def tearDown(self) -> None:
+        if self.upstream.running:
+            self.successResultOf(self.upstream.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def accept(self, *items: Item) -> None:
+        outcomes = self.successResultOf(self.journal.append(items))
+        accepted = [(o.number, o.item) for o in outcomes if o.number]
+        if accepted:
+            self.upstream.spread(Commit(accepted))
+
+    def passed_up(self) -> Position | None:
+        position: Position | None = self.successResultOf(
+            self.journal.position("sightings up.example:13370")
+        )
+        return position
+
+    def test_wish(self) -> None:
+        """
+        It subscribes to the intel of the other bus, with the snapshot that was
+        wanted, from where it was.
+        """
+        (_, factory, bus, wish, cursor), _ = self.bus.given
+        self.assertIs(factory, self.factory)
+        self.assertEqual(str(bus), "up.example:13370")
+        self.assertEqual((wish.topics, wish.snapshot), (("stix2/indicator",), 3))
+        self.assertTrue(self.bus.running)
+        self.successResultOf(Deferred.fromCoroutine(cursor.apply((), Position("up", 7))))
+        self.successResultOf(self.upstream.stopService())
+        self.assertFalse(self.bus.running)
+        self.start()
+        self.assertEqual(self.bus.given[0][4].position, Position("up", 7))
+
+    def test_sent_once(self) -> None:
+        """
+        A Threat Bus host is sent each sighting once, and no indicator.
+        """
+        self.bus.connect()
+        self.accept(an_indicator(1), a_sighting(1), a_sighting(2))
+        self.accept(a_sighting(1), a_sighting(3))
+        self.bus.connect()
+        expected = [encode_report(a_sighting(n)) for n in (1, 2, 3)]
+        self.assertEqual(self.bus.sent, expected)
+        self.assertEqual(self.passed_up(), Position("here", 4))
+        self.successResultOf(self.upstream.stopService())
+        self.start()
+        self.bus.connect()
+        self.assertEqual(self.bus.sent, [])
+
+    def test_not_there(self) -> None:
+        """
+        What the other bus could not take is passed up when it is there, in order.
+        """
+        sightings = [a_sighting(number) for number in range(PAGE_ITEMS + 10)]
+        self.accept(*sightings)
+        self.assertEqual((self.bus.sent, self.clock.getDelayedCalls()), ([], []))
+        self.bus.connect()
+        self.assertEqual(self.bus.sent, [encode_report(item) for item in sightings])
+
+    def test_full(self) -> None:
+        """
+        While its queue is full, it is tried again from time to time, by one call.
+        """
+        self.bus.connect()
+        self.bus.room = 1
+        for number in range(4):
+            self.accept(a_sighting(number))
+        self.assertEqual((len(self.bus.sent), len(self.clock.getDelayedCalls())), (1, 1))
+        self.bus.room = 2
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(len(self.bus.sent), 3)
+        self.bus.room = 2
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.bus.sent, [encode_report(a_sighting(n)) for n in range(4)])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_handed_in(self) -> None:
+        """
+        A bus that speaks tbvast/1 is asked, and what it did not take is offered again.
+        """
+        self.bus.connect("up")
+        self.bus.room = 2
+        self.accept(*(a_sighting(number) for number in range(3)))
+        self.assertEqual(self.passed_up(), Position("here", 2))
+        self.bus.room = 2
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.bus.handed_in, [a_sighting(n).raw for n in range(3)])
+        self.assertEqual((self.bus.sent, self.passed_up()), ([], Position("here", 3)))
+
+    def test_not_before_durable(self) -> None:
+        """
+        What it has not acknowledged is not passed up; what is accepted meanwhile
+        follows.
+        """
+        self.bus.holding = True
+        self.bus.connect("up")
+        self.accept(a_sighting(1))
+        self.accept(a_sighting(2))
+        self.assertIsNone(self.passed_up())
+        self.bus.release()
+        self.assertEqual(self.passed_up(), Position("here", 1))
+        self.bus.release()
+        self.assertEqual(self.passed_up(), Position("here", 2))
+        self.assertEqual(self.bus.handed_in, [a_sighting(1).raw, a_sighting(2).raw])
+
+    def test_journal_fails(self) -> None:
+        """
+        A journal that cannot be read is asked again.
+        """
+        self.accept(a_sighting(1))
+        self.journal.failing = True
+        self.bus.connect()
+        self.assertEqual(len(self.flushLoggedErrors(JournalFailed)), 1)
+        self.journal.failing = False
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(len(self.bus.sent), 1)
+
+    def test_stopped(self) -> None:
+        """
+        It stops at once, also while the other bus owes an answer; what that did not
+        acknowledge is offered again after a restart.
+        """
+        self.bus.holding = True
+        self.bus.connect("up")
+        self.accept(a_sighting(1))
+        self.successResultOf(self.upstream.stopService())
+        self.assertIsNone(self.passed_up())
+        self.upstream.spread(Commit([(2, a_sighting(2))]))
+        self.start()
+        self.bus.connect("up")
+        self.assertEqual(self.bus.handed_in, [a_sighting(1).raw])
+
+    def test_stopped_while_full(self) -> None:
+        """
+        No call is left then, either.
+        """
+        self.bus.connect()
+        self.bus.room = 0
+        self.accept(a_sighting(1))
+        self.successResultOf(self.upstream.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_not_started(self) -> None:
+        """
+        Where it was cannot be read: the other bus is not asked, and the log says so.
+        """
+        self.successResultOf(self.upstream.stopService())
+        self.journal.failing = True
+        self.start()
+        self.assertFalse(self.bus.running)
+        self.assertEqual(len(self.flushLoggedErrors(JournalFailed)), 1)
