@@ -554,7 +554,12 @@ class EndTests(SubscriptionsTestCase):
         self.assertEqual(len(self.subscriptions), 0)
         self.assertLessEqual(len(self.clock.getDelayedCalls()), calls + 1)
         saved: list[dict[str, bytes | None]] = []
-        self.subscriptions.save = lambda changes: succeed(saved.append(changes))
+
+        def save(changes: dict[str, bytes | None]) -> Deferred[None]:
+            saved.append(changes)
+            return succeed(None)
+
+        self.subscriptions.save = save
         self.clock.advance(SAVE_DELAY)
         self.assertEqual(set(saved[0].values()), {None})
 
