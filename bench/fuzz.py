@@ -96,14 +96,8 @@ class Fuzz:
         self._reports = [
             frame(known),
             frame(seen),
-            frame(
-                an_indicator(
-                    "[domain-name:value = 'a.example' OR url:value = 'http://b/']", id=IDS[0]
-                )
-            ),
-            frame(
-                {**seen, "x_threatbus_indicator": known, "x_threatbus_sighting_context": {"a": 1}}
-            ),
+            frame({**known, "pattern": "[domain-name:value = 'a.example' OR url:value = 'b:c']"}),
+            frame({**seen, "x_threatbus_indicator": known, "x_threatbus_source": "fuzz"}),
             b"threatbus/snapshotenvelope " + json.dumps(envelope).encode(),
             b'vast/sightings {"ts": "2024-01-01T00:00:00Z", "reference": "threatbus__x"}',
         ]
@@ -256,6 +250,7 @@ class Sending:
     def close(self) -> None:
         if self._peer is not None:
             self._peer.close()
+            self._peer = None
 
 
 class Run:
@@ -323,6 +318,7 @@ class Run:
         """
         The old subscriber is still there; and somebody calls who speaks no ZeroMQ.
         """
+        self.listening.close()  # with all its subscriptions
         while self.living.waiting(0):
             self.living.receive()
         if self.living.heartbeat() != "success":

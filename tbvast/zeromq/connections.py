@@ -47,6 +47,11 @@ SocketOptions = Mapping[Any, int | bytes]
 Values of socket options, by C{zmq} constant.
 """
 
+_DESCRIPTOR = "__fd"
+"""
+The property that tells one connection from another.
+"""
+
 _SUBSCRIBE = 1
 _UNSUBSCRIBE = 0
 
@@ -231,7 +236,7 @@ class IdentifyingConnection(Connection):
             return ("", message), size
         frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         message = [frame.bytes for frame in frames]
-        return (str(frames[0].get(self._name)), message), sum(map(len, message))
+        return (_property(frames[0], self._name), message), sum(map(len, message))
 
 
 class RouterConnection(IdentifyingConnection):
@@ -301,10 +306,12 @@ class GuardedXPubConnection(XPubConnection):
         """
         @param admit: Called with the topic of each subscription that arrives;
             says whether the peer may have it.
-        @param left: Called with the topic of each subscription that ends.
+        @param left: Called with the topic of each subscription that ends, if it
+            was admitted.
         """
         self._admit = admit
         self._left = left
+        self._peers: dict[bytes, list[str]] = {}
         super().__init__(
             factory,
             lambda messages: None,
@@ -317,16 +324,47 @@ class GuardedXPubConnection(XPubConnection):
         )
 
     def _read_message(self) -> tuple[Any, int]:
-        message, size = super()._read_message()
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        message = [frame.bytes for frame in frames]
         # In manual mode an option applies to the peer whose message was read last.
-        for verb, topic in map(read_subscription, message):
+        for frame, (verb, topic) in zip(frames, map(read_subscription, message), strict=True):
             if verb == _SUBSCRIBE:
-                if self._admit(topic):
-                    self.socket.set(zmq.SUBSCRIBE, topic)
+                self._arrived(topic, _property(frame, _DESCRIPTOR))
             elif verb == _UNSUBSCRIBE:
-                self.socket.set(zmq.UNSUBSCRIBE, topic)
-                self._left(topic)
-        return message, size
+                self._ended(topic, _property(frame, _DESCRIPTOR))
+        return message, sum(map(len, message))
+
+    def _arrived(self, topic: bytes, peer: str) -> None:
+        # A peer may say it twice, but its end is only heard once.
+        if peer and peer in self._peers.get(topic, ()):
+            return
+        if self._admit(topic):
+            self.socket.set(zmq.SUBSCRIBE, topic)
+            self._peers.setdefault(topic, []).append(peer)
+
+    def _ended(self, topic: bytes, peer: str) -> None:
+        peers = self._peers.get(topic, [])
+        if peer and peer not in peers:  # what it has never had
+            return
+        self.socket.set(zmq.UNSUBSCRIBE, topic)
+        if not peers:
+            return
+        # Whose connection has ended has no name any more: the oldest, then.
+        peers.remove(peer if peer in peers else peers[0])
+        if not peers:
+            del self._peers[topic]
+        self._left(topic)
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    """
+    What is known of the peer that sent a frame; empty if it speaks ZMTP 1.0 or 2.0,
+    or is gone.
+    """
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
 
 
 def tcp_address(host: str, port: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import threading
 import time
 from pathlib import Path
@@ -653,6 +654,19 @@ class TbvastConformance(Conformance):
                 identity = stream.recv_multipart()[0]
                 stream.send_multipart([identity, data])
         self.unharmed()
+
+    def test_old_zeromq(self) -> None:
+        """
+        A peer that speaks ZMTP 1.0 is answered, too.
+        """
+        request = b'{"action": "dance"}'
+        with socket.create_connection((self.host.host, self.host.port), LIMIT) as peer:
+            peer.sendall(b"\1\0" + b"\1\1" + bytes([len(request) + 1, 0]) + request)
+            received = b""
+            while b"unknown request" not in received:
+                part = peer.recv(1000)
+                self.assertTrue(part, "cut off")
+                received += part
 
     # Late subscribers
 

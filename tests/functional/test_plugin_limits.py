@@ -166,6 +166,39 @@ class EndTests(PluginTestCase):
             wait_until(lambda: not plugin.subscriptions())
             plugin.saw("went away")
 
+    def test_repeated(self) -> None:
+        """
+        One that has subscribed to its topic several times, and in part, ends as well.
+        """
+        plugin = self.plugin(detached_timeout=0.2)
+        client = self.client(plugin)
+        client.join("threatbus/intel")
+        for prefix in (client.topic, client.topic, client.topic + " "):
+            client.hear(prefix)
+        wait_until(lambda: plugin.subscriptions()[0]["attached"])
+        client.leave()
+        wait_until(lambda: not plugin.subscriptions())
+
+    def test_reconnected(self) -> None:
+        """
+        The end of an older connection does not end a newer one.
+        """
+        plugin = self.plugin(detached_timeout=0.2)
+        client, sentinel = self.client(plugin), self.client(plugin)
+        client.join(INTEL)
+        publisher = self.publisher(client)
+        older = Peer(client.host, client.pub, b"SUB")
+        self.addCleanup(older.close)
+        older.send(b"\1" + client.topic.encode())
+        older.close()
+        sentinel.join(INTEL)
+        wait_until(lambda: plugin.subscriptions()[-1]["attached"])
+        sentinel.leave()
+        wait_until(lambda: len(plugin.subscriptions()) == 1)
+        document = an_indicator()
+        publisher.publish(document)
+        self.assertEqual(client.ids_until(document["id"]), [document["id"]])
+
     def test_never_came(self) -> None:
         plugin = self.plugin(detached_timeout=0.2)
         self.client(plugin).subscribe(INTEL, snapshot=1)
