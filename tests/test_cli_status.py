@@ -23,7 +23,7 @@ STATUS: dict[str, Any] = {
     "journal": {"head": 12345, "indicators": 1234, "sightings": 6},
     "received": {
         "indicator": {"accepted": 1300, "outdated": 2},
-        "message": {"refused": 4},
+        "message": {"refused": 4, "forbidden": 5},
     },
     "rates": {"indicator": 1.25, "sighting": 0.0},
     "subscriptions": [
@@ -76,7 +76,14 @@ class TablesTests(SynchronousTestCase):
         Bus, subscriptions and engines are shown.
         """
         text = drawn(STATUS)
-        for words in ("localhost:13370", "1,234", "2.0 h", "outdated since the start", "1.25"):
+        for words in (
+            "localhost:13370",
+            "1,234",
+            "2.0 h",
+            "outdated since the start",
+            "forbidden",
+            "1.25",
+        ):
             self.assertIn(words, text)
         for words in ("2 subscriptions", "tbvast-bridge", "intel", "1 s"):
             self.assertIn(words, text)

@@ -14,6 +14,7 @@ from zmq.utils import z85
 
 from tbvast.errors import StartupRefused
 from tbvast.plugin.gate import EVERYTHING, Client, Gate, Permission, read_clients
+from tbvast.wire.topics import Stream
 
 
 def a_key(number: int = 0) -> str:
@@ -157,6 +158,21 @@ class GateTests(GateTestCase):
         self.assertEqual([gate.lets_in(user) for user in self.users(3)], [True, True, False])
         self.assertEqual([gate.name(user) for user in self.users(3)], ["a", "b", ""])
         self.assertFalse(gate.lets_in(""))
+
+    def test_may_subscribe(self) -> None:
+        """
+        It takes the right to each stream; and for none, to be known at all.
+        """
+        self.write(*self.lines(a="subscribe-intel", b="subscribe-intel,subscribe-sightings"))
+        gate = Gate(self.path)
+        for streams, expected in (
+            ([Stream.INTEL], [True, True, False]),
+            ([Stream.INTEL, Stream.SIGHTING], [False, True, False]),
+            ([], [True, True, False]),
+        ):
+            found = [gate.may_subscribe(user, streams) for user in self.users(3)]
+            self.assertEqual(found, expected)
+        self.assertTrue(Gate(None).may_subscribe("", list(Stream)))
 
     def users(self, count: int) -> list[str]:
         return [a_key(number) for number in range(count)]

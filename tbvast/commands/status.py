@@ -139,9 +139,10 @@ def _bus(status: Any, bus: str) -> Table:
         counts = [at(status, "received", stream, verdict) for stream in ("indicator", "sighting")]
         if any(counts):
             rows.append((f"{verdict} since the start", *counts))
-    refused = at(status, "received", "message", "refused")
-    if refused:
-        rows.append(("refused since the start, of either", refused, None))
+    for verdict in ("refused", "forbidden"):
+        count = at(status, "received", "message", verdict)
+        if count:
+            rows.append((f"{verdict} since the start, of either", count, None))
     for name, *values in rows:
         table.add_row(styled(name), *(styled(shown(value)) for value in values))
     return table

@@ -127,6 +127,9 @@ class Bus(SequentialService):
         )
         subscriptions.save = journal.save_subscriptions
         subscriptions.restore(self._journal_service.saved_subscriptions)
+        for each in subscriptions.everybody():
+            if not self._gate.may_subscribe(each.user, each.streams):
+                subscriptions.close(each.topic, "may no longer subscribe")
         snapshots = Snapshots(self._reactor, [JournalSource(journal)], subscriptions.everybody)
         intake = Intake(
             self._reactor,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 import struct
 from pathlib import Path
 
@@ -170,6 +171,12 @@ class Gate:
         Whether somebody may do something.
         """
         return self._path is None or permission in self._rights(user)
+
+    def may_subscribe(self, user: str, streams: Iterable[Stream]) -> bool:
+        """
+        Whether somebody may get all of these.
+        """
+        return self.lets_in(user) and all(self.may(user, TO_SUBSCRIBE[each]) for each in streams)
 
     def name(self, user: str) -> str:
         """

@@ -87,6 +87,8 @@ class Bus(BlockingProcess):
     """
     A plugin with keys; C{admin} may do everything.
 
+    @ivar folder: Where it keeps everything.
+    @ivar ports: Of manage, pub and sub.
     @ivar manage: Its manage endpoint.
     """
 
@@ -96,6 +98,7 @@ class Bus(BlockingProcess):
         @param ports: Of manage, pub and sub.
         """
         self.keys = keys
+        self.folder, self.ports = folder, ports
         self.manage = HostPort("127.0.0.1", ports[0])
         self.pub_port, self.sub_port = ports[1:]
         config = folder / "tap.conf"
@@ -394,6 +397,26 @@ class ReloadTests(KeysTestCase):
         publishers[1].publish(third)
         for client in (admin, old, new):
             self.assertEqual(client.ids_until(third["id"]), [third["id"]])
+
+    def test_while_stopped(self) -> None:
+        """
+        A subscription that outlives a restart ends if its subscriber may no longer
+        have it, though it may still connect.
+        """
+        self.make("old", old="")
+        admin, old = self.client("admin"), self.client("old")
+        admin.join(INTEL)
+        old.join(INTEL)
+        self.assertEqual(self.bus.stop(), 0)
+        self.keys.let_in(admin="", old="publish-intel")
+        self.bus = self.run_host(Bus(self.keys, self.bus.folder, self.bus.ports))
+        self.bus.saw("may no longer subscribe")
+        self.assertEqual(len(self.bus.status()["subscriptions"]), 1)
+        document = an_indicator()
+        self.publisher("old").publish(document)
+        self.assertEqual(admin.ids_until(document["id"]), [document["id"]])
+        self.assertEqual(old.heartbeat(), "error")
+        self.assertFalse(old.waiting(0))
 
     def test_unusable(self) -> None:
         """
