@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
