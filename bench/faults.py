@@ -17,6 +17,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -39,6 +40,11 @@ from tbvast.intel.observables import Kind
 SETTLE = 180.0
 """
 Seconds that everything has to come to rest after the last fault.
+"""
+
+ASIDE = "127.0.0.2"
+"""
+Another address of the loopback interface, where the relay listens.
 """
 
 STEP = 20
@@ -102,25 +108,23 @@ class Relay:
     the cut all connections are reset.
     """
 
-    def __init__(self, ports: dict[int, int]) -> None:
+    def __init__(self, ports: list[int]) -> None:
         """
-        @param ports: Where to listen, and where to forward to.
+        @param ports: Where to listen, on L{ASIDE}, and where to forward to, on
+            127.0.0.1.
         """
-        import socket
-
-        self._socket = socket
         self.passing = threading.Event()
         self.passing.set()
         self._open: list[Any] = []
-        for here, there in ports.items():
-            server = socket.create_server(("127.0.0.1", here))
-            threading.Thread(target=self._serve, args=(server, there), daemon=True).start()
+        for port in ports:
+            server = socket.create_server((ASIDE, port))
+            threading.Thread(target=self._serve, args=(server, port), daemon=True).start()
 
     def _serve(self, server: Any, there: int) -> None:
         while True:
             client, _ = server.accept()
             try:
-                other = self._socket.create_connection(("127.0.0.1", there))
+                other = socket.create_connection(("127.0.0.1", there))
             except OSError:
                 client.close()
                 continue
@@ -181,12 +185,8 @@ class Run:
         manage, pub, sub, self._engine_port = free_ports(4)
         self._manage = manage
         self._state = folder / "plugin"
-        bus = manage
-        self.relay = None
-        if cut:
-            # The bridge is told the plugin's ports by the plugin: only manage differs.
-            (bus,) = free_ports(1)
-            self.relay = Relay({bus: manage})
+        self.relay = Relay([manage, pub, sub]) if cut else None
+        bus = ASIDE if cut else "127.0.0.1"
         ports = [f"--manage={manage}", f"--pub={pub}", f"--sub={sub}"]
         self.plugin = Service(folder, "tbvast-plugin", f"--state-dir={self._state}", *ports)
         self._config = folder / "tap.conf"
@@ -195,7 +195,7 @@ class Run:
             folder,
             "tbvast-bridge",
             f"--config={self._config}",
-            f"--threatbus=127.0.0.1:{bus}",
+            f"--threatbus={bus}:{manage}",
             f"--state-dir={folder / 'bridge'}",
             f"--vast-listen=127.0.0.1:{self._engine_port}",
         )

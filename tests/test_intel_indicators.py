@@ -393,6 +393,6 @@ class CompatibleTests(SynchronousTestCase):
         unusual["name"] = "stays"
         changed = msgspec.json.decode(compatible(msgspec.json.encode(unusual)))
         self.assertEqual(changed["created"], "2024-01-01T00:00:00.000000Z")
-        self.assertEqual(changed["modified"], "2024-01-01T00:00:00.123456Z")
+        self.assertEqual(changed["modified"], "2024-01-01T00:00:00.123457Z")
         self.assertEqual((changed["spec_version"], changed["pattern_type"]), ("2.1", "stix"))
         self.assertEqual(changed["name"], "stays")

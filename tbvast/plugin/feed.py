@@ -89,6 +89,8 @@ class FedSubscription(Subscription):
         if not self._keeps_up:
             self._missed = True
             return
+        if commit.until <= self.position:  # it was read already
+            return
         self._extend(commit.chunks(self.streams))
         self._send_frames()
 
