@@ -333,40 +333,70 @@ class BusSubscription(Service):
         if not self.plugin:
             return succeed([self.send(SIGHTING_TOPIC + b" " + raw) for raw in documents])
         return self._reports.ask(manage.encode_publish(documents), REPORT_TIMEOUT).addCallbacks(
-            self._cb_handed_in, self._eb_handed_in, errbackArgs=(len(documents),)
+            self._cb_handed_in,
+            self._eb_handed_in,
+            callbackArgs=(len(documents),),
+            errbackArgs=(len(documents),),
         )
 
-    def _cb_handed_in(self, reply: bytes) -> list[bool]:
-        published = manage.decode_published(reply)
+    def _cb_handed_in(self, reply: bytes, count: int) -> list[bool]:
+        try:
+            published = manage.decode_published(reply)
+        except ProtocolInvalid as e:
+            self._log.warn(
+                "{bus} did not take {count} sightings: {reason}",
+                bus=str(self._bus),
+                count=count,
+                reason=_reason(reply) or str(e),
+            )
+            return [False] * count
+        if len(published.outcomes) != count:
+            return [False] * count
         for reason in published.reasons.values():
             self._log.error("The bus refused a sighting: {reason}", reason=reason)
-        return [True] * len(published.outcomes)
+        return [True] * count
 
     def _eb_handed_in(self, failure: Failure, count: int) -> list[bool]:
         failure.trap(BusUnreachable)
         return [False] * count
 
     async def _run(self) -> None:
-        delay = RETRY_FIRST
+        delay, complained = RETRY_FIRST, False
         while True:
             try:
                 subscribed = await self._subscribe()
+            except CancelledError:
+                raise
             except (BusUnreachable, BusRefused) as e:
-                if delay == RETRY_FIRST:
+                if not complained:
                     self._log.warn("{reason}; trying on.", reason=str(e))
-                await deferLater(self._reactor, delay)
-                delay = min(delay * 2, RETRY_MOST)
-                continue
-            delay = RETRY_FIRST
-            try:
-                await self._keep(subscribed)
-            except BusUnreachable as e:
-                self._log.warn("{reason}; subscribing again.", reason=str(e))
-            finally:
+                complained = True
+            except Exception:
+                self._log.failure("Cannot subscribe to {bus}", bus=str(self._bus))
                 self._disconnect()
-                self._lost = self._reactor.seconds()
-            self._manage.close()
-            await deferLater(self._reactor, RETRY_FIRST)
+            else:
+                complained = False
+                if await self._stood(subscribed):
+                    delay = RETRY_FIRST
+            await deferLater(self._reactor, delay)
+            delay = min(delay * 2, RETRY_MOST)
+
+    async def _stood(self, subscribed: manage.Subscribed) -> bool:
+        """
+        Use a subscription until it is lost.
+
+        @return: Whether it was of any use.
+        """
+        began = self._reactor.seconds()
+        try:
+            await self._keep(subscribed)
+        except BusUnreachable as e:
+            self._log.warn("{reason}; subscribing again.", reason=str(e))
+        finally:
+            self._disconnect()
+            self._lost = self._reactor.seconds()
+        self._manage.close()
+        return not self._broken or self._lost - began > RETRY_MOST
 
     async def _subscribe(self) -> manage.Subscribed:
         resume = self._cursor.position
@@ -499,7 +529,7 @@ class BusSubscription(Service):
                 deliveries.append(decode_delivery(topic, message))
             except Invalid as e:
                 self._refuse(e)
-        self._taking = Deferred.fromCoroutine(self._take(deliveries))
+        self._taking = Deferred.fromCoroutine(self._take(sub, deliveries))
         if not self._taking.called:
             sub.pause()
         self._taking.addErrback(self._eb_not_taken).addCallback(lambda _: self._resume(sub))
@@ -509,19 +539,23 @@ class BusSubscription(Service):
         if self._complaints.allows():
             self._log.warn("Ignored a message of the bus: {reason}", reason=str(error))
 
-    async def _take(self, deliveries: Sequence[Delivery | Item]) -> None:
+    async def _take(self, sub: SubConnection, deliveries: Sequence[Delivery | Item]) -> None:
         """
         Apply what arrived, in order, and as much as possible at once.
+
+        @param sub: Where it arrived; nothing more of it is applied once another
+            subscription was made.
         """
         items: list[Item] = []
         position = None
-        if self._broken:
-            return
         for delivery in deliveries:
+            if self._broken or sub is not self._sub:
+                return
             if isinstance(delivery, Mark):
                 await self._apply(items, position)
                 items, position = [], None
-                await self._end_snapshot(delivery)
+                if sub is self._sub:
+                    await self._end_snapshot(delivery)
             elif isinstance(delivery, Batch | Part):
                 if isinstance(delivery, Batch):
                     if delivery.after != self._expected:

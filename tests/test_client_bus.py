@@ -1,0 +1,727 @@
+"""
+Tests for L{tbvast.client}, against a bus that a test plays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import zmq
+from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from tbvast import client
+from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.errors import BusUnreachable
+from tbvast.interfaces import ICursor
+from tbvast.settings import HostPort
+from tbvast.wire import manage
+from tbvast.wire.feed import Mark, encode_batch, encode_item, encode_mark, encode_part
+from tbvast.wire.frames import SIGHTING_TOPIC, Item
+from tbvast.wire.manage import Position
+from tbvast.wire.topics import Stream
+from tbvast.zeromq.connections import (
+    Connection,
+    Factory,
+    RouterConnection,
+    SubConnection,
+    XPubConnection,
+)
+from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id, until
+
+reactor: Any = real_reactor
+
+HEARTBEAT = 5.0
+
+
+def port_of(connection: Connection) -> int:
+    address: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
+    return int(address.rstrip(b"\0").rpartition(b":")[2])
+
+
+def batch(after: int, until: int, *numbers: int) -> bytes:
+    items = [encode_item(n, Stream.INTEL, indicator_document(n)) for n in numbers]
+    return encode_batch(after, until, b",".join(items))
+
+
+def part(*numbers: int) -> bytes:
+    items = [encode_item(n, Stream.INTEL, indicator_document(n)) for n in numbers]
+    return encode_part(b",".join(items))
+
+
+class Bus:
+    """
+    A bus: what it was asked is kept, and what it answers is up to the test.
+
+    @ivar requests: What was asked, in order.
+    @ivar silent: Whether it answers nothing.
+    @ivar knows: Whether it knows who sends a heartbeat.
+    @ivar plugin: Its identity; empty for a Threat Bus host.
+    @ivar number: The number of its journal's last item.
+    @ivar refusal: What it says instead of doing what it is asked.
+    @ivar heard: The topics that subscribers have asked the pub endpoint for.
+    @ivar reports: What the sub endpoint has received.
+    """
+
+    def __init__(self, factory: Factory) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.silent = False
+        self.knows = True
+        self.plugin = "bus"
+        self.number = 0
+        self.refusal = b""
+        self.heard: list[bytes] = []
+        self.reports: list[bytes] = []
+        self.silenced: list[list[bytes]] = []
+        self._router = RouterConnection(factory, self._asked)
+        self._pub = XPubConnection(factory, self._subscribed)
+        self._sub = SubConnection(factory, self._reported)
+        for connection in (self._router, self._pub, self._sub):
+            connection.bind("tcp://127.0.0.1:*")
+        self.address = HostPort("127.0.0.1", port_of(self._router))
+        self.sub_port = port_of(self._sub)
+        self._topics = 0
+
+    @property
+    def topic(self) -> str:
+        """
+        The topic of the last subscription.
+        """
+        return f"topic{self._topics:04}/"
+
+    def listen(self) -> None:
+        """
+        Begin to listen to reports.
+        """
+        self._sub.subscribe(SIGHTING_TOPIC)
+
+    def actions(self) -> list[str]:
+        return [request["action"] for request in self.requests]
+
+    def asked(self, action: str) -> list[dict[str, Any]]:
+        return [request for request in self.requests if request["action"] == action]
+
+    def send(self, *frames: bytes) -> None:
+        """
+        Send to the last subscription.
+        """
+        for frame in frames:
+            self._pub.send_now([self.topic.encode() + frame])
+
+    def reply_late(self, reply: bytes) -> None:
+        """
+        Answer what was not answered.
+        """
+        for envelope in self.silenced:
+            self._router.send_now([*envelope, reply])
+
+    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
+        for _, message in messages:
+            request = msgspec.json.decode(message[-1])
+            self.requests.append(request)
+            if self.silent:
+                self.silenced.append(message[:-1])
+            else:
+                self._router.send_now([*message[:-1], self._answer(request)])
+
+    def _answer(self, request: dict[str, Any]) -> bytes:
+        if self.refusal:
+            return self.refusal
+        if request["action"] == "subscribe":
+            self._topics += 1
+            beginning = Position(self.plugin, self.number) if self.plugin else None
+            resume = request.get("resume")
+            if beginning and resume and resume["plugin"] == self.plugin:
+                beginning = Position(self.plugin, resume["number"])
+            return manage.subscribed(
+                self.topic, "127.0.0.1", port_of(self._pub), self.sub_port, beginning
+            )
+        if request["action"] == "publish":
+            return manage.encode_published(["accepted"] * len(request["documents"]), {})
+        return manage.SUCCESS if self.knows else manage.ERROR
+
+    def _subscribed(self, messages: list[list[bytes]]) -> None:
+        self.heard.extend(m[0][1:] for m in messages if m[0][:1] == b"\1")
+
+    def _reported(self, messages: list[tuple[str, list[bytes]]]) -> None:
+        self.reports.extend(message[0] for _, message in messages)
+
+
+@implementer(ICursor)
+class MemoryCursor:
+    """
+    An L{ICursor} that remembers in memory what it was told.
+
+    @ivar applied: The ids of the items that were applied, and the beginnings and
+        ends of snapshots.
+    @ivar failure: What it fails with.
+    @ivar holding: What L{apply} waits for.
+    """
+
+    def __init__(self, position: Position | None = None) -> None:
+        self.position = position
+        self.applied: list[str] = []
+        self.failure: Exception | None = None
+        self.holding: Deferred[None] | None = None
+
+    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+        if self.holding is not None:
+            await self.holding
+        if self.failure is not None:
+            raise self.failure
+        self.applied.extend(item.id for item in items)
+        if position is not None:
+            self.position = position
+
+    async def begin_snapshot(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.applied.append("begin")
+
+    async def end_snapshot(self, position: Position) -> None:
+        self.applied.append("end")
+        self.position = position
+
+
+class ClientTestCase(TestCase):
+    """
+    A test with a bus, and a clock that is the client's.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.factory = Factory(reactor, linger=0)
+        self.addCleanup(self.factory.shutdown)
+        self.bus = Bus(self.factory)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        await until(reactor, condition)
+
+
+class ManageClientTests(ClientTestCase):
+    """
+    Tests for L{ManageClient}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.manage = ManageClient(self.clock, self.factory, self.bus.address)
+        self.addCleanup(self.manage.close)
+
+    async def test_answer(self) -> None:
+        """
+        A question is answered, and leaves no timer.
+        """
+        reply = await self.manage.ask(manage.encode_heartbeat("x"))
+        self.assertEqual(reply, manage.SUCCESS)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    async def test_in_turn(self) -> None:
+        """
+        Questions are asked one at a time, in order, over one socket.
+        """
+        replies = [self.manage.ask(manage.encode_heartbeat(str(n))) for n in range(5)]
+        for reply in replies:
+            await reply
+        self.assertEqual([request["topic"] for request in self.bus.requests], list("01234"))
+
+    async def test_unreachable(self) -> None:
+        """
+        Who does not answer in time is unreachable; the message says where and how long.
+        """
+        self.bus.silent = True
+        asked = self.manage.ask(manage.encode_heartbeat("x"), 3.0)
+        await self.until(lambda: self.bus.requests)
+        self.clock.advance(3.0)
+        error = self.failureResultOf(asked, BusUnreachable).value
+        self.assertEqual(str(error), f"no answer from the bus at {self.bus.address} within 3 s")
+
+    async def test_late_answer(self) -> None:
+        """
+        A late answer is not taken for that to the next question.
+        """
+        self.bus.silent = True
+        late = self.manage.ask(manage.encode_heartbeat("late"))
+        await self.until(lambda: self.bus.requests)
+        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.failureResultOf(late, BusUnreachable)
+        asked = self.manage.ask(manage.encode_heartbeat("next"))
+        await self.until(lambda: len(self.bus.requests) == 2)
+        late_envelope, next_envelope = self.bus.silenced
+        self.bus.silenced = [late_envelope]
+        self.bus.reply_late(b"late")
+        self.bus.silenced = [next_envelope]
+        self.bus.reply_late(b"next")
+        self.assertEqual(await asked, b"next")
+
+    async def test_close(self) -> None:
+        """
+        When it is closed, what was asked is not waited for.
+        """
+        self.bus.silent = True
+        asked = self.manage.ask(manage.encode_heartbeat("x"))
+        await self.until(lambda: self.bus.requests)
+        self.manage.close()
+        self.failureResultOf(asked, BusUnreachable)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class AnnouncerTests(ClientTestCase):
+    """
+    Tests for L{Announcer}.
+    """
+
+    async def test_waits(self) -> None:
+        """
+        Nothing is sent until the bus listens to it; then it is told, and all arrives.
+        """
+        ready: list[None] = []
+        announcer = Announcer(
+            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
+        )
+        self.addCleanup(announcer.close)
+        frame = SIGHTING_TOPIC + b" {}"
+        self.assertFalse(announcer.send(frame))
+        self.bus.listen()
+        await self.until(lambda: ready)
+        self.assertTrue(announcer.send(frame))
+        self.assertFalse(announcer.send(b"another topic"))
+        await self.until(lambda: self.bus.reports)
+        self.assertEqual(self.bus.reports, [frame])
+
+
+class ListenerTests(SynchronousTestCase):
+    """
+    Tests for L{Listener}.
+    """
+
+    def test_interface(self) -> None:
+        """
+        It provides what it should, as its double does.
+        """
+        verifyObject(ICursor, Listener(lambda items: None))
+        verifyObject(ICursor, MemoryCursor())
+
+    def test_waits(self) -> None:
+        """
+        The position is another one when what arrived was received.
+        """
+        received: list[Item] = []
+        done: Deferred[None] = Deferred()
+
+        def receive(items: list[Item]) -> Deferred[None]:
+            received.extend(items)
+            return done
+
+        listener = Listener(receive)
+        applied = Deferred.fromCoroutine(listener.apply([an_indicator(1)], Position("bus", 1)))
+        self.assertEqual([item.id for item in received], [indicator_id(1)])
+        self.assertIsNone(listener.position)
+        done.callback(None)
+        self.successResultOf(applied)
+        self.assertEqual(listener.position, Position("bus", 1))
+
+
+class SubscriptionTestCase(ClientTestCase):
+    """
+    A test with a subscription.
+    """
+
+    snapshot = 0
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cursor = MemoryCursor()
+        self.ready: list[None] = []
+        self.subscription = BusSubscription(
+            self.clock,
+            self.factory,
+            self.bus.address,
+            Wish(("stix2/indicator",), self.snapshot, "a test", HEARTBEAT),
+            self.cursor,
+            lambda: {"state": "well"},
+            lambda: self.ready.append(None),
+        )
+        self.addCleanup(self.stop)
+
+    async def stop(self) -> None:
+        if self.subscription.running:
+            self.bus.silent = False
+            await self.subscription.stopService()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    async def start(self) -> None:
+        """
+        Subscribe, up to the moment at which something can be sent.
+        """
+        self.subscription.startService()
+        await self.subscribed(1)
+
+    async def subscribed(self, times: int) -> None:
+        await self.until(lambda: len(self.bus.heard) == times and self.subscription.connected)
+
+    async def again(self, times: int) -> None:
+        """
+        Subscribe again, after a delay.
+        """
+        await self.until(lambda: not self.subscription.connected)
+        self.clock.advance(client.RETRY_FIRST)
+        await self.subscribed(times)
+
+    async def applied(self, *ids: str) -> None:
+        await self.until(lambda: len(self.cursor.applied) >= len(ids))
+        self.assertEqual(self.cursor.applied, list(ids))
+
+
+class SubscribingTests(SubscriptionTestCase):
+    """
+    How a subscription comes about, stands, and ends.
+    """
+
+    snapshot = 30
+
+    async def test_request(self) -> None:
+        """
+        The bus is told what is wanted, by whom.
+        """
+        await self.start()
+        (request,) = self.bus.asked("subscribe")
+        self.assertEqual(request["topic"], "stix2/indicator")
+        self.assertEqual((request["snapshot"], request["name"]), (30, "a test"))
+        self.assertEqual(request["protocol"], manage.PROTOCOL)
+        self.assertNotIn("resume", request)
+        self.assertEqual(self.bus.heard, [self.bus.topic.encode()])
+
+    async def test_heartbeats(self) -> None:
+        """
+        Heartbeats are sent at an interval, and say how it is doing.
+        """
+        await self.start()
+        for count in (1, 2, 3):
+            self.clock.advance(HEARTBEAT)
+            await self.until(lambda n=count: len(self.bus.asked("heartbeat")) == n)  # type: ignore[misc]
+            await self.until(lambda: self.subscription._gap is not None)
+        beat = self.bus.asked("heartbeat")[0]
+        self.assertEqual((beat["topic"], beat["report"]), (self.bus.topic, {"state": "well"}))
+
+    async def test_old_host(self) -> None:
+        """
+        A Threat Bus host is told nothing that it does not know, and its items apply.
+        """
+        self.bus.plugin = ""
+        await self.start()
+        self.bus.send(b"indicator " + indicator_document(1), b"nonsense", b"indicator {}")
+        await self.applied(indicator_id(1))
+        await self.until(lambda: self.subscription.refused == 2)
+        self.assertIsNone(self.cursor.position)
+        self.clock.advance(HEARTBEAT)
+        await self.until(lambda: self.bus.asked("heartbeat"))
+        self.assertNotIn("report", self.bus.asked("heartbeat")[0])
+
+    async def test_forgotten(self) -> None:
+        """
+        When the bus has forgotten the subscription, it is made again.
+        """
+        await self.start()
+        self.bus.knows = False
+        self.clock.advance(HEARTBEAT)
+        await self.until(lambda: not self.subscription.connected)
+        self.bus.knows = True
+        await self.again(2)
+        self.assertEqual(len(set(self.bus.heard)), 2)
+
+    async def test_lost(self) -> None:
+        """
+        When the bus does not answer a heartbeat, it is subscribed to again.
+        """
+        await self.start()
+        self.bus.silent = True
+        self.clock.advance(HEARTBEAT)
+        await self.until(lambda: self.bus.asked("heartbeat"))
+        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.bus.silent = False
+        await self.again(2)
+
+    async def test_unreachable(self) -> None:
+        """
+        While the bus does not answer it is asked again, after delays that double.
+        """
+        self.bus.silent = True
+        self.subscription.startService()
+        for count, delay in ((1, 0.5), (2, 1.0), (3, 2.0)):
+            await self.until(lambda n=count: len(self.bus.requests) == n)  # type: ignore[misc]
+            self.clock.advance(client.REQUEST_TIMEOUT)
+            (call,) = self.clock.getDelayedCalls()
+            self.assertAlmostEqual(call.getTime() - self.clock.seconds(), delay)
+            self.clock.advance(delay)
+        await self.until(lambda: len(self.bus.requests) == 4)
+        self.bus.silent = False
+        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.clock.advance(4.0)
+        await self.subscribed(1)
+
+    async def test_refused(self) -> None:
+        """
+        A bus that refuses is asked again.
+        """
+        self.bus.refusal = manage.refused("you may not")
+        self.subscription.startService()
+        await self.until(self.clock.getDelayedCalls)
+        await self.until(lambda: not self.subscription.connected and self.bus.requests)
+        self.bus.refusal = b""
+        await self.until(lambda: self.clock.getDelayedCalls()[0].getTime() == client.RETRY_FIRST)
+        self.clock.advance(client.RETRY_FIRST)
+        await self.subscribed(1)
+
+    async def test_stop(self) -> None:
+        """
+        At the end the bus is told, and nothing is left.
+        """
+        await self.start()
+        await self.stop()
+        (request,) = self.bus.asked("unsubscribe")
+        self.assertEqual(request["topic"], self.bus.topic)
+        self.assertFalse(self.subscription.connected)
+
+    async def test_stop_unheard(self) -> None:
+        """
+        A bus that does not answer is not waited for long.
+        """
+        await self.start()
+        self.bus.silent = True
+        stopped = self.subscription.stopService()
+        await self.until(lambda: self.bus.asked("unsubscribe"))
+        self.clock.advance(1.0)
+        self.successResultOf(stopped)
+
+    async def test_stop_while_asking(self) -> None:
+        """
+        It can be stopped before the bus has answered.
+        """
+        self.bus.silent = True
+        self.subscription.startService()
+        await self.until(lambda: self.bus.requests)
+        self.successResultOf(self.subscription.stopService())
+
+
+class FeedTests(SubscriptionTestCase):
+    """
+    What a bus that speaks tbvast/1 sends.
+    """
+
+    async def test_batches(self) -> None:
+        """
+        Batches are applied in order, with the position that they lead to.
+        """
+        await self.start()
+        self.bus.send(batch(0, 2, 1, 2), batch(2, 7), batch(7, 8, 8))
+        await self.applied(*map(indicator_id, (1, 2, 8)))
+        self.assertEqual(self.cursor.position, Position("bus", 8))
+        self.assertEqual(self.subscription.received, 3)
+
+    async def test_beginning(self) -> None:
+        """
+        Without a snapshot the bus's number is where it begins, at once.
+        """
+        self.bus.number = 41
+        await self.start()
+        self.assertEqual(self.cursor.position, Position("bus", 41))
+
+    async def test_gap(self) -> None:
+        """
+        When a number is missing, it is subscribed again from the last one applied on.
+        """
+        await self.start()
+        self.bus.send(batch(0, 1, 1), batch(2, 3, 3))
+        await self.again(2)
+        resume = self.bus.asked("subscribe")[1]["resume"]
+        self.assertEqual(resume, {"plugin": "bus", "number": 1})
+        self.bus.send(batch(1, 3, 2, 3))
+        await self.applied(*map(indicator_id, (1, 2, 3)))
+
+    async def test_bad_item(self) -> None:
+        """
+        Of a batch with something that cannot be read, only that is refused.
+        """
+        await self.start()
+        bad = encode_item(1, Stream.INTEL, b'{"type":"indicator"}')
+        good = encode_item(2, Stream.INTEL, indicator_document(2))
+        self.bus.send(encode_batch(0, 2, bad + b"," + good))
+        await self.applied(indicator_id(2))
+        self.assertEqual(self.subscription.refused, 1)
+        self.assertEqual(self.cursor.position, Position("bus", 2))
+
+    async def test_slow(self) -> None:
+        """
+        While something is being applied nothing more is read, and nothing is lost.
+        """
+        await self.start()
+        self.cursor.holding = Deferred()
+        self.bus.send(batch(0, 1, 1))
+        await self.until(lambda: not self.subscription._taking.called)
+        self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
+        holding, self.cursor.holding = self.cursor.holding, None
+        self.assertEqual(self.subscription.received, 1)
+        holding.callback(None)
+        await self.applied(*map(indicator_id, range(1, 51)))
+
+    async def test_not_applied(self) -> None:
+        """
+        What cannot be applied is logged, and sent again once more, and once more.
+        """
+        await self.start()
+        self.cursor.failure = OSError("the disk refuses")
+        self.bus.send(batch(0, 1, 1))
+        await self.again(2)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.cursor.failure = None
+        self.bus.send(batch(0, 1, 1))
+        await self.applied(indicator_id(1))
+
+    async def test_cannot_begin(self) -> None:
+        """
+        A cursor that cannot begin a snapshot does not end the subscription for good.
+        """
+        self.cursor.position = Position("another", 1)
+        self.cursor.failure = OSError("the disk refuses")
+        self.subscription.startService()
+        await self.until(lambda: self.flushLoggedErrors(OSError))
+        self.cursor.failure = None
+        self.clock.advance(client.RETRY_FIRST)
+        await self.subscribed(1)
+        self.assertEqual(self.cursor.applied, ["begin"])
+
+
+class SnapshotTests(SubscriptionTestCase):
+    """
+    Snapshots, and the marks that end them.
+    """
+
+    snapshot = 30
+
+    async def test_not_full(self) -> None:
+        """
+        A snapshot of some days ends nothing; its mark is a position.
+        """
+        self.bus.number = 9
+        await self.start()
+        self.bus.send(part(1, 2), part(3))
+        await self.applied(*map(indicator_id, (1, 2, 3)))
+        self.assertIsNone(self.cursor.position)
+        self.bus.send(encode_mark(Mark(9, 3, False)), batch(9, 10, 10))
+        await self.applied(*map(indicator_id, (1, 2, 3, 10)))
+        self.assertEqual(self.cursor.position, Position("bus", 10))
+
+    async def test_full(self) -> None:
+        """
+        A snapshot for who comes from another bus ends what it does not hold.
+        """
+        self.cursor.position = Position("another", 100)
+        self.bus.number = 9
+        await self.start()
+        self.bus.send(part(1), encode_mark(Mark(9, 1, True)), batch(9, 10, 10))
+        await self.applied("begin", indicator_id(1), "end", indicator_id(10))
+        self.assertEqual(self.cursor.position, Position("bus", 10))
+
+    async def test_resumed(self) -> None:
+        """
+        Who was here already gets no snapshot, only what follows.
+        """
+        self.cursor.position = Position("bus", 5)
+        self.bus.number = 9
+        await self.start()
+        self.bus.send(batch(5, 6, 6))
+        await self.applied(indicator_id(6))
+
+    async def test_failed(self) -> None:
+        """
+        A snapshot without some source ends nothing, and is asked for again, later and
+        later.
+        """
+        self.cursor.position = Position("another", 100)
+        await self.start()
+        self.bus.send(part(1), encode_mark(Mark(0, 1, True, ("journal",))))
+        await self.again(2)
+        self.assertEqual(self.cursor.applied, ["begin", indicator_id(1), "begin"])
+        self.assertEqual(self.cursor.position, Position("another", 100))
+        self.bus.send(encode_mark(Mark(0, 0, True, ("journal",))))
+        await self.until(lambda: not self.subscription.connected)
+        (call,) = self.clock.getDelayedCalls()
+        self.assertAlmostEqual(call.getTime() - self.clock.seconds(), 2 * client.RETRY_FIRST)
+
+
+class ReportTests(SubscriptionTestCase):
+    """
+    How sightings are handed in.
+    """
+
+    documents = [a_sighting(1).raw, a_sighting(2).raw]
+
+    async def test_acknowledged(self) -> None:
+        """
+        Sightings are taken when the bus has said so.
+        """
+        await self.start()
+        handed = self.subscription.hand_in(self.documents)
+        self.assertNoResult(handed)
+        self.assertEqual(await handed, [True, True])
+        (request,) = self.bus.asked("publish")
+        self.assertEqual(len(request["documents"]), 2)
+
+    async def test_not_acknowledged(self) -> None:
+        """
+        Without an answer in time they are not taken.
+        """
+        await self.start()
+        self.bus.silent = True
+        handed = self.subscription.hand_in(self.documents)
+        await self.until(lambda: self.bus.asked("publish"))
+        self.subscription._reports.close()
+        self.assertEqual(self.successResultOf(handed), [False, False])
+
+    async def test_refused(self) -> None:
+        """
+        A bus that cannot keep them now has not taken them.
+        """
+        await self.start()
+        self.bus.refusal = manage.refused("the disk is full")
+        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.bus.refusal = manage.encode_published(["accepted"], {})
+        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.bus.refusal = b""
+
+    async def test_refused_item(self) -> None:
+        """
+        What the bus can never take is done with.
+        """
+        await self.start()
+        self.bus.refusal = manage.encode_published(["refused", "accepted"], {0: "no sighting"})
+        self.assertEqual(await self.subscription.hand_in(self.documents), [True, True])
+        self.bus.refusal = b""
+
+    async def test_old_host(self) -> None:
+        """
+        A Threat Bus host gets them on its sub endpoint, once it listens.
+        """
+        self.bus.plugin = ""
+        await self.start()
+        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.bus.listen()
+        await self.until(lambda: self.ready)
+        self.assertEqual(await self.subscription.hand_in(self.documents), [True, True])
+        await self.until(lambda: len(self.bus.reports) == 2)
+        self.assertEqual(self.bus.asked("publish"), [])
+        self.assertEqual(self.bus.reports[0], SIGHTING_TOPIC + b" " + self.documents[0])
+
+    async def test_disconnected(self) -> None:
+        """
+        Without a subscription nothing is handed in.
+        """
+        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.assertFalse(self.subscription.send(SIGHTING_TOPIC + b" {}"))
