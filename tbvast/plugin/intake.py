@@ -195,10 +195,7 @@ class Intake:
     def _cb_committed(
         self, outcomes: list[Outcome], batch: list[tuple[Item, Deferred[Outcome] | None]]
     ) -> None:
-        try:
-            self.hand_on(outcomes)
-        except Exception:
-            self._log.failure("While spreading what was accepted")
+        self.hand_on(outcomes)
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             if waiting is not None:
                 waiting.callback(outcome)
@@ -214,7 +211,7 @@ class Intake:
 
     def hand_on(self, outcomes: Sequence[Outcome]) -> None:
         """
-        Spread what the journal has accepted.
+        Spread what the journal has accepted. What cannot be spread is logged.
         """
         accepted = []
         for outcome in outcomes:
@@ -222,7 +219,10 @@ class Intake:
             if outcome.number:
                 accepted.append((outcome.number, outcome.item))
         if accepted:
-            self._spread(Commit(accepted))
+            try:
+                self._spread(Commit(accepted))
+            except Exception:
+                self._log.failure("While spreading what was accepted")
 
     def _eb_failed(
         self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]

@@ -38,11 +38,14 @@ class Journal:
         """
         self.identity = store.identity
         self.head = store.head
-        self.floor = store.floor
         self._store = store
         self._clock = clock
         self._write = defer_write
         self._read = defer_read
+
+    @property
+    def floor(self) -> int:
+        return self._store.floor
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
         return self._write(self._store.append, items, self._clock.seconds()).addCallback(
@@ -72,11 +75,7 @@ class Journal:
 
     def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._clock.seconds() - age
-        return self._write(self._store.forget, since, size, limit).addCallback(self._cb_forgotten)
-
-    def _cb_forgotten(self, count: int) -> int:
-        self.floor = self._store.floor
-        return count
+        return self._write(self._store.forget, since, size, limit)
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._write(self._store.save_subscriptions, changes)

@@ -227,15 +227,16 @@ class JournalStore:
                 (int(since * _MICROSECONDS), used > size, limit),
             ).fetchall()
             if old:
-                floor = max(self.floor, old[-1][0])
+                # First, so that whoever reads meanwhile finds it after reading.
+                self.floor = max(self.floor, old[-1][0])
                 with self._writer:
                     self._writer.execute("BEGIN IMMEDIATE")
                     self._writer.executemany("DELETE FROM entries WHERE number = ?", old)
                     self._writer.execute(
-                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
+                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(self.floor),)
                     )
-                self.floor = floor
-                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+                # As a script: otherwise it is one step, which frees one page.
+                self._writer.executescript("PRAGMA incremental_vacuum")
         return len(old)
 
     def current(

@@ -1,0 +1,246 @@
+"""
+Tests for L{tbvast.plugin.housekeeping}, and for what a journal forgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from tbvast.errors import JournalFailed
+from tbvast.intel.indicators import Indicator, Operation, decode_indicator
+from tbvast.interfaces import IKeeper
+from tbvast.plugin.housekeeping import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
+from tbvast.plugin.journal import Journal
+from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.wire.frames import Item
+from tbvast.wire.topics import Stream
+from tests.doubles import DAY, a_sighting, an_indicator, call_now, indicator_id, moment
+
+PLENTY = 1 << 40
+
+
+class KeeperTestCase(SynchronousTestCase):
+    """
+    A journal in a file.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.path = Path(self.mktemp())
+        self.open()
+
+    def open(self) -> None:
+        self.store = JournalStore(self.path, "bus")
+        self.addCleanup(self.store.close)
+        self.journal = Journal(self.store, self.clock, call_now, call_now)
+
+    def append(self, *items: Item) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
+        return outcomes
+
+    def in_force(self) -> list[int]:
+        page = self.successResultOf(self.journal.current(0, PLENTY, 0, PLENTY))
+        return [number for number, _ in page]
+
+    def numbers(self) -> list[int]:
+        """
+        What the journal still has.
+        """
+        entries = self.successResultOf(self.journal.entries(0, list(Stream), 10_000, PLENTY))
+        return [entry.number for entry in entries]
+
+
+class ExpireTests(KeeperTestCase):
+    """
+    Indicators that are no longer valid.
+    """
+
+    def expire(self, limit: int = 1000) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.expire(limit))
+        return outcomes
+
+    def test_interface(self) -> None:
+        """
+        A journal is an L{IKeeper}.
+        """
+        verifyObject(IKeeper, self.journal)
+
+    def test_expired(self) -> None:
+        """
+        One whose time is over is removed, under a number of its own, once.
+        """
+        self.append(
+            an_indicator(1, valid_until=moment(100)),
+            an_indicator(2, valid_until=moment(200)),
+            an_indicator(3),
+        )
+        self.clock.advance(99)
+        self.assertEqual(self.expire(), [])
+        self.clock.advance(1)
+        (outcome,) = self.expire()
+        self.assertEqual((outcome.verdict, outcome.number), (Verdict.EXPIRED, 4))
+        item = outcome.item
+        assert isinstance(item, Indicator)
+        self.assertEqual(
+            (item.id, item.operation, item.pattern),
+            (indicator_id(1), Operation.REMOVE, an_indicator(1).pattern),
+        )
+        self.assertEqual(decode_indicator(item.raw).operation, Operation.REMOVE)
+        self.assertEqual((self.expire(), self.journal.head, self.in_force()), ([], 4, [2, 3]))
+        self.assertEqual(self.numbers(), [1, 2, 3, 4])
+
+    def test_limit(self) -> None:
+        """
+        So many at a time, those first whose time was over first.
+        """
+        self.append(*(an_indicator(n, valid_until=moment(100 - n)) for n in range(5)))
+        self.clock.advance(200)
+        self.assertEqual(
+            [outcome.item.id for limit in (2, 9) for outcome in self.expire(limit)],
+            [indicator_id(number) for number in (4, 3, 2, 1, 0)],
+        )
+
+    def test_extended(self) -> None:
+        """
+        One that was removed does not expire; one that was extended not before its
+        new time.
+        """
+        self.append(
+            an_indicator(1, valid_until=moment(100)), an_indicator(2, valid_until=moment(100))
+        )
+        self.append(
+            an_indicator(1, 2, x_threatbus_update="REMOVE"),
+            an_indicator(2, 2, valid_until=moment(300)),
+        )
+        self.clock.advance(200)
+        self.assertEqual(self.expire(), [])
+        self.clock.advance(100)
+        self.assertEqual([outcome.item.id for outcome in self.expire()], [indicator_id(2)])
+
+    def test_comes_back(self) -> None:
+        """
+        The version that expired does not come back; a later one does.
+        """
+        item = an_indicator(1, valid_until=moment(100))
+        self.append(item)
+        self.clock.advance(100)
+        self.expire()
+        self.assertEqual(self.append(item)[0].verdict, Verdict.OUTDATED)
+        self.assertEqual(self.append(an_indicator(1, 2))[0].verdict, Verdict.ACCEPTED)
+        self.assertEqual(self.in_force(), [3])
+
+
+class ForgetTests(KeeperTestCase):
+    """
+    What is of no use any more.
+    """
+
+    def forget(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
+        count: int = self.successResultOf(self.journal.forget(age, size, limit))
+        return count
+
+    def test_age(self) -> None:
+        """
+        What is old and not in force goes; the floor says up to where.
+        """
+        self.append(an_indicator(1), a_sighting(1), an_indicator(1, 2), an_indicator(2))
+        self.append(an_indicator(2, 2, x_threatbus_update="REMOVE"))
+        self.clock.advance(DAY)
+        self.append(a_sighting(2))
+        self.assertEqual((self.forget(), self.journal.floor), (0, 0))
+        self.clock.advance(1)
+        self.assertEqual((self.forget(), self.journal.floor), (4, 5))
+        self.assertEqual((self.numbers(), self.in_force()), ([3, 6], [3]))
+        self.assertEqual((self.forget(), self.journal.floor), (0, 5))
+
+    def test_size(self) -> None:
+        """
+        Beyond a size the oldest goes earlier, piece by piece; what is in force stays.
+        """
+        self.append(an_indicator(1), *(a_sighting(number) for number in range(5)))
+        self.assertEqual((self.forget(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
+        self.assertEqual(self.journal.floor, 3)
+        self.assertEqual((self.forget(size=1), self.numbers()), (3, [1]))
+        self.assertEqual((self.journal.floor, self.journal.head), (6, 6))
+
+    def test_reopened(self) -> None:
+        """
+        The floor is remembered, and numbers go on.
+        """
+        self.append(*(a_sighting(number) for number in range(12)))
+        self.forget(size=1)
+        self.store.close()
+        self.open()
+        self.assertEqual((self.journal.floor, self.journal.head), (12, 12))
+        self.assertEqual(self.append(a_sighting(99))[0].number, 13)
+
+    def test_smaller(self) -> None:
+        """
+        What was let go of makes the file smaller.
+        """
+        self.append(*(a_sighting(number, note="x" * 1000) for number in range(500)))
+        self.assertEqual(self.forget(size=1), 500)
+        self.store.close()
+        self.assertLess(self.path.stat().st_size, 200_000)
+        self.open()
+
+
+class HousekeepingTests(KeeperTestCase):
+    """
+    Tests for L{Housekeeping}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.handed_on: list[Outcome] = []
+        self.keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
+        self.keeper.startService()
+
+    def tearDown(self) -> None:
+        self.successResultOf(self.keeper.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def hand_on(self, outcomes: Sequence[Outcome]) -> None:
+        self.handed_on.extend(outcomes)
+
+    def test_expired(self) -> None:
+        """
+        What expires is handed on within a second or so, however much it is.
+        """
+        self.append(*(an_indicator(n, valid_until=moment(50)) for n in range(PIECE + 1)))
+        self.clock.pump([EXPIRY_INTERVAL] * 49)
+        self.assertEqual(self.handed_on, [])
+        self.clock.advance(EXPIRY_INTERVAL)
+        self.assertEqual(len(self.handed_on), PIECE + 1)
+
+    def test_forgotten(self) -> None:
+        """
+        What is old goes, from time to time.
+        """
+        self.append(a_sighting())
+        self.clock.advance(DAY)
+        self.assertEqual(self.numbers(), [1])
+        self.clock.advance(FORGET_INTERVAL)
+        self.assertEqual((self.numbers(), self.journal.floor), ([], 1))
+
+    def test_journal_fails(self) -> None:
+        """
+        A journal that refuses is asked again, and the log says why.
+        """
+        self.append(an_indicator(valid_until=moment(10)))
+        self.store.close()
+        with capturedLogs() as events:
+            self.clock.advance(10)
+        self.assertTrue(any("reason" in event for event in events))
+        self.flushLoggedErrors(JournalFailed)
+        self.open()
+        keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
+        keeper.startService()
+        self.assertEqual(len(self.handed_on), 1)
+        self.successResultOf(keeper.stopService())
