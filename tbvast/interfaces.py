@@ -7,7 +7,7 @@ thread only, and return without blocking.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -301,8 +301,13 @@ class ISnapshotSource(Interface):
     """
 
     name = Attribute("A C{str} that tells the source in logs.")
+    time_limit = Attribute(
+        "Seconds that it has for an answer; C{None} if only the one who asks can be slow."
+    )
 
-    def pages(since: float, send: Callable[[list[bytes]], Deferred[None]]) -> Awaitable[int]:
+    def pages(
+        since: float, send: Callable[[list[bytes]], Deferred[None]]
+    ) -> Coroutine[Any, Any, int]:
         """
         Hand over, piece by piece, every indicator that is in force.
 

@@ -4,7 +4,7 @@ Doubles for the bus, its client and the bridge: in memory, keeping the contracts
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -384,19 +384,21 @@ class MemorySource:
     A source that knows some pages of documents, and may fail after them.
 
     @ivar asked: Since when each snapshot was wanted.
+    @ivar hanging: Whether it never answers.
     """
 
     def __init__(self, name: str, *pages: list[bytes], failure: Exception | None = None) -> None:
         self.name = name
         self.asked: list[float] = []
+        self.time_limit: float | None = None
+        self.hanging = False
         self._pages = pages
         self._failure = failure
 
-    def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> Awaitable[int]:
+    async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
         self.asked.append(since)
-        return self._send(send)
-
-    async def _send(self, send: Callable[[list[bytes]], Deferred[None]]) -> int:
+        if self.hanging:
+            await Deferred()
         for page in self._pages:
             await send(page)
         if self._failure is not None:

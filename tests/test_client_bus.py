@@ -28,6 +28,7 @@ from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.connections import (
     Connection,
+    EndpointUnusable,
     Factory,
     RouterConnection,
     SubConnection,
@@ -100,6 +101,18 @@ class Bus:
         Begin to listen to reports.
         """
         self._sub.subscribe(SIGHTING_TOPIC)
+
+    def listen_no_more(self) -> None:
+        """
+        Listen to no reports any more.
+        """
+        self._sub.socket.set(zmq.UNSUBSCRIBE, SIGHTING_TOPIC)
+
+    def leave(self) -> None:
+        """
+        Close the sub endpoint.
+        """
+        self._sub.shutdown()
 
     def actions(self) -> list[str]:
         return [request["action"] for request in self.requests]
@@ -294,6 +307,27 @@ class AnnouncerTests(ClientTestCase):
         self.assertFalse(announcer.send(b"another topic"))
         await self.until(lambda: self.bus.reports)
         self.assertEqual(self.bus.reports, [frame])
+
+    async def test_away(self) -> None:
+        """
+        When the bus no longer listens, or is gone, nothing is sent until it listens
+        again.
+        """
+        ready: list[None] = []
+        announcer = Announcer(
+            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
+        )
+        self.addCleanup(announcer.close)
+        frame = SIGHTING_TOPIC + b" {}"
+        for times in (1, 2):
+            self.bus.listen()
+            await self.until(lambda n=times: len(ready) == n)  # type: ignore[misc]
+            self.bus.listen_no_more()
+            await self.until(lambda: not announcer.send(frame))
+        self.bus.listen()
+        await self.until(lambda: len(ready) == 3)
+        self.bus.leave()
+        await self.until(lambda: not announcer.send(frame))
 
 
 class ListenerTests(SynchronousTestCase):
@@ -583,6 +617,65 @@ class FeedTests(SubscriptionTestCase):
         self.cursor.failure = None
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
+
+    async def test_lost_while_applying(self) -> None:
+        """
+        What is still being applied when the subscription is lost is waited for: only
+        then it is known what is to be sent again.
+        """
+        await self.start()
+        holding = self.cursor.holding = Deferred()
+        self.bus.send(batch(0, 1, 1))
+        await self.until(lambda: not self.subscription._taking.called)
+        self.bus.knows = False
+        self.clock.advance(HEARTBEAT)
+        await self.until(lambda: not self.subscription.connected)
+        self.bus.knows = True
+        self.clock.advance(client.RETRY_FIRST)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.cursor.holding = None
+        holding.callback(None)
+        await self.subscribed(2)
+        self.assertEqual(self.bus.asked("subscribe")[1]["resume"]["number"], 1)
+        self.bus.send(batch(1, 2, 2))
+        await self.applied(indicator_id(1), indicator_id(2))
+
+    async def test_stopped_while_applying(self) -> None:
+        """
+        It has stopped when what was being applied has been, also if the subscription
+        was lost meanwhile.
+        """
+        for lost in (False, True):
+            await self.start()
+            holding = self.cursor.holding = Deferred()
+            self.bus.send(batch(0, 1, 1))
+            await self.until(lambda: not self.subscription._taking.called)
+            if lost:
+                self.bus.knows = False
+                self.clock.advance(HEARTBEAT)
+                await self.until(lambda: not self.subscription.connected)
+                self.clock.advance(client.RETRY_FIRST)
+            stopped = self.subscription.stopService()
+            await self.until(lambda: not self.subscription.connected)
+            self.assertNoResult(stopped)
+            self.cursor.holding = None
+            holding.callback(None)
+            await stopped
+            self.assertEqual(self.cursor.applied, [indicator_id(1)])
+            self.cursor.applied.clear()
+            self.cursor.position = None
+            self.bus.heard.clear()
+
+    async def test_impossible_ports(self) -> None:
+        """
+        A bus that names ports which are none is asked again.
+        """
+        self.bus.refusal = msgspec.json.encode({"topic": "x", "pub_port": -1, "sub_port": -1})
+        self.subscription.startService()
+        await self.until(lambda: self.flushLoggedErrors(EndpointUnusable))
+        self.bus.refusal = b""
+        self.clock.advance(client.RETRY_FIRST)
+        await self.subscribed(1)
 
     async def test_cannot_begin(self) -> None:
         """

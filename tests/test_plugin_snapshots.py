@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -196,6 +196,23 @@ class SnapshotsTests(SynchronousTestCase):
         self.assertEqual(len(self.got(subscription)), 2)
         self.assertEqual([e["source"] for e in events if "source" in e], ["bad"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_source_late(self) -> None:
+        """
+        A source that does not answer in its time is named in the log; the others are
+        asked then.
+        """
+        late = MemorySource("late")
+        late.time_limit, late.hanging = 5.0, True
+        self.start(late, MemorySource("good", [an_indicator(2).raw]))
+        subscription = self.open()
+        with capturedLogs() as events:
+            self.snapshots.deliver(subscription, 7)
+            self.assertEqual(self.got(subscription), [])
+            self.clock.advance(5.0)
+        self.assertEqual(len(self.got(subscription)), 1)
+        self.assertEqual([e["source"] for e in events if "source" in e], ["late"])
+        self.assertEqual(len(self.flushLoggedErrors(TimeoutError)), 1)
 
     def test_closed(self) -> None:
         """

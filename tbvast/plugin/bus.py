@@ -93,6 +93,10 @@ class Bus(SequentialService):
             self._journal_service.stopService()
             self._factory.shutdown()
             raise
+        # By then a signal is no longer the end of the process, but of the service.
+        self._reactor.callWhenRunning(self._say_ready)
+
+    def _say_ready(self) -> None:
         settings = self._settings
         self._log.info(
             "The bus is ready on {host}: manage {manage}, pub {pub}, sub {sub};"

@@ -38,6 +38,7 @@ class JournalSource:
     """
 
     name = "journal"
+    time_limit = None
 
     def __init__(self, journal: IJournal) -> None:
         self._journal = journal
@@ -153,6 +154,20 @@ class Snapshots:
         for asker in question.askers:
             asker.deliver(rendering.tails(asker.request.dialect))
 
+    def _ask(
+        self,
+        source: ISnapshotSource,
+        since: float,
+        send: Callable[[list[bytes]], Deferred[None]],
+    ) -> Deferred[int]:
+        """
+        Have a source answer, in the time it has.
+        """
+        answer: Deferred[int] = Deferred.fromCoroutine(source.pages(since, send))
+        if source.time_limit is not None:
+            answer.addTimeout(source.time_limit, self._clock)
+        return answer
+
     async def _deliver(
         self,
         subscription: Subscription,
@@ -166,8 +181,10 @@ class Snapshots:
         failed = []
         for source in sources:
             try:
-                count += await source.pages(
-                    since, lambda documents: send(subscription.snapshot_part(documents))
+                count += await self._ask(
+                    source,
+                    since,
+                    lambda documents: send(subscription.snapshot_part(documents)),
                 )
             except CancelledError:
                 raise

@@ -139,6 +139,7 @@ _EVE_ENDS = addresses("src_ip", "dest_ip")
 _EVE_DNS = addresses("dns.grouped.A[]", "dns.grouped.AAAA[]") + (
     hosts("dns.answers[].rdata")
     + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[]")
+    + names("dns.authorities[].rrname", "dns.authorities[].soa.mname")
 )
 _EVE_ASKED = names("dns.query[].rrname")
 _EVE_HTTP = hosts("http.hostname")
@@ -184,7 +185,7 @@ _ZEEK_REQUEST = (Request("host", "uri"), Request("host", "uri", "id.resp_p"))
 ZEEK = (
     Source("zeek.conn", _ZEEK_ENDS),
     Source("zeek.dns", _ZEEK_ENDS + _ZEEK_DNS),
-    Source("zeek.http", _ZEEK_ENDS + _ZEEK_HTTP, _ZEEK_REQUEST),
+    Source("zeek.http", _ZEEK_ENDS + _ZEEK_HTTP + _file(""), _ZEEK_REQUEST),
     Source("zeek.ssl", _ZEEK_ENDS + _ZEEK_TLS),
     Source("zeek.x509", _ZEEK_TLS),
     Source("zeek.files", _ZEEK_ENDS + _ZEEK_FILES),

@@ -27,7 +27,7 @@ MARK = "_tbvast"
 The field of an exported event that holds what was found in it.
 """
 
-POSITIONS = 8
+POSITIONS = 16
 """
 How many elements of each list are looked at, unless told otherwise.
 """
