@@ -160,7 +160,9 @@ class Announcer:
         """
         self._ready = ready
         self._topics: set[bytes] = set()
-        self._connection = XPubConnection(factory, self._heard, keys)
+        # Without a connection nothing is queued: what cannot be sent has to be known.
+        options = {**(keys or {}), zmq.IMMEDIATE: 1}
+        self._connection = XPubConnection(factory, self._heard, options)
         self._connection.connect(address)
 
     def _heard(self, messages: list[list[bytes]]) -> None:
@@ -363,6 +365,7 @@ class BusSubscription(Service):
     async def _run(self) -> None:
         delay, complained = RETRY_FIRST, False
         while True:
+            await self._taken()
             try:
                 subscribed = await self._subscribe()
             except CancelledError:
@@ -397,6 +400,15 @@ class BusSubscription(Service):
             self._lost = self._reactor.seconds()
         self._manage.close()
         return not self._broken or self._lost - began > RETRY_MOST
+
+    def _taken(self) -> Deferred[None]:
+        """
+        @return: Fires when what has arrived was applied, or could not be. Cancelling
+            it does not keep that from being applied.
+        """
+        taken: Deferred[None] = Deferred()
+        self._taking.addCallback(lambda _: taken.callback(None))
+        return taken
 
     async def _subscribe(self) -> manage.Subscribed:
         resume = self._cursor.position
