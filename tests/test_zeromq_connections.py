@@ -1,17 +1,17 @@
 """
-Tests for L{tbvast.zeromq.connections}.
+Tests for L{tbvast.zeromq.connections}, with real sockets on the loopback address.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor as real_reactor
-from twisted.internet.task import deferLater
+from twisted.internet import reactor as installed_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.zeromq.connections import (
@@ -33,351 +33,611 @@ from tbvast.zeromq.connections import (
 )
 from tests.doubles import until
 
-reactor: Any = real_reactor
+reactor: Any = installed_reactor
+
+ANY_PORT = "tcp://127.0.0.1:0"
 
 
-def ignore(messages: list[Any]) -> None:
+def nothing(*args: Any) -> None:
     """
-    A receiver that wants nothing.
+    Take what is received, and do nothing.
     """
 
 
-def address_of(connection: Connection) -> str:
-    address: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
-    return address.rstrip(b"\0").decode()
-
-
-class ConnectionTestCase(TestCase):
+class Mailbox:
     """
-    A test with sockets, which are all closed at its end.
+    What a connection has received.
+
+    @ivar bursts: The messages of each burst.
+    """
+
+    def __init__(self) -> None:
+        self.bursts: list[list[Any]] = []
+
+    def __call__(self, messages: list[Any]) -> None:
+        self.bursts.append(messages)
+
+    @property
+    def messages(self) -> list[Any]:
+        """
+        All messages.
+        """
+        return [message for burst in self.bursts for message in burst]
+
+    @property
+    def frames(self) -> list[bytes]:
+        """
+        The last frame of each message, whoever sent it.
+        """
+        return [
+            (message[1] if isinstance(message, tuple) else message)[-1] for message in self.messages
+        ]
+
+
+class SocketsTestCase(TestCase):
+    """
+    Connections that last as long as a test.
     """
 
     def setUp(self) -> None:
         self.factory = Factory(reactor, linger=0)
-        self.addCleanup(self.factory.shutdown)
+        self.raw: list[zmq.Socket[bytes]] = []
+        self.addCleanup(self.clean)
 
+    def clean(self) -> None:
+        for raw in self.raw:
+            raw.close(0)
+        if self.factory.context is not None:
+            self.factory.shutdown()
+        self.assertEqual(self.leftovers(), [])
 
-class SubscriberTestCase(ConnectionTestCase):
-    """
-    A test with somebody who publishes.
-    """
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.received: list[bytes] = []
-
-    def subscriber(self, address: str, *topics: bytes, queue: int = 0) -> SubConnection:
+    def leftovers(self) -> list[Any]:
         """
-        Somebody who receives into L{received}.
+        What connections have left in the reactor.
         """
+        readers = [reader for reader in reactor.getReaders() if isinstance(reader, Connection)]
+        calls = [
+            call
+            for call in reactor.getDelayedCalls()
+            if isinstance(getattr(call.func, "__self__", None), Connection)
+        ]
+        return readers + calls
 
-        def receive(messages: list[tuple[str, list[bytes]]]) -> None:
-            self.received.extend(frame for _, message in messages for frame in message)
+    def address(self, connection: Connection) -> str:
+        """
+        Where a connection is bound.
+        """
+        bound: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
+        return bound.rstrip(b"\0").decode()
 
-        options = {zmq.RCVHWM: queue} if queue else None
-        connection = SubConnection(self.factory, receive, options)
-        for topic in topics:
-            connection.subscribe(topic)
-        connection.connect(address)
-        return connection
+    def raw_socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
+        """
+        A connected socket that nobody reads but the test.
+        """
+        raw: zmq.Socket[bytes] = self.factory.context.socket(kind)
+        self.raw.append(raw)
+        raw.set(zmq.RCVHWM, 1)
+        raw.connect(address)
+        return raw
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        await until(reactor, condition)
 
 
-class GuardedTests(SubscriberTestCase):
+class MessageTests(SocketsTestCase):
     """
-    Tests for L{GuardedXPubConnection}.
+    Messages between connections of all kinds.
+    """
+
+    def pair(self, **arguments: Any) -> tuple[RouterConnection, Mailbox, DealerConnection, Mailbox]:
+        """
+        An answering and an asking end.
+        """
+        asked, answered = Mailbox(), Mailbox()
+        router = RouterConnection(self.factory, asked, **arguments)
+        router.bind(ANY_PORT)
+        dealer = DealerConnection(self.factory, answered)
+        dealer.connect(self.address(router))
+        return router, asked, dealer, answered
+
+    async def test_multipart(self) -> None:
+        """
+        The frames of a message arrive together and as they were, also the empty
+        and the long ones.
+        """
+        router, asked, dealer, answered = self.pair()
+        message = [b"", b"\0\xff", b"", b"x" * (1 << 20), b""]
+        self.assertTrue(dealer.send_now(message))
+        await self.until(lambda: asked.messages)
+        ((user, (peer, *frames)),) = asked.messages
+        self.assertEqual((user, frames), ("", message))
+        self.assertTrue(router.send_now([peer, b"answer"]))
+        await self.until(lambda: answered.messages)
+        self.assertEqual(answered.messages, [[b"answer"]])
+
+    async def test_single_frame(self) -> None:
+        """
+        A message of one frame is one.
+        """
+        _, asked, dealer, _ = self.pair()
+        dealer.send_now((b"alone",))
+        await self.until(lambda: asked.messages)
+        self.assertEqual(asked.messages[0][1][1:], [b"alone"])
+
+    async def test_by_address(self) -> None:
+        """
+        Where there are no keys, a peer can be named by its address.
+        """
+        _, asked, dealer, _ = self.pair(by_address=True)
+        dealer.send_now((b"", b"question"))
+        await self.until(lambda: asked.messages)
+        self.assertEqual(asked.messages[0][0], "127.0.0.1")
+
+    async def test_order(self) -> None:
+        """
+        Messages arrive in order, in bursts of bounded length.
+        """
+        _, asked, dealer, _ = self.pair()
+        count = 3 * BURST_MESSAGES + 1
+        for number in range(count):
+            self.assertTrue(dealer.send_now((b"%d" % number,)))
+        await self.until(lambda: len(asked.messages) == count)
+        self.assertEqual(asked.frames, [b"%d" % number for number in range(count)])
+        self.assertLessEqual(max(map(len, asked.bursts)), BURST_MESSAGES)
+
+    async def test_large_bursts(self) -> None:
+        """
+        A burst ends with the message that makes it long in bytes.
+        """
+        _, asked, dealer, _ = self.pair()
+        for _ in range(10):
+            dealer.send_now((b"x" * (BURST_BYTES // 2),))
+        await self.until(lambda: len(asked.messages) == 10)
+        self.assertLessEqual(max(map(len, asked.bursts)), 2)
+
+    async def test_failing_receiver(self) -> None:
+        """
+        A receiver that raises is logged, and given the next message.
+        """
+        received = Mailbox()
+
+        def receive(messages: list[Any]) -> None:
+            received(messages)
+            raise ValueError
+
+        router = RouterConnection(self.factory, receive)
+        router.bind(ANY_PORT)
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.connect(self.address(router))
+        dealer.send_now((b"x",))
+        await self.until(lambda: len(received.messages) == 1)
+        dealer.send_now((b"x",))
+        await self.until(lambda: len(received.messages) == 2)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
+    async def test_too_long(self) -> None:
+        """
+        A message beyond the limit does not arrive, and others still do.
+        """
+        received = Mailbox()
+        router = RouterConnection(self.factory, received, {zmq.MAXMSGSIZE: 1000})
+        router.bind(ANY_PORT)
+        for message in (b"x" * 1001, b"y" * 1000):
+            dealer = DealerConnection(self.factory, nothing)
+            dealer.connect(self.address(router))
+            dealer.send_now((message,))
+        await self.until(lambda: received.messages)
+        self.assertEqual(received.frames, [b"y" * 1000])
+
+    async def test_nobody_there(self) -> None:
+        """
+        What nobody can be sent is refused.
+        """
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.bind(ANY_PORT)
+        self.assertFalse(dealer.send_now((b"hello?",)))
+        self.assertFalse(dealer.send_now((b"hello", b"again?")))
+        router = RouterConnection(self.factory, nothing, {zmq.ROUTER_MANDATORY: 1})
+        router.bind(ANY_PORT)
+        self.assertFalse(router.send_now((b"nobody", b"answer")))
+
+
+class PauseTests(SocketsTestCase):
+    """
+    Tests for L{Connection.pause} and L{Connection.resume}.
+    """
+
+    async def test_nothing_is_lost(self) -> None:
+        """
+        What is sent to one that is paused arrives when it reads again, in order,
+        and nothing before.
+        """
+        heard = Mailbox()
+        pub = XPubConnection(self.factory, heard)
+        pub.bind(ANY_PORT)
+        slow, fast = Mailbox(), Mailbox()
+        subs = [SubConnection(self.factory, mailbox) for mailbox in (slow, fast)]
+        for sub, topic in zip(subs, (b"a", b"all"), strict=True):
+            sub.subscribe(topic)
+            sub.connect(self.address(pub))
+        await self.until(lambda: len(heard.messages) == 2)
+        subs[0].pause()
+        subs[0].pause()
+        sent = [b"all %d" % number for number in range(2000)]
+        for frame in sent:
+            self.assertTrue(pub.send_now((frame,)))
+        await self.until(lambda: len(fast.messages) == len(sent))
+        self.assertEqual(slow.messages, [])
+        subs[0].resume()
+        subs[0].resume()
+        await self.until(lambda: len(slow.messages) == len(sent))
+        self.assertEqual(slow.frames, sent)
+
+    async def test_by_the_receiver(self) -> None:
+        """
+        A receiver that pauses its own connection gets one burst at a time.
+        """
+        received = Mailbox()
+
+        def receive(messages: list[Any]) -> None:
+            received(messages)
+            router.pause()
+
+        router = RouterConnection(self.factory, receive)
+        router.bind(ANY_PORT)
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.connect(self.address(router))
+        count = 2 * BURST_MESSAGES + 1
+        for number in range(count):
+            dealer.send_now((b"%d" % number,))
+        bursts = 0
+
+        async def another() -> None:
+            nonlocal bursts
+            await self.until(lambda: len(received.bursts) > bursts)
+            bursts += 1
+            self.assertEqual(len(received.bursts), bursts)
+
+        while len(received.messages) < count:
+            await another()
+            router.resume()
+        self.assertEqual(received.frames, [b"%d" % number for number in range(count)])
+
+
+class EndpointTests(SocketsTestCase):
+    """
+    Binding and connecting.
+    """
+
+    def test_taken(self) -> None:
+        """
+        A port that is taken is refused with the address and the reason.
+        """
+        first = RouterConnection(self.factory, nothing)
+        first.bind(ANY_PORT)
+        address = self.address(first)
+        second = RouterConnection(self.factory, nothing)
+        e = self.assertRaises(EndpointUnusable, second.bind, address)
+        self.assertEqual(e.address, address)
+        self.assertEqual(str(e), f"{address} cannot be used: Address already in use")
+
+    def test_malformed(self) -> None:
+        """
+        What is no address is refused.
+        """
+        dealer = DealerConnection(self.factory, nothing)
+        for address in ("tcp://127.0.0.1", "tcp://127.0.0.1:x", "nonsense", "x://y"):
+            with self.subTest(address):
+                self.assertRaises(EndpointUnusable, dealer.connect, address)
+
+    async def test_later(self) -> None:
+        """
+        Nobody needs to listen yet: what is sent arrives when somebody does.
+        """
+        with socket.socket() as attempt:
+            attempt.bind(("127.0.0.1", 0))
+            address = tcp_address(*attempt.getsockname())
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.connect(address)
+        self.assertTrue(dealer.send_now((b"early",)))
+        received = Mailbox()
+        RouterConnection(self.factory, received).bind(address)
+        await self.until(lambda: received.messages)
+        self.assertEqual(received.frames, [b"early"])
+
+
+class ShutdownTests(SocketsTestCase):
+    """
+    What is left of a connection: nothing.
+    """
+
+    def test_one(self) -> None:
+        """
+        A connection leaves neither a reader nor a call, paused or not, with
+        something to be read or not.
+        """
+        for prepare in (
+            lambda connection: None,
+            lambda connection: connection.send_now((b"x",)),
+            lambda connection: connection.pause(),
+            lambda connection: (connection.pause(), connection.resume()),
+        ):
+            connection = DealerConnection(self.factory, nothing)
+            connection.connect("tcp://127.0.0.1:1")
+            prepare(connection)
+            connection.shutdown()
+            self.assertEqual(self.leftovers(), [])
+            self.assertEqual(self.factory.connections, set())
+
+    def test_all(self) -> None:
+        """
+        The factory shuts down all that it has made.
+        """
+        for kind in (DealerConnection, RouterConnection, SubConnection, XPubConnection):
+            kind(self.factory, nothing).bind(ANY_PORT)
+        self.factory.shutdown()
+        self.assertEqual(self.leftovers(), [])
+
+    async def test_by_the_receiver(self) -> None:
+        """
+        A receiver may shut its own connection down.
+        """
+        received = Mailbox()
+
+        def receive(messages: list[Any]) -> None:
+            received(messages)
+            router.shutdown()
+
+        router = RouterConnection(self.factory, receive)
+        router.bind(ANY_PORT)
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.connect(self.address(router))
+        for _ in range(2 * BURST_MESSAGES):
+            dealer.send_now((b"x",))
+        await self.until(lambda: received.messages)
+        dealer.shutdown()
+        self.assertEqual(self.leftovers(), [])
+        self.assertEqual(len(received.bursts), 1)
+
+
+class XPubTests(SocketsTestCase):
+    """
+    Tests for L{XPubConnection} and L{GuardedXPubConnection}.
     """
 
     def setUp(self) -> None:
         super().setUp()
         self.asked: list[bytes] = []
         self.left: list[bytes] = []
-        self.pub = GuardedXPubConnection(self.factory, self.admit, self.left.append)
-        self.pub.bind("tcp://127.0.0.1:*")
-        self.address = address_of(self.pub)
 
-    def admit(self, topic: bytes) -> bool:
-        self.asked.append(topic)
-        return topic in (b"mine", b"yours")
+    def guarded(self, *topics: bytes) -> GuardedXPubConnection:
+        """
+        An endpoint that admits some topics.
+        """
+
+        def admit(topic: bytes) -> bool:
+            self.asked.append(topic)
+            return topic in topics
+
+        pub = GuardedXPubConnection(self.factory, admit, self.left.append)
+        pub.bind(ANY_PORT)
+        return pub
+
+    def subscribed(self, pub: Connection, *topics: bytes) -> tuple[SubConnection, Mailbox]:
+        """
+        A subscriber of the default kind.
+        """
+        received = Mailbox()
+        sub = SubConnection(self.factory, received)
+        for topic in topics:
+            sub.subscribe(topic)
+        sub.connect(self.address(pub))
+        return sub, received
+
+    async def test_heard(self) -> None:
+        """
+        Subscriptions are heard of when they begin, and when they end with their
+        subscriber.
+        """
+        heard = Mailbox()
+        pub = XPubConnection(self.factory, heard)
+        pub.bind(ANY_PORT)
+        sub, _ = self.subscribed(pub, b"topic")
+        await self.until(lambda: heard.messages)
+        sub.shutdown()
+        await self.until(lambda: len(heard.messages) == 2)
+        self.assertEqual(
+            [read_subscription(frame) for frame in heard.frames], [(1, b"topic"), (0, b"topic")]
+        )
 
     async def test_admitted(self) -> None:
         """
-        Who asks for a topic that was admitted receives it, and no other.
+        A subscriber receives what it was admitted to, and nothing of what it also
+        asked for: not everything, not a shorter topic.
         """
-        self.subscriber(self.address, b"mine")
-        await until(reactor, lambda: self.asked)
-        self.assertTrue(self.pub.send_now([b"yours 1"]))
-        self.assertTrue(self.pub.send_now([b"mine 2"]))
-        await until(reactor, lambda: self.received)
-        self.assertEqual(self.received, [b"mine 2"])
+        pub = self.guarded(b"mine")
+        _, received = self.subscribed(pub, b"", b"m", b"yours", b"mine")
+        await self.until(lambda: set(self.asked) == {b"", b"m", b"yours", b"mine"})
+        for frame in (b"yours secret", b"m 1", b"other", b"mine 1", b"mineindicator 2"):
+            self.assertTrue(pub.send_now((frame,)))
+        await self.until(lambda: len(received.messages) == 2)
+        self.assertEqual(received.frames, [b"mine 1", b"mineindicator 2"])
 
     async def test_everything(self) -> None:
         """
-        Who asks for everything, or for the beginning of a topic, receives nothing.
+        One who asks for everything gets nothing, while another gets its own.
         """
-        spied: list[Any] = []
-        spy = SubConnection(self.factory, spied.extend)
-        for topic in (b"", b"m", b"min"):
-            spy.subscribe(topic)
-        spy.connect(self.address)
-        await until(reactor, lambda: len(self.asked) == 3)
-        self.subscriber(self.address, b"mine")
-        await until(reactor, lambda: len(self.asked) == 4)
+        pub = self.guarded(b"mine")
+        _, nosy = self.subscribed(pub, b"")
+        await self.until(lambda: self.asked == [b""])
+        _, received = self.subscribed(pub, b"mine")
+        await self.until(lambda: len(self.asked) == 2)
         for number in range(10):
-            self.pub.send_now([b"mine %d" % number])
-        await until(reactor, lambda: len(self.received) == 10)
-        self.assertEqual(spied, [])
+            pub.send_now((b"mine %d" % number,))
+        await self.until(lambda: len(received.messages) == 10)
+        self.assertEqual(nosy.messages, [])
 
-    async def test_left(self) -> None:
+    async def test_two_peers(self) -> None:
         """
-        When a peer goes, the end of its topic is told.
+        Two who were admitted to a topic both receive it; when one leaves, the other
+        still does.
         """
-        subscriber = self.subscriber(self.address, b"mine")
-        await until(reactor, lambda: self.asked)
-        subscriber.shutdown()
-        await until(reactor, lambda: self.left)
-        self.assertEqual(self.left, [b"mine"])
+        pub = self.guarded(b"mine")
+        (first, got_first), (_, got_second) = (self.subscribed(pub, b"mine") for _ in range(2))
+        await self.until(lambda: len(self.asked) == 2)
+        pub.send_now((b"mine 1",))
+        await self.until(lambda: got_first.messages and got_second.messages)
+        first.shutdown()
+        await self.until(lambda: self.left == [b"mine"])
+        pub.send_now((b"mine 2",))
+        await self.until(lambda: len(got_second.messages) == 2)
+        self.assertEqual(got_first.frames, [b"mine 1"])
 
-    async def test_full(self) -> None:
+    async def test_unsubscribed(self) -> None:
         """
-        What a peer's full queue cannot take is refused, not dropped, and one peer's
-        queue is none of another's.
+        Who unsubscribes receives no more, and is heard of.
         """
-        slow = self.subscriber(self.address, b"mine", queue=1)
-        slow.pause()
-        others: list[Any] = []
-        other = SubConnection(self.factory, others.extend)
-        other.subscribe(b"yours")
-        other.connect(self.address)
-        await until(reactor, lambda: len(self.asked) == 2)
-        sent = 0
-        for _ in range(100 * PEER_MESSAGES):
-            if not self.pub.send_now([b"mine %08d" % sent + bytes(65536)]):
-                break
-            sent += 1
-            await deferLater(reactor, 0)
-        else:
-            self.fail("it took everything")
-        self.assertGreaterEqual(sent, PEER_MESSAGES)
-        self.assertTrue(self.pub.send_now([b"yours"]))
-        await until(reactor, lambda: others)
-        slow.resume()
-        await until(reactor, lambda: len(self.received) == sent)
-        self.assertEqual(
-            [int(frame[5:13]) for frame in self.received], list(range(sent)), "in order"
-        )
+        pub = self.guarded(b"mine", b"end")
+        sub, received = self.subscribed(pub, b"mine", b"end")
+        await self.until(lambda: len(self.asked) == 2)
+        sub.socket.set(zmq.UNSUBSCRIBE, b"mine")
+        await self.until(lambda: self.left == [b"mine"])
+        pub.send_now((b"mine 1",))
+        pub.send_now((b"end",))
+        await self.until(lambda: received.messages)
+        self.assertEqual(received.frames, [b"end"])
+
+    async def test_malformed(self) -> None:
+        """
+        What is no subscription, or far too long a one, does no harm to others.
+        """
+        pub = self.guarded(b"mine")
+        for message in (
+            [b""],
+            [b"\x02mine"],
+            [b"\x01mine", b"more"],
+            [b"junk", b"\x01mine"],
+            [b"\x00mine"],
+            [b"\xff" * 1000],
+            [b"\x01" + b"x" * 100_000],
+        ):
+            self.raw_socket(zmq.XSUB, self.address(pub)).send_multipart(message)
+        _, received = self.subscribed(pub, b"mine", b"mark")
+        await self.until(lambda: b"mark" in self.asked)
+        pub.send_now((b"mine 1",))
+        await self.until(lambda: received.messages)
+        self.assertEqual(received.frames, [b"mine 1"])
 
     async def test_long_topic(self) -> None:
         """
         A topic that is too long is not even asked about, and harms nobody.
         """
-        self.subscriber(self.address, bytes(TOPIC_BYTES + 1))
-        self.subscriber(self.address, b"mine")
-        await until(reactor, lambda: self.asked)
+        pub = self.guarded(b"mine")
+        self.subscribed(pub, bytes(TOPIC_BYTES + 1))
+        self.subscribed(pub, b"mine")
+        await self.until(lambda: self.asked)
         self.assertEqual(self.asked, [b"mine"])
 
+    async def test_full(self) -> None:
+        """
+        A message that the queue of a subscriber who does not read cannot take is
+        refused. None that was taken is lost, and there is room again later.
+        """
+        pub = self.guarded(b"mine")
+        sub = self.raw_socket(zmq.SUB, self.address(pub))
+        sub.subscribe(b"mine")
+        await self.until(lambda: self.asked)
+        taken = 0
+        while pub.send_now((b"mine %d " % taken + b"x" * 50_000,)):
+            taken += 1
+            self.assertLess(taken, 100 * PEER_MESSAGES)
+        received: list[bytes] = []
 
-class ReadingTests(ConnectionTestCase):
+        def drained() -> bool:
+            while sub.poll(0):
+                received.append(sub.recv())
+            return len(received) == taken
+
+        await self.until(drained)
+        self.assertEqual([int(frame.split(b" ")[1]) for frame in received], list(range(taken)))
+        await self.until(lambda: pub.send_now((b"mine again",)))
+
+    async def test_full_for_one(self) -> None:
+        """
+        One full queue does not concern another topic.
+        """
+        pub = self.guarded(b"slow", b"fast")
+        slow = self.raw_socket(zmq.SUB, self.address(pub))
+        slow.subscribe(b"slow")
+        _, received = self.subscribed(pub, b"fast")
+        await self.until(lambda: len(self.asked) == 2)
+        while pub.send_now((b"slow " + b"x" * 50_000,)):
+            pass
+        self.assertTrue(pub.send_now((b"fast 1",)))
+        await self.until(lambda: received.messages)
+        self.assertFalse(pub.send_now((b"slow 1",)))
+
+
+class ReadSubscriptionTests(SynchronousTestCase):
     """
-    How a connection reads.
-    """
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.bursts: list[list[Any]] = []
-        self.router = RouterConnection(self.factory, self.bursts.append)
-        self.router.bind("tcp://127.0.0.1:*")
-        self.dealer = DealerConnection(self.factory, ignore)
-        self.dealer.connect(address_of(self.router))
-
-    @property
-    def received(self) -> list[list[bytes]]:
-        """
-        All messages, without who sent them.
-        """
-        return [message[1:] for burst in self.bursts for _, message in burst]
-
-    async def send(self, *frames: bytes, count: int = 1) -> None:
-        for _ in range(count):
-            self.assertTrue(self.dealer.send_now(frames))
-
-    async def test_frames(self) -> None:
-        """
-        A message arrives with all of its frames, empty ones too.
-        """
-        await self.send(b"one", b"", b"three")
-        await self.send(b"four")
-        await until(reactor, lambda: len(self.received) == 2)
-        self.assertEqual(self.received, [[b"one", b"", b"three"], [b"four"]])
-
-    async def test_answer(self) -> None:
-        """
-        Who asked gets the answer; without keys nobody has a name.
-        """
-        answers: list[Any] = []
-        asking = DealerConnection(self.factory, answers.extend)
-        asking.connect(address_of(self.router))
-        asking.send_now([b"", b"question"])
-        await until(reactor, lambda: self.received)
-        ((user, message),) = self.bursts[0]
-        self.assertEqual(user, "")
-        self.router.send_now([*message[:-1], b"answer"])
-        await until(reactor, lambda: answers)
-        self.assertEqual(answers, [[b"", b"answer"]])
-
-    async def test_paused(self) -> None:
-        """
-        While it is paused nothing is received, and afterwards everything.
-        """
-        await self.send(b"first")
-        await until(reactor, lambda: self.received)
-        self.router.pause()
-        self.router.pause()
-        await self.send(b"more", count=50)
-        await until(reactor, lambda: self.router.socket.get(zmq.EVENTS) & zmq.POLLIN)
-        self.assertEqual(len(self.received), 1)
-        self.router.resume()
-        await until(reactor, lambda: len(self.received) == 51)
-
-    async def test_paused_by_receiver(self) -> None:
-        """
-        A receiver that pauses gets no other burst until it resumes.
-        """
-        self.router.shutdown()
-        bursts: list[list[Any]] = []
-
-        def receive(messages: list[Any]) -> None:
-            bursts.append(messages)
-            router.pause()
-
-        router = RouterConnection(self.factory, receive)
-        router.bind("tcp://127.0.0.1:*")
-        total = 3 * BURST_MESSAGES
-        dealer = DealerConnection(self.factory, ignore, {zmq.SNDHWM: total})
-        dealer.connect(address_of(router))
-        for number in range(total):
-            self.assertTrue(dealer.send_now([b"%d" % number]))
-        await until(reactor, lambda: bursts)
-        await deferLater(reactor, 0)
-        self.assertEqual(len(bursts), 1)
-
-        def resumed() -> bool:
-            router.resume()
-            return sum(map(len, bursts)) == total
-
-        await until(reactor, resumed)
-        received = [int(message[1]) for burst in bursts for _, message in burst]
-        self.assertEqual(received, list(range(total)))
-
-    async def test_burst_messages(self) -> None:
-        """
-        No burst has more messages than allowed, and none is lost.
-        """
-        total = 2 * BURST_MESSAGES + 7
-        self.router.pause()
-        await self.send(b"x", count=1000)
-        self.router.resume()
-        await self.send(b"x", count=total - 1000)
-        await until(reactor, lambda: len(self.received) == total)
-        self.assertLessEqual(max(map(len, self.bursts)), BURST_MESSAGES)
-
-    async def test_burst_bytes(self) -> None:
-        """
-        Large messages end a burst early.
-        """
-        self.router.pause()
-        await self.send(bytes(BURST_BYTES // 2), count=10)
-        self.router.resume()
-        await until(reactor, lambda: len(self.received) == 10)
-        self.assertLessEqual(max(map(len, self.bursts)), 2)
-
-    async def test_receiver_fails(self) -> None:
-        """
-        A receiver that fails is logged, and gets the next messages.
-        """
-        calls: list[Any] = []
-
-        def receive(messages: list[Any]) -> None:
-            calls.append(messages)
-            if len(calls) == 1:
-                raise RuntimeError
-
-        router = RouterConnection(self.factory, receive)
-        router.bind("tcp://127.0.0.1:*")
-        dealer = DealerConnection(self.factory, ignore)
-        dealer.connect(address_of(router))
-        dealer.send_now([b"one"])
-        await until(reactor, lambda: calls)
-        dealer.send_now([b"two"])
-        await until(reactor, lambda: len(calls) == 2)
-        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
-
-
-class OpenTests(ConnectionTestCase):
-    """
-    Endpoints.
+    Tests for L{read_subscription}.
     """
 
-    def test_taken(self) -> None:
+    def test_verbs(self) -> None:
         """
-        An address that is taken is named, with what the system says.
+        The first byte tells a beginning from an end; anything else is neither.
         """
-        taken = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(taken.close)
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        connection = RouterConnection(self.factory, ignore)
-        error = self.assertRaises(EndpointUnusable, connection.bind, address)
-        self.assertEqual(str(error), f"{address} cannot be used: Address already in use")
+        for frame, expected in [
+            (b"\x01topic", (1, b"topic")),
+            (b"\x00topic", (0, b"topic")),
+            (b"\x01", (1, b"")),
+            (b"", (None, b"")),
+            (b"\x02topic", (None, b"")),
+            (b"topic", (None, b"")),
+        ]:
+            with self.subTest(frame):
+                self.assertEqual(read_subscription(frame), expected)
 
-    def test_no_address(self) -> None:
+    @given(st.binary())
+    def test_any(self, frame: bytes) -> None:
         """
-        What is no address cannot be connected to.
+        No bytes are an error.
         """
-        connection = XPubConnection(self.factory, ignore)
-        self.assertRaises(EndpointUnusable, connection.connect, "tcp://127.0.0.1:no")
-
-    def test_gone(self) -> None:
-        """
-        What is sent to nobody is not taken.
-        """
-        connection = RouterConnection(self.factory, ignore, {zmq.ROUTER_MANDATORY: 1})
-        connection.bind("tcp://127.0.0.1:*")
-        self.assertFalse(connection.send_now([b"nobody", b"answer"]))
+        verb, topic = read_subscription(frame)
+        self.assertEqual(topic, frame[1:] if verb is not None else b"")
 
 
 class AddressTests(SynchronousTestCase):
     """
-    Hosts and their addresses.
+    Tests for L{tcp_address} and L{is_loopback}.
     """
 
-    def test_addresses(self) -> None:
+    def test_tcp(self) -> None:
         """
-        An IPv6 address is written in brackets.
+        Hosts are written as ZeroMQ wants them; those that do not resolve are refused.
         """
         self.assertEqual(tcp_address("127.0.0.1", 13370), "tcp://127.0.0.1:13370")
+        self.assertEqual(tcp_address("0.0.0.0", 1), "tcp://0.0.0.0:1")
         self.assertEqual(tcp_address("::1", 13370), "tcp://[::1]:13370")
-
-    def test_unresolved(self) -> None:
-        """
-        A name that does not resolve is named.
-        """
-        error = self.assertRaises(EndpointUnusable, tcp_address, "nowhere.invalid", 1)
-        self.assertIn("nowhere.invalid:1", str(error))
-        self.assertFalse(is_loopback("nowhere.invalid"))
+        self.assertIn(
+            tcp_address("localhost", 13370), ("tcp://127.0.0.1:13370", "tcp://[::1]:13370")
+        )
+        e = self.assertRaises(EndpointUnusable, tcp_address, "no such host", 1)
+        self.assertEqual(e.address, "no such host:1")
 
     def test_loopback(self) -> None:
         """
-        Loopback addresses are told from others.
+        Only what nobody else can reach is loopback.
         """
-        self.assertTrue(all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1"))))
-        self.assertFalse(any(map(is_loopback, ("0.0.0.0", "::", "192.0.2.1"))))
-
-    @given(st.binary(max_size=20))
-    def test_subscription(self, frame: bytes) -> None:
-        """
-        Only what begins with one of two bytes is a subscription, or its end.
-        """
-        verb, topic = read_subscription(frame)
-        if frame[:1] in (b"\0", b"\1"):
-            self.assertEqual(bytes([verb or 0]) + topic, frame)
-        else:
-            self.assertEqual((verb, topic), (None, b""))
+        for host, loopback in [
+            ("127.0.0.1", True),
+            ("127.1.2.3", True),
+            ("::1", True),
+            ("localhost", True),
+            ("0.0.0.0", False),
+            ("::", False),
+            ("192.0.2.1", False),
+            ("no such host", False),
+        ]:
+            with self.subTest(host):
+                self.assertEqual(is_loopback(host), loopback)
