@@ -24,9 +24,8 @@ from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
 from tbvast.intel.patterns import matchable
 from tbvast.intel.sightings import Sighting
+from tbvast.ops.database import connect, migrate
 from tbvast.wire.manage import Position
-
-SCHEMA_VERSION = 1
 
 SIGHTING_MEMORY_DAYS = 30
 """
@@ -101,12 +100,8 @@ class BridgeStore:
         @raise StartupRefused: If the file cannot be used.
         """
         try:
-            self._db = sqlite3.connect(
-                path, timeout=10.0, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._migrate(path)
+            self._db = connect(path)
+            migrate(self._db, [_SCHEMA])
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
         plugin, number, self._generation = self._db.execute(
@@ -122,20 +117,6 @@ class BridgeStore:
                 "SELECT DISTINCT value FROM terms WHERE kind = ?", (Kind.NETWORK,)
             )
         }
-
-    def _migrate(self, path: Path) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StartupRefused(
-                f"the bridge's store {path} has version {version}, "
-                f"written by a later tbvast; this one knows {SCHEMA_VERSION}"
-            )
-        if version == 0:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         self._db.close()

@@ -90,8 +90,7 @@ class Bus(SequentialService):
             self._compose()
             self._listen()
         except Exception:
-            self._journal_service.stopService()
-            self._factory.shutdown()
+            super().stopService().addCallback(lambda _: self._factory.shutdown())
             raise
         # By then a signal is no longer the end of the process, but of the service.
         self._reactor.callWhenRunning(self._say_ready)

@@ -20,11 +20,10 @@ import msgspec
 
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
+from tbvast.ops.database import connect, migrate
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
-
-SCHEMA_VERSION = 1
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -135,9 +134,10 @@ class JournalStore:
         """
         self._path = path
         with _translated("open", path):
-            self._writer = self._open()
-            self._reader = self._open()
-            self.identity = self._migrate(new_identity)
+            self._writer = connect(path)
+            self._reader = connect(path)
+            migrate(self._writer, [_SCHEMA])
+            self.identity = self._identify(new_identity)
             (self.head,) = self._writer.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
@@ -145,28 +145,7 @@ class JournalStore:
                 "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
             ).fetchone()
 
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, timeout=10.0, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
-
-    def _migrate(self, new_identity: str) -> str:
-        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise JournalFailed(
-                f"the journal {self._path} has version {version}, "
-                f"written by a later tbvast; this one knows {SCHEMA_VERSION}"
-            )
-        if version == 0:
-            with self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";"):
-                    self._writer.execute(statement)
-                self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    def _identify(self, new_identity: str) -> str:
         self._writer.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,))
         (identity,) = self._writer.execute(
             "SELECT value FROM meta WHERE key = 'identity'"

@@ -1,0 +1,353 @@
+"""
+Tests for L{tbvast.plugin.bus}, with its sockets on the loopback address.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor as real_reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.errors import JournalFailed, StartupRefused
+from tbvast.plugin.bus import JOURNAL_NAME, Bus, advertised_host, check_open
+from tbvast.settings import HostPort, PluginSettings
+from tbvast.wire import manage
+from tbvast.wire.frames import Item, Rendering, encode_report
+from tbvast.wire.topics import Dialect
+from tbvast.zeromq.connections import (
+    DealerConnection,
+    EndpointUnusable,
+    Factory,
+    SubConnection,
+    tcp_address,
+)
+from tests.doubles import a_sighting, an_indicator, until
+
+reactor: Any = real_reactor
+
+HOST = "127.0.0.1"
+
+
+def free_ports(count: int) -> list[int]:
+    """
+    Ports that nobody listens on.
+    """
+    attempts = [socket.create_server((HOST, 0)) for _ in range(count)]
+    try:
+        return [attempt.getsockname()[1] for attempt in attempts]
+    finally:
+        for attempt in attempts:
+            attempt.close()
+
+
+def bus_calls() -> list[str]:
+    """
+    What a bus has left to be called.
+    """
+    return [str(call) for call in reactor.getDelayedCalls() if "LoopingCall" in str(call)]
+
+
+class BusTestCase(TestCase):
+    """
+    A bus, and the sockets of those who use it.
+    """
+
+    def setUp(self) -> None:
+        self.state = Path(self.mktemp())
+        self.state.mkdir()
+        manage, pub, sub = free_ports(3)
+        self.settings = PluginSettings(host=HOST, manage=manage, pub=pub, sub=sub)
+        self.factory = Factory(reactor, linger=0)
+        self.bus: Bus | None = None
+        self.addCleanup(self.clean)
+
+    async def clean(self) -> None:
+        if self.bus is not None:
+            await self.stop()
+        self.factory.shutdown()
+
+    def start(self) -> None:
+        bus = Bus(reactor, self.settings, self.state)
+        bus.startService()
+        self.bus = bus
+
+    async def stop(self) -> None:
+        bus, self.bus = self.bus, None
+        assert bus is not None
+        await bus.stopService()
+
+    def client(self) -> ManageClient:
+        """
+        Somebody who asks.
+        """
+        client = ManageClient(reactor, self.factory, HostPort(HOST, self.settings.manage))
+        self.addCleanup(client.close)
+        return client
+
+    async def ask(self, **request: Any) -> Any:
+        return json.loads(await self.client().ask(json.dumps(request).encode()))
+
+    async def publish(self, *items: Item) -> list[str]:
+        reply = await self.client().ask(manage.encode_publish([item.raw for item in items]))
+        return manage.decode_published(reply).outcomes
+
+    def listen(self, topic: str) -> list[bytes]:
+        """
+        Subscribe to an own topic.
+
+        @return: What will have arrived.
+        """
+        received: list[bytes] = []
+        sub = SubConnection(
+            self.factory, lambda messages: received.extend(m[0] for _, m in messages)
+        )
+        sub.subscribe(topic.encode())
+        sub.connect(tcp_address(HOST, self.settings.pub))
+        return received
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        await until(reactor, condition)
+
+
+class BusTests(BusTestCase):
+    """
+    Tests for L{Bus}.
+    """
+
+    async def test_dialects(self) -> None:
+        """
+        What is published reaches the subscribers of both dialects, a snapshot before
+        what comes after it.
+        """
+        self.start()
+        old, new = an_indicator(1), an_indicator(2)
+        self.assertEqual(await self.publish(old), ["accepted"])
+        received = {}
+        for topic in ("threatbus/intel", "stix2/indicator"):
+            reply = await self.ask(action="subscribe", topic=topic, snapshot=1)
+            self.assertEqual(reply["pub_endpoint"], f"{HOST}:{self.settings.pub}")
+            self.assertEqual(reply["sub_port"], self.settings.sub)
+            received[reply["topic"]] = self.listen(reply["topic"])
+        self.assertEqual(await self.publish(new, old), ["accepted", "repeated"])
+        for topic, frames in received.items():
+            dialect = Dialect.VAST if topic.startswith("threatbus/") else Dialect.STIX2
+            await self.until(lambda frames=frames: len(frames) == 2)  # type: ignore[misc]
+            expected = [Rendering(item).tails(dialect)[0] for item in (old, new)]
+            self.assertEqual(frames, [topic.encode() + tail for tail in expected])
+
+    async def test_reports(self) -> None:
+        """
+        What is reported on the sub endpoint reaches those who subscribed to it, and
+        what is no report stops nothing.
+        """
+        self.start()
+        reply = await self.ask(action="subscribe", topic="stix2/sighting")
+        received = self.listen(reply["topic"])
+        ready: list[None] = []
+        announcer = Announcer(
+            self.factory, tcp_address(HOST, self.settings.sub), lambda: ready.append(None)
+        )
+        self.addCleanup(announcer.close)
+        await self.until(lambda: announcer.send(b"stix2/sighting {}"))
+        for report in (encode_report(an_indicator()), encode_report(a_sighting())):
+            await self.until(lambda report=report: announcer.send(report))  # type: ignore[misc]
+        await self.until(lambda: received)
+        tail = Rendering(a_sighting()).tails(Dialect.STIX2)[0]
+        self.assertEqual(received, [reply["topic"].encode() + tail])
+        status = await self.ask(action="status")
+        self.assertEqual(status["received"]["message"], {"refused": 1})
+
+    async def test_always_a_reply(self) -> None:
+        """
+        Every message on the manage endpoint is answered, behind the same routing
+        frames, whoever sends what.
+        """
+        self.start()
+        replies: list[list[bytes]] = []
+        dealer = DealerConnection(self.factory, replies.extend)
+        dealer.connect(tcp_address(HOST, self.settings.manage))
+        request = manage.encode_heartbeat("nobody")
+        error = manage.ERROR
+        for sent, expected in [
+            ([b"", request], [b"", error]),
+            ([request], [error]),
+            ([b"hop", b"", request], [b"hop", b"", error]),
+            ([b"", request[:5], request[5:]], [b"", error]),
+            ([b""], [b"", error]),
+            ([b"", b""], [b"", error]),
+            ([b"", b"", b""], [b"", error]),
+            ([b"", b"\xff"], [b"", error]),
+            ([b"[" * 100_000], [error]),
+        ]:
+            replies.clear()
+            dealer.send_now(sent)
+            await self.until(lambda: replies)
+            self.assertEqual(replies, [expected])
+
+    async def test_restart(self) -> None:
+        """
+        A subscriber gets all that is published before, during and after a restart of
+        the bus, once; the bus's identity stays.
+        """
+        received: list[Item] = []
+        listener = Listener(lambda items: received.extend(items))
+        subscription = BusSubscription(
+            reactor,
+            self.factory,
+            HostPort(HOST, self.settings.manage),
+            Wish(("stix2/indicator",), 1, "a test", 0.05),
+            listener,
+        )
+        self.start()
+        subscription.startService()
+        self.addCleanup(subscription.stopService)
+        await self.until(lambda: subscription.connected)
+        plugin = subscription.plugin
+        await self.publish(an_indicator(1))
+        await self.until(lambda: len(received) == 1)
+        await self.stop()
+        self.start()
+        await self.publish(an_indicator(2))
+        await self.until(lambda: len(received) == 2)
+        await self.publish(an_indicator(3))
+        await self.until(lambda: len(received) == 3)
+        self.assertEqual(received, [an_indicator(number) for number in (1, 2, 3)])
+        self.assertEqual(subscription.plugin, plugin)
+
+    async def test_remembered(self) -> None:
+        """
+        A subscription of an old dialect outlives a restart: what is published
+        afterwards arrives, though nobody subscribed again.
+        """
+        self.start()
+        topic = (await self.ask(action="subscribe", topic="stix2/indicator"))["topic"]
+        received = self.listen(topic)
+        await self.publish(an_indicator(1))
+        await self.until(lambda: len(received) == 1)
+        await self.stop()
+        self.start()
+        await self.publish(an_indicator(2))
+        await self.until(lambda: len(received) == 2)
+        self.assertEqual(await self.ask(action="heartbeat", topic=topic), {"status": "success"})
+
+    async def test_what_was_received_is_kept(self) -> None:
+        """
+        What was taken in when the bus is stopped is durable.
+        """
+        self.start()
+        client = self.client()
+        answers = [
+            client.ask(manage.encode_publish([an_indicator(number).raw])) for number in range(2)
+        ]
+        await answers[0]
+        await self.stop()
+        client.close()
+        answers[1].addErrback(lambda failure: None)
+        self.start()
+        self.assertEqual(await self.publish(an_indicator(0)), ["repeated"])
+
+    def test_taken_port(self) -> None:
+        """
+        A port that is taken is refused, whichever it is, and nothing is left in the
+        reactor, which trial would complain of; nor is the journal still open.
+        """
+        with socket.socket() as taken:
+            taken.bind((HOST, 0))
+            taken.listen()
+            for endpoint in ("manage", "pub", "sub"):
+                port = taken.getsockname()[1]
+                ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
+                settings = PluginSettings(host=HOST, **{**ports, endpoint: port})
+                bus = Bus(reactor, settings, self.state)
+                e = self.assertRaises(EndpointUnusable, bus.startService)
+                self.assertIn(str(port), str(e))
+        self.start()
+
+    def test_unusable_journal(self) -> None:
+        """
+        A journal that cannot be used is refused, and nothing is left.
+        """
+        (self.state / JOURNAL_NAME).write_bytes(b"x" * 10_000)
+        self.assertRaises(JournalFailed, Bus(reactor, self.settings, self.state).startService)
+
+    async def test_stopped(self) -> None:
+        """
+        It leaves nothing in the reactor, whoever is still subscribed, and the ports
+        are free.
+        """
+        self.start()
+        for _ in range(3):
+            reply = await self.ask(action="subscribe", topic="stix2/indicator", snapshot=1)
+            self.listen(reply["topic"])
+        await self.publish(an_indicator(1))
+        await self.stop()
+        self.assertEqual(bus_calls(), [])
+        self.start()
+
+
+class OpenTests(SynchronousTestCase):
+    """
+    Tests for L{check_open}.
+    """
+
+    def refusal(self, **settings: Any) -> str:
+        e = self.assertRaises(StartupRefused, check_open, PluginSettings(**settings))
+        return str(e)
+
+    def test_loopback(self) -> None:
+        """
+        Nobody else can reach a loopback address: it needs no keys.
+        """
+        for host in (HOST, "::1", "localhost", "127.0.0.2"):
+            check_open(PluginSettings(host=host))
+
+    def test_network(self) -> None:
+        """
+        Another address without keys is refused, with what to do.
+        """
+        for host in ("0.0.0.0", "::", "192.0.2.1"):
+            reason = self.refusal(host=host)
+            for said in (host, "tbvast keygen", "allow_plaintext"):
+                self.assertIn(said, reason)
+            self.assertNotIn("\n", reason)
+
+    def test_allowed(self) -> None:
+        """
+        It is allowed with keys, or in so many words.
+        """
+        check_open(PluginSettings(host="0.0.0.0", allow_plaintext=True))
+        check_open(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
+
+    def test_half(self) -> None:
+        """
+        A key without clients, or clients without a key, let in nobody knows whom.
+        """
+        self.assertIn("belong together", self.refusal(curve_key="key"))
+        self.assertIn("belong together", self.refusal(clients="clients", allow_plaintext=True))
+
+
+class AdvertisedTests(SynchronousTestCase):
+    """
+    Tests for L{advertised_host}.
+    """
+
+    def test_hosts(self) -> None:
+        """
+        Subscribers are told where the bus listens, or what the settings say, and
+        never a wildcard.
+        """
+        for settings, host in [
+            (PluginSettings(host=HOST), HOST),
+            (PluginSettings(host="192.0.2.1"), "192.0.2.1"),
+            (PluginSettings(host="0.0.0.0", advertise="bus.example"), "bus.example"),
+            (PluginSettings(host="0.0.0.0"), socket.getfqdn()),
+            (PluginSettings(host="::"), socket.getfqdn()),
+        ]:
+            with self.subTest(host):
+                self.assertEqual(advertised_host(settings), host)
