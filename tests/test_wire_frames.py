@@ -321,6 +321,42 @@ class RenderingTests(SynchronousTestCase):
             self.assertEqual(render_intel(dialect, item.raw), Rendering(item).tails(dialect))
 
 
+class ItemTests(SynchronousTestCase):
+    """
+    Tests for L{decode_item}.
+    """
+
+    def test_decoded(self) -> None:
+        """
+        A document says itself whether it is an indicator or a sighting.
+        """
+        for item in (INDICATOR, SIGHTING):
+            self.assertEqual(decode_item(item.raw), item)
+
+    def test_refused(self) -> None:
+        """
+        What is neither is refused.
+        """
+        for raw in (*payloads, b'{"type":"identity"}', b'{"type":7}'):
+            with self.subTest(raw[:40]):
+                self.assertRaises(Invalid, decode_item, raw)
+
+    @given(
+        st.binary()
+        | st.dictionaries(st.sampled_from(properties), st.text() | st.integers()).map(
+            lambda document: json.dumps(document).encode()
+        )
+    )
+    def test_any(self, raw: bytes) -> None:
+        """
+        Every document is decoded or refused.
+        """
+        try:
+            decode_item(raw)
+        except Invalid as e:
+            self.assertNotIn("\n", str(e))
+
+
 class DeliveryTests(SynchronousTestCase):
     """
     Tests for L{decode_delivery}.
