@@ -21,6 +21,7 @@ from tbvast.wire.frames import (
     Envelope,
     Item,
     Rendering,
+    decode_item,
     decode_report,
     encode_report,
     encode_snapshot_request,
