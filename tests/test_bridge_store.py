@@ -8,6 +8,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store import SIGHTING_MEMORY_DAYS, BridgeStore, Changes
@@ -564,3 +566,104 @@ class FileTests(SynchronousTestCase):
         Where there is no directory, there is no store.
         """
         self.assertRaises(StartupRefused, BridgeStore, Path(self.mktemp()) / "bridge.sqlite")
+
+
+class DiskErrorTests(StoreTestCase):
+    """
+    A disk that refuses.
+    """
+
+    def run_elsewhere(self, statement: str) -> None:
+        other = sqlite3.connect(self.path)
+        with other:
+            other.execute(statement)
+        other.close()
+
+    def test_nothing_half_done(self) -> None:
+        """
+        What cannot be written leaves nothing behind, also not in memory, and can be
+        applied when the disk does its work again.
+        """
+        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
+        batch = [
+            an_indicator(1, 2, x_threatbus_update="REMOVE"),
+            subnet(2, "10.0.0.0/8"),
+            subnet(3, "10.1.0.0/16"),
+        ]
+        before = list(self.store.entries()), self.store.counts()
+        for table, condition in (
+            ("INSERT ON indicators", f"new.id = '{indicator_id(3)}'"),
+            ("UPDATE ON position", "true"),
+        ):
+            with self.subTest(table):
+                self.run_elsewhere(
+                    f"CREATE TRIGGER refusal BEFORE {table} WHEN {condition}"
+                    " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
+                )
+                self.assertRaises(
+                    sqlite3.Error, self.store.apply, batch, 0.0, True, Position("bus", 2)
+                )
+                self.assertEqual((list(self.store.entries()), self.store.counts()), before)
+                self.assertEqual(self.store.position, Position("bus", 1))
+                self.run_elsewhere("DROP TRIGGER refusal")
+        changes = self.store.apply(batch, 0.0, True, Position("bus", 2))
+        self.assertEqual(changes.erase, (ip(1),))
+        self.assertEqual(
+            set(changes.write),
+            {entry(network("10.0.0.0/8"), 2), entry(network("10.1.0.0/16"), 2, 3)},
+        )
+
+
+indicators = st.builds(
+    an_indicator,
+    st.integers(1, 4),
+    st.integers(1, 4),
+    pattern=st.sampled_from(
+        [
+            "[ipv4-addr:value = '192.0.2.1']",
+            "[ipv4-addr:value IN ('192.0.2.1', '192.0.2.2')]",
+            "[ipv4-addr:value ISSUBSET '10.0.0.0/8']",
+            "[ipv4-addr:value ISSUBSET '10.1.0.0/16']",
+            "[ipv4-addr:value ISSUBSET '10.1.0.0/24']",
+            "[process:name = 'x']",
+        ]
+    ),
+    x_threatbus_update=st.sampled_from([None, None, None, "REMOVE"]),
+    valid_until=st.sampled_from([None, None, moment(50)]),
+)
+
+
+class AgreementTests(SynchronousTestCase):
+    """
+    An engine that does what it is told holds what it should.
+    """
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.lists(indicators, max_size=4), max_size=6), st.integers(0, 6))
+    def test_agreement(self, batches: list[list[Indicator]], snapshot: int) -> None:
+        """
+        Whatever comes in whatever order, and whatever a snapshot ends.
+
+        @param snapshot: Before which batch the snapshot begins.
+        """
+        told: dict[Observable, tuple[str, ...]] = {}
+
+        def tell(changes: Changes) -> None:
+            told.update((entry.observable, entry.ids) for entry in changes.write)
+            for observable in changes.erase:
+                told.pop(observable, None)
+            self.assertEqual(told, {entry.observable: entry.ids for entry in store.entries()})
+            held = [Entry(observable, ids) for observable, ids in told.items()]
+            self.assertEqual(store.reconcile(held), Changes(store.change))
+
+        store = BridgeStore(Path(self.mktemp()))
+        try:
+            for number, batch in enumerate(batches):
+                if number == snapshot:
+                    store.begin_snapshot()
+                tell(store.apply(batch, 0.0, True))
+            if snapshot < len(batches):
+                tell(store.end_snapshot(Position("bus", 1)))
+            tell(store.expire(60.0))
+        finally:
+            store.close()
