@@ -52,6 +52,18 @@ class PlanTests(SynchronousTestCase):
         )
         self.assertEqual(expressions(plan)["a[2].b"], 'a?[2]?.b?.to_lower().trim_end(".")')
 
+    def test_positions_said(self) -> None:
+        """
+        A path can say how many elements of a list are looked at; in an event with
+        short lists it is still the first.
+        """
+        branch = tql.plan([Source("x.y", names("a[5]", "b[]"))], positions=2).branches[0]
+        self.assertEqual(
+            [slot.field for slot in branch.all],
+            ["a[0]", "a[1]", "a[2]", "a[3]", "a[4]", "b[0]", "b[1]"],
+        )
+        self.assertEqual([slot.field for slot in branch.first], ["a[0]", "b[0]"])
+
     def test_tables(self) -> None:
         """
         An address is looked up as itself, and in the networks.

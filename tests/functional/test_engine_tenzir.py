@@ -103,10 +103,10 @@ EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
         (
             {
                 "event_type": "dns",
-                "dns": {"type": "answer", "grouped": {"A": [f"10.0.1.{n}" for n in range(8)]}},
+                "dns": {"type": "answer", "grouped": {"A": [f"10.0.1.{n}" for n in range(24)]}},
             },
-            entry(Kind.IP, "10.0.1.7"),
-            "dns.grouped.A[7]",
+            entry(Kind.IP, "10.0.1.23"),
+            "dns.grouped.A[23]",
         ),
         (
             {

@@ -50,6 +50,11 @@ Seconds that a command has to end by itself, each time that it is asked to. Aske
 twice it hurries; killed instead, it would delay the end of its node for 11 s.
 """
 
+REAPED = 5.0
+"""
+The most seconds to wait for the system to say that a killed command has ended.
+"""
+
 _UNREACHABLE = re.compile(r"failed to connect to|cannot_connect_to_node|broken_promise")
 _NOTES = 300  # characters of a complaint that an error repeats
 
@@ -391,7 +396,8 @@ class _Call:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            await child.wait()
+            with contextlib.suppress(TimeoutError):  # or this process could never end
+                await asyncio.wait_for(child.wait(), REAPED)
         if self._loop.drained is not None:
             self._loop.drained.cancel()
             await asyncio.wait({self._loop.drained})

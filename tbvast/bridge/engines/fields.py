@@ -2,7 +2,8 @@
 Which fields of an event can hold an observable, as data.
 
 The built-in map knows Suricata EVE, Zeek and OCSF. A path names the records on
-the way, joined by dots; C{[]} behind a name means every element of a list.
+the way, joined by dots; C{[]} behind a name means every element of a list, as far
+as lists are looked at, and C{[24]} the first 24 of one that tends to be long.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def _file(record: str) -> tuple[Field, ...]:
 
 
 _EVE_ENDS = addresses("src_ip", "dest_ip")
-_EVE_DNS = addresses("dns.grouped.A[]", "dns.grouped.AAAA[]") + (
-    hosts("dns.answers[].rdata")
+_EVE_DNS = addresses("dns.grouped.A[24]", "dns.grouped.AAAA[24]") + (
+    hosts("dns.answers[24].rdata")
     + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[]")
     + names("dns.authorities[].rrname", "dns.authorities[].soa.mname")
 )
@@ -167,7 +168,7 @@ SURICATA = (
 )
 
 _ZEEK_ENDS = addresses("id.orig_h", "id.resp_h")
-_ZEEK_DNS = names("query") + hosts("answers[]")
+_ZEEK_DNS = names("query") + hosts("answers[24]")
 _ZEEK_HTTP = hosts("host")
 _ZEEK_TLS = hosts("server_name", "san.dns[]") + addresses("san.ip[]")
 _ZEEK_FILES = addresses("tx_hosts[]", "rx_hosts[]") + _file("")

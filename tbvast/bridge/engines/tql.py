@@ -27,7 +27,7 @@ MARK = "_tbvast"
 The field of an exported event that holds what was found in it.
 """
 
-POSITIONS = 16
+POSITIONS = 8
 """
 How many elements of each list are looked at, unless told otherwise.
 """
@@ -35,7 +35,7 @@ How many elements of each list are looked at, unless told otherwise.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _IDENTITY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
-_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[\])?", re.ASCII)
+_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?|\*", re.ASCII)
 
 
@@ -123,7 +123,8 @@ def plan(
     """
     Work out the lookups.
 
-    @param positions: How many elements of each list are looked at.
+    @param positions: How many elements are looked at of each list whose path does
+        not say; C{1} is only the first of any list.
     @param kinds: Look only for these.
     @raise tbvast.errors.Invalid: If a source names a schema or a field by
         something that is no name.
@@ -202,11 +203,11 @@ def _long(source: Source) -> str:
     return " or ".join(seconds)
 
 
-def _lists(steps: list[tuple[str, bool]]) -> Iterator[str]:
+def _lists(steps: list[tuple[str, int | None]]) -> Iterator[str]:
     access = ""
-    for name, is_list in steps:
+    for name, most in steps:
         access += f".{name}?"
-        if is_list:
+        if most is not None:
             yield access[1:]
             access += "[0]?"
 
@@ -223,25 +224,29 @@ def _lookups(field: Field, positions: int) -> Iterator[tuple[str, str]]:
         yield shown, _undone(field.form, access)
 
 
-def _steps(path: str) -> list[tuple[str, bool]]:
-    steps = []
+def _steps(path: str) -> list[tuple[str, int | None]]:
+    """
+    The names of a path, each with how many elements are looked at if it is a
+    list: C{0} if that is not said.
+    """
+    steps: list[tuple[str, int | None]] = []
     for step in path.split("."):
         match = _STEP.fullmatch(step)
         if match is None:
-            raise Invalid("field", path, "names joined by dots, each perhaps with []")
-        steps.append((match[1], match[2] is not None))
+            raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
+        steps.append((match[1], int(match[3] or 0) if match[2] else None))
     return steps
 
 
-def _accesses(steps: list[tuple[str, bool]], positions: int) -> list[tuple[str, str]]:
+def _accesses(steps: list[tuple[str, int | None]], positions: int) -> list[tuple[str, str]]:
     found = [("", "")]
-    for name, is_list in steps:
+    for name, most in steps:
         found = [(f"{shown}.{name}", f"{access}.{name}?") for shown, access in found]
-        if is_list:
+        if most is not None:
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
                 for shown, access in found
-                for position in range(positions)
+                for position in range(1 if positions == 1 else most or positions)
             ]
     return [(shown[1:], access[1:]) for shown, access in found]
 
