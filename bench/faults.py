@@ -13,6 +13,7 @@ subscriber once. Prints a table; the exit status is 0 if nothing was lost or dou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -146,6 +147,8 @@ class Relay:
         self.passing.clear()
         time.sleep(seconds)
         for each in self._open:
+            with contextlib.suppress(OSError):  # closed by the other end
+                each.shutdown(socket.SHUT_RDWR)
             each.close()
         self._open.clear()
         self.passing.set()

@@ -238,8 +238,12 @@ class EngineSession(MultiService):
 
     def _start(self, coroutine: Any) -> None:
         task: Deferred[None] = Deferred.fromCoroutine(coroutine)
-        task.addErrback(self._eb_task)
         self._tasks.append(task)
+        task.addErrback(self._eb_task).addCallback(lambda _: self._ended(task))
+
+    def _ended(self, task: Deferred[None]) -> None:
+        if task in self._tasks:
+            self._tasks.remove(task)
 
     def _eb_task(self, failure: Failure) -> None:
         if not failure.check(CancelledError, EngineInterrupted):
@@ -402,15 +406,19 @@ class EngineSession(MultiService):
         Search the events that arrived while nothing was matched: the engine, or the
         bridge, was away.
         """
-        await self._insist("search what was missed", self._find_missed)
-        self._complete = True
+        # If not all of it was searched, it is again after the next interruption.
+        self._complete = await self._insist("search what was missed", self._find_missed)
 
-    async def _find_missed(self) -> None:
+    async def _find_missed(self) -> bool:
+        """
+        @return: Whether there was time for all of it.
+        """
         since = await self._defer(lambda: self._store.covered)
         if since is not None:
             entries = await self._defer(lambda: list(self._store.entries()))
             timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
-            await self._find(entries, Search(0, timeout, since))
+            return await self._find(entries, Search(0, timeout, since))
+        return True
 
     def _cover(self) -> Deferred[None] | None:
         if not self._complete:
@@ -439,12 +447,15 @@ class EngineSession(MultiService):
             await self._defer(self._store.mark_searched, ids, until)
         return bool(ids)
 
-    async def _find(self, entries: list[Entry], search: Search) -> None:
+    async def _find(self, entries: list[Entry], search: Search) -> bool:
+        """
+        @return: Whether there was time for all of it.
+        """
         if not entries:
-            return
+            return True
         started = self._clock.seconds()
         before = self.matched[MatchType.RETRO]
-        outcome = "found"
+        in_time = True
         try:
             await self._engine.find(
                 entries,
@@ -454,16 +465,17 @@ class EngineSession(MultiService):
                 search.since,
             )
         except EngineTimeout:
-            outcome = "ran out of time, having found"
+            in_time = False
         self.searches += 1
         self._log.info(
             "A search of past events for {count} observables {outcome} {found} matches"
             " in {elapsed:.3f} s.",
             count=len(entries),
-            outcome=outcome,
+            outcome="found" if in_time else "ran out of time, having found",
             found=self.matched[MatchType.RETRO] - before,
             elapsed=self._clock.seconds() - started,
         )
+        return in_time
 
 
 class _NodeWatch(Protocol):
