@@ -193,7 +193,9 @@ class Run:
         ports = [f"--manage={manage}", f"--pub={pub}", f"--sub={sub}"]
         self.plugin = Service(folder, "tbvast-plugin", f"--state-dir={self._state}", *ports)
         self._config = folder / "tap.conf"
-        self._config.write_text("bridge:\n  heartbeat: 1.0\n  retro_match_max_events: 0\n")
+        self._config.write_text(
+            "bridge:\n  heartbeat: 1.0\n  snapshot: 30\n  retro_match_max_events: 0\n"
+        )
         self.bridge = Service(
             folder,
             "tbvast-bridge",
