@@ -175,10 +175,9 @@ class Bridge(SequentialService):
         return address
 
     def _engine(self, address: HostPort) -> IEngine:
-        state = self._state / "client"
         if self._old:
-            return VastEngine(str(address), self._binary, state)
-        return TenzirEngine(str(address), self._binary, state)
+            return VastEngine(str(address), self._binary)
+        return TenzirEngine(str(address), self._binary, self._state / "client")
 
     def _transform(self) -> TransformContext | None:
         text = self._settings.transform_context

@@ -313,7 +313,7 @@ class EngineThreadsTests(TestCase):
             "if 'version' in arguments:\n"
             '    print(\'{"VAST": "1"}\')\n'
         )
-        engine = VastEngine("127.0.0.1:1", script(folder, text), folder)
+        engine = VastEngine("127.0.0.1:1", script(folder, text))
         self.service = EngineThreads(reactor, engine)
         self.service.startService()
 

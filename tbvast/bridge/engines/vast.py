@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -71,14 +70,12 @@ class VastEngine:
         self,
         endpoint: str,
         binary: str,
-        state: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         @param endpoint: The node's, C{HOST:PORT}.
         @param binary: The path of the C{vast} command.
-        @param state: Not used: this engine keeps nothing on disk.
         @param monotonic: The time in seconds, from any thread.
         """
         self._endpoint = endpoint
