@@ -33,7 +33,7 @@ class Operation(enum.StrEnum):
     REMOVE = "REMOVE"
 
 
-class Indicator(msgspec.Struct, frozen=True):
+class Indicator(msgspec.Struct, frozen=True, gc=False):
     """
     An indicator, decoded.
 
@@ -71,7 +71,7 @@ class Contents(msgspec.Struct, frozen=True):
     others: dict[str, int]
 
 
-class _Document(msgspec.Struct):
+class _Document(msgspec.Struct, gc=False):
     """
     What is read of an indicator's document.
     """

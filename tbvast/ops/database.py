@@ -14,6 +14,18 @@ Seconds to wait for another connection's transaction.
 """
 
 
+LOG_PAGES = 8192
+"""
+Pages of 4 KiB in the write-ahead log before they are copied into the file: what is
+written again and again is copied once.
+"""
+
+CACHE_KIB = 16 * 1024
+"""
+The most memory that one connection keeps pages in.
+"""
+
+
 class FromLater(sqlite3.DatabaseError):
     """
     A file that a later tbvast has changed.
@@ -33,6 +45,8 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     return connection
 
 

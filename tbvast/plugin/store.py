@@ -3,13 +3,20 @@ The journal's file: SQLite, by blocking calls.
 
 One table holds every accepted item under its number. A row's C{state} says
 whether it is the latest version of its STIX id, and whether that version is in
-force; the latest versions have an index, so that a repeat is found by its id.
+force. The latest versions have an index by a digest of the id, which is an eighth
+of what the ids themselves would take; a repeat is found by it.
+
+A batch is written with a handful of statements of many rows each, not with one
+a row: each statement lets go of the interpreter, and has to wait for it again
+while the reactor is busy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import hashlib
+import itertools
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -49,6 +56,26 @@ CREATE TABLE positions (
 ) WITHOUT ROWID;
 """
 
+_BY_DIGEST = """
+ALTER TABLE entries ADD COLUMN digest INTEGER;
+UPDATE entries SET digest = digest_of(id) WHERE state != 0;
+DROP INDEX latest;
+CREATE INDEX latest ON entries (digest) WHERE state != 0
+"""
+
+_STATE, _BODY = 6, 7
+"""
+Which columns of a row these are.
+"""
+
+_INSERTS = [
+    (size, "INSERT INTO entries VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * size))
+    for size in (512, 64, 8, 1)
+]
+"""
+Statements that insert some number of rows each; a batch is split into these.
+"""
+
 _STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
 
 _STREAM_OF_NUMBER = {number: stream for stream, number in _STREAM_NUMBER.items()}
@@ -77,7 +104,7 @@ class Verdict(enum.StrEnum):
     EXPIRED = "expired"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """
     @ivar number: The item's number if it was accepted, or expired; else C{0}.
     @ivar item: The item as it is to be forwarded: a removal that came without
@@ -89,7 +116,7 @@ class Outcome(msgspec.Struct, frozen=True):
     item: Item
 
 
-class Entered(msgspec.Struct, frozen=True):
+class Entered(msgspec.Struct, frozen=True, gc=False):
     """
     An item, and the number it has in the journal.
     """
@@ -136,7 +163,8 @@ class JournalStore:
         with _translated("open", path):
             self._writer = connect(path)
             self._reader = connect(path)
-            migrate(self._writer, [_SCHEMA])
+            self._writer.create_function("digest_of", 1, _digest, deterministic=True)
+            migrate(self._writer, [_SCHEMA, _BY_DIGEST])
             self.identity = self._identify(new_identity)
             (self.head,) = self._writer.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
@@ -167,6 +195,7 @@ class JournalStore:
         """
         with _translated("write", self._path):
             batch = _Batch(self._writer, self.head, int(now * _MICROSECONDS))
+            batch.look_up(item.id for item in items)
             outcomes = [batch.add(item) for item in items]
             batch.commit()
         self.head = batch.head
@@ -186,7 +215,11 @@ class JournalStore:
                 (moment, limit),
             ).fetchall()
             batch = _Batch(self._writer, self.head, moment)
-            outcomes = [batch.expire(body) for (body,) in bodies]
+            ended = [
+                decode_indicator(with_operation(body, Operation.REMOVE)) for (body,) in bodies
+            ]
+            batch.look_up(item.id for item in ended)
+            outcomes = [batch.expire(item) for item in ended]
             batch.commit()
         self.head = batch.head
         return outcomes
@@ -247,12 +280,19 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.IJournal.find}
         """
+        wanted = list(ids)
         with _translated("read", self._path):
             return dict(
                 self._reader.execute(
                     "SELECT id, body FROM entries"
-                    " WHERE state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
-                    (_State.IN_FORCE, _INTEL, json.dumps(list(ids))),
+                    " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))"
+                    " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
+                    (
+                        json.dumps([_digest(id) for id in wanted]),
+                        _State.IN_FORCE,
+                        _INTEL,
+                        json.dumps(wanted),
+                    ),
                 )
             )
 
@@ -344,25 +384,40 @@ class _Batch:
         self.head = head
         self._connection = connection
         self._now = now
-        self._latest: dict[str, _Latest | None] = {}
+        self._latest: dict[str, _Latest] = {}
+        self._digests: dict[str, int] = {}
         self._rows: list[list[Any]] = []
-        self._superseded: list[tuple[int, int]] = []
+        self._superseded: list[int] = []
+
+    def look_up(self, ids: Iterable[str]) -> None:
+        """
+        Find the latest versions of all that will be added.
+        """
+        self._digests = {id: _digest(id) for id in ids}
+        (found,) = self._connection.execute(
+            "SELECT json_group_array(json_array(id, number, modified, state)) FROM entries"
+            " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(self._digests.values())),),
+        ).fetchone()
+        for id, number, modified, state in json.loads(found):
+            self._latest[id] = _Latest(number, modified, state)
 
     def add(self, item: Item) -> Outcome:
-        latest = self._find(item.id)
+        """
+        @param item: One that was looked up.
+        """
+        latest = self._latest.get(item.id)
         if isinstance(item, Indicator):
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
         return self._keep(item, _SIGHTING, 0, None, _State.IN_FORCE)
 
-    def expire(self, body: bytes) -> Outcome:
+    def expire(self, item: Indicator) -> Outcome:
         """
-        @param body: An indicator that is in force.
+        @param item: The removal of an indicator that is in force, and was looked up.
         """
-        item = decode_indicator(with_operation(body, Operation.REMOVE))
-        latest = self._find(item.id)
-        assert latest is not None
+        latest = self._latest[item.id]
         self._supersede(latest)
         outcome = self._keep(item, _INTEL, latest.modified, item.valid_until, _State.ENDED)
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
@@ -372,16 +427,24 @@ class _Batch:
             return
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            self._connection.executemany(
-                "UPDATE entries SET state = ? WHERE number = ?", self._superseded
-            )
-            self._connection.executemany(
-                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._rows
-            )
+            if self._superseded:
+                self._connection.execute(
+                    "UPDATE entries SET state = 0 WHERE number IN (SELECT value FROM json_each(?))",
+                    (json.dumps(self._superseded),),
+                )
+            self._insert()
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
             raise
+
+    def _insert(self) -> None:
+        start = 0
+        for size, statement in _INSERTS:
+            while len(self._rows) - start >= size:
+                rows = self._rows[start : start + size]
+                self._connection.execute(statement, list(itertools.chain.from_iterable(rows)))
+                start += size
 
     def _add_indicator(self, item: Indicator, latest: _Latest | None) -> Outcome:
         removal = item.operation is Operation.REMOVE
@@ -419,17 +482,9 @@ class _Batch:
             and item.raw != self._body(latest)
         )
 
-    def _find(self, id: str) -> _Latest | None:
-        if id not in self._latest:
-            found = self._connection.execute(
-                "SELECT number, modified, state FROM entries WHERE state != 0 AND id = ?", (id,)
-            ).fetchone()
-            self._latest[id] = None if found is None else _Latest(*found)
-        return self._latest[id]
-
     def _body(self, latest: _Latest) -> bytes:
         if latest.row is not None:
-            body: bytes = latest.row[-1]
+            body: bytes = latest.row[_BODY]
             return body
         (body,) = self._connection.execute(
             "SELECT body FROM entries WHERE number = ?", (latest.number,)
@@ -438,20 +493,28 @@ class _Batch:
 
     def _supersede(self, latest: _Latest) -> None:
         if latest.row is None:
-            self._superseded.append((_State.SUPERSEDED, latest.number))
+            self._superseded.append(latest.number)
         else:
-            latest.row[-2] = _State.SUPERSEDED
+            latest.row[_STATE] = 0
 
     def _keep(
         self, item: Item, stream: int, modified: int, valid_until: int | None, state: _State
     ) -> Outcome:
         self.head += 1
         row = [
-            self.head, stream, item.id, self._now, modified, valid_until, state, item.raw,
+            self.head, stream, item.id, self._now, modified, valid_until, int(state), item.raw,
+            self._digests[item.id],
         ]  # fmt: skip
         self._rows.append(row)
         self._latest[item.id] = _Latest(self.head, modified, state, row)
         return Outcome(Verdict.ACCEPTED, self.head, item)
+
+
+def _digest(id: str) -> int:
+    """
+    A number that stands for an id in the index; others may have the same.
+    """
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=6).digest())
 
 
 def _completed(removal: Indicator, body: bytes) -> Indicator:
