@@ -363,12 +363,11 @@ class MemoryPub:
         self.frames: list[bytes] = []
         self.room = room
 
-    def send(self, frame: bytes) -> bool:
-        if self.room <= 0:
-            return False
-        self.room -= 1
-        self.frames.append(frame)
-        return True
+    def send(self, frames: Sequence[bytes]) -> int:
+        taken = frames[: max(self.room, 0)]
+        self.room -= len(taken)
+        self.frames.extend(taken)
+        return len(taken)
 
     def to(self, topic: str) -> list[bytes]:
         """

@@ -638,7 +638,7 @@ class AgreementTests(SynchronousTestCase):
     An engine that does what it is told holds what it should.
     """
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.lists(indicators, max_size=4), max_size=6), st.integers(0, 6))
     def test_agreement(self, batches: list[list[Indicator]], snapshot: int) -> None:
         """

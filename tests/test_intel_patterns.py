@@ -327,7 +327,7 @@ class ParseTests(SynchronousTestCase):
             validate(pattern)
             self.assertEqual(run_validator(pattern, "2.1"), [])
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(patterns)
     def test_generated(self, pattern: str) -> None:
         """
@@ -335,7 +335,7 @@ class ParseTests(SynchronousTestCase):
         """
         self.assertEqual(accepted(pattern), accepted_elsewhere(pattern))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(nearly_patterns())
     def test_nearly(self, text: str) -> None:
         """
@@ -532,7 +532,7 @@ class MatchableTests(SynchronousTestCase):
             },
         )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(patterns | nearly_patterns())
     def test_total(self, pattern: str) -> None:
         """

@@ -18,7 +18,7 @@ from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.plugin.bus import JOURNAL_NAME, Bus, advertised_host, check_open
 from tbvast.settings import HostPort, PluginSettings
 from tbvast.wire import manage
-from tbvast.wire.frames import Item, Rendering, encode_report
+from tbvast.wire.frames import Item, encode_report, render
 from tbvast.wire.topics import Dialect
 from tbvast.zeromq.connections import (
     DealerConnection,
@@ -138,7 +138,7 @@ class BusTests(BusTestCase):
         for topic, frames in received.items():
             dialect = Dialect.VAST if topic.startswith("threatbus/") else Dialect.STIX2
             await self.until(lambda frames=frames: len(frames) == 2)  # type: ignore[misc]
-            expected = [Rendering(item).tails(dialect)[0] for item in (old, new)]
+            expected = [render(dialect, item)[0] for item in (old, new)]
             self.assertEqual(frames, [topic.encode() + tail for tail in expected])
 
     async def test_reports(self) -> None:
@@ -158,7 +158,7 @@ class BusTests(BusTestCase):
         for report in (encode_report(an_indicator()), encode_report(a_sighting())):
             await self.until(lambda report=report: announcer.send(report))  # type: ignore[misc]
         await self.until(lambda: received)
-        tail = Rendering(a_sighting()).tails(Dialect.STIX2)[0]
+        tail = render(Dialect.STIX2, a_sighting())[0]
         self.assertEqual(received, [reply["topic"].encode() + tail])
         status = await self.ask(action="status")
         self.assertEqual(status["received"]["message"], {"refused": 1})

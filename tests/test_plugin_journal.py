@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor as real_reactor
 from twisted.internet.task import Clock
@@ -652,7 +652,7 @@ class AgreementTests(SynchronousTestCase):
     The file and the double agree on everything.
     """
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60)
     @given(st.lists(st.lists(items, max_size=5), max_size=5))
     def test_agreement(self, batches: Sequence[Sequence[Indicator]]) -> None:
         """

@@ -4,7 +4,7 @@ Tests for L{tbvast.plugin.subscriptions}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -266,11 +266,11 @@ class SlowTests(SubscriptionsTestCase):
         slow, fast = self.open(), self.open()
         sent: list[bytes] = []
 
-        def send(frame: bytes) -> bool:
-            if frame.startswith(slow.topic.encode()):
-                return False
-            sent.append(frame)
-            return True
+        def send(frames: Sequence[bytes]) -> int:
+            if frames[0].startswith(slow.topic.encode()):
+                return 0
+            sent.extend(frames)
+            return len(frames)
 
         self.subscriptions.send = send
         self.spread(an_indicator(1), an_indicator(2))

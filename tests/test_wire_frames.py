@@ -20,11 +20,11 @@ from tbvast.wire.frames import (
     REPORT_TOPICS,
     Envelope,
     Item,
-    Rendering,
     decode_item,
     decode_report,
     encode_report,
     encode_snapshot_request,
+    render,
     render_intel,
     stream_of,
 )
@@ -213,9 +213,9 @@ class ReportTests(SynchronousTestCase):
             self.assertNotIn("\n", str(e))
 
 
-class RenderingTests(SynchronousTestCase):
+class RenderTests(SynchronousTestCase):
     """
-    Tests for L{Rendering}: what follows the topic, in both dialects.
+    Tests for L{render}: what follows the topic, in both dialects.
     """
 
     def test_stix2(self) -> None:
@@ -224,7 +224,7 @@ class RenderingTests(SynchronousTestCase):
         """
         for item, stream in [(INDICATOR, b"indicator "), (SIGHTING, b"sighting ")]:
             with self.subTest(stream):
-                self.assertEqual(Rendering(item).tails(Dialect.STIX2), (stream + item.raw,))
+                self.assertEqual(render(Dialect.STIX2, item), (stream + item.raw,))
 
     def test_vast_intel(self) -> None:
         """
@@ -232,7 +232,7 @@ class RenderingTests(SynchronousTestCase):
         observable.
         """
         item = an_indicator(pattern="[ipv4-addr:value IN ('192.0.2.1', '192.0.2.2')]")
-        tails = Rendering(item).tails(Dialect.VAST)
+        tails = render(Dialect.VAST, item)
         self.assertEqual(
             [json.loads(tail) for tail in tails],
             [
@@ -251,7 +251,7 @@ class RenderingTests(SynchronousTestCase):
         """
         A sighting is written as a VAST matcher would have.
         """
-        (tail,) = Rendering(a_sighting(5)).tails(Dialect.VAST)
+        (tail,) = render(Dialect.VAST, a_sighting(5))
         self.assertEqual(
             json.loads(tail),
             {"ts": "1970-01-01T00:00:05.000000Z", "reference": f"threatbus__{indicator_id(5)}"},
@@ -262,7 +262,7 @@ class RenderingTests(SynchronousTestCase):
         What a dialect cannot express has no frame in it.
         """
         pattern = f"[file:hashes.MD5 = '{'a' * 32}']"
-        self.assertEqual(Rendering(an_indicator(pattern=pattern)).tails(Dialect.VAST), ())
+        self.assertEqual(render(Dialect.VAST, an_indicator(pattern=pattern)), ())
 
     def test_unexpected_properties(self) -> None:
         """
@@ -275,9 +275,9 @@ class RenderingTests(SynchronousTestCase):
             {"created": 7},
         ):
             with self.subTest(fields):
-                rendering = Rendering(a_sighting(**fields))
-                self.assertEqual(rendering.tails(Dialect.VAST), ())
-                self.assertEqual(len(rendering.tails(Dialect.STIX2)), 1)
+                sighting = a_sighting(**fields)
+                self.assertEqual(render(Dialect.VAST, sighting), ())
+                self.assertEqual(len(render(Dialect.STIX2, sighting)), 1)
 
     def test_snapshot_request(self) -> None:
         """
@@ -297,21 +297,12 @@ class RenderingTests(SynchronousTestCase):
                     },
                 )
 
-    def test_once(self) -> None:
-        """
-        Each dialect's frames are made once.
-        """
-        rendering = Rendering(an_indicator())
-        for dialect in Dialect:
-            self.assertIs(rendering.tails(dialect), rendering.tails(dialect))
-
     def test_stream(self) -> None:
         """
         An item belongs to one stream.
         """
         for item, stream in [(INDICATOR, Stream.INTEL), (SIGHTING, Stream.SIGHTING)]:
             self.assertIs(stream_of(item), stream)
-            self.assertIs(Rendering(item).stream, stream)
 
     def test_intel(self) -> None:
         """
@@ -319,7 +310,7 @@ class RenderingTests(SynchronousTestCase):
         """
         for dialect in Dialect:
             item = an_indicator()
-            self.assertEqual(render_intel(dialect, item.raw), Rendering(item).tails(dialect))
+            self.assertEqual(render_intel(dialect, item.raw), render(dialect, item))
 
 
 class ItemTests(SynchronousTestCase):
@@ -368,7 +359,7 @@ class DeliveryTests(SynchronousTestCase):
         What the bus sends is what the subscriber gets.
         """
         for item in (INDICATOR, SIGHTING):
-            for tail in Rendering(item).tails(Dialect.STIX2):
+            for tail in render(Dialect.STIX2, item):
                 self.assertEqual(decode_delivery(P2P, [P2P + tail]), item)
 
     def test_indicators_stay_whole(self) -> None:

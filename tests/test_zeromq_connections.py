@@ -463,6 +463,30 @@ class XPubTests(SocketsTestCase):
         await self.until(lambda: len(received.messages) == 2)
         self.assertEqual(received.frames, [b"mine 1", b"mineindicator 2"])
 
+    async def test_many(self) -> None:
+        """
+        Of many frames as many are taken as the peer's queue has room for; it goes on
+        with the first that was not.
+        """
+        pub = self.guarded(b"mine")
+        sub, received = self.subscribed(pub, b"mine")
+        await self.until(lambda: self.asked == [b"mine"])
+        sub.pause()
+        frames = [b"mine %06d" % number + b"x" * 10_000 for number in range(5000)]
+        taken = pub.send_frames(frames)
+        self.assertGreater(taken, 0)
+        self.assertLess(taken, len(frames))
+        sub.resume()
+        sent = taken
+
+        def all_sent() -> bool:
+            nonlocal sent
+            sent += pub.send_frames(frames[sent:])
+            return sent == len(frames) == len(received.messages)
+
+        await self.until(all_sent)
+        self.assertEqual(received.frames, frames)
+
     async def test_everything(self) -> None:
         """
         One who asks for everything gets nothing, while another gets its own.

@@ -30,6 +30,13 @@ class Kind(enum.StrEnum):
     MD5 = "md5"
     SHA1 = "sha1"
     SHA256 = "sha256"
+    FILE_NAME = "file-name"
+    CERTIFICATE = "certificate"
+    JA3 = "ja3"
+    JA3S = "ja3s"
+    JA4 = "ja4"
+    USER_AGENT = "user-agent"
+    MAC = "mac"
 
 
 class Observable(msgspec.Struct, frozen=True, order=True):
@@ -64,11 +71,23 @@ LONGEST_NAME = 253
 The most characters of a domain name, as the DNS has it.
 """
 
+LONGEST_FILE_NAME = 1024
+"""
+The most characters of a file's name; file systems have no more than 255.
+"""
+
+LONGEST_USER_AGENT = 8192
+"""
+The most characters of a user agent.
+"""
+
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1?[1-9][0-9]|1[0-9][0-9]|[0-9])(?:\.(?!\Z)|\Z)){4}")
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LOCAL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}")
 _HEX = re.compile(r"[0-9a-f]+")
+_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}")
+_JA4 = re.compile(r"[tqd][0-9a-z]{2}[di][0-9]{4}[0-9a-z]{2}_[0-9a-f]{12}_[0-9a-f]{12}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:\[:\]|:)//|([A-Za-z][A-Za-z0-9+.-]*)\[://\]")
 _AUTHORITY_END = re.compile(r"[/?#\\]|\Z")
 _PORT = re.compile(r":([0-9]*)\Z")
@@ -100,6 +119,11 @@ def normalise(kind: Kind, text: str) -> Observable:
       is C{/}.
     - E-mail addresses: lower case, the domain as above.
     - Hashes: lower-case hexadecimal digits.
+    - Certificates: the hash of one, MD5, SHA-1 or SHA-256, without colons.
+    - File names: without the directories before it, the rest as it is.
+    - User agents: as they are.
+    - MAC addresses: lower case, with colons.
+    - JA3, JA3S, JA4: lower case.
 
     @raise ObservableInvalid: If C{text} is none of its kind.
     """
@@ -117,8 +141,13 @@ def guess(text: str) -> Observable:
     text = text.strip()
     plain = refang(text)
     size = len(plain)
-    if size in _HASH_OF_LENGTH and _HEX.fullmatch(plain.lower()):
+    lower = plain.lower()
+    if size in _HASH_OF_LENGTH and _HEX.fullmatch(lower):
         return normalise(_HASH_OF_LENGTH[size], plain)
+    if _MAC.fullmatch(lower):
+        return normalise(Kind.MAC, plain)
+    if _JA4.fullmatch(lower):
+        return normalise(Kind.JA4, plain)
     if "://" in plain:
         return normalise(Kind.URL, text)
     if plain.count(":") > 1 or _IPV4.match(plain.partition("/")[0]):
@@ -170,8 +199,9 @@ def pattern_for(observable: Observable, original: str | None = None) -> str:
     if kind is Kind.URL:
         value = refang(original.strip()) if original is not None else value
         value = value if _SCHEME.match(value) else f"http://{value}"
+    path = _CERTIFICATES[len(value)] if kind is Kind.CERTIFICATE else _PATHS[kind]
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"[{_PATHS[kind]} = '{escaped}']"
+    return f"[{path} = '{escaped}']"
 
 
 _PATHS = {
@@ -181,6 +211,20 @@ _PATHS = {
     Kind.MD5: "file:hashes.MD5",
     Kind.SHA1: "file:hashes.'SHA-1'",
     Kind.SHA256: "file:hashes.'SHA-256'",
+    Kind.FILE_NAME: "file:name",
+    Kind.JA3: "network-traffic:extensions.'tls-ext'.ja3",
+    Kind.JA3S: "network-traffic:extensions.'tls-ext'.ja3s",
+    Kind.JA4: "network-traffic:extensions.'tls-ext'.ja4",
+    Kind.USER_AGENT: (
+        "network-traffic:extensions.'http-request-ext'.request_header.'User-Agent'"
+    ),
+    Kind.MAC: "mac-addr:value",
+}
+
+_CERTIFICATES = {
+    32: "x509-certificate:hashes.MD5",
+    40: "x509-certificate:hashes.'SHA-1'",
+    64: "x509-certificate:hashes.'SHA-256'",
 }
 
 _HASH_OF_LENGTH = {32: Kind.MD5, 40: Kind.SHA1, 64: Kind.SHA256}
@@ -391,6 +435,50 @@ def _hash(kind: Kind, digits: int) -> Callable[[str], Observable]:
     return normaliser
 
 
+def _certificate(text: str) -> Observable:
+    value = text.lower().replace(":", "")
+    if len(value) not in _CERTIFICATES or not _HEX.fullmatch(value):
+        _refuse("certificate", text, "a hash of 32, 40 or 64 hexadecimal digits")
+    return Observable(Kind.CERTIFICATE, value)
+
+
+def _ja4(text: str) -> Observable:
+    value = text.lower()
+    if not _JA4.fullmatch(value):
+        _refuse("ja4", text, "a JA4 such as t13d1516h2_8daaf6152771_e5627efa2ab1")
+    return Observable(Kind.JA4, value)
+
+
+def _mac(text: str) -> Observable:
+    value = text.lower()
+    if not _MAC.fullmatch(value):
+        _refuse("mac", text, "a MAC address such as 00:00:5e:00:53:01")
+    digits = re.sub("[:.-]", "", value)
+    return Observable(Kind.MAC, ":".join(digits[i : i + 2] for i in range(0, 12, 2)))
+
+
+def _file_name(text: str) -> Observable:
+    value = re.split(r"[/\\]", text)[-1]
+    expected = f"a file's name of at most {LONGEST_FILE_NAME} characters"
+    if not 0 < len(value) <= LONGEST_FILE_NAME or _unprintable(value):
+        _refuse("file-name", text, expected)
+    return Observable(Kind.FILE_NAME, value)
+
+
+def _user_agent(text: str) -> Observable:
+    if not 0 < len(text) <= LONGEST_USER_AGENT or _unprintable(text):
+        _refuse("user-agent", text, f"a user agent of at most {LONGEST_USER_AGENT} characters")
+    return Observable(Kind.USER_AGENT, text)
+
+
+def _unprintable(text: str) -> bool:
+    """
+    Whether there is a control character or half a character in a text; direction
+    marks are none: names of files are disguised with them.
+    """
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
 _NORMALISERS: dict[Kind, Callable[[str], Observable]] = {
     Kind.IP: _ip,
     Kind.NETWORK: _network,
@@ -400,4 +488,11 @@ _NORMALISERS: dict[Kind, Callable[[str], Observable]] = {
     Kind.MD5: _hash(Kind.MD5, 32),
     Kind.SHA1: _hash(Kind.SHA1, 40),
     Kind.SHA256: _hash(Kind.SHA256, 64),
+    Kind.FILE_NAME: _file_name,
+    Kind.CERTIFICATE: _certificate,
+    Kind.JA3: _hash(Kind.JA3, 32),
+    Kind.JA3S: _hash(Kind.JA3S, 32),
+    Kind.JA4: _ja4,
+    Kind.USER_AGENT: _user_agent,
+    Kind.MAC: _mac,
 }

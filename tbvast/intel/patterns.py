@@ -140,6 +140,18 @@ _KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {
     # A reference to an address or to a domain name: the value tells which.
     ("network-traffic", ("src_ref", "value")): Kind.DOMAIN,
     ("network-traffic", ("dst_ref", "value")): Kind.DOMAIN,
+    ("file", ("name",)): Kind.FILE_NAME,
+    ("mac-addr", ("value",)): Kind.MAC,
+}
+
+# STIX has no property for these: this is how most write them.
+_TLS = {
+    "ja3": Kind.JA3,
+    "ja3_hash": Kind.JA3,
+    "ja3s": Kind.JA3S,
+    "ja3s_hash": Kind.JA3S,
+    "ja4": Kind.JA4,
+    "ja4_hash": Kind.JA4,
 }
 
 _HASHES = {"MD5": Kind.MD5, "SHA1": Kind.SHA1, "SHA256": Kind.SHA256}
@@ -163,11 +175,28 @@ _REFERABLE = _ADDRESSES | {"domain-name"}
 
 def _kind(path: ObjectPath) -> Kind | None:
     kind = _KIND_OF_PATH.get((path.type, path.steps))
-    if kind is None and path.type == "file" and len(path.steps) == 2:
-        property_, name = path.steps
-        if property_ == "hashes" and isinstance(name, str):
-            return _HASHES.get(name.upper().replace("-", ""))
-    return kind
+    if kind is not None:
+        return kind
+    steps = path.steps
+    if steps[0] == "hashes" and len(steps) == 2 and isinstance(steps[1], str):
+        hashed = _HASHES.get(steps[1].upper().replace("-", ""))
+        if path.type == "x509-certificate" and hashed is not None:
+            return Kind.CERTIFICATE
+        return hashed if path.type == "file" else None
+    if path.type == "network-traffic" and steps[0] == "extensions":
+        return _kind_in_traffic(steps[1:])
+    return None
+
+
+def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
+    """
+    What an extension of network traffic holds.
+    """
+    if steps[:1] == ("tls-ext",) and len(steps) == 2:
+        return _TLS.get(str(steps[1]).lower())
+    if steps[:2] == ("http-request-ext", "request_header") and len(steps) == 3:
+        return Kind.USER_AGENT if str(steps[2]).lower() == "user-agent" else None
+    return None
 
 
 def _look_at_observations(expression: Expression, found: _Findings) -> None:

@@ -203,7 +203,7 @@ class Bus(SequentialService):
         self._sub = SubConnection(
             self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}
         )
-        self._subscriptions.send = lambda frame: pub.send_now((frame,))
+        self._subscriptions.send = pub.send_frames
         self._intake.pause, self._intake.resume = self._sub.pause, self._sub.resume
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tbvast.wire.feed import chunks, encode_item
-from tbvast.wire.frames import Item, Rendering
+from tbvast.wire.frames import Item, render, stream_of
 from tbvast.wire.topics import Dialect, Stream
 
 
@@ -24,10 +24,21 @@ class Commit:
         @param entries: Numbers and items, by number; at least one.
         """
         self.until = entries[-1][0]
-        self._entries = [(number, Rendering(item)) for number, item in entries]
-        self.streams = frozenset(rendering.stream for _, rendering in self._entries)
+        self._of_stream: dict[Stream, list[tuple[int, Item]]] = {}
+        for entry in entries:
+            self._of_stream.setdefault(stream_of(entry[1]), []).append(entry)
+        self.streams = frozenset(self._of_stream)
         self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
+
+    def _entries(self, streams: frozenset[Stream]) -> list[tuple[int, Item]]:
+        """
+        @return: What there is of some streams, by number.
+        """
+        found = [self._of_stream[stream] for stream in streams & self.streams]
+        if len(found) == 1:
+            return found[0]
+        return sorted((entry for part in found for entry in part), key=lambda entry: entry[0])
 
     def tails(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
         """
@@ -36,10 +47,7 @@ class Commit:
         found = self._tails.get((dialect, streams))
         if found is None:
             found = self._tails[dialect, streams] = [
-                tail
-                for _, rendering in self._entries
-                if rendering.stream in streams
-                for tail in rendering.tails(dialect)
+                tail for _, item in self._entries(streams) for tail in render(dialect, item)
             ]
         return found
 
@@ -51,9 +59,8 @@ class Commit:
         if found is None:
             found = self._chunks[streams] = list(
                 chunks(
-                    (number, encode_item(number, rendering.stream, rendering.raw))
-                    for number, rendering in self._entries
-                    if rendering.stream in streams
+                    (number, encode_item(number, stream_of(item), item.raw))
+                    for number, item in self._entries(streams)
                 )
             )
             if found:

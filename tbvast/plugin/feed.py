@@ -101,16 +101,13 @@ class FedSubscription(Subscription):
             after = until
 
     def _send_frames(self) -> None:
-        while self._frames:
-            until, frame = self._frames[0]
-            if not self._send(frame):
-                self._keeps_up = False
-                self._missed = True
-                self._stuck(self)
-                return
-            self._frames.popleft()
-            self.position = until
+        for _ in range(self._send([frame for _, frame in self._frames])):
+            self.position, _ = self._frames.popleft()
             self.sent += 1
+        if self._frames:
+            self._keeps_up = False
+            self._missed = True
+            self._stuck(self)
 
     def pump(self) -> None:
         super().pump()

@@ -4,7 +4,6 @@ The intake: what arrives is decoded once, made durable, and then spread.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -266,8 +265,10 @@ def admissible(item: Item) -> Item:
         and item.operation is not Operation.REMOVE
         and item.pattern_type == STIX
     ):
-        with contextlib.suppress(PatternUnmatchable):
+        try:  # quicker than contextlib.suppress, for each and every item
             matchable(item.pattern or "")
+        except PatternUnmatchable:
+            pass
     return item
 
 

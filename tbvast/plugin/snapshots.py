@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, ISnapshotSource
 from tbvast.plugin.subscriptions import Subscription
-from tbvast.wire.frames import Envelope, Rendering, encode_snapshot_request
+from tbvast.wire.frames import Envelope, encode_snapshot_request, render
 from tbvast.wire.topics import Stream
 
 PAGE = 1000
@@ -150,9 +150,8 @@ class Snapshots:
             self._log.debug("A snapshot envelope that nobody waits for.")
             return
         question.answered = True
-        rendering = Rendering(envelope.item)
         for asker in question.askers:
-            asker.deliver(rendering.tails(asker.request.dialect))
+            asker.deliver(render(asker.request.dialect, envelope.item))
 
     def _ask(
         self,

@@ -215,9 +215,7 @@ class JournalStore:
                 (moment, limit),
             ).fetchall()
             batch = _Batch(self._writer, self.head, moment)
-            ended = [
-                decode_indicator(with_operation(body, Operation.REMOVE)) for (body,) in bodies
-            ]
+            ended = [decode_indicator(with_operation(body, Operation.REMOVE)) for (body,) in bodies]
             batch.look_up(item.id for item in ended)
             outcomes = [batch.expire(item) for item in ended]
             batch.commit()

@@ -4,6 +4,7 @@ Subscriptions: who gets what, in which dialect, and what waits for them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -53,9 +54,10 @@ Save = Callable[[dict[str, bytes | None]], Deferred[None]]
 L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}.
 """
 
-Send = Callable[[bytes], bool]
+Send = Callable[[Sequence[bytes]], int]
 """
-Hands a frame to the pub endpoint; false if the subscriber's queue is full.
+Hands frames for one subscriber to the pub endpoint, in order. Returns how many it
+took: fewer than given if the subscriber's queue is full.
 """
 
 
@@ -105,10 +107,9 @@ class _Frames:
         """
         @return: How many were sent.
         """
-        sent = 0
-        while self._frames and sent < budget and send(self._frames[0]):
+        sent = send(list(itertools.islice(self._frames, budget)))
+        for _ in range(sent):
             self.drop_oldest()
-            sent += 1
         return sent
 
 
@@ -216,9 +217,7 @@ class Subscription:
         """
         frames = [self._prefix + tail for tail in tails]
         if self.detached is None and self._snapshot is None and not self._live:
-            taken = 0
-            while taken < len(frames) and self._send(frames[taken]):
-                taken += 1
+            taken = self._send(frames)
             self.sent += taken
             frames = frames[taken:]
         if frames:
@@ -404,7 +403,7 @@ class Subscriptions(MultiService):
             request,
             user,
             topic,
-            lambda frame: self.send(frame),
+            lambda frames: self.send(frames),
             self._retry_soon,
             self._has_lost,
             self._limits,
@@ -564,8 +563,8 @@ class _Saved(msgspec.Struct):
     user: str
 
 
-def _nowhere(frame: bytes) -> bool:
-    return False
+def _nowhere(frames: Sequence[bytes]) -> int:
+    return 0
 
 
 def _not_saved(changes: dict[str, bytes | None]) -> Deferred[None]:

@@ -4,7 +4,7 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -152,50 +152,34 @@ def stream_of(item: Item) -> Stream:
     return Stream.INTEL if isinstance(item, Indicator) else Stream.SIGHTING
 
 
+def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
+    """
+    What follows a subscription's own topic in the frames for an item.
+
+    @return: No frame at all if the dialect cannot express the item.
+    """
+    if isinstance(item, Indicator):
+        if dialect is Dialect.STIX2:
+            return (_INTEL_HEAD + compatible(item.raw),)
+        return tuple(b" " + payload for payload in encode_vast_intel(item))
+    if dialect is Dialect.STIX2:
+        return (_SIGHTING_HEAD + item.raw,)
+    try:
+        return (b" " + encode_vast_sighting(item),)
+    except SightingInvalid:  # properties that stix2 carries unread
+        return ()
+
+
 def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
     """
-    What follows a subscription's own topic in the frames for an indicator.
+    As L{render}, of an indicator's document.
 
     @param raw: An indicator that has been decoded before.
     """
     if dialect is Dialect.STIX2:
-        return (Stream.INTEL.value + b" " + compatible(raw),)
-    return Rendering(decode_indicator(raw)).tails(dialect)
+        return (_INTEL_HEAD + compatible(raw),)
+    return render(dialect, decode_indicator(raw))
 
 
-class Rendering:
-    """
-    An item in every dialect that somebody asks for, each made once.
-
-    @ivar stream: The stream that the item belongs to.
-    @ivar raw: The item's document.
-    """
-
-    __slots__ = ("_item", "_tails", "raw", "stream")
-
-    def __init__(self, item: Item) -> None:
-        self._item = item
-        self.raw = item.raw
-        self._tails: dict[Dialect, tuple[bytes, ...]] = {}
-        self.stream = stream_of(item)
-
-    def tails(self, dialect: Dialect) -> tuple[bytes, ...]:
-        """
-        What follows a subscription's own topic in each frame; no frame at all if
-        the dialect cannot express the item.
-        """
-        tails = self._tails.get(dialect)
-        if tails is None:
-            tails = self._tails[dialect] = tuple(self._render(dialect))
-        return tails
-
-    def _render(self, dialect: Dialect) -> Iterable[bytes]:
-        if dialect is Dialect.STIX2:
-            intel = self.stream is Stream.INTEL
-            return [self.stream.value + b" " + (compatible(self.raw) if intel else self.raw)]
-        if isinstance(self._item, Indicator):
-            return [b" " + payload for payload in encode_vast_intel(self._item)]
-        try:
-            return [b" " + encode_vast_sighting(self._item)]
-        except SightingInvalid:  # properties that stix2 carries unread
-            return []
+_INTEL_HEAD = Stream.INTEL.value + b" "
+_SIGHTING_HEAD = Stream.SIGHTING.value + b" "
