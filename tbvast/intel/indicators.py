@@ -105,6 +105,10 @@ _EXPECTED = {
 
 _decoder = msgspec.json.Decoder(_Document)
 
+_ADD = Operation.ADD
+_REMOVE = Operation.REMOVE
+# Names of the module are found quicker than those of an enumeration.
+
 
 def decode_indicator(raw: bytes) -> Indicator:
     """
@@ -122,11 +126,11 @@ def decode_indicator(raw: bytes) -> Indicator:
     if match is None or match[1] != "indicator":
         raise IndicatorInvalid("id", id_, _EXPECTED["id"])
     start, end = document.valid_from, document.valid_until
-    operation = document.x_threatbus_update or Operation.ADD
+    operation = document.x_threatbus_update or _ADD
     if document.revoked:
-        operation = Operation.REMOVE
+        operation = _REMOVE
     pattern = document.pattern
-    if operation is not Operation.REMOVE:
+    if operation is not _REMOVE:
         if pattern is None:
             raise IndicatorInvalid("pattern", None, _EXPECTED["pattern"])
         if document.pattern_type == STIX:

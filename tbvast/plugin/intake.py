@@ -212,11 +212,10 @@ class Intake:
         """
         Spread what the journal has accepted. What cannot be spread is logged.
         """
-        accepted = []
-        for outcome in outcomes:
-            self.counts[stream_of(outcome.item).value.decode(), outcome.verdict] += 1
-            if outcome.number:
-                accepted.append((outcome.number, outcome.item))
+        tally = Counter((stream_of(outcome.item), outcome.verdict) for outcome in outcomes)
+        for (stream, verdict), count in tally.items():
+            self.counts[stream.value.decode(), verdict] += count
+        accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if accepted:
             try:
                 self._spread(Commit(accepted))

@@ -149,7 +149,7 @@ def stream_of(item: Item) -> Stream:
     """
     The stream that an item belongs to.
     """
-    return Stream.INTEL if isinstance(item, Indicator) else Stream.SIGHTING
+    return _INTEL if isinstance(item, Indicator) else _SIGHTING
 
 
 def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
@@ -159,7 +159,7 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
     @return: No frame at all if the dialect cannot express the item.
     """
     if isinstance(item, Indicator):
-        if dialect is Dialect.STIX2:
+        if dialect is _STIX2:
             return (_INTEL_HEAD + compatible(item.raw),)
         return tuple(b" " + payload for payload in encode_vast_intel(item))
     if dialect is Dialect.STIX2:
@@ -180,6 +180,11 @@ def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
         return (_INTEL_HEAD + compatible(raw),)
     return render(dialect, decode_indicator(raw))
 
+
+_INTEL = Stream.INTEL
+_SIGHTING = Stream.SIGHTING
+_STIX2 = Dialect.STIX2
+# Names of the module are found quicker than those of an enumeration.
 
 _INTEL_HEAD = Stream.INTEL.value + b" "
 _SIGHTING_HEAD = Stream.SIGHTING.value + b" "

@@ -27,6 +27,9 @@ class Stream(enum.Enum):
     INTEL = b"indicator"
     SIGHTING = b"sighting"
 
+    # Enum's own is a call of a method, for every look into a dictionary.
+    __hash__ = object.__hash__
+
 
 class Dialect(enum.StrEnum):
     """

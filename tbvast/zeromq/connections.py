@@ -219,8 +219,19 @@ class Connection(ZmqConnection):
         @return: A message, as the receiver gets it, and its size in bytes.
         @raise zmq.Again: If there is none.
         """
-        message: list[bytes] = self.socket.recv_multipart(zmq.NOBLOCK)
+        frames = self._read_frames()
+        message = [frame.bytes for frame in frames]
         return message, sum(map(len, message))
+
+    def _read_frames(self) -> list[zmq.Frame]:
+        """
+        As C{recv_multipart}, which asks the socket whether there is more: that takes
+        longer than all the rest.
+        """
+        frames = [self.socket.recv(_NOBLOCK, False)]
+        while frames[-1].more:
+            frames.append(self.socket.recv(_NOBLOCK, False))
+        return frames
 
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
@@ -252,12 +263,10 @@ class IdentifyingConnection(Connection):
         super().__init__(factory, receive, options)
 
     def _read_message(self) -> tuple[Any, int]:
-        if not self._name:
-            message, size = super()._read_message()
-            return ("", message), size
-        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        frames = self._read_frames()
         message = [frame.bytes for frame in frames]
-        return (_property(frames[0], self._name), message), sum(map(len, message))
+        user = _property(frames[0], self._name) if self._name else ""
+        return (user, message), sum(map(len, message))
 
 
 class RouterConnection(IdentifyingConnection):
@@ -345,7 +354,7 @@ class GuardedXPubConnection(XPubConnection):
         )
 
     def _read_message(self) -> tuple[Any, int]:
-        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        frames = self._read_frames()
         message = [frame.bytes for frame in frames]
         # In manual mode an option applies to the peer whose message was read last.
         for frame, (verb, topic) in zip(frames, map(read_subscription, message), strict=True):
