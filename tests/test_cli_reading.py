@@ -186,7 +186,7 @@ class DocumentTests(SynchronousTestCase):
         """
         raw = self.bundle(
             indicator_document(1),
-            indicator_document(2, pattern="[file:name = 'a']"),
+            indicator_document(2, pattern="[process:name = 'a']"),
             indicator_document(3, pattern="[ipv4-addr:value = '1.2.3.999']"),
             indicator_document(4, pattern="rule x {}", pattern_type="yara"),
             indicator_document(5, pattern=None, x_threatbus_update="REMOVE"),
@@ -196,7 +196,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(
             reading.unmatchable,
             {
-                "object path file:name": 1,
+                "object path process:name": 1,
                 "a value that is not an IPv4 or IPv6 address": 1,
                 "pattern type yara": 1,
             },

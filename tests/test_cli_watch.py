@@ -45,7 +45,7 @@ class RowTests(SynchronousTestCase):
         for pattern, value in (
             ("[url:value = 'http://a.example/'] OR [ipv4-addr:value = '192.0.2.1']",) * 2,
             (f"[domain-name:value IN ({listed})]", None),
-            ("[file:name = 'x']", "[file:name = 'x']"),
+            ("[process:name = 'x']", "[process:name = 'x']"),
         ):
             shown = row(indicator(pattern=pattern)).value
             if value == pattern and "OR" in pattern:

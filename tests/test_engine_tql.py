@@ -169,7 +169,7 @@ class PipelineTests(SynchronousTestCase):
         """
         for text in (tql.update(tql.MAIN), tql.erase(tql.MAIN)):
             writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
-            self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 3)
+            self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 4)
 
     def test_printable(self) -> None:
         """

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import ObservableInvalid
+from tbvast.errors import ObservableInvalid, PatternUnmatchable
 from tbvast.intel.observables import Kind, Observable, guess, normalise, pattern_for, refang
 from tbvast.intel.patterns import observables
 
+JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
 SHA256 = "2e4c462b3424afcc04f43429d5f001e4ef9a28143bfeefb9af2254b4df3a7c1a"
 
 _ALPHABET = "abxX019-_.:/@[]()%?#'\\ *é。‎\x00\ud800"
@@ -220,6 +221,54 @@ class NormaliseTests(SynchronousTestCase):
         self.assertRefused(Kind.MD5, "g" * 32, "32 hexadecimal digits")
         self.assertRefused(Kind.MD5, "d" * 32 + "\n", "U+000A")
 
+    def test_certificates(self) -> None:
+        """
+        A certificate's hash is digits without colons, of one of three lengths.
+        """
+        colons = ":".join(["AB"] * 20)
+        self.assertNormal(Kind.CERTIFICATE, colons, "ab" * 20)
+        self.assertNormal(Kind.CERTIFICATE, SHA256, SHA256)
+        for text in ("", "ab" * 19, "xy" * 20):
+            self.assertRefused(Kind.CERTIFICATE, text, "32, 40 or 64 hexadecimal digits")
+
+    def test_handshakes(self) -> None:
+        """
+        What TLS clients are known by is lower case.
+        """
+        self.assertNormal(Kind.JA3, "D" * 32, "d" * 32)
+        self.assertNormal(Kind.JA3S, "0" * 32, "0" * 32)
+        self.assertNormal(Kind.JA4, JA4.upper(), JA4)
+        self.assertRefused(Kind.JA3, "d" * 31, "32 hexadecimal digits")
+        for text in ("", JA4[1:], JA4 + "\n", "d" * 32):
+            self.assertRefused(Kind.JA4, text, "a JA4 such as")
+
+    def test_mac_addresses(self) -> None:
+        """
+        MAC addresses are lower case, with colons, however they are written.
+        """
+        for text in ("00:00:5E:00:53:0A", "00-00-5e-00-53-0a", "0000.5e00.530a"):
+            self.assertNormal(Kind.MAC, text, "00:00:5e:00:53:0a")
+        for text in ("", "00:00:5e:00:53", "00:00-5e:00:53:0a", "00005e00530a", "192.0.2.1"):
+            self.assertRefused(Kind.MAC, text, "a MAC address such as")
+
+    def test_file_names(self) -> None:
+        """
+        A file's name is what stands behind the directories, as it is.
+        """
+        for text in ("A b.exe", "C:\\x\\A b.exe", "/tmp/A b.exe", "x\\y/A b.exe"):
+            self.assertNormal(Kind.FILE_NAME, text, "A b.exe")
+        self.assertNormal(Kind.FILE_NAME, "fdp\u202eexe", "fdp\u202eexe")
+        for text in ("", "/", "x/", "a\nb", "\ud800", "a" * 1025):
+            self.assertRefused(Kind.FILE_NAME, text, "a file's name of at most 1024 characters")
+
+    def test_user_agents(self) -> None:
+        """
+        User agents are compared as they are.
+        """
+        self.assertNormal(Kind.USER_AGENT, " Evil/1.0 (X; '\"|) ", " Evil/1.0 (X; '\"|) ")
+        for text in ("", "a\0b", "\ud800", "a" * 8193):
+            self.assertRefused(Kind.USER_AGENT, text, "a user agent of at most 8192 characters")
+
     @given(st.sampled_from(Kind), texts)
     def test_total_and_idempotent(self, kind: Kind, text: str) -> None:
         """
@@ -231,6 +280,9 @@ class NormaliseTests(SynchronousTestCase):
             str(e).encode("utf-8")
             return
         self.assertEqual(normalise(observable.kind, observable.value), observable)
+        if observable.kind in (Kind.FILE_NAME, Kind.USER_AGENT):
+            self.assertTrue(observable.value.encode("utf-8"))
+            return
         self.assertTrue(observable.value.isascii() and observable.value.isprintable())
         self.assertNotIn(" ", observable.value)
 
@@ -258,6 +310,8 @@ class GuessTests(SynchronousTestCase):
             ("d" * 32, Kind.MD5, "d" * 32),
             ("d" * 40, Kind.SHA1, "d" * 40),
             (SHA256, Kind.SHA256, SHA256),
+            ("00-00-5E-00-53-0A", Kind.MAC, "00:00:5e:00:53:0a"),
+            (JA4, Kind.JA4, JA4),
             ("evil(.)example", Kind.DOMAIN, "evil.example"),
             ("bücher.example", Kind.DOMAIN, "xn--bcher-kva.example"),
         ):
@@ -321,8 +375,54 @@ class PatternForTests(SynchronousTestCase):
             ("http://evil.example/'\\", "[url:value = 'http://evil.example/\\'\\\\']"),
             ("d" * 32, f"[file:hashes.MD5 = '{'d' * 32}']"),
             (SHA256, f"[file:hashes.'SHA-256' = '{SHA256}']"),
+            (JA4, f"[network-traffic:extensions.'tls-ext'.ja4 = '{JA4}']"),
+            ("0000.5e00.530a", "[mac-addr:value = '00:00:5e:00:53:0a']"),
         ):
             self.assertEqual(pattern_for(guess(text)), pattern)
+
+    @given(st.sampled_from(Kind), texts)
+    def test_any_kind(self, kind: Kind, text: str) -> None:
+        """
+        A pattern of a value of any kind stands for it.
+        """
+        try:
+            observable = normalise(kind, text)
+        except ObservableInvalid:
+            return
+        self.assertEqual(observables(pattern_for(observable)), (observable,))
+
+    def test_certificate(self) -> None:
+        """
+        A certificate's property goes by the length of the hash.
+        """
+        for digits in (32, 40, 64):
+            observable = Observable(Kind.CERTIFICATE, "a" * digits)
+            self.assertEqual(observables(pattern_for(observable)), (observable,))
+
+    def test_spellings(self) -> None:
+        """
+        Properties that STIX does not have are understood as they are often written.
+        """
+        md5 = "d" * 32
+        for path, value, kind in (
+            ("network-traffic:extensions.'tls-ext'.ja3_hash", md5, Kind.JA3),
+            ("network-traffic:extensions.'tls-ext'.JA3S", md5, Kind.JA3S),
+            ("network-traffic:extensions.'tls-ext'.ja4_hash", JA4, Kind.JA4),
+            ("x509-certificate:hashes.MD5", md5, Kind.CERTIFICATE),
+            (
+                "network-traffic:extensions.'http-request-ext'.request_header.'user-agent'",
+                "A",
+                Kind.USER_AGENT,
+            ),
+        ):
+            self.assertEqual(observables(f"[{path} = '{value}']"), (Observable(kind, value),))
+        for path in (
+            "network-traffic:extensions.'tls-ext'.sni",
+            "network-traffic:extensions.'tls-ext'.ja3.hash",
+            "network-traffic:extensions.'http-request-ext'.request_header.Host",
+            "url:hashes.MD5",
+        ):
+            self.assertRaises(PatternUnmatchable, observables, f"[{path} = '{md5}']")
 
     def test_original(self) -> None:
         """

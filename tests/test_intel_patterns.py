@@ -422,10 +422,10 @@ class MatchableTests(SynchronousTestCase):
         Alternatives that cannot be matched leave the others; each gives its reason.
         """
         found = matchable(
-            "[ipv4-addr:value = '192.0.2.1' OR file:name = 'x' OR domain-name:value LIKE '%x'"
+            "[ipv4-addr:value = '192.0.2.1' OR process:name = 'x' OR domain-name:value LIKE '%x'"
             " OR ipv4-addr:value = '192.0.2.999' OR domain-name:value NOT = 'x.example'"
-            " OR domain-name:value != 'x.example' OR EXISTS file:name OR domain-name:value = 5"
-            " OR (file:name = 'x' AND file:size = 5)]"
+            " OR domain-name:value != 'x.example' OR EXISTS process:name OR domain-name:value = 5"
+            " OR (process:name = 'x' AND file:size = 5)]"
             " OR [a:b = 1] REPEATS 5 TIMES OR [a:b = 1] WITHIN 5 SECONDS"
             " OR [a:b = 1] AND [a:b = 2] OR ([a:b = 1] FOLLOWEDBY [a:b = 2])"
         )
@@ -433,7 +433,7 @@ class MatchableTests(SynchronousTestCase):
         self.assertEqual(
             found.unmatched,
             (
-                "object path file:name",
+                "object path process:name",
                 "operator LIKE",
                 "a value that is no ip",
                 "NOT",
@@ -453,7 +453,7 @@ class MatchableTests(SynchronousTestCase):
         If nothing can be matched, the first reason is raised.
         """
         for pattern, reason in (
-            ("[file:name = 'x']", "object path file:name"),
+            ("[process:name = 'x']", "object path process:name"),
             ("[x-a:'b c'[*].d = 1]", "object path x-a:'b c'[*].d"),
             ("[ipv4-addr:value IN ()]", "IN of nothing"),
             (
@@ -473,7 +473,7 @@ class MatchableTests(SynchronousTestCase):
         """
         for pattern in (
             "[ipv4-addr:value = '192.0.2.999']",
-            "[file:name = 'x' OR ipv4-addr:value = '192.0.2.999']",
+            "[process:name = 'x' OR ipv4-addr:value = '192.0.2.999']",
         ):
             error = self.assertRaises(ObservableInvalid, matchable, pattern)
             self.assertEqual(str(error), "ip: '192.0.2.999' is not an IPv4 or IPv6 address")
@@ -518,14 +518,16 @@ class MatchableTests(SynchronousTestCase):
             else:
                 kinds.update(each.kind.value for each in found.observables)
                 reasons.update(found.unmatched)
-        self.assertEqual(kinds, {"domain": 363, "ip": 47, "network": 4, "sha256": 4, "md5": 3})
+        self.assertEqual(
+            kinds,
+            {"domain": 363, "ip": 47, "network": 4, "sha256": 4, "md5": 3, "file-name": 2},
+        )
         self.assertEqual(
             reasons,
             {
                 "object path file:path": 6,
                 "object path app:id": 4,
                 "object path app:cert.sha256": 3,
-                "object path file:name": 2,
                 "AND within one observation": 2,
                 "object path configuration-profile:id": 1,
                 "a value that is no domain": 1,  # 'domain autuo.xicp.net'

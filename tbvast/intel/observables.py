@@ -86,7 +86,9 @@ _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LOCAL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}")
 _HEX = re.compile(r"[0-9a-f]+")
-_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}")
+_MAC = re.compile(
+    r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}"
+)
 _JA4 = re.compile(r"[tqd][0-9a-z]{2}[di][0-9]{4}[0-9a-z]{2}_[0-9a-f]{12}_[0-9a-f]{12}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:\[:\]|:)//|([A-Za-z][A-Za-z0-9+.-]*)\[://\]")
 _AUTHORITY_END = re.compile(r"[/?#\\]|\Z")
@@ -215,9 +217,7 @@ _PATHS = {
     Kind.JA3: "network-traffic:extensions.'tls-ext'.ja3",
     Kind.JA3S: "network-traffic:extensions.'tls-ext'.ja3s",
     Kind.JA4: "network-traffic:extensions.'tls-ext'.ja4",
-    Kind.USER_AGENT: (
-        "network-traffic:extensions.'http-request-ext'.request_header.'User-Agent'"
-    ),
+    Kind.USER_AGENT: "network-traffic:extensions.'http-request-ext'.request_header.'User-Agent'",
     Kind.MAC: "mac-addr:value",
 }
 

@@ -83,6 +83,9 @@ def entry(kind: Kind, value: str, *ids: str) -> Entry:
     return Entry(Observable(kind, value), ids or ("indicator--1",))
 
 
+MD5 = "5d" * 16
+JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
+
 EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
     "suricata": [
         (
@@ -162,6 +165,64 @@ EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
             entry(Kind.DOMAIN, "alert.example"),
             "tls.sni",
         ),
+        (
+            {
+                "event_type": "flow",
+                "ether": {"src_macs": ["00:00:5e:00:53:01", "00:00:5E:00:53:02"]},
+            },
+            entry(Kind.MAC, "00:00:5e:00:53:02"),
+            "ether.src_macs[1]",
+        ),
+        (
+            {"event_type": "http", "ether": {"dest_mac": "00:00:5e:00:53:03"}},
+            entry(Kind.MAC, "00:00:5e:00:53:03"),
+            "ether.dest_mac",
+        ),
+        (
+            {"event_type": "dhcp", "dhcp": {"client_mac": "00:00:5e:00:53:04"}},
+            entry(Kind.MAC, "00:00:5e:00:53:04"),
+            "dhcp.client_mac",
+        ),
+        (
+            {"event_type": "http", "http": {"http_user_agent": 'Evil/1 ("x"; ü)'}},
+            entry(Kind.USER_AGENT, 'Evil/1 ("x"; ü)'),
+            "http.http_user_agent",
+        ),
+        (
+            {"event_type": "tls", "tls": {"ja3": {"hash": MD5, "string": "771,1"}}},
+            entry(Kind.JA3, MD5),
+            "tls.ja3.hash",
+        ),
+        (
+            {"event_type": "tls", "tls": {"ja3s": {"hash": MD5, "string": "771,1"}}},
+            entry(Kind.JA3S, MD5),
+            "tls.ja3s.hash",
+        ),
+        (
+            {"event_type": "quic", "quic": {"sni": "x.y", "ja4": JA4}},
+            entry(Kind.JA4, JA4),
+            "quic.ja4",
+        ),
+        (
+            {"event_type": "tls", "tls": {"fingerprint": ":".join(["AB"] * 20)}},
+            entry(Kind.CERTIFICATE, "ab" * 20),
+            "tls.fingerprint",
+        ),
+        (
+            {"event_type": "fileinfo", "fileinfo": {"filename": "/a/C:\\b\\Evil ü.Example"}},
+            entry(Kind.FILE_NAME, "Evil ü.Example"),
+            "fileinfo.filename",
+        ),
+        (
+            {"event_type": "fileinfo", "fileinfo": {"md5": MD5}},
+            entry(Kind.MD5, MD5),
+            "fileinfo.md5",
+        ),
+        (
+            {"event_type": "alert", "files": [{"filename": "/x"}, {"filename": "/sni.example"}]},
+            entry(Kind.FILE_NAME, "sni.example"),
+            "files[1].filename",
+        ),
     ],
     "zeek-json": [
         (
@@ -204,6 +265,46 @@ EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
             entry(Kind.EMAIL, "zeek@mail.example"),
             "from",
         ),
+        (
+            {"_path": "conn", "id.orig_h": "10.0.0.3", "orig_l2_addr": "00:00:5E:00:53:05"},
+            entry(Kind.MAC, "00:00:5e:00:53:05"),
+            "orig_l2_addr",
+        ),
+        (
+            {"_path": "dhcp", "mac": "00:00:5e:00:53:06"},
+            entry(Kind.MAC, "00:00:5e:00:53:06"),
+            "mac",
+        ),
+        (
+            {"_path": "http", "host": "h.x", "uri": "/", "user_agent": "Zeek Agent"},
+            entry(Kind.USER_AGENT, "Zeek Agent"),
+            "user_agent",
+        ),
+        (
+            {"_path": "http", "host": "h.x", "uri": "/", "resp_filenames": ["a", "zeek.doc"]},
+            entry(Kind.FILE_NAME, "zeek.doc"),
+            "resp_filenames[1]",
+        ),
+        (
+            {"_path": "files", "filename": "C:\\zeek.exe"},
+            entry(Kind.FILE_NAME, "zeek.exe"),
+            "filename",
+        ),
+        (
+            {"_path": "ssl", "ja3": "ce" * 16},
+            entry(Kind.JA3, "ce" * 16),
+            "ja3",
+        ),
+        (
+            {"_path": "ssl", "cert_chain_fps": ["1f" * 32, "2F" * 32]},
+            entry(Kind.CERTIFICATE, "2f" * 32),
+            "cert_chain_fps[1]",
+        ),
+        (
+            {"_path": "x509", "fingerprint": "3f" * 32},
+            entry(Kind.CERTIFICATE, "3f" * 32),
+            "fingerprint",
+        ),
     ],
     "ndjson": [
         (
@@ -225,6 +326,36 @@ EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
             {"class_uid": 1001, "file": {"hashes": [{"value": "x"}, {"value": "EF" * 20}]}},
             entry(Kind.SHA1, "ef" * 20),
             "file.hashes[1].value",
+        ),
+        (
+            {"class_uid": 1001, "file": {"name": "ocsf.exe"}},
+            entry(Kind.FILE_NAME, "ocsf.exe"),
+            "file.name",
+        ),
+        (
+            {"tls": {"certificate": {"fingerprints": [{"value": "AF" * 32}]}}},
+            entry(Kind.CERTIFICATE, "af" * 32),
+            "tls.certificate.fingerprints[0].value",
+        ),
+        (
+            {"tls": {"ja3_hash": {"value": "AA" * 16}}},
+            entry(Kind.JA3, "aa" * 16),
+            "tls.ja3_hash.value",
+        ),
+        (
+            {"ja4_fingerprint_list": [{"type_id": 1, "value": JA4.replace("2", "3")}]},
+            entry(Kind.JA4, JA4.replace("2", "3")),
+            "ja4_fingerprint_list[0].value",
+        ),
+        (
+            {"http_request": {"user_agent": "Ocsf Agent"}},
+            entry(Kind.USER_AGENT, "Ocsf Agent"),
+            "http_request.user_agent",
+        ),
+        (
+            {"src_endpoint": {"mac": "00-00-5E-00-53-07"}},
+            entry(Kind.MAC, "00:00:5e:00:53:07"),
+            "src_endpoint.mac",
         ),
     ],
 }
@@ -266,7 +397,10 @@ class FieldTests(TenzirTestCase):
             self.assertEqual(next(watch), [])
             for format, events in EVERYTHING.items():
                 lines = [{"timestamp": "2026-01-02T03:04:05Z", **e} for e, _, _ in events]
-                self.node.feed("\n".join(map(json.dumps, lines)), format)
+                # The engine refuses a stream in which Zeek's logs alternate.
+                for log in dict.fromkeys(line.get("_path") for line in lines):
+                    part = [line for line in lines if line.get("_path") == log]
+                    self.node.feed("\n".join(map(json.dumps, part)), format)
             while len(live) < len(cases):
                 live += next(watch)
         self.assertEqual(_hits(live), expected)

@@ -35,6 +35,15 @@ class Form(enum.Enum):
     LOCATION = "location"
     """A whole URL, perhaps without its scheme."""
 
+    BASE_NAME = "base name"
+    """A file's name, perhaps with the directories before it."""
+
+    HARDWARE = "hardware"
+    """A MAC address, in any case, with colons or dashes."""
+
+    VERBATIM = "verbatim"
+    """Text that is compared as it is."""
+
 
 class Field(msgspec.Struct, frozen=True):
     """
@@ -128,6 +137,46 @@ def digests(*paths: str, kinds: frozenset[Kind] = DIGESTS) -> tuple[Field, ...]:
     return tuple(Field(path, Form.DIGEST, kinds) for path in paths)
 
 
+def file_names(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold the names of files.
+    """
+    return tuple(Field(path, Form.BASE_NAME, frozenset({Kind.FILE_NAME})) for path in paths)
+
+
+def certificates(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold the hashes of certificates.
+    """
+    return digests(*paths, kinds=frozenset({Kind.CERTIFICATE}))
+
+
+def user_agents(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold what a client says it is.
+    """
+    return tuple(Field(path, Form.VERBATIM, frozenset({Kind.USER_AGENT})) for path in paths)
+
+
+def hardware(*paths: str) -> tuple[Field, ...]:
+    """
+    Fields that hold MAC addresses.
+    """
+    return tuple(Field(path, Form.HARDWARE, frozenset({Kind.MAC})) for path in paths)
+
+
+def handshakes(ja3: str = "", ja3s: str = "", ja4: str = "") -> tuple[Field, ...]:
+    """
+    Fields that hold what TLS clients and servers are known by.
+    """
+    return tuple(
+        field
+        for kind, path in ((Kind.JA3, ja3), (Kind.JA3S, ja3s), (Kind.JA4, ja4))
+        if path
+        for field in digests(path, kinds=frozenset({kind}))
+    )
+
+
 def _file(record: str) -> tuple[Field, ...]:
     return tuple(
         field
@@ -136,16 +185,32 @@ def _file(record: str) -> tuple[Field, ...]:
     )
 
 
-_EVE_ENDS = addresses("src_ip", "dest_ip")
+_EVE_ENDS = addresses("src_ip", "dest_ip") + hardware(
+    "ether.src_mac", "ether.dest_mac", "ether.src_macs[]", "ether.dest_macs[]"
+)
 _EVE_DNS = addresses("dns.grouped.A[24]", "dns.grouped.AAAA[24]") + (
     hosts("dns.answers[24].rdata")
     + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[]")
     + names("dns.authorities[].rrname", "dns.authorities[].soa.mname")
 )
 _EVE_ASKED = names("dns.query[].rrname")
-_EVE_HTTP = hosts("http.hostname")
-_EVE_TLS = hosts("tls.sni", "tls.subjectaltname[]") + hosts("quic.sni")
-_EVE_FILE = _file("fileinfo.") + _file("files[].")
+_EVE_HTTP = hosts("http.hostname") + user_agents("http.http_user_agent")
+_EVE_TLS = (
+    hosts("tls.sni", "tls.subjectaltname[]")
+    + certificates("tls.fingerprint", "tls.client.fingerprint")
+    + handshakes("tls.ja3.hash", "tls.ja3s.hash", "tls.ja4")
+)
+_EVE_QUIC = (
+    hosts("quic.sni")
+    + handshakes("quic.ja3.hash", "quic.ja3s.hash", "quic.ja4")
+    + user_agents("quic.ua")
+)
+_EVE_FILE = (
+    _file("fileinfo.")
+    + _file("files[].")
+    + file_names("fileinfo.filename", "files[].filename", "ftp_data.filename")
+)
+_EVE_HARDWARE = hardware("arp.src_mac", "arp.dest_mac", "dhcp.client_mac")
 _EVE_MAIL = (
     names("smtp.helo")
     + mailboxes("smtp.mail_from", "smtp.rcpt_to[]", "email.from", "email.to[]", "email.cc[]")
@@ -162,29 +227,43 @@ SURICATA = (
     Source("suricata.smtp", _EVE_ENDS + _EVE_MAIL),
     Source(
         "suricata.*",
-        _EVE_ENDS + _EVE_DNS + _EVE_ASKED + _EVE_HTTP + _EVE_TLS + _EVE_FILE + _EVE_MAIL,
+        _EVE_ENDS
+        + (_EVE_DNS + _EVE_ASKED + _EVE_HTTP + _EVE_TLS + _EVE_QUIC)
+        + (_EVE_FILE + _EVE_MAIL + _EVE_HARDWARE),
         _EVE_REQUEST,
     ),
 )
 
 _ZEEK_ENDS = addresses("id.orig_h", "id.resp_h")
 _ZEEK_DNS = names("query") + hosts("answers[24]")
-_ZEEK_HTTP = hosts("host")
-_ZEEK_TLS = hosts("server_name", "san.dns[]") + addresses("san.ip[]")
-_ZEEK_FILES = addresses("tx_hosts[]", "rx_hosts[]") + _file("")
+_ZEEK_HTTP = (
+    hosts("host")
+    + user_agents("user_agent")
+    + file_names("filename", "orig_filenames[]", "resp_filenames[]")
+)
+_ZEEK_TLS = (
+    hosts("server_name", "san.dns[]")
+    + addresses("san.ip[]")
+    + certificates("fingerprint", "cert_chain_fps[]", "client_cert_chain_fps[]")
+    + handshakes("ja3", "ja3s", "ja4")
+)
+_ZEEK_FILES = addresses("tx_hosts[]", "rx_hosts[]") + _file("") + file_names("filename")
+_ZEEK_HARDWARE = hardware("orig_l2_addr", "resp_l2_addr")
 _ZEEK_SMTP = (
     names("helo")
     + mailboxes("mailfrom", "rcptto[]", "from", "to[]", "cc[]", "reply_to")
     + addresses("x_originating_ip", "path[]")
 )
-_ZEEK_OTHER = addresses("src", "dst") + addresses(
-    "client_addr", "server_addr", "assigned_addr", "requested_addr"
+_ZEEK_OTHER = (
+    addresses("src", "dst", "client_addr", "server_addr", "assigned_addr", "requested_addr")
+    + _ZEEK_HARDWARE
+    + hardware("mac")
 )
 # Zeek writes the host without its port: with the server's, it is another URL.
 _ZEEK_REQUEST = (Request("host", "uri"), Request("host", "uri", "id.resp_p"))
 
 ZEEK = (
-    Source("zeek.conn", _ZEEK_ENDS),
+    Source("zeek.conn", _ZEEK_ENDS + _ZEEK_HARDWARE),
     Source("zeek.dns", _ZEEK_ENDS + _ZEEK_DNS),
     Source("zeek.http", _ZEEK_ENDS + _ZEEK_HTTP + _file(""), _ZEEK_REQUEST),
     Source("zeek.ssl", _ZEEK_ENDS + _ZEEK_TLS),
@@ -207,7 +286,14 @@ OCSF = (
         + names("dst_endpoint.domain", "tls.sni")
         + digests("file.hashes[].value", "process.file.hashes[].value")
         + mailboxes("email.from", "email.smtp_from", "email.to[]")
-        + locations("http_request.url.url_string"),
+        + locations("http_request.url.url_string")
+        + file_names("file.name", "process.file.name")
+        + certificates("tls.certificate.fingerprints[].value")
+        + handshakes("tls.ja3_hash.value", "tls.ja3s_hash.value")
+        + handshakes(ja4="ja4_fingerprint_list[].value")
+        + handshakes(ja4="tls.ja4_fingerprint_list[].value")
+        + user_agents("http_request.user_agent")
+        + hardware("src_endpoint.mac", "dst_endpoint.mac", "device.mac"),
         (
             Request(
                 "http_request.url.hostname",

@@ -73,6 +73,22 @@ What the retro match uses; they hold only what is searched for.
 """
 
 
+PREFIXED = (
+    Kind.FILE_NAME,
+    Kind.CERTIFICATE,
+    Kind.JA3,
+    Kind.JA3S,
+    Kind.JA4,
+    Kind.USER_AGENT,
+    Kind.MAC,
+)
+"""
+The kinds whose key is the kind, a blank and the value: one key for a file's MD5 and
+for a JA3 of the same digits would make each replace the other. A blank is in no key
+of the kinds that have their value as the key.
+"""
+
+
 class Slot(msgspec.Struct, frozen=True):
     """
     One lookup: an expression over the event's fields, in one table.
@@ -160,9 +176,10 @@ class _Slots:
     def of(self, source: Source, positions: int) -> tuple[Slot, ...]:
         found: dict[Slot, None] = {}
         for field in source.fields:
-            for kinds in _by_table(field.kinds & self._kinds):
+            for kinds in _by_key(field.kinds & self._kinds):
+                prefix = next((f'"{kind} " + ' for kind in PREFIXED if kind in kinds), "")
                 for shown, expression in _lookups(field, positions):
-                    found[self._slot(shown, expression, kinds)] = None
+                    found[self._slot(shown, prefix + expression, kinds)] = None
         if Kind.URL in self._kinds:
             for request in source.requests:
                 expression = _requested(request)
@@ -176,11 +193,18 @@ class _Slots:
         return self._slots[key]
 
 
-def _by_table(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
+def _by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
+    """
+    Groups of kinds that one lookup can find.
+    """
+    plain = kinds.difference(PREFIXED)
     for table in MAIN:
-        part = frozenset(kind for kind in kinds if MAIN.of(kind) == table)
+        part = frozenset(kind for kind in plain if MAIN.of(kind) == table)
         if part:
             yield part
+    for kind in PREFIXED:
+        if kind in kinds:
+            yield frozenset({kind})
 
 
 def _condition(schema: str) -> str:
@@ -260,6 +284,12 @@ def _undone(form: Form, access: str) -> str:
         return rf'{access}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()'
     if form is Form.DIGEST:
         return f'{access}.replace(":", "").to_lower()'
+    if form is Form.BASE_NAME:
+        return rf'{access}.replace_regex("^(?s:.*)[/\\\\]", "")'
+    if form is Form.HARDWARE:
+        return f'{access}.replace("-", ":").to_lower()'
+    if form is Form.VERBATIM:
+        return access
     return _located(access)
 
 
@@ -331,11 +361,13 @@ def erase(tables: Tables) -> str:
 
 
 def _stored(tables: Tables, operator: str) -> str:
+    prefixed = " or ".join(f'k == "{kind}"' for kind in PREFIXED)
     # A null key would match every event that lacks a field: hence the `where`.
     lines = ["from_stdin { read_ndjson raw=true }"]
     for condition, key, table in (
         (f'if k == "{Kind.IP}"', "ip(v)", tables.ip),
         (f'else if k == "{Kind.NETWORK}"', "subnet(v)", tables.net),
+        (f"else if {prefixed}", 'k + " " + v', tables.text),
         ("else", "v", tables.text),
     ):
         lines += [
