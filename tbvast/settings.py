@@ -13,13 +13,14 @@ import ipaddress
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 import msgspec
 import yaml
 
+from tbvast.bridge.engines.fields import BY_KEY, SCHEMA, STEP, Mapped, Source
 from tbvast.errors import SHOWN, SettingsInvalid
 
 LOOPBACK = "127.0.0.1"
@@ -278,6 +279,68 @@ class File(Form, frozen=True):
         if not isinstance(value, str) or not value.isprintable():
             raise ValueError(value)
         return value
+
+
+MOST_LOOKUPS = 256
+"""
+The most elements that one path of a field map may stand for.
+"""
+
+_POSITIONS = 8
+_PATHS = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
+
+
+class FieldMap(Form, frozen=True):
+    """
+    Which fields hold what, by schema.
+    """
+
+    @property
+    def expected(self) -> str:
+        return "a mapping of schemas to what their fields hold"
+
+    def check(self, value: Any) -> tuple[Mapped, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            raise ValueError(value)
+        return tuple(_mapped(schema, said) for schema, said in value.items())
+
+
+def _mapped(schema: Any, said: Any) -> Mapped:
+    where = f"bridge.fields.{_label(schema)}"
+    if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
+        raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
+    found = _mapping(said, where)
+    _refuse_unknown(found, f"{where}.", [*BY_KEY, "replace"])
+    replace = found.get("replace", False)
+    if type(replace) is not bool:
+        raise SettingsInvalid(f"{where}.replace", replace, "yes or no")
+    fields = tuple(
+        field
+        for key, paths in found.items()
+        if key != "replace"
+        for field in BY_KEY[key](*_paths(f"{where}.{key}", paths))
+    )
+    return Mapped(Source(schema, fields), replace)
+
+
+def _paths(where: str, value: Any) -> list[str]:
+    """
+    @param value: A list of paths, or one text with commas.
+    """
+    paths = value.split(",") if isinstance(value, str) else value
+    if not isinstance(paths, list) or not paths:
+        raise SettingsInvalid(where, value, _PATHS)
+    found = []
+    for each in paths:
+        path = each.strip() if isinstance(each, str) else ""
+        steps = [STEP.fullmatch(step) for step in path.split(".")]
+        lists = [int(step[3] or _POSITIONS) for step in steps if step is not None and step[2]]
+        if None in steps or len(path) > 200 or math.prod(lists) > MOST_LOOKUPS:
+            raise SettingsInvalid(where, each, _PATHS)
+        found.append(path)
+    return found
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -540,6 +603,20 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Key("Seconds after which one search ends.", Seconds(0.1, 86400), "SECONDS"),
     ] = 300.0
+    subdomains: Annotated[
+        bool,
+        Key(
+            "Whether a domain is also matched by every name below it; only with tenzir.",
+            YesNo(),
+        ),
+    ] = False
+    fields: Annotated[
+        tuple[Mapped, ...],
+        Key(
+            "Fields of your own events, by schema, as docs/matching.md says; only with tenzir.",
+            FieldMap(),
+        ),
+    ] = ()
     transform_context: Annotated[
         str,
         Key(
@@ -634,6 +711,7 @@ def decode(text: bytes, name: str = "configuration") -> Settings:
         bridge=_section(document.get("bridge"), "bridge", BridgeSettings),
     )
     _check_ports(settings.plugin, {})
+    _check_engine(settings.bridge, {})
     return settings
 
 
@@ -652,7 +730,9 @@ def override(settings: S, given: Mapping[str, str]) -> S:
         except ValueError as e:
             raise SettingsInvalid(option(name), text, known[name].form.expected) from e
     changed = msgspec.structs.replace(settings, **values)
-    _check_ports(changed, {name: option(name) for name in given})
+    labels = {name: option(name) for name in given}
+    _check_ports(changed, labels)
+    _check_engine(changed, labels)
     return changed
 
 
@@ -710,7 +790,7 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     return value
 
 
-def _refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Mapping[str, Any]) -> None:
+def _refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]) -> None:
     """
     @raise SettingsInvalid: If a key is not known; it names the nearest that is.
     """
@@ -736,6 +816,19 @@ def _check_ports(settings: PluginSettings | BridgeSettings, labels: Mapping[str,
         if port in seen:
             raise SettingsInvalid(label, port, f"a port of its own: {seen[port]} has it already")
         seen[port] = label
+
+
+def _check_engine(settings: PluginSettings | BridgeSettings, labels: Mapping[str, str]) -> None:
+    """
+    @param labels: As for L{_check_ports}.
+    @raise SettingsInvalid: If the engine cannot do what it is to do.
+    """
+    if not isinstance(settings, BridgeSettings) or settings.engine == "tenzir":
+        return
+    for name in ("subdomains", "fields"):
+        if getattr(settings, name):
+            label = labels.get("engine", "bridge.engine")
+            raise SettingsInvalid(label, settings.engine, f"an engine that can do {name}: tenzir")
 
 
 def _yaml(text: bytes, name: str) -> Any:

@@ -16,11 +16,20 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge.engines import rows, tql
 from tbvast.bridge.engines.fields import (
     BUILT_IN,
+    BY_KEY,
     Field,
     Form,
+    Mapped,
     Request,
     Source,
     addresses,
+    anything,
+    certificates,
+    digests,
+    file_names,
+    hosts,
+    locations,
+    mapped,
     names,
 )
 from tbvast.errors import Invalid
@@ -102,12 +111,74 @@ class PlanTests(SynchronousTestCase):
         looked_at = {slot.field for slot in plan.branches[-1].all}
         self.assertEqual(looked_at, {"b", "c", "id.orig_h", "id.resp_h"})
 
+    def test_narrow_first(self) -> None:
+        """
+        Of two beginnings the longer one comes first.
+        """
+        plan = tql.plan([Source("a*", names("b")), Source("a.b.*", names("c"))])
+        self.assertEqual(
+            [branch.condition for branch in plan.branches],
+            ['@name.starts_with("a.b.")', '@name.starts_with("a")', ""],
+        )
+
+    def test_keys(self) -> None:
+        """
+        No two kinds of text have the same key, but those that look different, and
+        those that are told apart by the field.
+        """
+        plan = tql.plan([Source("x.y", digests("a") + certificates("a") + file_names("b"))])
+        found = {min(slot.kinds): slot.expression for slot in plan.branches[0].all}
+        undone = 'a?.replace(":", "").to_lower()'
+        self.assertEqual(
+            found,
+            {
+                Kind.MD5: undone,
+                Kind.CERTIFICATE: f'"certificate " + {undone}',
+                Kind.FILE_NAME: r'"file-name " + b?.replace_regex("^(?s:.*)[/\\\\]", "")',
+            },
+        )
+
+    def test_subdomains(self) -> None:
+        """
+        If told so, the names above a name are looked up, but no top-level domain.
+        """
+        source = Source("x.y", hosts("a") + locations("b"))
+        plain = {slot.expression for slot in tql.plan([source]).branches[0].all}
+        more = {slot.expression for slot in tql.plan([source], subdomains=True).branches[0].all}
+        above = more - plain
+        self.assertTrue(plain < more)
+        self.assertEqual(len(above), tql.LABELS - 1)
+        for expression in above:
+            self.assertIn('a?.to_lower().trim_end(".").replace_regex(', expression)
+        name = ".".join("gfedcba")
+        endings = [
+            re.sub(match[1].replace("\\\\", "\\"), r"\1", name)
+            for expression in above
+            if (match := re.search(r'replace_regex\("(.*?)", ', expression))
+        ]
+        self.assertEqual(sorted(endings), ["b.a", "c.b.a", "d.c.b.a", "e.d.c.b.a", "f.e.d.c.b.a"])
+
     def test_flat(self) -> None:
         """
         A name with dots in it is one name.
         """
         plan = tql.plan([Source("x.y", addresses("id.orig_h", flat=True))])
         self.assertEqual(expressions(plan)["id.orig_h"], 'ip(this["id.orig_h"]?)')
+
+    def test_reserved(self) -> None:
+        """
+        A name that means something in TQL is still the name of a field.
+        """
+        plan = tql.plan([Source("x.y", addresses("match.in[].a", "b.true"))], positions=2)
+        self.assertEqual(
+            [slot.expression for slot in plan.branches[0].all if slot.kinds == {Kind.IP}],
+            [
+                'ip(this["match"]?["in"]?[0]?.a?)',
+                'ip(this["match"]?["in"]?[1]?.a?)',
+                'ip(b?["true"]?)',
+            ],
+        )
+        self.assertEqual(plan.branches[0].long, 'this["match"]?["in"]?[1]? != null')
 
     def test_request(self) -> None:
         """
@@ -227,6 +298,66 @@ def _pipelines() -> list[str]:
         tql.end("a"),
         tql.ping(),
     ]
+
+
+class MappedTests(SynchronousTestCase):
+    """
+    L{mapped} adds what somebody says of their schemas.
+    """
+
+    BASE = (Source("a.b", names("n")), Source("a.*", addresses("i"), (Request("h", "u"),)))
+
+    def test_nothing(self) -> None:
+        """
+        Without anything said, all stays.
+        """
+        self.assertEqual(mapped([]), BUILT_IN)
+
+    def test_added(self) -> None:
+        """
+        What is said of a schema comes on top of what is known of it, which is what
+        is known of the longest beginning, or everything.
+        """
+        more = names("x")
+        known = {source.schema: source for source in self.BASE}
+        for schema, base in (
+            ("a.b", known["a.b"]),
+            ("a.c", known["a.*"]),
+            ("z.z", anything(self.BASE)),
+        ):
+            found = {
+                source.schema: source
+                for source in mapped([Mapped(Source(schema, more))], self.BASE)
+            }
+            self.assertEqual(found[schema], Source(schema, base.fields + more, base.requests))
+            self.assertEqual({**found, schema: None}, {**known, schema: None})
+
+    def test_beginning(self) -> None:
+        """
+        What is said of a beginning holds for all that begin so.
+        """
+        more = Source("a.*", names("x"))
+        found = {source.schema: source.fields for source in mapped([Mapped(more)], self.BASE)}
+        self.assertEqual(
+            found, {"a.b": names("n") + names("x"), "a.*": addresses("i") + names("x")}
+        )
+        (only,) = mapped([Mapped(more, True)], self.BASE)
+        self.assertEqual(only, more)
+
+    def test_replaced(self) -> None:
+        """
+        What replaces stands alone, whatever is said of its beginning.
+        """
+        given = [Mapped(Source("a.b", ()), True), Mapped(Source("a.*", names("x")))]
+        found = {source.schema: source.fields for source in mapped(given, self.BASE)}
+        self.assertEqual(found, {"a.b": (), "a.*": addresses("i") + names("x")})
+
+    def test_keys(self) -> None:
+        """
+        Every kind that a text can have has a key, or goes with another's.
+        """
+        fields = [field for make in BY_KEY.values() for field in make("a")]
+        self.assertEqual({kind for field in fields for kind in field.kinds}, set(Kind))
 
 
 entries = st.builds(

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bridge.engines import tql
+from tbvast.bridge.engines.fields import Mapped, Source, addresses, file_names
 from tbvast.errors import SettingsInvalid
 from tbvast.settings import (
     SECTIONS,
@@ -184,6 +186,87 @@ bridge:
         ]:
             with self.subTest(line):
                 self.refuse(f"{section}:\n  {line}\n", message)
+
+    def test_fields(self) -> None:
+        """
+        A field map says which fields hold what, as a list or with commas.
+        """
+        settings = decode(
+            b"""
+bridge:
+  fields:
+    acme.*:
+      ip: client.addr, hops[].addr
+      file-name: [name]
+    acme.vpn: {replace: yes}
+"""
+        )
+        self.assertEqual(
+            settings.bridge.fields,
+            (
+                Mapped(
+                    Source("acme.*", addresses("client.addr", "hops[].addr") + file_names("name"))
+                ),
+                Mapped(Source("acme.vpn", ()), True),
+            ),
+        )
+        self.assertEqual(decode(b"bridge: {fields: }").bridge.fields, ())
+
+    def test_bad_fields(self) -> None:
+        """
+        What of a field map cannot be used is named with its place.
+        """
+        paths = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
+        schema = "a schema's name, or the beginning of one and a *"
+        for text, message in [
+            ("[]", "bridge.fields: [] is not a mapping of schemas to what their fields hold"),
+            ("{a b: {}}", f"bridge.fields.a b: 'a b' is not {schema}"),
+            ("{'*': {}}", f"bridge.fields.*: '*' is not {schema}"),
+            ("{a: 1}", "bridge.fields.a: 1 is not a mapping of keys to values"),
+            (
+                "{a: {ips: b}}",
+                "bridge.fields.a.ips: 'ips' is not a known key; the nearest is bridge.fields.a.ip",
+            ),
+            ("{a: {replace: 1}}", "bridge.fields.a.replace: 1 is not yes or no"),
+            ("{a: {ip: 'b c'}}", f"bridge.fields.a.ip: 'b c' is not {paths}"),
+            ("{a: {ip: 'b,'}}", f"bridge.fields.a.ip: '' is not {paths}"),
+            ("{a: {ip: []}}", f"bridge.fields.a.ip: [] is not {paths}"),
+            ("{a: {ip: [1]}}", f"bridge.fields.a.ip: 1 is not {paths}"),
+            ("{a: {url: 'b[0]'}}", f"bridge.fields.a.url: 'b[0]' is not {paths}"),
+            ("{a: {url: 'b[].c[40]'}}", f"bridge.fields.a.url: 'b[].c[40]' is not {paths}"),
+            ("{a: {hash: 'b\"'}}", f"bridge.fields.a.hash: 'b\"' is not {paths}"),
+        ]:
+            with self.subTest(text):
+                self.refuse(f"bridge:\n  fields: {text}\n", message)
+
+    @given(st.text(), st.text(), st.text())
+    def test_any_fields(self, schema: str, key: str, path: str) -> None:
+        """
+        Any field map gives a plan, or one readable line.
+        """
+        for known in (key, "ip"):
+            fields = {schema: {known: path}, "a.b": {known: [path]}, "a.c": {"ip": "x"}}
+            document = yaml.safe_dump({"bridge": {"fields": fields}}, allow_unicode=True)
+            try:
+                settings = decode(document.encode("utf-8", "surrogatepass"))
+            except SettingsInvalid as e:
+                self.assertNotIn("\n", str(e))
+            else:
+                tql.plan([each.source for each in settings.bridge.fields])
+
+    def test_engine_that_cannot(self) -> None:
+        """
+        What only one engine can do is refused with the other.
+        """
+        for key, line in (("subdomains", "subdomains: yes"), ("fields", "fields: {a: {ip: b}}")):
+            self.refuse(
+                f"bridge:\n  engine: vast\n  {line}\n",
+                f"bridge.engine: 'vast' is not an engine that can do {key}: tenzir",
+            )
+        e = self.assertRaises(
+            SettingsInvalid, override, BridgeSettings(subdomains=True), {"engine": "vast"}
+        )
+        self.assertEqual(str(e), "--engine: 'vast' is not an engine that can do subdomains: tenzir")
 
     def test_unknown_key(self) -> None:
         """

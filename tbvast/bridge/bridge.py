@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
 from tbvast.bridge.cursor import StoreCursor
 from tbvast.bridge.engines.binaries import client
+from tbvast.bridge.engines.fields import mapped
 from tbvast.bridge.engines.node import EmbeddedNode
 from tbvast.bridge.engines.tenzir import TenzirEngine
 from tbvast.bridge.engines.threaded import EngineThreads
@@ -177,7 +178,13 @@ class Bridge(SequentialService):
     def _engine(self, address: HostPort) -> IEngine:
         if self._old:
             return VastEngine(str(address), self._binary)
-        return TenzirEngine(str(address), self._binary, self._state / "client")
+        return TenzirEngine(
+            str(address),
+            self._binary,
+            self._state / "client",
+            sources=mapped(self._settings.fields),
+            subdomains=self._settings.subdomains,
+        )
 
     def _transform(self) -> TransformContext | None:
         text = self._settings.transform_context

@@ -16,6 +16,15 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.engines import tql
+from tbvast.bridge.engines.fields import (
+    Mapped,
+    Source,
+    addresses,
+    file_names,
+    hardware,
+    mapped,
+    names,
+)
 from tbvast.bridge.engines.tenzir import TenzirEngine
 from tbvast.errors import (
     EngineCallFailed,
@@ -410,6 +419,78 @@ class FieldTests(TenzirTestCase):
             sorted(json.dumps(match.event) for match in live),
             sorted(json.dumps(match.event) for match in retro),
         )
+
+    def test_field_map(self) -> None:
+        """
+        Events of a schema of one's own are looked at where the field map says.
+        """
+        said = Source(
+            "acme.proxy",
+            addresses("match.in[].addr") + names("who.server") + file_names("got") + hardware("if"),
+        )
+        engine = self.make_mapped([Mapped(said)])
+        other = self.make_mapped([Mapped(Source("acme.*", ()), True)])
+        entries = [
+            entry(Kind.IP, "192.0.2.5"),
+            entry(Kind.DOMAIN, "acme.example"),
+            entry(Kind.FILE_NAME, "x.exe"),
+            entry(Kind.MAC, "00:00:5e:00:53:08"),
+            ADDRESS,
+        ]
+        line = {
+            "match": {"in": [{"addr": "192.0.2.4"}, {"addr": "192.0.2.5"}]},
+            "who": {"server": "Acme.Example."},
+            "got": "/tmp/x.exe",
+            "if": "00-00-5E-00-53-08",
+            "src_ip": ADDRESS.observable.value,
+        }
+        self.node.run(
+            'from_stdin { read_ndjson } | @name = "acme.proxy" | import', json.dumps(line)
+        )
+        (match,) = _found(engine, entries)
+        self.assertEqual(match.schema, "acme.proxy")
+        self.assertEqual(
+            sorted(hit.field for hit in match.hits),
+            ["got", "if", "match.in[1].addr", "src_ip", "who.server"],
+        )
+        self.assertEqual(_found(other, entries), [])
+
+    def make_mapped(self, given: Sequence[Mapped]) -> TenzirEngine:
+        engine = self.make_tenzir(self.node.endpoint, sources=mapped(given))
+        engine.prepare()
+        return engine
+
+    def test_subdomains(self) -> None:
+        """
+        Only if told so, a domain is found in the names below it, live and in
+        stored events; a top-level domain never is.
+        """
+        engine = self.make_tenzir(self.node.endpoint, subdomains=True)
+        entries = [entry(Kind.DOMAIN, name) for name in ("evil.example", "example", "x.b.c.d")]
+        engine.add(entries)
+        timer = threading.Timer(60, engine.interrupt)
+        timer.start()
+        self.addCleanup(timer.cancel)
+        names = ("a.b.c.Evil.Example.", "evil.example", "notevil.example", "b.c.d", "y.x.b.c.d")
+        found: list[Match] = []
+        watch: Any = engine.watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            for name in names:
+                self.arrive({"event_type": "tls", "tls": {"sni": name}})
+            while len(found) < 3:
+                found += next(watch)
+        for matches in (found, _found(engine, entries)):
+            self.assertEqual(
+                sorted((m.event["tls"]["sni"], [hit.value for hit in m.hits]) for m in matches),
+                [
+                    ("a.b.c.Evil.Example.", ["evil.example"]),
+                    ("evil.example", ["evil.example"]),
+                    ("y.x.b.c.d", ["x.b.c.d"]),
+                ],
+            )
+        (plain,) = _found(self.engine, entries)
+        self.assertEqual(plain.event["tls"]["sni"], "evil.example")
 
     def test_schema(self) -> None:
         """

@@ -9,10 +9,22 @@ as lists are looked at, and C{[24]} the first 24 of one that tends to be long.
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from tbvast.intel.observables import Kind
+
+STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
+"""
+A part of a path between dots.
+"""
+
+SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?", re.ASCII)
+"""
+What a source can have as its schema.
+"""
 
 
 class Form(enum.Enum):
@@ -89,6 +101,17 @@ class Source(msgspec.Struct, frozen=True):
     schema: str
     fields: tuple[Field, ...]
     requests: tuple[Request, ...] = ()
+
+
+class Mapped(msgspec.Struct, frozen=True):
+    """
+    What somebody says of the events of some schemas.
+
+    @ivar replace: Whether nothing else is looked at in them.
+    """
+
+    source: Source
+    replace: bool = False
 
 
 ADDRESSES = frozenset({Kind.IP, Kind.NETWORK})
@@ -323,3 +346,59 @@ def anything(sources: tuple[Source, ...]) -> Source:
 
 
 BUILT_IN = SURICATA + ZEEK + OCSF
+
+BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
+    "ip": addresses,
+    "domain": names,
+    "host": hosts,
+    "url": locations,
+    "email": mailboxes,
+    "hash": digests,
+    "file-name": file_names,
+    "certificate": certificates,
+    "ja3": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA3})),
+    "ja3s": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA3S})),
+    "ja4": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA4})),
+    "user-agent": user_agents,
+    "mac": hardware,
+}
+"""
+What makes fields of paths, by what the configuration calls it.
+"""
+
+
+def mapped(given: Iterable[Mapped], sources: Iterable[Source] = BUILT_IN) -> tuple[Source, ...]:
+    """
+    Sources with what else is said of some schemas.
+
+    What is said of a prefix holds for all schemas that begin so; what is said of a
+    narrower one comes on top of it, or in its place.
+    """
+    found = {source.schema: source for source in sources}
+    everything = anything(tuple(found.values()))
+    for each in sorted(given, key=_width):
+        own = each.source
+        covered = [schema for schema in found if _covers(own.schema, schema)]
+        if each.replace:
+            for schema in covered:
+                del found[schema]
+            found[own.schema] = own
+            continue
+        if own.schema not in found:
+            near = [source for source in found.values() if _covers(source.schema, own.schema)]
+            base = max(near, key=lambda source: len(source.schema), default=everything)
+            found[own.schema] = Source(own.schema, base.fields, base.requests)
+            covered.append(own.schema)
+        for schema in covered:
+            fields = dict.fromkeys(found[schema].fields + own.fields)
+            found[schema] = Source(schema, tuple(fields), found[schema].requests)
+    return tuple(found.values())
+
+
+def _width(each: Mapped) -> tuple[bool, int]:
+    schema = each.source.schema
+    return not schema.endswith("*"), len(schema)
+
+
+def _covers(wide: str, schema: str) -> bool:
+    return wide == schema or (wide.endswith("*") and schema.startswith(wide[:-1]))

@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from tbvast.errors import (
     shown,
 )
 from tbvast.intel.matches import EngineIdentity, Entry, Match
-from tbvast.intel.observables import Observable
+from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
 
 OLDEST = (6, 20)
@@ -131,6 +131,7 @@ class TenzirEngine:
         *,
         sources: Sequence[Source] = BUILT_IN,
         positions: int = tql.POSITIONS,
+        subdomains: bool = False,
         oldest: tuple[int, int] = OLDEST,
         silence: float = SILENCE,
         monotonic: Callable[[], float] = time.monotonic,
@@ -144,6 +145,7 @@ class TenzirEngine:
         @param sources: Which fields hold what.
         @param positions: How many elements of each list in an event are looked
             at.
+        @param subdomains: Whether a domain is also found in the names below it.
         @param oldest: The oldest version of the node that is not refused.
         @param silence: Seconds without a sign of life after which a live match
             is given up.
@@ -156,10 +158,11 @@ class TenzirEngine:
         self._endpoint = endpoint
         self._sources = tuple(sources)
         self._positions = positions
+        self._subdomains = subdomains
         self._oldest = oldest
         self._silence = silence
         self._monotonic = monotonic
-        self._plan = tql.plan(self._sources, positions)
+        self._plan = self._planned(frozenset(Kind))
         self._searching = threading.Lock()
         self._stale: set[Observable] = set()
         self._commands = Commands(
@@ -172,6 +175,9 @@ class TenzirEngine:
                 "--color=never",
             ),
         )
+
+    def _planned(self, kinds: Collection[Kind]) -> tql.Plan:
+        return tql.plan(self._sources, self._positions, kinds, self._subdomains)
 
     def identify(self) -> EngineIdentity:
         # The command's own `version` does not ask the node.
@@ -253,7 +259,7 @@ class TenzirEngine:
         if not entries:
             return
         deadline = self._monotonic() + timeout
-        plan = tql.plan(self._sources, self._positions, {e.observable.kind for e in entries})
+        plan = self._planned({entry.observable.kind for entry in entries})
         enough = rows.Limit(limit)
         with self._searching:
             self._forget()

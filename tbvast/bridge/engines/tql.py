@@ -13,7 +13,16 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from tbvast.bridge.engines.fields import BUILT_IN, Field, Form, Request, Source, anything
+from tbvast.bridge.engines.fields import (
+    BUILT_IN,
+    SCHEMA,
+    STEP,
+    Field,
+    Form,
+    Request,
+    Source,
+    anything,
+)
 from tbvast.errors import Invalid
 from tbvast.intel.observables import Kind
 
@@ -32,11 +41,45 @@ POSITIONS = 8
 How many elements of each list are looked at, unless told otherwise.
 """
 
+RESERVED = frozenset(
+    [
+        "and",
+        "as",
+        "else",
+        "false",
+        "fn",
+        "for",
+        "if",
+        "in",
+        "is",
+        "let",
+        "match",
+        "meta",
+        "move",
+        "not",
+        "null",
+        "or",
+        "return",
+        "self",
+        "super",
+        "this",
+        "true",
+        "use",
+        "while",
+    ]
+)
+"""
+Words that TQL does not take for the name of a field.
+"""
+
+LABELS = 6
+"""
+The most labels of a domain name whose subdomains are recognised, if they are.
+"""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _IDENTITY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
-_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
-_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?|\*", re.ASCII)
 
 
 class Tables(msgspec.Struct, frozen=True):
@@ -135,6 +178,7 @@ def plan(
     sources: Iterable[Source] = BUILT_IN,
     positions: int = POSITIONS,
     kinds: Collection[Kind] = frozenset(Kind),
+    subdomains: bool = False,
 ) -> Plan:
     """
     Work out the lookups.
@@ -142,13 +186,19 @@ def plan(
     @param positions: How many elements are looked at of each list whose path does
         not say; C{1} is only the first of any list.
     @param kinds: Look only for these.
+    @param subdomains: Whether a domain is also found in every name below it, if it
+        has at least two and at most L{LABELS} labels.
     @raise tbvast.errors.Invalid: If a source names a schema or a field by
         something that is no name.
     """
     sources = tuple(sources)
     full = [source for source in sources if not source.schema.endswith("*")]
-    partial = [source for source in sources if source.schema.endswith("*")]
-    numbered = _Slots(frozenset(kinds))
+    partial = sorted(
+        (source for source in sources if source.schema.endswith("*")),
+        key=lambda source: len(source.schema),
+        reverse=True,
+    )
+    numbered = _Slots(frozenset(kinds), subdomains)
     branches = [
         Branch(
             _condition(source.schema),
@@ -166,8 +216,9 @@ class _Slots:
     Numbers lookups; the same lookup in two branches is one slot.
     """
 
-    def __init__(self, kinds: frozenset[Kind]) -> None:
+    def __init__(self, kinds: frozenset[Kind], subdomains: bool) -> None:
         self._kinds = kinds
+        self._subdomains = subdomains
         self._slots: dict[tuple[str, str, frozenset[Kind]], Slot] = {}
 
     def known(self) -> dict[str, Slot]:
@@ -180,6 +231,9 @@ class _Slots:
                 prefix = next((f'"{kind} " + ' for kind in PREFIXED if kind in kinds), "")
                 for shown, expression in _lookups(field, positions):
                     found[self._slot(shown, prefix + expression, kinds)] = None
+                    if self._subdomains and kinds == {Kind.DOMAIN}:
+                        for above in _above(expression):
+                            found[self._slot(shown, above, kinds)] = None
         if Kind.URL in self._kinds:
             for request in source.requests:
                 expression = _requested(request)
@@ -208,7 +262,7 @@ def _by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
 
 
 def _condition(schema: str) -> str:
-    if not _SCHEMA.fullmatch(schema):
+    if schema != "*" and not SCHEMA.fullmatch(schema):
         raise Invalid("schema", schema, "a schema's name, or the beginning of one and a *")
     if schema == "*":
         return ""
@@ -230,10 +284,16 @@ def _long(source: Source) -> str:
 def _lists(steps: list[tuple[str, int | None]]) -> Iterator[str]:
     access = ""
     for name, most in steps:
-        access += f".{name}?"
+        access = _within(access, name)
         if most is not None:
-            yield access[1:]
+            yield access
             access += "[0]?"
+
+
+def _within(record: str, name: str) -> str:
+    if name in RESERVED:
+        return f'{record or "this"}["{name}"]?'
+    return f"{record}.{name}?" if record else f"{name}?"
 
 
 def _lookups(field: Field, positions: int) -> Iterator[tuple[str, str]]:
@@ -255,7 +315,7 @@ def _steps(path: str) -> list[tuple[str, int | None]]:
     """
     steps: list[tuple[str, int | None]] = []
     for step in path.split("."):
-        match = _STEP.fullmatch(step)
+        match = STEP.fullmatch(step)
         if match is None:
             raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
         steps.append((match[1], int(match[3] or 0) if match[2] else None))
@@ -265,14 +325,14 @@ def _steps(path: str) -> list[tuple[str, int | None]]:
 def _accesses(steps: list[tuple[str, int | None]], positions: int) -> list[tuple[str, str]]:
     found = [("", "")]
     for name, most in steps:
-        found = [(f"{shown}.{name}", f"{access}.{name}?") for shown, access in found]
+        found = [(f"{shown}.{name}", _within(access, name)) for shown, access in found]
         if most is not None:
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
                 for shown, access in found
                 for position in range(1 if positions == 1 else most or positions)
             ]
-    return [(shown[1:], access[1:]) for shown, access in found]
+    return [(shown[1:], access) for shown, access in found]
 
 
 def _undone(form: Form, access: str) -> str:
@@ -291,6 +351,17 @@ def _undone(form: Form, access: str) -> str:
     if form is Form.VERBATIM:
         return access
     return _located(access)
+
+
+def _above(name: str) -> Iterator[str]:
+    """
+    The names above a name: what is left of it that has two labels, three, and so on.
+
+    One label is a top-level domain, which would find half the world.
+    """
+    for more in range(1, LABELS):
+        ending = rf"^.*\\.([^.]+(?:\\.[^.]+){{{more}}})$"
+        yield rf'{name}.replace_regex("{ending}", "\\1")'
 
 
 def _located(access: str) -> str:
