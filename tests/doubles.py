@@ -11,7 +11,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -349,6 +349,32 @@ class _Kept(msgspec.Struct):
     item: Item
     in_force: bool
     received: float
+
+
+class BusyClock(Clock):
+    """
+    A clock that goes on with each look at it, as it does while there is work; what is
+    called later is called in another turn, which is one L{advance}.
+    """
+
+    def __init__(self, step: float) -> None:
+        """
+        @param step: Seconds that pass between two looks.
+        """
+        super().__init__()
+        self._step = step
+
+    def seconds(self) -> float:
+        self.rightNow += self._step
+        return self.rightNow
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        for call in [call for call in self.calls if call.getTime() <= self.rightNow]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
 
 
 class MemoryPub:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -206,8 +207,9 @@ class HousekeepingTests(KeeperTestCase):
         self.successResultOf(self.keeper.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> None:
+    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         self.handed_on.extend(outcomes)
+        return succeed(None)
 
     def test_expired(self) -> None:
         """

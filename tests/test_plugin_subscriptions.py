@@ -21,12 +21,13 @@ from tbvast.plugin.subscriptions import (
     PUMP_FRAMES,
     RETRY_INTERVAL,
     SAVE_DELAY,
+    TURN,
     Limits,
     Subscription,
     Subscriptions,
 )
 from tbvast.wire.topics import Stream
-from tests.doubles import MemoryPub, a_sighting, an_indicator
+from tests.doubles import BusyClock, MemoryPub, a_sighting, an_indicator
 from tests.doubles_plugin import a_request, some_limits
 
 
@@ -78,7 +79,7 @@ class SubscriptionsTestCase(SynchronousTestCase):
         self.subscriptions.detach(subscription.topic.encode())
 
     def spread(self, *items: Indicator | Sighting) -> None:
-        self.subscriptions.spread(Commit(list(enumerate(items, 1))))
+        self.successResultOf(self.subscriptions.spread(Commit(list(enumerate(items, 1)))))
 
     def got(self, subscription: Subscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
@@ -88,6 +89,79 @@ class SubscriptionsTestCase(SynchronousTestCase):
 
     def pass_time(self, seconds: float) -> None:
         self.clock.pump([0.5] * round(seconds / 0.5))
+
+
+class TurnTests(SubscriptionsTestCase):
+    """
+    Many subscribers are served in many turns.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.subscriptions.stopService())
+        self.clock = BusyClock(TURN / 4)
+        self.start()
+
+    def advance(self) -> None:
+        self.clock.advance(RETRY_INTERVAL)
+
+    def test_in_turns(self) -> None:
+        """
+        Everybody gets everything, in order, but not all in one turn.
+        """
+        subscriptions = [self.open() for _ in range(30)]
+        items = [an_indicator(number) for number in range(3)]
+        spreads = [self.subscriptions.spread(Commit([(n, item)])) for n, item in enumerate(items)]
+        late = self.open()
+        self.assertNoResult(spreads[0])
+        for _ in range(60):
+            before = len(self.pub.frames)
+            self.advance()
+            self.assertLessEqual(len(self.pub.frames) - before, 20)
+        for spread in spreads:
+            self.successResultOf(spread)
+        for each in subscriptions:
+            self.assertEqual(self.got(each), frames_of(*items))
+        self.assertEqual(self.got(late), [])
+
+    def test_closed_between(self) -> None:
+        """
+        Who has left in the meantime gets nothing more.
+        """
+        subscriptions = [self.open() for _ in range(30)]
+        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        self.subscriptions.close(subscriptions[-1].topic)
+        for _ in range(30):
+            self.advance()
+        self.successResultOf(spread)
+        self.assertEqual(self.got(subscriptions[-1]), [])
+        self.assertEqual(len(self.got(subscriptions[-2])), 1)
+
+    def test_many_stuck(self) -> None:
+        """
+        Those whose queues were full are served in turns, too, and nobody is forgotten.
+        """
+        subscriptions = [self.open() for _ in range(30)]
+        self.pub.room = 0
+        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        for _ in range(30):
+            self.advance()
+        self.successResultOf(spread)
+        self.pub.room = 1_000_000
+        for _ in range(60):
+            before = len(self.pub.frames)
+            self.advance()
+            self.assertLessEqual(len(self.pub.frames) - before, 20)
+        for each in subscriptions:
+            self.assertEqual(len(self.got(each)), 1)
+
+    def test_stopped_between(self) -> None:
+        """
+        A bus that stops meanwhile leaves nothing behind.
+        """
+        for _ in range(30):
+            self.open()
+        self.subscriptions.spread(Commit([(1, an_indicator(1))]))
 
 
 class SpreadTests(SubscriptionsTestCase):

@@ -172,10 +172,10 @@ class Bus(SequentialService):
             settings.errors_per_minute,
         )
 
-    def _spread(self, commit: Commit) -> None:
-        self._subscriptions.spread(commit)
+    def _spread(self, commit: Commit) -> Deferred[None]:
         for upstream in self._upstreams:
             upstream.spread(commit)
+        return self._subscriptions.spread(commit)
 
     def _unreadable(self, subscription: Subscription) -> None:
         self._subscriptions.close(subscription.topic, "cannot be fed from the journal,")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, FirstError, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -144,8 +144,6 @@ def _unkept(failure: Failure) -> JournalFailed | None:
     @return: Why something could not be kept, if that is what failed.
     """
     error = failure.value
-    if isinstance(error, FirstError):
-        error = error.subFailure.value
     return error if isinstance(error, JournalFailed) else None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -40,7 +41,7 @@ class Housekeeping(MultiService):
         self,
         clock: IReactorTime,
         keeper: IKeeper,
-        hand_on: Callable[[Sequence[Outcome]], None],
+        hand_on: Callable[[Sequence[Outcome]], Deferred[None]],
         age: float,
         size: int,
     ) -> None:
@@ -65,7 +66,7 @@ class Housekeeping(MultiService):
     async def _expire(self) -> None:
         try:
             while expired := await self._keeper.expire(PIECE):
-                self._hand_on(expired)
+                await self._hand_on(expired)
                 self._log.info("{count} indicators are no longer valid.", count=len(expired))
         except JournalFailed as e:
             self._log.error("Nothing expires: {reason}", reason=str(e))

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,6 +21,7 @@ from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome
+from tbvast.plugin.subscriptions import TURN
 from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
 
 BATCH = 2000
@@ -36,6 +37,46 @@ How many items wait before the sub endpoint is no longer read.
 RETRY_DELAY = 1.0
 """
 Seconds before a commit that failed is tried again.
+"""
+
+
+CHECKED = 50
+"""
+How many documents are decoded between two looks at the clock.
+"""
+
+
+class _Offer:
+    """
+    What somebody gives at once, and waits for.
+
+    @ivar given: What it is, not yet decoded.
+    @ivar begun: How much of it has been decoded.
+    @ivar done: Fires with an outcome, or the reason of the refusal, for each.
+    """
+
+    def __init__(self, decode: Callable[[Any], Item], given: Sequence[Any]) -> None:
+        self.decode = decode
+        self.given = given
+        self.begun = 0
+        self.done: Deferred[list[Outcome | Invalid]] = Deferred()
+        self._results: list[Any] = [None] * len(given)
+        self._left = len(given)
+
+    def settle(self, index: int, result: Outcome | Invalid) -> None:
+        self._results[index] = result
+        self._left -= 1
+        if not self._left and not self.done.called:
+            self.done.callback(self._results)
+
+    def fail(self, failure: Failure) -> None:
+        if not self.done.called:
+            self.done.errback(failure)
+
+
+_Waiting = tuple[Item, _Offer | None, int]
+"""
+An item that is not yet durable, and who waits for it, as which of theirs.
 """
 
 
@@ -58,12 +99,13 @@ class Intake:
         clock: IReactorTime,
         journal: IJournal,
         gate: Gate,
-        spread: Callable[[Commit], None],
+        spread: Callable[[Commit], Deferred[None]],
         answered: Callable[[Envelope], None],
         errors_per_minute: int,
     ) -> None:
         """
-        @param spread: Called with all that was accepted, in order.
+        @param spread: Called with all that was accepted, in order; fires when
+            everybody has been given it.
         @param answered: Called with every part of an answer to a snapshot request.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -75,7 +117,8 @@ class Intake:
         self._spread = spread
         self._answered = answered
         self._complaints = RateLimit(clock, errors_per_minute)
-        self._waiting: deque[tuple[Item, Deferred[Outcome] | None]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._offers: deque[_Offer] = deque()
         self._committing = False
         self._paused = False
         self._finished: Deferred[None] | None = None
@@ -95,7 +138,7 @@ class Intake:
                 elif isinstance(report, Envelope):
                     self._answered(report)
                 else:
-                    self._waiting.append((item, None))
+                    self._waiting.append((item, None, 0))
             except Invalid as e:
                 self._refused(e)
         if len(self._waiting) >= FULL and not self._paused:
@@ -134,19 +177,34 @@ class Intake:
     def _take(
         self, decode: Callable[[Any], Item], given: Sequence[Any]
     ) -> Deferred[list[Outcome | Invalid]]:
-        results: list[Deferred[Outcome | Invalid]] = []
-        for each in given:
-            try:
-                item = admissible(decode(each))
-            except Invalid as e:
-                self._refused(e)
-                results.append(succeed(e))
-            else:
-                result: Deferred[Any] = Deferred()
-                self._waiting.append((item, result))
-                results.append(result)
+        if not given:
+            return succeed([])
+        offer = _Offer(decode, given)
+        self._offers.append(offer)
+        if len(self._offers) == 1:
+            self._decode()
+        return offer.done
+
+    def _decode(self) -> None:
+        """
+        Decode what was offered, as much as one turn has time for.
+        """
+        until = self._clock.seconds() + TURN
+        while self._offers:
+            if self._clock.seconds() > until:
+                self._clock.callLater(0, self._decode)
+                break
+            offer = self._offers[0]
+            start, offer.begun = offer.begun, offer.begun + CHECKED
+            for index, each in enumerate(offer.given[start : offer.begun], start):
+                try:
+                    self._waiting.append((admissible(offer.decode(each)), offer, index))
+                except Invalid as e:
+                    self._refused(e)
+                    offer.settle(index, e)
+            if offer.begun >= len(offer.given):
+                self._offers.popleft()
         self._commit()
-        return gatherResults(results, consumeErrors=True)
 
     def finish(self) -> Deferred[None]:
         """
@@ -155,7 +213,7 @@ class Intake:
         @return: Fires when all that was taken in has been handed on.
         """
         self._finished = Deferred()
-        if not self._committing and not self._waiting:
+        if not self._committing and not self._waiting and not self._offers:
             self._finished.callback(None)
         return self._finished
 
@@ -175,30 +233,28 @@ class Intake:
         if self._committing:
             return
         if not self._waiting:
-            if self._finished is not None and not self._finished.called:
+            if self._finished and not self._finished.called and not self._offers:
                 self._finished.callback(None)
             return
         self._committing = True
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         self._append(batch)
 
-    def _append(self, batch: list[tuple[Item, Deferred[Outcome] | None]]) -> None:
+    def _append(self, batch: list[_Waiting]) -> None:
         (
-            self._journal.append([item for item, _ in batch])
+            self._journal.append([item for item, _, _ in batch])
             .addCallbacks(
                 self._cb_committed, self._eb_failed, callbackArgs=(batch,), errbackArgs=(batch,)
             )
             .addErrback(self._eb_unexpected, batch)
         )
 
-    def _cb_committed(
-        self, outcomes: list[Outcome], batch: list[tuple[Item, Deferred[Outcome] | None]]
-    ) -> None:
-        self.hand_on(outcomes)
-        for (_, waiting), outcome in zip(batch, outcomes, strict=True):
-            if waiting is not None:
-                waiting.callback(outcome)
-        self._go_on()
+    def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> Deferred[None]:
+        spread = self.hand_on(outcomes)
+        for (_, offer, index), outcome in zip(batch, outcomes, strict=True):
+            if offer is not None:
+                offer.settle(index, outcome)
+        return spread.addCallback(lambda _: self._go_on())
 
     def _go_on(self) -> None:
         self._committing = False
@@ -208,23 +264,23 @@ class Intake:
         # In a turn of its own, so that nobody else waits for a long queue.
         self._clock.callLater(0, self._commit)
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> None:
+    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """
         Spread what the journal has accepted. What cannot be spread is logged.
+
+        @return: Fires when everybody has been given it; never fails.
         """
         tally = Counter((stream_of(outcome.item), outcome.verdict) for outcome in outcomes)
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
-        if accepted:
-            try:
-                self._spread(Commit(accepted))
-            except Exception:
-                self._log.failure("While spreading what was accepted")
+        if not accepted:
+            return succeed(None)
+        return maybeDeferred(lambda: self._spread(Commit(accepted))).addErrback(
+            lambda failure: self._log.failure("While spreading what was accepted", failure)
+        )
 
-    def _eb_failed(
-        self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]
-    ) -> None:
+    def _eb_failed(self, failure: Failure, batch: list[_Waiting]) -> None:
         failure.trap(JournalFailed)
         self._log.error(
             "{count} messages are not accepted: {reason}; trying again in {delay} s.",
@@ -235,21 +291,20 @@ class Intake:
         if not self._paused:
             self._paused = True
             self.pause()
-        kept: list[tuple[Item, Deferred[Outcome] | None]] = []
-        for item, waiting in batch:
-            if waiting is None:
-                kept.append((item, None))
+        kept: list[_Waiting] = []
+        for waiting in batch:
+            offer = waiting[1]
+            if offer is None:
+                kept.append(waiting)
             else:  # whoever waits is told, and keeps it
-                waiting.errback(failure)
+                offer.fail(failure)
         self._clock.callLater(RETRY_DELAY, self._append, kept)
 
-    def _eb_unexpected(
-        self, failure: Failure, batch: list[tuple[Item, Deferred[Outcome] | None]]
-    ) -> None:
+    def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
         self._log.failure("{count} messages are lost", failure, count=len(batch))
-        for _, waiting in batch:
-            if waiting is not None and not waiting.called:
-                waiting.errback(failure)
+        for _, offer, _ in batch:
+            if offer is not None:
+                offer.fail(failure)
         self._go_on()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,11 @@ Seconds between looks for subscriptions that have ended.
 RETRY_INTERVAL = 0.003
 """
 Seconds after which frames are offered again to a peer whose queue was full.
+"""
+
+TURN = 0.01
+"""
+Seconds after which work that can wait goes on in another turn of the reactor.
 """
 
 PUMP_FRAMES = 1000
@@ -332,7 +337,9 @@ class Subscriptions(MultiService):
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
         self._by_user: Counter[str] = Counter()
-        self._stuck: set[Subscription] = set()
+        self._stuck: dict[Subscription, None] = {}
+        self._spreading: deque[tuple[Commit, Iterator[Subscription], Deferred[None]]] = deque()
+        self._going_on: IDelayedCall | None = None
         self._retrying: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
         self._unsaved: dict[str, bytes | None] = {}
@@ -509,24 +516,58 @@ class Subscriptions(MultiService):
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
-    def spread(self, commit: Commit) -> None:
+    def spread(self, commit: Commit) -> Deferred[None]:
         """
-        Send what was accepted to everybody who wants it.
+        Send what was accepted to everybody who wants it: those who have subscribed
+        by now, after all that was spread before.
+
+        @return: Fires when everybody has been given it, which may be turns later.
         """
-        for subscription in self._by_topic.values():
-            if subscription.streams & commit.streams:
-                subscription.committed(commit)
+        wanting = [each for each in self._by_topic.values() if each.streams & commit.streams]
+        done: Deferred[None] = Deferred()
+        self._spreading.append((commit, iter(wanting), done))
+        if len(self._spreading) == 1:
+            self._spread()
+        return done
+
+    def _spread(self) -> None:
+        until = self._clock.seconds() + TURN
+        while self._spreading:
+            commit, wanting, done = self._spreading[0]
+            for subscription in wanting:
+                try:
+                    if not subscription.closed:
+                        subscription.committed(commit)
+                except Exception:
+                    self._log.failure("While delivering to a subscriber")
+                if self._clock.seconds() > until:
+                    self._going_on = self._clock.callLater(0, self._spread)
+                    return
+            self._spreading.popleft()
+            done.callback(None)
 
     def _retry_soon(self, subscription: Subscription) -> None:
         if self._retrying is None:
             self._retrying = self._clock.callLater(RETRY_INTERVAL, self._retry)
-        self._stuck.add(subscription)
+        self._stuck[subscription] = None
 
     def _retry(self) -> None:
         self._retrying = None
-        stuck, self._stuck = self._stuck, set()
-        for subscription in stuck:
+        until = self._clock.seconds() + TURN
+        stuck, self._stuck = self._stuck, {}
+        for subscription in list(stuck):
+            del stuck[subscription]
             subscription.pump()
+            if self._clock.seconds() > until:
+                break
+        if stuck:  # before those which got stuck again
+            self._stuck = stuck | self._stuck
+            self._retry_at_once()
+
+    def _retry_at_once(self) -> None:
+        if self._retrying is not None:
+            self._retrying.cancel()
+        self._retrying = self._clock.callLater(0, self._retry)
 
     def _sweep(self) -> None:
         now = self._clock.seconds()
@@ -547,6 +588,8 @@ class Subscriptions(MultiService):
             self._retrying.cancel()
             self._retrying = None
         self._stuck.clear()
+        if self._going_on is not None and self._going_on.active():
+            self._going_on.cancel()
         if self._unsaved:
             self._saving.cancel()
             await self._save()
