@@ -32,9 +32,9 @@ from tbvast.bridge.engines.fields import (
     mapped,
     names,
 )
-from tbvast.errors import Invalid
+from tbvast.errors import Invalid, ObservableInvalid
 from tbvast.intel.matches import Entry, Hit, Match
-from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.observables import Kind, Observable, normalise
 
 DNS = Source("suricata.dns", addresses("src_ip") + names("dns.answers[].rdata"))
 
@@ -383,6 +383,24 @@ class RowTests(SynchronousTestCase):
             rows.entry(b'{"key":null,"value":' + line + b"}") for line in text.split(b"\n") if line
         ]
         self.assertEqual(back, sorted(given, key=lambda e: e.observable.kind))
+
+    @given(st.sampled_from(Kind), st.binary())
+    def test_any_bytes(self, kind: Kind, raw: bytes) -> None:
+        """
+        Whatever bytes an indicator has as its value, the pipelines are the same,
+        and what goes with them is one line of JSON for each value.
+        """
+        before = _pipelines()
+        text = raw.decode("utf-8", "surrogateescape")
+        for each in (text, raw.decode("latin-1")):
+            try:
+                observable = normalise(kind, each)
+            except ObservableInvalid:
+                continue
+            line = rows.written([Entry(observable, ("indicator--1",))])
+            self.assertEqual(json.loads(line)["v"], observable.value)
+            self.assertEqual(line.count("\n"), 1)
+        self.assertEqual(_pipelines(), before)
 
     @given(entries)
     def test_values_stay_data(self, given: Entry) -> None:

@@ -39,6 +39,10 @@ _REFERENCE = "threatbus__"
 _PLAIN = re.compile(r"(?!-)[!#-\[\]-~]{1,2048}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9-]{1,200}", re.ASCII)
 
+# The engine compares with every text of an event: a file's name could be found as
+# that of a host. Certificates' hashes are written in many ways.
+_BEYOND = frozenset({Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
+
 
 class _Version(msgspec.Struct):
     VAST: str = ""
@@ -208,13 +212,24 @@ class VastEngine:
         """
         Whether an entry can be given to the command line as it is.
         """
-        kind, value = entry.observable.kind, entry.observable.value
+        kind = entry.observable.kind
         if live and kind is Kind.NETWORK:
             return False
-        if _PLAIN.fullmatch(value) and all(_ID.fullmatch(id) for id in entry.ids):
+        if expressible(entry):
             return True
         self._log.warn("The engine cannot be asked for a value of kind {kind}.", kind=kind)
         return False
+
+
+def expressible(entry: Entry) -> bool:
+    """
+    Whether an entry can be part of arguments and queries as it is, and means the
+    same to the engine.
+    """
+    observable = entry.observable
+    if observable.kind in _BEYOND or not _PLAIN.fullmatch(observable.value):
+        return False
+    return all(_ID.fullmatch(id) for id in entry.ids)
 
 
 def query(observable: Observable) -> str:

@@ -1,0 +1,56 @@
+"""
+What the engine of old is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines.vast import expressible, query
+from tbvast.intel.matches import Entry
+from tbvast.intel.observables import Kind, Observable
+
+values = st.text() | st.text("ab.-:/'\"\\\\ \n\0|&;=()$é") | st.from_regex(r"[a-z0-9.:/-]+\Z")
+entries = st.builds(
+    Entry,
+    st.builds(Observable, st.sampled_from(Kind), values),
+    st.lists(st.just("indicator--1") | values, min_size=1, max_size=3).map(tuple),
+)
+
+
+class ExpressibleTests(SynchronousTestCase):
+    """
+    Tests for L{expressible} and L{query}.
+    """
+
+    @given(entries)
+    def test_any_value(self, entry: Entry) -> None:
+        """
+        No value is an option, ends the text that it is in, or adds to the query.
+        """
+        value = entry.observable.value
+        if not expressible(entry):
+            return
+        self.assertFalse(value.startswith("-"))
+        for id_ in entry.ids:
+            self.assertRegex(id_, r"\A[A-Za-z0-9-]+\Z")
+        if entry.observable.kind in (Kind.IP, Kind.NETWORK):
+            self.assertNotRegex(value, r"[\s\"\\\\\0]")
+            return
+        texts = r'"[^"\\\\\s]+" == (:string|net\.(domain|hostname|uri))'
+        self.assertTrue(re.fullmatch(rf"{texts}( (\|\||&&) {texts})?", query(entry.observable)))
+
+    def test_kinds(self) -> None:
+        """
+        What the engine would find in the wrong place is not asked for.
+        """
+        asked = {
+            kind
+            for kind in Kind
+            if expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
+        }
+        self.assertEqual(set(Kind) - asked, {Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
