@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def measure(runs: int, messages: int, only: str) -> int:
             for kind, name in FORWARDERS.items():
                 if only in ("", kind):
                     run_peer(
-                        lambda kind=kind, n=subscribers: forwarder(kind, n),  # type: ignore[misc]
+                        partial(forwarder, kind, subscribers),
                         messages,
                         subscribers,
                         result(name, setting),

@@ -324,7 +324,7 @@ class Load:
 # What the child processes do
 
 
-def forward(kind: str, sub_port: str, pub_port: str, subscribers: str) -> None:
+def forward(kind: str, pub_port: str, sub_port: str, subscribers: str) -> None:
     """
     Forward each message to every subscriber's own topic; C{zmq.proxy} cannot rewrite,
     and so its subscribers share one.
@@ -481,7 +481,7 @@ class _Watched:
 
     def __init__(self, poller: Any, path: str) -> None:
         self._poller = poller
-        self._file = Path(path).open("w", buffering=1)
+        self._file = Path(path).open("w", buffering=1)  # noqa: SIM115
         self._since = 0
 
     def __getattr__(self, name: str) -> Any:
