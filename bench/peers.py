@@ -301,12 +301,14 @@ class Load:
                     waiting.remove(each)
         time.sleep(0.5)
 
-    def expect(self, count: int) -> None:
+    def expect(self, count: int, stamped: bool = False) -> None:
         """
         Have all subscribers begin to count.
+
+        @param stamped: Whether they say how late each message was.
         """
         for each in self.subscribers:
-            each.tell(str(count))
+            each.tell(f"{count} {'stamped' if stamped else ''}")
         for each in self.subscribers:
             each.told()
 

@@ -76,6 +76,7 @@ def machine() -> str:
     """
     said = [
         f"{os.cpu_count()} cores, shared by all processes of a run",
+        f"load average {os.getloadavg()[0]:.1f} before",
         f"Python {platform.python_version()}",
         f"libzmq {zmq.zmq_version()}",
     ]
