@@ -5,6 +5,7 @@ The bus: three endpoints, and what connects them.
 from __future__ import annotations
 
 import functools
+import gc
 import socket
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ class Bus(SequentialService):
         self._reactor.callWhenRunning(self._say_ready)
 
     def _say_ready(self) -> None:
+        # What there is now stays: looking through it takes longer than a turn may.
+        gc.collect()
+        gc.freeze()
         settings = self._settings
         self._log.info(
             "The bus is ready on {host}: manage {manage}, pub {pub}, sub {sub};"
