@@ -9,7 +9,7 @@ CONFIG ?= $(wildcard tap.conf)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo run test check wheel clean
+.PHONY: help demo run test check bench wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make run     plugin and bridge in the foreground, until Ctrl-C; uses tap.conf if there is one'
 	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
 	@echo 'make check   lint, format and types'
+	@echo 'make bench   measure, in small, beside the peers'
 	@echo 'make wheel   build a wheel in dist/'
 	@echo 'make clean   remove everything that was made'
 	@echo 'PYTHON=...   the interpreter to make $(VENV) with'
@@ -59,6 +60,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tbvast tests
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench --short
 
 wheel: $(INSTALLED)
 	rm -rf build/lib

@@ -27,7 +27,7 @@ import zmq
 from tbvast.demo.services import free_ports, twistd
 from tests.functional.peers import THREATBUS, Uninstallable, installed
 
-LIMIT = 120.0
+LIMIT = 120
 """
 Seconds that one step may take.
 """
@@ -102,6 +102,7 @@ class Role:
         """
         Whether there is something to be read.
         """
+        assert self._process.stdout
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def end(self) -> None:

@@ -1,0 +1,3 @@
+"""
+Measurements, and faults on purpose: commands of a checkout, not of the package.
+"""
