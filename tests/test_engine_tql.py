@@ -98,6 +98,18 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(branch.long, "dns?.answers?[1]? != null")
         self.assertEqual((len(branch.first), len(branch.all)), (3, 6))
 
+    def test_cut(self) -> None:
+        """
+        Only the live match tells of lists that are longer than what is looked at.
+        """
+        source = Source("x.y", names("a[]", "b[24].c[]", "d"))
+        plan = tql.plan([source], positions=4)
+        branch = plan.branches[0]
+        self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
+        marked = f"_tbvast.cut = true if {branch.cut}\n"
+        self.assertIn(marked, tql.live(plan, tql.MAIN))
+        self.assertNotIn("cut", tql.retro(plan, tql.RETRO, 1))
+
     def test_order(self) -> None:
         """
         Schemas named in full come before those that only begin alike, and every
@@ -298,6 +310,29 @@ def _pipelines() -> list[str]:
         tql.end("a"),
         tql.ping(),
     ]
+
+
+class CutTests(SynchronousTestCase):
+    """
+    L{rows.cut} tells which events were not looked at as a whole.
+    """
+
+    def test_cut(self) -> None:
+        """
+        The mark says so, with a hit or without, and nothing else does.
+        """
+        lines = [
+            b'{"_tbvast":{"s":"a.b","cut":true}}',
+            b'{"x":1,"_tbvast":{"s":"a.c","cut":true,"f0":{"k":"ip","v":"1.2.3.4","ids":["i"]}}}',
+            b'{"cut":true,"_tbvast":{"s":"a.d"}}',
+            b'{"x":{"cut":true},"_tbvast":null}',
+            b'{"cut":true,',
+            b'{"_tbvast":null}',
+        ]
+        self.assertEqual(list(rows.cut(lines)), ["a.b", "a.c"])
+        slots = {"f0": tql.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
+        (found,) = rows.matches(lines[:2], slots)
+        self.assertEqual(found.hits, (Hit("x", Kind.IP, "1.2.3.4", ("i",)),))
 
 
 class MappedTests(SynchronousTestCase):

@@ -109,7 +109,8 @@ class Bridge(SequentialService):
         self._threads = Threads(reactor, 1, "tbvast-store")
         self._threads.setServiceParent(self)
         address = self._engine_address()
-        engine = EngineThreads(reactor, self._engine(address))
+        self._driven = self._engine(address)
+        engine = EngineThreads(reactor, self._driven)
         engine.setServiceParent(self)
         self._maker = SightingMaker(
             reactor, self._store, self._threads.defer, settings.engine, self._transform()
@@ -239,12 +240,19 @@ class Bridge(SequentialService):
             .addErrback(functools.partial(self._log.failure, "While tidying the store"))
         )
 
+    def _cut(self) -> dict[str, Any]:
+        """
+        What the engine has not looked at as a whole, as part of the report.
+        """
+        cut = getattr(self._driven, "cut", None)
+        return {"cut": dict(cut)} if cut else {}
+
     async def _sight(self, matches: list[Match], match_type: MatchType) -> None:
         await self._outbox.add(await self._maker.make(matches, match_type))
 
     def _report(self) -> dict[str, Any]:
         return {
-            "engine": self._session.report(),
+            "engine": {**self._session.report(), **self._cut()},
             "store": self._counts,
             "sightings": {"made": self._outbox.made, "handed_on": self._outbox.handed_on},
         }

@@ -181,6 +181,7 @@ _ENGINE_ROWS = (
     ("live match", "engine", "live"),
     ("matches", "engine", "matched"),
     ("searches of past events", "engine", "searches"),
+    ("events with longer lists than are looked at", "engine", "cut"),
     ("entries on their way to the engine", "engine", "pending"),
     ("indicators", "store", "indicators"),
     ("indicators not searched for yet", "store", "unsearched"),

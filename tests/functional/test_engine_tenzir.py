@@ -492,6 +492,37 @@ class FieldTests(TenzirTestCase):
         (plain,) = _found(self.engine, entries)
         self.assertEqual(plain.event["tls"]["sni"], "evil.example")
 
+    def test_cut(self) -> None:
+        """
+        Events with lists that are longer than what is looked at are counted, with
+        a match or without; the others are not.
+        """
+        self.engine.add([entry(Kind.DOMAIN, "here.example"), entry(Kind.DOMAIN, "late.example")])
+        timer = threading.Timer(60, self.engine.interrupt)
+        timer.start()
+        self.addCleanup(timer.cancel)
+        found: list[Match] = []
+        watch: Any = self.engine.watch()
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            full = [f"{n}.example" for n in range(tql.POSITIONS)]
+            for sni, alternatives in (
+                ("a.b", [*full, "late.example"]),
+                ("here.example", [*full, "late.example"]),
+                ("a.b", full),
+                ("here.example", ["late.example"]),
+            ):
+                self.arrive(
+                    {"event_type": "tls", "tls": {"sni": sni, "subjectaltname": alternatives}}
+                )
+            while len(found) < 2:
+                found += next(watch)
+        self.assertEqual(dict(self.engine.cut), {"suricata.tls": 2})
+        self.assertEqual(
+            [[hit.field for hit in match.hits] for match in found],
+            [["tls.sni"], ["tls.sni", "tls.subjectaltname[0]"]],
+        )
+
     def test_schema(self) -> None:
         """
         A match names the event's schema, and its event has nothing of ours in it.

@@ -7,12 +7,12 @@ Pure: lines in, values out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from tbvast.bridge.engines.tql import MARK, Slot
+from tbvast.bridge.engines.tql import CUT, MARK, Slot
 from tbvast.errors import Invalid
 from tbvast.intel.matches import Entry, Hit, Match
 from tbvast.intel.observables import Kind, Observable
@@ -33,6 +33,12 @@ class _Inspected(msgspec.Struct):
     value: _Row
 
 
+class _Marked(msgspec.Struct):
+    mark: Any = msgspec.field(name=MARK, default=None)
+
+
+_CUT = f'"{CUT}":true'.encode()
+_marked_decoder = msgspec.json.Decoder(_Marked)
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(dict[str, Any])
 _inspected_decoder = msgspec.json.Decoder(_Inspected)
@@ -91,6 +97,7 @@ def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
         if mark is None:
             return None
         schema = mark.pop("s")
+        mark.pop(CUT, None)
         hits: dict[Hit, None] = {}
         for name, value in mark.items():
             if value is None:
@@ -110,6 +117,21 @@ def matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]
     @raise Invalid: If one is no line of a match.
     """
     return [found for line in lines if (found := match(line, slots)) is not None]
+
+
+def cut(lines: Iterable[bytes]) -> Iterator[str]:
+    """
+    The schemas of events with a list that is longer than what was looked at of it.
+    """
+    for line in lines:
+        if _CUT not in line:
+            continue
+        try:
+            mark = _marked_decoder.decode(line).mark
+        except msgspec.MsgspecError:
+            continue  # reading the matches says so
+        if isinstance(mark, dict) and mark.get(CUT) is True:
+            yield str(mark.get("s"))
 
 
 class Limit:

@@ -9,6 +9,7 @@ import re
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,6 +122,9 @@ class TenzirEngine:
     The retro match runs in the node, and its results are fetched page by page;
     the live match runs in a command of ours that reads the node's feed. Neither
     opens a port.
+
+    @ivar cut: How many events, by schema, the live match has seen with a list that
+        is longer than what was looked at of it.
     """
 
     def __init__(
@@ -163,6 +167,7 @@ class TenzirEngine:
         self._silence = silence
         self._monotonic = monotonic
         self._plan = self._planned(frozenset(Kind))
+        self.cut: Counter[str] = Counter()
         self._searching = threading.Lock()
         self._stale: set[Observable] = set()
         self._commands = Commands(
@@ -330,6 +335,7 @@ class TenzirEngine:
         ) as lines:
             for batch in lines:
                 signs += batch.count(tql.SIGN)
+                self.cut.update(rows.cut(batch))
                 found = _matches("watch", batch, self._plan)
                 if not running and (found or signs >= _SIGNS):
                     running = True

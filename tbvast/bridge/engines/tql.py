@@ -8,7 +8,7 @@ is, are names of tables, topics and fields, checked here, and numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -34,6 +34,11 @@ A line of the live match that only says that it runs.
 MARK = "_tbvast"
 """
 The field of an exported event that holds what was found in it.
+"""
+
+CUT = "cut"
+"""
+Within L{MARK}: whether a list of the event is longer than what was looked at of it.
 """
 
 POSITIONS = 8
@@ -157,12 +162,15 @@ class Branch(msgspec.Struct, frozen=True):
         spared the lookups of all later elements.
     @ivar first: The lookups in an event without.
     @ivar all: The lookups in an event with.
+    @ivar cut: A TQL expression that is true of an event with a list that is longer
+        than what is looked at of it.
     """
 
     condition: str
     long: str
     first: tuple[Slot, ...]
     all: tuple[Slot, ...]
+    cut: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -202,9 +210,10 @@ def plan(
     branches = [
         Branch(
             _condition(source.schema),
-            _long(source) if positions > 1 else "",
+            _longer(source, lambda most: 1) if positions > 1 else "",
             numbered.of(source, 1),
             numbered.of(source, positions),
+            _longer(source, lambda most: most or positions),
         )
         for source in [*full, *partial, anything(sources)]
     ]
@@ -271,22 +280,29 @@ def _condition(schema: str) -> str:
     return f'@name == "{schema}"'
 
 
-def _long(source: Source) -> str:
-    seconds = {
-        f"{access}[1]? != null": None
+def _longer(source: Source, than: Callable[[int], int]) -> str:
+    """
+    @param than: The length that is exceeded, given how many elements a path says;
+        C{0} if it does not.
+    """
+    found = {
+        f"{access}[{than(most)}]? != null": None
         for field in source.fields
         if not field.flat
-        for access in _lists(_steps(field.path))
+        for access, most in _lists(_steps(field.path))
     }
-    return " or ".join(seconds)
+    return " or ".join(found)
 
 
-def _lists(steps: list[tuple[str, int | None]]) -> Iterator[str]:
+def _lists(steps: list[tuple[str, int | None]]) -> Iterator[tuple[str, int]]:
+    """
+    The lists of a path: of lists within lists, those in the first elements.
+    """
     access = ""
     for name, most in steps:
         access = _within(access, name)
         if most is not None:
-            yield access
+            yield access, most
             access += "[0]?"
 
 
@@ -457,10 +473,11 @@ def live(matched: Plan, tables: Tables) -> str:
     Match what arrives from now on, as lines on standard output.
 
     Once a second the node's own metrics make a line whose mark is null: the
-    sign that the match runs, and that the node is still there.
+    sign that the match runs, and that the node is still there. An event in which
+    nothing was found, but a list was too long, makes a line of the mark alone.
     """
     return (
-        f"export live=true\n{_matched(matched, tables)}"
+        f"export live=true\n{_matched(matched, tables, cut=True)}"
         'merge { export internal=true, live=true | where @name == "tenzir.metrics.actor" '
         f'| where name == "importer" | select {MARK}=null }}\nwrite_ndjson\n'
     )
@@ -533,14 +550,14 @@ def end(stream: str) -> str:
     return f'api "/pipeline/delete", {{id: "{identity(stream)}"}}\nwrite_ndjson\n'
 
 
-def _matched(matched: Plan, tables: Tables) -> str:
+def _matched(matched: Plan, tables: Tables, cut: bool = False) -> str:
     lines = [f"{MARK} = {{s: @name}}"]
     for number, branch in enumerate(matched.branches):
         opening = f"if {branch.condition} {{" if branch.condition else "{"
         lines.append(f"}} else {opening}" if number else opening)
         if branch.long:
             lines.append(f"if {branch.long} {{")
-            lines += _looked_up(branch.all, tables)
+            lines += _looked_up(branch.all, tables, branch.cut if cut else "")
             lines.append("} else {")
             lines += _looked_up(branch.first, tables)
             lines.append("}")
@@ -549,13 +566,20 @@ def _matched(matched: Plan, tables: Tables) -> str:
     return "\n".join([*lines, "}", f"drop_null_fields {MARK}", ""])
 
 
-def _looked_up(slots: Iterable[Slot], tables: Tables) -> Iterator[str]:
+def _looked_up(slots: Iterable[Slot], tables: Tables, cut: str = "") -> Iterator[str]:
     found = []
+    if cut:
+        yield f"{MARK}.{CUT} = true if {cut}"
     for slot in slots:
         table = _name(tables.of(next(iter(slot.kinds))))
         found.append(f"{MARK}.{slot.name} != null")
         yield f'context_enrich "{table}", key={slot.expression}, into={MARK}.{slot.name}'
-    yield f"where {' or '.join(found) or 'false'}"
+    any_found = " or ".join(found) or "false"
+    if cut:
+        yield f"if {any_found} {{\npass\n}} else if {MARK}.{CUT} == true {{"
+        yield f"select {MARK}\n}} else {{\nwhere false\n}}"
+    else:
+        yield f"where {any_found}"
 
 
 def _name(text: str) -> str:
