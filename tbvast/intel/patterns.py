@@ -65,6 +65,16 @@ class Matchable(msgspec.Struct, frozen=True):
         return tuple(term.observable for term in self.terms)
 
 
+def surely_matchable(pattern: str) -> bool:
+    """
+    A quick look, for the most frequent patterns: whether L{matchable} would find
+    something, without working out what.
+
+    @return: False if that is not known.
+    """
+    return _NORMAL.fullmatch(pattern) is not None
+
+
 def validate(pattern: str) -> None:
     """
     Check that a text is a STIX pattern; as L{parse}, but quicker for most.
@@ -127,6 +137,17 @@ _SIMPLE = re.compile(r"\[ ?([a-z0-9-]+:[A-Za-z0-9_.'-]+) ?= ?'([^'\\]*)' ?\]")
 """
 A single comparison without anything to unescape; only a shortcut, and only for the
 object paths of L{_KIND_OF_TEXT}.
+"""
+
+_NORMAL = re.compile(
+    r"\[(?:"
+    r"ipv4-addr:value = '(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!')|(?='))){4}'"
+    r"|domain-name:value = '(?:[a-z0-9](?:[a-z0-9-]{0,40}[a-z0-9])?\.){1,4}[a-z]{2,40}'"
+    r"|file:hashes\.(?:MD5 = '[0-9a-f]{32}'|'SHA-1' = '[0-9a-f]{40}'|'SHA-256' = '[0-9a-f]{64}')"
+    r")\]"
+)
+"""
+A single comparison with a value in its normal form.
 """
 
 _KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {

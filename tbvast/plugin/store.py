@@ -70,7 +70,7 @@ Which columns of a row these are.
 
 _INSERTS = [
     (size, "INSERT INTO entries VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * size))
-    for size in (512, 64, 8, 1)
+    for size in (2000, 250, 32, 4, 1)
 ]
 """
 Statements that insert some number of rows each; a batch is split into these.
