@@ -131,12 +131,41 @@ class ReceiveTests(IntakeTestCase):
 
     def test_bounded_commit(self) -> None:
         """
-        One commit has a bounded number of items, and others have a turn between two.
+        One commit has a bounded number of items, and others have a turn between the
+        spreading of two; meanwhile the next one is made durable, and no more.
         """
-        self.receive(*(encode_report(a_sighting(number)) for number in range(BATCH + 1)))
-        self.assertEqual(self.journal.batches, [BATCH])
-        self.clock.advance(0)
-        self.assertEqual(self.journal.batches, [BATCH, 1])
+        self.receive(*(encode_report(a_sighting(number)) for number in range(3 * BATCH)))
+        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.assertEqual([len(commit) for commit in self.commits], [BATCH])
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertEqual([len(commit) for commit in self.commits], [BATCH] * 3)
+        self.assertEqual(
+            self.spread_items(), [a_sighting(number).raw for number in range(3 * BATCH)]
+        )
+
+    def test_from_elsewhere(self) -> None:
+        """
+        What the journal accepted of somebody else is spread in its order, too.
+        """
+        spreads: list[tuple[int, Deferred[None]]] = []
+
+        def spread(commit: Commit) -> Deferred[None]:
+            spreads.append((commit.until, Deferred()))
+            return spreads[-1][1]
+
+        self.intake = Intake(
+            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+        )
+        for number in range(1, 3):
+            self.receive(encode_report(an_indicator(number)))
+        done = self.intake.hand_on([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
+        for count in range(1, 4):
+            self.assertNoResult(done)
+            self.assertEqual([until for until, _ in spreads], list(range(1, count + 1)))
+            spreads[-1][1].callback(None)
+            self.clock.advance(0)
+        self.successResultOf(done)
 
     def test_refused(self) -> None:
         """

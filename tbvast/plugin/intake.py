@@ -119,6 +119,7 @@ class Intake:
         self._complaints = RateLimit(clock, errors_per_minute)
         self._waiting: deque[_Waiting] = deque()
         self._offers: deque[_Offer] = deque()
+        self._durable: deque[tuple[Sequence[Outcome], Deferred[None]]] = deque()
         self._committing = False
         self._paused = False
         self._finished: Deferred[None] | None = None
@@ -213,9 +214,15 @@ class Intake:
         @return: Fires when all that was taken in has been handed on.
         """
         self._finished = Deferred()
-        if not self._committing and not self._waiting and not self._offers:
+        finished = self._finished
+        self._check_finished()
+        return finished
+
+    def _check_finished(self) -> None:
+        if self._finished is None or self._finished.called:
+            return
+        if not (self._committing or self._waiting or self._offers or self._durable):
             self._finished.callback(None)
-        return self._finished
 
     def _forbidden(self, user: str) -> None:
         self.counts["message", "forbidden"] += 1
@@ -230,11 +237,11 @@ class Intake:
             self._log.warn("Refused a message: {reason}", reason=str(error))
 
     def _commit(self) -> None:
-        if self._committing:
+        # One commit may be on its way into the journal while another is spread.
+        if self._committing or len(self._durable) > 1:
             return
         if not self._waiting:
-            if self._finished and not self._finished.called and not self._offers:
-                self._finished.callback(None)
+            self._check_finished()
             return
         self._committing = True
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
@@ -249,15 +256,17 @@ class Intake:
             .addErrback(self._eb_unexpected, batch)
         )
 
-    def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> Deferred[None]:
-        spread = self.hand_on(outcomes)
+    def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
+        self._committing = False
+        self.hand_on(outcomes).addCallback(lambda _: self._settle(outcomes, batch))
+
+    def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (_, offer, index), outcome in zip(batch, outcomes, strict=True):
             if offer is not None:
                 offer.settle(index, outcome)
-        return spread.addCallback(lambda _: self._go_on())
+        self._go_on()
 
     def _go_on(self) -> None:
-        self._committing = False
         if self._paused and len(self._waiting) < FULL // 2:
             self._paused = False
             self.resume()
@@ -266,10 +275,30 @@ class Intake:
 
     def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """
-        Spread what the journal has accepted. What cannot be spread is logged.
+        Spread what the journal has accepted, after all that it accepted before. What
+        cannot be spread is logged.
 
         @return: Fires when everybody has been given it; never fails.
         """
+        done: Deferred[None] = Deferred()
+        self._durable.append((outcomes, done))
+        if len(self._durable) == 1:
+            self._commit()
+            self._hand_over()
+        return done
+
+    def _hand_over(self) -> None:
+        outcomes, done = self._durable[0]
+        self._spread_accepted(outcomes).addCallback(self._handed_over, done)
+
+    def _handed_over(self, _: None, done: Deferred[None]) -> None:
+        self._durable.popleft()
+        if self._durable:
+            # In a turn of its own, so that nobody else waits for a long queue.
+            self._clock.callLater(0, self._hand_over)
+        done.callback(None)
+
+    def _spread_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         tally = Counter((stream_of(outcome.item), outcome.verdict) for outcome in outcomes)
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
@@ -301,6 +330,7 @@ class Intake:
         self._clock.callLater(RETRY_DELAY, self._append, kept)
 
     def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
+        self._committing = False
         self._log.failure("{count} messages are lost", failure, count=len(batch))
         for _, offer, _ in batch:
             if offer is not None:
