@@ -4,10 +4,12 @@ The engine on a real Tenzir node.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -34,7 +36,7 @@ from tbvast.errors import (
     EngineUnsupported,
 )
 from tbvast.intel.matches import Entry, Match
-from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.observables import Kind, Observable, normalise
 from tbvast.interfaces import IEngine
 from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event
 from tests.functional.components import (
@@ -91,6 +93,9 @@ class TenzirEngineTests(TenzirTestCase, EngineContract):
 def entry(kind: Kind, value: str, *ids: str) -> Entry:
     return Entry(Observable(kind, value), ids or ("indicator--1",))
 
+
+DATA = Path(__file__).parent.parent / "data"
+LOGGED = {Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE}
 
 MD5 = "5d" * 16
 JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
@@ -492,6 +497,49 @@ class FieldTests(TenzirTestCase):
         (plain,) = _found(self.engine, entries)
         self.assertEqual(plain.event["tls"]["sni"], "evil.example")
 
+    def test_real_logs(self) -> None:
+        """
+        In real logs, every name of a file, user agent and certificate is found as
+        often as it is there.
+        """
+        there: Counter[Observable] = Counter()
+
+        def note(kind: Kind, *texts: str | None) -> None:
+            there.update(normalise(kind, text) for text in texts if text and text != "-")
+
+        by_type: dict[str, list[str]] = {}
+        for line in _log("suricata/eve-verify.json.gz"):
+            event = json.loads(line)
+            by_type.setdefault(event["event_type"], []).append(line)
+            if event["event_type"] in ("http", "fileinfo"):
+                note(Kind.USER_AGENT, event.get("http", {}).get("http_user_agent"))
+            note(Kind.FILE_NAME, event.get("fileinfo", {}).get("filename"))
+            note(Kind.FILE_NAME, event.get("ftp_data", {}).get("filename"))
+            note(Kind.CERTIFICATE, event.get("tls", {}).get("fingerprint"))
+        for lines in by_type.values():
+            self.node.feed("\n".join(lines), "suricata")
+        tsv = _log("zeek-tsv/http.log.gz")
+        columns = next(line.split("\t")[1:] for line in tsv if line.startswith("#fields"))
+        for line in tsv:
+            if not line.startswith("#"):
+                row = dict(zip(columns, line.split("\t"), strict=True))
+                note(Kind.USER_AGENT, row["user_agent"])
+                note(Kind.FILE_NAME, row["filename"])
+        self.node.run("from_stdin { read_zeek_tsv } | import", "\n".join(tsv))
+        for name in ("http", "files"):
+            lines = _log(f"zeek-json/{name}.log.json.gz")
+            for line in lines:
+                event = json.loads(line)
+                note(Kind.USER_AGENT, event.get("user_agent"))
+                note(Kind.FILE_NAME, event.get("filename"), *event.get("resp_filenames", []))
+            self.node.feed("\n".join(lines), "zeek-json")
+        entries = [Entry(observable, ("indicator--1",)) for observable in there]
+        found: Counter[Observable] = Counter()
+        for page in self.engine.find(entries, 0, 120.0):
+            found.update(Observable(hit.kind, hit.value) for match in page for hit in match.hits)
+        self.assertEqual(found, there)
+        self.assertEqual({each.kind for each in there}, LOGGED)
+
     def test_cut(self) -> None:
         """
         Events with lists that are longer than what is looked at are counted, with
@@ -541,6 +589,11 @@ class FieldTests(TenzirTestCase):
         self.node.feed(json.dumps({tql.MARK: forged, "src_ip": "203.0.113.7"}))
         (match,) = _found(self.engine, [ADDRESS])
         self.assertEqual([hit.ids for hit in match.hits], [ADDRESS.ids])
+
+
+def _log(name: str) -> list[str]:
+    with gzip.open(DATA / name, "rt", encoding="utf-8") as log:
+        return log.read().splitlines()
 
 
 def _hits(matches: Sequence[Match]) -> list[tuple[str, Observable]]:
