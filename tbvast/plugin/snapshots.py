@@ -44,12 +44,18 @@ class JournalSource:
         self._journal = journal
 
     async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
-        count = after = 0
+        count = 0
         until = self._journal.head
         await send([])  # fires when somebody is there to receive what is read
-        while page := await self._journal.current(after, until, since, PAGE):
-            await send([document for _, document in page])
-            after = page[-1][0]
+        reading = self._journal.current(0, until, since, PAGE)
+        while page := await reading:
+            # The next page is read while this one is sent.
+            reading = self._journal.current(page[-1][0], until, since, PAGE)
+            try:
+                await send([document for _, document in page])
+            except BaseException:
+                reading.addBoth(lambda _: None)  # nobody waits for it any more
+                raise
             count += len(page)
         return count
 

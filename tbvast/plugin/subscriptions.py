@@ -29,12 +29,12 @@ SWEEP_INTERVAL = 1.0
 Seconds between looks for subscriptions that have ended.
 """
 
-RETRY_INTERVAL = 0.003
+RETRY_INTERVAL = 0.002
 """
 Seconds after which frames are offered again to a peer whose queue was full.
 """
 
-TURN = 0.01
+TURN = 0.005
 """
 Seconds after which work that can wait goes on in another turn of the reactor.
 """
