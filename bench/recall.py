@@ -11,9 +11,12 @@ exit status is 0 if nothing was missed, false or doubled.
 from __future__ import annotations
 
 import argparse
+import gzip
 import ipaddress
 import json
 import random
+import re
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -35,7 +38,10 @@ QUIET = 8.0
 Seconds without a new sighting after which no more are waited for.
 """
 
-LIMIT = 90.0
+LIMIT = 300.0
+"""
+Seconds to wait for sightings in all.
+"""
 
 PATTERNS = {
     "domain": "[domain-name:value = '{}']",
@@ -94,8 +100,6 @@ class Recall(Run):
         self.engine = f"127.0.0.1:{self._engine_port}"
 
     def count(self) -> Counter[tuple[str, str]]:
-        import sqlite3
-
         with sqlite3.connect(f"file:{self._state / 'journal.db'}?mode=ro", uri=True) as db:
             bodies = db.execute("SELECT body FROM entries WHERE stream = 2").fetchall()
         sightings = [json.loads(body) for (body,) in bodies]
@@ -120,13 +124,19 @@ class Recall(Run):
         log = self._folder / "tbvast-bridge.log"
         self._until(lambda: "The live match is running" in log.read_text())
 
+    def held(self, count: int) -> None:
+        """
+        Wait until the engine has taken so many entries.
+        """
+        log = self._folder / "tbvast-bridge.log"
+        taken = re.compile(r"The engine took (\d+) entries")
+        self._until(lambda: sum(map(int, taken.findall(log.read_text()))) >= count)
+
     def spread(self, documents: list[dict[str, Any]]) -> None:
         for start in range(0, len(documents), 500):
             self.publish(documents[start : start + 500])
 
     def feed(self, files: dict[Path, list[Event]]) -> None:
-        import gzip
-
         for path, events in files.items():
             if "zeek-tsv" in path.parts:
                 raw = path.read_bytes()
@@ -175,7 +185,7 @@ def main() -> int:
                 run.ready()
                 if mode == "live":
                     run.spread(list(documents.values()))
-                    time.sleep(10)  # until the engine's tables hold them
+                    run.held(len(documents))
                     run.feed(files)
                 else:
                     run.feed(files)
