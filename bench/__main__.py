@@ -24,7 +24,6 @@ COMMANDS = (
     "reopen",
     "memory",
     "ingest",
-    "matching",
 )
 
 SMALL = {"snapshots": ["--indicators=100000", "--subscribers=1"]}
