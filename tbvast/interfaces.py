@@ -30,6 +30,11 @@ class IEngine(Interface):
     L{tbvast.errors.EngineInterrupted} once L{interrupt} has been called.
     """
 
+    cut = Attribute(
+        "How many events, by schema, L{watch} has seen with a list that is longer than"
+        " what is looked at of it; a mapping to be read only, from any thread."
+    )
+
     def identify() -> EngineIdentity:
         """
         Ask the node who it is; the cheapest call that proves it works.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -41,6 +41,7 @@ class MemoryEngine:
 
     def __init__(self, version: str = "6.20.0", endpoint: str = "127.0.0.1:5158") -> None:
         self.failure: EngineError | None = None
+        self.cut: Counter[str] = Counter()
         self.log: list[str] = []
         self._identity = EngineIdentity("tenzir", version, endpoint)
         self._table: dict[Observable, Entry] | None = None

@@ -240,19 +240,13 @@ class Bridge(SequentialService):
             .addErrback(functools.partial(self._log.failure, "While tidying the store"))
         )
 
-    def _cut(self) -> dict[str, Any]:
-        """
-        What the engine has not looked at as a whole, as part of the report.
-        """
-        cut = getattr(self._driven, "cut", None)
-        return {"cut": dict(cut)} if cut else {}
-
     async def _sight(self, matches: list[Match], match_type: MatchType) -> None:
         await self._outbox.add(await self._maker.make(matches, match_type))
 
     def _report(self) -> dict[str, Any]:
+        cut = dict(self._driven.cut)
         return {
-            "engine": {**self._session.report(), **self._cut()},
+            "engine": {**self._session.report(), **({"cut": cut} if cut else {})},
             "store": self._counts,
             "sightings": {"made": self._outbox.made, "handed_on": self._outbox.handed_on},
         }

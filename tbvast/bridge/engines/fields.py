@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -356,9 +357,9 @@ BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
     "hash": digests,
     "file-name": file_names,
     "certificate": certificates,
-    "ja3": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA3})),
-    "ja3s": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA3S})),
-    "ja4": lambda *paths: digests(*paths, kinds=frozenset({Kind.JA4})),
+    "ja3": partial(digests, kinds=frozenset({Kind.JA3})),
+    "ja3s": partial(digests, kinds=frozenset({Kind.JA3S})),
+    "ja4": partial(digests, kinds=frozenset({Kind.JA4})),
     "user-agent": user_agents,
     "mac": hardware,
 }

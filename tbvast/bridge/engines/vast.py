@@ -8,7 +8,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -82,6 +82,7 @@ class VastEngine:
         @param binary: The path of the C{vast} command.
         @param monotonic: The time in seconds, from any thread.
         """
+        self.cut: Mapping[str, int] = {}  # it looks at whole lists
         self._endpoint = endpoint
         self._commands = Commands(binary, endpoint)
         self._monotonic = monotonic
