@@ -21,6 +21,7 @@ import msgspec
 import yaml
 
 from tbvast.bridge.engines.fields import BY_KEY, SCHEMA, STEP, Mapped, Source
+from tbvast.bridge.engines.tql import POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 
 LOOPBACK = "127.0.0.1"
@@ -286,7 +287,6 @@ MOST_LOOKUPS = 256
 The most elements that one path of a field map may stand for.
 """
 
-_POSITIONS = 8
 _PATHS = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
 
 
@@ -336,7 +336,7 @@ def _paths(where: str, value: Any) -> list[str]:
     for each in paths:
         path = each.strip() if isinstance(each, str) else ""
         steps = [STEP.fullmatch(step) for step in path.split(".")]
-        lists = [int(step[3] or _POSITIONS) for step in steps if step is not None and step[2]]
+        lists = [int(step[3] or POSITIONS) for step in steps if step is not None and step[2]]
         if None in steps or len(path) > 200 or math.prod(lists) > MOST_LOOKUPS:
             raise SettingsInvalid(where, each, _PATHS)
         found.append(path)

@@ -550,6 +550,27 @@ class JournalTests(JournalContract, SynchronousTestCase):
         )
         self.assertEqual(other.execute("PRAGMA journal_mode").fetchall(), [("wal",)])
 
+    def test_earlier_version(self) -> None:
+        """
+        A file from before there were digests is gone on with: what is in it is found
+        by its id, and has its number.
+        """
+        self.append(an_indicator(1), an_indicator(2), removal(2))
+        self.store.close()
+        other = sqlite3.connect(self.path)
+        other.executescript(
+            "DROP INDEX latest; ALTER TABLE entries DROP COLUMN digest;"
+            "CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;"
+            "PRAGMA user_version = 1"
+        )
+        other.close()
+        self.store = JournalStore(self.path, "x")
+        newer = an_indicator(1, 5)
+        outcomes = self.store.append([an_indicator(1), an_indicator(2), newer], 0)
+        self.assertEqual([o.verdict for o in outcomes], [REPEATED, OUTDATED, ACCEPTED])
+        self.assertEqual(self.store.find([newer.id, an_indicator(2).id]), {newer.id: newer.raw})
+        self.assertEqual(outcomes[-1].number, 4)
+
     def test_later_version(self) -> None:
         """
         A file that a later tbvast wrote is left alone.

@@ -156,8 +156,10 @@ class Snapshots:
             self._log.debug("A snapshot envelope that nobody waits for.")
             return
         question.answered = True
+        dialects = {asker.request.dialect for asker in question.askers}
+        tails = {dialect: render(dialect, envelope.item) for dialect in dialects}
         for asker in question.askers:
-            asker.deliver(render(asker.request.dialect, envelope.item))
+            asker.deliver(tails[asker.request.dialect])
 
     def _ask(
         self,

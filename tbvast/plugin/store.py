@@ -427,8 +427,8 @@ class _Batch:
         try:
             if self._superseded:
                 self._connection.execute(
-                    "UPDATE entries SET state = 0 WHERE number IN (SELECT value FROM json_each(?))",
-                    (json.dumps(self._superseded),),
+                    "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
+                    (_State.SUPERSEDED, json.dumps(self._superseded)),
                 )
             self._insert()
             self._connection.execute("COMMIT")
@@ -493,14 +493,14 @@ class _Batch:
         if latest.row is None:
             self._superseded.append(latest.number)
         else:
-            latest.row[_STATE] = 0
+            latest.row[_STATE] = _State.SUPERSEDED
 
     def _keep(
         self, item: Item, stream: int, modified: int, valid_until: int | None, state: _State
     ) -> Outcome:
         self.head += 1
         row = [
-            self.head, stream, item.id, self._now, modified, valid_until, int(state), item.raw,
+            self.head, stream, item.id, self._now, modified, valid_until, state, item.raw,
             self._digests[item.id],
         ]  # fmt: skip
         self._rows.append(row)

@@ -162,7 +162,7 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
         if dialect is _STIX2:
             return (_INTEL_HEAD + compatible(item.raw),)
         return tuple(b" " + payload for payload in encode_vast_intel(item))
-    if dialect is Dialect.STIX2:
+    if dialect is _STIX2:
         return (_SIGHTING_HEAD + item.raw,)
     try:
         return (b" " + encode_vast_sighting(item),)
@@ -176,7 +176,7 @@ def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
 
     @param raw: An indicator that has been decoded before.
     """
-    if dialect is Dialect.STIX2:
+    if dialect is _STIX2:
         return (_INTEL_HEAD + compatible(raw),)
     return render(dialect, decode_indicator(raw))
 
@@ -186,5 +186,5 @@ _SIGHTING = Stream.SIGHTING
 _STIX2 = Dialect.STIX2
 # Names of the module are found quicker than those of an enumeration.
 
-_INTEL_HEAD = Stream.INTEL.value + b" "
-_SIGHTING_HEAD = Stream.SIGHTING.value + b" "
+_INTEL_HEAD = _INTEL.value + b" "
+_SIGHTING_HEAD = _SIGHTING.value + b" "

@@ -54,6 +54,8 @@ The property that tells one connection from another.
 
 _NOBLOCK = int(zmq.NOBLOCK)
 
+_NOT_TAKEN = (zmq.EAGAIN, zmq.EHOSTUNREACH)
+
 _SUBSCRIBE = 1
 _UNSUBSCRIBE = 0
 
@@ -160,14 +162,13 @@ class Connection(ZmqConnection):
         @return: Whether ZeroMQ took the message; it does not when the peer's
             queue is full or the peer is gone.
         """
+        if len(frames) == 1:
+            return self.send_frames(frames) == 1
         self._read_soon()
         try:
-            if len(frames) == 1:
-                self.socket.send(frames[0], zmq.NOBLOCK)
-            else:
-                self.socket.send_multipart(frames, zmq.NOBLOCK)
+            self.socket.send_multipart(frames, _NOBLOCK)
         except zmq.ZMQError as e:
-            if e.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            if e.errno in _NOT_TAKEN:
                 return False
             raise
         return True
@@ -187,7 +188,7 @@ class Connection(ZmqConnection):
                 send(frame, _NOBLOCK)
                 taken += 1
         except zmq.ZMQError as e:
-            if e.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            if e.errno not in _NOT_TAKEN:
                 raise
         return taken
 
