@@ -69,9 +69,7 @@ def once(bus: Bus, messages: int, subscribers: int, fed: bool, result: Result) -
     )
     load = Load(bus, topics, subscribers)
     try:
-        load.publisher.tell(f"prepare {messages}")
-        load.publisher.told()
-        load.expect(messages)
+        load.prepare(messages)
         used = bus.cpu()
         load.publisher.tell("burst")
         if bus.manage:

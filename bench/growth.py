@@ -40,9 +40,7 @@ def once(subscribers: int, messages: int, fed: bool, idle: int = 0) -> float:
                 others.told()
             load = Load(bus, bus.topics(subscribers, fed), 1)
             try:
-                load.publisher.tell(f"prepare {messages}")
-                load.publisher.told()
-                load.expect(messages)
+                load.prepare(messages)
                 used = bus.cpu()
                 load.publisher.tell("burst")
                 load.finish()

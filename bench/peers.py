@@ -25,7 +25,7 @@ from typing import Any
 import zmq
 
 from tbvast.demo.services import free_ports, twistd
-from tests.functional.peers import THREATBUS, Uninstallable, installed
+from tests.functional.peers import THREATBUS, Uninstallable, installed, logging_to_console
 
 LIMIT = 120
 """
@@ -230,13 +230,7 @@ def threatbus() -> Iterator[Bus]:
     with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
         app = {"host": "127.0.0.1", **dict(zip(("manage", "pub", "sub"), ports, strict=True))}
         config = {
-            "logging": {
-                "console": True,
-                "console_verbosity": "INFO",
-                "file": False,
-                "file_verbosity": "INFO",
-                "filename": f"{folder}/log",
-            },
+            "logging": logging_to_console(Path(folder), "INFO"),
             "plugins": {"apps": {"zmq": app}, "backbones": {"inmem": {}}},
         }
         path = Path(folder, "config.yaml")
@@ -301,6 +295,14 @@ class Load:
                     each.told()
                     waiting.remove(each)
         time.sleep(0.5)
+
+    def prepare(self, count: int) -> None:
+        """
+        Have the publisher make a burst, and all subscribers begin to count.
+        """
+        self.publisher.tell(f"prepare {count}")
+        self.publisher.told()
+        self.expect(count)
 
     def expect(self, count: int, stamped: bool = False) -> None:
         """

@@ -15,11 +15,9 @@ import gzip
 import ipaddress
 import json
 import random
-import re
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -28,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.faults import Run
+from bench.way import Way
 from tests import slow_matcher
 from tests.functional.components import import_events
 from tests.slow_matcher import Event, Value
@@ -89,15 +87,10 @@ def draw(events: list[Event], each: int, others: int) -> list[Value]:
     return drawn + [("domain", f"n{number}.not-there.example") for number in range(others)]
 
 
-class Recall(Run):
+class Recall(Way):
     """
     One run; sightings are counted by the indicator and the event.
     """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, 1, False)
-        self.stopped = threading.Event()
-        self.engine = f"127.0.0.1:{self._engine_port}"
 
     def count(self) -> Counter[tuple[str, str]]:
         with sqlite3.connect(f"file:{self._state / 'journal.db'}?mode=ro", uri=True) as db:
@@ -108,7 +101,7 @@ class Recall(Run):
             for s in sightings
         )
 
-    def wait(self, wanted: int) -> Counter[tuple[str, str]]:
+    def sighted(self, wanted: int) -> Counter[tuple[str, str]]:
         deadline = time.monotonic() + LIMIT
         found, changed = self.count(), time.monotonic()
         while time.monotonic() < deadline:
@@ -119,18 +112,6 @@ class Recall(Run):
             if sum(found.values()) >= wanted and time.monotonic() - changed > QUIET:
                 break
         return found
-
-    def ready(self) -> None:
-        log = self._folder / "tbvast-bridge.log"
-        self._until(lambda: "The live match is running" in log.read_text())
-
-    def held(self, count: int) -> None:
-        """
-        Wait until the engine has taken so many entries.
-        """
-        log = self._folder / "tbvast-bridge.log"
-        taken = re.compile(r"The engine took (\d+) entries")
-        self._until(lambda: sum(map(int, taken.findall(log.read_text()))) >= count)
 
     def spread(self, documents: list[dict[str, Any]]) -> None:
         for start in range(0, len(documents), 500):
@@ -147,11 +128,6 @@ class Recall(Run):
             more = {"_path": path.name.partition(".")[0]} if zeek else {}
             text = "".join(json.dumps({**more, **event}) + "\n" for event in events)
             import_events(self.engine, text, "zeek-json" if zeek else "suricata")
-
-    def end(self) -> None:
-        self.bridge.stop()
-        self.plugin.stop()
-        self._context.term()
 
 
 def main() -> int:
@@ -182,7 +158,6 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="tbvast-recall-") as folder:
             run = Recall(Path(folder))
             try:
-                run.ready()
                 if mode == "live":
                     run.spread(list(documents.values()))
                     run.held(len(documents))
@@ -190,7 +165,7 @@ def main() -> int:
                 else:
                     run.feed(files)
                     run.spread(list(documents.values()))
-                found = run.wait(sum(expected.values()))
+                found = run.sighted(sum(expected.values()))
             finally:
                 run.end()
         table: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * 5)

@@ -129,6 +129,19 @@ def _run(program: Program, python: str, *arguments: str) -> None:
         )
 
 
+def logging_to_console(folder: Path, verbosity: str) -> dict[str, Any]:
+    """
+    What the programs have to be told of their logs.
+    """
+    return {
+        "console": True,
+        "console_verbosity": verbosity,
+        "file": False,
+        "file_verbosity": verbosity,
+        "filename": str(folder / "log"),
+    }
+
+
 def interpreter(program: Program) -> str:
     """
     A Python that a program runs on: this one, if it is.
@@ -199,13 +212,7 @@ class PeersTestCase(ServicesTestCase):
             path = os.pathsep.join((str(commands), os.environ.get("PATH", os.defpath)))
             command = [shutil.which("env") or "env", f"PATH={path}", *command]
         folder = self.directory()
-        logging = {
-            "console": True,
-            "console_verbosity": "DEBUG",
-            "file": False,
-            "file_verbosity": "DEBUG",
-            "filename": str(folder / "log"),
-        }
+        logging = logging_to_console(folder, "DEBUG")
         return self.ending(
             RunningPeer(self.reactor, command, {"logging": logging, **config}, folder)
         )

@@ -39,7 +39,7 @@ from tests.functional.blocking import (
     an_indicator,
     frame,
 )
-from tests.functional.peers import THREATBUS, Uninstallable, installed
+from tests.functional.peers import THREATBUS, Uninstallable, installed, logging_to_console
 
 P = TypeVar("P", bound=BlockingProcess)
 
@@ -808,13 +808,7 @@ class OldHostConformanceTests(ThreatBusConformance, HostTestCase):
         folder = self.directory()
         ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
         config = {
-            "logging": {
-                "console": True,
-                "console_verbosity": "INFO",
-                "file": False,
-                "file_verbosity": "INFO",
-                "filename": str(folder / "threatbus.log"),
-            },
+            "logging": logging_to_console(folder, "INFO"),
             "plugins": {
                 "backbones": {"inmem": {}},
                 "apps": {"zmq": {"host": "127.0.0.1", **ports}},
