@@ -68,12 +68,18 @@ class ReactorDouble:
 class ProcessDouble:
     """
     What a process has: handlers by signal, exit handlers, and an exit status.
+
+    @ivar settled: Whether its interpreter has been set.
     """
 
     def __init__(self) -> None:
         self.handlers: dict[int, Callable[[int, Any], None]] = {}
         self.at_exit: list[Callable[[], None]] = []
         self.status = 0
+        self.settled = False
+
+    def settle(self) -> None:
+        self.settled = True
 
     def set_handler(self, number: int, handler: Callable[[int, Any], None]) -> None:
         self.handlers[number] = handler

@@ -246,6 +246,7 @@ class ServiceProcessTests(SynchronousTestCase):
             set_handler=self.process.set_handler,
             at_exit=self.process.at_exit.append,
             end=self.process.end,
+            settle=self.process.settle,
         )
         self.addCleanup(service.state.release)
         return service
@@ -257,6 +258,17 @@ class ServiceProcessTests(SynchronousTestCase):
         service.privilegedStartService()
         service.startService()
         self.reactor.start()
+
+    def test_settled(self) -> None:
+        """
+        The interpreter is set once the services have started and the reactor runs.
+        """
+        service = self.make()
+        service.privilegedStartService()
+        service.startService()
+        self.assertFalse(self.process.settled)
+        self.reactor.start()
+        self.assertTrue(self.process.settled)
 
     def test_state_directory(self) -> None:
         """

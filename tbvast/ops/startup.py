@@ -24,6 +24,7 @@ from tbvast.errors import StartupRefused, TbvastError
 from tbvast.interfaces import IReloadable
 from tbvast.ops.logs import ServiceLog
 from tbvast.ops.options import ServiceOptions
+from tbvast.ops.process import settle
 from tbvast.ops.state import StateDirectory, default_directory
 from tbvast.settings import HostPort
 
@@ -138,7 +139,8 @@ class SequentialService(MultiService):
 class ServiceProcess(SequentialService):
     """
     The service that C{twistd} runs, with all that makes it a good process: its
-    state directory, its log, its signals and its exit status.
+    state directory, its log, its signals, how its interpreter is set, and its exit
+    status.
 
     SIGINT, SIGTERM and a closed terminal stop it with exit status 0; SIGUSR1 begins
     a new log file; SIGHUP has those of its services that are L{IReloadable} read
@@ -156,6 +158,7 @@ class ServiceProcess(SequentialService):
         set_handler: Callable[[int, Callable[[int, Any], None]], Any] = signal.signal,
         at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
         end: Callable[[int], None] = os._exit,
+        settle: Callable[[], None] = settle,
     ) -> None:
         """
         @param options: Parsed; where to find the state and the log.
@@ -163,6 +166,7 @@ class ServiceProcess(SequentialService):
         @param set_handler: Installs a signal handler.
         @param at_exit: Has something called when the interpreter ends.
         @param end: Ends the process with an exit status.
+        @param settle: Sets the interpreter, once the reactor runs.
         @raise StartupRefused: If state directory or log file cannot be had.
         """
         super().__init__()
@@ -171,6 +175,7 @@ class ServiceProcess(SequentialService):
         self._reactor = reactor
         self._set_handler = set_handler
         self._end = end
+        self._settle = settle
         self._stopping = False
         self._failed = False
         self.state = StateDirectory(
@@ -218,6 +223,7 @@ class ServiceProcess(SequentialService):
         with refusing(self._options):
             super().startService()
         self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callWhenRunning(self._settle)
 
     def _take_signals(self) -> None:
         """

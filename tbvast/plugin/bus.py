@@ -5,9 +5,7 @@ The bus: three endpoints, and what connects them.
 from __future__ import annotations
 
 import functools
-import gc
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +43,6 @@ from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.zap import Doorkeeper
 
 JOURNAL_NAME = "journal.db"
-
-SWITCH_INTERVAL = 0.0005
-"""
-Seconds that the journal's thread waits for the interpreter while the reactor is busy:
-it asks for it several times in each commit.
-"""
 
 STOP_LIMIT = 3.0
 """
@@ -104,10 +96,6 @@ class Bus(SequentialService):
         self._reactor.callWhenRunning(self._say_ready)
 
     def _say_ready(self) -> None:
-        # What there is now stays: looking through it takes longer than a turn may.
-        gc.collect()
-        gc.freeze()
-        sys.setswitchinterval(SWITCH_INTERVAL)
         settings = self._settings
         self._log.info(
             "The bus is ready on {host}: manage {manage}, pub {pub}, sub {sub};"
