@@ -4,6 +4,7 @@ Tests for L{tbvast.intel.indicators}.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,8 @@ from tbvast.intel.observables import Kind, Observable, guess
 from tbvast.intel.patterns import observables
 
 STIX = FilePath(__file__).sibling("data").child("stix")
+TIMES = ("created", "modified", "valid_from", "valid_until")
+READABLE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,6})?Z\Z")
 NOW = datetime(2024, 5, 17, 12, 30, 0, 250000, tzinfo=UTC)
 ID = "indicator--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"
 
@@ -124,6 +127,19 @@ class DecodeIndicatorTests(SynchronousTestCase):
         """
         indicator = decode_indicator(document(modified="2017-01-27T15:49:53.935+02:00"))
         self.assertEqual(indicator.modified, decode_indicator(document()).modified)
+
+    def test_surely_matchable(self) -> None:
+        """
+        It is known of an indicator that is in force whether its pattern is one of the
+        frequent ones; whether it is matched at all is not asked of a withdrawal.
+        """
+        for changes, sure in (
+            ({}, True),
+            ({"pattern": "[domain-name:value = '192.0.2.256']"}, False),
+            ({"pattern_type": "snort"}, False),
+            ({"revoked": True}, False),
+        ):
+            self.assertIs(decode_indicator(document(**changes)).surely_matchable, sure)
 
     def test_stix_2_0(self) -> None:
         """
@@ -369,6 +385,15 @@ class SplitBundleTests(SynchronousTestCase):
             self.assertRaises(IndicatorInvalid, split_bundle, raw)
 
 
+times = st.builds(
+    "2024-05-17{}12:00:0{}{}{}".format,
+    st.sampled_from("TTTt "),
+    st.integers(0, 9),
+    st.just("") | st.integers(1, 12).map(lambda digits: f".{'1234567890'[:digits]}"),
+    st.sampled_from(["Z", "Z", "z", "+00:00", "-00:00", "+02:00", "-11:30"]),
+)
+
+
 class CompatibleTests(SynchronousTestCase):
     """
     Tests for L{compatible}.
@@ -396,3 +421,42 @@ class CompatibleTests(SynchronousTestCase):
         self.assertEqual(changed["modified"], "2024-01-01T00:00:00.123457Z")
         self.assertEqual((changed["spec_version"], changed["pattern_type"]), ("2.1", "stix"))
         self.assertEqual(changed["name"], "stays")
+
+    @given(
+        st.fixed_dictionaries(
+            {name: st.none() | times for name in TIMES}
+            | {
+                "spec_version": st.sampled_from(["2.1", None]),
+                "pattern_type": st.sampled_from(["stix", None]),
+                "name": times,
+                "x_other": st.fixed_dictionaries({"spec_version": times}),
+            }
+        )
+    )
+    def test_always_readable(self, changes: dict[str, Any]) -> None:
+        """
+        Whatever was decoded is readable then, and says the same; what was readable
+        before is not touched.
+        """
+        raw = document(**changes)
+        try:
+            indicator = decode_indicator(raw)
+        except IndicatorInvalid as e:  # not every text above is a time of RFC 3339
+            self.assertIn(e.field, TIMES)
+            return
+        changed = compatible(raw)
+        before, after = msgspec.json.decode(raw), msgspec.json.decode(changed)
+        for name in TIMES:
+            if name in after:
+                self.assertRegex(after[name], READABLE)
+        self.assertLessEqual({"spec_version", "pattern_type"}, set(after))
+        again = decode_indicator(changed)
+        self.assertEqual(
+            (again.modified, again.valid_from, again.valid_until),
+            (indicator.modified, indicator.valid_from, indicator.valid_until),
+        )
+        self.assertEqual((after["name"], after["x_other"]), (before["name"], before["x_other"]))
+        if {"spec_version", "pattern_type"} <= set(before) and all(
+            READABLE.match(before[name]) for name in TIMES if name in before
+        ):
+            self.assertIs(changed, raw)

@@ -27,9 +27,21 @@ NAMESPACE = uuid.UUID("2c7a2c0e-7c0b-5d0a-9f0d-3c0b6c2a7f51")
 The namespace of the ids that are derived from content.
 """
 
-STIX_ID = re.compile(
-    r"([a-z][a-z0-9-]*)--[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
-)
+
+def id_of(kind: str) -> re.Pattern[str]:
+    """
+    What the STIX ids of one type of objects look like.
+
+    @param kind: The type, as a regular expression.
+    """
+    digit = "[0-9a-fA-F]"
+    return re.compile(rf"{kind}--{digit}{{8}}-{digit}{{4}}-{digit}{{4}}-{digit}{{4}}-{digit}{{12}}")
+
+
+STIX_ID = id_of("([a-z][a-z0-9-]*)")
+"""
+The ids of all types; the type is the first group.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

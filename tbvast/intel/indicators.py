@@ -5,16 +5,15 @@ Indicators: STIX documents that say what to look for.
 from __future__ import annotations
 
 import enum
-import re
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from tbvast.errors import IndicatorInvalid
 from tbvast.intel import documents, patterns
-from tbvast.intel.documents import STIX_ID, Time, microseconds, timestamp
+from tbvast.intel.documents import Time, microseconds, timestamp
 from tbvast.intel.observables import Observable, pattern_for
 
 STIX = "stix"
@@ -47,6 +46,8 @@ class Indicator(msgspec.Struct, frozen=True, gc=False):
     @ivar valid_until: In microseconds since the epoch; L{None} for no end.
     @ivar operation: A revoked indicator is one to L{Operation.REMOVE}.
     @ivar raw: The document, byte for byte as it came.
+    @ivar surely_matchable: What L{tbvast.intel.patterns.surely_matchable} says of the
+        pattern, if it was asked.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Indicator(msgspec.Struct, frozen=True, gc=False):
     valid_until: int | None
     operation: Operation
     raw: bytes
+    surely_matchable: bool = False
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -105,6 +107,8 @@ _EXPECTED = {
 
 _decoder = msgspec.json.Decoder(_Document)
 
+_ID = documents.id_of("indicator")
+
 _ADD = Operation.ADD
 _REMOVE = Operation.REMOVE
 # Names of the module are found quicker than those of an enumeration.
@@ -122,19 +126,21 @@ def decode_indicator(raw: bytes) -> Indicator:
     """
     document = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
     id_ = document.id
-    match = STIX_ID.fullmatch(id_)
-    if match is None or match[1] != "indicator":
+    if _ID.fullmatch(id_) is None:
         raise IndicatorInvalid("id", id_, _EXPECTED["id"])
     start, end = document.valid_from, document.valid_until
     operation = document.x_threatbus_update or _ADD
     if document.revoked:
         operation = _REMOVE
     pattern = document.pattern
+    sure = False
     if operation is not _REMOVE:
         if pattern is None:
             raise IndicatorInvalid("pattern", None, _EXPECTED["pattern"])
         if document.pattern_type == STIX:
-            patterns.validate(pattern)
+            sure = patterns.surely_matchable(pattern)
+            if not sure:
+                patterns.validate(pattern)
         if start is not None and end is not None and end <= start:
             raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
     version = document.modified or document.created
@@ -147,6 +153,7 @@ def decode_indicator(raw: bytes) -> Indicator:
         None if end is None else microseconds(end),
         operation,
         raw,
+        sure,
     )
 
 
@@ -182,7 +189,24 @@ def make_indicator(
     )
 
 
-_UNUSUAL_TIME = re.compile(rb"T\d\d:\d\d:\d\d(?:\.\d{7}|(?:\.\d+)?[+-])")
+_ShortTime = Annotated[str, msgspec.Meta(max_length=len("2024-05-17T12:00:00.123456Z"))]
+
+
+class _Readable(msgspec.Struct, gc=False):
+    """
+    What Threat Bus's applications need of an indicator's document: both versions, and
+    times of microseconds at the most.
+    """
+
+    spec_version: str
+    pattern_type: str
+    created: _ShortTime | None = None
+    modified: _ShortTime | None = None
+    valid_from: _ShortTime | None = None
+    valid_until: _ShortTime | None = None
+
+
+_readable_decoder = msgspec.json.Decoder(_Readable)
 
 _TIMES = ("created", "modified", "valid_from", "valid_until")
 
@@ -196,8 +220,17 @@ def compatible(raw: bytes) -> bytes:
     @param raw: An indicator that has been decoded before.
     @return: C{raw} itself, if they can read it.
     """
-    if b'"spec_version"' in raw and b'"pattern_type"' in raw and not _UNUSUAL_TIME.search(raw):
-        return raw
+    try:
+        found = _readable_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return _made_compatible(raw)
+    for time in (found.created, found.modified, found.valid_from, found.valid_until):
+        if time is not None and time[-1] != "Z":
+            return _made_compatible(raw)
+    return raw
+
+
+def _made_compatible(raw: bytes) -> bytes:
     document = {"spec_version": "2.1", "pattern_type": STIX, **_object(raw)}
     read = _decoder.decode(raw)
     for name in _TIMES:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from tbvast.errors import Invalid, JournalFailed, PatternUnmatchable, ProtocolInvalid
 from tbvast.intel.indicators import STIX, Indicator, Operation
-from tbvast.intel.patterns import matchable, surely_matchable
+from tbvast.intel.patterns import matchable
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
@@ -346,9 +346,9 @@ def admissible(item: Item) -> Item:
     """
     if (
         isinstance(item, Indicator)
+        and not item.surely_matchable
         and item.operation is not Operation.REMOVE
         and item.pattern_type == STIX
-        and not surely_matchable(item.pattern or "")
     ):
         try:  # quicker than contextlib.suppress, for each and every item
             matchable(item.pattern or "")
