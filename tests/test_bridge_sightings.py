@@ -13,12 +13,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.sightings import (
+    LONGEST_CACHED,
     PAGE,
     RETRY_DELAY,
     Outbox,
     SightingMaker,
     SinkHanding,
-    value_in,
+    Wanted,
 )
 from tbvast.bridge.store import BridgeStore
 from tbvast.errors import CommandFailed, CommandRefused
@@ -120,11 +121,58 @@ class MakerTests(StoreTestCase):
         (again,) = self.make(match)
         self.assertEqual(first.id, again.id)
 
+    def test_together(self) -> None:
+        """
+        An indicator that wants several observables in one event is sighted once where
+        they all are, and not where some are, be it in another event that was found at
+        the same time; others do not depend on it.
+        """
+        domain, ip = "domain-name:value = 'evil.example'", "ipv4-addr:value = '192.0.2.1'"
+        one = an_indicator(1, pattern=f"[{domain} AND {ip}]")
+        two = an_indicator(2, pattern=f"[{domain}]")
+        self.know(one, two)
+        made = self.make(
+            a_match({**EVENT, "id": 1}, (IP, [one.id])),
+            a_match({**EVENT, "id": 2}, (DOMAIN, [one.id, two.id])),
+            a_match({**EVENT, "id": 3}, (IP, [one.id]), (DOMAIN, [one.id, two.id])),
+        )
+        self.assertEqual(
+            [
+                (
+                    s.indicator,
+                    fields(s)["x_threatbus_sighting_context"]["id"],
+                    fields(s).get("x_threatbus_indicator_values"),
+                )
+                for s in made
+            ],
+            [(two.id, 2, None), (one.id, 3, ["evil.example", "192.0.2.1"]), (two.id, 3, None)],
+        )
+
+    def test_read_once(self) -> None:
+        """
+        What was read lately is not read again, but a new version is.
+        """
+        self.know(an_indicator(1))
+        match = a_match(EVENT, (IP, [indicator_id(1)]))
+        self.assertEqual(len(self.make(match)), 1)
+        self.know(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.2']"))
+        self.assertEqual(self.make(match), [])
+
+    def test_long_document(self) -> None:
+        """
+        A document that is too long to be kept at hand is read each time.
+        """
+        one = an_indicator(1, description="x" * LONGEST_CACHED)
+        self.know(one)
+        for _ in range(2):
+            self.assertEqual(len(self.make(a_match(EVENT, (IP, [one.id])))), 1)
+
     def test_not_in_force(self) -> None:
         """
         What the engine found for an indicator that is gone is no sighting.
         """
-        self.know(an_indicator(1), an_indicator(2))
+        pattern = "[ipv4-addr:value = '192.0.2.1']"
+        self.know(an_indicator(1), an_indicator(2, pattern=pattern))
         self.know(an_indicator(1, 2, x_threatbus_update="REMOVE"))
         made = self.make(a_match(EVENT, (IP, [indicator_id(1), indicator_id(2)])))
         self.assertEqual([s.indicator for s in made], [indicator_id(2)])
@@ -144,37 +192,84 @@ class MakerTests(StoreTestCase):
         )
 
 
-class ValueTests(SynchronousTestCase):
+class SeenTests(SynchronousTestCase):
     """
-    Tests for L{value_in}.
+    Tests for L{Wanted}.
     """
 
     def hit(self, kind: Kind, value: str) -> Hit:
         return Hit("field", kind, value, (indicator_id(1),))
 
+    def seen(self, pattern: str, *hits: tuple[Kind, str], **changes: Any) -> tuple[str, ...]:
+        wanted = Wanted(an_indicator(1, pattern=pattern, **changes).raw)
+        return wanted.seen([self.hit(*hit) for hit in hits])
+
     def test_as_written(self) -> None:
         """
         The value is as the indicator has it, not as the engine compares it.
         """
-        indicator = an_indicator(1, pattern="[domain-name:value = 'Evil.Example']")
-        self.assertEqual(value_in(indicator, self.hit(Kind.DOMAIN, "evil.example")), "Evil.Example")
+        pattern = "[domain-name:value = 'Evil.Example']"
+        self.assertEqual(self.seen(pattern, (Kind.DOMAIN, "evil.example")), ("Evil.Example",))
 
     def test_covering(self) -> None:
         """
         For a network within the indicator's it is the indicator's.
         """
-        indicator = an_indicator(
-            1, pattern="[ipv6-addr:value ISSUBSET '::/0' OR ipv4-addr:value ISSUBSET '10.0.0.0/8']"
-        )
-        self.assertEqual(value_in(indicator, self.hit(Kind.NETWORK, "10.1.0.0/16")), "10.0.0.0/8")
+        pattern = "[ipv6-addr:value ISSUBSET '2001::/16' OR ipv4-addr:value ISSUBSET '10.0.0.0/8']"
+        self.assertEqual(self.seen(pattern, (Kind.NETWORK, "10.1.0.0/16")), ("10.0.0.0/8",))
+        self.assertEqual(self.seen(pattern, (Kind.NETWORK, "10.0.0.0/8")), ("10.0.0.0/8",))
+        narrow = "[ipv4-addr:value ISSUBSET '10.0.0.0/16']"
+        self.assertEqual(self.seen(narrow, (Kind.NETWORK, "10.0.0.0/8")), ())
 
     def test_edited(self) -> None:
         """
-        For an indicator that was edited meanwhile it is what the engine found.
+        What was hit by an indicator that was changed meanwhile is nothing that it wants.
         """
-        for indicator in (an_indicator(2), an_indicator(1, pattern_type="yara", pattern="{")):
-            for hit in (self.hit(Kind.IP, "203.0.113.7"), self.hit(Kind.NETWORK, "10.0.0.0/8")):
-                self.assertEqual(value_in(indicator, hit), hit.value)
+        hits = ((Kind.IP, "203.0.113.7"), (Kind.NETWORK, "10.0.0.0/8"))
+        self.assertEqual(self.seen("[ipv4-addr:value = '192.0.2.2']", *hits), ())
+        self.assertEqual(self.seen("[process:name = 'x']", *hits), ())
+        self.assertEqual(self.seen("{", *hits, pattern_type="yara"), ())
+
+    def test_together(self) -> None:
+        """
+        What has to be seen together is named together, or is not seen.
+        """
+        pattern = (
+            "[domain-name:value = 'Evil.example' AND ipv4-addr:value = '192.0.2.1']"
+            " OR [ipv4-addr:value = '192.0.2.2' AND domain-name:value = 'evil.example']"
+        )
+        domain, one, two = (
+            (Kind.DOMAIN, "evil.example"),
+            (Kind.IP, "192.0.2.1"),
+            (Kind.IP, "192.0.2.2"),
+        )
+        for hits, expected in (
+            ([one, domain], ("Evil.example", "192.0.2.1")),
+            ([domain, two, two], ("192.0.2.2", "evil.example")),
+            ([two, one, domain], ("Evil.example", "192.0.2.1")),
+            ([domain, domain], ()),
+            ([one, two], ()),
+        ):
+            self.assertEqual(self.seen(pattern, *hits), expected)
+
+    def test_networks_together(self) -> None:
+        """
+        One address can be what several terms want: itself, its network, and all that
+        cover it, of which the engine names the narrowest.
+        """
+        pattern = (
+            "[ipv4-addr:value = '10.1.2.3' AND ipv4-addr:value = '10.1.0.0/16'"
+            " AND ipv4-addr:value = '10.0.0.0/8']"
+        )
+        address, narrow, wide = (
+            (Kind.IP, "10.1.2.3"),
+            (Kind.NETWORK, "10.1.2.0/24"),
+            (Kind.NETWORK, "10.0.0.0/8"),
+        )
+        expected = ("10.1.2.3", "10.1.0.0/16", "10.0.0.0/8")
+        self.assertEqual(self.seen(pattern, address, narrow), expected)
+        self.assertEqual(self.seen(pattern, address, wide), ())
+        self.assertEqual(self.seen(pattern, narrow), ())
 
 
 class Taker:

@@ -83,6 +83,18 @@ class RowTests(SynchronousTestCase):
             ),
         )
 
+    def test_together(self) -> None:
+        """
+        What was seen together is shown together.
+        """
+        shown = row(
+            sighting(
+                x_threatbus_indicator_value="a.example",
+                x_threatbus_indicator_values=["a.example", "192.0.2.1"],
+            )
+        )
+        self.assertEqual(shown.value, "a.example AND 192.0.2.1")
+
     def test_sparse_sighting(self) -> None:
         """
         A sighting of somebody else need not have our properties, nor their types.

@@ -4,10 +4,11 @@ Tests for L{tbvast.intel.grammar} and L{tbvast.intel.patterns}.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stix2patterns.exceptions import ParseException
 from stix2patterns.v21.pattern import Pattern
@@ -360,6 +361,202 @@ def _validated(text: str) -> bool:
     return True
 
 
+_LEAVES: dict[str, Observable | None] = {
+    "ipv4-addr:value = '192.0.2.1'": Observable(Kind.IP, "192.0.2.1"),
+    "network-traffic:dst_ref.value = '192.0.2.1'": Observable(Kind.IP, "192.0.2.1"),
+    "ipv4-addr:value ISSUBSET '192.0.2.0/24'": Observable(Kind.NETWORK, "192.0.2.0/24"),
+    "domain-name:value = 'evil.example'": Observable(Kind.DOMAIN, "evil.example"),
+    "file:name = 'x'": Observable(Kind.FILE_NAME, "x"),
+    "domain-name:value != 'evil.example'": None,
+    "domain-name:value NOT = 'evil.example'": None,
+    "EXISTS domain-name:value": None,
+    "process:name = 'x'": None,
+}
+
+Tree = str | tuple[str, list["Tree"]]
+"""
+A leaf of a pattern, or a joint and what it joins.
+"""
+
+
+def _branches(joint: str, inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
+    return st.tuples(st.just(joint), st.lists(inner, min_size=2, max_size=3))
+
+
+trees: st.SearchStrategy[Tree] = st.recursive(
+    st.sampled_from(list(_LEAVES)),
+    lambda inner: _branches("AND", inner) | _branches("OR", inner),
+    max_leaves=8,
+)
+
+
+def written(tree: Tree, within: str = "") -> str:
+    """
+    The text of a tree, in parentheses where AND would bind tighter.
+    """
+    if isinstance(tree, str):
+        return tree
+    joint, parts = tree
+    text = f" {joint} ".join(written(part, joint) for part in parts)
+    return f"({text})" if within == "AND" else text
+
+
+def alternatives(tree: Tree) -> list[list[Observable]]:
+    """
+    Everything that makes a tree true, the first in its order first.
+    """
+    if isinstance(tree, str):
+        leaf = _LEAVES[tree]
+        return [] if leaf is None else [[leaf]]
+    joint, parts = tree
+    each = [alternatives(part) for part in parts]
+    if joint == "OR":
+        return [alternative for part in each for alternative in part]
+    return [list(itertools.chain(*chosen)) for chosen in itertools.product(*each)]
+
+
+def is_true(tree: Tree, held: set[Observable]) -> bool:
+    """
+    Whether a tree is true of an event that holds some observables.
+    """
+    if isinstance(tree, str):
+        return _LEAVES[tree] in held
+    joint, parts = tree
+    return (all if joint == "AND" else any)(is_true(part, held) for part in parts)
+
+
+class TogetherTests(SynchronousTestCase):
+    """
+    Tests for L{matchable} of what has to be seen in one event.
+    """
+
+    def held(self, pattern: str, *values: str) -> list[str]:
+        """
+        @param values: The values that an event holds.
+        @return: The texts by which it matches.
+        """
+        found = matchable(pattern)
+        observables = {each for each in found.observables if each.value in values}
+        self.assertEqual({each.value for each in observables}, set(values))
+        return [term.text for term in found.held(observables)]
+
+    def test_all(self) -> None:
+        """
+        All terms have to hold; each of them is an observable.
+        """
+        pattern = "[domain-name:value = 'Evil.example' AND ipv4-addr:value = '192.0.2.1']"
+        self.assertEqual(
+            observables(pattern),
+            (Observable(Kind.DOMAIN, "evil.example"), Observable(Kind.IP, "192.0.2.1")),
+        )
+        self.assertEqual(matchable(pattern).unmatched, ())
+        self.assertEqual(self.held(pattern, "evil.example"), [])
+        self.assertEqual(self.held(pattern, "192.0.2.1"), [])
+        self.assertEqual(
+            self.held(pattern, "192.0.2.1", "evil.example"), ["Evil.example", "192.0.2.1"]
+        )
+
+    def test_first(self) -> None:
+        """
+        Of several alternatives the first one that holds is named.
+        """
+        pattern = (
+            "[ipv4-addr:value IN ('192.0.2.1', '192.0.2.2')"
+            " AND (domain-name:value = 'a.example' OR domain-name:value = 'b.example')]"
+            " OR [ipv4-addr:value = '192.0.2.3']"
+        )
+        every = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "a.example", "b.example"]
+        self.assertEqual(self.held(pattern, *every), ["192.0.2.1", "a.example"])
+        self.assertEqual(self.held(pattern, *every[1:]), ["192.0.2.2", "a.example"])
+        self.assertEqual(self.held(pattern, "192.0.2.1", "192.0.2.3"), ["192.0.2.3"])
+
+    def test_joint(self) -> None:
+        """
+        It is known which terms are enough.
+        """
+        a, b = "ipv4-addr:value = '192.0.2.1'", "domain-name:value = 'a.example'"
+        for pattern, joint, alone in (
+            (f"[{a}]", False, ["192.0.2.1"]),
+            (f"[{a} OR {b}]", False, ["192.0.2.1", "a.example"]),
+            (f"[{a} AND {b}]", True, []),
+            (f"[{a} AND {b}] OR [{b}]", True, ["a.example"]),
+            (f"[{a} AND process:name = 'x'] OR [{b}]", False, ["a.example"]),
+        ):
+            found = matchable(pattern)
+            self.assertEqual(found.joint, joint)
+            self.assertEqual([term.text for term in found.alone], alone)
+
+    def test_never_less(self) -> None:
+        """
+        If one term cannot be matched, the others are not matched without it.
+        """
+        term = "domain-name:value = 'evil.example'"
+        for other, reason in (
+            ("process:name = 'x'", "object path process:name"),
+            ("domain-name:value != 'x.example'", "operator !="),
+            ("domain-name:value NOT = 'x.example'", "NOT"),
+            ("EXISTS process:name", "EXISTS"),
+            ("(process:name = 'x' OR domain-name:value = 5)", "object path process:name"),
+        ):
+            for pattern in (f"[{term} AND {other}]", f"[{other} AND {term}]"):
+                error = self.assertRaises(PatternUnmatchable, matchable, pattern)
+                self.assertEqual(error.reason, reason)
+        for pattern in (
+            f"[{term} AND ipv4-addr:value = '192.0.2.999']",
+            f"[process:name = 'x' AND ipv4-addr:value = '192.0.2.999' AND {term}]",
+        ):
+            self.assertRaises(ObservableInvalid, matchable, pattern)
+        self.assertRaises(PatternUnmatchable, matchable, f"[{term}] AND [{term}]")
+
+    def test_rest(self) -> None:
+        """
+        An alternative within that cannot be matched leaves the others, with its reason.
+        """
+        found = matchable(
+            "[(process:name = 'x' OR ipv4-addr:value = '192.0.2.1') AND file:name = 'y'"
+            " OR file:name = 'y' AND file:size = 5]"
+        )
+        self.assertEqual(
+            found.observables, (Observable(Kind.IP, "192.0.2.1"), Observable(Kind.FILE_NAME, "y"))
+        )
+        self.assertEqual(found.unmatched, ("object path process:name", "object path file:size"))
+
+    def test_many(self) -> None:
+        """
+        However many alternatives there are, they are weighed quickly.
+        """
+        values = ", ".join(f"'h{number}.example'" for number in range(1000))
+        pattern = " AND ".join([f"domain-name:value IN ({values})"] * 10)
+        found = matchable(f"[{pattern}]")
+        self.assertEqual(len(found.terms), 1000)
+        self.assertEqual(len(found.held({found.observables[-1]})), 1)
+
+    @settings(max_examples=300)
+    @given(
+        st.lists(trees, min_size=1, max_size=2),
+        st.sets(st.sampled_from([each for each in _LEAVES.values() if each is not None])),
+    )
+    @example([("AND", ["file:name = 'x'", "process:name = 'x'"])], set())
+    def test_truth(self, observations: list[Tree], held: set[Observable]) -> None:
+        """
+        An event matches exactly if the pattern is true of it, and by the first of its
+        alternatives.
+        """
+        pattern = " OR ".join(f"[{written(tree)}]" for tree in observations)
+        self.assertTrue(accepted_elsewhere(pattern))
+        ways = [way for tree in observations for way in alternatives(tree)]
+        try:
+            found = matchable(pattern)
+        except PatternUnmatchable:
+            self.assertEqual(ways, [])
+            return
+        self.assertEqual(set(found.observables), {each for way in ways for each in way})
+        terms = found.held(held)
+        self.assertEqual(bool(terms), any(is_true(tree, held) for tree in observations))
+        first = next((way for way in ways if held.issuperset(way)), [])
+        self.assertEqual([term.observable for term in terms], list(dict.fromkeys(first)))
+
+
 class MatchableTests(SynchronousTestCase):
     """
     Tests for L{matchable}.
@@ -419,7 +616,7 @@ class MatchableTests(SynchronousTestCase):
 
     def test_some_unmatched(self) -> None:
         """
-        Alternatives that cannot be matched leave the others; each gives its reason.
+        Alternatives that cannot be matched leave the others; they give their reasons.
         """
         found = matchable(
             "[ipv4-addr:value = '192.0.2.1' OR process:name = 'x' OR domain-name:value LIKE '%x'"
@@ -440,7 +637,8 @@ class MatchableTests(SynchronousTestCase):
                 "operator !=",
                 "EXISTS",
                 "a value that is no string",
-                "AND within one observation",
+                "object path process:name",
+                "object path file:size",
                 "qualifier REPEATS",
                 "qualifier WITHIN",
                 "AND of observations",
@@ -487,13 +685,19 @@ class MatchableTests(SynchronousTestCase):
             f"[network-traffic:dst_ref.type = 'ipv4-addr' AND {value}]",
             (Kind.IP, "192.0.2.1"),
         )
+        self.assertObservables(
+            f"[network-traffic:dst_ref.type = 'ipv4-addr' AND {value}"
+            " AND domain-name:value = 'evil.example']",
+            (Kind.IP, "192.0.2.1"),
+            (Kind.DOMAIN, "evil.example"),
+        )
         for test in (
-            "network-traffic:src_ref.type = 'ipv4-addr' AND",
-            "network-traffic:dst_ref.type = 'x' AND",
-            "network-traffic:dst_ref.type != 'ipv4-addr' AND",
+            "network-traffic:src_ref.type = 'ipv4-addr'",
+            "network-traffic:dst_ref.type = 'x'",
+            "network-traffic:dst_ref.type != 'ipv4-addr'",
         ):
-            error = self.assertRaises(PatternUnmatchable, matchable, f"[{test} {value}]")
-            self.assertEqual(error.reason, "AND within one observation")
+            error = self.assertRaises(PatternUnmatchable, matchable, f"[{test} AND {value}]")
+            self.assertEqual(error.reason, f"object path {test.split(' ')[0]}")
 
     def test_original_text(self) -> None:
         """
@@ -528,7 +732,7 @@ class MatchableTests(SynchronousTestCase):
                 "object path file:path": 6,
                 "object path app:id": 4,
                 "object path app:cert.sha256": 3,
-                "AND within one observation": 2,
+                "object path x509-certificate:issuer": 2,
                 "object path configuration-profile:id": 1,
                 "a value that is no domain": 1,  # 'domain autuo.xicp.net'
             },

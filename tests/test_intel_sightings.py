@@ -66,7 +66,7 @@ def sighting(event: dict[str, Any] = EVENT, **more: Any) -> Sighting:
     arguments: dict[str, Any] = {
         "indicator_id": ID,
         "indicator_raw": indicator("[domain-name:value = 'evil.example']").raw,
-        "value": "evil.example",
+        "values": ["evil.example"],
         "match_type": MatchType.RETRO,
         "event": event,
         "context": event,
@@ -118,6 +118,16 @@ class MakeSightingTests(SynchronousTestCase):
         made = sighting(context={"a": 1})
         self.assertEqual(made.id, sighting().id)
         self.assertEqual(msgspec.json.decode(made.raw)["x_threatbus_sighting_context"], {"a": 1})
+
+    def test_together(self) -> None:
+        """
+        Of several values that were seen together, all are named; the id is the event's.
+        """
+        made = sighting(values=["evil.example", "192.0.2.1"])
+        self.assertEqual(made.id, sighting().id)
+        said = msgspec.json.decode(made.raw)
+        self.assertEqual(said["x_threatbus_indicator_value"], "evil.example")
+        self.assertEqual(said["x_threatbus_indicator_values"], ["evil.example", "192.0.2.1"])
 
     def test_without_indicator(self) -> None:
         """
@@ -320,6 +330,7 @@ class VASTFormatTests(SynchronousTestCase):
         """
         for each in (
             indicator("[file:name = 'x']"),
+            indicator("[ipv4-addr:value = '192.0.2.1' AND domain-name:value = 'evil.example']"),
             indicator("[ipv4-addr:value = '192.0.2.999']"),
             indicator("alert ip any", pattern_type="snort"),
             indicator("[", revoked=True),

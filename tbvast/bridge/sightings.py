@@ -4,8 +4,9 @@ From matches to sightings: made, kept, and handed on.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +19,10 @@ from twisted.python.failure import Failure
 
 from tbvast.bridge.store import BridgeStore
 from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
-from tbvast.intel.indicators import Indicator, decode_indicator
+from tbvast.intel.indicators import STIX, Indicator, decode_indicator
 from tbvast.intel.matches import Hit, Match, MatchType
-from tbvast.intel.observables import Kind
-from tbvast.intel.patterns import matchable
+from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
 from tbvast.ops.threads import Defer
@@ -35,6 +36,18 @@ RETRY_DELAY = 2.0
 """
 Seconds before sightings that were not taken are offered again.
 """
+
+CACHED = 1024
+"""
+How many indicators that were seen lately are not read again.
+"""
+
+LONGEST_CACHED = 16_384
+"""
+Bytes of a document beyond which it is read each time.
+"""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Handing = Callable[[list[bytes]], Deferred[list[bool]]]
 """
@@ -66,32 +79,40 @@ class SightingMaker:
         self._defer = defer
         self._engine = engine
         self._transform = transform
+        self._recent = functools.lru_cache(CACHED)(Wanted)
 
     async def make(self, matches: list[Match], match_type: MatchType) -> list[Sighting]:
         """
-        @return: Without those of indicators that are no longer in force.
+        @return: Without those of indicators that are no longer in force, or whose
+            pattern the event does not fulfil: it wants more than was hit, or was
+            changed since.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
         bodies: dict[str, bytes] = await self._defer(self._store.bodies, ids)
-        indicators = {id: decode_indicator(body) for id, body in bodies.items()}
+        wanted = {id: self._wanted(body) for id, body in bodies.items()}
         made = [
-            self._make(match.event, indicators[id], hit, match_type)
+            self._make(match.event, wanted[id].indicator, values, match_type)
             for match in matches
-            for id, hit in _first_hits(match)
-            if id in indicators
+            for id, hits in _hits_by_id(match).items()
+            if id in wanted and (values := wanted[id].seen(hits))
         ]
         return await gatherResults(made, consumeErrors=True)
 
-    def _make(
-        self, event: dict[str, Any], indicator: Indicator, hit: Hit, match_type: MatchType
-    ) -> Deferred[Sighting]:
-        value = value_in(indicator, hit)
+    def _wanted(self, body: bytes) -> Wanted:
+        return (self._recent if len(body) <= LONGEST_CACHED else Wanted)(body)
 
+    def _make(
+        self,
+        event: dict[str, Any],
+        indicator: Indicator,
+        values: Sequence[str],
+        match_type: MatchType,
+    ) -> Deferred[Sighting]:
         def with_context(context: dict[str, Any]) -> Sighting:
             return make_sighting(
                 indicator_id=indicator.id,
                 indicator_raw=indicator.raw,
-                value=value,
+                values=values,
                 match_type=match_type,
                 event=event,
                 context=context,
@@ -101,40 +122,87 @@ class SightingMaker:
 
         if self._transform is None:
             return succeed(with_context(event))
-        return self._transform.transform(event, value, match_type).addCallback(with_context)
+        return self._transform.transform(event, values[0], match_type).addCallback(with_context)
 
 
-def _first_hits(match: Match) -> Iterator[tuple[str, Hit]]:
+def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
     """
-    Each indicator once, with the first of its observables that the event holds.
+    The hits of each indicator, in their order.
     """
-    seen: dict[str, Hit] = {}
+    found: dict[str, list[Hit]] = {}
     for hit in match.hits:
         for id in hit.ids:
-            seen.setdefault(id, hit)
-    return iter(seen.items())
+            found.setdefault(id, []).append(hit)
+    return found
 
 
-def value_in(indicator: Indicator, hit: Hit) -> str:
+class Wanted:
     """
-    What was hit, as the indicator has it: a network that covers the one which the
-    engine found, say.
+    What an indicator wants to be seen.
+
+    @ivar indicator: The indicator.
     """
-    try:
-        terms = matchable(indicator.pattern or "").terms
-    except (Invalid, PatternUnmatchable):
-        return hit.value
-    for term in terms:
-        if (term.observable.kind, term.observable.value) == (hit.kind, hit.value):
-            return term.text
-    if hit.kind is Kind.NETWORK:
-        found = ipaddress.ip_network(hit.value)
-        for term in terms:
-            if term.observable.kind is Kind.NETWORK:
-                network = ipaddress.ip_network(term.observable.value)
-                if network.version == found.version and found.network_address in network:
-                    return term.text
-    return hit.value
+
+    def __init__(self, body: bytes) -> None:
+        """
+        @param body: The indicator's document.
+        """
+        self.indicator = decode_indicator(body)
+        self._matchable: Matchable | None = None
+        self._terms: dict[Observable, Term] = {}
+        if self.indicator.pattern_type != STIX:
+            return
+        try:
+            self._matchable = matchable(self.indicator.pattern or "")
+        except (Invalid, PatternUnmatchable):
+            return
+        self._terms = {term.observable: term for term in self._matchable.terms}
+
+    @functools.cached_property
+    def _networks(self) -> list[tuple[Network, Term]]:
+        return [
+            (ipaddress.ip_network(term.observable.value), term)
+            for term in self._terms.values()
+            if term.observable.kind is Kind.NETWORK
+        ]
+
+    def seen(self, hits: Iterable[Hit]) -> tuple[str, ...]:
+        """
+        What was seen, as the indicator has it: what was hit first, or, where it wants
+        several together, all of the first alternative that was hit.
+
+        @param hits: The hits of one event for this indicator.
+        @return: Nothing if the event is not what the indicator wants.
+        """
+        if self._matchable is None:
+            return ()
+        if not self._matchable.joint:
+            first = next((term for hit in hits for term in self._hit(hit)), None)
+            return (first.text,) if first is not None else ()
+        observables = {term.observable for hit in hits for term in self._hit(hit)}
+        return tuple(term.text for term in self._matchable.held(observables))
+
+    def _hit(self, hit: Hit) -> Iterator[Term]:
+        """
+        The terms that a hit stands for: of a network, also all that cover it, for the
+        engine names only the narrowest.
+        """
+        exact = self._terms.get(Observable(hit.kind, hit.value))
+        if exact is not None:
+            yield exact
+        if hit.kind is Kind.NETWORK:
+            found = ipaddress.ip_network(hit.value)
+            for network, term in self._networks:
+                if term is not exact and _covers(network, found):
+                    yield term
+
+
+def _covers(wide: Network, narrow: Network) -> bool:
+    return (
+        wide.version == narrow.version
+        and wide.prefixlen <= narrow.prefixlen
+        and narrow.network_address in wide
+    )
 
 
 class Outbox(Service):

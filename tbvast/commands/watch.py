@@ -83,6 +83,7 @@ class _Document(msgspec.Struct):
     """
 
     x_threatbus_indicator_value: Any = None
+    x_threatbus_indicator_values: Any = None
     x_threatbus_match_type: Any = None
     x_threatbus_sighting_context: Any = None
 
@@ -130,10 +131,20 @@ def _sighting(sighting: Sighting) -> Row:
         time=sighting.last_seen or 0,
         kind="sighting",
         what=_text(document.x_threatbus_match_type),
-        value=_text(document.x_threatbus_indicator_value),
+        value=_seen(document.x_threatbus_indicator_values)
+        or _text(document.x_threatbus_indicator_value),
         about=about(context) if isinstance(context, dict) else "",
         id=sighting.indicator,
     )
+
+
+def _seen(values: Any) -> str:
+    """
+    What was seen together, if anything was.
+    """
+    if not isinstance(values, list):
+        return ""
+    return " AND ".join(value for value in values[:MOST_VALUES] if isinstance(value, str))
 
 
 def _text(value: Any) -> str:

@@ -26,10 +26,14 @@ class Entry(msgspec.Struct, frozen=True):
     A row of the engine's tables: an observable and who wants to know of it.
 
     @ivar ids: STIX ids of the indicators that hold the observable; never empty.
+    @ivar joint: Whether it is not enough for one of these indicators, but has to be in
+        one event with others. Only a search asks: it must not leave out an event with
+        several because there were too many with each.
     """
 
     observable: Observable
     ids: tuple[str, ...]
+    joint: bool = False
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -50,7 +54,8 @@ class Hit(msgspec.Struct, frozen=True):
 
 class Match(msgspec.Struct, frozen=True):
     """
-    An event that holds at least one observable.
+    An event that holds at least one observable. Of those that an indicator needs
+    together, all that the event holds are among the hits.
 
     @ivar event: The whole event, as the engine exports it.
     @ivar schema: The event's schema in the engine, e.g. C{"suricata.dns"}.

@@ -5,6 +5,7 @@ What of a STIX pattern a single event can decide.
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ from tbvast.intel.grammar import (
     Exists,
     Expression,
     Joint,
+    Literal,
     ObjectPath,
     Observation,
     Operator,
@@ -26,7 +28,22 @@ from tbvast.intel.grammar import (
 )
 from tbvast.intel.observables import Kind, Observable, normalise
 
-__all__ = ["Matchable", "Term", "matchable", "observables", "parse", "validate"]
+__all__ = [
+    "PATTERN_RULES",
+    "AllOf",
+    "AnyOf",
+    "Matchable",
+    "Term",
+    "matchable",
+    "observables",
+    "parse",
+    "validate",
+]
+
+PATTERN_RULES = 2
+"""
+Counts changes of what is matched; stored patterns are derived again when it is larger.
+"""
 
 LONGEST_REASON = 80
 """
@@ -45,17 +62,50 @@ class Term(msgspec.Struct, frozen=True):
     text: str
 
 
+class AllOf(msgspec.Struct, frozen=True):
+    """
+    Conditions that must all hold in the same event; at least two.
+    """
+
+    conditions: tuple[Condition, ...]
+
+
+class AnyOf(msgspec.Struct, frozen=True):
+    """
+    Conditions of which one must hold; at least two.
+    """
+
+    conditions: tuple[Condition, ...]
+
+
+Condition = Term | AllOf | AnyOf
+
+
 class Matchable(msgspec.Struct, frozen=True):
     """
-    What of a pattern can be matched; an event that holds any of the terms matches.
+    What of a pattern can be matched.
 
-    @ivar terms: At least one; each observable once, in the pattern's order.
-    @ivar unmatched: Why the pattern's other alternatives cannot be matched, as
-        short phrases that can be counted; each alternative adds one.
+    @ivar condition: What an event must hold; without the alternatives that cannot be
+        matched.
+    @ivar unmatched: Why these cannot be, as short phrases that can be counted: one for
+        each part that is in the way.
     """
 
-    terms: tuple[Term, ...]
+    condition: Condition
     unmatched: tuple[str, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """
+        At least one; each observable once, in the pattern's order.
+        """
+        condition = self.condition
+        if isinstance(condition, Term):
+            return (condition,)
+        found: dict[Observable, Term] = {}
+        for term in _terms(condition):
+            found.setdefault(term.observable, term)
+        return tuple(found.values())
 
     @property
     def observables(self) -> tuple[Observable, ...]:
@@ -63,6 +113,63 @@ class Matchable(msgspec.Struct, frozen=True):
         The terms' observables.
         """
         return tuple(term.observable for term in self.terms)
+
+    @property
+    def alone(self) -> tuple[Term, ...]:
+        """
+        Those of the terms each of which is enough.
+        """
+        found: dict[Observable, Term] = {}
+        for condition in _alternatives(self.condition):
+            if isinstance(condition, Term):
+                found.setdefault(condition.observable, condition)
+        return tuple(found.values())
+
+    @property
+    def joint(self) -> bool:
+        """
+        Whether there are terms that are not enough, but need others in the same event.
+        """
+        return not all(isinstance(each, Term) for each in _alternatives(self.condition))
+
+    def held(self, observables: Container[Observable]) -> tuple[Term, ...]:
+        """
+        The terms by which an event matches: those of the first alternative, in the
+        pattern's order, that holds.
+
+        @param observables: What the event holds.
+        @return: Each observable once; nothing if the event does not match.
+        """
+        return _held(self.condition, observables)
+
+
+def _terms(condition: Condition) -> Iterator[Term]:
+    if isinstance(condition, Term):
+        yield condition
+    else:
+        for each in condition.conditions:
+            yield from _terms(each)
+
+
+def _alternatives(condition: Condition) -> Sequence[Condition]:
+    # One within another is not made.
+    return condition.conditions if isinstance(condition, AnyOf) else (condition,)
+
+
+def _held(condition: Condition, observables: Container[Observable]) -> tuple[Term, ...]:
+    if isinstance(condition, Term):
+        return (condition,) if condition.observable in observables else ()
+    if isinstance(condition, AnyOf):
+        each = (_held(alternative, observables) for alternative in condition.conditions)
+        return next(filter(None, each), ())
+    together: dict[Observable, Term] = {}
+    for part in condition.conditions:
+        terms = _held(part, observables)
+        if not terms:
+            return ()
+        for term in terms:
+            together.setdefault(term.observable, term)
+    return tuple(together.values())
 
 
 def surely_matchable(pattern: str) -> bool:
@@ -103,21 +210,20 @@ def matchable(pattern: str) -> Matchable:
     What of a pattern can be matched.
 
     @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
-    @raise PatternUnmatchable: If none of it can be matched; with the reason of the
-        first alternative.
-    @raise ObservableInvalid: If none of it can be matched, and for one alternative
-        that is so because its value is none: an address that is no address, say.
+    @raise PatternUnmatchable: If none of it can be matched; with the first reason.
+    @raise ObservableInvalid: If none of it can be matched, and a value in it is none:
+        an address that is no address, say.
     """
     simple = _SIMPLE.fullmatch(pattern)
     if simple is not None:
         kind = _KIND_OF_TEXT.get(simple[1])
         if kind is not None:
             value = simple[2]
-            return Matchable((Term(normalise(_kind_of_value(kind, value), value), value),))
-    found = _Findings({}, [], [])
-    _look_at_observations(parse(pattern), found)
-    if found.terms:
-        return Matchable(tuple(found.terms.values()), tuple(found.unmatched))
+            return Matchable(Term(normalise(_kind_of_value(kind, value), value), value))
+    found = _Findings([], [])
+    condition = _of_observations(parse(pattern), found)
+    if condition is not None:
+        return Matchable(condition, tuple(found.unmatched))
     if found.invalid:
         raise found.invalid[0]
     raise PatternUnmatchable(found.unmatched[0])
@@ -125,10 +231,9 @@ def matchable(pattern: str) -> Matchable:
 
 class _Findings(NamedTuple):
     """
-    What has been found in a pattern so far.
+    What has been found to be in the way so far.
     """
 
-    terms: dict[Observable, Term]
     unmatched: list[str]
     invalid: list[ObservableInvalid]
 
@@ -139,15 +244,20 @@ A single comparison without anything to unescape; only a shortcut, and only for 
 object paths of L{_KIND_OF_TEXT}.
 """
 
+_OCTET = "(?:1[0-9]{0,2}|2(?:[0-4][0-9]?|5[0-5]?|[6-9])?|[3-9][0-9]?|0)"
+_ADDRESS = rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}"
+_HOST = r"(?:[a-z0-9](?:[a-z0-9-]{0,40}[a-z0-9])?\.){1,4}[a-z]{2,40}"
+
 _NORMAL = re.compile(
     r"\[(?:"
-    r"ipv4-addr:value = '(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!')|(?='))){4}'"
-    r"|domain-name:value = '(?:[a-z0-9](?:[a-z0-9-]{0,40}[a-z0-9])?\.){1,4}[a-z]{2,40}'"
+    rf"ipv4-addr:value = '{_ADDRESS}'"
+    rf"|domain-name:value = '{_HOST}'"
+    rf"|url:value = 'https?://(?:{_ADDRESS}|{_HOST})(?:/[A-Za-z0-9/._~-]{{0,200}})?'"
     r"|file:hashes\.(?:MD5 = '[0-9a-f]{32}'|'SHA-1' = '[0-9a-f]{40}'|'SHA-256' = '[0-9a-f]{64}')"
     r")\]"
 )
 """
-A single comparison with a value in its normal form.
+A single comparison with a value that needs hardly any change to be in its normal form.
 """
 
 _KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {
@@ -220,16 +330,19 @@ def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
     return None
 
 
-def _look_at_observations(expression: Expression, found: _Findings) -> None:
+def _of_observations(expression: Expression, found: _Findings) -> Condition | None:
+    """
+    @return: L{None} if nothing of it can be matched.
+    """
     if isinstance(expression, Observation):
-        _look_at_test(expression.test, found)
-    elif isinstance(expression, Qualified):
+        return _of_test(expression.test, found)
+    if isinstance(expression, Qualified):
         found.unmatched.append(_name_of_qualifier(expression))
     elif expression.joint is Joint.OR:
-        for operand in expression.operands:
-            _look_at_observations(operand, found)
+        return _any_of(_of_observations(each, found) for each in expression.operands)
     else:
         found.unmatched.append(f"{expression.joint.value} of observations")
+    return None
 
 
 def _name_of_qualifier(expression: Qualified) -> str:
@@ -239,20 +352,38 @@ def _name_of_qualifier(expression: Qualified) -> str:
     return "qualifier REPEATS" if isinstance(qualifier, Repeats) else "qualifier START STOP"
 
 
-def _look_at_test(test: Test, found: _Findings) -> None:
+def _of_test(test: Test, found: _Findings) -> Condition | None:
     if isinstance(test, Comparison):
-        _look_at_comparison(test, found)
-    elif isinstance(test, Exists):
+        return _of_comparison(test, found)
+    if isinstance(test, Exists):
         found.unmatched.append("EXISTS")
-    elif test.joint is Joint.OR:
-        for operand in test.operands:
-            _look_at_test(operand, found)
-    else:
-        decisive = _without_reference_types(test.operands)
-        if len(decisive) == 1:
-            _look_at_test(decisive[0], found)
-        else:
-            found.unmatched.append("AND within one observation")
+        return None
+    if test.joint is Joint.OR:
+        return _any_of(_of_test(each, found) for each in test.operands)
+    return _all_of([_of_test(each, found) for each in _without_reference_types(test.operands)])
+
+
+def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
+    """
+    @param conditions: L{None} for one that cannot be matched.
+    """
+    found: list[Condition] = []
+    for condition in conditions:
+        if condition is not None:
+            found.extend(_alternatives(condition))
+    if not found:
+        return None
+    return found[0] if len(found) == 1 else AnyOf(tuple(found))
+
+
+def _all_of(conditions: Sequence[Condition | None]) -> Condition | None:
+    """
+    @param conditions: At least one; L{None} for one that cannot be matched.
+    """
+    found = tuple(condition for condition in conditions if condition is not None)
+    if len(found) < len(conditions):
+        return None  # matched by the rest alone, it would be seen where it is not
+    return found[0] if len(found) == 1 else AllOf(found)
 
 
 def _without_reference_types(operands: tuple[Test, ...]) -> list[Test]:
@@ -282,37 +413,39 @@ def _without_reference_types(operands: tuple[Test, ...]) -> list[Test]:
     ]
 
 
-def _look_at_comparison(test: Comparison, found: _Findings) -> None:
+def _of_comparison(test: Comparison, found: _Findings) -> Condition | None:
     kind = _kind(test.path)
     if kind is None:
         path = f"object path {test.path}"
         found.unmatched.append(
             path if len(path) <= LONGEST_REASON else f"{path[: LONGEST_REASON - 1]}…"
         )
-        return
+        return None
     if test.negated:
         found.unmatched.append("NOT")
-        return
+        return None
     operator = test.operator
     if operator is Operator.ISSUBSET and kind in (Kind.IP, Kind.DOMAIN):
         kind = Kind.NETWORK
     elif operator is not Operator.EQUAL and operator is not Operator.IN:
         found.unmatched.append(f"operator {operator.value}")
-        return
+        return None
     values = test.value if isinstance(test.value, tuple) else (test.value,)
     if not values:
         found.unmatched.append("IN of nothing")
-    for value in values:
-        if not isinstance(value, str):
-            found.unmatched.append("a value that is no string")
-            continue
-        try:
-            observable = normalise(_kind_of_value(kind, value), value)
-        except ObservableInvalid as e:
-            found.invalid.append(e)
-            found.unmatched.append(f"a value that is no {kind.value}")
-        else:
-            found.terms.setdefault(observable, Term(observable, value))
+    return _any_of(_of_value(kind, value, found) for value in values)
+
+
+def _of_value(kind: Kind, value: Literal, found: _Findings) -> Term | None:
+    if not isinstance(value, str):
+        found.unmatched.append("a value that is no string")
+        return None
+    try:
+        return Term(normalise(_kind_of_value(kind, value), value), value)
+    except ObservableInvalid as e:
+        found.invalid.append(e)
+        found.unmatched.append(f"a value that is no {kind.value}")
+        return None
 
 
 def _kind_of_value(kind: Kind, value: str) -> Kind:

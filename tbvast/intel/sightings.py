@@ -4,6 +4,7 @@ Sightings: STIX documents that say what was seen, where and when.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ def make_sighting(
     *,
     indicator_id: str,
     indicator_raw: bytes | None,
-    value: str,
+    values: Sequence[str],
     match_type: MatchType,
     event: dict[str, Any],
     context: dict[str, Any],
@@ -113,7 +114,8 @@ def make_sighting(
     The sighting of an indicator in an event.
 
     @param indicator_raw: The indicator's document, if it is at hand; valid JSON.
-    @param value: What was seen, as the indicator has it.
+    @param values: What was seen, as the indicator has it; more than one only where
+        the indicator wants them together.
     @param event: The whole event, which the sighting's id is derived from.
     @param context: What the sighting says of the event: the event itself, or what
         somebody made of it.
@@ -133,11 +135,13 @@ def make_sighting(
         "last_seen": timestamp(seen),
         "count": 1,
         "sighting_of_ref": indicator_id,
-        "x_threatbus_indicator_value": value,
+        "x_threatbus_indicator_value": values[0],
         "x_threatbus_match_type": match_type.value,
         "x_threatbus_source": f"{SOURCE}/{engine}",
         "x_threatbus_sighting_context": context,
     }
+    if len(values) > 1:
+        document["x_threatbus_indicator_values"] = list(values)
     if indicator_raw is not None:
         document["x_threatbus_indicator"] = msgspec.Raw(indicator_raw)
     return Sighting(id_, indicator_id, microseconds(seen), msgspec.json.encode(document))

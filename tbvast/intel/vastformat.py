@@ -32,12 +32,13 @@ def encode_vast_intel(indicator: Indicator) -> list[bytes]:
     An indicator in the format: one document for each observable it can express.
 
     @return: Nothing where the format can express nothing of the indicator: hashes,
-        say, or patterns that cannot be matched, or a withdrawal without a pattern.
+        say, or patterns that cannot be matched, or observables that have to be seen
+        together, or a withdrawal without a pattern.
     """
     if indicator.pattern is None or indicator.pattern_type != STIX:
         return []
     try:
-        terms = matchable(indicator.pattern).terms
+        terms = matchable(indicator.pattern).alone
     except (ObservableInvalid, PatternInvalid, PatternUnmatchable):
         return []
     return [
