@@ -53,7 +53,8 @@ class Journal:
         )
 
     def _cb_appended(self, outcomes: list[Outcome]) -> list[Outcome]:
-        self.head = max([self.head, *(outcome.number for outcome in outcomes)])
+        # Those that were accepted are numbered in their order.
+        self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
         return outcomes
 
     def current(

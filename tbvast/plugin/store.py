@@ -63,13 +63,23 @@ DROP INDEX latest;
 CREATE INDEX latest ON entries (digest) WHERE state != 0
 """
 
-_STATE, _BODY = 6, 7
+_NUMBER, _MODIFIED, _STATE, _BODY = 0, 4, 6, 7
 """
 Which columns of a row these are.
 """
 
+_NO_END = -(1 << 62)
+"""
+What stands for a missing C{valid_until} in what is given to SQLite: it is a time that
+no calendar has.
+"""
+
 _INSERTS = [
-    (size, "INSERT INTO entries VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * size))
+    (
+        size,
+        "INSERT INTO entries VALUES "
+        + ", ".join([f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?)"] * size),
+    )
     for size in (2000, 250, 32, 4, 1)
 ]
 """
@@ -86,10 +96,12 @@ _SIGHTING = _STREAM_NUMBER[Stream.SIGHTING]
 _MICROSECONDS = 1_000_000
 
 
-class _State(enum.IntEnum):
-    SUPERSEDED = 0
-    IN_FORCE = 1
-    ENDED = 2
+_SUPERSEDED, _IN_FORCE, _ENDED = range(3)
+"""
+What a row's C{state} says. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
+the module C{sqlite3} takes many times as long for anything else, for it first asks
+whether somebody wants to adapt it.
+"""
 
 
 class Verdict(enum.StrEnum):
@@ -126,15 +138,11 @@ class Entered(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
 
 
-class _Latest(msgspec.Struct):
-    """
-    The latest version of an id, in the file or in the batch being written.
-    """
-
-    number: int
-    modified: int
-    state: int
-    row: list[Any] | None = None
+_Row = list[Any]
+"""
+A row of C{entries}. Of one that is in the file, not in the batch that is being written,
+the body is L{None}, and what a batch does not need.
+"""
 
 
 @contextlib.contextmanager
@@ -266,7 +274,7 @@ class JournalStore:
                 (
                     after,
                     until,
-                    _State.IN_FORCE,
+                    _IN_FORCE,
                     _INTEL,
                     int(since * _MICROSECONDS),
                     int(now * _MICROSECONDS),
@@ -287,7 +295,7 @@ class JournalStore:
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
                     (
                         json.dumps([_digest(id) for id in wanted]),
-                        _State.IN_FORCE,
+                        _IN_FORCE,
                         _INTEL,
                         json.dumps(wanted),
                     ),
@@ -305,7 +313,7 @@ class JournalStore:
                 "SELECT count(*) FILTER (WHERE stream = ?"
                 " AND (valid_until IS NULL OR valid_until > ?)),"
                 " count(*) FILTER (WHERE stream = ?) FROM entries WHERE state = ?",
-                (_INTEL, int(now * _MICROSECONDS), _SIGHTING, _State.IN_FORCE),
+                (_INTEL, int(now * _MICROSECONDS), _SIGHTING, _IN_FORCE),
             ).fetchone()
         return {"indicators": indicators, "sightings": sightings}
 
@@ -382,9 +390,9 @@ class _Batch:
         self.head = head
         self._connection = connection
         self._now = now
-        self._latest: dict[str, _Latest] = {}
+        self._latest: dict[str, _Row] = {}
         self._digests: dict[str, int] = {}
-        self._rows: list[list[Any]] = []
+        self._rows: list[_Row] = []
         self._superseded: list[int] = []
 
     def look_up(self, ids: Iterable[str]) -> None:
@@ -393,12 +401,12 @@ class _Batch:
         """
         self._digests = {id: _digest(id) for id in ids}
         (found,) = self._connection.execute(
-            "SELECT json_group_array(json_array(id, number, modified, state)) FROM entries"
+            "SELECT json_group_object(id, json_array("
+            "number, NULL, NULL, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
             " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))",
             (json.dumps(list(self._digests.values())),),
         ).fetchone()
-        for id, number, modified, state in json.loads(found):
-            self._latest[id] = _Latest(number, modified, state)
+        self._latest = json.loads(found)
 
     def add(self, item: Item) -> Outcome:
         """
@@ -409,7 +417,7 @@ class _Batch:
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
-        return self._keep(item, _SIGHTING, 0, None, _State.IN_FORCE)
+        return self._keep(item, _SIGHTING, 0, None, _IN_FORCE)
 
     def expire(self, item: Indicator) -> Outcome:
         """
@@ -417,7 +425,7 @@ class _Batch:
         """
         latest = self._latest[item.id]
         self._supersede(latest)
-        outcome = self._keep(item, _INTEL, latest.modified, item.valid_until, _State.ENDED)
+        outcome = self._keep(item, _INTEL, latest[_MODIFIED], item.valid_until, _ENDED)
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
     def commit(self) -> None:
@@ -428,7 +436,7 @@ class _Batch:
             if self._superseded:
                 self._connection.execute(
                     "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
-                    (_State.SUPERSEDED, json.dumps(self._superseded)),
+                    (_SUPERSEDED, json.dumps(self._superseded)),
                 )
             self._insert()
             self._connection.execute("COMMIT")
@@ -444,68 +452,74 @@ class _Batch:
                 self._connection.execute(statement, list(itertools.chain.from_iterable(rows)))
                 start += size
 
-    def _add_indicator(self, item: Indicator, latest: _Latest | None) -> Outcome:
-        removal = item.operation is Operation.REMOVE
+    def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
+        removal = item.operation is _REMOVE
+        version = item.modified
         if latest is None:
             if item.pattern is None:
                 return Outcome(Verdict.UNKNOWN, 0, item)
         elif not self._supersedes(item, latest, removal):
-            ended = latest.state == _State.ENDED
+            ended = latest[_STATE] == _ENDED
             if removal:
-                older = 0 < item.modified < latest.modified and not ended
+                older = 0 < version < latest[_MODIFIED] and not ended
             else:
-                older = item.modified < latest.modified or ended
+                older = version < latest[_MODIFIED] or ended
             return Outcome(Verdict.OUTDATED if older else Verdict.REPEATED, 0, item)
-        elif item.pattern is None:
-            item = _completed(item, self._body(latest))
-        version = item.modified
-        if latest is not None:
+        else:
+            if item.pattern is None:
+                item = _completed(item, self._body(latest))
             self._supersede(latest)
-            version = max(version, latest.modified)
+            version = max(version, latest[_MODIFIED])
         if removal:
             item = msgspec.structs.replace(item, modified=version)
-        state = _State.ENDED if removal else _State.IN_FORCE
+        state = _ENDED if removal else _IN_FORCE
         return self._keep(item, _INTEL, version, item.valid_until, state)
 
-    def _supersedes(self, item: Indicator, latest: _Latest, removal: bool) -> bool:
+    def _supersedes(self, item: Indicator, latest: _Row, removal: bool) -> bool:
         if removal:
-            return latest.state == _State.IN_FORCE and (
-                item.modified >= latest.modified or item.modified == 0
+            return bool(latest[_STATE] == _IN_FORCE) and (
+                item.modified >= latest[_MODIFIED] or item.modified == 0
             )
-        if item.modified != latest.modified:
-            return item.modified > latest.modified
+        if item.modified != latest[_MODIFIED]:
+            return bool(item.modified > latest[_MODIFIED])
         return (
-            latest.state == _State.IN_FORCE
+            latest[_STATE] == _IN_FORCE
             and (item.operation is Operation.EDIT or item.modified == 0)
             and item.raw != self._body(latest)
         )
 
-    def _body(self, latest: _Latest) -> bytes:
-        if latest.row is not None:
-            body: bytes = latest.row[_BODY]
-            return body
+    def _body(self, latest: _Row) -> bytes:
+        if latest[_BODY] is not None:
+            return bytes(latest[_BODY])
         (body,) = self._connection.execute(
-            "SELECT body FROM entries WHERE number = ?", (latest.number,)
+            "SELECT body FROM entries WHERE number = ?", (latest[_NUMBER],)
         ).fetchone()
-        return body
+        return bytes(body)
 
-    def _supersede(self, latest: _Latest) -> None:
-        if latest.row is None:
-            self._superseded.append(latest.number)
+    def _supersede(self, latest: _Row) -> None:
+        if latest[_BODY] is None:
+            self._superseded.append(latest[_NUMBER])
         else:
-            latest.row[_STATE] = _State.SUPERSEDED
+            latest[_STATE] = _SUPERSEDED
 
     def _keep(
-        self, item: Item, stream: int, modified: int, valid_until: int | None, state: _State
+        self, item: Item, stream: int, modified: int, valid_until: int | None, state: int
     ) -> Outcome:
+        id_ = item.id
         self.head += 1
         row = [
-            self.head, stream, item.id, self._now, modified, valid_until, state, item.raw,
-            self._digests[item.id],
+            self.head, stream, id_, self._now, modified,
+            _NO_END if valid_until is None else valid_until,
+            state, bytearray(item.raw), self._digests[id_],
         ]  # fmt: skip
         self._rows.append(row)
-        self._latest[item.id] = _Latest(self.head, modified, state, row)
-        return Outcome(Verdict.ACCEPTED, self.head, item)
+        self._latest[id_] = row
+        return Outcome(_ACCEPTED, self.head, item)
+
+
+_REMOVE = Operation.REMOVE
+_ACCEPTED = Verdict.ACCEPTED
+# Names of the module are found quicker than those of an enumeration.
 
 
 def _digest(id: str) -> int:
