@@ -24,14 +24,8 @@ COMMANDS = (
     "reopen",
     "memory",
     "ingest",
+    "matching",
 )
-
-SMALL = {"snapshots": ["--indicators=100000", "--subscribers=1"]}
-"""
-What makes a command's short version, where it is not C{--short}.
-"""
-
-LARGE = {"snapshots": ["--subscribers=1"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("not there")
             failed.append(name)
             continue
-        more = SMALL.get(name, ["--short"]) if options.short else LARGE.get(name, [])
+        more = ["--short"] if options.short else []
         # A process each: what one leaves behind is not in the figures of the next.
         if subprocess.run([sys.executable, "-m", f"bench.{name}", *more]).returncode:
             failed.append(name)

@@ -10,7 +10,6 @@ reactor's turns are timed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,10 +17,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import zmq
 
+from bench.command import command_line
 from bench.peers import (
     FORWARDERS,
     Bus,
@@ -203,17 +202,9 @@ def show(results: dict[tuple[str, str], Result]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="one run of a small burst")
-    parser.add_argument("--runs", type=int, default=0, help="3, or 1 if short")
-    parser.add_argument("--messages", type=int, default=0, help="100,000, or 20,000 if short")
-    parser.add_argument("--only", default="", help="tbvast, json, blind, proxy or threatbus")
-    options: Any = parser.parse_args(arguments)
-    return measure(
-        options.runs or (1 if options.short else 3),
-        options.messages or (20_000 if options.short else 100_000),
-        options.only,
-    )
+    words = {"only": "tbvast, json, blind, proxy or threatbus"}
+    options = command_line(__doc__, arguments, words, runs=(3, 1), messages=(100_000, 20_000))
+    return measure(options.runs, options.messages, options.only)
 
 
 if __name__ == "__main__":

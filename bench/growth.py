@@ -10,11 +10,10 @@ none come; they stand beside the same load without them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from bench.command import command_line
 from bench.peers import Load, Role, tbvast
 from bench.report import machine, ratio, spread, table
 
@@ -84,15 +83,8 @@ def measure(runs: int, deliveries: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="one run of few messages")
-    parser.add_argument("--runs", type=int, default=0, help="3, or 1 if short")
-    parser.add_argument("--deliveries", type=int, default=0, help="200,000, or 20,000 if short")
-    options: Any = parser.parse_args(arguments)
-    return measure(
-        options.runs or (1 if options.short else 3),
-        options.deliveries or (20_000 if options.short else 200_000),
-    )
+    options = command_line(__doc__, arguments, runs=(3, 1), deliveries=(200_000, 20_000))
+    return measure(options.runs, options.deliveries)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,44 @@
 """
-Indicators into the real engine: how fast through bus and bridge, and how fast alone.
+Indicators into the engine: how fast through bus and bridge, and how fast alone.
 
-    python -m bench.ingest [--short] [--runs 3]
+    python -m bench.ingest [--short] [--runs 3] [--indicators 100000] [--old 500]
 
 The engine alone reads the same observables as NDJSON on the standard input of one command,
 with the same pipeline. What is measured of tbvast goes from the first indicator published to
 the last one that the engine has taken; the bridge searches past events for them meanwhile.
+
+The old bridge, which runs a process for each indicator, has the same bus, and instead of an
+engine a command that only counts. It matches live, and searches no past events.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.peers import document
+from bench.command import command_line
+from bench.peers import Uninstallable, document, tbvast
 from bench.reopen import ask
 from bench.report import machine, ratio, spread, table
-from bench.way import Way
+from bench.way import Way, waited
 from tbvast.bridge.engines import rows, tql
 from tbvast.intel.indicators import decode_indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.patterns import matchable
 from tests.functional.components import run
+from tests.functional.peers import (
+    VAST_THREATBUS,
+    installed,
+    logging_to_console,
+    write_command,
+)
 
-AT_LEAST = 0.5
+AT_LEAST, AIM = 0.5, 0.9
 PIECE = 5000
 
 _COUNT = 'context_inspect "{}"\nsummarize entries=count()\nwrite_ndjson\n'
@@ -77,16 +86,62 @@ class Ingest(Way):
         return len(documents) / (time.monotonic() - began)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="10,000 indicators, once")
-    parser.add_argument("--runs", type=int, default=0, help="3, or 1 if short")
-    options: Any = parser.parse_args(arguments)
-    count = 10_000 if options.short else 100_000
-    runs = options.runs or (1 if options.short else 3)
+def counted(documents: list[bytes]) -> float:
+    """
+    @return: Indicators a second that the old bridge passes on.
+    @raise Uninstallable: If it cannot be had.
+    """
+    command = installed(VAST_THREATBUS)
+    with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder, tbvast() as bus:
+        calls = Path(folder, "calls")
+        calls.touch()
+        stand_in = Path(folder, "vast")
+        write_command(
+            stand_in,
+            'case "$*" in *"matcher attach"*) exec cat ;;'
+            f' *"matcher add"*) printf . >>{calls} ;; esac',
+        )
+        config = {
+            "logging": logging_to_console(Path(folder), "INFO"),
+            "threatbus": f"127.0.0.1:{bus.manage}",
+            "vast": "127.0.0.1:1",
+            "vast_binary": str(stand_in),
+            "live_match": True,
+            "matcher_name": "intel",
+            "retro_match": False,
+            "metrics": {"interval": 0, "filename": str(Path(folder, "metrics"))},
+        }
+        path = Path(folder, "config.yaml")
+        path.write_text(json.dumps(config))  # YAML, too
+        bridge = subprocess.Popen(
+            [*command, f"--config={path}"],
+            stdin=subprocess.PIPE,  # which `cat` reads, until we end it
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            waited(lambda: attached(bus.manage))
+            began = time.monotonic()
+            ask(bus.manage, b'{"action":"publish","documents":[' + b",".join(documents) + b"]}")
+            waited(lambda: calls.stat().st_size >= len(documents))
+            return len(documents) / (time.monotonic() - began)
+        finally:
+            bridge.kill()
+            bridge.communicate()
+
+
+def attached(manage: int) -> bool:
+    """
+    Whether a bus has a subscriber that receives.
+    """
+    answer = json.loads(ask(manage, b'{"action":"status"}'))
+    return any(each["attached"] for each in answer["subscriptions"])
+
+
+def measure(runs: int, count: int, old: int) -> int:
     print(f"{count:,} indicators into the engine, {runs} runs. {machine()}\n")
     documents = [document(number) for number in range(count)]
-    through, alone = [], []
+    through, alone, peer = [], [], []
     for _ in range(runs):
         with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
             bench = Ingest(Path(folder))
@@ -95,16 +150,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 alone.append(bench.alone(documents))
             finally:
                 bench.end()
-    print(
-        table(
-            ["way", "indicators/s", "x the engine alone", "at least"],
-            [
-                ["plugin and bridge", spread(through), ratio(through, alone), str(AT_LEAST)],
-                ["the engine alone", spread(alone), "1.00", ""],
-            ],
-        )
-    )
+        try:
+            peer.append(counted(documents[:old]))
+        except Uninstallable as e:
+            print(e)
+    rows = [
+        ["plugin and bridge", spread(through), ratio(through, alone), str(AT_LEAST), str(AIM)],
+        ["the engine alone", spread(alone), "1.00", "", ""],
+        [f"the old bridge, {old:,}, no engine", spread(peer), ratio(peer, alone), "", ""],
+    ]
+    print(table(["way", "indicators/s", "x the engine alone", "at least", "aim"], rows))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = command_line(
+        *(__doc__, arguments), runs=(3, 1), indicators=(100_000, 10_000), old=(500, 200)
+    )
+    return measure(options.runs, options.indicators, options.old)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ of one machine, and so read the same clock.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
+from bench.command import command_line
 from bench.peers import FORWARDERS, Bus, Load, Uninstallable, forwarder, tbvast, threatbus
 from bench.report import figure, machine, percentile, ratio, spread, table
 
@@ -75,17 +74,8 @@ def measure(runs: int, rate: int, seconds: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="one run of 3 s")
-    parser.add_argument("--runs", type=int, default=0, help="3, or 1 if short")
-    parser.add_argument("--rate", type=int, default=200)
-    parser.add_argument("--seconds", type=int, default=0, help="10, or 3 if short")
-    options: Any = parser.parse_args(arguments)
-    return measure(
-        options.runs or (1 if options.short else 3),
-        options.rate,
-        options.seconds or (3 if options.short else 10),
-    )
+    options = command_line(__doc__, arguments, runs=(3, 1), rate=(200, 200), seconds=(10, 3))
+    return measure(options.runs, options.rate, options.seconds)
 
 
 if __name__ == "__main__":

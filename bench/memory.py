@@ -1,16 +1,15 @@
 """
 The plugin's resident memory: idle, and with many indicators in its journal.
 
-    python -m bench.memory [--short] [--runs 3]
+    python -m bench.memory [--short] [--runs 3] [--indicators 1000000]
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from bench.command import command_line
 from bench.peers import tbvast
 from bench.reopen import ask, fill
 from bench.report import machine, spread, table
@@ -33,13 +32,7 @@ def measured(indicators: int) -> tuple[float, float]:
         return idle, memory(bus.pid, "VmRSS")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="100,000 indicators, once")
-    parser.add_argument("--runs", type=int, default=0, help="3, or 1 if short")
-    options: Any = parser.parse_args(arguments)
-    indicators = 100_000 if options.short else 1_000_000
-    runs = options.runs or (1 if options.short else 3)
+def measure(runs: int, indicators: int) -> int:
     print(f"Resident memory of the plugin, {runs} runs. {machine()}\n")
     idle, holding = zip(*[measured(indicators) for _ in range(runs)], strict=True)
     rows = [
@@ -48,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(table(["plugin", "MiB", "below"], rows))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = command_line(__doc__, arguments, runs=(3, 1), indicators=(1_000_000, 100_000))
+    return measure(options.runs, options.indicators)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,15 @@ system's cache, as after a restart of the plugin, not of the machine.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import zmq
 
+from bench.command import command_line
 from bench.peers import Bus, document, tbvast
 from bench.report import figure, machine, ratio, spread, table
 
@@ -80,12 +79,8 @@ def measure(runs: int, indicators: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).strip().split("\n\n")[0])
-    parser.add_argument("--short", action="store_true", help="100,000 indicators")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--indicators", type=int, default=0, help="1,000,000, or 100,000 if short")
-    options: Any = parser.parse_args(arguments)
-    return measure(options.runs, options.indicators or (100_000 if options.short else 1_000_000))
+    options = command_line(__doc__, arguments, runs=(3, 3), indicators=(1_000_000, 100_000))
+    return measure(options.runs, options.indicators)
 
 
 if __name__ == "__main__":

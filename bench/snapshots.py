@@ -1,52 +1,33 @@
 """
-Ten subscribers take a snapshot at once: how fast, and how much memory the plugin needs.
+Subscribers take a snapshot at once: how fast, and how much memory the plugin needs.
 
-    python bench/snapshots.py [--indicators 1000000] [--subscribers 10]
+    python -m bench.snapshots [--short] [--runs 3] [--indicators 1000000] [--subscribers 1]
 
-Prints the plugin's resident memory when idle, with the indicators in its journal, and
-at its peak while the snapshots are sent, and the rate in indicators per second in all.
+The time is from the first request to subscribe to the last indicator received by the last
+subscriber. The peak is the plugin's resident memory meanwhile, above what it had when idle.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import subprocess
-import tempfile
+import sys
 import threading
 import time
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
-from tbvast.demo.services import free_ports, twistd
+from bench.command import command_line
+from bench.peers import LIMIT, Bus, tbvast
+from bench.reopen import ask, fill
+from bench.report import figure, machine, spread, table
 
-BATCH = 5000
-
-
-def document(number: int) -> bytes:
-    """
-    An indicator of about 420 bytes.
-    """
-    return json.dumps(
-        {
-            "type": "indicator",
-            "spec_version": "2.1",
-            "id": f"indicator--{uuid.uuid5(uuid.NAMESPACE_OID, str(number))}",
-            "created": "2024-01-01T00:00:00.000Z",
-            "modified": "2024-01-01T00:00:00.000Z",
-            "name": "x" * 90,
-            "pattern": f"[ipv4-addr:value = '10.{number >> 16 & 255}.{number >> 8 & 255}."
-            f"{number & 255}']",
-            "pattern_type": "stix",
-            "valid_from": "2024-01-01T00:00:00Z",
-        }
-    ).encode()
+AT_LEAST, AIM = 50_000, 150_000
+"""
+Indicators per second to one subscriber.
+"""
 
 
 def memory(pid: int, what: str) -> float:
@@ -63,15 +44,17 @@ def memory(pid: int, what: str) -> float:
 class Subscriber(threading.Thread):
     """
     Takes one snapshot.
+
+    @ivar count: How many indicators it has got.
     """
 
-    def __init__(self, context: zmq.Context[Any], manage: int, fed: bool) -> None:
+    def __init__(self, context: zmq.Context[Any], manage: int, fed: bool, enough: int) -> None:
         super().__init__(daemon=True)
         self._context = context
         self._manage = manage
         self._fed = fed
+        self._enough = enough
         self.count = 0
-        self.enough = 0
 
     def run(self) -> None:
         request: dict[str, Any] = {
@@ -89,7 +72,7 @@ class Subscriber(threading.Thread):
             sub.rcvhwm = 1000
             sub.subscribe(topic)
             sub.connect(f"tcp://127.0.0.1:{reply['pub_port']}")
-            while self.count < self.enough:
+            while self.count < self._enough and sub.poll(LIMIT * 1000):
                 frame = sub.recv()[len(topic) :]
                 if frame.startswith(b"snapshot"):
                     items = msgspec.json.decode(frame.partition(b" ")[2])["items"]
@@ -98,59 +81,66 @@ class Subscriber(threading.Thread):
                     self.count += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--indicators", type=int, default=1_000_000)
-    parser.add_argument("--subscribers", type=int, default=10)
-    options = parser.parse_args()
-    ports = free_ports(3)
-    with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
-        names = [f"--{n}={p}" for n, p in zip(("manage", "pub", "sub"), ports, strict=True)]
-        plugin = subprocess.Popen(
-            twistd("tbvast-plugin", f"--state-dir={folder}", "--loglevel=warn", *names)
-        )
-        try:
-            measure(plugin.pid, ports[0], options.indicators, options.subscribers)
-        finally:
-            plugin.terminate()
-            plugin.wait()
-
-
-def measure(pid: int, port: int, indicators: int, subscribers: int) -> None:
-    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, ZeroMQ {zmq.zmq_version()}")
-    context = zmq.Context()
-    with context.socket(zmq.REQ) as manage:
-        manage.connect(f"tcp://127.0.0.1:{port}")
-        manage.send_json({"action": "status"})
-        manage.recv()
-        idle = memory(pid, "VmRSS")
-        began = time.monotonic()
-        for start in range(0, indicators, BATCH):
-            documents = b",".join(map(document, range(start, min(start + BATCH, indicators))))
-            manage.send(b'{"action":"publish","documents":[' + documents + b"]}")
-            manage.recv()
-        taken = time.monotonic() - began
-    holding = memory(pid, "VmRSS")
-    print(f"idle {idle:.0f} MiB; holding {indicators:,} indicators {holding:.0f} MiB")
-    print(f"published and durable: {indicators / taken:,.0f} /s")
-    for fed in (True, False):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
-        group = [Subscriber(context, port, fed) for _ in range(subscribers)]
+def taken(bus: Bus, indicators: int, subscribers: int, fed: bool) -> tuple[float, float]:
+    """
+    @return: Indicators per second in all, and the peak: MiB.
+    """
+    Path(f"/proc/{bus.pid}/clear_refs").write_text("5")  # the peak begins anew
+    with zmq.Context() as context:
+        group = [Subscriber(context, bus.manage, fed, indicators) for _ in range(subscribers)]
         began = time.monotonic()
         for each in group:
-            each.enough = indicators
             each.start()
         for each in group:
             each.join()
-        taken = time.monotonic() - began
-        peak = memory(pid, "VmHWM")
-        print(
-            f"{'tbvast/1' if fed else 'stix2':8} {subscribers} snapshots: "
-            f"{subscribers * indicators / taken:,.0f} /s in all, peak {peak:.0f} MiB, "
-            f"{peak - idle:.0f} above idle"
-        )
-    context.term()
+        elapsed = time.monotonic() - began
+    if counts := [each.count for each in group if each.count != indicators]:
+        raise RuntimeError(f"{counts} indicators were received, instead of {indicators}")
+    return subscribers * indicators / elapsed, memory(bus.pid, "VmHWM")
+
+
+def measure(runs: int, indicators: int, subscribers: int) -> int:
+    print(f"A snapshot of {indicators:,} indicators, {runs} runs. {machine()}\n")
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    peaks: dict[bool, list[float]] = {True: [], False: []}
+    with tbvast() as bus:
+        ask(bus.manage, b'{"action":"status"}')
+        idle = memory(bus.pid, "VmRSS")
+        began = time.monotonic()
+        fill(bus, indicators)
+        filled = indicators / (time.monotonic() - began)
+        holding = memory(bus.pid, "VmRSS")
+        for _ in range(runs):
+            for fed in rates:
+                rate, peak = taken(bus, indicators, subscribers, fed)
+                rates[fed].append(rate)
+                peaks[fed].append(peak - idle)
+    goals = [f"{AT_LEAST:,}", f"{AIM:,}"] if subscribers == 1 else ["", ""]
+    rows = [
+        [
+            *("tbvast/1" if fed else "old", str(subscribers)),
+            *(spread(found), *goals, spread(peaks[fed])),
+        ]
+        for fed, found in rates.items()
+    ]
+    head = ["dialect", "subscribers", "indicators/s in all", "at least", "aim", "peak MiB more"]
+    print(table(head, rows))
+    print(
+        f"\nThe plugin has {figure(idle)} MiB when idle and {figure(holding)} MiB with the"
+        f" indicators in its journal, which took {figure(filled)} of them per second."
+    )
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = command_line(
+        *(__doc__, arguments),
+        runs=(3, 1),
+        indicators=(1_000_000, 100_000),
+        subscribers=(1, 1),
+    )
+    return measure(options.runs, options.indicators, options.subscribers)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,19 @@ Seconds to wait for anything.
 _TAKEN = re.compile(r"The engine took (\d+) entries")
 
 
+def waited(condition: Callable[[], bool]) -> None:
+    """
+    Wait for a condition.
+
+    @raise TimeoutError: If it does not come true.
+    """
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {LIMIT:.0f} s in vain")
+        time.sleep(0.02)
+
+
 class Way(Run):
     """
     The whole way, once the live match is running; nothing is in it.
@@ -30,23 +43,13 @@ class Way(Run):
         super().__init__(folder, 1, False)
         self.engine = f"127.0.0.1:{self._engine_port}"
         self._log = folder / "tbvast-bridge.log"
-        self.wait(lambda: "The live match is running" in self._log.read_text())
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """
-        @raise TimeoutError: If it does not come true.
-        """
-        deadline = time.monotonic() + LIMIT
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {LIMIT:.0f} s in vain")
-            time.sleep(0.02)
+        waited(lambda: "The live match is running" in self._log.read_text())
 
     def held(self, count: int) -> None:
         """
         Wait until the engine has taken so many entries.
         """
-        self.wait(lambda: sum(map(int, _TAKEN.findall(self._log.read_text()))) >= count)
+        waited(lambda: sum(map(int, _TAKEN.findall(self._log.read_text()))) >= count)
 
     def end(self) -> None:
         self.bridge.stop()
