@@ -193,7 +193,7 @@ class ApplyTests(StoreTestCase):
         changes = self.apply(
             an_indicator(1, pattern_type="yara", pattern="rule x {}"), an_indicator(2)
         )
-        self.assertEqual(changes.unmatched, {indicator_id(1): "pattern type yara"})
+        self.assertEqual(changes.unmatched, {indicator_id(1): ("pattern type yara",)})
         self.assertEqual(changes.write, (entry(ip(2), 2),))
         self.assertEqual(self.store.counts()["unmatched"], {"pattern type yara": 1})
         self.assertEqual(self.unsearched(), [indicator_id(2)])

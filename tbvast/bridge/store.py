@@ -8,28 +8,40 @@ made. The engine's tables are a copy of it.
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
+import enum
+import functools
 import json
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from tbvast.bridge.nesting import Nesting
 from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
-from tbvast.intel.indicators import STIX, Indicator, Operation
+from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import matchable
+from tbvast.intel.patterns import PATTERN_RULES, matchable
 from tbvast.intel.sightings import Sighting
-from tbvast.ops.database import connect, migrate
+from tbvast.ops.database import connect, digest, insert, migrate, transaction
 from tbvast.wire.manage import Position
 
 SIGHTING_MEMORY_DAYS = 30
 """
 Days after which a sighting that was sent may be made again.
+"""
+
+LISTED = 100
+"""
+The most indicators that are listed because they are not matched, or not all of them.
+"""
+
+PAGE = 5000
+"""
+Indicators, or observables, that are read at once where all are read.
 """
 
 _SCHEMA = """
@@ -69,9 +81,67 @@ CREATE TABLE covered (only INTEGER PRIMARY KEY CHECK (only = 1), until REAL NOT 
 CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
 """
 
+_NUMBERED = """
+DROP INDEX unsearched;
+DROP INDEX expiring;
+ALTER TABLE indicators RENAME TO named;
+CREATE TABLE indicators (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    digest INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    valid_from INTEGER,
+    valid_until INTEGER,
+    state INTEGER NOT NULL,
+    change INTEGER NOT NULL,
+    searched INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    unmatched TEXT,
+    content INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+INSERT INTO indicators (
+    id, digest, modified, valid_until, state, change, searched, generation, content, body
+) SELECT
+    id, digest_of(id), modified, valid_until, in_force, change, searched, generation,
+    content_of(body), body
+FROM named;
+DROP TABLE named;
+CREATE INDEX by_digest ON indicators (digest);
+CREATE INDEX by_state ON indicators (state, searched, change);
+CREATE INDEX beginning ON indicators (valid_from) WHERE state = 2;
+CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until IS NOT NULL;
+CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched IS NOT NULL;
+ALTER TABLE terms RENAME TO named_terms;
+DROP INDEX terms_by_id;
+CREATE TABLE terms (
+    digest INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (digest, number, kind, value)
+) WITHOUT ROWID;
+CREATE INDEX terms_by_number ON terms (number);
+INSERT INTO terms
+SELECT digest_of(kind || ' ' || value), number, kind, value
+FROM named_terms JOIN indicators ON indicators.id = named_terms.id;
+DROP TABLE named_terms;
+ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
+"""
+
 _MICROSECONDS = 1_000_000
 
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_T = TypeVar("_T")
+
+
+class _State(enum.IntEnum):
+    ENDED = 0
+    IN_FORCE = 1
+    NOT_YET = 2
+
+
+_ENDED, _IN_FORCE, _NOT_YET = _State
+# Names of the module are found quicker than those of an enumeration.
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -81,13 +151,49 @@ class Changes(msgspec.Struct, frozen=True):
     @ivar number: Counts the changes; higher is later.
     @ivar write: Entries that are new, or whose ids have changed.
     @ivar erase: Observables that nobody wants any more.
-    @ivar unmatched: Why some indicators are not matched, by id.
+    @ivar unmatched: Why some indicators are not matched, or not all of them, by id.
     """
 
     number: int
     write: tuple[Entry, ...] = ()
     erase: tuple[Observable, ...] = ()
-    unmatched: dict[str, str] = {}
+    unmatched: dict[str, tuple[str, ...]] = {}
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    """
+    What is kept of an indicator.
+
+    @ivar content: A number that stands for the document.
+    @ivar unmatched: Why it is not matched, or not all of it.
+    """
+
+    number: int
+    id: str
+    digest: int
+    modified: int
+    state: int
+    searched: bool
+    generation: int
+    content: int
+    unmatched: tuple[str, ...]
+
+
+class _Term(msgspec.Struct, array_like=True):
+    """
+    One observable of one indicator.
+
+    @ivar of: The indicator: its number, or its id.
+    """
+
+    digest: int
+    kind: Kind
+    value: str
+    of: int | str
+
+    @property
+    def observable(self) -> Observable:
+        return Observable(self.kind, self.value)
 
 
 class BridgeStore:
@@ -101,22 +207,25 @@ class BridgeStore:
         """
         try:
             self._db = connect(path)
-            migrate(self._db, [_SCHEMA])
+            self._db.create_function("digest_of", 1, digest, deterministic=True)
+            self._db.create_function("content_of", 1, _content, deterministic=True)
+            migrate(self._db, [_SCHEMA, _NUMBERED])
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
-        plugin, number, self._generation = self._db.execute(
-            "SELECT plugin, number, generation FROM position"
+        plugin, number, self._generation, self._rules = self._db.execute(
+            "SELECT plugin, number, generation, rules FROM position"
         ).fetchone()
         self._position = None if plugin is None else Position(plugin, number)
-        (self._change,) = self._db.execute(
-            "SELECT coalesce(max(change), 0) FROM indicators"
+        self._number, self._change = self._db.execute(
+            "SELECT coalesce(max(number), 0), coalesce(max(change), 0) FROM indicators"
         ).fetchone()
-        self._networks = {
-            ipaddress.ip_network(value)
+        self._nesting = Nesting(
+            value
             for (value,) in self._db.execute(
                 "SELECT DISTINCT value FROM terms WHERE kind = ?", (Kind.NETWORK,)
             )
-        }
+        )
+        self._undo: list[Callable[[], None]] = []
 
     def close(self) -> None:
         self._db.close()
@@ -135,6 +244,30 @@ class BridgeStore:
         """
         return self._position
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """
+        A transaction; if it fails, what is known in memory is as it was before.
+        """
+        self._undo = [functools.partial(self._recall, self._number, self._change)]
+        try:
+            with transaction(self._db):
+                yield
+        except BaseException:
+            for undo in reversed(self._undo):
+                undo()
+            raise
+
+    def _recall(self, number: int, change: int) -> None:
+        self._number, self._change = number, change
+
+    def _one(self, type: type[_T], query: str, *parameters: Any) -> _T:
+        """
+        Ask for all rows as one JSON text, which is one step.
+        """
+        (found,) = self._db.execute(query, parameters).fetchone()
+        return msgspec.json.decode(found, type=type)
+
     # Indicators
 
     def apply(
@@ -148,26 +281,114 @@ class BridgeStore:
         Take indicators in; a repeat, or an older version, changes nothing.
 
         @param now: Seconds since the epoch; what is no longer valid then is
-            removed.
+            removed, and what is not valid yet waits.
         @param search: Whether past events are to be searched for the new ones.
         @param position: How far the bus's journal has been applied then, if it has
             numbers.
         @return: What the engine is to be told, durable here.
         """
         moment = int(now * _MICROSECONDS)
-        touched: set[Observable] = set()
-        unmatched: dict[str, str] = {}
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._change += 1
+        with self._writing():
+            kept = self._kept(indicator.id for indicator in indicators)
+            latest: dict[str, Indicator] = {}
+            repeated: list[int] = []
             for indicator in indicators:
-                reason = self._take(indicator, moment, search, touched)
-                if reason:
-                    unmatched[indicator.id] = reason
+                known = kept.get(indicator.id)
+                state = _state(indicator, moment)
+                content = _content(indicator.raw)
+                if _changes_anything(indicator, state, content, known):
+                    if known is None:
+                        known = kept[indicator.id] = self._new(indicator.id)
+                    known.modified = max(known.modified, indicator.modified)
+                    known.state, known.content = state, content
+                    latest[indicator.id] = indicator
+                elif known is not None and known.generation != self._generation:
+                    repeated.append(known.number)
+            if repeated:
+                self._db.execute(
+                    f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
+                    (self._generation, _listed(repeated)),
+                )
+            changes = self._replace([(kept[id], each) for id, each in latest.items()], search)
             self._set_position(position)
-            changes = self._changes(touched, unmatched)
         self._position = position or self._position
         return changes
+
+    def _new(self, id: str) -> _Kept:
+        self._number += 1
+        return _Kept(self._number, id, digest(id), 0, _ENDED, True, self._generation, 0, ())
+
+    def _kept(self, ids: Iterable[str]) -> dict[str, _Kept]:
+        """
+        What is kept of some indicators; perhaps of others too.
+        """
+        found = self._one(
+            list[_Kept],
+            "SELECT json_group_array(json_array(number, id, digest, modified, state,"
+            " json(iif(searched, 'true', 'false')), generation, content,"
+            " json(coalesce(unmatched, '[]'))))"
+            f" FROM indicators WHERE digest {_AMONG}",
+            _listed(map(digest, ids)),
+        )
+        return {kept.id: kept for kept in found}
+
+    def _replace(self, items: Sequence[tuple[_Kept, Indicator]], search: bool) -> Changes:
+        """
+        Write indicators, with their observables.
+
+        @param items: What is to be kept of each, and the indicator.
+        """
+        if not items:
+            return Changes(self._change)
+        self._change += 1
+        before = self._terms(kept.number for kept, _ in items)
+        rows: list[tuple[Any, ...]] = []
+        terms: list[tuple[Any, ...]] = []
+        touched: set[Observable] = set()
+        wanted: dict[Observable, list[str]] = {}
+        unmatched: dict[str, tuple[str, ...]] = {}
+        for kept, indicator in items:
+            after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
+            earlier = before.get(kept.number, _NONE)
+            touched |= earlier ^ after
+            if reasons and reasons != kept.unmatched:
+                unmatched[kept.id] = reasons
+            for observable in after:
+                wanted.setdefault(observable, []).append(kept.id)
+                terms.append((_key(observable), kept.number, observable.kind, observable.value))
+            rows.append(
+                (
+                    kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
+                    indicator.valid_until, kept.state, self._change,
+                    not search or (after <= earlier and kept.searched), self._generation,
+                    json.dumps(reasons) if reasons else None, kept.content,
+                    b"" if kept.state == _ENDED else indicator.raw,
+                )
+            )  # fmt: skip
+        self._erase_terms(before)
+        ids = self._ids(touched)  # of those that are not among the items
+        for observable, others in ids.items():
+            others += wanted.get(observable, ())
+        insert(self._db, "indicators", rows, "INSERT OR REPLACE")
+        insert(self._db, "terms", terms)
+        return self._changes(ids, unmatched)
+
+    def _terms(self, numbers: Iterable[int]) -> dict[int, frozenset[Observable]]:
+        """
+        The observables of some indicators, by the number of each that has any.
+        """
+        found: dict[int, set[Observable]] = {}
+        for term in self._one(
+            list[_Term],
+            "SELECT json_group_array(json_array(digest, kind, value, number))"
+            f" FROM terms WHERE number {_AMONG}",
+            _listed(numbers),
+        ):
+            found.setdefault(int(term.of), set()).add(term.observable)
+        return {number: frozenset(observables) for number, observables in found.items()}
+
+    def _erase_terms(self, numbers: Iterable[int]) -> None:
+        self._db.execute(f"DELETE FROM terms WHERE number {_AMONG}", (_listed(numbers),))
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
@@ -180,8 +401,7 @@ class BridgeStore:
         All that is in force is applied from now on; what is not, ends with
         L{end_snapshot}.
         """
-        with self._db:
-            self._db.execute("UPDATE position SET generation = generation + 1")
+        self._db.execute("UPDATE position SET generation = generation + 1")
         self._generation += 1
 
     def end_snapshot(self, position: Position) -> Changes:
@@ -190,70 +410,11 @@ class BridgeStore:
 
         @param position: How far the bus's journal has been applied.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._writing():
             self._set_position(position)
-            changes = self._end(
-                "SELECT id FROM indicators WHERE in_force AND generation != ?", self._generation
-            )
+            changes = self._end("generation != ?", self._generation)
         self._position = position
         return changes
-
-    def _take(
-        self, indicator: Indicator, moment: int, search: bool, touched: set[Observable]
-    ) -> str | None:
-        known = self._db.execute(
-            "SELECT modified, in_force, body, searched FROM indicators WHERE id = ?",
-            (indicator.id,),
-        ).fetchone()
-        ends = indicator.operation is Operation.REMOVE or (
-            indicator.valid_until is not None and indicator.valid_until <= moment
-        )
-        if not _changes_anything(indicator, ends, known):
-            self._db.execute(
-                "UPDATE indicators SET generation = ? WHERE id = ? AND generation != ?",
-                (self._generation, indicator.id, self._generation),
-            )
-            return None
-        before = self._terms(indicator.id)
-        after: set[Observable] = set()
-        reason = None
-        if not ends:
-            matched, reason = _observables(indicator)
-            after.update(matched)
-        was_searched = known is None or known[3]
-        self._db.execute(
-            "INSERT OR REPLACE INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                indicator.id,
-                max(indicator.modified, known[0] if known else 0),
-                indicator.valid_until,
-                not ends,
-                self._change,
-                not search or (after <= before and was_searched),
-                self._generation,
-                reason,
-                indicator.raw,
-            ),
-        )
-        self._replace_terms(indicator.id, before, after)
-        touched |= before ^ after
-        return reason
-
-    def _terms(self, id: str) -> set[Observable]:
-        return {
-            Observable(Kind(kind), value)
-            for kind, value in self._db.execute("SELECT kind, value FROM terms WHERE id = ?", (id,))
-        }
-
-    def _replace_terms(self, id: str, before: set[Observable], after: set[Observable]) -> None:
-        self._db.executemany(
-            "DELETE FROM terms WHERE kind = ? AND value = ? AND id = ?",
-            [(o.kind, o.value, id) for o in before - after],
-        )
-        self._db.executemany(
-            "INSERT INTO terms VALUES (?, ?, ?)", [(o.kind, o.value, id) for o in after - before]
-        )
 
     def expire(self, now: float) -> Changes:
         """
@@ -261,82 +422,149 @@ class BridgeStore:
 
         @param now: Seconds since the epoch.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            return self._end(
-                "SELECT id FROM indicators"
-                " WHERE in_force AND valid_until IS NOT NULL AND valid_until <= ?",
-                int(now * _MICROSECONDS),
-            )
+        with self._writing():
+            return self._end("valid_until <= ?", int(now * _MICROSECONDS))
 
-    def _end(self, query: str, parameter: int) -> Changes:
+    def _end(self, condition: str, parameter: int) -> Changes:
         """
-        @param query: Finds the ids of what is no longer in force.
+        @param condition: Which indicators are no longer in force.
         """
-        ended = [id for (id,) in self._db.execute(query, (parameter,))]
+        ended = self._one(
+            list[int],
+            f"SELECT json_group_array(number) FROM indicators WHERE state != 0 AND {condition}",
+            parameter,
+        )
         if not ended:
             return Changes(self._change)
         self._change += 1
-        touched: set[Observable] = set()
-        for id in ended:
-            before = self._terms(id)
-            self._replace_terms(id, before, set())
-            touched |= before
-        self._db.executemany(
-            "UPDATE indicators SET in_force = 0, change = ? WHERE id = ?",
-            [(self._change, id) for id in ended],
+        touched = frozenset[Observable]().union(*self._terms(ended).values())
+        self._erase_terms(ended)
+        self._db.execute(
+            "UPDATE indicators SET state = 0, change = ?, unmatched = NULL, body = x''"
+            f" WHERE number {_AMONG}",
+            (self._change, _listed(ended)),
         )
-        return self._changes(touched, {})
+        return self._changes(self._ids(touched), {})
 
-    def _changes(self, touched: set[Observable], unmatched: dict[str, str]) -> Changes:
-        ids = {observable: self._ids(observable) for observable in touched}
-        networks = {
-            ipaddress.ip_network(o.value): bool(ids[o]) for o in touched if o.kind is Kind.NETWORK
-        }
-        if networks:
-            for network, wanted in networks.items():
-                (self._networks.add if wanted else self._networks.discard)(network)
-            for network in self._networks:
-                if any(_covers(changed, network) for changed in networks):
-                    observable = Observable(Kind.NETWORK, str(network))
-                    ids[observable] = self._covering_ids(network)
+    def begin(self, now: float, search: bool) -> Changes:
+        """
+        Put in force what has become valid.
+
+        @param now: Seconds since the epoch.
+        @param search: Whether past events are to be searched for it.
+        """
+        moment = int(now * _MICROSECONDS)
+        with self._writing():
+            begun = self._db.execute(
+                "SELECT body FROM indicators WHERE state = 2 AND valid_from <= ?", (moment,)
+            ).fetchall()
+            return self._put_in_force(begun, search)
+
+    def derive(self, search: bool) -> None:
+        """
+        Find the observables of all indicators again, if they were found by another
+        version's rules.
+
+        @param search: Whether past events are to be searched for new ones.
+        """
+        if self._rules == PATTERN_RULES:
+            return
+        with self._writing():
+            last = 0
+            while rows := self._db.execute(
+                "SELECT body, number FROM indicators WHERE state = 1 AND number > ?"
+                " ORDER BY number LIMIT ?",
+                (last, PAGE),
+            ).fetchall():
+                last = rows[-1][1]
+                self._put_in_force(rows, search)
+            self._db.execute("UPDATE position SET rules = ?", (PATTERN_RULES,))
+        self._rules = PATTERN_RULES
+
+    def _put_in_force(self, rows: Sequence[tuple[Any, ...]], search: bool) -> Changes:
+        """
+        @param rows: The indicators, each with its document first.
+        """
+        indicators = [decode_indicator(row[0]) for row in rows]
+        kept = self._kept(indicator.id for indicator in indicators)
+        for indicator in indicators:
+            kept[indicator.id].state = _IN_FORCE
+        return self._replace([(kept[each.id], each) for each in indicators], search)
+
+    # Observables
+
+    def _changes(
+        self, ids: dict[Observable, list[str]], unmatched: dict[str, tuple[str, ...]]
+    ) -> Changes:
+        """
+        @param ids: Who wants what was changed.
+        """
+        networks = {o.value: found for o, found in ids.items() if o.kind is Kind.NETWORK}
+        for network, found in networks.items():
+            self._nest(network, bool(found))
+        covered = {each for network in networks for each in self._nesting.covered(network)}
+        ids |= self._covering_ids(covered)
         return Changes(
             self._change,
-            tuple(Entry(o, found) for o, found in ids.items() if found),
+            tuple(Entry(o, tuple(sorted(found))) for o, found in ids.items() if found),
             tuple(o for o, found in ids.items() if not found),
             unmatched,
         )
 
-    def _ids(self, observable: Observable) -> tuple[str, ...]:
-        return tuple(
-            id
-            for (id,) in self._db.execute(
-                "SELECT id FROM terms WHERE kind = ? AND value = ? ORDER BY id",
-                (observable.kind, observable.value),
-            )
-        )
+    def _nest(self, network: str, wanted: bool) -> None:
+        do, undo = self._nesting.add, self._nesting.discard
+        if not wanted:
+            do, undo = undo, do
+        do(network)
+        self._undo.append(functools.partial(undo, network))
 
-    def _covering_ids(self, network: _Network) -> tuple[str, ...]:
-        ids: set[str] = set()
-        for length in range(network.prefixlen + 1):
-            wider = network.supernet(new_prefix=length)
-            if wider in self._networks:
-                ids.update(self._ids(Observable(Kind.NETWORK, str(wider))))
-        return tuple(sorted(ids))
+    def _ids(self, observables: Iterable[Observable]) -> dict[Observable, list[str]]:
+        """
+        Who wants each of some observables.
+        """
+        found: dict[Observable, list[str]] = {observable: [] for observable in observables}
+        for term in self._one(
+            list[_Term],
+            "SELECT json_group_array(json_array(t.digest, t.kind, t.value, i.id))"
+            " FROM terms t JOIN indicators i ON i.number = t.number"
+            f" WHERE t.digest {_AMONG}",
+            _listed(map(_key, found)),
+        ):
+            if (ids := found.get(term.observable)) is not None:
+                ids.append(str(term.of))
+        return found
+
+    def _covering_ids(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
+        """
+        Who wants each of some networks, or one that covers it.
+        """
+        covering = {network: list(self._nesting.covering(network)) for network in networks}
+        ids = self._ids({_network(each) for wider in covering.values() for each in wider})
+        return {
+            _network(network): list({id for each in wider for id in ids[_network(each)]})
+            for network, wider in covering.items()
+        }
 
     def entries(self) -> Iterator[Entry]:
         """
         Everything that the engine should hold.
         """
-        rows = self._db.execute(
-            "SELECT kind, value, json_group_array(id) FROM terms GROUP BY kind, value"
-        )
-        for kind, value, ids in rows:
-            observable = Observable(Kind(kind), value)
-            if observable.kind is Kind.NETWORK:
-                yield Entry(observable, self._covering_ids(ipaddress.ip_network(value)))
-            else:
-                yield Entry(observable, tuple(sorted(json.loads(ids))))
+        last = -1
+        while page := self._one(
+            list[_Term],
+            "SELECT json_group_array(json_array(t.digest, t.kind, t.value, i.id))"
+            " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"
+            " (SELECT DISTINCT digest FROM terms WHERE digest > ? ORDER BY digest LIMIT ?)",
+            last,
+            PAGE,
+        ):
+            last = max(term.digest for term in page)
+            ids: dict[Observable, list[str]] = {}
+            for term in page:
+                ids.setdefault(term.observable, []).append(str(term.of))
+            wider = self._covering_ids(o.value for o in ids if o.kind is Kind.NETWORK)
+            for observable, found in (ids | wider).items():
+                yield Entry(observable, tuple(sorted(found)))
 
     def reconcile(self, held: Sequence[Entry]) -> Changes:
         """
@@ -360,42 +588,33 @@ class BridgeStore:
         @param limit: The most indicators.
         @return: Their ids, and what to search for.
         """
-        ids = [
-            id
-            for (id,) in self._db.execute(
-                "SELECT id FROM indicators WHERE in_force AND NOT searched AND change <= ?"
-                " ORDER BY change LIMIT ?",
-                (until, limit),
-            )
-        ]
+        ids = self._one(
+            dict[int, str],
+            "SELECT json_group_object(number, id) FROM (SELECT number, id FROM indicators"
+            " WHERE state = 1 AND NOT searched AND change <= ? ORDER BY change, number LIMIT ?)",
+            until,
+            limit,
+        )
         wanted: dict[Observable, list[str]] = {}
-        for id in ids:
-            for observable in self._terms(id):
-                wanted.setdefault(observable, []).append(id)
-        return ids, [Entry(o, self._searching(o, found, ids)) for o, found in wanted.items()]
-
-    def _searching(
-        self, observable: Observable, found: list[str], ids: list[str]
-    ) -> tuple[str, ...]:
-        """
-        @param found: Who wants exactly this observable.
-        @param ids: All whom the search is for.
-        """
-        if observable.kind is not Kind.NETWORK:
-            return tuple(sorted(found))
-        covering = self._covering_ids(ipaddress.ip_network(observable.value))
-        return tuple(sorted(set(covering).intersection(ids)))
+        for number, observables in self._terms(ids).items():
+            for observable in observables:
+                wanted.setdefault(observable, []).append(ids[number])
+        wider = self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
+        for observable, covering in wider.items():
+            wanted[observable] = list(set(covering).intersection(ids.values()))
+        return list(ids.values()), [Entry(o, tuple(sorted(found))) for o, found in wanted.items()]
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
         @param until: As given to L{unsearched}; what has changed since has to be
             searched again.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                "UPDATE indicators SET searched = 1 WHERE id = ? AND change <= ?",
-                [(id, until) for id in ids],
+        searched = list(ids)
+        with transaction(self._db):
+            self._db.execute(
+                f"UPDATE indicators SET searched = 1 WHERE digest {_AMONG} AND id {_AMONG}"
+                " AND change <= ?",
+                (_listed(map(digest, searched)), json.dumps(searched), until),
             )
 
     @property
@@ -417,37 +636,45 @@ class BridgeStore:
         """
         The documents of those of some indicators that are in force.
         """
+        wanted = list(ids)
         return dict(
             self._db.execute(
-                "SELECT id, body FROM indicators"
-                " WHERE in_force AND id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(ids)),),
+                f"SELECT id, body FROM indicators WHERE digest {_AMONG} AND id {_AMONG}"
+                " AND state = 1",
+                (_listed(map(digest, wanted)), json.dumps(wanted)),
             )
         )
 
     def counts(self) -> dict[str, Any]:
         """
-        @return: C{indicators} in force, C{unsearched} ones among them,
-            C{unmatched} ones by reason, and C{unsent} sightings.
+        @return: C{indicators} in force, C{unsearched} ones among them, and those
+            that are C{not_yet} valid; C{unmatched} ones by reason, where one may
+            have several, and the L{LISTED} newest of these by id, as
+            C{unmatched_ids}; and C{unsent} sightings.
         """
-        reasons = Counter(
-            dict(
-                self._db.execute(
-                    "SELECT unmatched, count(*) FROM indicators"
-                    " WHERE in_force AND unmatched IS NOT NULL GROUP BY unmatched"
-                )
-            )
-        )
-        indicators, unsearched = self._db.execute(
-            "SELECT count(*), count(*) FILTER (WHERE NOT searched) FROM indicators WHERE in_force"
+        indicators, unsearched, not_yet = self._db.execute(
+            "SELECT count(*) FILTER (WHERE state = 1),"
+            " count(*) FILTER (WHERE state = 1 AND NOT searched),"
+            " count(*) FILTER (WHERE state = 2) FROM indicators WHERE state != 0"
         ).fetchone()
+        reasons = self._db.execute(
+            "SELECT r.value, count(*) FROM indicators i, json_each(i.unmatched) r"
+            " WHERE state = 1 AND unmatched IS NOT NULL GROUP BY r.value ORDER BY 2 DESC, 1"
+        )
+        listed = self._db.execute(
+            "SELECT id, unmatched FROM indicators WHERE state = 1 AND unmatched IS NOT NULL"
+            " ORDER BY change DESC, number DESC LIMIT ?",
+            (LISTED,),
+        )
         (unsent,) = self._db.execute(
             "SELECT count(*) FROM sightings WHERE body IS NOT NULL"
         ).fetchone()
         return {
             "indicators": indicators,
             "unsearched": unsearched,
+            "not_yet": not_yet,
             "unmatched": dict(reasons),
+            "unmatched_ids": {id: json.loads(reasons) for id, reasons in listed},
             "unsent": unsent,
         }
 
@@ -460,17 +687,17 @@ class BridgeStore:
         @param now: Seconds since the epoch.
         @return: Those that were new.
         """
-        new = []
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            for sighting in sightings:
-                added = self._db.execute(
-                    "INSERT OR IGNORE INTO sightings VALUES (?, ?, ?)",
-                    (sighting.id, int(now), sighting.raw),
-                )
-                if added.rowcount:
-                    new.append(sighting)
-        return new
+        new = {sighting.id: sighting for sighting in reversed(sightings)}
+        with transaction(self._db):
+            for id in self._one(
+                list[str],
+                f"SELECT json_group_array(id) FROM sightings WHERE id {_AMONG}",
+                json.dumps(list(new)),
+            ):
+                del new[id]
+            fresh = list(reversed(new.values()))
+            insert(self._db, "sightings", [(each.id, int(now), each.raw) for each in fresh])
+        return fresh
 
     def unsent(self, limit: int) -> list[tuple[str, bytes]]:
         """
@@ -481,10 +708,9 @@ class BridgeStore:
         ).fetchall()
 
     def mark_sent(self, ids: Iterable[str]) -> None:
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(
-                "UPDATE sightings SET body = NULL WHERE id = ?", [(id,) for id in ids]
+        with transaction(self._db):
+            self._db.execute(
+                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(ids)),)
             )
 
     def forget(self, now: float) -> None:
@@ -493,51 +719,89 @@ class BridgeStore:
 
         @param now: Seconds since the epoch.
         """
-        with self._db:
+        with transaction(self._db):
             self._db.execute(
                 "DELETE FROM sightings WHERE body IS NULL AND made < ?",
                 (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
             )
 
 
-def _changes_anything(indicator: Indicator, ends: bool, known: tuple[Any, ...] | None) -> bool:
+_AMONG = "IN (SELECT value FROM json_each(?))"
+"""
+Followed by a parameter that is a JSON list: one parameter for any number of values.
+"""
+
+_NONE: frozenset[Observable] = frozenset()
+_NOTHING: tuple[frozenset[Observable], tuple[str, ...]] = (_NONE, ())
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return json.dumps(list(numbers))
+
+
+def _content(raw: bytes) -> int:
     """
-    @param ends: Whether the indicator is no longer in force.
-    @param known: What is kept of it: its C{modified}, whether it is in force, and
-        its document.
+    A number that stands for a document.
     """
+    return digest(raw)
+
+
+def _key(observable: Observable) -> int:
+    """
+    A number that stands for an observable.
+    """
+    return digest(observable.kind + " " + observable.value)
+
+
+def _network(text: str) -> Observable:
+    return Observable(Kind.NETWORK, text)
+
+
+def _state(indicator: Indicator, moment: int) -> _State:
+    """
+    What an indicator is at a time, in microseconds since the epoch.
+    """
+    if indicator.operation is Operation.REMOVE:
+        return _ENDED
+    if indicator.valid_until is not None and indicator.valid_until <= moment:
+        return _ENDED
+    if indicator.valid_from is not None and indicator.valid_from > moment:
+        return _NOT_YET
+    return _IN_FORCE
+
+
+def _changes_anything(
+    indicator: Indicator, state: _State, content: int, known: _Kept | None
+) -> bool:
+    """
+    @param state: What the indicator is now.
+    @param known: What is kept of it.
+    """
+    ends = state == _ENDED
     if known is None:
         return not ends
-    modified, in_force, body, *_ = known
+    lasts = known.state != _ENDED
     if ends and not indicator.modified:
-        return bool(in_force)  # it has no version, and ends any
-    if indicator.modified < modified:
+        return lasts  # it has no version, and ends any
+    if indicator.modified < known.modified:
         return False
     if ends:
-        return bool(in_force)
-    return indicator.raw != body if in_force else indicator.modified > modified
+        return lasts
+    return content != known.content if lasts else indicator.modified > known.modified
 
 
-def _observables(indicator: Indicator) -> tuple[tuple[Observable, ...], str | None]:
+def _observables(indicator: Indicator) -> tuple[frozenset[Observable], tuple[str, ...]]:
     """
     @return: What of an indicator is matched, and why something of it is not.
     """
     if indicator.pattern is None:
-        return (), "no pattern"
+        return _NONE, ("no pattern",)
     if indicator.pattern_type != STIX:
-        return (), f"pattern type {indicator.pattern_type}"
+        return _NONE, (f"pattern type {indicator.pattern_type}",)
     try:
         found = matchable(indicator.pattern)
     except PatternUnmatchable as e:
-        return (), e.reason
+        return _NONE, (e.reason,)
     except Invalid as e:
-        return (), f"{e.field} is not {e.expected}"
-    return found.observables, found.unmatched[0] if found.unmatched else None
-
-
-def _covers(wide: _Network, narrow: _Network) -> bool:
-    return (
-        wide.version == narrow.version
-        and wide.prefixlen <= narrow.prefixlen
-        and narrow.network_address in wide
-    )
+        return _NONE, (f"{e.field} is not {e.expected}",)
+    return frozenset(found.observables), tuple(dict.fromkeys(found.unmatched))

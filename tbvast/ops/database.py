@@ -1,18 +1,26 @@
 """
-SQLite files: opened durable, and brought to the newest form.
+SQLite files: opened durable, brought to the newest form, and written to with a
+handful of statements of many rows each.
+
+A statement lets go of the interpreter at each step and has to wait for it again
+while another thread is busy: one a row would cost more than the row does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import itertools
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 WAIT = 10.0
 """
 Seconds to wait for another connection's transaction.
 """
-
 
 LOG_PAGES = 8192
 """
@@ -71,3 +79,58 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
             for statement in step.split(";"):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(steps)}")
+
+
+ROWS = (2000, 250, 32, 4, 1)
+"""
+How many rows one statement inserts; what there is to insert is split into these.
+"""
+
+
+def insert(
+    connection: sqlite3.Connection, into: str, rows: Sequence[Sequence[Any]], verb: str = "INSERT"
+) -> None:
+    """
+    Insert rows, in their order.
+
+    @param into: A table's name.
+    @param rows: Of one length, which is at most 15.
+    @param verb: C{INSERT OR REPLACE}, say.
+    """
+    start = 0
+    for size in ROWS:
+        while len(rows) - start >= size:
+            statement = _insertion(verb, into, len(rows[start]), size)
+            some = itertools.chain.from_iterable(rows[start : start + size])
+            connection.execute(statement, list(some))
+            start += size
+
+
+@functools.lru_cache(maxsize=64)
+def _insertion(verb: str, into: str, columns: int, rows: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"{verb} INTO {into} VALUES {', '.join([row] * rows)}"
+
+
+def digest(text: str | bytes) -> int:
+    """
+    A number of 48 bits that stands for a text in an index, at a fraction of what the
+    text would take; others may have the same.
+    """
+    if isinstance(text, str):
+        text = text.encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """
+    What is written inside is written as a whole, or not at all.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
