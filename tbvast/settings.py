@@ -599,6 +599,14 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
             "N",
         ),
     ] = 100
+    retro_match_days: Annotated[
+        int,
+        Key(
+            "Days of stored events that are searched, by when they arrived; 0: all.",
+            Whole(0, 36_500, "days"),
+            "DAYS",
+        ),
+    ] = 0
     retro_match_timeout: Annotated[
         float,
         Key("Seconds after which one search ends.", Seconds(0.1, 86400), "SECONDS"),

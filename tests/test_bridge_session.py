@@ -18,6 +18,7 @@ from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Entry, Match, MatchType
 from tbvast.intel.observables import Kind, Observable
 from tests.doubles import (
+    DAY,
     MemoryEngineClient,
     MemoryNode,
     an_indicator,
@@ -92,6 +93,7 @@ class SessionTestCase(SynchronousTestCase):
         """
         changes = self.store.apply(indicators, self.clock.seconds(), self.search is not None)
         self.session.changed(changes)
+        self.clock.advance(session.GATHER)
         return changes
 
     def come_back(self) -> None:
@@ -239,6 +241,29 @@ class ChangeTests(SessionTestCase):
         self.assertEqual(self.engine.calls, ["add", "add"])
         self.assertEqual(set(self.engine.table), {ip(1), ip(2), ip(3)})
 
+    def test_gathered(self) -> None:
+        """
+        What changes in quick succession is told together, but not for ever.
+        """
+        self.start()
+        self.engine.calls.clear()
+        short = session.GATHER / 2
+        for number in range(1, 11):
+            changes = self.store.apply([an_indicator(number)], self.clock.seconds(), False)
+            self.session.changed(changes)
+            self.clock.advance(short)
+        self.assertEqual(self.engine.calls, [])
+        self.clock.advance(session.GATHER)
+        self.assertEqual(self.engine.calls, ["add"])
+        self.assertEqual(len(self.engine.table), 10)
+        for number in range(round(session.GATHER_MOST / short)):
+            changes = self.store.apply([an_indicator(number, 2 + number)], 0.0, False)
+            self.session.changed(
+                Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))
+            )
+            self.clock.advance(short)
+        self.assertEqual(self.engine.calls, ["add", "add"])
+
     def test_retried(self) -> None:
         """
         What failed is tried again after a delay that doubles; nothing is lost.
@@ -294,7 +319,7 @@ class ChangeTests(SessionTestCase):
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()
         self.engine.release()
-        self.clock.advance(0.5)
+        self.clock.pump([session.GATHER, 0.5])
         self.assertEqual(self.engine.calls, ["contents", "contents", "add"])
         self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
 
@@ -364,12 +389,40 @@ class LiveTests(SessionTestCase):
         self.assertEqual([match.event for match, _ in self.delivered], [{"n": 2}])
 
 
+class RecentTests(SessionTestCase):
+    """
+    The search of those past events that are not too old.
+    """
+
+    search = Search(10, 30.0, 2)
+
+    def test_since(self) -> None:
+        """
+        Only what arrived in the last days is looked at.
+        """
+        self.clock.advance(10 * DAY)
+        self.start()
+        self.apply(an_indicator(1))
+        self.clock.advance(session.CALM)
+        (since,) = self.engine.since
+        self.assertEqual(since, self.clock.seconds() - 2 * DAY)
+
+
 class SearchTests(SessionTestCase):
     """
     The search of past events.
     """
 
     search = SEARCH
+
+    def start(self) -> None:
+        super().start()
+        self.clock.advance(session.CALM)
+
+    def apply(self, *indicators: Indicator) -> Changes:
+        changes = super().apply(*indicators)
+        self.clock.advance(session.CALM)
+        return changes
 
     def test_found(self) -> None:
         """
@@ -406,6 +459,7 @@ class SearchTests(SessionTestCase):
         self.apply(an_indicator(1))
         self.assertEqual(self.engine.searched, [])
         self.engine.release()
+        self.clock.advance(session.CALM)
         self.assertEqual(self.engine.searched, [[entry(1)]])
 
     def test_marked_afterwards(self) -> None:
@@ -436,6 +490,57 @@ class SearchTests(SessionTestCase):
         self.clock.advance(session.RETRY_FIRST)
         self.assertEqual(len(self.delivered), 1)
         self.assertTrue(self.searched())
+
+    def test_in_pieces(self) -> None:
+        """
+        What arrives in pieces is looked for in one pass, once it is all written.
+        """
+        self.start()
+        for number in range(1, 6):
+            super().apply(an_indicator(number))
+            self.clock.advance(session.CALM / 2)
+        self.assertEqual(self.engine.searched, [])
+        self.clock.pump([session.CALM] * 2)
+        self.assertEqual([len(entries) for entries in self.engine.searched], [5])
+
+    def test_never_calm(self) -> None:
+        """
+        Where it never ends, what is there is looked for after a while.
+        """
+        self.start()
+        for number in range(round(session.CALM_MOST / session.CALM) * 2):
+            super().apply(an_indicator(number))
+            self.clock.advance(session.CALM - session.GATHER)
+        self.assertTrue(self.engine.searched)
+
+    def test_given_up(self) -> None:
+        """
+        A search for what nobody wants any more is ended, and is not made again.
+        """
+        self.engine.held = {"find"}
+        self.start()
+        self.apply(an_indicator(1), an_indicator(2))
+        self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
+        self.assertEqual(self.session.report()["searching"]["observables"], 2)
+        self.apply(an_indicator(2, 2, x_threatbus_update="REMOVE"))
+        self.assertNotIn("searching", self.session.report())
+        self.assertTrue(self.searched())
+        self.engine.held.clear()
+        self.apply(an_indicator(3))
+        self.assertEqual(self.engine.searched[1:], [[entry(3)]])
+
+    def test_progress(self) -> None:
+        """
+        A search in progress tells for how many observables it is, since when, and how
+        much it has found.
+        """
+        self.engine.held = {"find"}
+        self.start()
+        self.apply(an_indicator(1))
+        self.clock.advance(2)
+        self.assertEqual(
+            self.session.report()["searching"], {"observables": 1, "seconds": 2.0, "found": 0}
+        )
 
     def test_failed(self) -> None:
         """

@@ -8,16 +8,25 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store import SIGHTING_MEMORY_DAYS, BridgeStore, Changes
+from tbvast.bridge.store import (
+    FIRST_SCHEMA,
+    LISTED,
+    OTHER_REASONS,
+    SIGHTING_MEMORY_DAYS,
+    BridgeStore,
+    Changes,
+)
 from tbvast.errors import StartupRefused
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
-from tbvast.wire.manage import Position
+from tbvast.ops.database import connect, migrate
+from tbvast.wire.manage import REPORT_BYTES, Position
 from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
 
 ALL = 1 << 60
@@ -235,6 +244,195 @@ class ExpiryTests(StoreTestCase):
         self.apply(an_indicator(1, valid_until=moment(100)))
         self.apply(an_indicator(1, 2, valid_until=moment(300)))
         self.assertEqual(self.store.expire(200.0).erase, ())
+
+
+class BeginningTests(StoreTestCase):
+    """
+    Indicators that are valid from some time.
+    """
+
+    def test_waits(self) -> None:
+        """
+        What is not valid yet is not written; when it is, it is, and searched for.
+        """
+        changes = self.apply(an_indicator(1, valid_from=moment(100)), now=50)
+        self.assertEqual(changes, Changes(changes.number))
+        self.assertEqual(self.in_force(), set())
+        self.assertEqual(self.store.counts()["not_yet"], 1)
+        self.assertEqual(self.store.begin(99.0, True).write, ())
+        self.reopen()
+        begun = self.store.begin(100.0, True)
+        self.assertEqual(begun.write, (entry(ip(1), 1),))
+        self.assertGreater(begun.number, changes.number)
+        self.assertEqual(self.unsearched(), [indicator_id(1)])
+        self.assertEqual(self.store.begin(200.0, True).write, ())
+        self.assertEqual(self.store.counts()["not_yet"], 0)
+
+    def test_no_search(self) -> None:
+        """
+        Where past events are not searched, what begins does not wait for it.
+        """
+        self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
+        self.store.begin(100.0, False)
+        self.assertEqual(self.unsearched(), [])
+
+    def test_withdrawn(self) -> None:
+        """
+        What is withdrawn, or over, before it begins never does.
+        """
+        self.apply(
+            an_indicator(1, valid_from=moment(100)),
+            an_indicator(2, valid_from=moment(100), valid_until=moment(200)),
+            now=50,
+        )
+        self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
+        self.store.expire(300.0)
+        self.assertEqual(self.store.begin(300.0, True).write, ())
+
+    def test_postponed(self) -> None:
+        """
+        A newer version that begins later is no longer in force until then.
+        """
+        self.apply(an_indicator(1), now=50)
+        changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
+        self.assertEqual(changes.erase, (ip(1),))
+        self.assertEqual(self.store.begin(100.0, True).write, (entry(ip(1), 1),))
+
+    def test_not_matched(self) -> None:
+        """
+        What cannot be matched is named once it is valid.
+        """
+        later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
+        self.assertEqual(self.apply(later, now=50).unmatched, {})
+        self.assertEqual(set(self.store.begin(100.0, True).unmatched), {indicator_id(1)})
+
+
+class TogetherTests(StoreTestCase):
+    """
+    Indicators that want several observables in one event.
+    """
+
+    BOTH = "[ipv4-addr:value = '192.0.2.1' AND domain-name:value = 'evil.example']"
+    EITHER = BOTH.replace("AND", "OR")
+
+    def test_joint(self) -> None:
+        """
+        The search is told which observables are not enough.
+        """
+        self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
+        joint = {each.observable: each.joint for each in self.store.unsearched(ALL, 9)[1]}
+        evil = Observable(Kind.DOMAIN, "evil.example")
+        self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
+
+    def test_edited(self) -> None:
+        """
+        With the same observables, wanted in another way, past events are searched again.
+        """
+        self.apply(an_indicator(1, pattern=self.BOTH))
+        self.store.mark_searched([indicator_id(1)], ALL)
+        changes = self.apply(an_indicator(1, 2, pattern=self.EITHER))
+        self.assertEqual((changes.write, changes.erase), ((), ()))
+        self.assertEqual(self.unsearched(), [indicator_id(1)])
+
+
+class UnmatchedTests(StoreTestCase):
+    """
+    What is told of indicators that are not matched.
+    """
+
+    def test_named_once(self) -> None:
+        """
+        An indicator is named again only for another reason.
+        """
+        yara: Any = {"pattern_type": "yara", "pattern": "{"}
+        self.assertEqual(len(self.apply(an_indicator(1, **yara)).unmatched), 1)
+        self.assertEqual(self.apply(an_indicator(1, **yara)).unmatched, {})
+        self.assertEqual(self.apply(an_indicator(1, 2, **yara)).unmatched, {})
+        changes = self.apply(an_indicator(1, 3, pattern_type="pcre", pattern="x"))
+        self.assertEqual(changes.unmatched, {indicator_id(1): ("pattern type pcre",)})
+
+    def test_listed(self) -> None:
+        """
+        The newest are listed, and all are counted; what is matched, or ended, is neither.
+        """
+        many = [an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, LISTED + 11)]
+        self.apply(*many, an_indicator(500), an_indicator(501, pattern="[process:name = 'x']"))
+        self.apply(an_indicator(501, 2, x_threatbus_update="REMOVE"))
+        counts = self.store.counts()
+        self.assertEqual(counts["unmatched"], {"pattern type yara": LISTED + 10})
+        self.assertEqual(
+            counts["unmatched_ids"],
+            {indicator_id(n): ["pattern type yara"] for n in range(LISTED + 10, 10, -1)},
+        )
+
+    def test_bounded(self) -> None:
+        """
+        However long the reasons, and however many, a bus takes the report.
+        """
+        paths = [f"x-{n}-{'y' * 100}:{'z' * 200}" for n in range(300)]
+        self.apply(
+            *(
+                an_indicator(n, pattern=" OR ".join(f"[{path} = 1]" for path in paths[n : n + 5]))
+                for n in range(290)
+            )
+        )
+        counts = self.store.counts()
+        self.assertIn(OTHER_REASONS, counts["unmatched"])
+        self.assertLess(len(msgspec.json.encode(counts)), REPORT_BYTES * 0.8)
+
+
+class RulesTests(StoreTestCase):
+    """
+    A store that another version has written.
+    """
+
+    def old(self) -> None:
+        """
+        The store is one of the first form.
+        """
+        self.store.close()
+        self.path.unlink()
+        first = connect(self.path)
+        migrate(first, [FIRST_SCHEMA])
+        for number, pattern in (
+            (1, "[ipv4-addr:value = '192.0.2.1']"),
+            (2, TogetherTests.BOTH),
+        ):
+            one = an_indicator(number, pattern=pattern)
+            first.execute(
+                "INSERT INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (one.id, one.modified, None, 1, number, 1, 0, None, one.raw),
+            )
+        first.execute("INSERT INTO terms VALUES ('ip', '192.0.2.1', ?)", (indicator_id(1),))
+        first.execute("UPDATE position SET plugin = 'bus', number = 7")
+        first.close()
+        self.open()
+
+    def test_migrated(self) -> None:
+        """
+        What was known still is; what can be matched by now is, and is searched for.
+        """
+        self.old()
+        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(list(self.store.entries()), [entry(ip(1), 1)])
+        self.assertEqual(self.apply(an_indicator(1)).write, ())
+        self.store.derive(True)
+        evil = Observable(Kind.DOMAIN, "evil.example")
+        self.assertEqual(set(self.store.entries()), {entry(ip(1), 1, 2), entry(evil, 2)})
+        self.assertEqual(self.unsearched(), [indicator_id(2)])
+        self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
+        self.assertGreater(self.store.change, 2)
+
+    def test_derived_once(self) -> None:
+        """
+        By the same rules nothing is found again.
+        """
+        self.store.derive(True)
+        self.apply(an_indicator(1))
+        change = self.store.change
+        self.reopen()
+        self.store.derive(True)
+        self.assertEqual(self.store.change, change)
 
 
 class NetworkTests(StoreTestCase):

@@ -7,9 +7,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import FromLater, connect, migrate
+from tbvast.ops.database import FromLater, connect, digest, insert, migrate, transaction
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -68,3 +70,52 @@ class MigrateTests(SynchronousTestCase):
         self.addCleanup(connection.close)
         self.assertEqual(connection.execute("PRAGMA journal_mode").fetchone(), ("wal",))
         self.assertEqual(connection.execute("PRAGMA synchronous").fetchone(), (2,))
+
+
+class InsertTests(SynchronousTestCase):
+    """
+    Rows, many at a time.
+    """
+
+    def setUp(self) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.addCleanup(self.connection.close)
+        self.connection.execute("CREATE TABLE a (x INTEGER PRIMARY KEY, y)")
+
+    @given(st.integers(0, 4600))
+    def test_all(self, count: int) -> None:
+        """
+        All are there, in their order, however many.
+        """
+        self.connection.execute("DELETE FROM a")
+        rows = [(None, number) for number in range(count)]
+        insert(self.connection, "a", rows)
+        found = self.connection.execute("SELECT y FROM a ORDER BY x").fetchall()
+        self.assertEqual(found, [(number,) for number in range(count)])
+
+    def test_replaced(self) -> None:
+        """
+        With another verb, what is there already is replaced.
+        """
+        insert(self.connection, "a", [(1, "old"), (2, "old")])
+        insert(self.connection, "a", [(1, "new")], "INSERT OR REPLACE")
+        found = self.connection.execute("SELECT * FROM a ORDER BY x").fetchall()
+        self.assertEqual(found, [(1, "new"), (2, "old")])
+
+    def test_as_a_whole(self) -> None:
+        """
+        Of a transaction that fails nothing is left.
+        """
+        with self.assertRaises(sqlite3.IntegrityError), transaction(self.connection):
+            insert(self.connection, "a", [(1, "x")])
+            insert(self.connection, "a", [(1, "x")])
+        self.assertEqual(self.connection.execute("SELECT * FROM a").fetchall(), [])
+        self.assertFalse(self.connection.in_transaction)
+
+    def test_digest(self) -> None:
+        """
+        A text and its bytes have the same digest, and another text another one.
+        """
+        self.assertEqual(digest("a"), digest(b"a"))
+        self.assertNotEqual(digest("a"), digest("b"))
+        self.assertLess(digest("a"), 1 << 48)

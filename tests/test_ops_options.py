@@ -68,6 +68,7 @@ class ServiceOptionsTests(SynchronousTestCase):
                 "live-match",
                 "retro-match",
                 "retro-match-max-events",
+                "retro-match-days",
                 "retro-match-timeout",
                 "transform-context",
                 "sink",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.client import BusSubscription, Wish
 from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
-from tbvast.ops.ratelimit import RateLimit
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.threads import Threads
 from tbvast.settings import BridgeSettings, HostPort
@@ -41,9 +40,9 @@ STORE_NAME = "bridge.db"
 
 INTEL_TOPIC = "stix2/indicator"
 
-EXPIRY_INTERVAL = 1.0
+VALIDITY_INTERVAL = 1.0
 """
-Seconds between looks for indicators that are no longer valid.
+Seconds between looks for indicators that are no longer, or have become, valid.
 """
 
 FORGET_INTERVAL = 3600.0
@@ -51,9 +50,9 @@ FORGET_INTERVAL = 3600.0
 Seconds between looks for sightings that were sent long ago.
 """
 
-UNMATCHED_PER_MINUTE = 600
+NAMED = 100
 """
-The most indicators that are named in the log because they cannot be matched.
+The most indicators that one line of the log names.
 """
 
 OLD_COMMAND = "vast"
@@ -88,7 +87,6 @@ class Bridge(SequentialService):
         self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
         self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}
-        self._complaints = RateLimit(reactor, UNMATCHED_PER_MINUTE)
 
     def startService(self) -> None:
         """
@@ -96,6 +94,7 @@ class Bridge(SequentialService):
             cannot be used.
         """
         self._store = BridgeStore(self._state / STORE_NAME)
+        self._store.derive(self._settings.retro_match)
         self._factory = Factory(self._reactor)
         self._compose()
         try:
@@ -125,14 +124,19 @@ class Bridge(SequentialService):
             self._threads.defer,
             self._sight,
             settings.live_match,
-            Search(settings.retro_match_max_events, settings.retro_match_timeout)
+            Search(
+                settings.retro_match_max_events,
+                settings.retro_match_timeout,
+                settings.retro_match_days,
+            )
             if settings.retro_match
             else None,
             lambda e: self._process.fail(str(e)),
         )
         self._session.setServiceParent(self)
         for interval, call in (
-            (EXPIRY_INTERVAL, self._expire),
+            (VALIDITY_INTERVAL, self._expire),
+            (VALIDITY_INTERVAL, self._begin),
             (FORGET_INTERVAL, self._forget),
             (settings.heartbeat, self._count),
         ):
@@ -210,19 +214,23 @@ class Bridge(SequentialService):
         return SinkHanding(sink)
 
     def _changed(self, changes: Changes) -> None:
-        for id, reason in changes.unmatched.items():
-            if self._complaints.allows():
-                self._log.warn(
-                    "{indicator} is not matched, or not all of it: {reason}",
-                    indicator=id,
-                    reason=reason,
-                )
+        for reasons, indicators in by_reasons(changes.unmatched):
+            self._log.warn(
+                "{count} indicators are not matched, or not all of them ({reasons}): {indicators}",
+                count=len(indicators),
+                reasons="; ".join(reasons),
+                indicators=", ".join(indicators),
+            )
         self._session.changed(changes)
 
     # Housekeeping
 
     def _expire(self) -> Deferred[None]:
         return self._housekeep(self._changed, self._store.expire, self._reactor.seconds())
+
+    def _begin(self) -> Deferred[None]:
+        search = self._settings.retro_match
+        return self._housekeep(self._changed, self._store.begin, self._reactor.seconds(), search)
 
     def _forget(self) -> Deferred[None]:
         return self._housekeep(_ignore, self._store.forget, self._reactor.seconds())
@@ -257,6 +265,22 @@ class Bridge(SequentialService):
     def _cb_stopped(self, _: None) -> None:
         self._store.close()
         self._factory.shutdown()
+
+
+def by_reasons(
+    unmatched: Mapping[str, tuple[str, ...]],
+) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """
+    What is not matched, by the reasons of that; at most L{NAMED} indicators at once.
+
+    @param unmatched: The reasons, by indicator.
+    """
+    named: dict[tuple[str, ...], list[str]] = {}
+    for id, reasons in unmatched.items():
+        named.setdefault(reasons, []).append(id)
+    for reasons, ids in named.items():
+        for start in range(0, len(ids), NAMED):
+            yield reasons, ids[start : start + NAMED]
 
 
 def _ignore(result: Any) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -61,18 +61,33 @@ Seconds for one search of what was missed, where past events are not searched
 otherwise.
 """
 
+GATHER = 0.02
+GATHER_MOST = 0.5
+"""
+Seconds without another change after which the engine is told of changes, and the
+most that this waits: each time costs the engine as much as some thousand entries.
+"""
+
+CALM = 0.25
+CALM_MOST = 10.0
+"""
+Seconds without a change after which past events are searched, and the most that
+this waits: new indicators are written, and arriving events matched, first; and what
+arrives in pieces is searched for in one pass.
+"""
+
 MOST_PENDING = 200_000
 """
 How many changed entries wait in memory for an engine that is behind; beyond that
 all of them are read from the store again.
 """
 
-BATCH = 20_000
+BATCH = 50_000
 """
 The most entries that the engine is given in one call.
 """
 
-SEARCH_BATCH = 50_000
+SEARCH_BATCH = 100_000
 """
 The most indicators that are looked for in one pass over the past events.
 """
@@ -94,12 +109,47 @@ class Search(msgspec.Struct, frozen=True):
 
     @ivar limit: The most events for each observable; C{0} for all of them.
     @ivar timeout: Seconds for one pass.
-    @ivar since: Only events that arrived then or later; seconds since the epoch.
+    @ivar days: Only events that arrived in the last so many days; C{0} for all.
     """
 
     limit: int
     timeout: float
-    since: float | None = None
+    days: int = 0
+
+    def since(self, now: float) -> float | None:
+        """
+        When the oldest of the events arrived; C{None} for any time.
+        """
+        return now - self.days * 86400.0 if self.days else None
+
+
+class _Pass:
+    """
+    One pass over the past events.
+
+    @ivar wanted: What is searched for, and has not been withdrawn.
+    @ivar given_up: Whether all of it has.
+    """
+
+    def __init__(self, entries: Sequence[Entry], started: float, matched: int) -> None:
+        """
+        @param matched: How many matches there were before.
+        """
+        self.count = len(entries)
+        self.wanted = {entry.observable for entry in entries}
+        self.started = started
+        self.matched = matched
+        self.given_up = False
+        self.finding: Deferred[None] = Deferred()
+
+    def withdrawn(self, observables: Iterable[Observable]) -> None:
+        """
+        These are not wanted any more.
+        """
+        self.wanted.difference_update(observables)
+        if not self.wanted and not self.given_up:
+            self.given_up = True
+            self.finding.cancel()
 
 
 Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, None]]
@@ -162,6 +212,8 @@ class EngineSession(MultiService):
         self._pending_change = 0
         self._overflow = False
         self._applied = 0
+        self._changed_at = -CALM
+        self._pass: _Pass | None = None
         self._wake: list[Deferred[None]] = []
         self._tasks: list[Deferred[None]] = []
         factory = Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down))
@@ -185,7 +237,11 @@ class EngineSession(MultiService):
             self._pending[entry.observable] = entry.ids
         for observable in changes.erase:
             self._pending[observable] = ()
+        if changes.write or changes.erase:
+            self._changed_at = self._clock.seconds()
         self._pending_change = max(self._pending_change, changes.number)
+        if self._pass is not None:
+            self._pass.withdrawn(changes.erase)
         if self.state is State.AWAY or len(self._pending) > MOST_PENDING:
             # What the store holds is compared with the engine before anything else.
             self._pending.clear()
@@ -206,6 +262,14 @@ class EngineSession(MultiService):
             "pending": len(self._pending),
             "matched": {type.lower(): count for type, count in self.matched.items()},
             "searches": self.searches,
+            **({"searching": self._progress(self._pass)} if self._pass else {}),
+        }
+
+    def _progress(self, running: _Pass) -> dict[str, Any]:
+        return {
+            "observables": running.count,
+            "seconds": round(self._clock.seconds() - running.started, 1),
+            "found": self.matched[MatchType.RETRO] - running.matched,
         }
 
     # The node's coming and going
@@ -275,12 +339,42 @@ class EngineSession(MultiService):
         if self._search is not None:
             self._start(self._search_past(self._search))
         while True:
-            while self._pending or self._overflow or self._applied < self._pending_change:
+            while self._behind:
+                await self._gathered()
                 await self._insist("update the engine", self._apply)
             try:
                 await self._changes().addTimeout(CHECK_INTERVAL, self._clock)
             except TimeoutError:
                 await self._insist("check the engine", self._reconcile)
+
+    @property
+    def _behind(self) -> bool:
+        """
+        Whether the engine has to be told of something.
+        """
+        return bool(self._pending) or self._overflow or self._applied < self._pending_change
+
+    async def _gathered(self) -> None:
+        """
+        Wait for what is about to change too.
+        """
+        most = self._clock.seconds() + GATHER_MOST
+        while len(self._pending) < BATCH:
+            now = self._clock.seconds()
+            left = min(self._changed_at + GATHER, most) - now
+            if left <= 0:
+                return
+            await deferLater(self._clock, left)
+
+    async def _calm(self) -> None:
+        """
+        Wait until nothing changes, but not for ever.
+        """
+        most = self._clock.seconds() + CALM_MOST
+        while self._clock.seconds() < most and (
+            self._behind or self._clock.seconds() < self._changed_at + CALM
+        ):
+            await deferLater(self._clock, CALM)
 
     async def _insist(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
         """
@@ -417,7 +511,7 @@ class EngineSession(MultiService):
         if since is not None:
             entries = await self._defer(lambda: list(self._store.entries()))
             timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
-            return await self._find(entries, Search(0, timeout, since))
+            return await self._find(entries, 0, timeout, since)
         return True
 
     def _cover(self) -> Deferred[None] | None:
@@ -430,6 +524,7 @@ class EngineSession(MultiService):
 
     async def _search_past(self, search: Search) -> None:
         while True:
+            await self._calm()
             until = self._applied
             searched = await self._insist(
                 "search past events", functools.partial(self._search_batch, search, until)
@@ -443,39 +538,49 @@ class EngineSession(MultiService):
         """
         ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
         if ids:
-            await self._find(entries, search)
+            since = search.since(self._clock.seconds())
+            await self._find(entries, search.limit, search.timeout, since)
             await self._defer(self._store.mark_searched, ids, until)
         return bool(ids)
 
-    async def _find(self, entries: list[Entry], search: Search) -> bool:
+    async def _find(
+        self, entries: list[Entry], limit: int, timeout: float, since: float | None
+    ) -> bool:
         """
         @return: Whether there was time for all of it.
         """
         if not entries:
             return True
-        started = self._clock.seconds()
-        before = self.matched[MatchType.RETRO]
-        in_time = True
+        running = _Pass(entries, self._clock.seconds(), self.matched[MatchType.RETRO])
+        outcome = "found"
+        self._pass = running
         try:
-            await self._engine.find(
+            running.finding = self._engine.find(
                 entries,
-                search.limit,
-                search.timeout,
+                limit,
+                timeout,
                 lambda matches: self._matched(matches, MatchType.RETRO) if matches else None,
-                search.since,
+                since,
             )
+            await running.finding
         except EngineTimeout:
-            in_time = False
+            outcome = "ran out of time, having found"
+        except CancelledError:
+            if not running.given_up:
+                raise
+            outcome = "was given up, as nobody wants them any more, having found"
+        finally:
+            self._pass = None
         self.searches += 1
         self._log.info(
             "A search of past events for {count} observables {outcome} {found} matches"
             " in {elapsed:.3f} s.",
-            count=len(entries),
-            outcome="found" if in_time else "ran out of time, having found",
-            found=self.matched[MatchType.RETRO] - before,
-            elapsed=self._clock.seconds() - started,
+            count=running.count,
+            outcome=outcome,
+            found=self.matched[MatchType.RETRO] - running.matched,
+            elapsed=self._clock.seconds() - running.started,
         )
-        return in_time
+        return outcome == "found"
 
 
 class _NodeWatch(Protocol):

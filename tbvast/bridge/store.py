@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,9 +35,17 @@ SIGHTING_MEMORY_DAYS = 30
 Days after which a sighting that was sent may be made again.
 """
 
-LISTED = 100
+LISTED = 50
+LISTED_REASONS = 2
 """
-The most indicators that are listed because they are not matched, or not all of them.
+The most indicators that are listed because they are not matched, or not all of them,
+the most reasons that are given for each, and the most reasons that are counted
+apart: a bus takes no longer report.
+"""
+
+OTHER_REASONS = "other reasons"
+"""
+What the reasons that are not counted apart are counted as.
 """
 
 PAGE = 5000
@@ -44,7 +53,7 @@ PAGE = 5000
 Indicators, or observables, that are read at once where all are read.
 """
 
-_SCHEMA = """
+FIRST_SCHEMA = """
 CREATE TABLE indicators (
     id TEXT PRIMARY KEY,
     modified INTEGER NOT NULL,
@@ -119,11 +128,12 @@ CREATE TABLE terms (
     number INTEGER NOT NULL,
     kind TEXT NOT NULL,
     value TEXT NOT NULL,
+    joint INTEGER NOT NULL,
     PRIMARY KEY (digest, number, kind, value)
 ) WITHOUT ROWID;
 CREATE INDEX terms_by_number ON terms (number);
 INSERT INTO terms
-SELECT digest_of(kind || ' ' || value), number, kind, value
+SELECT digest_of(kind || ' ' || value), number, kind, value, 0
 FROM named_terms JOIN indicators ON indicators.id = named_terms.id;
 DROP TABLE named_terms;
 ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
@@ -132,6 +142,11 @@ ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
 _MICROSECONDS = 1_000_000
 
 _T = TypeVar("_T")
+
+_Wanted = dict[Observable, bool]
+"""
+The observables of an indicator; of each, whether it is joint.
+"""
 
 
 class _State(enum.IntEnum):
@@ -184,12 +199,15 @@ class _Term(msgspec.Struct, array_like=True):
     One observable of one indicator.
 
     @ivar of: The indicator: its number, or its id.
+    @ivar joint: Whether it is not enough for the indicator, but has to be in one event
+        with others.
     """
 
     digest: int
     kind: Kind
     value: str
     of: int | str
+    joint: int = 0
 
     @property
     def observable(self) -> Observable:
@@ -209,7 +227,7 @@ class BridgeStore:
             self._db = connect(path)
             self._db.create_function("digest_of", 1, digest, deterministic=True)
             self._db.create_function("content_of", 1, _content, deterministic=True)
-            migrate(self._db, [_SCHEMA, _NUMBERED])
+            migrate(self._db, [FIRST_SCHEMA, _NUMBERED])
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
         plugin, number, self._generation, self._rules = self._db.execute(
@@ -350,17 +368,22 @@ class BridgeStore:
         for kept, indicator in items:
             after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
             earlier = before.get(kept.number, _NONE)
-            touched |= earlier ^ after
+            touched |= earlier.keys() ^ after.keys()
+            # Of the same terms, others may be wanted together.
+            nothing_new = after.keys() <= earlier.keys() and not (
+                any(after.values()) or any(earlier.values())
+            )
             if reasons and reasons != kept.unmatched:
                 unmatched[kept.id] = reasons
-            for observable in after:
+            for observable, joint in after.items():
                 wanted.setdefault(observable, []).append(kept.id)
-                terms.append((_key(observable), kept.number, observable.kind, observable.value))
+                kind, value = observable.kind, observable.value
+                terms.append((_key(observable), kept.number, kind, value, joint))
             rows.append(
                 (
                     kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
                     indicator.valid_until, kept.state, self._change,
-                    not search or (after <= earlier and kept.searched), self._generation,
+                    not search or (nothing_new and kept.searched), self._generation,
                     json.dumps(reasons) if reasons else None, kept.content,
                     b"" if kept.state == _ENDED else indicator.raw,
                 )
@@ -373,19 +396,19 @@ class BridgeStore:
         insert(self._db, "terms", terms)
         return self._changes(ids, unmatched)
 
-    def _terms(self, numbers: Iterable[int]) -> dict[int, frozenset[Observable]]:
+    def _terms(self, numbers: Iterable[int]) -> dict[int, _Wanted]:
         """
         The observables of some indicators, by the number of each that has any.
         """
-        found: dict[int, set[Observable]] = {}
+        found: dict[int, _Wanted] = {}
         for term in self._one(
             list[_Term],
-            "SELECT json_group_array(json_array(digest, kind, value, number))"
+            "SELECT json_group_array(json_array(digest, kind, value, number, joint))"
             f" FROM terms WHERE number {_AMONG}",
             _listed(numbers),
         ):
-            found.setdefault(int(term.of), set()).add(term.observable)
-        return {number: frozenset(observables) for number, observables in found.items()}
+            found.setdefault(int(term.of), {})[term.observable] = bool(term.joint)
+        return found
 
     def _erase_terms(self, numbers: Iterable[int]) -> None:
         self._db.execute(f"DELETE FROM terms WHERE number {_AMONG}", (_listed(numbers),))
@@ -437,7 +460,7 @@ class BridgeStore:
         if not ended:
             return Changes(self._change)
         self._change += 1
-        touched = frozenset[Observable]().union(*self._terms(ended).values())
+        touched = set[Observable]().union(*self._terms(ended).values())
         self._erase_terms(ended)
         self._db.execute(
             "UPDATE indicators SET state = 0, change = ?, unmatched = NULL, body = x''"
@@ -596,13 +619,18 @@ class BridgeStore:
             limit,
         )
         wanted: dict[Observable, list[str]] = {}
+        joint: set[Observable] = set()
         for number, observables in self._terms(ids).items():
-            for observable in observables:
+            for observable, is_joint in observables.items():
                 wanted.setdefault(observable, []).append(ids[number])
+                if is_joint:
+                    joint.add(observable)
         wider = self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
         for observable, covering in wider.items():
             wanted[observable] = list(set(covering).intersection(ids.values()))
-        return list(ids.values()), [Entry(o, tuple(sorted(found))) for o, found in wanted.items()]
+        return list(ids.values()), [
+            Entry(o, tuple(sorted(found)), o in joint) for o, found in wanted.items()
+        ]
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
@@ -673,8 +701,8 @@ class BridgeStore:
             "indicators": indicators,
             "unsearched": unsearched,
             "not_yet": not_yet,
-            "unmatched": dict(reasons),
-            "unmatched_ids": {id: json.loads(reasons) for id, reasons in listed},
+            "unmatched": _most_frequent(dict(reasons)),
+            "unmatched_ids": {id: json.loads(why)[:LISTED_REASONS] for id, why in listed},
             "unsent": unsent,
         }
 
@@ -731,8 +759,17 @@ _AMONG = "IN (SELECT value FROM json_each(?))"
 Followed by a parameter that is a JSON list: one parameter for any number of values.
 """
 
-_NONE: frozenset[Observable] = frozenset()
-_NOTHING: tuple[frozenset[Observable], tuple[str, ...]] = (_NONE, ())
+_NONE: _Wanted = {}
+_NOTHING: tuple[_Wanted, tuple[str, ...]] = (_NONE, ())
+
+
+def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
+    """
+    @param reasons: The most frequent ones first.
+    """
+    apart = dict(itertools.islice(reasons.items(), LISTED))
+    others = sum(reasons.values()) - sum(apart.values())
+    return {**apart, OTHER_REASONS: others} if others else apart
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -790,7 +827,7 @@ def _changes_anything(
     return content != known.content if lasts else indicator.modified > known.modified
 
 
-def _observables(indicator: Indicator) -> tuple[frozenset[Observable], tuple[str, ...]]:
+def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
     """
     @return: What of an indicator is matched, and why something of it is not.
     """
@@ -804,4 +841,8 @@ def _observables(indicator: Indicator) -> tuple[frozenset[Observable], tuple[str
         return _NONE, (e.reason,)
     except Invalid as e:
         return _NONE, (f"{e.field} is not {e.expected}",)
-    return frozenset(found.observables), tuple(dict.fromkeys(found.unmatched))
+    wanted = dict.fromkeys(found.observables, False)
+    if found.joint:
+        alone = {term.observable for term in found.alone}
+        wanted = {observable: observable not in alone for observable in wanted}
+    return wanted, tuple(dict.fromkeys(found.unmatched))

@@ -102,6 +102,10 @@ def tables(status: Any, bus: str) -> Iterator[Table]:
     reporting = [each for each in subscriptions if at(each, "report", "engine") is not None]
     if reporting:
         yield _engines(reporting)
+    for each in reporting:
+        listed = at(each, "report", "store", "unmatched_ids")
+        if isinstance(listed, Mapping) and listed:
+            yield _unmatched(shown(at(each, "name")), listed)
 
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
@@ -181,11 +185,13 @@ _ENGINE_ROWS = (
     ("live match", "engine", "live"),
     ("matches", "engine", "matched"),
     ("searches of past events", "engine", "searches"),
+    ("search in progress", "engine", "searching"),
     ("events with longer lists than are looked at", "engine", "cut"),
     ("entries on their way to the engine", "engine", "pending"),
     ("indicators", "store", "indicators"),
     ("indicators not searched for yet", "store", "unsearched"),
-    ("indicators that cannot be matched", "store", "unmatched"),
+    ("indicators not valid yet", "store", "not_yet"),
+    ("indicators not matched, or not all of them", "store", "unmatched"),
     ("sightings made", "sightings", "made"),
     ("sightings handed on", "sightings", "handed_on"),
     ("sightings waiting", "store", "unsent"),
@@ -232,3 +238,11 @@ async def status(
         for path, value in lines(answer):
             screen.put(path, value)
     return True
+
+
+def _unmatched(bridge: str, listed: Mapping[str, Any]) -> Table:
+    table = _table(f"Not matched by {bridge}, or not all of it: the newest", "indicator", "why")
+    for id, reasons in listed.items():
+        why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else shown(reasons)
+        table.add_row(styled(id), styled(why))
+    return table

@@ -1,0 +1,54 @@
+"""
+Tests for L{tbvast.bridge.nesting}.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.nesting import Nesting
+
+networks = st.one_of(
+    st.tuples(st.integers(0, 7), st.integers(0, 32)).map(
+        lambda each: str(ipaddress.ip_network((each[0] << 29, each[1]), strict=False))
+    ),
+    st.tuples(st.integers(0, 7), st.integers(120, 128)).map(
+        lambda each: str(ipaddress.ip_network((each[0], each[1]), strict=False))
+    ),
+)
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """
+    As the standard library has it.
+    """
+    one, other = ipaddress.ip_network(wide), ipaddress.ip_network(narrow)
+    return one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
+
+
+class NestingTests(SynchronousTestCase):
+    """
+    Tests for L{Nesting}.
+    """
+
+    @given(st.lists(networks), st.lists(networks), networks)
+    def test_agrees(self, added: list[str], removed: list[str], asked: str) -> None:
+        """
+        What it finds is what a look at all of them would find.
+        """
+        nesting = Nesting(added[:5])
+        for network in added:
+            nesting.add(network)
+        for network in removed:
+            nesting.discard(network)
+        there = set(added) - set(removed)
+        self.assertCountEqual(
+            nesting.covering(asked), [each for each in there if covers(each, asked)]
+        )
+        self.assertCountEqual(
+            nesting.covered(asked), [each for each in there if covers(asked, each)]
+        )
