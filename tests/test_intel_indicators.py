@@ -422,6 +422,13 @@ class CompatibleTests(SynchronousTestCase):
         self.assertEqual((changed["spec_version"], changed["pattern_type"]), ("2.1", "stix"))
         self.assertEqual(changed["name"], "stays")
 
+    def test_null(self) -> None:
+        """
+        A time that is C{null} says nothing, before and after.
+        """
+        raw = document()[:-1] + b',"valid_until":null}'
+        self.assertEqual(msgspec.json.decode(compatible(raw))["valid_until"], None)
+
     @given(
         st.fixed_dictionaries(
             {name: st.none() | times for name in TIMES}

@@ -25,6 +25,7 @@ from tbvast.wire.frames import (
     encode_report,
     encode_snapshot_request,
     render,
+    render_all,
     render_intel,
     stream_of,
 )
@@ -303,6 +304,17 @@ class RenderTests(SynchronousTestCase):
         """
         for item, stream in [(INDICATOR, Stream.INTEL), (SIGHTING, Stream.SIGHTING)]:
             self.assertIs(stream_of(item), stream)
+
+    def test_all(self) -> None:
+        """
+        Many items are rendered like each of them.
+        """
+        items = [a_sighting(), an_indicator(pattern="[url:value LIKE 'x']"), an_indicator(2)]
+        for dialect in Dialect:
+            self.assertEqual(
+                render_all(dialect, items),
+                [tail for item in items for tail in render(dialect, item)],
+            )
 
     def test_intel(self) -> None:
         """

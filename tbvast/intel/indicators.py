@@ -195,15 +195,15 @@ _ShortTime = Annotated[str, msgspec.Meta(max_length=len("2024-05-17T12:00:00.123
 class _Readable(msgspec.Struct, gc=False):
     """
     What Threat Bus's applications need of an indicator's document: both versions, and
-    times of microseconds at the most.
+    times of microseconds at the most, which end with C{Z}.
     """
 
     spec_version: str
     pattern_type: str
-    created: _ShortTime | None = None
-    modified: _ShortTime | None = None
-    valid_from: _ShortTime | None = None
-    valid_until: _ShortTime | None = None
+    created: _ShortTime = "Z"
+    modified: _ShortTime = "Z"
+    valid_from: _ShortTime = "Z"
+    valid_until: _ShortTime = "Z"
 
 
 _readable_decoder = msgspec.json.Decoder(_Readable)
@@ -224,10 +224,16 @@ def compatible(raw: bytes) -> bytes:
         found = _readable_decoder.decode(raw)
     except msgspec.ValidationError:
         return _made_compatible(raw)
-    for time in (found.created, found.modified, found.valid_from, found.valid_until):
-        if time is not None and time[-1] != "Z":
-            return _made_compatible(raw)
-    return raw
+    # One after the other: quicker than a loop, for each and every indicator.
+    if (
+        found.created[-1]
+        == found.modified[-1]
+        == found.valid_from[-1]
+        == found.valid_until[-1]
+        == "Z"
+    ):
+        return raw
+    return _made_compatible(raw)
 
 
 def _made_compatible(raw: bytes) -> bytes:

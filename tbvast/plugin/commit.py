@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tbvast.wire.feed import chunks, encode_item
-from tbvast.wire.frames import Item, render, stream_of
+from tbvast.wire.frames import Item, render_all, stream_of
 from tbvast.wire.topics import Dialect, Stream
 
 
@@ -24,21 +24,18 @@ class Commit:
         @param entries: Numbers and items, by number; at least one.
         """
         self.until = entries[-1][0]
-        self._of_stream: dict[Stream, list[tuple[int, Item]]] = {}
-        for entry in entries:
-            self._of_stream.setdefault(stream_of(entry[1]), []).append(entry)
-        self.streams = frozenset(self._of_stream)
+        self._all = entries
+        self.streams = frozenset([stream_of(item) for _, item in entries])
         self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
 
-    def _entries(self, streams: frozenset[Stream]) -> list[tuple[int, Item]]:
+    def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         """
         @return: What there is of some streams, by number.
         """
-        found = [self._of_stream[stream] for stream in streams & self.streams]
-        if len(found) == 1:
-            return found[0]
-        return sorted((entry for part in found for entry in part), key=lambda entry: entry[0])
+        if streams >= self.streams:
+            return self._all
+        return [entry for entry in self._all if stream_of(entry[1]) in streams]
 
     def tails(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
         """
@@ -46,9 +43,9 @@ class Commit:
         """
         found = self._tails.get((dialect, streams))
         if found is None:
-            found = self._tails[dialect, streams] = [
-                tail for _, item in self._entries(streams) for tail in render(dialect, item)
-            ]
+            found = self._tails[dialect, streams] = render_all(
+                dialect, [item for _, item in self._entries(streams)]
+            )
         return found
 
     def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:

@@ -299,7 +299,7 @@ class Intake:
         done.callback(None)
 
     def _spread_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
-        tally = Counter((stream_of(outcome.item), outcome.verdict) for outcome in outcomes)
+        tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]

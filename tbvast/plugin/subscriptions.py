@@ -101,9 +101,9 @@ class _Frames:
         return len(self._frames)
 
     def extend(self, frames: Iterable[bytes]) -> None:
-        for frame in frames:
-            self._frames.append(frame)
-            self.size += len(frame)
+        more = list(frames)
+        self._frames.extend(more)
+        self.size += sum(map(len, more))
 
     def drop_oldest(self) -> None:
         self.size -= len(self._frames.popleft())
@@ -112,9 +112,11 @@ class _Frames:
         """
         @return: How many were sent.
         """
-        sent = send(list(itertools.islice(self._frames, budget)))
+        frames = list(itertools.islice(self._frames, budget))
+        sent = send(frames)
+        self.size -= sum(map(len, frames[:sent]))
         for _ in range(sent):
-            self.drop_oldest()
+            self._frames.popleft()
         return sent
 
 

@@ -4,7 +4,7 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -158,16 +158,29 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
 
     @return: No frame at all if the dialect cannot express the item.
     """
-    if isinstance(item, Indicator):
-        if dialect is _STIX2:
-            return (_INTEL_HEAD + compatible(item.raw),)
-        return tuple(b" " + payload for payload in encode_vast_intel(item))
     if dialect is _STIX2:
-        return (_SIGHTING_HEAD + item.raw,)
+        return (_render_stix2(item),)
+    if isinstance(item, Indicator):
+        return tuple(b" " + payload for payload in encode_vast_intel(item))
     try:
         return (b" " + encode_vast_sighting(item),)
     except SightingInvalid:  # properties that stix2 carries unread
         return ()
+
+
+def render_all(dialect: Dialect, items: Iterable[Item]) -> list[bytes]:
+    """
+    As L{render}, of many items.
+    """
+    if dialect is _STIX2:
+        return list(map(_render_stix2, items))
+    return [tail for item in items for tail in render(dialect, item)]
+
+
+def _render_stix2(item: Item) -> bytes:
+    if isinstance(item, Indicator):
+        return _INTEL_HEAD + compatible(item.raw)
+    return _SIGHTING_HEAD + item.raw
 
 
 def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
