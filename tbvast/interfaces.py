@@ -84,7 +84,10 @@ class IEngine(Interface):
         L{tbvast.errors.EngineInterrupted} within a second. At the time limit it
         ends with L{tbvast.errors.EngineTimeout}, after yielding what was found.
 
-        @param limit: The most events per observable; C{0} means all of them.
+        @param limit: The most events per observable; C{0} means all of them. An event
+            with several observables that are joint, for one indicator, is found
+            however many there were with each of them; of the same several, it may be
+            that there are no more than so many.
         @param timeout: Seconds for the whole search.
         @param since: Only events imported then or later need be found; seconds
             since the epoch.

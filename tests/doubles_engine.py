@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
 from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
 from tbvast.intel.observables import Kind, Observable
@@ -98,11 +99,10 @@ class MemoryEngine:
         since: float | None = None,
     ) -> Iterator[list[Match]]:
         self._prepared("find")
-        for entry in entries:
-            each = (found(event, schema, [entry]) for schema, event in self._events)
-            matches = [match for match in each if match is not None]
-            matches = matches[:limit] if limit else matches
-            if matches:
+        enough = Limit(limit, entries)
+        for schema, event in list(self._events):
+            match = found(event, schema, entries)
+            if match is not None and (matches := enough.apply([match])):
                 yield matches
                 self._call("find")
 
@@ -358,6 +358,14 @@ def _holds(value: str, observable: Observable) -> bool:
 ADDRESS = Entry(Observable(Kind.IP, "203.0.113.7"), ("indicator--1",))
 HOST = Entry(Observable(Kind.DOMAIN, "evil.example"), ("indicator--2", "indicator--3"))
 URL = Entry(Observable(Kind.URL, "evil.example/x?Y=1"), ("indicator--4",))
+TOGETHER = (
+    Entry(Observable(Kind.IP, "203.0.113.7"), ("indicator--1", "indicator--6"), joint=True),
+    Entry(Observable(Kind.DOMAIN, "evil.example"), ("indicator--6",), joint=True),
+)
+"""
+What an indicator, C{indicator--6}, wants together; of one an other wants to know too.
+"""
+
 ABSENT = Entry(Observable(Kind.DOMAIN, "absent.example"), ("indicator--5",))
 
 
@@ -506,6 +514,43 @@ class EngineContract:
             self.arrive(event(number))
         self.assertEqual(len(self.found(engine, [ADDRESS], 3)), 3)
         self.assertEqual(len(self.found(engine, [ADDRESS], 0)), 5)
+
+    def test_find_together(self) -> None:
+        """
+        An event with several observables of one indicator is found with all of them,
+        however many events there are with one of them, of which no more are returned
+        than asked for.
+        """
+        engine = self.make_engine()
+        for number in range(5):
+            self.arrive(event(number))
+        for number in range(5, 10):
+            self.arrive({**event(number, hostname="evil.example"), "dest_ip": "192.0.2.1"})
+        self.arrive(event(10, hostname="evil.example"))
+        found = self.found(engine, TOGETHER, 2)
+        seen: dict[str, dict[int, set[Kind]]] = {}
+        for match in found:
+            for hit in match.hits:
+                for id in hit.ids:
+                    events = seen.setdefault(id, {})
+                    events.setdefault(match.event["flow_id"], set()).add(hit.kind)
+        both = {Kind.IP, Kind.DOMAIN}
+        self.assertEqual([n for n, kinds in seen["indicator--6"].items() if kinds == both], [10])
+        self.assertEqual(len(seen["indicator--1"]), 2)
+
+    def test_watch_together(self) -> None:
+        """
+        A live match finds all that an indicator wants together in an event at once.
+        """
+        engine = self.make_engine()
+        engine.add(TOGETHER)
+        with closing(self.running(engine)) as watch:
+            self.arrive(event(1, hostname="evil.example"))
+            match = next(watch)[0]
+        self.assertEqual(
+            sorted(hit.kind for hit in match.hits if "indicator--6" in hit.ids),
+            [Kind.DOMAIN, Kind.IP],
+        )
 
     def test_find_leaves_nothing(self) -> None:
         """

@@ -133,7 +133,8 @@ class DeliveryTests(ThreadedTestCase):
         """
         Each batch is delivered, then the search is over.
         """
-        self.engine.arrive(event(1, hostname="evil.example"))
+        self.engine.arrive(event(1))
+        self.engine.arrive(event(2, hostname="evil.example"))
         search = self.client.find([ADDRESS, HOST], 0, 1.0, self.batches.append)
         self.assertNoResult(search)
         self.threads.perform()

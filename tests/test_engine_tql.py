@@ -525,38 +525,3 @@ class MatchTests(SynchronousTestCase):
             rows.match(text, SLOTS)
         except Invalid:
             pass
-
-
-class LimitTests(SynchronousTestCase):
-    """
-    L{rows.Limit} counts by observable.
-    """
-
-    def match(self, *values: str) -> Match:
-        return Match({}, "x", tuple(Hit("f", Kind.DOMAIN, value, ("i",)) for value in values))
-
-    def test_each(self) -> None:
-        """
-        An event stays while any of its observables is below the limit.
-        """
-        limit = rows.Limit(2)
-        found = [self.match("a"), self.match("a"), self.match("a", "b"), self.match("a")]
-        self.assertEqual(limit.apply(found), [self.match("a"), self.match("a"), self.match("b")])
-
-    def test_none(self) -> None:
-        """
-        Without a limit all of them stay.
-        """
-        found = [self.match("a")] * 5
-        self.assertEqual(rows.Limit(0).apply(found), found)
-
-    @given(st.lists(st.sets(st.sampled_from("abc"), min_size=1)), st.integers(1, 3))
-    def test_never_more(self, events: list[set[str]], most: int) -> None:
-        """
-        Of each observable the first so many events are kept, no more and no fewer.
-        """
-        kept = rows.Limit(most).apply([self.match(*event) for event in events])
-        for value in "abc":
-            before = sum(value in event for event in events)
-            after = sum(hit.value == value for match in kept for hit in match.hits)
-            self.assertEqual(after, min(before, most))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines.vast import expressible, query
+from tbvast.bridge.engines.vast import expressible, located, query
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
 
@@ -54,3 +54,37 @@ class ExpressibleTests(SynchronousTestCase):
             if expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
         }
         self.assertEqual(set(Kind) - asked, {Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
+
+
+class LocatedTests(SynchronousTestCase):
+    """
+    Tests for L{located}.
+    """
+
+    LEAVES = (
+        ("src_ip", "192.0.2.1"),
+        ("http.hostname", "Evil.example"),
+        ("http.url", "/X?y=1"),
+        ("dns.answers[1].rdata", "2001:db8::1"),
+        ("http.http_refer", "/Z"),
+    )
+
+    def test_fields(self) -> None:
+        """
+        Texts and addresses are found in any field; URLs where their parts belong.
+        """
+        for kind, value, field in (
+            (Kind.IP, "192.0.2.1", "src_ip"),
+            (Kind.IP, "2001:db8::1", "dns.answers[1].rdata"),
+            (Kind.NETWORK, "192.0.2.0/24", "src_ip"),
+            (Kind.NETWORK, "2001:db8::/32", "dns.answers[1].rdata"),
+            (Kind.DOMAIN, "evil.example", "http.hostname"),
+            (Kind.URL, "evil.example/X?y=1", "http.url"),
+            (Kind.URL, "evil.example/x?y=1", None),
+            (Kind.URL, "evil.example/Z", None),
+            (Kind.URL, "other.example/X?y=1", None),
+            (Kind.DOMAIN, "other.example", None),
+            (Kind.NETWORK, "198.51.100.0/24", None),
+            (Kind.NETWORK, "none", None),
+        ):
+            self.assertEqual(located(self.LEAVES, Observable(kind, value)), field)

@@ -6,8 +6,7 @@ Pure: lines in, values out.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -132,31 +131,3 @@ def cut(lines: Iterable[bytes]) -> Iterator[str]:
             continue  # reading the matches says so
         if isinstance(mark, dict) and mark.get(CUT) is True:
             yield str(mark.get("s"))
-
-
-class Limit:
-    """
-    Lets at most so many events through for each observable.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """
-        @param limit: C{0} lets all of them through.
-        """
-        self._limit = limit
-        self._seen: Counter[Observable] = Counter()
-
-    def apply(self, found: Sequence[Match]) -> list[Match]:
-        """
-        Leave out the hits that are too many, and the events that have no other.
-        """
-        if not self._limit:
-            return list(found)
-        return [kept for match in found if (kept := self._kept(match)) is not None]
-
-    def _kept(self, match: Match) -> Match | None:
-        observables = {Observable(hit.kind, hit.value) for hit in match.hits}
-        open_ = {each for each in observables if self._seen[each] < self._limit}
-        self._seen.update(open_)
-        hits = tuple(hit for hit in match.hits if Observable(hit.kind, hit.value) in open_)
-        return Match(match.event, match.schema, hits) if hits else None

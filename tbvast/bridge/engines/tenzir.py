@@ -21,6 +21,7 @@ from tbvast.bridge.engines import rows, tql
 from tbvast.bridge.engines.calls import Commands, complaint
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
+from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -265,7 +266,7 @@ class TenzirEngine:
             return
         deadline = self._monotonic() + timeout
         plan = self._planned({entry.observable.kind for entry in entries})
-        enough = rows.Limit(limit)
+        enough = Limit(limit, entries)
         with self._searching:
             self._forget()
             self._stale.update(entry.observable for entry in entries)

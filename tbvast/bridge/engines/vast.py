@@ -5,10 +5,11 @@ VAST, as it was from 2020 to 2022, for those who still run it.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from zope.interface import implementer
 
 from tbvast.bridge.engines.calls import Commands
 from tbvast.bridge.engines.closable import Closable
+from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
 from tbvast.intel.observables import Kind, Observable
@@ -66,6 +68,9 @@ class VastEngine:
     It matches live what its C{matcher} plugin does: equal values, no networks.
     The matcher cannot be read back, so that C{contents} is what this object has
     written. What would have to be escaped is left out, and logged by its kind.
+
+    It says of one observable at a time that an event holds it. What else the event
+    holds for the same indicators is looked up here.
     """
 
     _log = Logger()
@@ -87,7 +92,7 @@ class VastEngine:
         self._commands = Commands(binary, endpoint)
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._held: dict[Observable, Entry] = {}
+        self._held = _Entries()
         self._export: tuple[str, ...] | None = None
 
     def identify(self) -> EngineIdentity:
@@ -121,19 +126,19 @@ class VastEngine:
             value, reference = entry.observable.value, _reference(entry)
             self._run("add", "matcher", "add", MATCHER, value, reference)
             with self._lock:
-                self._held[entry.observable] = entry
+                self._held.put(entry)
 
     def remove(self, observables: Sequence[Observable]) -> None:
         for observable in observables:
             with self._lock:
-                held = self._held.pop(observable, None)
+                held = self._held.pop(observable)
             if held is not None:
                 self._run("remove", "matcher", "remove", MATCHER, observable.value)
 
     def contents(self) -> list[Entry]:
         self._run("contents", "status")
         with self._lock:
-            return list(self._held.values())
+            return list(self._held)
 
     def find(
         self,
@@ -149,17 +154,24 @@ class VastEngine:
         self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
     ) -> Generator[list[Match], None, None]:
         deadline = self._monotonic() + timeout
-        options = (*self._options(commands), *((f"--max-events={limit}",) if limit else ()))
+        options = self._options(commands)
+        bound = (f"--max-events={limit}",) if limit else ()
+        searched = _Entries(filter(expressible, entries))
         for entry in entries:
             left = deadline - self._monotonic()
             if left <= 0:
                 raise EngineTimeout("find", timeout)
             if not self._usable(entry, live=False):
                 continue
-            arguments = ("export", *options, "json", query(entry.observable))
+            beside = searched.beside(entry)
+            enough = Limit(limit, [entry, *beside])
+            # What it has to be seen with may come after any number of events without.
+            more = () if entry.joint else bound
+            arguments = ("export", *options, *more, "json", query(entry.observable))
             for lines in commands.stream("find", arguments, timeout=left):
-                if lines:
-                    yield [_match("find", line, entry) for line in lines if line]
+                found = [_match("find", line, entry, beside) for line in lines if line]
+                if kept := enough.apply(found):
+                    yield kept
 
     def _options(self, commands: Commands) -> tuple[str, ...]:
         """
@@ -198,7 +210,10 @@ class VastEngine:
         if not context.startswith(_REFERENCE) or kind not in set(Kind) or not ids:
             return None  # somebody else's
         observable = Observable(Kind(kind), seen.indicator.value.strip('"'))
-        return _matched(seen.event, Entry(observable, tuple(ids.split(","))))
+        entry = Entry(observable, tuple(ids.split(",")))
+        with self._lock:
+            beside = self._held.beside(entry)
+        return _matched(seen.event, entry, beside)
 
     def interrupt(self) -> None:
         self._commands.interrupt()
@@ -260,30 +275,117 @@ def _reference(entry: Entry) -> str:
     return f"{_REFERENCE}{entry.observable.kind}__{','.join(entry.ids)}"
 
 
-def _match(name: str, line: bytes, entry: Entry) -> Match:
+def _match(name: str, line: bytes, entry: Entry, beside: Iterable[Entry]) -> Match:
     try:
         event = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.MsgspecError:
         raise EngineCallFailed(name, "it answered what is not an event") from None
-    return _matched(event, entry)
+    return _matched(event, entry, beside)
 
 
-def _matched(event: dict[str, Any], entry: Entry) -> Match:
+def _matched(event: dict[str, Any], entry: Entry, beside: Iterable[Entry]) -> Match:
     """
     The engine says neither the schema nor the field: the field is looked up.
+
+    @param entry: What the engine has found.
+    @param beside: What else may be in the event.
     """
-    observable = entry.observable
-    field = next(_paths(event, observable.value), "")
-    hit = Hit(field, observable.kind, observable.value, entry.ids)
-    return Match(event, "", (hit,))
+    leaves = list(_leaves(event))
+    hits = [_hit(located(leaves, entry.observable) or "", entry)]
+    for other in beside:
+        field = located(leaves, other.observable)
+        if field is not None:
+            hits.append(_hit(field, other))
+    return Match(event, "", tuple(hits))
 
 
-def _paths(part: Any, value: str, path: str = "") -> Iterator[str]:
+def _hit(field: str, entry: Entry) -> Hit:
+    return Hit(field, entry.observable.kind, entry.observable.value, entry.ids)
+
+
+class _Entries:
+    """
+    Entries, by observable and by the ids of indicators.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries: dict[Observable, Entry] = {}
+        self._wanted: dict[str, dict[Observable, None]] = {}
+        for entry in entries:
+            self.put(entry)
+
+    def put(self, entry: Entry) -> None:
+        self.pop(entry.observable)
+        self._entries[entry.observable] = entry
+        for id in entry.ids:
+            self._wanted.setdefault(id, {})[entry.observable] = None
+
+    def pop(self, observable: Observable) -> Entry | None:
+        entry = self._entries.pop(observable, None)
+        for id in entry.ids if entry is not None else ():
+            wanted = self._wanted[id]
+            del wanted[observable]
+            if not wanted:
+                del self._wanted[id]
+        return entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def beside(self, entry: Entry) -> list[Entry]:
+        """
+        The other entries of an entry's indicators; each with only these ids.
+        """
+        found: dict[Observable, list[str]] = {}
+        for id in entry.ids:
+            for observable in self._wanted.get(id, ()):
+                if observable != entry.observable:
+                    found.setdefault(observable, []).append(id)
+        return [
+            Entry(observable, tuple(ids), self._entries[observable].joint)
+            for observable, ids in found.items()
+        ]
+
+
+def located(leaves: Sequence[tuple[str, str]], observable: Observable) -> str | None:
+    """
+    Where an event holds an observable: a field's path.
+
+    @param leaves: The event's texts, with their paths.
+    """
+    kind, value = observable.kind, observable.value
+    if kind is Kind.URL:
+        host, _, target = value.partition("/")
+        if any(text.lower() == host and _name(path) in _HOSTS for path, text in leaves):
+            at = (p for p, text in leaves if text == f"/{target}" and _name(p) in _TARGETS)
+            return next(at, None)
+        return None
+    if kind is Kind.NETWORK:
+        return next((path for path, text in leaves if _within(text, value)), None)
+    return next((path for path, text in leaves if text.lower() == value), None)
+
+
+_HOSTS = frozenset({"hostname", "host"})
+_TARGETS = frozenset({"url", "uri"})
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _within(text: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(text) in ipaddress.ip_network(network)
+    except ValueError:
+        return False
+
+
+def _leaves(part: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(part, dict):
         for name, item in part.items():
-            yield from _paths(item, value, f"{path}.{name}" if path else name)
+            yield from _leaves(item, f"{path}.{name}" if path else name)
     elif isinstance(part, list):
         for position, item in enumerate(part):
-            yield from _paths(item, value, f"{path}[{position}]")
-    elif isinstance(part, str) and part.lower() == value:
-        yield path
+            yield from _leaves(item, f"{path}[{position}]")
+    elif isinstance(part, str):
+        yield path, part
