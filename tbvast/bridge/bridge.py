@@ -154,6 +154,7 @@ class Bridge(SequentialService):
                 self._reactor,
                 settings.retro_match,
                 self._changed,
+                self._session.changing,
             ),
             self._report,
             self._outbox.flush,

@@ -5,6 +5,7 @@ How far the bus's journal has been applied to the bridge's store.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
@@ -30,11 +31,13 @@ class StoreCursor:
         clock: IReactorTime,
         search: bool,
         changed: Callable[[Changes], None],
+        changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         @param defer: Calls the store in its thread.
         @param search: Whether past events are to be searched for new indicators.
         @param changed: Called with what the engine is to be told.
+        @param changing: What is inside is the change.
         """
         self.position = store.position
         self._store = store
@@ -42,12 +45,15 @@ class StoreCursor:
         self._clock = clock
         self._search = search
         self._changed = changed
+        self._changing = changing
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._clock.seconds()
-        changes = await self._defer(self._store.apply, indicators, now, self._search, position)
-        self._took(changes)
+        with self._changing():
+            self._took(
+                await self._defer(self._store.apply, indicators, now, self._search, position)
+            )
 
     async def begin_snapshot(self) -> None:
         await self._defer(self._store.begin_snapshot)

@@ -4,9 +4,10 @@ The session with the engine: it holds what it should, and matches.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -62,10 +63,11 @@ otherwise.
 """
 
 GATHER = 0.02
-GATHER_MOST = 0.5
+GATHER_MOST = 1.0
 """
-Seconds without another change after which the engine is told of changes, and the
-most that this waits: each time costs the engine as much as some thousand entries.
+Seconds without another change, nor one under way, after which the engine is told of
+changes, and the most that this waits: each time costs the engine as much as some ten
+thousand entries.
 """
 
 CALM = 0.25
@@ -212,6 +214,7 @@ class EngineSession(MultiService):
         self._pending_change = 0
         self._overflow = False
         self._applied = 0
+        self._changing = 0
         self._changed_at = -CALM
         self._pass: _Pass | None = None
         self._wake: list[Deferred[None]] = []
@@ -228,6 +231,17 @@ class EngineSession(MultiService):
             clock=clock,
         )
         watch.setServiceParent(self)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """
+        While inside, the store is being changed; L{changed} is called with the outcome.
+        """
+        self._changing += 1
+        try:
+            yield
+        finally:
+            self._changing -= 1
 
     def changed(self, changes: Changes) -> None:
         """
@@ -361,7 +375,8 @@ class EngineSession(MultiService):
         most = self._clock.seconds() + GATHER_MOST
         while len(self._pending) < BATCH:
             now = self._clock.seconds()
-            left = min(self._changed_at + GATHER, most) - now
+            quiet = (now if self._changing else self._changed_at) + GATHER
+            left = min(quiet, most) - now
             if left <= 0:
                 return
             await deferLater(self._clock, left)
@@ -372,7 +387,7 @@ class EngineSession(MultiService):
         """
         most = self._clock.seconds() + CALM_MOST
         while self._clock.seconds() < most and (
-            self._behind or self._clock.seconds() < self._changed_at + CALM
+            self._behind or self._changing or self._clock.seconds() < self._changed_at + CALM
         ):
             await deferLater(self._clock, CALM)
 

@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
 from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import PATTERN_RULES, matchable
+from tbvast.intel.patterns import PATTERN_RULES, Term, matchable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, digest, insert, migrate, transaction
 from tbvast.wire.manage import Position
@@ -105,14 +105,19 @@ CREATE TABLE indicators (
     change INTEGER NOT NULL,
     searched INTEGER NOT NULL,
     generation INTEGER NOT NULL,
+    wanted TEXT,
     unmatched TEXT,
     content INTEGER NOT NULL,
     body BLOB NOT NULL
 );
 INSERT INTO indicators (
-    id, digest, modified, valid_until, state, change, searched, generation, content, body
+    id, digest, modified, valid_until, state, change, searched, generation, wanted, content, body
 ) SELECT
     id, digest_of(id), modified, valid_until, in_force, change, searched, generation,
+    (
+        SELECT json_group_array(json_array(kind, value, 0)) FROM terms
+        WHERE terms.id = named.id HAVING count(*) > 0
+    ),
     content_of(body), body
 FROM named;
 DROP TABLE named;
@@ -122,18 +127,15 @@ CREATE INDEX beginning ON indicators (valid_from) WHERE state = 2;
 CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until IS NOT NULL;
 CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched IS NOT NULL;
 ALTER TABLE terms RENAME TO named_terms;
-DROP INDEX terms_by_id;
 CREATE TABLE terms (
     digest INTEGER NOT NULL,
     number INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    value TEXT NOT NULL,
-    joint INTEGER NOT NULL,
-    PRIMARY KEY (digest, number, kind, value)
+    network INTEGER NOT NULL,
+    PRIMARY KEY (digest, number)
 ) WITHOUT ROWID;
-CREATE INDEX terms_by_number ON terms (number);
-INSERT INTO terms
-SELECT digest_of(kind || ' ' || value), number, kind, value, 0
+CREATE INDEX networks ON terms (number) WHERE network;
+INSERT OR IGNORE INTO terms
+SELECT digest_of(kind || ' ' || value), number, kind = 'network'
 FROM named_terms JOIN indicators ON indicators.id = named_terms.id;
 DROP TABLE named_terms;
 ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
@@ -194,24 +196,34 @@ class _Kept(msgspec.Struct, array_like=True):
     unmatched: tuple[str, ...]
 
 
-class _Term(msgspec.Struct, array_like=True):
+class _Term(msgspec.Struct, array_like=True, frozen=True):
     """
-    One observable of one indicator.
+    One observable of an indicator.
 
-    @ivar of: The indicator: its number, or its id.
     @ivar joint: Whether it is not enough for the indicator, but has to be in one event
         with others.
     """
 
-    digest: int
     kind: Kind
     value: str
-    of: int | str
-    joint: int = 0
+    joint: bool | int = False
 
     @property
     def observable(self) -> Observable:
         return Observable(self.kind, self.value)
+
+
+class _Wanting(msgspec.Struct, array_like=True):
+    """
+    An indicator, and what it wants.
+
+    @ivar digest: That by which it was found, if it was found by one.
+    """
+
+    number: int
+    id: str
+    wanted: tuple[_Term, ...]
+    digest: int = 0
 
 
 class BridgeStore:
@@ -238,10 +250,10 @@ class BridgeStore:
             "SELECT coalesce(max(number), 0), coalesce(max(change), 0) FROM indicators"
         ).fetchone()
         self._nesting = Nesting(
-            value
-            for (value,) in self._db.execute(
-                "SELECT DISTINCT value FROM terms WHERE kind = ?", (Kind.NETWORK,)
-            )
+            term.value
+            for each in self._wanting("SELECT number FROM terms INDEXED BY networks WHERE network")
+            for term in each.wanted
+            if term.kind is Kind.NETWORK
         )
         self._undo: list[Callable[[], None]] = []
 
@@ -359,7 +371,10 @@ class BridgeStore:
         if not items:
             return Changes(self._change)
         self._change += 1
-        before = self._terms(kept.number for kept, _ in items)
+        before = {
+            each.number: {term.observable: bool(term.joint) for term in each.wanted}
+            for each in self._wanting(_AMONG_THESE, _listed(kept.number for kept, _ in items))
+        }
         rows: list[tuple[Any, ...]] = []
         terms: list[tuple[Any, ...]] = []
         touched: set[Observable] = set()
@@ -375,16 +390,16 @@ class BridgeStore:
             )
             if reasons and reasons != kept.unmatched:
                 unmatched[kept.id] = reasons
-            for observable, joint in after.items():
+            for observable in after:
                 wanted.setdefault(observable, []).append(kept.id)
-                kind, value = observable.kind, observable.value
-                terms.append((_key(observable), kept.number, kind, value, joint))
+                is_network = observable.kind is Kind.NETWORK
+                terms.append((_key(observable), kept.number, is_network))
             rows.append(
                 (
                     kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
                     indicator.valid_until, kept.state, self._change,
                     not search or (nothing_new and kept.searched), self._generation,
-                    json.dumps(reasons) if reasons else None, kept.content,
+                    _written(after), json.dumps(reasons) if reasons else None, kept.content,
                     b"" if kept.state == _ENDED else indicator.raw,
                 )
             )  # fmt: skip
@@ -393,25 +408,28 @@ class BridgeStore:
         for observable, others in ids.items():
             others += wanted.get(observable, ())
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
-        insert(self._db, "terms", terms)
+        insert(self._db, "terms", terms, "INSERT OR IGNORE")
         return self._changes(ids, unmatched)
 
-    def _terms(self, numbers: Iterable[int]) -> dict[int, _Wanted]:
+    def _wanting(self, numbers: str, *parameters: Any) -> list[_Wanting]:
         """
-        The observables of some indicators, by the number of each that has any.
-        """
-        found: dict[int, _Wanted] = {}
-        for term in self._one(
-            list[_Term],
-            "SELECT json_group_array(json_array(digest, kind, value, number, joint))"
-            f" FROM terms WHERE number {_AMONG}",
-            _listed(numbers),
-        ):
-            found.setdefault(int(term.of), {})[term.observable] = bool(term.joint)
-        return found
+        Indicators that want anything, and what each wants.
 
-    def _erase_terms(self, numbers: Iterable[int]) -> None:
-        self._db.execute(f"DELETE FROM terms WHERE number {_AMONG}", (_listed(numbers),))
+        @param numbers: SQL that gives their numbers.
+        """
+        return self._one(
+            list[_Wanting],
+            "SELECT json_group_array(json_array(number, id, json(wanted)))"
+            f" FROM indicators WHERE wanted IS NOT NULL AND number IN ({numbers})",
+            *parameters,
+        )
+
+    def _erase_terms(self, wanted: Mapping[int, Iterable[Observable]]) -> None:
+        """
+        @param wanted: The observables of each indicator, by number.
+        """
+        keys = [(_key(o), number) for number, observables in wanted.items() for o in observables]
+        self._db.executemany("DELETE FROM terms WHERE digest = ? AND number = ?", keys)
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
@@ -460,14 +478,18 @@ class BridgeStore:
         if not ended:
             return Changes(self._change)
         self._change += 1
-        touched = set[Observable]().union(*self._terms(ended).values())
-        self._erase_terms(ended)
+        numbers = _listed(ended)
+        wanted = {
+            each.number: [term.observable for term in each.wanted]
+            for each in self._wanting(_AMONG_THESE, numbers)
+        }
+        self._erase_terms(wanted)
         self._db.execute(
-            "UPDATE indicators SET state = 0, change = ?, unmatched = NULL, body = x''"
-            f" WHERE number {_AMONG}",
-            (self._change, _listed(ended)),
+            "UPDATE indicators SET state = 0, change = ?, wanted = NULL, unmatched = NULL,"
+            f" body = x'' WHERE number {_AMONG}",
+            (self._change, numbers),
         )
-        return self._changes(self._ids(touched), {})
+        return self._changes(self._ids(set[Observable]().union(*wanted.values())), {})
 
     def begin(self, now: float, search: bool) -> Changes:
         """
@@ -479,7 +501,9 @@ class BridgeStore:
         moment = int(now * _MICROSECONDS)
         with self._writing():
             begun = self._db.execute(
-                "SELECT body FROM indicators WHERE state = 2 AND valid_from <= ?", (moment,)
+                "SELECT body FROM indicators INDEXED BY beginning"
+                " WHERE state = 2 AND valid_from <= ?",
+                (moment,),
             ).fetchall()
             return self._put_in_force(begun, search)
 
@@ -546,15 +570,12 @@ class BridgeStore:
         Who wants each of some observables.
         """
         found: dict[Observable, list[str]] = {observable: [] for observable in observables}
-        for term in self._one(
-            list[_Term],
-            "SELECT json_group_array(json_array(t.digest, t.kind, t.value, i.id))"
-            " FROM terms t JOIN indicators i ON i.number = t.number"
-            f" WHERE t.digest {_AMONG}",
-            _listed(map(_key, found)),
+        for each in self._wanting(
+            f"SELECT number FROM terms WHERE digest {_AMONG}", _listed(map(_key, found))
         ):
-            if (ids := found.get(term.observable)) is not None:
-                ids.append(str(term.of))
+            for term in each.wanted:
+                if (ids := found.get(term.observable)) is not None:
+                    ids.append(each.id)
         return found
 
     def _covering_ids(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
@@ -574,17 +595,19 @@ class BridgeStore:
         """
         last = -1
         while page := self._one(
-            list[_Term],
-            "SELECT json_group_array(json_array(t.digest, t.kind, t.value, i.id))"
+            list[_Wanting],
+            "SELECT json_group_array(json_array(i.number, i.id, json(i.wanted), t.digest))"
             " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"
             " (SELECT DISTINCT digest FROM terms WHERE digest > ? ORDER BY digest LIMIT ?)",
             last,
             PAGE,
         ):
-            last = max(term.digest for term in page)
+            last = max(each.digest for each in page)
             ids: dict[Observable, list[str]] = {}
-            for term in page:
-                ids.setdefault(term.observable, []).append(str(term.of))
+            for each in page:
+                for observable in (term.observable for term in each.wanted):
+                    if len(each.wanted) == 1 or _key(observable) == each.digest:
+                        ids.setdefault(observable, []).append(each.id)
             wider = self._covering_ids(o.value for o in ids if o.kind is Kind.NETWORK)
             for observable, found in (ids | wider).items():
                 yield Entry(observable, tuple(sorted(found)))
@@ -611,26 +634,26 @@ class BridgeStore:
         @param limit: The most indicators.
         @return: Their ids, and what to search for.
         """
-        ids = self._one(
-            dict[int, str],
-            "SELECT json_group_object(number, id) FROM (SELECT number, id FROM indicators"
-            " WHERE state = 1 AND NOT searched AND change <= ? ORDER BY change, number LIMIT ?)",
+        found = self._one(
+            list[_Wanting],
+            "SELECT json_group_array(json_array(number, id, json(coalesce(wanted, '[]'))))"
+            " FROM (SELECT number, id, wanted FROM indicators WHERE state = 1 AND searched = 0"
+            " AND change <= ? ORDER BY change, number LIMIT ?)",
             until,
             limit,
         )
         wanted: dict[Observable, list[str]] = {}
         joint: set[Observable] = set()
-        for number, observables in self._terms(ids).items():
-            for observable, is_joint in observables.items():
-                wanted.setdefault(observable, []).append(ids[number])
-                if is_joint:
-                    joint.add(observable)
+        for each in found:
+            for term in each.wanted:
+                wanted.setdefault(term.observable, []).append(each.id)
+                if term.joint:
+                    joint.add(term.observable)
+        ids = [each.id for each in found]
         wider = self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
         for observable, covering in wider.items():
-            wanted[observable] = list(set(covering).intersection(ids.values()))
-        return list(ids.values()), [
-            Entry(o, tuple(sorted(found)), o in joint) for o, found in wanted.items()
-        ]
+            wanted[observable] = list(set(covering).intersection(ids))
+        return ids, [Entry(o, tuple(sorted(some)), o in joint) for o, some in wanted.items()]
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
@@ -686,12 +709,13 @@ class BridgeStore:
             " count(*) FILTER (WHERE state = 2) FROM indicators WHERE state != 0"
         ).fetchone()
         reasons = self._db.execute(
-            "SELECT r.value, count(*) FROM indicators i, json_each(i.unmatched) r"
+            "SELECT r.value, count(*)"
+            " FROM indicators i INDEXED BY unmatched, json_each(i.unmatched) r"
             " WHERE state = 1 AND unmatched IS NOT NULL GROUP BY r.value ORDER BY 2 DESC, 1"
         )
         listed = self._db.execute(
-            "SELECT id, unmatched FROM indicators WHERE state = 1 AND unmatched IS NOT NULL"
-            " ORDER BY change DESC, number DESC LIMIT ?",
+            "SELECT id, unmatched FROM indicators INDEXED BY unmatched"
+            " WHERE state = 1 AND unmatched IS NOT NULL ORDER BY change DESC, number DESC LIMIT ?",
             (LISTED,),
         )
         (unsent,) = self._db.execute(
@@ -754,9 +778,10 @@ class BridgeStore:
             )
 
 
-_AMONG = "IN (SELECT value FROM json_each(?))"
+_AMONG_THESE = "SELECT value FROM json_each(?)"
+_AMONG = f"IN ({_AMONG_THESE})"
 """
-Followed by a parameter that is a JSON list: one parameter for any number of values.
+With a parameter that is a JSON list: one parameter for any number of values.
 """
 
 _NONE: _Wanted = {}
@@ -773,7 +798,16 @@ def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    return json.dumps(list(numbers))
+    return msgspec.json.encode(list(numbers)).decode()
+
+
+def _written(wanted: _Wanted) -> str | None:
+    """
+    An indicator's observables, as they are kept.
+    """
+    if not wanted:
+        return None
+    return msgspec.json.encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
 
 
 def _content(raw: bytes) -> int:
@@ -841,8 +875,9 @@ def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
         return _NONE, (e.reason,)
     except Invalid as e:
         return _NONE, (f"{e.field} is not {e.expected}",)
-    wanted = dict.fromkeys(found.observables, False)
-    if found.joint:
+    if isinstance(found.condition, Term):  # as most are
+        wanted = {found.condition.observable: False}
+    else:
         alone = {term.observable for term in found.alone}
-        wanted = {observable: observable not in alone for observable in wanted}
-    return wanted, tuple(dict.fromkeys(found.unmatched))
+        wanted = {observable: observable not in alone for observable in found.observables}
+    return wanted, tuple(dict.fromkeys(found.unmatched)) if found.unmatched else ()

@@ -214,7 +214,7 @@ _EVE_ENDS = addresses("src_ip", "dest_ip") + hardware(
 )
 _EVE_DNS = addresses("dns.grouped.A[24]", "dns.grouped.AAAA[24]") + (
     hosts("dns.answers[24].rdata")
-    + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[]")
+    + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[24]")
     + names("dns.authorities[].rrname", "dns.authorities[].soa.mname")
 )
 _EVE_ASKED = names("dns.query[].rrname")

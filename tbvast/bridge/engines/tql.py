@@ -383,7 +383,12 @@ def _above(name: str) -> Iterator[str]:
 def _located(access: str) -> str:
     bare = f'{access}.replace_regex("^[a-zA-Z][a-zA-Z0-9+.-]*://", "").replace_regex("#.*$", "")'
     parts = f'{bare}.split("/", max=1)'
-    return f'({parts}[0]?.to_lower() + "/" + ({parts}[1]? else ""))'
+    return f'({parts}[0]?.to_lower() + "/" + ({_escaped(f"{parts}[1]?")} else ""))'
+
+
+def _escaped(access: str) -> str:
+    # Zeek logs a URL's path with its escapes undone; an indicator's has none but these.
+    return f'{access}.replace(" ", "%20")'
 
 
 def _access(path: str) -> str:
@@ -398,7 +403,7 @@ def _requested(request: Request) -> str:
         port = _access(request.port)
         named = f"{port} != null and {port} != 80 and {port} != 443"
         host = f'({host} + ":" + string({port}) if {named} else {host})'
-    whole = f"{host} + {target}"
+    whole = f"{host} + {_escaped(target)}"
     if request.query:
         query = _access(request.query)
         whole = f'{whole} + ("?" + {query} if {query} != null and {query} != "" else "")'
