@@ -107,18 +107,17 @@ CREATE TABLE indicators (
     generation INTEGER NOT NULL,
     wanted TEXT,
     unmatched TEXT,
-    content INTEGER NOT NULL,
     body BLOB NOT NULL
 );
 INSERT INTO indicators (
-    id, digest, modified, valid_until, state, change, searched, generation, wanted, content, body
+    id, digest, modified, valid_until, state, change, searched, generation, wanted, body
 ) SELECT
     id, digest_of(id), modified, valid_until, in_force, change, searched, generation,
     (
         SELECT json_group_array(json_array(kind, value, 0)) FROM terms
         WHERE terms.id = named.id HAVING count(*) > 0
     ),
-    content_of(body), body
+    body
 FROM named;
 DROP TABLE named;
 CREATE INDEX by_digest ON indicators (digest);
@@ -181,7 +180,6 @@ class _Kept(msgspec.Struct, array_like=True):
     """
     What is kept of an indicator.
 
-    @ivar content: A number that stands for the document.
     @ivar unmatched: Why it is not matched, or not all of it.
     """
 
@@ -192,7 +190,6 @@ class _Kept(msgspec.Struct, array_like=True):
     state: int
     searched: bool
     generation: int
-    content: int
     unmatched: tuple[str, ...]
 
 
@@ -238,7 +235,6 @@ class BridgeStore:
         try:
             self._db = connect(path)
             self._db.create_function("digest_of", 1, digest, deterministic=True)
-            self._db.create_function("content_of", 1, _content, deterministic=True)
             migrate(self._db, [FIRST_SCHEMA, _NUMBERED])
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
@@ -320,17 +316,18 @@ class BridgeStore:
         moment = int(now * _MICROSECONDS)
         with self._writing():
             kept = self._kept(indicator.id for indicator in indicators)
+            documents = self._documents(kept.values())
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
             for indicator in indicators:
                 known = kept.get(indicator.id)
                 state = _state(indicator, moment)
-                content = _content(indicator.raw)
-                if _changes_anything(indicator, state, content, known):
+                if _changes_anything(indicator, state, known, documents):
                     if known is None:
                         known = kept[indicator.id] = self._new(indicator.id)
                     known.modified = max(known.modified, indicator.modified)
-                    known.state, known.content = state, content
+                    known.state = state
+                    documents[indicator.id] = indicator.raw
                     latest[indicator.id] = indicator
                 elif known is not None and known.generation != self._generation:
                     repeated.append(known.number)
@@ -346,21 +343,32 @@ class BridgeStore:
 
     def _new(self, id: str) -> _Kept:
         self._number += 1
-        return _Kept(self._number, id, digest(id), 0, _ENDED, True, self._generation, 0, ())
+        return _Kept(self._number, id, digest(id), 0, _ENDED, True, self._generation, ())
 
     def _kept(self, ids: Iterable[str]) -> dict[str, _Kept]:
         """
-        What is kept of some indicators; perhaps of others too.
+        What is kept of those of some indicators that are known.
         """
+        wanted = set(ids)
         found = self._one(
             list[_Kept],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
-            " json(iif(searched, 'true', 'false')), generation, content,"
+            " json(iif(searched, 'true', 'false')), generation,"
             " json(coalesce(unmatched, '[]'))))"
             f" FROM indicators WHERE digest {_AMONG}",
-            _listed(map(digest, ids)),
+            _listed(map(digest, wanted)),
         )
-        return {kept.id: kept for kept in found}
+        return {kept.id: kept for kept in found if kept.id in wanted}
+
+    def _documents(self, kept: Iterable[_Kept]) -> dict[str, bytes]:
+        """
+        The documents of what is kept, by id; that of what has ended is empty.
+        """
+        ids = {each.number: each.id for each in kept}
+        found = self._db.execute(
+            f"SELECT number, body FROM indicators WHERE number {_AMONG}", (_listed(ids),)
+        )
+        return {ids[number]: body for number, body in found}
 
     def _replace(self, items: Sequence[tuple[_Kept, Indicator]], search: bool) -> Changes:
         """
@@ -399,7 +407,7 @@ class BridgeStore:
                     kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
                     indicator.valid_until, kept.state, self._change,
                     not search or (nothing_new and kept.searched), self._generation,
-                    _written(after), json.dumps(reasons) if reasons else None, kept.content,
+                    _written(after), json.dumps(reasons) if reasons else None,
                     b"" if kept.state == _ENDED else indicator.raw,
                 )
             )  # fmt: skip
@@ -687,14 +695,7 @@ class BridgeStore:
         """
         The documents of those of some indicators that are in force.
         """
-        wanted = list(ids)
-        return dict(
-            self._db.execute(
-                f"SELECT id, body FROM indicators WHERE digest {_AMONG} AND id {_AMONG}"
-                " AND state = 1",
-                (_listed(map(digest, wanted)), json.dumps(wanted)),
-            )
-        )
+        return self._documents(each for each in self._kept(ids).values() if each.state == _IN_FORCE)
 
     def counts(self) -> dict[str, Any]:
         """
@@ -810,13 +811,6 @@ def _written(wanted: _Wanted) -> str | None:
     return msgspec.json.encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
 
 
-def _content(raw: bytes) -> int:
-    """
-    A number that stands for a document.
-    """
-    return digest(raw)
-
-
 def _key(observable: Observable) -> int:
     """
     A number that stands for an observable.
@@ -842,11 +836,12 @@ def _state(indicator: Indicator, moment: int) -> _State:
 
 
 def _changes_anything(
-    indicator: Indicator, state: _State, content: int, known: _Kept | None
+    indicator: Indicator, state: _State, known: _Kept | None, documents: Mapping[str, bytes]
 ) -> bool:
     """
     @param state: What the indicator is now.
     @param known: What is kept of it.
+    @param documents: The documents that are kept, by id.
     """
     ends = state == _ENDED
     if known is None:
@@ -858,7 +853,9 @@ def _changes_anything(
         return False
     if ends:
         return lasts
-    return content != known.content if lasts else indicator.modified > known.modified
+    if lasts:
+        return indicator.raw != documents[indicator.id]
+    return indicator.modified > known.modified
 
 
 def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:

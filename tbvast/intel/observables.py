@@ -38,6 +38,9 @@ class Kind(enum.StrEnum):
     USER_AGENT = "user-agent"
     MAC = "mac"
 
+    # An enumeration's own is not quick.
+    __hash__ = str.__hash__
+
 
 class Observable(msgspec.Struct, frozen=True, order=True):
     """
