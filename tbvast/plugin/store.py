@@ -201,13 +201,23 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        with _translated("write", self._path):
-            batch = _Batch(self._writer, self.head, int(now * _MICROSECONDS))
+        with self._batch(int(now * _MICROSECONDS)) as batch:
             batch.look_up(item.id for item in items)
-            outcomes = [batch.add(item) for item in items]
-            batch.commit()
-        self.head = batch.head
-        return outcomes
+            return [batch.add(item) for item in items]
+
+    @contextlib.contextmanager
+    def _batch(self, moment: int) -> Iterator[_Batch]:
+        """
+        A batch that is committed in the end.
+        """
+        with _translated("write", self._path):
+            # All in one transaction, for SQLite takes a while to begin one.
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                batch = _Batch(self._writer, self.head, moment)
+                yield batch
+                batch.write()
+            self.head = batch.head
 
     def expire(self, now: float, limit: int) -> list[Outcome]:
         """
@@ -216,19 +226,15 @@ class JournalStore:
         @param now: Seconds since the epoch.
         """
         moment = int(now * _MICROSECONDS)
-        with _translated("write", self._path):
+        with self._batch(moment) as batch:
             bodies = self._writer.execute(
                 "SELECT body FROM entries WHERE state = 1 AND valid_until <= ?"
                 " ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
-            batch = _Batch(self._writer, self.head, moment)
             ended = [decode_indicator(with_operation(body, Operation.REMOVE)) for (body,) in bodies]
             batch.look_up(item.id for item in ended)
-            outcomes = [batch.expire(item) for item in ended]
-            batch.commit()
-        self.head = batch.head
-        return outcomes
+            return [batch.expire(item) for item in ended]
 
     def forget(self, since: float, size: int, limit: int) -> int:
         """
@@ -381,7 +387,7 @@ class JournalStore:
 
 class _Batch:
     """
-    Items on their way into the file, in one transaction.
+    Items on their way into the file, within a transaction.
 
     @ivar head: The highest number given so far.
     """
@@ -428,23 +434,15 @@ class _Batch:
         outcome = self._keep(item, _INTEL, latest[_MODIFIED], item.valid_until, _ENDED)
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
-    def commit(self) -> None:
-        if not self._rows:
-            return
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            if self._superseded:
-                self._connection.execute(
-                    "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
-                    (_SUPERSEDED, json.dumps(self._superseded)),
-                )
-            self._insert()
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._connection.rollback()
-            raise
-
-    def _insert(self) -> None:
+    def write(self) -> None:
+        """
+        Write what has changed; nothing is added any more.
+        """
+        if self._superseded:
+            self._connection.execute(
+                "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
+                (_SUPERSEDED, json.dumps(self._superseded)),
+            )
         start = 0
         for size, statement in _INSERTS:
             while len(self._rows) - start >= size:
