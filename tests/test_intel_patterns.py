@@ -486,6 +486,18 @@ class TogetherTests(SynchronousTestCase):
             self.assertEqual(found.joint, joint)
             self.assertEqual([term.text for term in found.alone], alone)
 
+    def test_needed(self) -> None:
+        """
+        Of what is wanted together an event holds something of each part, or is none.
+        """
+        ip, names = "ipv4-addr:value = '192.0.2.1'", "domain-name:value IN ('a', 'b')"
+        for pattern, expected in (
+            (f"[{ip} AND {names}]", [{"192.0.2.1"}, {"a", "b"}]),
+            (f"[{ip} AND {names}] OR [domain-name:value = 'c']", [{"192.0.2.1", "a", "b", "c"}]),
+        ):
+            needed = matchable(pattern).needed
+            self.assertEqual([{each.value for each in part} for part in needed], expected)
+
     def test_never_less(self) -> None:
         """
         If one term cannot be matched, the others are not matched without it.
@@ -553,6 +565,8 @@ class TogetherTests(SynchronousTestCase):
         self.assertEqual(set(found.observables), {each for way in ways for each in way})
         terms = found.held(held)
         self.assertEqual(bool(terms), any(is_true(tree, held) for tree in observations))
+        if terms:
+            self.assertFalse(any(needed.isdisjoint(held) for needed in found.needed))
         first = next((way for way in ways if held.issuperset(way)), [])
         self.assertEqual([term.observable for term in terms], list(dict.fromkeys(first)))
 

@@ -159,6 +159,10 @@ class Wanted:
         self._terms = {term.observable: term for term in self._matchable.terms}
 
     @functools.cached_property
+    def _needed(self) -> tuple[frozenset[Observable], ...]:
+        return self._matchable.needed if self._matchable is not None else ()
+
+    @functools.cached_property
     def _networks(self) -> list[tuple[Network, Term]]:
         return [
             (ipaddress.ip_network(term.observable.value), term)
@@ -180,6 +184,8 @@ class Wanted:
             first = next((term for hit in hits for term in self._hit(hit)), None)
             return (first.text,) if first is not None else ()
         observables = {term.observable for hit in hits for term in self._hit(hit)}
+        if any(needed.isdisjoint(observables) for needed in self._needed):
+            return ()  # of most events that hold one that is frequent
         return tuple(term.text for term in self._matchable.held(observables))
 
     def _hit(self, hit: Hit) -> Iterator[Term]:

@@ -132,6 +132,15 @@ class Matchable(msgspec.Struct, frozen=True):
         """
         return not all(isinstance(each, Term) for each in _alternatives(self.condition))
 
+    @property
+    def needed(self) -> tuple[frozenset[Observable], ...]:
+        """
+        Sets of observables of each of which an event that matches holds one.
+        """
+        condition = self.condition
+        parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
+        return tuple(frozenset(term.observable for term in _terms(part)) for part in parts)
+
     def held(self, observables: Container[Observable]) -> tuple[Term, ...]:
         """
         The terms by which an event matches: those of the first alternative, in the
