@@ -56,6 +56,11 @@ Messages that wait to be read: of a bus that drops what does not fit, and of one
 keeps it.
 """
 
+MOST_WAITING = 10_000
+"""
+Items that wait to be applied, beyond which no more are read.
+"""
+
 REPORT_TIMEOUT = 30.0
 """
 Seconds that a bus is given to make reports durable.
@@ -291,6 +296,8 @@ class BusSubscription(Service):
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
         self._taking: Deferred[None] = succeed(None)
+        self._arrivals: list[Delivery | Item] = []
+        self._waiting = 0
         self._expected = 0
         self._snapshot = False
         self._gap: Deferred[None] | None = None
@@ -461,6 +468,7 @@ class BusSubscription(Service):
 
     def _connect(self, subscribed: manage.Subscribed) -> None:
         self._broken = False
+        self._arrivals, self._waiting = [], 0
         topic = subscribed.topic.encode()
         host = HostPort(self._bus.host, subscribed.pub_port)
         queue = FED_QUEUE if subscribed.protocol == manage.PROTOCOL else UNFED_QUEUE
@@ -535,16 +543,30 @@ class BusSubscription(Service):
     def _arrived(
         self, sub: SubConnection, topic: bytes, messages: list[tuple[str, list[bytes]]]
     ) -> None:
-        deliveries = []
         for _, message in messages:
             try:
-                deliveries.append(decode_delivery(topic, message))
+                delivery = decode_delivery(topic, message)
             except Invalid as e:
                 self._refuse(e)
-        self._taking = Deferred.fromCoroutine(self._take(sub, deliveries))
-        if not self._taking.called:
+                continue
+            self._arrivals.append(delivery)
+            self._waiting += len(delivery.items) if isinstance(delivery, Batch | Part) else 1
+        if self._taking.called:
+            self._taking = Deferred.fromCoroutine(self._take_all(sub))
+            self._taking.addErrback(self._eb_not_taken)
+        if not self._taking.called and self._waiting >= MOST_WAITING:
             sub.pause()
-        self._taking.addErrback(self._eb_not_taken).addCallback(lambda _: self._resume(sub))
+
+    async def _take_all(self, sub: SubConnection) -> None:
+        """
+        Apply what arrives until nothing more has; the more arrives meanwhile, the more
+        is applied at once.
+        """
+        while self._arrivals:
+            deliveries, self._arrivals, self._waiting = self._arrivals, [], 0
+            if sub is self._sub:
+                sub.resume()
+            await self._take(sub, deliveries)
 
     def _refuse(self, error: Invalid) -> None:
         self.refused += 1
@@ -616,10 +638,6 @@ class BusSubscription(Service):
         self._broken = True
         if self._gap is not None and not self._gap.called:
             self._gap.callback(None)
-
-    def _resume(self, sub: SubConnection) -> None:
-        if sub is self._sub:
-            sub.resume()
 
 
 def _reason(reply: bytes) -> str:

@@ -175,6 +175,7 @@ class MemoryCursor:
         ends of snapshots.
     @ivar failure: What it fails with.
     @ivar holding: What L{apply} waits for.
+    @ivar calls: How often L{apply} was called.
     """
 
     def __init__(self, position: Position | None = None) -> None:
@@ -182,8 +183,10 @@ class MemoryCursor:
         self.applied: list[str] = []
         self.failure: Exception | None = None
         self.holding: Deferred[None] | None = None
+        self.calls = 0
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+        self.calls += 1
         if self.holding is not None:
             await self.holding
         if self.failure is not None:
@@ -593,17 +596,41 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_slow(self) -> None:
         """
-        While something is being applied nothing more is read, and nothing is lost.
+        What arrives while something is being applied is applied afterwards, together,
+        and nothing is lost.
         """
         await self.start()
+        calls = self.cursor.calls
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
         await self.until(lambda: not self.subscription._taking.called)
         self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
+        await self.until(lambda: self.subscription._waiting == 49)
         holding, self.cursor.holding = self.cursor.holding, None
         self.assertEqual(self.subscription.received, 1)
         holding.callback(None)
         await self.applied(*map(indicator_id, range(1, 51)))
+        self.assertEqual(self.cursor.calls - calls, 2)
+
+    async def test_too_slow(self) -> None:
+        """
+        When too much waits, no more is read until that is being applied.
+        """
+        self.patch(client, "MOST_WAITING", 1)
+        await self.start()
+        self.cursor.holding = Deferred()
+        self.bus.send(batch(0, 1, 1))
+        await self.until(lambda: not self.subscription._taking.called)
+        self.bus.send(batch(1, 2, 2))
+        await self.until(lambda: self.subscription._waiting == 1)
+        sub = self.subscription._sub
+        assert sub is not None
+        self.assertTrue(sub.paused)
+        self.bus.send(batch(2, 3, 3))
+        holding, self.cursor.holding = self.cursor.holding, None
+        holding.callback(None)
+        self.assertFalse(sub.paused)
+        await self.applied(*map(indicator_id, (1, 2, 3)))
 
     async def test_not_applied(self) -> None:
         """

@@ -176,7 +176,7 @@ class Changes(msgspec.Struct, frozen=True):
     unmatched: dict[str, tuple[str, ...]] = {}
 
 
-class _Kept(msgspec.Struct, array_like=True):
+class _Kept(msgspec.Struct, array_like=True, gc=False):
     """
     What is kept of an indicator.
 
@@ -193,7 +193,7 @@ class _Kept(msgspec.Struct, array_like=True):
     unmatched: tuple[str, ...]
 
 
-class _Term(msgspec.Struct, array_like=True, frozen=True):
+class _Term(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """
     One observable of an indicator.
 

@@ -42,7 +42,7 @@ class Kind(enum.StrEnum):
     __hash__ = str.__hash__
 
 
-class Observable(msgspec.Struct, frozen=True, order=True):
+class Observable(msgspec.Struct, frozen=True, order=True, gc=False):
     """
     One value that can be seen in an event, in its normal form.
 

@@ -99,6 +99,8 @@ class Factory(ZmqFactory):
 class Connection(ZmqConnection):
     """
     A socket that reads bounded bursts, and can be paused.
+
+    @ivar paused: Whether L{pause} was called last, or L{resume}.
     """
 
     _log = Logger()
@@ -118,7 +120,7 @@ class Connection(ZmqConnection):
             bound or connected.
         """
         self._receive = receive
-        self._paused = False
+        self.paused = False
         super().__init__(factory)
         for option, value in (options or {}).items():
             self.socket.set(option, value)
@@ -147,16 +149,16 @@ class Connection(ZmqConnection):
         """
         Read nothing until L{resume} is called; ZeroMQ's own queue fills up.
         """
-        if not self._paused:
-            self._paused = True
+        if not self.paused:
+            self.paused = True
             self.factory.reactor.removeReader(self)
 
     def resume(self) -> None:
         """
         Read again after L{pause}.
         """
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             self.factory.reactor.addReader(self)
             self._read_soon()
 
@@ -200,7 +202,7 @@ class Connection(ZmqConnection):
             if self.read_scheduled.active():
                 self.read_scheduled.cancel()
             self.read_scheduled = None
-        if self.factory is None or self._paused:
+        if self.factory is None or self.paused:
             return
         messages: list[Any] = []
         size = 0
