@@ -373,6 +373,29 @@ _LEAVES: dict[str, Observable | None] = {
     "process:name = 'x'": None,
 }
 
+_SHORT_PATHS = [
+    "ipv4-addr:value",
+    "domain-name:value",
+    "network-traffic:dst_ref.value",
+    "url:value",
+    "file:name",
+    "file:hashes.'SHA-1'",
+    "file:hashes.MD5",
+]
+
+
+def outcome(pattern: str) -> object:
+    """
+    What L{matchable} returns, or the type and reason of what it raises.
+    """
+    try:
+        return matchable(pattern)
+    except PatternInvalid:
+        return PatternInvalid
+    except (PatternUnmatchable, ObservableInvalid) as e:
+        return type(e), str(e)
+
+
 Tree = str | tuple[str, list["Tree"]]
 """
 A leaf of a pattern, or a joint and what it joins.
@@ -485,6 +508,29 @@ class TogetherTests(SynchronousTestCase):
             found = matchable(pattern)
             self.assertEqual(found.joint, joint)
             self.assertEqual([term.text for term in found.alone], alone)
+
+    @settings(max_examples=300)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([*_SHORT_PATHS, "x:y", "process:name", "file:hashes.'x'"]),
+                st.sampled_from(["='", " = '", " ='", "  = '"]),
+                st.text("a.1 :=[]/\u202eé") | st.sampled_from([" AND ", "' OR '", r"\'", "x:y = "]),
+            ).map(lambda part: f"{part[0]}{part[1]}{part[2]}'"),
+            min_size=1,
+            max_size=4,
+        ),
+        st.sampled_from([" AND ", " OR ", " OR\n", "AND"]),
+        st.sampled_from(["[{}]", "[ {} ]", "[{}", "[({})]", "[x:y = 'z' OR {}]"]),
+    )
+    @example(["file:name = ' AND '", "file:name = 'b'"], " OR ", "[{}]")
+    def test_shortcut(self, parts: list[str], joint: str, frame: str) -> None:
+        """
+        What is read without parsing is read as it would be.
+        """
+        pattern = frame.format(joint.join(parts))
+        self.assertEqual(_validated(pattern), accepted(pattern))
+        self.assertEqual(outcome(pattern), outcome(f"/**/{pattern}"))
 
     def test_needed(self) -> None:
         """

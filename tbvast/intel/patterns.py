@@ -198,7 +198,7 @@ def validate(pattern: str) -> None:
     @raise PatternInvalid: If it is not.
     """
     simple = _SIMPLE.fullmatch(pattern)
-    if simple is None or simple[1] not in _KIND_OF_TEXT:
+    if (simple is None or simple[1] not in _KIND_OF_TEXT) and _joined(pattern) is None:
         parse(pattern)
 
 
@@ -230,12 +230,34 @@ def matchable(pattern: str) -> Matchable:
             value = simple[2]
             return Matchable(Term(normalise(_kind_of_value(kind, value), value), value))
     found = _Findings([], [])
-    condition = _of_observations(parse(pattern), found)
+    joined = _joined(pattern)
+    if joined is None:
+        condition = _of_observations(parse(pattern), found)
+    else:
+        joint, parts = joined
+        terms = [_of_value(kind, value, found) for kind, value in parts]
+        condition = _all_of(terms) if joint is Joint.AND else _any_of(terms)
     if condition is not None:
         return Matchable(condition, tuple(found.unmatched))
     if found.invalid:
         raise found.invalid[0]
     raise PatternUnmatchable(found.unmatched[0])
+
+
+def _joined(pattern: str) -> tuple[Joint, list[tuple[Kind, str]]] | None:
+    """
+    The parts of several simple comparisons, and what joins all of them.
+
+    @return: L{None} if it is anything else.
+    """
+    match = _JOINED.fullmatch(pattern)
+    if match is None:
+        return None
+    try:
+        parts = [(_KIND_OF_TEXT[path], value) for path, value in _PARTS.findall(pattern)]
+    except KeyError:
+        return None
+    return Joint.OR if match[3] is None else Joint.AND, parts
 
 
 class _Findings(NamedTuple):
@@ -247,11 +269,19 @@ class _Findings(NamedTuple):
     invalid: list[ObservableInvalid]
 
 
-_SIMPLE = re.compile(r"\[ ?([a-z0-9-]+:[A-Za-z0-9_.'-]+) ?= ?'([^'\\]*)' ?\]")
+_PART = r"([a-z0-9-]+:[A-Za-z0-9_.'-]+) ?= ?'([^'\\]*)'"
+_SIMPLE = re.compile(rf"\[ ?{_PART} ?\]")
 """
 A single comparison without anything to unescape; only a shortcut, and only for the
 object paths of L{_KIND_OF_TEXT}.
 """
+
+_JOINED = re.compile(rf"\[ ?{_PART}(?:(?: AND {_PART})+|(?: OR {_PART})+) ?\]")
+"""
+Several of them; the same holds.
+"""
+
+_PARTS = re.compile(_PART)
 
 _OCTET = "(?:1[0-9]{0,2}|2(?:[0-4][0-9]?|5[0-5]?|[6-9])?|[3-9][0-9]?|0)"
 _ADDRESS = rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}"
