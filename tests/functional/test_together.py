@@ -23,6 +23,8 @@ REQUESTED = (
     f" network-traffic:extensions.'http-request-ext'.request_header.'User-Agent' = '{AGENT}')]"
 )
 NEARBY = f"[domain-name:value = '{NAME}' AND ipv4-addr:value ISSUBSET '203.0.0.0/16']"
+MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+DROPPED = f"[file:name = 'x.exe' AND file:hashes.MD5 = '{MD5.upper()}']"
 NARROWER = "[ipv4-addr:value ISSUBSET '203.0.113.64/30']"
 
 Seen = tuple[str, int, tuple[str, ...]]
@@ -65,6 +67,13 @@ def requested(number: int, host: str, path: str, agent: str) -> str:
     return suricata(number, "http", http=http)
 
 
+def transferred(number: int, name: str, md5: str) -> str:
+    """
+    A file that was seen.
+    """
+    return suricata(number, "fileinfo", fileinfo={"filename": name, "md5": md5})
+
+
 def logged(number: int, name: str, *addresses: str) -> str:
     """
     A DNS answer, as Zeek logs it in JSON.
@@ -98,6 +107,8 @@ def events(first: int) -> tuple[str, str]:
             looked_up(number, NAME, "198.51.100.66"),
             looked_up(number + 10, "good.example", "198.51.100.7", ADDRESS),
             requested(number + 20, "good.example", "/x?y=1", AGENT),
+            transferred(number + 30, "/tmp/x.exe", MD5[::-1]),
+            transferred(number + 40, "/tmp/y.exe", MD5),
         )
     ]
     together = [
@@ -106,6 +117,7 @@ def events(first: int) -> tuple[str, str]:
         requested(first + 3, NAME, "/x?y=2", AGENT),
         requested(first + 4, NAME, "/x?y=2", "Good/1.0"),
         looked_up(first + 5, NAME, "203.0.99.1"),
+        transferred(first + 9, "/tmp/x.exe", MD5),
     ]
     zeek = [
         logged(first + 6, NAME, "198.51.100.7"),
@@ -120,6 +132,7 @@ EXPECTED = {
     (LOOKED_UP, 8, (NAME, ADDRESS)),
     (REQUESTED, 2, (NAME, f"http://{NAME}/x?y=1")),
     (REQUESTED, 3, (NAME, AGENT)),
+    (DROPPED, 9, ("x.exe", MD5.upper())),
     (NEARBY, 1, (NAME, "203.0.0.0/16")),
     (NEARBY, 5, (NAME, "203.0.0.0/16")),
     (NEARBY, 8, (NAME, "203.0.0.0/16")),
@@ -161,7 +174,7 @@ class TogetherTests(ServicesTestCase):
             pattern = sighting["x_threatbus_indicator"]["pattern"]
             event = sighting["x_threatbus_sighting_context"]
             self.assertEqual(sighting["x_threatbus_match_type"], match_type)
-            if pattern in (LOOKED_UP, REQUESTED, NEARBY):
+            if pattern in (LOOKED_UP, REQUESTED, NEARBY, DROPPED):
                 number = int(event.get("flow_id", event.get("uid", "C").strip("C")))
                 values = sighting["x_threatbus_indicator_values"]
                 self.assertEqual(sighting["x_threatbus_indicator_value"], values[0])
@@ -184,13 +197,13 @@ class TogetherTests(ServicesTestCase):
         await deferToThread(self.client.subscribe, "stix2/sighting")
 
         await self.feed(*events(100))
-        await self.feed(suricata(180, "flow", dest_ip="203.0.113.99"))
-        await self.publish(LOOKED_UP, REQUESTED, NEARBY, NARROWER)
+        await self.feed(suricata(190, "flow", dest_ip="203.0.113.99"))
+        await self.publish(LOOKED_UP, REQUESTED, NEARBY, DROPPED, NARROWER)
         await self.engine_side.saw("A search of past events")
         await self.publish(SENTINEL)
         self.assertEqual(sorted(await self.sightings(100, "RETRO")), sorted(EXPECTED))
 
         await self.engine_side.saw("The engine took 1 entries")
         await self.feed(*events(200))
-        await self.feed(suricata(280, "flow", dest_ip="203.0.113.99"))
+        await self.feed(suricata(290, "flow", dest_ip="203.0.113.99"))
         self.assertEqual(sorted(await self.sightings(200, "LIVE")), sorted(EXPECTED))
