@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.commands.screen import Screen
 from tbvast.commands.status import age, lines, shown, tables
+from tests.doubles import indicator_id
 from tests.test_cli_screen import HOSTILE, MemoryTerminal
 
 STATUS: dict[str, Any] = {
@@ -89,6 +90,18 @@ class TablesTests(SynchronousTestCase):
             self.assertIn(words, text)
         for words in ("tenzir", "6.20.0", "127.0.0.1:5158", "ready", "3 live, 8 retro", "2 EXISTS"):
             self.assertIn(words, text)
+
+    def test_unmatched(self) -> None:
+        """
+        What a bridge does not match is listed, with the reasons; and what it searches for.
+        """
+        store = {"unmatched": {"NOT": 7}, "unmatched_ids": {indicator_id(5): ["NOT", "EXISTS"]}}
+        searching = {"observables": 10, "seconds": 2.5, "found": 3}
+        report = {"engine": {"name": "tenzir", "searching": searching}, "store": store}
+        text = drawn({**STATUS, "subscriptions": [{"name": "one", "report": report}]})
+        for words in ("Not matched by one", "NOT; EXISTS", "10 observables, 2.5 seconds, 3 found"):
+            self.assertIn(words, text)
+        self.assertIn(indicator_id(5), text.replace("\n", ""))
 
     def test_quiet(self) -> None:
         """

@@ -7,12 +7,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tbvast.demo.services import RunningBridge, RunningPlugin
+from tbvast.intel.documents import timestamp
 from tbvast.wire.manage import encode_publish
 from tests.functional.components import (
     alive,
@@ -245,6 +248,46 @@ class MainJobTests(ServicesTestCase):
         self.assertEqual(await self.engine_side.stop(), 0)
         self.assertEqual(await self.bus.stop(), 0)
         self.assertEqual([pid for pid in processes if alive(pid)], [])
+
+    async def test_not_yet(self) -> None:
+        """
+        What is not valid yet is not seen; once it is, it is, in the past too. What
+        cannot be matched is listed, with the reason.
+        """
+        await self.start()
+        client = self.client()
+        await deferToThread(client.subscribe, "stix2/sighting")
+        pattern = PATTERNS["ip"]
+        later = indicator(pattern, valid_from="2100-01-01T00:00:00Z")
+        never = indicator("[process:name = 'x']")
+        await self.publish(later, never, indicator(SENTINEL))
+        await self.engine_side.saw("The engine took 1 entries")
+        await self.feed(BAD, LAST)
+        found = await self.sightings(client, 2)
+        self.assertEqual(found, self.expected("LIVE", SENTINEL))
+        store = await self.reported("not_yet")
+        self.assertEqual((store["indicators"], store["not_yet"]), (2, 1))
+        self.assertEqual(store["unmatched_ids"], {never["id"]: ["object path process:name"]})
+
+        soon = timestamp(datetime.now(UTC) + timedelta(seconds=1))
+        await self.publish({**later, "valid_from": soon, "modified": soon})
+        found = await self.sightings(client, 2)
+        self.assertEqual(found, self.expected("RETRO", pattern))
+        await self.feed(BAD)
+        found = await self.sightings(client, 2)
+        self.assertEqual(found, self.expected("LIVE", pattern))
+
+    async def reported(self, key: str) -> dict[str, Any]:
+        """
+        @return: What the bridge says of its store, once C{key} of that is something.
+        """
+        while True:
+            status = await self.bus.ask(b'{"action":"status"}')
+            for each in status["subscriptions"]:
+                store: dict[str, Any] = (each.get("report") or {}).get("store") or {}
+                if store.get(key):
+                    return store
+            await deferLater(self.reactor, 0.2)
 
     async def test_killed(self) -> None:
         """
