@@ -315,7 +315,8 @@ class BridgeStore:
         """
         moment = int(now * _MICROSECONDS)
         with self._writing():
-            kept = self._kept(indicator.id for indicator in indicators)
+            digests = {indicator.id: digest(indicator.id) for indicator in indicators}
+            kept = self._kept(digests)
             documents = self._documents(kept.values())
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
@@ -324,7 +325,8 @@ class BridgeStore:
                 state = _state(indicator, moment)
                 if _changes_anything(indicator, state, known, documents):
                     if known is None:
-                        known = kept[indicator.id] = self._new(indicator.id)
+                        known = self._new(indicator.id, digests[indicator.id])
+                        kept[indicator.id] = known
                     known.modified = max(known.modified, indicator.modified)
                     known.state = state
                     documents[indicator.id] = indicator.raw
@@ -341,24 +343,25 @@ class BridgeStore:
         self._position = position or self._position
         return changes
 
-    def _new(self, id: str) -> _Kept:
+    def _new(self, id: str, digest: int) -> _Kept:
         self._number += 1
-        return _Kept(self._number, id, digest(id), 0, _ENDED, True, self._generation, ())
+        return _Kept(self._number, id, digest, 0, _ENDED, True, self._generation, ())
 
-    def _kept(self, ids: Iterable[str]) -> dict[str, _Kept]:
+    def _kept(self, digests: Mapping[str, int]) -> dict[str, _Kept]:
         """
         What is kept of those of some indicators that are known.
+
+        @param digests: Those of the indicators' ids, by id.
         """
-        wanted = set(ids)
         found = self._one(
             list[_Kept],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
             " json(coalesce(unmatched, '[]'))))"
             f" FROM indicators WHERE digest {_AMONG}",
-            _listed(map(digest, wanted)),
+            _listed(digests.values()),
         )
-        return {kept.id: kept for kept in found if kept.id in wanted}
+        return {kept.id: kept for kept in found if kept.id in digests}
 
     def _documents(self, kept: Iterable[_Kept]) -> dict[str, bytes]:
         """
@@ -386,6 +389,7 @@ class BridgeStore:
         rows: list[tuple[Any, ...]] = []
         terms: list[tuple[Any, ...]] = []
         touched: set[Observable] = set()
+        keys: dict[Observable, int] = {}
         wanted: dict[Observable, list[str]] = {}
         unmatched: dict[str, tuple[str, ...]] = {}
         for kept, indicator in items:
@@ -401,7 +405,8 @@ class BridgeStore:
             for observable in after:
                 wanted.setdefault(observable, []).append(kept.id)
                 is_network = observable.kind is Kind.NETWORK
-                terms.append((_key(observable), kept.number, is_network))
+                key = keys.get(observable) or keys.setdefault(observable, _key(observable))
+                terms.append((key, kept.number, is_network))
             rows.append(
                 (
                     kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
@@ -412,7 +417,9 @@ class BridgeStore:
                 )
             )  # fmt: skip
         self._erase_terms(before)
-        ids = self._ids(touched)  # of those that are not among the items
+        ids = self._ids(
+            {o: keys.get(o) or _key(o) for o in touched}
+        )  # of those that are not among the items
         for observable, others in ids.items():
             others += wanted.get(observable, ())
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
@@ -497,7 +504,8 @@ class BridgeStore:
             f" body = x'' WHERE number {_AMONG}",
             (self._change, numbers),
         )
-        return self._changes(self._ids(set[Observable]().union(*wanted.values())), {})
+        touched = set[Observable]().union(*wanted.values())
+        return self._changes(self._ids({o: _key(o) for o in touched}), {})
 
     def begin(self, now: float, search: bool) -> Changes:
         """
@@ -541,7 +549,7 @@ class BridgeStore:
         @param rows: The indicators, each with its document first.
         """
         indicators = [decode_indicator(row[0]) for row in rows]
-        kept = self._kept(indicator.id for indicator in indicators)
+        kept = self._kept({each.id: digest(each.id) for each in indicators})
         for indicator in indicators:
             kept[indicator.id].state = _IN_FORCE
         return self._replace([(kept[each.id], each) for each in indicators], search)
@@ -573,13 +581,15 @@ class BridgeStore:
         do(network)
         self._undo.append(functools.partial(undo, network))
 
-    def _ids(self, observables: Iterable[Observable]) -> dict[Observable, list[str]]:
+    def _ids(self, keys: Mapping[Observable, int]) -> dict[Observable, list[str]]:
         """
         Who wants each of some observables.
+
+        @param keys: L{_key} of each.
         """
-        found: dict[Observable, list[str]] = {observable: [] for observable in observables}
+        found: dict[Observable, list[str]] = {observable: [] for observable in keys}
         for each in self._wanting(
-            f"SELECT number FROM terms WHERE digest {_AMONG}", _listed(map(_key, found))
+            f"SELECT number FROM terms WHERE digest {_AMONG}", _listed(keys.values())
         ):
             for term in each.wanted:
                 if (ids := found.get(term.observable)) is not None:
@@ -591,7 +601,8 @@ class BridgeStore:
         Who wants each of some networks, or one that covers it.
         """
         covering = {network: list(self._nesting.covering(network)) for network in networks}
-        ids = self._ids({_network(each) for wider in covering.values() for each in wider})
+        wanted = {_network(each) for wider in covering.values() for each in wider}
+        ids = self._ids({o: _key(o) for o in wanted})
         return {
             _network(network): list({id for each in wider for id in ids[_network(each)]})
             for network, wider in covering.items()
@@ -695,7 +706,11 @@ class BridgeStore:
         """
         The documents of those of some indicators that are in force.
         """
-        return self._documents(each for each in self._kept(ids).values() if each.state == _IN_FORCE)
+        return self._documents(
+            each
+            for each in self._kept({id: digest(id) for id in ids}).values()
+            if each.state == _IN_FORCE
+        )
 
     def counts(self) -> dict[str, Any]:
         """
