@@ -417,11 +417,10 @@ class BridgeStore:
                 )
             )  # fmt: skip
         self._erase_terms(before)
-        ids = self._ids(
-            {o: keys.get(o) or _key(o) for o in touched}
-        )  # of those that are not among the items
-        for observable, others in ids.items():
-            others += wanted.get(observable, ())
+        # Who else wants them, and then who of the items does.
+        ids = self._ids({o: keys.get(o) or _key(o) for o in touched})
+        for observable, some in ids.items():
+            some += wanted.get(observable, ())
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
         insert(self._db, "terms", terms, "INSERT OR IGNORE")
         return self._changes(ids, unmatched)
@@ -444,7 +443,11 @@ class BridgeStore:
         @param wanted: The observables of each indicator, by number.
         """
         keys = [(_key(o), number) for number, observables in wanted.items() for o in observables]
-        self._db.executemany("DELETE FROM terms WHERE digest = ? AND number = ?", keys)
+        self._db.execute(
+            "DELETE FROM terms WHERE (digest, number) IN"
+            " (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
+            (json.dumps(keys),),
+        )
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
