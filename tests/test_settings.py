@@ -434,7 +434,7 @@ class OverrideTests(SynchronousTestCase):
             self.assertNotIn("\n", str(e))
             return
         value = getattr(settings, name)
-        document = yaml.safe_dump({section: {name: value}}, allow_unicode=True)
+        document = yaml.safe_dump({section: {name: value}})
         self.assertEqual(getattr(decode(document.encode()), section), settings)
 
 
