@@ -71,10 +71,11 @@ class SessionTestCase(SynchronousTestCase):
         )
         self.addCleanup(self.stop)
 
-    async def deliver(self, matches: list[Match], type: MatchType) -> None:
+    async def deliver(self, matches: list[Match], type: MatchType) -> int:
         if self.failure is not None:
             raise self.failure
         self.delivered.extend((match, type) for match in matches)
+        return len(matches)
 
     def start(self) -> None:
         self.session.startService()

@@ -249,8 +249,10 @@ class Bridge(SequentialService):
             .addErrback(functools.partial(self._log.failure, "While tidying the store"))
         )
 
-    async def _sight(self, matches: list[Match], match_type: MatchType) -> None:
-        await self._outbox.add(await self._maker.make(matches, match_type))
+    async def _sight(self, matches: list[Match], match_type: MatchType) -> int:
+        sightings = await self._maker.make(matches, match_type)
+        await self._outbox.add(sightings)
+        return len(sightings)
 
     def _report(self) -> dict[str, Any]:
         cut = dict(self._driven.cut)

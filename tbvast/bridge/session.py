@@ -154,9 +154,10 @@ class _Pass:
             self.finding.cancel()
 
 
-Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, None]]
+Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, int]]
 """
-Takes matches; the next ones are read when it is done.
+Takes matches, and says how many sightings they were; the next ones are read when it is
+done.
 """
 
 
@@ -170,7 +171,7 @@ class EngineSession(MultiService):
     @ivar state: How it is doing.
     @ivar live: Whether arriving events are being matched.
     @ivar identity: Who the engine is; C{None} until it was asked.
-    @ivar matched: How many matches there were, by type.
+    @ivar matched: How many sightings the matches were, by type.
     @ivar searches: How many passes over the past events there were.
     """
 
@@ -507,8 +508,10 @@ class EngineSession(MultiService):
         return self._matched(matches, MatchType.LIVE)
 
     def _matched(self, matches: list[Match], type: MatchType) -> Deferred[None]:
-        self.matched[type] += len(matches)
-        return Deferred.fromCoroutine(self._deliver(matches, type))
+        def count(sightings: int) -> None:
+            self.matched[type] += sightings
+
+        return Deferred.fromCoroutine(self._deliver(matches, type)).addCallback(count)
 
     async def _catch_up(self) -> None:
         """
@@ -588,7 +591,7 @@ class EngineSession(MultiService):
             self._pass = None
         self.searches += 1
         self._log.info(
-            "A search of past events for {count} observables {outcome} {found} matches"
+            "A search of past events for {count} observables {outcome} {found} sightings"
             " in {elapsed:.3f} s.",
             count=running.count,
             outcome=outcome,
