@@ -37,7 +37,7 @@ from tbvast.intel.grammar import (
     parse,
 )
 from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import matchable, observables, validate
+from tbvast.intel.patterns import _NORMAL, matchable, observables, surely_matchable, validate
 
 STIX = FilePath(__file__).sibling("data").child("stix")
 
@@ -810,3 +810,66 @@ class MatchableTests(SynchronousTestCase):
             self.assertFalse(accepted(pattern))
         except (PatternUnmatchable, ObservableInvalid) as e:
             self.assertNotEqual(str(e), "")
+
+
+class SurelyMatchableTests(SynchronousTestCase):
+    """
+    Tests for L{surely_matchable}, which spares most indicators a closer look.
+    """
+
+    @given(
+        st.one_of(
+            st.ip_addresses(v=4).map(lambda address: f"[ipv4-addr:value = '{address}']"),
+            st.from_regex(r"[a-z0-9][a-z0-9.-]{0,30}", fullmatch=True).map(
+                lambda name: f"[domain-name:value = '{name}']"
+            ),
+            st.from_regex(r"[0-9.]{1,20}", fullmatch=True).map(
+                lambda digits: f"[ipv4-addr:value = '{digits}']"
+            ),
+            st.from_regex(r"[0-9a-f]{30,66}", fullmatch=True).map(
+                lambda digits: f"[file:hashes.MD5 = '{digits}']"
+            ),
+            st.from_regex(
+                r"https?://[a-z0-9][a-z0-9.-]{0,30}(:[0-9]{1,6})?[a-zA-Z0-9/.~#?-]{0,20}",
+                fullmatch=True,
+            ).map(lambda url: f"[url:value = '{url}']"),
+            st.from_regex(_NORMAL, fullmatch=True),
+        )
+    )
+    def test_no_more_than_matchable(self, pattern: str) -> None:
+        """
+        It says so of nothing that the closer look would refuse.
+        """
+        if surely_matchable(pattern):
+            matchable(pattern)
+            parse(pattern)
+
+    def test_frequent(self) -> None:
+        """
+        The most frequent patterns are spared.
+        """
+        for pattern in (
+            "[ipv4-addr:value = '192.0.2.1']",
+            "[domain-name:value = 'www.evil.example']",
+            "[url:value = 'http://www.evil.example/a/b.exe']",
+            "[url:value = 'https://192.0.2.1']",
+            f"[file:hashes.'SHA-256' = '{'0a' * 32}']",
+        ):
+            with self.subTest(pattern):
+                self.assertTrue(surely_matchable(pattern))
+
+    def test_not_sure(self) -> None:
+        """
+        What is not in its normal form is looked at closer.
+        """
+        for pattern in (
+            "[ipv4-addr:value = '192.0.2.256']",
+            "[ipv4-addr:value = '192.0.2']",
+            "[domain-name:value = '192.0.2.256']",
+            "[url:value = 'http://192.0.2.256/']",
+            "[url:value = 'http://evil.example/\u202e']",
+            "[file:hashes.MD5 = '00']",
+            "[ipv4-addr:value = '192.0.2.1' OR ipv4-addr:value = '192.0.2.2']",
+        ):
+            with self.subTest(pattern):
+                self.assertFalse(surely_matchable(pattern))

@@ -15,7 +15,6 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.intel.patterns import matchable, surely_matchable
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import Gate
 from tbvast.plugin.intake import BATCH, CHECKED, FULL, RETRY_DELAY, Intake
@@ -241,59 +240,6 @@ class ReceiveTests(IntakeTestCase):
             self.clock.advance(0)
         self.assertEqual(len(self.spread_items()), FULL + BATCH)
         self.assertEqual(self.paused, [True, False])
-
-
-class SurelyMatchableTests(SynchronousTestCase):
-    """
-    Tests for L{surely_matchable}, which spares most indicators a closer look.
-    """
-
-    @given(
-        st.one_of(
-            st.ip_addresses(v=4).map(lambda address: f"[ipv4-addr:value = '{address}']"),
-            st.from_regex(r"[a-z0-9][a-z0-9.-]{0,30}", fullmatch=True).map(
-                lambda name: f"[domain-name:value = '{name}']"
-            ),
-            st.from_regex(r"[0-9.]{1,20}", fullmatch=True).map(
-                lambda digits: f"[ipv4-addr:value = '{digits}']"
-            ),
-            st.from_regex(r"[0-9a-f]{30,66}", fullmatch=True).map(
-                lambda digits: f"[file:hashes.MD5 = '{digits}']"
-            ),
-        )
-    )
-    def test_no_more_than_matchable(self, pattern: str) -> None:
-        """
-        It says so of nothing that the closer look would refuse.
-        """
-        if surely_matchable(pattern):
-            matchable(pattern)
-
-    def test_frequent(self) -> None:
-        """
-        The most frequent patterns are spared.
-        """
-        for pattern in (
-            "[ipv4-addr:value = '192.0.2.1']",
-            "[domain-name:value = 'www.evil.example']",
-            f"[file:hashes.'SHA-256' = '{'0a' * 32}']",
-        ):
-            with self.subTest(pattern):
-                self.assertTrue(surely_matchable(pattern))
-
-    def test_not_sure(self) -> None:
-        """
-        What is not in its normal form is looked at closer.
-        """
-        for pattern in (
-            "[ipv4-addr:value = '192.0.2.256']",
-            "[ipv4-addr:value = '192.0.2']",
-            "[domain-name:value = '192.0.2.256']",
-            "[file:hashes.MD5 = '00']",
-            "[ipv4-addr:value = '192.0.2.1' OR ipv4-addr:value = '192.0.2.2']",
-        ):
-            with self.subTest(pattern):
-                self.assertFalse(surely_matchable(pattern))
 
 
 class TurnTests(IntakeTestCase):
