@@ -202,6 +202,15 @@ class PlanTests(SynchronousTestCase):
         for part in ("h?.to_lower()", "string(p?)", '"?" + q?', 'u?.starts_with("/")'):
             self.assertIn(part, slot.expression)
 
+    def test_blanks(self) -> None:
+        """
+        A blank in a URL is written as it is in an indicator's.
+        """
+        whole = tql.plan([Source("x.y", locations("u"))]).branches[0].all
+        parts = tql.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].all
+        for slot in (*whole, *parts):
+            self.assertIn('.replace(" ", "%20")', slot.expression)
+
     @given(st.text())
     def test_paths(self, path: str) -> None:
         """
