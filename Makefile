@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TESTS ?= tests
+# Tests at the same time: many of them mostly wait for processes.
+JOBS ?= 2
 CONFIG ?= $(wildcard tap.conf)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -54,7 +56,7 @@ run: $(INSTALLED)
 
 test: $(if $(CI),check) $(INSTALLED)
 	@mkdir -p build
-	$(BIN)/python -m twisted.trial --temp-directory=build/trial $(TESTS)
+	$(BIN)/python -m twisted.trial --jobs=$(JOBS) --temp-directory=build/trial $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

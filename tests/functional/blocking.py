@@ -24,7 +24,7 @@ from tbvast.demo.services import STOP_LIMIT, free_ports, twistd
 from tbvast.settings import HostPort
 from tests.functional.components import wait_until
 
-LIMIT = 30.0
+LIMIT = 60.0
 """
 Seconds that an answer, or a message, may take.
 """

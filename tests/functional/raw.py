@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-LIMIT = 30.0
+LIMIT = 60.0
 """
 Seconds that an answer, or a message, may take.
 """

@@ -95,5 +95,7 @@ class SlowSubscriberTests(PluginTestCase):
         slow = self.slow()
         for _ in range(10):
             last = self.publish(500, 4000)[-1]
-        self.assertGreater(self.rate(self.publishing, self.others[0]), before / 2)
+        # The best of some: something else may need the machine for a moment.
+        after = max(self.rate(self.publishing, self.others[0]) for _ in range(3))
+        self.assertGreater(after, before / 2)
         slow.ids_until(last)
