@@ -9,7 +9,7 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.process import SWITCH_INTERVAL, settle
+from tbvast.ops.process import COLLECT_AFTER, SWITCH_INTERVAL, settle
 
 
 class SettleTests(SynchronousTestCase):
@@ -19,10 +19,13 @@ class SettleTests(SynchronousTestCase):
 
     def test_settled(self) -> None:
         """
-        What there is is not looked through any more, and threads change quickly.
+        What there is is not looked through any more, what is new seldom, and threads
+        change quickly.
         """
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         self.addCleanup(gc.unfreeze)
+        self.addCleanup(gc.set_threshold, *gc.get_threshold())
         settle()
         self.assertGreater(gc.get_freeze_count(), 0)
+        self.assertEqual(gc.get_threshold()[0], COLLECT_AFTER)
         self.assertAlmostEqual(sys.getswitchinterval(), SWITCH_INTERVAL)

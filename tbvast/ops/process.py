@@ -14,6 +14,13 @@ write to a database ask for it several times in each transaction.
 """
 
 
+COLLECT_AFTER = 20_000
+"""
+New objects after which unreachable ones are looked for. What passes through a service is
+let go of without: only what refers to itself waits for it.
+"""
+
+
 def settle() -> None:
     """
     Set the process for long work, once its services have started.
@@ -21,4 +28,5 @@ def settle() -> None:
     # What there is now stays: looking through it takes longer than a turn may.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     sys.setswitchinterval(SWITCH_INTERVAL)

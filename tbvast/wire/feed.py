@@ -79,11 +79,14 @@ class Mark(msgspec.Struct, frozen=True):
 Delivery = Batch | Part | Mark
 
 
+_ITEM_OF_STREAM = {stream: b'[%%d,"%b",%%b]' % stream.value for stream in Stream}
+
+
 def encode_item(number: int, stream: Stream, raw: bytes) -> bytes:
     """
     One item of a frame.
     """
-    return b'[%d,"%b",%b]' % (number, stream.value, raw)
+    return _ITEM_OF_STREAM[stream] % (number, raw)
 
 
 def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
