@@ -90,7 +90,12 @@ CREATE TABLE covered (only INTEGER PRIMARY KEY CHECK (only = 1), until REAL NOT 
 CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
 """
 
-_NUMBERED = """
+_NO_END = 1 << 62
+"""
+What stands for a C{valid_until} that is not there.
+"""
+
+_NUMBERED = f"""
 DROP INDEX unsearched;
 DROP INDEX expiring;
 ALTER TABLE indicators RENAME TO named;
@@ -99,32 +104,32 @@ CREATE TABLE indicators (
     id TEXT NOT NULL,
     digest INTEGER NOT NULL,
     modified INTEGER NOT NULL,
-    valid_from INTEGER,
-    valid_until INTEGER,
+    valid_from INTEGER NOT NULL,
+    valid_until INTEGER NOT NULL,
     state INTEGER NOT NULL,
     change INTEGER NOT NULL,
     searched INTEGER NOT NULL,
     generation INTEGER NOT NULL,
-    wanted TEXT,
-    unmatched TEXT,
+    wanted TEXT NOT NULL,
+    unmatched TEXT NOT NULL,
     body BLOB NOT NULL
 );
 INSERT INTO indicators (
-    id, digest, modified, valid_until, state, change, searched, generation, wanted, body
+    id, digest, modified, valid_from, valid_until, state, change, searched, generation,
+    wanted, unmatched, body
 ) SELECT
-    id, digest_of(id), modified, valid_until, in_force, change, searched, generation,
-    (
-        SELECT json_group_array(json_array(kind, value, 0)) FROM terms
-        WHERE terms.id = named.id HAVING count(*) > 0
-    ),
+    id, digest_of(id), modified, 0, coalesce(valid_until, {_NO_END}), in_force, change,
+    searched, generation,
+    (SELECT json_group_array(json_array(kind, value, 0)) FROM terms WHERE terms.id = named.id),
+    '[]',
     body
 FROM named;
 DROP TABLE named;
 CREATE INDEX by_digest ON indicators (digest);
 CREATE INDEX by_state ON indicators (state, searched, change);
 CREATE INDEX beginning ON indicators (valid_from) WHERE state = 2;
-CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until IS NOT NULL;
-CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched IS NOT NULL;
+CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until < {_NO_END};
+CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched != '[]';
 ALTER TABLE terms RENAME TO named_terms;
 CREATE TABLE terms (
     digest INTEGER NOT NULL,
@@ -357,7 +362,7 @@ class BridgeStore:
             list[_Kept],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
-            " json(coalesce(unmatched, '[]'))))"
+            " json(unmatched)))"
             f" FROM indicators WHERE digest {_AMONG}",
             _listed(digests.values()),
         )
@@ -404,16 +409,19 @@ class BridgeStore:
                 unmatched[kept.id] = reasons
             for observable in after:
                 wanted.setdefault(observable, []).append(kept.id)
-                is_network = observable.kind is Kind.NETWORK
+                is_network = 1 if observable.kind is Kind.NETWORK else 0
                 key = keys.get(observable) or keys.setdefault(observable, _key(observable))
                 terms.append((key, kept.number, is_network))
             rows.append(
                 (
-                    kept.number, kept.id, kept.digest, kept.modified, indicator.valid_from,
-                    indicator.valid_until, kept.state, self._change,
-                    not search or (nothing_new and kept.searched), self._generation,
-                    _written(after), json.dumps(reasons) if reasons else None,
-                    b"" if kept.state == _ENDED else indicator.raw,
+                    kept.number, kept.id, kept.digest, kept.modified,
+                    0 if indicator.valid_from is None else indicator.valid_from,
+                    _NO_END if indicator.valid_until is None else indicator.valid_until,
+                    int(kept.state), self._change,
+                    0 if search and not (nothing_new and kept.searched) else 1,
+                    self._generation, _written(after),
+                    json.dumps(reasons) if reasons else "[]",
+                    bytearray(b"" if kept.state == _ENDED else indicator.raw),
                 )
             )  # fmt: skip
         self._erase_terms(before)
@@ -434,7 +442,7 @@ class BridgeStore:
         return self._one(
             list[_Wanting],
             "SELECT json_group_array(json_array(number, id, json(wanted)))"
-            f" FROM indicators WHERE wanted IS NOT NULL AND number IN ({numbers})",
+            f" FROM indicators WHERE wanted != '[]' AND number IN ({numbers})",
             *parameters,
         )
 
@@ -482,7 +490,9 @@ class BridgeStore:
         @param now: Seconds since the epoch.
         """
         with self._writing():
-            return self._end("valid_until <= ?", int(now * _MICROSECONDS))
+            return self._end(
+                f"valid_until < {_NO_END} AND valid_until <= ?", int(now * _MICROSECONDS)
+            )
 
     def _end(self, condition: str, parameter: int) -> Changes:
         """
@@ -503,7 +513,7 @@ class BridgeStore:
         }
         self._erase_terms(wanted)
         self._db.execute(
-            "UPDATE indicators SET state = 0, change = ?, wanted = NULL, unmatched = NULL,"
+            "UPDATE indicators SET state = 0, change = ?, wanted = '[]', unmatched = '[]',"
             f" body = x'' WHERE number {_AMONG}",
             (self._change, numbers),
         )
@@ -658,7 +668,7 @@ class BridgeStore:
         """
         found = self._one(
             list[_Wanting],
-            "SELECT json_group_array(json_array(number, id, json(coalesce(wanted, '[]'))))"
+            "SELECT json_group_array(json_array(number, id, json(wanted)))"
             " FROM (SELECT number, id, wanted FROM indicators WHERE state = 1 AND searched = 0"
             " AND change <= ? ORDER BY change, number LIMIT ?)",
             until,
@@ -730,11 +740,11 @@ class BridgeStore:
         reasons = self._db.execute(
             "SELECT r.value, count(*)"
             " FROM indicators i INDEXED BY unmatched, json_each(i.unmatched) r"
-            " WHERE state = 1 AND unmatched IS NOT NULL GROUP BY r.value ORDER BY 2 DESC, 1"
+            " WHERE state = 1 AND unmatched != '[]' GROUP BY r.value ORDER BY 2 DESC, 1"
         )
         listed = self._db.execute(
             "SELECT id, unmatched FROM indicators INDEXED BY unmatched"
-            " WHERE state = 1 AND unmatched IS NOT NULL ORDER BY change DESC, number DESC LIMIT ?",
+            " WHERE state = 1 AND unmatched != '[]' ORDER BY change DESC, number DESC LIMIT ?",
             (LISTED,),
         )
         (unsent,) = self._db.execute(
@@ -820,12 +830,10 @@ def _listed(numbers: Iterable[int]) -> str:
     return msgspec.json.encode(list(numbers)).decode()
 
 
-def _written(wanted: _Wanted) -> str | None:
+def _written(wanted: _Wanted) -> str:
     """
     An indicator's observables, as they are kept.
     """
-    if not wanted:
-        return None
     return msgspec.json.encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
 
 

@@ -88,28 +88,34 @@ How many rows one statement inserts; what there is to insert is split into these
 
 
 def insert(
-    connection: sqlite3.Connection, into: str, rows: Sequence[Sequence[Any]], verb: str = "INSERT"
+    connection: sqlite3.Connection,
+    into: str,
+    rows: Sequence[Sequence[Any]],
+    verb: str = "INSERT",
+    row: str = "",
 ) -> None:
     """
     Insert rows, in their order.
 
     @param into: A table's name.
-    @param rows: Of one length, which is at most 15.
+    @param rows: Of one length, which is at most 15. SQLite takes an C{int}, a C{str} and
+        a C{bytearray} as they are; anything else, C{None} and C{bytes} too, takes longer.
     @param verb: C{INSERT OR REPLACE}, say.
+    @param row: What becomes of a row's values, in SQL; as they are if not given.
     """
     start = 0
     for size in ROWS:
         while len(rows) - start >= size:
-            statement = _insertion(verb, into, len(rows[start]), size)
+            values = row or f"({', '.join('?' * len(rows[start]))})"
+            statement = _insertion(verb, into, values, size)
             some = itertools.chain.from_iterable(rows[start : start + size])
             connection.execute(statement, list(some))
             start += size
 
 
 @functools.lru_cache(maxsize=64)
-def _insertion(verb: str, into: str, columns: int, rows: int) -> str:
-    row = f"({', '.join('?' * columns)})"
-    return f"{verb} INTO {into} VALUES {', '.join([row] * rows)}"
+def _insertion(verb: str, into: str, row: str, count: int) -> str:
+    return f"{verb} INTO {into} VALUES {', '.join([row] * count)}"
 
 
 def digest(text: str | bytes) -> int:

@@ -5,18 +5,12 @@ One table holds every accepted item under its number. A row's C{state} says
 whether it is the latest version of its STIX id, and whether that version is in
 force. The latest versions have an index by a digest of the id, which is an eighth
 of what the ids themselves would take; a repeat is found by it.
-
-A batch is written with a handful of statements of many rows each, not with one
-a row: each statement lets go of the interpreter, and has to wait for it again
-while the reactor is busy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import hashlib
-import itertools
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,7 +21,7 @@ import msgspec
 
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
-from tbvast.ops.database import connect, migrate
+from tbvast.ops.database import connect, digest, insert, migrate, transaction
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -74,17 +68,7 @@ What stands for a missing C{valid_until} in what is given to SQLite: it is a tim
 no calendar has.
 """
 
-_INSERTS = [
-    (
-        size,
-        "INSERT INTO entries VALUES "
-        + ", ".join([f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?)"] * size),
-    )
-    for size in (2000, 250, 32, 4, 1)
-]
-"""
-Statements that insert some number of rows each; a batch is split into these.
-"""
+_ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?)"
 
 _STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
 
@@ -171,7 +155,7 @@ class JournalStore:
         with _translated("open", path):
             self._writer = connect(path)
             self._reader = connect(path)
-            self._writer.create_function("digest_of", 1, _digest, deterministic=True)
+            self._writer.create_function("digest_of", 1, digest, deterministic=True)
             migrate(self._writer, [_SCHEMA, _BY_DIGEST])
             self.identity = self._identify(new_identity)
             (self.head,) = self._writer.execute(
@@ -212,8 +196,7 @@ class JournalStore:
         """
         with _translated("write", self._path):
             # All in one transaction, for SQLite takes a while to begin one.
-            with self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
+            with transaction(self._writer):
                 batch = _Batch(self._writer, self.head, moment)
                 yield batch
                 batch.write()
@@ -253,8 +236,7 @@ class JournalStore:
             if old:
                 # First, so that whoever reads meanwhile finds it after reading.
                 self.floor = max(self.floor, old[-1][0])
-                with self._writer:
-                    self._writer.execute("BEGIN IMMEDIATE")
+                with transaction(self._writer):
                     self._writer.executemany("DELETE FROM entries WHERE number = ?", old)
                     self._writer.execute(
                         "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(self.floor),)
@@ -300,7 +282,7 @@ class JournalStore:
                     " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
                     (
-                        json.dumps([_digest(id) for id in wanted]),
+                        json.dumps([digest(id) for id in wanted]),
                         _IN_FORCE,
                         _INTEL,
                         json.dumps(wanted),
@@ -334,8 +316,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
         """
-        with _translated("write", self._path), self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
+        with _translated("write", self._path), transaction(self._writer):
             self._writer.executemany(
                 "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
             )
@@ -405,7 +386,7 @@ class _Batch:
         """
         Find the latest versions of all that will be added.
         """
-        self._digests = {id: _digest(id) for id in ids}
+        self._digests = {id: digest(id) for id in ids}
         (found,) = self._connection.execute(
             "SELECT json_group_object(id, json_array("
             "number, NULL, NULL, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
@@ -443,12 +424,7 @@ class _Batch:
                 "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
                 (_SUPERSEDED, json.dumps(self._superseded)),
             )
-        start = 0
-        for size, statement in _INSERTS:
-            while len(self._rows) - start >= size:
-                rows = self._rows[start : start + size]
-                self._connection.execute(statement, list(itertools.chain.from_iterable(rows)))
-                start += size
+        insert(self._connection, "entries", self._rows, row=_ROW)
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
         removal = item.operation is _REMOVE
@@ -518,13 +494,6 @@ class _Batch:
 _REMOVE = Operation.REMOVE
 _ACCEPTED = Verdict.ACCEPTED
 # Names of the module are found quicker than those of an enumeration.
-
-
-def _digest(id: str) -> int:
-    """
-    A number that stands for an id in the index; others may have the same.
-    """
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=6).digest())
 
 
 def _completed(removal: Indicator, body: bytes) -> Indicator:
