@@ -309,7 +309,8 @@ class RenderTests(SynchronousTestCase):
         """
         Many items are rendered like each of them.
         """
-        items = [a_sighting(), an_indicator(pattern="[url:value LIKE 'x']"), an_indicator(2)]
+        other = an_indicator(pattern="[url:value LIKE 'x']")
+        items: list[Indicator | Sighting] = [a_sighting(), other, an_indicator(2)]
         for dialect in Dialect:
             self.assertEqual(
                 render_all(dialect, items),
