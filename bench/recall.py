@@ -3,6 +3,7 @@ Counts what is not sighted, sighted wrongly, or twice, against a plain, slow mat
 
     python -m bench.recall [--short] [--telemetry FILE...] [--indicators FILE...]
                            [--each 50] [--others 5000] [--conjunctions 200] [--alternatives 100]
+                           [--invented 100]
 
 Indicators are made of values that are drawn from the telemetry, of others that are not in
 it but look like these, and of pairs of values; those of the bundles are published with them.
@@ -14,6 +15,8 @@ nothing was missed, false or double.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import ipaddress
 import itertools
 import json
@@ -25,6 +28,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +74,12 @@ SHAPES = (
 )
 """
 How two terms of which one is enough are written.
+"""
+
+
+Fields = dict[str, Callable[[], Any]]
+"""
+What makes the values of fields.
 """
 
 
@@ -292,6 +302,130 @@ def draw_others(
     return [value for values in found.values() for value in values][:count]
 
 
+def invented(count: int, chance: random.Random) -> Iterator[Telemetry]:
+    """
+    So many events of each of some schemas, with what is rare in logs: ports, proxies, lists
+    longer than what is looked at of them, hardware addresses, and fields that are missing.
+    """
+
+    def name() -> str:
+        text = f"{chance.choice('abcd')}{chance.randrange(30)}.example"
+        return chance.choice((text, text, text.upper(), f"{text}."))
+
+    def address() -> str:
+        number = chance.randrange(60)
+        return chance.choice((f"198.51.100.{number}", f"2001:db8::{number:x}"))
+
+    def host() -> str:
+        return chance.choice((name, name, address))()
+
+    def mailbox() -> str:
+        text = f"U{chance.randrange(40)}@{name().rstrip('.')}"
+        return chance.choice((text, f"Some One <{text}>"))
+
+    def hashed(size: int) -> Callable[[], str]:
+        def make() -> str:
+            text = hashlib.sha256(b"%d" % chance.randrange(60)).hexdigest()[:size]
+            return chance.choice((text, text.upper()))
+
+        return make
+
+    def hardware() -> str:
+        text = f"00:00:5e:00:53:{chance.randrange(60):02x}"
+        return chance.choice((text, text.upper(), text.replace(":", "-")))
+
+    def target() -> str:
+        return f"/{chance.choice('pPqQ')}{chance.choice(('', ' x', '?y=1', '/R'))}"
+
+    def location() -> str:
+        at = chance.choice(("", "", ":80", ":443", ":8080"))
+        return f"http://{name()}{at}{chance.choice((target(), target(), '', '?Z'))}"
+
+    def requested() -> str:
+        return chance.choice((target, target, location))()
+
+    def file_name() -> str:
+        return (
+            chance.choice(("", "/tmp/", "C:\\")) + f"{chance.choice('fF')}{chance.randrange(30)}.x"
+        )
+
+    def many(one: Callable[[], Any], most: int = 12) -> Callable[[], list[Any]]:
+        return lambda: [one() for _ in range(chance.randrange(1, most))]
+
+    def agent() -> str:
+        return f"Agent/{chance.randrange(40)} (Some {chance.choice('xX')})"
+
+    def colons() -> str:
+        return ":".join([f"{chance.randrange(60):02x}"] * 20)
+
+    def ja4() -> str:
+        return f"t13d1516h2_8daaf6152771_{chance.randrange(60):012x}"
+
+    def filled(fields: Fields, often: float) -> dict[str, Any]:
+        return {key: one() for key, one in fields.items() if chance.random() < often}
+
+    def record(**fields: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+        return functools.partial(filled, fields, 0.7)
+
+    def whole(**fields: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+        return functools.partial(filled, fields, 1.0)
+
+    hashes = {"md5": hashed(32), "sha1": hashed(40), "sha256": hashed(64)}
+    port = functools.partial(chance.choice, (80, 443, 8080, 8081))
+    handshake: Fields = {"ja3": record(hash=hashed(32)), "ja3s": record(hash=hashed(32))}
+    handshake |= {"ja4": ja4}
+    asked = record(hostname=name, url=requested, http_port=port, http_user_agent=agent)
+    # The engine makes texts of the records in a list if they differ.
+    queries = many(whole(rrname=name))
+    answers = many(whole(rrname=name, rdata=host), 30)
+    files = many(whole(filename=file_name, **hashes))
+    grouped = record(A=many(address, 30), AAAA=many(address), CNAME=many(name, 30))
+    mail = record(**{"from": mailbox}, to=many(mailbox), cc=many(mailbox), url=many(location))
+    certified = {"sni": host, "subjectaltname": many(host), "fingerprint": colons}
+    eve: dict[str, Fields] = {
+        "flow": {},
+        "dns": {"dns": record(rrname=name, queries=queries, answers=answers, grouped=grouped)},
+        "http": {"http": asked},
+        "tls": {"tls": record(**certified, **handshake)},
+        "quic": {"quic": record(sni=host, ua=agent, **handshake)},
+        "smtp": {
+            "smtp": record(helo=name, mail_from=mailbox, rcpt_to=many(mailbox)),
+            "email": mail,
+        },
+        "fileinfo": {"http": asked, "fileinfo": record(filename=file_name, **hashes)},
+        "alert": {"http": asked, "files": files},
+        "arp": {"arp": record(src_mac=hardware, dest_mac=hardware)},
+    }
+    ends: Fields = {"src_ip": address, "dest_ip": address}
+    ends |= {"ether": record(src_mac=hardware, dest_mac=hardware)}
+    both: Fields = {"id.orig_h": address, "id.resp_h": address, "id.resp_p": port}
+    zeek: dict[str, Fields] = {
+        "conn": {**both, "orig_l2_addr": hardware, "resp_l2_addr": hardware},
+        "dns": {**both, "query": name, "answers": many(host, 30)},
+        "http": {**both, "host": name, "uri": requested, "user_agent": agent},
+        "ssl": {**both, "server_name": host, "cert_chain_fps": many(hashed(64))},
+        "files": {"tx_hosts": many(address), "filename": file_name, **hashes},
+        "x509": {"fingerprint": hashed(64), "san.dns": many(host), "san.ip": many(address)},
+        "smtp": {**both, "helo": name, "from": mailbox, "to": many(mailbox), "path": many(address)},
+    }
+    number = itertools.count()
+    for format, schemas in (("suricata", eve), ("zeek-json", zeek)):
+        for schema, fields in schemas.items():
+            events = []
+            make = record(**fields, **(ends if format == "suricata" else {}))
+            for _ in range(count):
+                event = make()
+                moment = datetime.fromtimestamp(1_700_000_000 + next(number), UTC)
+                if format == "suricata":
+                    event |= {"timestamp": f"{moment:%Y-%m-%dT%H:%M:%S.%f}+0000"}
+                    event |= {"event_type": schema}
+                else:
+                    event |= {"ts": f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z", "_path": schema}
+                events.append((f"{format.partition('-')[0]}.{schema}", event))
+            text = "".join(json.dumps(event) + "\n" for _, event in events)
+            yield Telemetry(format, text, events)
+
+
 # Pairs
 
 
@@ -472,7 +606,15 @@ class Recall(Way):
         Import all events, and wait until the live match has seen them.
         """
         for each in files:
-            import_events(self.engine, each.text, each.format)
+            if each.format != "suricata":
+                import_events(self.engine, each.text, each.format)
+                continue
+            by_schema: dict[str, list[str]] = defaultdict(list)
+            for schema, found in each.events:
+                by_schema[schema].append(json.dumps(found))
+            # The engine refuses some batches of several types, but has to take whole batches.
+            for lines in by_schema.values():
+                run(self.engine, "from_stdin { read_suricata } | import", "\n".join(lines))
         event = {"timestamp": "2024-01-01T00:00:00Z", "event_type": "flow", "src_ip": LAST}
         import_events(self.engine, json.dumps(event), "suricata")
         waited(lambda: self.sightings.last.is_set())
@@ -609,11 +751,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--others", type=int, help="values that do not hit: 5000")
     parser.add_argument("--conjunctions", type=int, help="pairs that are wanted together: 200")
     parser.add_argument("--alternatives", type=int, help="pairs of which one is enough: 100")
+    parser.add_argument("--invented", type=int, help="events made up for each schema: 100")
     parser.add_argument("--show", type=int, default=5, help="differences to print")
     parser.add_argument("--seed", type=int, default=1, help="what is drawn depends on it")
     options: Any = parser.parse_args(arguments)
     sizes = {"each": (50, 3), "others": (5000, 150), "conjunctions": (200, 20)}
-    for name, (full, short) in {**sizes, "alternatives": (100, 10)}.items():
+    sizes |= {"alternatives": (100, 10), "invented": (100, 10)}
+    for name, (full, short) in sizes.items():
         if getattr(options, name) is None:
             setattr(options, name, short if options.short else full)
     if options.telemetry is None:
@@ -627,6 +771,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Any) -> int:
     chance = random.Random(options.seed)
     files = [slow_matcher.read(path) for path in options.telemetry]
+    files += invented(options.invented, chance)
     drawn = list(
         dict.fromkeys(value for each in files for value in draw(each, options.each, chance))
     )
@@ -654,7 +799,10 @@ def measure(options: Any) -> int:
     should = expected(indicators, files)
     hit = {id for id, _ in should.counts}
     unread = sum(not indicators.wanted[each["id"]] for each in bundled)
-    print(f"{len(events):,} events of {len(files)} files")
+    print(
+        f"{len(events):,} events of {len(options.telemetry)} files, and"
+        f" {options.invented:,} of each of {len(files) - len(options.telemetry)} schemas"
+    )
     print(f"{len(drawn):,} values in them: {counted(drawn)}")
     print(f"{len(others):,} values that are not: {counted(others)}")
     for kind in ("one of two", "two together", "of a bundle"):

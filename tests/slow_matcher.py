@@ -308,7 +308,8 @@ def normal(kind: str, text: str) -> Value | None:
         whole = re.fullmatch("[0-9a-f]{12}", digits) is not None
         return ("mac", ":".join(re.findall("..", digits))) if whole else None
     if kind == "ja4":
-        return ("ja4", text.lower())
+        form = "[tqd][0-9a-z]{2}[di][0-9]{4}[0-9a-z]{2}(_[0-9a-f]{12}){2}"
+        return ("ja4", text.lower()) if re.fullmatch(form, text.lower()) else None
     digits = text.lower().replace(":", "") if kind == "certificate" else text.lower()
     long = _HEX.get(kind, len(digits))
     whole = re.fullmatch("[0-9a-f]+", digits) is not None and len(digits) == long
@@ -356,15 +357,16 @@ def _located(text: str) -> str:
     bare = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", text).partition("#")[0]
     host = re.split("[/?]", bare)[0]
     rest = bare[len(host) :].removeprefix("/")
-    host = re.sub(r":(80|443)?$", "", host.rpartition("@")[2].lower())
-    return f"{host}/{_quoted(rest)}"
+    name, port = re.findall("^(.*?)(:[0-9]*)?$", host.rpartition("@")[2])[0]
+    port = "" if port in (":", ":80", ":443") else port
+    return f"{_name(name)}{port}/{_quoted(rest)}"
 
 
 def _requested(host: str, target: str, port: Any) -> Value:
     if not target.startswith("/"):
         return "url", _located(target)
     at = "" if str(port) in ("None", "80", "443") else f":{port}"
-    return "url", f"{host.lower()}{at}{_quoted(target)}"
+    return "url", f"{_name(host)}{at}{_quoted(target)}"
 
 
 def _quoted(text: str) -> str:

@@ -211,6 +211,15 @@ class PlanTests(SynchronousTestCase):
         for slot in (*whole, *parts):
             self.assertIn('.replace(" ", "%20")', slot.expression)
 
+    def test_host_of_url(self) -> None:
+        """
+        Of a whole URL's host neither a trailing dot counts, nor a port that goes without
+        saying, nor who asks; a path need not follow it.
+        """
+        (slot,) = tql.plan([Source("x.y", locations("u"))]).branches[0].all
+        for regex in (r"^([^/?]*)\\?", "^.*@", ":(?:80|443)?$", r"\\.(:[0-9]+)?$"):
+            self.assertIn(f'replace_regex("{regex}", ', slot.expression)
+
     @given(st.text())
     def test_paths(self, path: str) -> None:
         """

@@ -381,9 +381,17 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _located(access: str) -> str:
-    bare = f'{access}.replace_regex("^[a-zA-Z][a-zA-Z0-9+.-]*://", "").replace_regex("#.*$", "")'
+    bare = (
+        f'{access}.replace_regex("^[a-zA-Z][a-zA-Z0-9+.-]*://", "").replace_regex("#.*$", "")'
+        r'.replace_regex("^([^/?]*)\\?", "\\1/?")'
+    )
     parts = f'{bare}.split("/", max=1)'
-    return f'({parts}[0]?.to_lower() + "/" + ({_escaped(f"{parts}[1]?")} else ""))'
+    host = f'{parts}[0]?.replace_regex("^.*@", "").replace_regex(":(?:80|443)?$", "")'
+    return f'({_named(host)} + "/" + ({_escaped(f"{parts}[1]?")} else ""))'
+
+
+def _named(access: str) -> str:
+    return rf'{access}.to_lower().replace_regex("\\.(:[0-9]+)?$", "\\1")'
 
 
 def _escaped(access: str) -> str:
@@ -397,7 +405,7 @@ def _access(path: str) -> str:
 
 
 def _requested(request: Request) -> str:
-    host = f"{_access(request.host)}.to_lower()"
+    host = f'{_access(request.host)}.to_lower().trim_end(".")'
     target = _access(request.target)
     if request.port:
         port = _access(request.port)
