@@ -28,6 +28,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ from bench.reopen import ask
 from bench.way import Way, waited
 from tbvast.bridge.engines import tql
 from tests import slow_matcher
-from tests.functional.components import import_events, run
+from tests.functional.components import FORMATS, import_events, run
 from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -54,6 +55,11 @@ Seconds without a new sighting after which no more are waited for, if some are m
 """
 
 PIECE = 500
+
+IMPORTING = 3
+"""
+How many commands import at the same time.
+"""
 
 MANY = 200
 """
@@ -605,16 +611,9 @@ class Recall(Way):
         """
         Import all events, and wait until the live match has seen them.
         """
-        for each in files:
-            if each.format != "suricata":
-                import_events(self.engine, each.text, each.format)
-                continue
-            by_schema: dict[str, list[str]] = defaultdict(list)
-            for schema, found in each.events:
-                by_schema[schema].append(json.dumps(found))
-            # The engine refuses some batches of several types, but has to take whole batches.
-            for lines in by_schema.values():
-                run(self.engine, "from_stdin { read_suricata } | import", "\n".join(lines))
+        with ThreadPoolExecutor(IMPORTING) as pool:
+            for done in [pool.submit(run, self.engine, *each) for each in _imports(files)]:
+                done.result()
         event = {"timestamp": "2024-01-01T00:00:00Z", "event_type": "flow", "src_ip": LAST}
         import_events(self.engine, json.dumps(event), "suricata")
         waited(lambda: self.sightings.last.is_set())
@@ -629,6 +628,22 @@ class Recall(Way):
             if (now := len(self.sightings.all)) != count:
                 count, since = now, time.monotonic()
         return list(self.sightings.all)
+
+
+def _imports(files: Iterable[Telemetry]) -> Iterator[tuple[str, str]]:
+    """
+    @return: Pipelines, each with what it reads.
+    """
+    for each in files:
+        if each.format != "suricata":
+            yield f"{FORMATS[each.format]} | import", each.text
+            continue
+        by_schema: dict[str, list[str]] = defaultdict(list)
+        for schema, event in each.events:
+            by_schema[schema].append(json.dumps(event))
+        # The engine refuses some batches of several types, but has to take whole batches.
+        for lines in by_schema.values():
+            yield "from_stdin { read_suricata } | import", "\n".join(lines)
 
 
 def sighted(

@@ -854,5 +854,16 @@ class EndingTests(TenzirTestCase):
         e = self.assertRaises(EngineUnsupported, engine.identify)
         self.assertIn("Tenzir 99.0 or newer is needed", str(e))
 
+    def test_other_version(self) -> None:
+        """
+        A node that does not understand the command is of another version.
+        """
+        command = Path(self.mktemp()).resolve()
+        command.write_text("#!/bin/sh\necho 'error: !! unexpected_message' >&2\nexit 1\n")
+        command.chmod(0o700)
+        engine = TenzirEngine(self.node.endpoint, str(command), Path(self.mktemp()))
+        e = self.assertRaises(EngineCallFailed, engine.identify)
+        self.assertIn("different versions; Tenzir 6.20 or newer is needed", str(e))
+
 
 _PIPELINES = 'api "/pipeline/list"\nwrite_ndjson'

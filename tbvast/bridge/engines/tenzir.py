@@ -36,7 +36,8 @@ from tbvast.interfaces import IEngine
 
 OLDEST = (6, 20)
 """
-The oldest version that is known to work.
+The oldest version that is known to work. 6.19.1 is known not to: of a conditional
+expression it gives an event the value of another one, and so finds what is not there.
 """
 
 CLIENT_SETTINGS = """\
@@ -186,9 +187,15 @@ class TenzirEngine:
         return tql.plan(self._sources, self._positions, kinds, self._subdomains)
 
     def identify(self) -> EngineIdentity:
-        # The command's own `version` does not ask the node.
-        version = _answer(self._commands, "identify", tql.ping(), _Pong).version
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
+        try:
+            # The command's own `version` does not ask the node.
+            version = _answer(self._commands, "identify", tql.ping(), _Pong).version
+        except EngineCallFailed as e:
+            # What the two say to each other changes with the version.
+            if "unexpected_message" in e.reason:
+                e.reason = f"node and command are of different versions; {expected} is needed"
+            raise
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is None:
             raise EngineUnsupported(f"of an unknown version ({shown(version)})", expected)
