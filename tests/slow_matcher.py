@@ -235,13 +235,10 @@ def values(event: Event) -> set[Value]:
                 if isinstance(each, str):
                     found |= _seen(kind, each)
     http = event.get("http")
-    if isinstance(http, dict) and "hostname" in http and "url" in http:
-        found.add(_requested(http["hostname"], http["url"], http.get("http_port")))
-    if "host" in event and "uri" in event:
-        found.add(_requested(event["host"], event["uri"], None))
-        for port in _at(event, "id.resp_p", 1):
-            found.add(_requested(event["host"], event["uri"], port))
-    return found
+    if isinstance(http, dict):
+        found |= _requested(http.get("hostname"), http.get("url"), [http.get("http_port")])
+    ports = [None, *_at(event, "id.resp_p", 1)]
+    return found | _requested(event.get("host"), event.get("uri"), ports)
 
 
 def _seen(kind: str, text: str) -> set[Value]:
@@ -362,11 +359,16 @@ def _located(text: str) -> str:
     return f"{_name(name)}{port}/{_quoted(rest)}"
 
 
-def _requested(host: str, target: str, port: Any) -> Value:
-    if not target.startswith("/"):
-        return "url", _located(target)
-    at = "" if str(port) in ("None", "80", "443") else f":{port}"
-    return "url", f"{_name(host)}{at}{_quoted(target)}"
+def _requested(host: str | None, target: str | None, ports: Iterable[Any]) -> set[Value]:
+    """
+    @param target: A path, or, as proxies are asked, a whole URL.
+    """
+    if target is not None and not target.startswith("/"):
+        return {("url", _located(target))}
+    if host is None or target is None:
+        return set()
+    ends = {"" if str(port) in ("None", "80", "443") else f":{port}" for port in ports}
+    return {("url", f"{_name(host)}{end}{_quoted(target)}") for end in ends}
 
 
 def _quoted(text: str) -> str:

@@ -101,6 +101,17 @@ class EventTests(SynchronousTestCase):
             },
         )
 
+    def test_proxy(self) -> None:
+        """
+        A request that is a whole URL needs no host, and has its own port.
+        """
+        for http in (
+            {"url": "HTTP://A.example.:80?x"},
+            {"hostname": "proxy.example", "url": "http://a.example/?x", "http_port": 3128},
+        ):
+            self.assertIn(("url", "a.example/?x"), values({"http": http}))
+        self.assertEqual(values({"http": {"url": "/x"}}), set())
+
     def test_long_list(self) -> None:
         """
         Lists are looked at as far as it is said that they are.
