@@ -234,6 +234,9 @@ class Connection(ZmqConnection):
         longer than all the rest.
         """
         frame = self.socket.recv(_NOBLOCK, False)
+        return self._with_rest(frame) if frame.more else [frame]
+
+    def _with_rest(self, frame: zmq.Frame) -> list[zmq.Frame]:
         frames = [frame]
         while frame.more:
             frame = self.socket.recv(_NOBLOCK, False)
@@ -270,12 +273,12 @@ class IdentifyingConnection(Connection):
         super().__init__(factory, receive, options)
 
     def _read_message(self) -> tuple[Any, int]:
-        frames = self._read_frames()
-        user = _property(frames[0], self._name) if self._name else ""
-        if len(frames) == 1:  # most messages of a busy bus
-            frame = frames[0].bytes
-            return (user, [frame]), len(frame)
-        message = [frame.bytes for frame in frames]
+        first = self.socket.recv(_NOBLOCK, False)
+        user = _property(first, self._name) if self._name else ""
+        if not first.more:  # most messages of a busy bus
+            only = first.bytes
+            return (user, [only]), len(only)
+        message = [frame.bytes for frame in self._with_rest(first)]
         return (user, message), sum(map(len, message))
 
 
