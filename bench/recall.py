@@ -44,7 +44,7 @@ from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 
-QUIET = 5.0
+QUIET = 3.0
 """
 Seconds without a new sighting after which no more are waited for, if all are there.
 """
@@ -583,7 +583,7 @@ class Recall(Way):
 
     def hold(self, count: int) -> int:
         """
-        Wait until the engine holds so many values, and is not searching any more.
+        Wait until the engine holds so many values.
 
         @return: How many it holds, which may be others if it came to rest with them.
         """
@@ -592,8 +592,13 @@ class Recall(Way):
             time.sleep(1)
             if (now := self._held()) != held:
                 held, since = now, time.monotonic()
-        waited(lambda: not self._busy())
         return held
+
+    def rest(self) -> None:
+        """
+        Wait until past events have been searched.
+        """
+        waited(lambda: not self._busy())
 
     def _held(self) -> int:
         answers = (run(self.engine, _COUNT.format(table), "") for table in tql.MAIN)
@@ -671,6 +676,7 @@ def sighted(
                 run.feed(files)
             refused = run.spread(documents)
             held = run.hold(distinct)
+            run.rest()
             if mode == "live":
                 run.feed(files)
             if refused:
