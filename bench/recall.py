@@ -61,6 +61,11 @@ IMPORTING = 3
 How many commands import at the same time.
 """
 
+FEW = 20
+"""
+Events below which it is not worth it to import them by type.
+"""
+
 MANY = 200
 """
 Events beyond which two values are not drawn to be wanted together.
@@ -640,7 +645,7 @@ def _imports(files: Iterable[Telemetry]) -> Iterator[tuple[str, str]]:
     @return: Pipelines, each with what it reads.
     """
     for each in files:
-        if each.format != "suricata":
+        if each.format != "suricata" or len(each.events) < FEW:
             yield f"{FORMATS[each.format]} | import", each.text
             continue
         by_schema: dict[str, list[str]] = defaultdict(list)
