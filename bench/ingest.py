@@ -163,7 +163,9 @@ def attached(manage: int) -> bool:
 def measure(runs: int, count: int, old: int) -> int:
     print(f"{count:,} indicators into the engine, {runs} runs. {machine()}\n")
     documents = [document(number) for number in range(count)]
-    waiting, through, alone, peer = [], [], [], []
+    waiting: list[float] = []
+    through: list[float] = []
+    alone, peer = [], []
     for _ in range(runs):
         for way in (waiting, through):
             with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
