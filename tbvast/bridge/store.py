@@ -400,11 +400,15 @@ class BridgeStore:
         for kept, indicator in items:
             after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
             earlier = before.get(kept.number, _NONE)
-            touched |= earlier.keys() ^ after.keys()
-            # Of the same terms, others may be wanted together.
-            nothing_new = after.keys() <= earlier.keys() and not (
-                any(after.values()) or any(earlier.values())
-            )
+            if earlier:
+                touched |= earlier.keys() ^ after.keys()
+                # Of the same terms, others may be wanted together.
+                nothing_new = after.keys() <= earlier.keys() and not (
+                    any(after.values()) or any(earlier.values())
+                )
+            else:
+                touched.update(after)
+                nothing_new = not after
             if reasons and reasons != kept.unmatched:
                 unmatched[kept.id] = reasons
             for observable in after:
@@ -582,8 +586,8 @@ class BridgeStore:
         ids |= self._covering_ids(covered)
         return Changes(
             self._change,
-            tuple(Entry(o, tuple(sorted(found))) for o, found in ids.items() if found),
-            tuple(o for o, found in ids.items() if not found),
+            tuple([Entry(o, tuple(sorted(found))) for o, found in ids.items() if found]),
+            tuple([o for o, found in ids.items() if not found]),
             unmatched,
         )
 
@@ -813,6 +817,8 @@ _AMONG = f"IN ({_AMONG_THESE})"
 With a parameter that is a JSON list: one parameter for any number of values.
 """
 
+_encode = msgspec.json.Encoder().encode
+
 _NONE: _Wanted = {}
 _NOTHING: tuple[_Wanted, tuple[str, ...]] = (_NONE, ())
 
@@ -827,14 +833,14 @@ def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
 
 
 def _listed(numbers: Iterable[int]) -> str:
-    return msgspec.json.encode(list(numbers)).decode()
+    return _encode(list(numbers)).decode()
 
 
 def _written(wanted: _Wanted) -> str:
     """
     An indicator's observables, as they are kept.
     """
-    return msgspec.json.encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
+    return _encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
 
 
 def _key(observable: Observable) -> int:
