@@ -12,6 +12,7 @@ import ipaddress
 import itertools
 import json
 import re
+import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -238,7 +239,10 @@ def values(event: Event) -> set[Value]:
     if isinstance(http, dict):
         found |= _requested(http.get("hostname"), http.get("url"), [http.get("http_port")])
     ports = [None, *_at(event, "id.resp_p", 1)]
-    return found | _requested(event.get("host"), event.get("uri"), ports)
+    host, uri = event.get("host"), event.get("uri")
+    if isinstance(host, str) and isinstance(uri, str) and uri.startswith("/"):
+        found |= {("undone", f"{_name(host)}{end}{uri}") for end in _ends(ports)}
+    return found | _requested(host, uri, ports)
 
 
 def _seen(kind: str, text: str) -> set[Value]:
@@ -367,13 +371,23 @@ def _requested(host: str | None, target: str | None, ports: Iterable[Any]) -> se
         return {("url", _located(target))}
     if host is None or target is None:
         return set()
-    ends = {"" if str(port) in ("None", "80", "443") else f":{port}" for port in ports}
-    return {("url", f"{_name(host)}{end}{_quoted(target)}") for end in ends}
+    return {("url", f"{_name(host)}{end}{_quoted(target)}") for end in _ends(ports)}
+
+
+def _ends(ports: Iterable[Any]) -> set[str]:
+    return {"" if str(port) in ("None", "80", "443") else f":{port}" for port in ports}
 
 
 def _quoted(text: str) -> str:
-    # Zeek undoes the escapes of a URL before it logs it: of these only blanks are known.
     return text.replace(" ", "%20")
+
+
+def undone(value: Value) -> Value:
+    """
+    What is seen of a URL in Zeek's log, which undoes its escapes.
+    """
+    plain = urllib.parse.unquote(value[1])
+    return ("undone", plain) if value[0] == "url" and plain.isascii() else value
 
 
 def drawable(value: Value) -> bool:
@@ -488,6 +502,7 @@ class Matcher:
         for id, alternatives in indicators.items():
             for term in itertools.chain.from_iterable(alternatives):
                 self._ids[term.value].add(id)
+                self._ids[undone(term.value)].add(id)
         self._networks = [
             (value, ipaddress.ip_network(value[1])) for value in self._ids if value[0] == "network"
         ]
@@ -507,7 +522,7 @@ class Matcher:
             id: [
                 frozenset(term.text for term in terms)
                 for terms in self._indicators[id]
-                if all(term.value in seen for term in terms)
+                if all(seen & {term.value, undone(term.value)} for term in terms)
             ]
             for id in ids
         }

@@ -221,6 +221,15 @@ class SeenTests(SynchronousTestCase):
         narrow = "[ipv4-addr:value ISSUBSET '10.0.0.0/16']"
         self.assertEqual(self.seen(narrow, (Kind.NETWORK, "10.0.0.0/8")), ())
 
+    def test_unescaped(self) -> None:
+        """
+        A URL whose escapes were undone is the indicator's.
+        """
+        pattern = "[url:value = 'http://a.example/it%27s']"
+        hit = (Kind.URL, "unescaped a.example/it's")
+        self.assertEqual(self.seen(pattern, hit), ("http://a.example/it%27s",))
+        self.assertEqual(self.seen(pattern, (Kind.URL, "a.example/it's")), ())
+
     def test_edited(self) -> None:
         """
         What was hit by an indicator that was changed meanwhile is nothing that it wants.

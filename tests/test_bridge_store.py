@@ -335,6 +335,23 @@ class TogetherTests(StoreTestCase):
         self.assertEqual(self.unsearched(), [indicator_id(1)])
 
 
+class EscapedTests(StoreTestCase):
+    """
+    URLs with escapes, which some logs undo.
+    """
+
+    def test_both(self) -> None:
+        """
+        A URL is wanted as it is, and as it is when its escapes are undone.
+        """
+        url = an_indicator(1, pattern="[url:value = 'http://a.example/it%27s']")
+        as_is = Observable(Kind.URL, "a.example/it%27s")
+        undone = Observable(Kind.URL, "unescaped a.example/it's")
+        self.assertCountEqual(self.apply(url).write, [entry(as_is, 1), entry(undone, 1)])
+        gone = self.apply(an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE"))
+        self.assertCountEqual(gone.erase, [as_is, undone])
+
+
 class UnmatchedTests(StoreTestCase):
     """
     What is told of indicators that are not matched.

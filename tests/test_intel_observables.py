@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ObservableInvalid, PatternUnmatchable
-from tbvast.intel.observables import Kind, Observable, guess, normalise, pattern_for, refang
+from tbvast.intel.observables import (
+    UNESCAPED,
+    Kind,
+    Observable,
+    guess,
+    normalise,
+    pattern_for,
+    refang,
+    unescaped,
+)
 from tbvast.intel.patterns import observables
 
 JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
@@ -442,3 +451,44 @@ class PatternForTests(SynchronousTestCase):
             return
         self.assertEqual(observables(pattern_for(observable)), (observable,))
         self.assertEqual(observables(pattern_for(observable, text)), (observable,))
+
+
+class UnescapedTests(SynchronousTestCase):
+    """
+    Tests for L{unescaped}.
+    """
+
+    def unescaped(self, url: str) -> str | None:
+        found = unescaped(normalise(Kind.URL, url))
+        return None if found is None else found.value
+
+    def test_undone(self) -> None:
+        """
+        Escapes of what is printable are undone, once.
+        """
+        self.assertEqual(
+            self.unescaped("http://a.example/it%27s?x=%2541"), "unescaped a.example/it's?x=%41"
+        )
+
+    def test_none(self) -> None:
+        """
+        Without escapes, or with such as are logged in several ways, there is none.
+        """
+        for url in (
+            "http://a.example/x",
+            "http://a.example/100%",
+            "http://a.example/%00",
+            "http://a.example/%C3%A4",
+        ):
+            self.assertIsNone(self.unescaped(url))
+        self.assertIsNone(unescaped(Observable(Kind.FILE_NAME, "%41")))
+
+    @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20))
+    def test_no_url(self, path: str) -> None:
+        """
+        It is never that of a URL in its normal form.
+        """
+        found = unescaped(Observable(Kind.URL, f"a.example/{path}"))
+        if found is not None:
+            self.assertIn(" ", found.value)
+            self.assertNotEqual(normalise(Kind.URL, found.value.removeprefix(UNESCAPED)), found)

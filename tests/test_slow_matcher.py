@@ -96,6 +96,8 @@ class EventTests(SynchronousTestCase):
                 ("domain", "h"),
                 ("url", "h/x"),
                 ("url", "h:8080/x"),
+                ("undone", "h/x"),
+                ("undone", "h:8080/x"),
                 ("ip", "1.2.3.4"),
                 ("domain", "a.example"),
             },
@@ -200,3 +202,13 @@ class PatternTests(SynchronousTestCase):
                 "both": [{"A.example", "10.0.0.0/8"}],
             },
         )
+
+    def test_undone(self) -> None:
+        """
+        In Zeek's log a URL is found with its escapes undone; in others it is not.
+        """
+        matcher = Matcher({"one": wanted("[url:value = 'http://h.example/it%27s%20']")})
+        zeek = {"host": "h.example", "uri": "/it's ", "id.resp_p": 81}
+        self.assertEqual(matcher.matches(zeek), {"one": [{"http://h.example/it%27s%20"}]})
+        suricata = {"http": {"hostname": "h.example", "url": "/it's "}}
+        self.assertEqual(matcher.matches(suricata), {})

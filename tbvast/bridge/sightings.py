@@ -21,7 +21,7 @@ from tbvast.bridge.store import BridgeStore
 from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
 from tbvast.intel.indicators import STIX, Indicator, decode_indicator
 from tbvast.intel.matches import Hit, Match, MatchType
-from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
@@ -156,7 +156,10 @@ class Wanted:
             self._matchable = matchable(self.indicator.pattern or "")
         except (Invalid, PatternUnmatchable):
             return
-        self._terms = {term.observable: term for term in self._matchable.terms}
+        for term in self._matchable.terms:
+            self._terms[term.observable] = term
+            if (as_logged := unescaped(term.observable)) is not None:
+                self._terms.setdefault(as_logged, term)
 
     @functools.cached_property
     def _needed(self) -> tuple[frozenset[Observable], ...]:

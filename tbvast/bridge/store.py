@@ -24,7 +24,7 @@ from tbvast.bridge.nesting import Nesting
 from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
 from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.matches import Entry
-from tbvast.intel.observables import Kind, Observable
+from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import PATTERN_RULES, Term, matchable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, digest, insert, migrate, transaction
@@ -909,4 +909,7 @@ def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
     else:
         alone = {term.observable for term in found.alone}
         wanted = {observable: observable not in alone for observable in found.observables}
+    for observable, joint in list(wanted.items()):
+        if (as_logged := unescaped(observable)) is not None:
+            wanted[as_logged] = joint
     return wanted, tuple(dict.fromkeys(found.unmatched)) if found.unmatched else ()

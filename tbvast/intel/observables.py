@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from typing import NoReturn
+from urllib.parse import unquote
 
 import idna
 import msgspec
@@ -62,6 +63,11 @@ The shortest prefix, in bits, of an IPv4 network: a wider one matches by chance.
 WIDEST_V6 = 16
 """
 The shortest prefix, in bits, of an IPv6 network.
+"""
+
+UNESCAPED = "unescaped "
+"""
+What the value begins with of a URL whose escapes are undone; no URL has a blank.
 """
 
 LONGEST_URL = 8192
@@ -407,6 +413,22 @@ def _url(text: str) -> Observable:
     if len(value) > LONGEST_URL:
         _refuse("url", text, f"a URL of at most {LONGEST_URL} characters")
     return Observable(Kind.URL, value)
+
+
+def unescaped(observable: Observable) -> Observable | None:
+    """
+    What is seen of a URL where its escapes are undone before it is logged: no normal
+    form, but L{UNESCAPED} and what is left.
+
+    @return: L{None} if there are no escapes, or if they stand for what is not printable
+        ASCII, which is logged in more than one way.
+    """
+    if observable.kind is not Kind.URL or "%" not in observable.value:
+        return None
+    plain = unquote(observable.value)
+    if plain == observable.value or not (plain.isascii() and plain.isprintable()):
+        return None
+    return Observable(Kind.URL, UNESCAPED + plain)
 
 
 def _quoted(match: re.Match[str]) -> str:

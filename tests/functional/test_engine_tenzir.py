@@ -268,6 +268,11 @@ EVERYTHING: dict[str, list[tuple[dict[str, Any], Entry, str]]] = {
             "uri",
         ),
         (
+            {"_path": "http", "host": "zeek.http", "uri": "/it's 1%", "id.resp_p": 81},
+            entry(Kind.URL, "unescaped zeek.http:81/it's 1%"),
+            "uri",
+        ),
+        (
             {"_path": "ssl", "server_name": "Zeek.Ssl"},
             entry(Kind.DOMAIN, "zeek.ssl"),
             "server_name",

@@ -83,12 +83,14 @@ class Request(msgspec.Struct, frozen=True):
     @ivar port: The path of the port that was asked; C{""} if the log has none.
         Ports 80 and 443 go without saying.
     @ivar query: The path of the query; C{""} if C{target} has it.
+    @ivar unescaped: Whether the log undoes the escapes of what was requested.
     """
 
     host: str
     target: str
     port: str = ""
     query: str = ""
+    unescaped: bool = False
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -284,7 +286,10 @@ _ZEEK_OTHER = (
     + hardware("mac")
 )
 # Zeek writes the host without its port: with the server's, it is another URL.
-_ZEEK_REQUEST = (Request("host", "uri"), Request("host", "uri", "id.resp_p"))
+_ZEEK_REQUEST = (
+    Request("host", "uri", unescaped=True),
+    Request("host", "uri", "id.resp_p", unescaped=True),
+)
 
 ZEEK = (
     Source("zeek.conn", _ZEEK_ENDS + _ZEEK_HARDWARE),

@@ -24,7 +24,7 @@ from tbvast.bridge.engines.fields import (
     anything,
 )
 from tbvast.errors import Invalid
-from tbvast.intel.observables import Kind
+from tbvast.intel.observables import UNESCAPED, Kind
 
 SIGN = b'{"_tbvast":null}'
 """
@@ -245,8 +245,8 @@ class _Slots:
                             found[self._slot(shown, above, kinds)] = None
         if Kind.URL in self._kinds:
             for request in source.requests:
-                expression = _requested(request)
-                found[self._slot(request.target, expression, frozenset({Kind.URL}))] = None
+                for expression in _requested(request):
+                    found[self._slot(request.target, expression, frozenset({Kind.URL}))] = None
         return tuple(found)
 
     def _slot(self, field: str, expression: str, kinds: frozenset[Kind]) -> Slot:
@@ -404,18 +404,28 @@ def _access(path: str) -> str:
     return access
 
 
-def _requested(request: Request) -> str:
-    host = f'{_access(request.host)}.to_lower().trim_end(".")'
+def _requested(request: Request) -> Iterator[str]:
     target = _access(request.target)
+    is_path = f'{target}.starts_with("/")'
+    yield f"({_joined(request, _escaped(target))} if {is_path} else {_located(target)})"
+    if request.unescaped:
+        yield f'("{UNESCAPED}" + {_joined(request, target)} if {is_path})'
+
+
+def _joined(request: Request, target: str) -> str:
+    """
+    @param target: What stands for the request's own.
+    """
+    host = f'{_access(request.host)}.to_lower().trim_end(".")'
     if request.port:
         port = _access(request.port)
         named = f"{port} != null and {port} != 80 and {port} != 443"
         host = f'({host} + ":" + string({port}) if {named} else {host})'
-    whole = f"{host} + {_escaped(target)}"
+    whole = f"{host} + {target}"
     if request.query:
         query = _access(request.query)
         whole = f'{whole} + ("?" + {query} if {query} != null and {query} != "" else "")'
-    return f'({whole} if {target}.starts_with("/") else {_located(target)})'
+    return whole
 
 
 def create(table: str) -> str:
