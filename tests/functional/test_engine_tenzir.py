@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import tql
+from tbvast.bridge.engines import tenzir, tql
 from tbvast.bridge.engines.fields import (
     Mapped,
     Source,
@@ -825,6 +825,18 @@ class EndingTests(TenzirTestCase):
         self.assertRaises(EngineTimeout, list, self.engine.find([ADDRESS], 0, 0.0))
         self.assertEqual(json.loads(self.node.run(_PIPELINES))["pipelines"], [])
         self.assertEqual(len(_found(self.engine, [ADDRESS])), 1)
+
+    def test_slow_command(self) -> None:
+        """
+        A search of which one command takes too long has failed, and has to be made again:
+        it has not run out of its own time.
+        """
+
+        def slow(*arguments: object) -> None:
+            raise EngineTimeout("find", 30.0)
+
+        self.patch(tenzir, "_answer", slow)
+        self.assertRaises(EngineCallFailed, list, self.engine.find([ADDRESS], 0, 60.0))
 
     def test_frozen_node(self) -> None:
         """

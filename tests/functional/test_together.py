@@ -26,6 +26,7 @@ NEARBY = f"[domain-name:value = '{NAME}' AND ipv4-addr:value ISSUBSET '203.0.0.0
 MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 DROPPED = f"[file:name = 'x.exe' AND file:hashes.MD5 = '{MD5.upper()}']"
 NARROWER = "[ipv4-addr:value ISSUBSET '203.0.113.64/30']"
+FIRST = "[ipv4-addr:value = '203.0.113.98']"
 
 Seen = tuple[str, int, tuple[str, ...]]
 """
@@ -196,14 +197,20 @@ class TogetherTests(ServicesTestCase):
         self.addCleanup(self.client.close)
         await deferToThread(self.client.subscribe, "stix2/sighting")
 
+        # What the live match has seen before is not its own when indicators come.
+        await self.publish(FIRST)
+        await self.engine_side.saw("The engine took 1 entries")
+        await self.engine_side.saw("A search of past events")
         await self.feed(*events(100))
         await self.feed(suricata(190, "flow", dest_ip="203.0.113.99"))
+        await self.feed(suricata(191, "flow", dest_ip="203.0.113.98"))
+        await deferToThread(self.client.receive_until, "203.0.113.98")
         await self.publish(LOOKED_UP, REQUESTED, NEARBY, DROPPED, NARROWER)
-        await self.engine_side.saw("A search of past events")
+        await self.engine_side.saw("A search of past events", times=2)
         await self.publish(SENTINEL)
         self.assertEqual(sorted(await self.sightings(100, "RETRO")), sorted(EXPECTED))
 
-        await self.engine_side.saw("The engine took 1 entries")
+        await self.engine_side.saw("The engine took 1 entries", times=2)
         await self.feed(*events(200))
         await self.feed(suricata(290, "flow", dest_ip="203.0.113.99"))
         self.assertEqual(sorted(await self.sightings(200, "LIVE")), sorted(EXPECTED))

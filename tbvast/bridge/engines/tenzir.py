@@ -286,6 +286,10 @@ class TenzirEngine:
                     for page in pages:
                         if found := enough.apply(_matches("find", page, plan)):
                             yield found
+            except EngineTimeout as e:
+                if self._monotonic() < deadline:  # one of its commands took too long
+                    raise EngineCallFailed("find", str(e)) from None
+                raise
             finally:
                 with contextlib.suppress(EngineError):
                     self._forget()
