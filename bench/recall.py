@@ -666,12 +666,13 @@ def sighted(
     @return: What a subscriber got.
     """
     documents = list(indicators.documents.values())
-    terms = (
+    terms = {
         each.value
         for alternatives in indicators.wanted.values()
         for each in itertools.chain.from_iterable(alternatives)
-    )
-    distinct = len({*terms, ("ip", LAST)})
+    }
+    escaped = {undone(value) for value in terms if "%" in value[1]} - terms
+    distinct = len({*terms, *escaped, ("ip", LAST)})
     with tempfile.TemporaryDirectory(prefix="tbvast-recall-") as folder:
         run = Recall(Path(folder))
         try:
