@@ -40,7 +40,7 @@ from bench.way import Way, waited
 from tbvast.bridge.engines import tql
 from tests import slow_matcher
 from tests.functional.components import FORMATS, import_events, run
-from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted
+from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted, undone
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 
