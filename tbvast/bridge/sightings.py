@@ -5,7 +5,6 @@ From matches to sightings: made, kept, and handed on.
 from __future__ import annotations
 
 import functools
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bridge.nesting import Nesting
 from tbvast.bridge.store import BridgeStore
 from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
 from tbvast.intel.indicators import STIX, Indicator, decode_indicator
@@ -46,8 +46,6 @@ LONGEST_CACHED = 16_384
 """
 Bytes of a document beyond which it is read each time.
 """
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Handing = Callable[[list[bytes]], Deferred[list[bool]]]
 """
@@ -166,12 +164,8 @@ class Wanted:
         return self._matchable.needed if self._matchable is not None else ()
 
     @functools.cached_property
-    def _networks(self) -> list[tuple[Network, Term]]:
-        return [
-            (ipaddress.ip_network(term.observable.value), term)
-            for term in self._terms.values()
-            if term.observable.kind is Kind.NETWORK
-        ]
+    def _nesting(self) -> Nesting:
+        return Nesting(each.value for each in self._terms if each.kind is Kind.NETWORK)
 
     def seen(self, hits: Iterable[Hit]) -> tuple[str, ...]:
         """
@@ -200,18 +194,10 @@ class Wanted:
         if exact is not None:
             yield exact
         if hit.kind is Kind.NETWORK:
-            found = ipaddress.ip_network(hit.value)
-            for network, term in self._networks:
-                if term is not exact and _covers(network, found):
+            covering = {Observable(hit.kind, each) for each in self._nesting.covering(hit.value)}
+            for observable, term in self._terms.items():
+                if term is not exact and observable in covering:
                     yield term
-
-
-def _covers(wide: Network, narrow: Network) -> bool:
-    return (
-        wide.version == narrow.version
-        and wide.prefixlen <= narrow.prefixlen
-        and narrow.network_address in wide
-    )
 
 
 class Outbox(Service):
