@@ -203,7 +203,9 @@ class IJournal(Interface):
         """
         Keep items for good, in order, in one commit.
 
-        A repeat, or a version older than the one kept, changes nothing.
+        A repeat, or a version older than the one kept, changes nothing. It may be called
+        again before it is done; if one fails, so do those after it, until whoever called
+        knows of the failure: nothing overtakes what is tried again.
 
         @param items: L{tbvast.intel.indicators.Indicator} and
             L{tbvast.intel.sightings.Sighting} values.

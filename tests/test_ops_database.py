@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import FromLater, connect, digest, insert, migrate, transaction
+from tbvast.ops.database import FromLater, connect, insert, migrate, transaction
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -111,11 +111,3 @@ class InsertTests(SynchronousTestCase):
             insert(self.connection, "a", [(1, "x")])
         self.assertEqual(self.connection.execute("SELECT * FROM a").fetchall(), [])
         self.assertFalse(self.connection.in_transaction)
-
-    def test_digest(self) -> None:
-        """
-        A text and its bytes have the same digest, and another text another one.
-        """
-        self.assertEqual(digest("a"), digest(b"a"))
-        self.assertNotEqual(digest("a"), digest("b"))
-        self.assertLess(digest("a"), 1 << 48)

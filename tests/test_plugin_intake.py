@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import Gate
-from tbvast.plugin.intake import BATCH, CHECKED, FULL, RETRY_DELAY, Intake
+from tbvast.plugin.intake import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
 from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import TURN
 from tbvast.wire.frames import REPORT_TOPICS, Envelope, Item, encode_report
@@ -131,17 +131,40 @@ class ReceiveTests(IntakeTestCase):
     def test_bounded_commit(self) -> None:
         """
         One commit has a bounded number of items, and others have a turn between the
-        spreading of two; meanwhile the next one is made durable, and no more.
+        spreading of two; meanwhile the next ones are made durable, but not all.
         """
-        self.receive(*(encode_report(a_sighting(number)) for number in range(3 * BATCH)))
-        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        count = UNDER_WAY + 2
+        self.receive(*(encode_report(a_sighting(number)) for number in range(count * BATCH)))
+        self.assertEqual(self.journal.batches, [BATCH] * (1 + UNDER_WAY))
         self.assertEqual([len(commit) for commit in self.commits], [BATCH])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual([len(commit) for commit in self.commits], [BATCH] * 3)
+        self.assertEqual([len(commit) for commit in self.commits], [BATCH] * count)
         self.assertEqual(
-            self.spread_items(), [a_sighting(number).raw for number in range(3 * BATCH)]
+            self.spread_items(), [a_sighting(number).raw for number in range(count * BATCH)]
         )
+
+    def test_ahead(self) -> None:
+        """
+        The journal is given the next commit before the last one is done, but only a full
+        one: what arrives slowly is written together.
+        """
+        self.journal.holding = True
+        count = BATCH + 1
+        for start in range(0, 5 * BATCH, BATCH):
+            self.receive(*(encode_report(a_sighting(start + n)) for n in range(BATCH)))
+        self.assertEqual(self.journal.batches, [BATCH] * UNDER_WAY)
+        self.journal.batches.clear()
+        self.setUp()
+        self.journal.holding = True
+        self.receive(encode_report(a_sighting(0)))
+        self.receive(*(encode_report(a_sighting(n)) for n in range(1, BATCH)))
+        self.assertEqual(self.journal.batches, [1])
+        self.receive(*(encode_report(a_sighting(n)) for n in range(BATCH, count)))
+        self.assertEqual(self.journal.batches, [1, BATCH])
+        self.journal.release()
+        self.clock.advance(0)
+        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count)])
 
     def test_from_elsewhere(self) -> None:
         """
@@ -228,7 +251,8 @@ class ReceiveTests(IntakeTestCase):
         is durable.
         """
         self.journal.holding = True
-        messages = [("", [encode_report(a_sighting(n))]) for n in range(FULL + BATCH)]
+        count = FULL + UNDER_WAY * BATCH
+        messages = [("", [encode_report(a_sighting(n))]) for n in range(count)]
         self.intake.receive(messages[: FULL - 1])
         self.assertEqual(self.paused, [])
         self.intake.receive(messages[FULL - 1 :])
@@ -238,7 +262,7 @@ class ReceiveTests(IntakeTestCase):
         self.assertEqual(self.paused, [True])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(len(self.spread_items()), FULL + BATCH)
+        self.assertEqual(len(self.spread_items()), count)
         self.assertEqual(self.paused, [True, False])
 
 
@@ -398,13 +422,51 @@ class FailingTests(IntakeTestCase):
             for _ in range(3):
                 self.clock.advance(RETRY_DELAY)
         self.assertEqual((self.commits, self.paused), ([], [True]))
-        self.assertEqual(self.journal.batches, [1] * 4)
+        self.assertEqual(self.journal.batches, [1, 2, 2, 2])
         self.assertEqual({event["reason"] for event in events}, {"the disk refuses"})
         self.journal.failing = False
         self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.paused, [True, False])
         self.clock.advance(0)
         self.assertEqual(self.spread_items(), [an_indicator(1).raw, an_indicator(2).raw])
+
+    def test_in_order(self) -> None:
+        """
+        Of two commits that are under way and fail, the first is tried again first, and
+        both before what arrived since; nothing is read before the journal works.
+        """
+        count = 2 * BATCH + 1
+        self.journal.holding = True
+        self.receive(*(encode_report(a_sighting(number)) for number in range(count)))
+        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.journal.failing = True
+        self.journal.release()
+        self.receive(encode_report(a_sighting(count)))
+        self.assertEqual((self.journal.batches, self.paused), ([BATCH] * 2, [True]))
+        self.journal.failing = self.journal.holding = False
+        self.clock.advance(RETRY_DELAY)
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count + 1)])
+        self.assertEqual(self.paused, [True, False])
+
+    def test_still_under_way(self) -> None:
+        """
+        What failed is not tried again before what was given after it has failed as well.
+        """
+        self.journal.holding = True
+        self.receive(*(encode_report(a_sighting(number)) for number in range(2 * BATCH)))
+        first, second = self.journal.held
+        first[0].errback(JournalFailed("the disk refuses"))
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        second[0].errback(JournalFailed("the disk refuses"))
+        self.journal.held.clear()
+        self.journal.holding = False
+        self.clock.advance(RETRY_DELAY)
+        while self.clock.getDelayedCalls():
+            self.clock.advance(0)
+        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(2 * BATCH)])
 
     def test_told(self) -> None:
         """

@@ -12,7 +12,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -559,7 +561,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.store.close()
         other = sqlite3.connect(self.path)
         other.executescript(
-            "DROP INDEX latest; ALTER TABLE entries DROP COLUMN digest;"
+            "DROP TABLE latest; DROP TABLE indexed; ALTER TABLE entries DROP COLUMN digest;"
             "CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;"
             "PRAGMA user_version = 1"
         )
@@ -626,6 +628,31 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.assertEqual(self.current(), before)
         self.accept()
         self.assertEqual([outcome.number for outcome in self.append(*batch)], [2, 3, 4])
+
+    def test_failure_unknown(self) -> None:
+        """
+        What was to be appended after what failed fails too, until the failure is known:
+        nothing overtakes what will be tried again.
+        """
+        calls: list[tuple[Deferred[Any], Any]] = []
+
+        def later(f: Any, *args: Any) -> Deferred[Any]:
+            calls.append((Deferred(), lambda: f(*args)))
+            return calls[-1][0]
+
+        journal = Journal(self.store, self.clock, later, call_now)
+        first, second = (journal.append([an_indicator(number)]) for number in (1, 2))
+        self.refuse(indicator_id(1))
+        failures = [self.assertRaises(JournalFailed, call) for _, call in calls]
+        for (d, _), failure in zip(calls, failures, strict=True):
+            d.errback(Failure(failure))
+        self.failureResultOf(first, JournalFailed)
+        self.failureResultOf(second, JournalFailed)
+        self.accept()
+        for number in (1, 2):
+            d = journal.append([an_indicator(number)])
+            calls[-1][0].callback(calls[-1][1]())
+            self.assertEqual([outcome.number for outcome in self.successResultOf(d)], [number])
 
     def test_read_error(self) -> None:
         """

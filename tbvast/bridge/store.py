@@ -27,7 +27,8 @@ from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import PATTERN_RULES, Term, matchable
 from tbvast.intel.sightings import Sighting
-from tbvast.ops.database import connect, digest, insert, migrate, transaction
+from tbvast.ops.database import connect, insert, migrate, transaction
+from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
 from tbvast.wire.manage import Position
 
 SIGHTING_MEMORY_DAYS = 30
@@ -145,6 +146,22 @@ DROP TABLE named_terms;
 ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
 """
 
+_GATHERED = f"""
+DROP INDEX by_digest;
+DROP INDEX networks;
+{UNTIL};
+{index_table("ids")};
+INSERT INTO ids SELECT digest, number FROM indicators ORDER BY digest, number;
+CREATE TABLE networks (number INTEGER PRIMARY KEY);
+INSERT INTO networks SELECT DISTINCT number FROM terms WHERE network;
+ALTER TABLE terms RENAME TO wide_terms;
+{index_table("terms")};
+INSERT INTO terms SELECT digest, number FROM wide_terms ORDER BY digest, number;
+DROP TABLE wide_terms;
+INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
+INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
+"""
+
 _MICROSECONDS = 1_000_000
 
 _T = TypeVar("_T")
@@ -186,6 +203,7 @@ class _Kept(msgspec.Struct, array_like=True, gc=False):
     What is kept of an indicator.
 
     @ivar unmatched: Why it is not matched, or not all of it.
+    @ivar is_new: Whether nothing is, so far.
     """
 
     number: int
@@ -196,6 +214,7 @@ class _Kept(msgspec.Struct, array_like=True, gc=False):
     searched: bool
     generation: int
     unmatched: tuple[str, ...]
+    is_new: bool = False
 
 
 class _Term(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -240,7 +259,9 @@ class BridgeStore:
         try:
             self._db = connect(path)
             self._db.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._db, [FIRST_SCHEMA, _NUMBERED])
+            migrate(self._db, [FIRST_SCHEMA, _NUMBERED, _GATHERED])
+            self._by_id = DigestIndex(self._db, "ids", self._ids_above)
+            self._by_term = DigestIndex(self._db, "terms", self._terms_above)
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
         plugin, number, self._generation, self._rules = self._db.execute(
@@ -252,11 +273,19 @@ class BridgeStore:
         ).fetchone()
         self._nesting = Nesting(
             term.value
-            for each in self._wanting("SELECT number FROM terms INDEXED BY networks WHERE network")
+            for each in self._wanting("SELECT number FROM networks")
             for term in each.wanted
             if term.kind is Kind.NETWORK
         )
         self._undo: list[Callable[[], None]] = []
+
+    def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
+        return self._db.execute("SELECT digest, number FROM indicators WHERE number > ?", (number,))
+
+    def _terms_above(self, number: int) -> Iterator[tuple[int, int]]:
+        for each in self._wanting("SELECT number FROM indicators WHERE number > ?", number):
+            for term in each.wanted:
+                yield _key(term.observable), each.number
 
     def close(self) -> None:
         self._db.close()
@@ -282,7 +311,7 @@ class BridgeStore:
         """
         self._undo = [functools.partial(self._recall, self._number, self._change)]
         try:
-            with transaction(self._db):
+            with settled(self._by_id, self._by_term), transaction(self._db):
                 yield
         except BaseException:
             for undo in reversed(self._undo):
@@ -322,22 +351,25 @@ class BridgeStore:
         with self._writing():
             digests = {indicator.id: digest(indicator.id) for indicator in indicators}
             kept = self._kept(digests)
-            documents = self._documents(kept.values())
+            documents = self._documents(kept.values()) if kept else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
             for indicator in indicators:
-                known = kept.get(indicator.id)
+                id_ = indicator.id
+                known = kept.get(id_)
                 state = _state(indicator, moment)
-                if _changes_anything(indicator, state, known, documents):
-                    if known is None:
-                        known = self._new(indicator.id, digests[indicator.id])
-                        kept[indicator.id] = known
-                    known.modified = max(known.modified, indicator.modified)
-                    known.state = state
-                    documents[indicator.id] = indicator.raw
-                    latest[indicator.id] = indicator
-                elif known is not None and known.generation != self._generation:
-                    repeated.append(known.number)
+                if known is None:
+                    if state is _ENDED:
+                        continue
+                    known = kept[id_] = self._new(id_, digests[id_])
+                elif not _changes_anything(indicator, state, known, documents):
+                    if known.generation != self._generation:
+                        repeated.append(known.number)
+                    continue
+                known.modified = max(known.modified, indicator.modified)
+                known.state = state
+                documents[id_] = indicator.raw
+                latest[id_] = indicator
             if repeated:
                 self._db.execute(
                     f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
@@ -350,7 +382,7 @@ class BridgeStore:
 
     def _new(self, id: str, digest: int) -> _Kept:
         self._number += 1
-        return _Kept(self._number, id, digest, 0, _ENDED, True, self._generation, ())
+        return _Kept(self._number, id, digest, 0, _ENDED, True, self._generation, (), True)
 
     def _kept(self, digests: Mapping[str, int]) -> dict[str, _Kept]:
         """
@@ -358,13 +390,16 @@ class BridgeStore:
 
         @param digests: Those of the indicators' ids, by id.
         """
+        numbers = self._by_id.find(list(digests.values()))
+        if not numbers:
+            return {}
         found = self._one(
             list[_Kept],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
             " json(unmatched)))"
-            f" FROM indicators WHERE digest {_AMONG}",
-            _listed(digests.values()),
+            f" FROM indicators WHERE number {_AMONG}",
+            _listed(numbers),
         )
         return {kept.id: kept for kept in found if kept.id in digests}
 
@@ -387,12 +422,15 @@ class BridgeStore:
         if not items:
             return Changes(self._change)
         self._change += 1
+        known = [kept.number for kept, _ in items if not kept.is_new]
         before = {
             each.number: {term.observable: bool(term.joint) for term in each.wanted}
-            for each in self._wanting(_AMONG_THESE, _listed(kept.number for kept, _ in items))
+            for each in (self._wanting(_AMONG_THESE, _listed(known)) if known else ())
         }
         rows: list[tuple[Any, ...]] = []
-        terms: list[tuple[Any, ...]] = []
+        terms: list[tuple[int, int]] = []
+        more_terms: list[tuple[int, int]] = []
+        networks: list[tuple[int]] = []
         touched: set[Observable] = set()
         keys: dict[Observable, int] = {}
         wanted: dict[Observable, list[str]] = {}
@@ -411,14 +449,20 @@ class BridgeStore:
                 nothing_new = not after
             if reasons and reasons != kept.unmatched:
                 unmatched[kept.id] = reasons
+            number = kept.number
             for observable in after:
-                wanted.setdefault(observable, []).append(kept.id)
-                is_network = 1 if observable.kind is Kind.NETWORK else 0
-                key = keys.get(observable) or keys.setdefault(observable, _key(observable))
-                terms.append((key, kept.number, is_network))
+                some = wanted.get(observable)
+                if some is None:
+                    wanted[observable] = [kept.id]
+                    keys[observable] = _key(observable)
+                else:
+                    some.append(kept.id)
+                (terms if kept.is_new else more_terms).append((keys[observable], number))
+                if observable.kind is Kind.NETWORK:
+                    networks.append((number,))
             rows.append(
                 (
-                    kept.number, kept.id, kept.digest, kept.modified,
+                    number, kept.id, kept.digest, kept.modified,
                     0 if indicator.valid_from is None else indicator.valid_from,
                     _NO_END if indicator.valid_until is None else indicator.valid_until,
                     int(kept.state), self._change,
@@ -434,7 +478,10 @@ class BridgeStore:
         for observable, some in ids.items():
             some += wanted.get(observable, ())
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
-        insert(self._db, "terms", terms, "INSERT OR IGNORE")
+        self._by_id.change([(kept.digest, kept.number) for kept, _ in items if kept.is_new])
+        self._by_term.change(terms)
+        self._by_term.insert(more_terms)
+        insert(self._db, "networks", networks, "INSERT OR IGNORE")
         return self._changes(ids, unmatched)
 
     def _wanting(self, numbers: str, *parameters: Any) -> list[_Wanting]:
@@ -454,12 +501,11 @@ class BridgeStore:
         """
         @param wanted: The observables of each indicator, by number.
         """
-        keys = [(_key(o), number) for number, observables in wanted.items() for o in observables]
-        self._db.execute(
-            "DELETE FROM terms WHERE (digest, number) IN"
-            " (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
-            (json.dumps(keys),),
-        )
+        if not wanted:
+            return
+        pairs = [(_key(o), number) for number, observables in wanted.items() for o in observables]
+        self._by_term.change((), pairs)
+        self._db.execute(f"DELETE FROM networks WHERE number {_AMONG}", (_listed(wanted),))
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
@@ -605,9 +651,8 @@ class BridgeStore:
         @param keys: L{_key} of each.
         """
         found: dict[Observable, list[str]] = {observable: [] for observable in keys}
-        for each in self._wanting(
-            f"SELECT number FROM terms WHERE digest {_AMONG}", _listed(keys.values())
-        ):
+        numbers = self._by_term.find(list(keys.values()))
+        for each in self._wanting(_AMONG_THESE, _listed(numbers)) if numbers else ():
             for term in each.wanted:
                 if (ids := found.get(term.observable)) is not None:
                     ids.append(each.id)
@@ -629,6 +674,8 @@ class BridgeStore:
         """
         Everything that the engine should hold.
         """
+        with self._writing():
+            self._by_term.write_all()
         last = -1
         while page := self._one(
             list[_Wanting],
@@ -699,9 +746,13 @@ class BridgeStore:
         searched = list(ids)
         with transaction(self._db):
             self._db.execute(
-                f"UPDATE indicators SET searched = 1 WHERE digest {_AMONG} AND id {_AMONG}"
+                f"UPDATE indicators SET searched = 1 WHERE number {_AMONG} AND id {_AMONG}"
                 " AND change <= ?",
-                (_listed(map(digest, searched)), json.dumps(searched), until),
+                (
+                    _listed(self._by_id.find(list(map(digest, searched)))),
+                    json.dumps(searched),
+                    until,
+                ),
             )
 
     @property
@@ -868,7 +919,7 @@ def _state(indicator: Indicator, moment: int) -> _State:
 
 
 def _changes_anything(
-    indicator: Indicator, state: _State, known: _Kept | None, documents: Mapping[str, bytes]
+    indicator: Indicator, state: _State, known: _Kept, documents: Mapping[str, bytes]
 ) -> bool:
     """
     @param state: What the indicator is now.
@@ -876,8 +927,6 @@ def _changes_anything(
     @param documents: The documents that are kept, by id.
     """
     ends = state == _ENDED
-    if known is None:
-        return not ends
     lasts = known.state != _ENDED
     if ends and not indicator.modified:
         return lasts  # it has no version, and ends any

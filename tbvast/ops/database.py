@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -116,16 +115,6 @@ def insert(
 @functools.lru_cache(maxsize=64)
 def _insertion(verb: str, into: str, row: str, count: int) -> str:
     return f"{verb} INTO {into} VALUES {', '.join([row] * count)}"
-
-
-def digest(text: str | bytes) -> int:
-    """
-    A number of 48 bits that stands for a text in an index, at a fraction of what the
-    text would take; others may have the same.
-    """
-    if isinstance(text, str):
-        text = text.encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
 
 
 @contextlib.contextmanager

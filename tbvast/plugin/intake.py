@@ -30,6 +30,12 @@ The most items that are made durable in one commit. Fewer cost more writing for 
 do not stay in the processor's caches from one step to the next.
 """
 
+UNDER_WAY = 3
+"""
+How many commits may be on their way into the journal, or to whoever wants them, so that
+neither waits for the other; before one has arrived in the journal, only a full one follows.
+"""
+
 FULL = 20_000
 """
 How many items wait before the sub endpoint is no longer read.
@@ -121,7 +127,9 @@ class Intake:
         self._waiting: deque[_Waiting] = deque()
         self._offers: deque[_Offer] = deque()
         self._durable: deque[tuple[Sequence[Outcome], Deferred[None]]] = deque()
-        self._committing = False
+        self._committing = 0
+        self._retrying = False
+        self._kept: list[_Waiting] = []
         self._paused = False
         self._finished: Deferred[None] | None = None
 
@@ -222,7 +230,8 @@ class Intake:
     def _check_finished(self) -> None:
         if self._finished is None or self._finished.called:
             return
-        if not (self._committing or self._waiting or self._offers or self._durable):
+        busy = self._committing or self._retrying or self._waiting or self._offers
+        if not (busy or self._durable):
             self._finished.callback(None)
 
     def _forbidden(self, user: str) -> None:
@@ -238,17 +247,15 @@ class Intake:
             self._log.warn("Refused a message: {reason}", reason=str(error))
 
     def _commit(self) -> None:
-        # One commit may be on its way into the journal while another is spread.
-        if self._committing or len(self._durable) > 1:
-            return
-        if not self._waiting:
-            self._check_finished()
-            return
-        self._committing = True
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        self._append(batch)
+        while not self._retrying and self._committing + len(self._durable) < UNDER_WAY:
+            if len(self._waiting) < (BATCH if self._committing else 1):
+                break
+            self._append()
+        self._check_finished()
 
-    def _append(self, batch: list[_Waiting]) -> None:
+    def _append(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        self._committing += 1
         (
             self._journal.append([item for item, _, _ in batch])
             .addCallbacks(
@@ -258,7 +265,7 @@ class Intake:
         )
 
     def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
-        self._committing = False
+        self._committing -= 1
         self.hand_on(outcomes).addCallback(lambda _: self._settle(outcomes, batch))
 
     def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
@@ -268,7 +275,7 @@ class Intake:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._paused and len(self._waiting) < FULL // 2:
+        if self._paused and not self._retrying and len(self._waiting) < FULL // 2:
             self._paused = False
             self.resume()
         # In a turn of its own, so that nobody else waits for a long queue.
@@ -318,20 +325,35 @@ class Intake:
             reason=str(failure.value),
             delay=RETRY_DELAY,
         )
+        self._committing -= 1
         if not self._paused:
             self._paused = True
             self.pause()
-        kept: list[_Waiting] = []
         for waiting in batch:
             offer = waiting[1]
             if offer is None:
-                kept.append(waiting)
+                self._kept.append(waiting)
             else:  # whoever waits is told, and keeps it
                 offer.fail(failure)
-        self._clock.callLater(RETRY_DELAY, self._append, kept)
+        if not self._retrying:
+            self._retrying = True
+            self._clock.callLater(RETRY_DELAY, self._retry)
+
+    def _retry(self) -> None:
+        """
+        Try what failed again, before anything else; even if nothing of it is kept, for
+        it tells whether the journal works.
+        """
+        if self._committing:  # and about to fail, too
+            self._clock.callLater(RETRY_DELAY, self._retry)
+            return
+        self._retrying = False
+        self._waiting.extendleft(reversed(self._kept))
+        self._kept.clear()
+        self._append()
 
     def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
-        self._committing = False
+        self._committing -= 1
         self._log.failure("{count} messages are lost", failure, count=len(batch))
         for _, offer, _ in batch:
             if offer is not None:

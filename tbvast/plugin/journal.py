@@ -12,8 +12,10 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
 from tbvast.plugin.store import Entered, JournalStore, Outcome
@@ -42,15 +44,37 @@ class Journal:
         self._clock = clock
         self._write = defer_write
         self._read = defer_read
+        # How many failures to append are known here, and the last one in the thread.
+        self._failures = 0
+        self._failed: tuple[int, JournalFailed] | None = None
 
     @property
     def floor(self) -> int:
         return self._store.floor
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
-        return self._write(self._store.append, items, self._clock.seconds()).addCallback(
-            self._cb_appended
+        failures = self._failures
+        return self._write(self._append, items, self._clock.seconds(), failures).addCallbacks(
+            self._cb_appended, self._eb_append, errbackArgs=(failures,)
         )
+
+    def _append(self, items: Sequence[Item], now: float, failures: int) -> list[Outcome]:
+        """
+        In the writer's thread.
+
+        @param failures: How many were known to whoever called.
+        """
+        if self._failed is not None and self._failed[0] == failures:
+            raise self._failed[1]
+        try:
+            return self._store.append(items, now)
+        except JournalFailed as e:
+            self._failed = (failures, e)
+            raise
+
+    def _eb_append(self, failure: Failure, failures: int) -> Failure:
+        self._failures = max(self._failures, failures + 1)
+        return failure
 
     def _cb_appended(self, outcomes: list[Outcome]) -> list[Outcome]:
         # Those that were accepted are numbered in their order.

@@ -3,7 +3,7 @@ The journal's file: SQLite, by blocking calls.
 
 One table holds every accepted item under its number. A row's C{state} says
 whether it is the latest version of its STIX id, and whether that version is in
-force. The latest versions have an index by a digest of the id, which is an eighth
+force. The latest versions are indexed by a digest of the id, which is an eighth
 of what the ids themselves would take; a repeat is found by it.
 """
 
@@ -21,7 +21,8 @@ import msgspec
 
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
-from tbvast.ops.database import connect, digest, insert, migrate, transaction
+from tbvast.ops.database import connect, insert, migrate, transaction
+from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -57,7 +58,15 @@ DROP INDEX latest;
 CREATE INDEX latest ON entries (digest) WHERE state != 0
 """
 
-_NUMBER, _MODIFIED, _STATE, _BODY = 0, 4, 6, 7
+_GATHERED = f"""
+DROP INDEX latest;
+{index_table("latest")};
+INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY digest, number;
+{UNTIL};
+INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
+"""
+
+_NUMBER, _ID, _MODIFIED, _STATE, _BODY, _DIGEST = 0, 2, 4, 6, 7, 8
 """
 Which columns of a row these are.
 """
@@ -156,14 +165,21 @@ class JournalStore:
             self._writer = connect(path)
             self._reader = connect(path)
             self._writer.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._writer, [_SCHEMA, _BY_DIGEST])
+            migrate(self._writer, [_SCHEMA, _BY_DIGEST, _GATHERED])
             self.identity = self._identify(new_identity)
             (self.head,) = self._writer.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
+            self._index = DigestIndex(self._writer, "latest", self._latest_above)
             (self.floor,) = self._writer.execute(
                 "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
             ).fetchone()
+
+    def _latest_above(self, number: int) -> Iterable[tuple[int, int]]:
+        return self._writer.execute(
+            "SELECT digest, number FROM entries WHERE number > ? AND state != 0 ORDER BY number",
+            (number,),
+        )
 
     def _identify(self, new_identity: str) -> str:
         self._writer.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,))
@@ -196,8 +212,8 @@ class JournalStore:
         """
         with _translated("write", self._path):
             # All in one transaction, for SQLite takes a while to begin one.
-            with transaction(self._writer):
-                batch = _Batch(self._writer, self.head, moment)
+            with settled(self._index), transaction(self._writer):
+                batch = _Batch(self._writer, self._index, self.head, moment)
                 yield batch
                 batch.write()
             self.head = batch.head
@@ -229,15 +245,18 @@ class JournalStore:
                 " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
             ).fetchone()
             old = self._writer.execute(
-                "SELECT number FROM entries WHERE (stream != 1 OR state != 1)"
+                "SELECT number, digest, state FROM entries WHERE (stream != 1 OR state != 1)"
                 " AND (received < ? OR ?) ORDER BY number LIMIT ?",
                 (int(since * _MICROSECONDS), used > size, limit),
             ).fetchall()
             if old:
                 # First, so that whoever reads meanwhile finds it after reading.
                 self.floor = max(self.floor, old[-1][0])
-                with transaction(self._writer):
-                    self._writer.executemany("DELETE FROM entries WHERE number = ?", old)
+                with settled(self._index), transaction(self._writer):
+                    self._writer.executemany(
+                        "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
+                    )
+                    self._index.change((), [(d, n) for n, d, state in old if state != _SUPERSEDED])
                     self._writer.execute(
                         "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(self.floor),)
                     )
@@ -276,17 +295,13 @@ class JournalStore:
         """
         wanted = list(ids)
         with _translated("read", self._path):
+            numbers = self._index.find([digest(id) for id in wanted], self._reader)
             return dict(
                 self._reader.execute(
                     "SELECT id, body FROM entries"
-                    " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))"
+                    " WHERE number IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
-                    (
-                        json.dumps([digest(id) for id in wanted]),
-                        _IN_FORCE,
-                        _INTEL,
-                        json.dumps(wanted),
-                    ),
+                    (json.dumps(numbers), _IN_FORCE, _INTEL, json.dumps(wanted)),
                 )
             )
 
@@ -373,25 +388,31 @@ class _Batch:
     @ivar head: The highest number given so far.
     """
 
-    def __init__(self, connection: sqlite3.Connection, head: int, now: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, index: DigestIndex, head: int, now: int
+    ) -> None:
         self.head = head
         self._connection = connection
+        self._index = index
         self._now = now
         self._latest: dict[str, _Row] = {}
         self._digests: dict[str, int] = {}
         self._rows: list[_Row] = []
-        self._superseded: list[int] = []
+        self._superseded: list[tuple[int, int]] = []
 
     def look_up(self, ids: Iterable[str]) -> None:
         """
         Find the latest versions of all that will be added.
         """
         self._digests = {id: digest(id) for id in ids}
+        numbers = self._index.find(list(self._digests.values()))
+        if not numbers:
+            return
         (found,) = self._connection.execute(
             "SELECT json_group_object(id, json_array("
-            "number, NULL, NULL, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
-            " WHERE state != 0 AND digest IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(self._digests.values())),),
+            "number, NULL, id, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
+            " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))",
+            (json.dumps(numbers),),
         ).fetchone()
         self._latest = json.loads(found)
 
@@ -422,9 +443,11 @@ class _Batch:
         if self._superseded:
             self._connection.execute(
                 "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
-                (_SUPERSEDED, json.dumps(self._superseded)),
+                (_SUPERSEDED, json.dumps([number for _, number in self._superseded])),
             )
         insert(self._connection, "entries", self._rows, row=_ROW)
+        latest = [(row[_DIGEST], row[_NUMBER]) for row in self._rows if row[_STATE] != _SUPERSEDED]
+        self._index.change(latest, self._superseded)
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
         removal = item.operation is _REMOVE
@@ -472,7 +495,7 @@ class _Batch:
 
     def _supersede(self, latest: _Row) -> None:
         if latest[_BODY] is None:
-            self._superseded.append(latest[_NUMBER])
+            self._superseded.append((self._digests[latest[_ID]], latest[_NUMBER]))
         else:
             latest[_STATE] = _SUPERSEDED
 

@@ -1,0 +1,260 @@
+"""
+Tests for L{tbvast.ops.digests}.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Thread
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.ops.database import connect, migrate, transaction
+from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
+
+FEW = 4
+"""
+How many gather before they are written, in these tests.
+"""
+
+SOME_DIGESTS = st.integers(0, 9)
+
+
+class DigestTests(SynchronousTestCase):
+    """
+    Tests for L{digest}.
+    """
+
+    def test_digest(self) -> None:
+        """
+        A text and its bytes have the same digest, and another text another one.
+        """
+        self.assertEqual(digest("a"), digest(b"a"))
+        self.assertNotEqual(digest("a"), digest("b"))
+        self.assertLess(digest("a"), 1 << 48)
+
+
+class Refused(Exception):
+    """
+    A transaction that is to fail.
+    """
+
+
+class IndexTestCase(SynchronousTestCase):
+    """
+    An index of rows that have a digest each, or several.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.open()
+        self.head = 0
+
+    def open(self) -> None:
+        self.connection = connect(self.path)
+        self.addCleanup(self.connection.close)
+        rows = "CREATE TABLE rows (digest INTEGER, number INTEGER)"
+        migrate(self.connection, [f"{rows}; {index_table('by_digest')}; {UNTIL}"])
+        self.index = DigestIndex(self.connection, "by_digest", self.rows, FEW, FEW // 2)
+
+    def rows(self, number: int) -> Iterable[tuple[int, int]]:
+        return self.connection.execute(
+            "SELECT digest, number FROM rows WHERE number > ? ORDER BY number", (number,)
+        )
+
+    def reopen(self) -> None:
+        self.connection.close()
+        self.open()
+
+    def change(
+        self, added: Iterable[int], removed: Iterable[tuple[int, int]] = (), fails: bool = False
+    ) -> None:
+        """
+        Add rows with these digests, and remove some.
+        """
+        new = [(each, self.head + number) for number, each in enumerate(added, 1)]
+        gone = list(removed)
+        try:
+            with settled(self.index), transaction(self.connection):
+                self.connection.executemany("INSERT INTO rows VALUES (?, ?)", new)
+                self.connection.executemany(
+                    "DELETE FROM rows WHERE digest = ? AND number = ?", gone
+                )
+                self.index.change(new, gone)
+                self.assertEqual(self.found(), self.there())
+                if fails:
+                    raise Refused
+        except Refused:
+            return
+        self.head += len(new)
+
+    def there(self) -> list[tuple[int, int]]:
+        return sorted(self.rows(0))
+
+    def found(self, connection: sqlite3.Connection | None = None) -> list[tuple[int, int]]:
+        return sorted(
+            (each, number)
+            for each in range(10)
+            for number in set(self.index.find([each], connection))
+        )
+
+    def written(self) -> int:
+        """
+        How many are in the file.
+        """
+        (count,) = self.connection.execute("SELECT count(*) FROM by_digest").fetchone()
+        return int(count)
+
+
+class IndexTests(IndexTestCase):
+    """
+    Tests for L{DigestIndex}.
+    """
+
+    def test_gathers(self) -> None:
+        """
+        What is new is in memory; the file gets it by and by.
+        """
+        self.change([3, 1])
+        self.change([2, 0])
+        self.assertEqual((self.written(), self.found()), (0, self.there()))
+        self.change([9, 8])
+        self.assertEqual(self.written(), 2)
+        self.change([7])
+        self.assertEqual(self.written(), 2)
+        self.change([6])
+        self.assertEqual((self.written(), self.found()), (4, self.there()))
+
+    def test_many_at_once(self) -> None:
+        """
+        As many are written as are added, so that there are never too many in memory.
+        """
+        for _ in range(20):
+            self.change(range(10))
+        self.assertGreater(self.written(), 20 * 10 - 3 * 10)
+        self.assertEqual(self.found(), self.there())
+
+    def test_same_digest(self) -> None:
+        """
+        Rows may have the same digest.
+        """
+        self.change([1, 1])
+        self.change([1])
+        self.assertEqual(sorted(self.index.find([1])), [1, 2, 3])
+
+    def test_reopened(self) -> None:
+        """
+        What was in memory only is found when the file is opened again, and less is
+        read, the more is written.
+        """
+        self.change([1, 2, 3, 4, 5])
+        self.change([6, 7])
+        self.reopen()
+        self.assertEqual(self.found(), self.there())
+        for each in range(20):
+            self.change([each % 10])
+        (until,) = self.connection.execute("SELECT until FROM indexed").fetchone()
+        self.assertGreater(until, self.head - 4 * FEW)
+
+    def test_other_connection(self) -> None:
+        """
+        Another connection sees what is committed, and not what is not.
+        """
+        other = connect(self.path)
+        self.addCleanup(other.close)
+        self.change([1])
+        with settled(self.index), transaction(self.connection):
+            self.index.change([(2, 2)], [(1, 1)])
+            self.assertEqual(self.found(other), [(1, 1)])
+            self.assertEqual(self.found(), [(2, 2)])
+        self.assertEqual(self.found(other), [(2, 2)])
+
+    def test_other_thread(self) -> None:
+        """
+        What is there is found by another thread at any time.
+        """
+        self.change(range(10))
+        missed: list[list[tuple[int, int]]] = []
+        ended = False
+
+        def look() -> None:
+            other = connect(self.path)
+            before = set(first)
+            while not ended:
+                found = self.found(other)
+                if not before <= set(found):
+                    missed.append(found)
+            other.close()
+
+        first = self.there()
+        thread = Thread(target=look)
+        thread.start()
+        try:
+            for _ in range(100):
+                self.change([4, 5, 6])
+        finally:
+            ended = True
+            thread.join()
+        self.assertEqual(missed, [])
+
+    def test_write_all(self) -> None:
+        """
+        Everything can be written at once.
+        """
+        self.change([3, 1, 2])
+        with settled(self.index), transaction(self.connection):
+            self.index.write_all()
+        self.assertEqual(self.written(), 3)
+        self.assertEqual(self.found(), self.there())
+
+    def test_insert(self) -> None:
+        """
+        A row that is not new can get another digest.
+        """
+        self.change([1, 2])
+        with settled(self.index), transaction(self.connection):
+            self.index.change((), [(1, 1)])
+            self.index.insert([(5, 1)])
+            self.assertEqual(self.found(), [(2, 2), (5, 1)])
+        self.assertEqual(self.found(), [(2, 2), (5, 1)])
+
+    def test_twice(self) -> None:
+        """
+        What is added in a transaction may be removed in it.
+        """
+        with settled(self.index), transaction(self.connection):
+            self.index.change([(1, 1), (2, 2)])
+            self.index.change([(3, 3)], [(1, 1)])
+            self.assertEqual(self.found(), [(2, 2), (3, 3)])
+        self.assertEqual(self.found(), [(2, 2), (3, 3)])
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.lists(SOME_DIGESTS, max_size=6),
+                st.sets(st.integers(0, 30), max_size=3),
+                st.sampled_from(["", "", "fails", "reopen"]),
+            ),
+            max_size=12,
+        )
+    )
+    def test_any_order(self, steps: list[tuple[list[int], set[int], str]]) -> None:
+        """
+        Whatever is added and removed, fails, or is opened again: what is found is
+        what is there.
+        """
+        self.setUp()
+        for added, removed, what in steps:
+            there = self.there()
+            gone = [there[place] for place in removed if place < len(there)]
+            self.change(added, gone, what == "fails")
+            self.assertEqual(self.found(), self.there())
+            if what == "reopen":
+                self.reopen()
+                self.assertEqual(self.found(), self.there())
+        self.connection.close()
