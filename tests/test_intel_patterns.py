@@ -37,7 +37,14 @@ from tbvast.intel.grammar import (
     parse,
 )
 from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import _NORMAL, matchable, observables, surely_matchable, validate
+from tbvast.intel.patterns import (
+    _NORMAL,
+    matchable,
+    observables,
+    sure_observable,
+    surely_matchable,
+    validate,
+)
 
 STIX = FilePath(__file__).sibling("data").child("stix")
 
@@ -838,10 +845,11 @@ class SurelyMatchableTests(SynchronousTestCase):
     )
     def test_no_more_than_matchable(self, pattern: str) -> None:
         """
-        It says so of nothing that the closer look would refuse.
+        It says so of nothing that the closer look would refuse, and what is found at
+        once is what the closer look would find.
         """
         if surely_matchable(pattern):
-            matchable(pattern)
+            self.assertEqual(matchable(pattern).observables, (sure_observable(pattern),))
             parse(pattern)
 
     def test_frequent(self) -> None:

@@ -66,7 +66,7 @@ GATHER = 0.02
 GATHER_MOST = 1.0
 """
 Seconds without another change, nor one under way, after which the engine is told of
-changes, and the most that this waits: each time costs the engine as much as some ten
+changes, and the most that a change waits for others: each time costs the engine as much as some ten
 thousand entries.
 """
 
@@ -154,6 +154,17 @@ class _Pass:
             self.finding.cancel()
 
 
+_Wanted = dict[Observable, Entry | None]
+"""
+What the engine should hold of some observables; nothing of those that nobody wants.
+"""
+
+
+def _wanted(changes: Changes) -> _Wanted:
+    wanted: _Wanted = {entry.observable: entry for entry in changes.write}
+    return wanted | dict.fromkeys(changes.erase)
+
+
 Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, int]]
 """
 Takes matches, and says how many sightings they were; the next ones are read when it is
@@ -211,7 +222,8 @@ class EngineSession(MultiService):
         self._complete = False
         self._search = search
         self._unsupported = unsupported
-        self._pending: dict[Observable, tuple[str, ...]] = {}
+        self._pending: _Wanted = {}
+        self._pending_since = 0.0
         self._pending_change = 0
         self._overflow = False
         self._applied = 0
@@ -248,12 +260,11 @@ class EngineSession(MultiService):
         """
         Tell the engine, as soon as it can be told.
         """
-        for entry in changes.write:
-            self._pending[entry.observable] = entry.ids
-        for observable in changes.erase:
-            self._pending[observable] = ()
         if changes.write or changes.erase:
             self._changed_at = self._clock.seconds()
+            if not self._pending:
+                self._pending_since = self._changed_at
+        self._pending |= _wanted(changes)
         self._pending_change = max(self._pending_change, changes.number)
         if self._pass is not None:
             self._pass.withdrawn(changes.erase)
@@ -373,7 +384,7 @@ class EngineSession(MultiService):
         """
         Wait for what is about to change too.
         """
-        most = self._clock.seconds() + GATHER_MOST
+        most = self._pending_since + GATHER_MOST
         while len(self._pending) < BATCH:
             now = self._clock.seconds()
             quiet = (now if self._changing else self._changed_at) + GATHER
@@ -425,10 +436,7 @@ class EngineSession(MultiService):
         self._overflow = False
         held = await self._engine.contents()
         changes = await self._defer(self._store.reconcile, held)
-        await self._write(
-            {entry.observable: entry.ids for entry in changes.write}
-            | dict.fromkeys(changes.erase, ())
-        )
+        await self._write(_wanted(changes))
         self._applied = max(self._applied, changes.number)
         self.state = State.READY
         self._log.info(
@@ -462,10 +470,10 @@ class EngineSession(MultiService):
         self._applied = max(self._applied, change)
         self._notify()
 
-    async def _write(self, wanted: dict[Observable, tuple[str, ...]]) -> None:
+    async def _write(self, wanted: _Wanted) -> None:
         started = self._clock.seconds()
-        add = [Entry(observable, ids) for observable, ids in wanted.items() if ids]
-        remove = [observable for observable, ids in wanted.items() if not ids]
+        add = [entry for entry in wanted.values() if entry is not None]
+        remove = [observable for observable, entry in wanted.items() if entry is None]
         for start in range(0, len(add), BATCH):
             await self._engine.add(add[start : start + BATCH])
         for start in range(0, len(remove), BATCH):

@@ -9,12 +9,11 @@ made. The engine's tables are a copy of it.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
 from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable, unescaped
-from tbvast.intel.patterns import PATTERN_RULES, Term, matchable
+from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
@@ -172,13 +171,12 @@ The observables of an indicator; of each, whether it is joint.
 """
 
 
-class _State(enum.IntEnum):
-    ENDED = 0
-    IN_FORCE = 1
-    NOT_YET = 2
+_ENDED, _IN_FORCE, _NOT_YET = range(3)
+"""
+What an indicator's C{state} says; plain numbers, for SQLite takes them as they are.
+"""
 
-
-_ENDED, _IN_FORCE, _NOT_YET = _State
+_REMOVE = Operation.REMOVE
 # Names of the module are found quicker than those of an enumeration.
 
 
@@ -359,7 +357,7 @@ class BridgeStore:
                 known = kept.get(id_)
                 state = _state(indicator, moment)
                 if known is None:
-                    if state is _ENDED:
+                    if state == _ENDED:
                         continue
                     known = kept[id_] = self._new(id_, digests[id_])
                 elif not _changes_anything(indicator, state, known, documents):
@@ -465,7 +463,7 @@ class BridgeStore:
                     number, kept.id, kept.digest, kept.modified,
                     0 if indicator.valid_from is None else indicator.valid_from,
                     _NO_END if indicator.valid_until is None else indicator.valid_until,
-                    int(kept.state), self._change,
+                    kept.state, self._change,
                     0 if search and not (nothing_new and kept.searched) else 1,
                     self._generation, _written(after),
                     json.dumps(reasons) if reasons else "[]",
@@ -473,10 +471,9 @@ class BridgeStore:
                 )
             )  # fmt: skip
         self._erase_terms(before)
-        # Who else wants them, and then who of the items does.
-        ids = self._ids({o: keys.get(o) or _key(o) for o in touched})
-        for observable, some in ids.items():
-            some += wanted.get(observable, ())
+        # Those of the items that want them, and who else does.
+        ids = {observable: wanted.get(observable) or [] for observable in touched}
+        self._add_ids(ids, [keys.get(observable) or _key(observable) for observable in touched])
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
         self._by_id.change([(kept.digest, kept.number) for kept, _ in items if kept.is_new])
         self._by_term.change(terms)
@@ -568,7 +565,7 @@ class BridgeStore:
             (self._change, numbers),
         )
         touched = set[Observable]().union(*wanted.values())
-        return self._changes(self._ids({o: _key(o) for o in touched}), {})
+        return self._changes(self._ids(touched), {})
 
     def begin(self, now: float, search: bool) -> Changes:
         """
@@ -632,7 +629,7 @@ class BridgeStore:
         ids |= self._covering_ids(covered)
         return Changes(
             self._change,
-            tuple([Entry(o, tuple(sorted(found))) for o, found in ids.items() if found]),
+            tuple([Entry(o, _in_order(found)) for o, found in ids.items() if found]),
             tuple([o for o, found in ids.items() if not found]),
             unmatched,
         )
@@ -644,19 +641,25 @@ class BridgeStore:
         do(network)
         self._undo.append(functools.partial(undo, network))
 
-    def _ids(self, keys: Mapping[Observable, int]) -> dict[Observable, list[str]]:
+    def _ids(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
         """
         Who wants each of some observables.
-
-        @param keys: L{_key} of each.
         """
-        found: dict[Observable, list[str]] = {observable: [] for observable in keys}
-        numbers = self._by_term.find(list(keys.values()))
+        ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
+        self._add_ids(ids, list(map(_key, observables)))
+        return ids
+
+    def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
+        """
+        Add who wants each of some observables.
+
+        @param keys: L{_key} of each of them.
+        """
+        numbers = self._by_term.find(keys)
         for each in self._wanting(_AMONG_THESE, _listed(numbers)) if numbers else ():
             for term in each.wanted:
-                if (ids := found.get(term.observable)) is not None:
-                    ids.append(each.id)
-        return found
+                if (some := ids.get(term.observable)) is not None:
+                    some.append(each.id)
 
     def _covering_ids(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
         """
@@ -664,7 +667,7 @@ class BridgeStore:
         """
         covering = {network: list(self._nesting.covering(network)) for network in networks}
         wanted = {_network(each) for wider in covering.values() for each in wider}
-        ids = self._ids({o: _key(o) for o in wanted})
+        ids = self._ids(wanted)
         return {
             _network(network): list({id for each in wider for id in ids[_network(each)]})
             for network, wider in covering.items()
@@ -883,6 +886,10 @@ def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
     return {**apart, OTHER_REASONS: others} if others else apart
 
 
+def _in_order(ids: list[str]) -> tuple[str, ...]:
+    return (ids[0],) if len(ids) == 1 else tuple(sorted(ids))
+
+
 def _listed(numbers: Iterable[int]) -> str:
     return _encode(list(numbers)).decode()
 
@@ -891,7 +898,7 @@ def _written(wanted: _Wanted) -> str:
     """
     An indicator's observables, as they are kept.
     """
-    return _encode([(o.kind, o.value, joint) for o, joint in wanted.items()]).decode()
+    return _encode([(o.kind.value, o.value, joint) for o, joint in wanted.items()]).decode()
 
 
 def _key(observable: Observable) -> int:
@@ -905,11 +912,11 @@ def _network(text: str) -> Observable:
     return Observable(Kind.NETWORK, text)
 
 
-def _state(indicator: Indicator, moment: int) -> _State:
+def _state(indicator: Indicator, moment: int) -> int:
     """
     What an indicator is at a time, in microseconds since the epoch.
     """
-    if indicator.operation is Operation.REMOVE:
+    if indicator.operation is _REMOVE:
         return _ENDED
     if indicator.valid_until is not None and indicator.valid_until <= moment:
         return _ENDED
@@ -919,7 +926,7 @@ def _state(indicator: Indicator, moment: int) -> _State:
 
 
 def _changes_anything(
-    indicator: Indicator, state: _State, known: _Kept, documents: Mapping[str, bytes]
+    indicator: Indicator, state: int, known: _Kept, documents: Mapping[str, bytes]
 ) -> bool:
     """
     @param state: What the indicator is now.
@@ -945,6 +952,8 @@ def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
     """
     if indicator.pattern is None:
         return _NONE, ("no pattern",)
+    if indicator.surely_matchable:  # as most are
+        return {sure_observable(indicator.pattern): False}, ()
     if indicator.pattern_type != STIX:
         return _NONE, (f"pattern type {indicator.pattern_type}",)
     try:
@@ -953,7 +962,7 @@ def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
         return _NONE, (e.reason,)
     except Invalid as e:
         return _NONE, (f"{e.field} is not {e.expected}",)
-    if isinstance(found.condition, Term):  # as most are
+    if isinstance(found.condition, Term):
         wanted = {found.condition.observable: False}
     else:
         alone = {term.observable for term in found.alone}

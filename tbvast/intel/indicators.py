@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tbvast.errors import IndicatorInvalid
-from tbvast.intel import documents, patterns
+from tbvast.intel import documents
 from tbvast.intel.documents import Time, microseconds, timestamp
 from tbvast.intel.observables import Observable, pattern_for
+from tbvast.intel.patterns import surely_matchable, validate
 
 STIX = "stix"
 """
@@ -107,7 +108,7 @@ _EXPECTED = {
 
 _decoder = msgspec.json.Decoder(_Document)
 
-_ID = documents.id_of("indicator")
+_is_id = documents.id_of("indicator").fullmatch
 
 _ADD = Operation.ADD
 _REMOVE = Operation.REMOVE
@@ -126,7 +127,7 @@ def decode_indicator(raw: bytes) -> Indicator:
     """
     document = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
     id_ = document.id
-    if _ID.fullmatch(id_) is None:
+    if _is_id(id_) is None:
         raise IndicatorInvalid("id", id_, _EXPECTED["id"])
     start, end = document.valid_from, document.valid_until
     operation = document.x_threatbus_update or _ADD
@@ -138,18 +139,25 @@ def decode_indicator(raw: bytes) -> Indicator:
         if pattern is None:
             raise IndicatorInvalid("pattern", None, _EXPECTED["pattern"])
         if document.pattern_type == STIX:
-            sure = patterns.surely_matchable(pattern)
+            sure = surely_matchable(pattern)
             if not sure:
-                patterns.validate(pattern)
+                validate(pattern)
         if start is not None and end is not None and end <= start:
             raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
     version = document.modified or document.created
+    modified = 0 if version is None else microseconds(version)
+    if start is None:
+        valid_from = None
+    elif start == version:  # as most are
+        valid_from = modified
+    else:
+        valid_from = microseconds(start)
     return Indicator(
         id_,
-        0 if version is None else microseconds(version),
+        modified,
         pattern,
         document.pattern_type,
-        None if start is None else microseconds(start),
+        valid_from,
         None if end is None else microseconds(end),
         operation,
         raw,

@@ -43,7 +43,7 @@ class Kind(enum.StrEnum):
     __hash__ = str.__hash__
 
 
-class Observable(msgspec.Struct, frozen=True, order=True, gc=False):
+class Observable(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """
     One value that can be seen in an event, in its normal form.
 

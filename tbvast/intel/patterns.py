@@ -37,6 +37,8 @@ __all__ = [
     "matchable",
     "observables",
     "parse",
+    "sure_observable",
+    "surely_matchable",
     "validate",
 ]
 
@@ -189,6 +191,17 @@ def surely_matchable(pattern: str) -> bool:
     @return: False if that is not known.
     """
     return _NORMAL.fullmatch(pattern) is not None
+
+
+def sure_observable(pattern: str) -> Observable:
+    """
+    The only observable of a pattern, as L{matchable} would find it.
+
+    @param pattern: One that L{surely_matchable} knows.
+    """
+    path, _, value = pattern[1:-2].partition(" = '")
+    kind = _KIND_OF_TEXT[path]
+    return normalise(kind, value) if kind is Kind.URL else Observable(kind, value)
 
 
 def validate(pattern: str) -> None:
