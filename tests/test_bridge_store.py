@@ -414,6 +414,7 @@ class RulesTests(StoreTestCase):
         for number, pattern in (
             (1, "[ipv4-addr:value = '192.0.2.1']"),
             (2, TogetherTests.BOTH),
+            (3, "[ipv4-addr:value = '198.51.100.0/24']"),
         ):
             one = an_indicator(number, pattern=pattern)
             first.execute(
@@ -421,6 +422,9 @@ class RulesTests(StoreTestCase):
                 (one.id, one.modified, None, 1, number, 1, 0, None, one.raw),
             )
         first.execute("INSERT INTO terms VALUES ('ip', '192.0.2.1', ?)", (indicator_id(1),))
+        first.execute(
+            "INSERT INTO terms VALUES ('network', '198.51.100.0/24', ?)", (indicator_id(3),)
+        )
         first.execute("UPDATE position SET plugin = 'bus', number = 7")
         first.close()
         self.open()
@@ -431,13 +435,19 @@ class RulesTests(StoreTestCase):
         """
         self.old()
         self.assertEqual(self.store.position, Position("bus", 7))
-        self.assertEqual(list(self.store.entries()), [entry(ip(1), 1)])
+        wide = network("198.51.100.0/24")
+        self.assertEqual(set(self.store.entries()), {entry(ip(1), 1), entry(wide, 3)})
         self.assertEqual(self.apply(an_indicator(1)).write, ())
         self.store.derive(True)
         evil = Observable(Kind.DOMAIN, "evil.example")
-        self.assertEqual(set(self.store.entries()), {entry(ip(1), 1, 2), entry(evil, 2)})
+        known = {entry(ip(1), 1, 2), entry(evil, 2), entry(wide, 3)}
+        self.assertEqual(set(self.store.entries()), known)
         self.assertEqual(self.unsearched(), [indicator_id(2)])
-        self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
+        self.assertEqual(self.in_force(), {indicator_id(number) for number in (1, 2, 3)})
+        self.assertEqual(
+            self.apply(subnet(4, "198.51.100.128/25")).write,
+            (entry(network("198.51.100.128/25"), 3, 4),),
+        )
         self.assertGreater(self.store.change, 2)
 
     def test_derived_once(self) -> None:

@@ -203,13 +203,20 @@ class IndexTests(IndexTestCase):
 
     def test_write_all(self) -> None:
         """
-        Everything can be written at once.
+        Everything can be written at once, and is read from the file from then on.
         """
-        self.change([3, 1, 2])
+        for added in ([3, 1], [2, 4, 5], [6]):
+            self.change(added)
         with settled(self.index), transaction(self.connection):
             self.index.write_all()
-        self.assertEqual(self.written(), 3)
+        self.assertEqual(self.written(), 6)
         self.assertEqual(self.found(), self.there())
+        with settled(self.index), transaction(self.connection):
+            self.index.write_all()
+        self.change([7])
+        self.assertEqual((self.written(), self.found()), (6, self.there()))
+        self.reopen()
+        self.assertEqual((self.written(), self.found()), (6, self.there()))
 
     def test_insert(self) -> None:
         """
@@ -238,7 +245,7 @@ class IndexTests(IndexTestCase):
             st.tuples(
                 st.lists(SOME_DIGESTS, max_size=6),
                 st.sets(st.integers(0, 30), max_size=3),
-                st.sampled_from(["", "", "fails", "reopen"]),
+                st.sampled_from(["", "", "fails", "reopen", "write"]),
             ),
             max_size=12,
         )
@@ -256,5 +263,8 @@ class IndexTests(IndexTestCase):
             self.assertEqual(self.found(), self.there())
             if what == "reopen":
                 self.reopen()
-                self.assertEqual(self.found(), self.there())
+            elif what == "write":
+                with settled(self.index), transaction(self.connection):
+                    self.index.write_all()
+            self.assertEqual(self.found(), self.there())
         self.connection.close()

@@ -107,6 +107,7 @@ class DigestIndex:
         self._added: dict[int, int] = {}
         self._removed: set[tuple[int, int]] = set()
         self._written = 0
+        self._wrote_all = False
 
     def find(
         self, digests: Sequence[int], connection: sqlite3.Connection | None = None
@@ -191,15 +192,25 @@ class DigestIndex:
             rows = [row for row in rows if row not in self._removed]
         insert(self._connection, self._table, rows, "INSERT OR IGNORE")
         if self._written == len(self._to_write):
-            self._connection.execute(
-                "INSERT OR REPLACE INTO indexed VALUES (?, ?)", (self._table, self._until)
-            )
+            self._note(self._until)
 
     def write_all(self) -> None:
         """
-        Write everything.
+        Write everything that is in memory. Called in a transaction of its own.
         """
         self.insert(self._new.items() | self._old.items())
+        self._note(max([*self._new.values(), *self._old.values()], default=0))
+        self._wrote_all = True
+
+    def _note(self, until: int) -> None:
+        """
+        Up to a number, everything is in the table.
+        """
+        self._connection.execute(
+            "INSERT INTO indexed VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until)",
+            (self._table, until),
+        )
 
     def settle(self) -> None:
         """
@@ -209,6 +220,8 @@ class DigestIndex:
             for some in (self._new, self._old):
                 if some.get(digest) == number:
                     del some[digest]
+        if self._wrote_all:
+            self._new, self._old, self._to_write = {}, {}, []
         self._new.update(self._added)
         self._added_since += len(self._added)
         if self._written:
