@@ -66,8 +66,8 @@ GATHER = 0.02
 GATHER_MOST = 1.0
 """
 Seconds without another change, nor one under way, after which the engine is told of
-changes, and the most that a change waits for others: each time costs the engine as much as some ten
-thousand entries.
+changes, and the most that a change waits for others: each time costs the engine as much
+as some ten thousand entries.
 """
 
 CALM = 0.25
