@@ -20,7 +20,7 @@ from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 
 from tbvast.errors import TbvastError
 
-BURST_MESSAGES = 500
+BURST_MESSAGES = 250
 """
 The most messages that one connection reads in one reactor turn.
 """
