@@ -94,7 +94,6 @@ class DigestIndex:
         self._new: dict[int, int] = {}
         self._old: dict[int, int] = {}
         self._to_write: list[int] = []
-        self._until = 0
         self._most_new = most_new
         self._least_written = least_written
         self._added_since = 0
@@ -192,24 +191,24 @@ class DigestIndex:
             rows = [row for row in rows if row not in self._removed]
         insert(self._connection, self._table, rows, "INSERT OR IGNORE")
         if self._written == len(self._to_write):
-            self._note(self._until)
+            self._note(old.values())
 
     def write_all(self) -> None:
         """
         Write everything that is in memory. Called in a transaction of its own.
         """
         self.insert(self._new.items() | self._old.items())
-        self._note(max([*self._new.values(), *self._old.values()], default=0))
+        self._note([*self._new.values(), *self._old.values()])
         self._wrote_all = True
 
-    def _note(self, until: int) -> None:
+    def _note(self, numbers: Iterable[int]) -> None:
         """
-        Up to a number, everything is in the table.
+        Up to the highest of these, everything is in the table.
         """
         self._connection.execute(
             "INSERT INTO indexed VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until)",
-            (self._table, until),
+            (self._table, max(numbers, default=0)),
         )
 
     def settle(self) -> None:
@@ -234,7 +233,6 @@ class DigestIndex:
                 self._old = self._new
                 self._new = {}
                 self._to_write = sorted(self._old)
-                self._until = max(self._old.values())
                 self._added_since = 0
         self._begin()
 
