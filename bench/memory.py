@@ -1,5 +1,5 @@
 """
-The plugin's resident memory: idle, and with many indicators in its journal.
+The resident memory of the plugin's two processes: idle, and with many indicators in its journal.
 
     python -m bench.memory [--short] [--runs 3] [--indicators 1000000]
 """
@@ -13,7 +13,6 @@ from bench.command import command_line
 from bench.peers import tbvast
 from bench.reopen import ask, fill
 from bench.report import machine, spread, table
-from bench.snapshots import memory
 
 MOST_IDLE, MOST_HOLDING = 60, 300
 """
@@ -27,9 +26,9 @@ def measured(indicators: int) -> tuple[float, float]:
     """
     with tbvast() as bus:
         ask(bus.manage, b'{"action":"status"}')
-        idle = memory(bus.pid, "VmRSS")
+        idle = bus.memory("VmRSS")
         fill(bus, indicators)
-        return idle, memory(bus.pid, "VmRSS")
+        return idle, bus.memory("VmRSS")
 
 
 def measure(runs: int, indicators: int) -> int:

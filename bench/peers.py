@@ -25,6 +25,7 @@ from typing import Any
 import zmq
 
 from tbvast.demo.services import free_ports, twistd
+from tests.functional.components import children
 from tests.functional.peers import THREATBUS, Uninstallable, installed, logging_to_console
 
 LIMIT = 120
@@ -157,12 +158,36 @@ class Bus:
                 topics.append(str(reply["topic"]))
             return topics
 
+    @property
+    def pids(self) -> list[int]:
+        """
+        Its process, and those that it has started.
+        """
+        return [self.pid, *children(self.pid)]
+
     def cpu(self) -> float:
         """
-        @return: Seconds of CPU that the process has used.
+        @return: Seconds of CPU that its processes have used.
         """
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in self.pids]
+        fields = [stat.rpartition(")")[2].split() for stat in stats]
+        return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self, what: str) -> float:
+        """
+        @param what: C{VmRSS}, or C{VmHWM} for the peak.
+        @return: MiB of its processes together; what they share is counted for each.
+        """
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self.pids]
+        found = [int(kib) for status in statuses for kib in re.findall(rf"{what}:\s*(\d+)", status)]
+        return sum(found) / 1024
+
+    def forget_peak(self) -> None:
+        """
+        Have the peak of memory begin anew.
+        """
+        for pid in self.pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def end(self, limit: float = 30.0) -> None:
         self._process.terminate()

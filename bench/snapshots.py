@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,17 +27,6 @@ AT_LEAST, AIM = 50_000, 150_000
 """
 Indicators per second to one subscriber.
 """
-
-
-def memory(pid: int, what: str) -> float:
-    """
-    @param what: C{VmRSS}, or C{VmHWM} for the peak.
-    @return: MiB.
-    """
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(what):
-            return int(line.split()[1]) / 1024
-    raise ValueError(what)
 
 
 class Subscriber(threading.Thread):
@@ -85,7 +73,7 @@ def taken(bus: Bus, indicators: int, subscribers: int, fed: bool) -> tuple[float
     """
     @return: Indicators per second in all, and the peak: MiB.
     """
-    Path(f"/proc/{bus.pid}/clear_refs").write_text("5")  # the peak begins anew
+    bus.forget_peak()
     with zmq.Context() as context:
         group = [Subscriber(context, bus.manage, fed, indicators) for _ in range(subscribers)]
         began = time.monotonic()
@@ -96,7 +84,7 @@ def taken(bus: Bus, indicators: int, subscribers: int, fed: bool) -> tuple[float
         elapsed = time.monotonic() - began
     if counts := [each.count for each in group if each.count != indicators]:
         raise RuntimeError(f"{counts} indicators were received, instead of {indicators}")
-    return subscribers * indicators / elapsed, memory(bus.pid, "VmHWM")
+    return subscribers * indicators / elapsed, bus.memory("VmHWM")
 
 
 def measure(runs: int, indicators: int, subscribers: int) -> int:
@@ -105,11 +93,11 @@ def measure(runs: int, indicators: int, subscribers: int) -> int:
     peaks: dict[bool, list[float]] = {True: [], False: []}
     with tbvast() as bus:
         ask(bus.manage, b'{"action":"status"}')
-        idle = memory(bus.pid, "VmRSS")
+        idle = bus.memory("VmRSS")
         began = time.monotonic()
         fill(bus, indicators)
         filled = indicators / (time.monotonic() - began)
-        holding = memory(bus.pid, "VmRSS")
+        holding = bus.memory("VmRSS")
         for _ in range(runs):
             for fed in rates:
                 rate, peak = taken(bus, indicators, subscribers, fed)

@@ -36,7 +36,8 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
-from tbvast.plugin.store import Entered, Outcome, Verdict
+from tbvast.plugin.reader import Entered
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.wire.frames import Item, stream_of
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream

@@ -4,17 +4,24 @@ What tests of the plugin ask for and allow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from zmq.utils import z85
 
+from tbvast.plugin.journal import Journal
+from tbvast.plugin.reader import JournalReader
+from tbvast.plugin.store import JournalStore
 from tbvast.plugin.subscriptions import Limits
+from tbvast.plugin.writer import Opened, Writer
 from tbvast.wire.manage import Subscribe
 from tbvast.wire.topics import Dialect, dialect_of
+from tests.doubles import call_now
 
 
 def a_request(*topics: str, **changes: Any) -> Subscribe:
@@ -125,3 +132,33 @@ class MemoryBusSubscription(Service):
         self.connected = False
         self.release()
         return succeed(None)
+
+
+class FileJournal:
+    """
+    A journal in a file, which is written to without a process, and read without a thread.
+
+    @ivar journal: The L{Journal}.
+    @ivar store: What writes.
+    @ivar reader: What reads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: IReactorTime,
+        identity: str = "bus",
+        call: Callable[..., Deferred[Any]] = call_now,
+    ) -> None:
+        """
+        @param call: Makes the calls that write.
+        """
+        self.store = JournalStore(path, identity)
+        self.reader = JournalReader(path)
+        opened = Opened(self.store.identity, self.store.head)
+        write = functools.partial(call, Writer(self.store).answer)
+        self.journal = Journal(opened, clock, write, self.reader, call_now)
+
+    def close(self) -> None:
+        self.store.close()
+        self.reader.close()

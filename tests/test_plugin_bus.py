@@ -5,6 +5,7 @@ Tests for L{tbvast.plugin.bus}, with its sockets on the loopback address.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from tbvast.zeromq.connections import (
     tcp_address,
 )
 from tests.doubles import a_sighting, an_indicator, until
+from tests.functional.components import children
 
 reactor: Any = real_reactor
 
@@ -65,6 +67,7 @@ class BusTestCase(TestCase):
         self.settings = PluginSettings(host=HOST, manage=manage, pub=pub, sub=sub)
         self.factory = Factory(reactor, linger=0)
         self.bus: Bus | None = None
+        self.failures: list[str] = []
         self.addCleanup(self.clean)
 
     async def clean(self) -> None:
@@ -73,7 +76,7 @@ class BusTestCase(TestCase):
         self.factory.shutdown()
 
     def start(self) -> None:
-        bus = Bus(reactor, self.settings, self.state)
+        bus = Bus(reactor, self.settings, self.state, self.failures.append)
         bus.startService()
         self.bus = bus
 
@@ -263,10 +266,10 @@ class BusTests(BusTestCase):
                 port = taken.getsockname()[1]
                 ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
                 settings = PluginSettings(host=HOST, **{**ports, endpoint: port})
-                bus = Bus(reactor, settings, self.state)
+                bus = Bus(reactor, settings, self.state, self.failures.append)
                 e = self.assertRaises(EndpointUnusable, bus.startService)
                 self.assertIn(str(port), str(e))
-        await self.until(lambda: bus_calls() == [])
+                await self.until(lambda: bus_calls() == [] and children(os.getpid()) == [])
         self.start()
 
     def test_unusable_journal(self) -> None:
@@ -274,7 +277,10 @@ class BusTests(BusTestCase):
         A journal that cannot be used is refused, and nothing is left.
         """
         (self.state / JOURNAL_NAME).write_bytes(b"x" * 10_000)
-        self.assertRaises(JournalFailed, Bus(reactor, self.settings, self.state).startService)
+        self.assertRaises(
+            JournalFailed,
+            Bus(reactor, self.settings, self.state, self.failures.append).startService,
+        )
 
     async def test_stopped(self) -> None:
         """

@@ -17,11 +17,11 @@ from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator
 from tbvast.interfaces import IKeeper
 from tbvast.plugin.housekeeping import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
-from tbvast.plugin.journal import Journal
-from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.wire.frames import Item
 from tbvast.wire.topics import Stream
-from tests.doubles import DAY, a_sighting, an_indicator, call_now, indicator_id, moment
+from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
+from tests.doubles_plugin import FileJournal
 
 PLENTY = 1 << 40
 
@@ -37,9 +37,9 @@ class KeeperTestCase(SynchronousTestCase):
         self.open()
 
     def open(self) -> None:
-        self.store = JournalStore(self.path, "bus")
-        self.addCleanup(self.store.close)
-        self.journal = Journal(self.store, self.clock, call_now, call_now)
+        self.file = FileJournal(self.path, self.clock)
+        self.addCleanup(self.file.close)
+        self.journal = self.file.journal
 
     def append(self, *items: Item) -> list[Outcome]:
         outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
@@ -176,7 +176,7 @@ class ForgetTests(KeeperTestCase):
         """
         self.append(*(a_sighting(number) for number in range(12)))
         self.forget(size=1)
-        self.store.close()
+        self.file.close()
         self.open()
         self.assertEqual((self.journal.floor, self.journal.head), (12, 12))
         self.assertEqual(self.append(a_sighting(99))[0].number, 13)
@@ -187,7 +187,7 @@ class ForgetTests(KeeperTestCase):
         """
         self.append(*(a_sighting(number, note="x" * 1000) for number in range(500)))
         self.assertEqual(self.forget(size=1), 500)
-        self.store.close()
+        self.file.close()
         self.assertLess(self.path.stat().st_size, 200_000)
         self.open()
 
@@ -236,7 +236,7 @@ class HousekeepingTests(KeeperTestCase):
         A journal that refuses is asked again, and the log says why.
         """
         self.append(an_indicator(valid_until=moment(10)))
-        self.store.close()
+        self.file.close()
         with capturedLogs() as events:
             self.clock.advance(FORGET_INTERVAL)
         formats = {event["log_format"] for event in events if "reason" in event}

@@ -1,9 +1,11 @@
 """
-Tests for L{tbvast.plugin.journal} and L{tbvast.plugin.store}.
+Tests for L{tbvast.plugin.journal}, and what it is made of.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +23,10 @@ from zope.interface.verify import verifyObject
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
-from tbvast.plugin.journal import Journal, JournalService
-from tbvast.plugin.store import Entered, JournalStore, Outcome, Verdict
+from tbvast.plugin.journal import JournalService
+from tbvast.plugin.reader import Entered
+from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.plugin.writer import own
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -31,9 +35,10 @@ from tests.doubles import (
     MemoryJournal,
     a_sighting,
     an_indicator,
-    call_now,
     indicator_id,
 )
+from tests.doubles_plugin import FileJournal
+from tests.functional.components import children
 
 ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED = Verdict
 
@@ -488,15 +493,15 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.open()
 
     def open(self, identity: str = "first") -> None:
-        self.store = JournalStore(self.path, identity)
-        self.addCleanup(self.store.close)
-        self.journal = Journal(self.store, self.clock, call_now, call_now)
+        self.file = FileJournal(self.path, self.clock, identity)
+        self.addCleanup(self.file.close)
+        self.journal = self.file.journal
 
     def saved(self) -> dict[str, bytes]:
-        return self.store.subscriptions()
+        return self.file.reader.subscriptions()
 
     def reopen(self) -> None:
-        self.store.close()
+        self.file.close()
         self.open("second")
 
     def test_reopened(self) -> None:
@@ -558,7 +563,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         by its id, and has its number.
         """
         self.append(an_indicator(1), an_indicator(2), removal(2))
-        self.store.close()
+        self.file.close()
         other = sqlite3.connect(self.path)
         other.executescript(
             "DROP TABLE latest; DROP TABLE indexed; ALTER TABLE entries DROP COLUMN digest;"
@@ -566,18 +571,19 @@ class JournalTests(JournalContract, SynchronousTestCase):
             "PRAGMA user_version = 1"
         )
         other.close()
-        self.store = JournalStore(self.path, "x")
+        self.open()
         newer = an_indicator(1, 5)
-        outcomes = self.store.append([an_indicator(1), an_indicator(2), newer], 0)
+        outcomes = self.append(an_indicator(1), an_indicator(2), newer)
         self.assertEqual([o.verdict for o in outcomes], [REPEATED, OUTDATED, ACCEPTED])
-        self.assertEqual(self.store.find([newer.id, an_indicator(2).id]), {newer.id: newer.raw})
+        found = self.successResultOf(self.journal.find([newer.id, an_indicator(2).id]))
+        self.assertEqual(found, {newer.id: newer.raw})
         self.assertEqual(outcomes[-1].number, 4)
 
     def test_later_version(self) -> None:
         """
         A file that a later tbvast wrote is left alone.
         """
-        self.store.close()
+        self.file.close()
         other = sqlite3.connect(self.path)
         other.execute("PRAGMA user_version = 99")
         other.close()
@@ -640,7 +646,10 @@ class JournalTests(JournalContract, SynchronousTestCase):
             calls.append((Deferred(), lambda: f(*args)))
             return calls[-1][0]
 
-        journal = Journal(self.store, self.clock, later, call_now)
+        self.file.close()
+        self.file = FileJournal(self.path, self.clock, call=later)
+        self.addCleanup(self.file.close)
+        journal = self.file.journal
         first, second = (journal.append([an_indicator(number)]) for number in (1, 2))
         self.refuse(indicator_id(1))
         failures = [self.assertRaises(JournalFailed, call) for _, call in calls]
@@ -707,9 +716,9 @@ class AgreementTests(SynchronousTestCase):
         The same batches have the same outcomes, however they are cut.
         """
         clock = Clock()
-        store = JournalStore(Path(self.mktemp()), "x")
+        file = FileJournal(Path(self.mktemp()), clock)
         try:
-            journal = Journal(store, clock, call_now, call_now)
+            journal = file.journal
             memory = MemoryJournal(clock)
             for batch in batches:
                 self.assertEqual(
@@ -722,32 +731,107 @@ class AgreementTests(SynchronousTestCase):
                 self.successResultOf(memory.current(0, ALL, 0, 1000)),
             )
         finally:
-            store.close()
+            file.close()
 
 
 class JournalServiceTests(TestCase):
     """
-    Tests for L{JournalService}, with its threads.
+    Tests for L{JournalService}, with its process and its thread.
     """
 
-    async def test_threads(self) -> None:
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.lost: list[str] = []
+
+    def service(self) -> JournalService:
+        return JournalService(real_reactor, self.path, self.lost.append)
+
+    async def test_process(self) -> None:
         """
         It keeps items while it runs, finishes what was begun, and starts again.
         """
-        path = Path(self.mktemp())
         for number in (1, 2):
-            service = JournalService(real_reactor, path)
+            service = self.service()
             service.startService()
-            begun = service.journal.append([an_indicator(number)])
+            begun = [service.journal.append([an_indicator(n)]) for n in (number, 3, 3)]
             await service.stopService()
-            (outcome,) = await begun
-            self.assertEqual(outcome.number, number)
+            outcomes = [outcome for d in begun for outcome in await d]
+            self.assertEqual(
+                [outcome.verdict for outcome in outcomes],
+                [ACCEPTED, ACCEPTED if number == 1 else REPEATED, REPEATED],
+            )
+            self.assertEqual(outcomes[0].number, number * 2 - 1)
+        self.assertEqual(self.lost, [])
 
-    async def test_unusable(self) -> None:
+    async def test_floor(self) -> None:
         """
-        A file that cannot be used is refused before any thread is started.
+        What was let go of in the other process is known in this one.
+        """
+        service = self.service()
+        service.startService()
+        await service.journal.append([a_sighting(number) for number in range(3)])
+        self.assertEqual(await service.journal.forget(0, 1, 2), 2)
+        self.assertEqual(service.journal.floor, 2)
+        entries = await service.journal.entries(0, list(Stream), 10, ALL)
+        self.assertEqual([entry.number for entry in entries], [3])
+        await service.stopService()
+
+    def test_unusable(self) -> None:
+        """
+        A file that cannot be used is refused, with the reason that the process had.
+        """
+        self.path.write_bytes(b"x" * 10_000)
+        e = self.assertRaises(JournalFailed, self.service().startService)
+        self.assertIn(str(self.path), str(e))
+        self.assertEqual(self.lost, [])
+
+    async def test_killed(self) -> None:
+        """
+        If the process ends by itself, what was asked of it fails, and it is told: what it
+        was doing may have been done or not.
+        """
+        service = self.service()
+        service.startService()
+        (process,) = children(os.getpid())
+        begun = service.journal.append([an_indicator(1)] * 10_000)
+        os.kill(process, signal.SIGKILL)
+        await self.assertFailure(begun, JournalFailed)
+        await self.assertFailure(service.journal.append([an_indicator(2)]), JournalFailed)
+        await service.stopService()
+        self.assertEqual(self.lost, ["the journal's writer ended with signal 9"])
+
+    async def test_signals(self) -> None:
+        """
+        The process does not end with the signals that are for the whole service.
+        """
+        service = self.service()
+        service.startService()
+        (process,) = children(os.getpid())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process, number)
+        await service.journal.append([an_indicator(1)])
+        await service.stopService()
+        self.assertEqual(self.lost, [])
+
+
+class OwnTests(SynchronousTestCase):
+    """
+    Tests for L{own}.
+    """
+
+    def test_alone(self) -> None:
+        """
+        One process at a time writes: another one waits, and gives up in the end.
         """
         path = Path(self.mktemp())
-        path.write_bytes(b"x" * 10_000)
-        service = JournalService(real_reactor, path)
-        self.assertRaises(JournalFailed, service.startService)
+        lock = own(path)
+        e = self.assertRaises(JournalFailed, own, path, 0.0)
+        self.assertIn(str(path), str(e))
+        os.close(lock)
+        os.close(own(path, 0.0))
+
+    def test_no_directory(self) -> None:
+        """
+        A lock that cannot be made is refused.
+        """
+        self.assertRaises(JournalFailed, own, Path(self.mktemp(), "deeper"))

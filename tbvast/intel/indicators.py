@@ -33,7 +33,7 @@ class Operation(enum.StrEnum):
     REMOVE = "REMOVE"
 
 
-class Indicator(msgspec.Struct, frozen=True, gc=False):
+class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="indicator"):
     """
     An indicator, decoded.
 

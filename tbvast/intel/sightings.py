@@ -21,7 +21,7 @@ What C{x_threatbus_source} begins with; the engine's name follows after a slash.
 """
 
 
-class Sighting(msgspec.Struct, frozen=True):
+class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):
     """
     A sighting, decoded.
 

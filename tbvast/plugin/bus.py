@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,16 @@ class Bus(SequentialService):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, settings: PluginSettings, state: Path) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: PluginSettings,
+        state: Path,
+        fail: Callable[[str], None],
+    ) -> None:
         """
         @param state: The state directory.
+        @param fail: Called, with the reason, if the bus cannot go on.
         @raise StartupRefused: If the endpoints would be open to everybody, or the
             file of clients cannot be used.
         @raise KeyUnusable: If the key file cannot be used.
@@ -76,7 +84,7 @@ class Bus(SequentialService):
         self._gate = Gate(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
-        self._journal_service = JournalService(reactor, state / JOURNAL_NAME)
+        self._journal_service = JournalService(reactor, state / JOURNAL_NAME, fail)
         self._journal_service.setServiceParent(self)
 
     def startService(self) -> None:
@@ -240,6 +248,7 @@ class Bus(SequentialService):
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
         except TimeoutError:
             self._log.warn("Stopping with messages that could not be made durable.")
+        self._manage.pause()  # what is published from here on is not acknowledged
         await super().stopService()
         self._factory.shutdown()
 

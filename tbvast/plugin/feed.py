@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.plugin.commit import Commit
-from tbvast.plugin.store import Entered
+from tbvast.plugin.reader import Entered
 from tbvast.plugin.subscriptions import Subscription
 from tbvast.wire.feed import (
     Mark,

@@ -1,14 +1,16 @@
 """
-The journal: L{tbvast.plugin.store.JournalStore}, asked from the reactor's thread.
+The journal, as it is asked in the reactor's thread: a process of its own writes to it, so
+that the interpreter here is free, and a thread reads it.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -18,108 +20,125 @@ from zope.interface import implementer
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
-from tbvast.plugin.store import Entered, JournalStore, Outcome
+from tbvast.ops.worker import Worker
+from tbvast.plugin.reader import Entered, JournalReader
+from tbvast.plugin.store import Outcome
+from tbvast.plugin.writer import (
+    Append,
+    Expire,
+    Find,
+    Forget,
+    Forgotten,
+    Opened,
+    Request,
+    SaveSubscriptions,
+    SetPosition,
+    Settled,
+    encode,
+)
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
+
+Write = Callable[[bytes], Deferred[bytes]]
+"""
+Has a L{tbvast.plugin.writer.Request} answered, one after the other. Fails with
+L{JournalFailed}.
+"""
 
 
 @implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
 class Journal:
     """
-    An L{IJournal} whose calls are made in threads.
+    An L{IJournal} that is written to by somebody else, and read in a thread.
     """
 
     def __init__(
-        self, store: JournalStore, clock: IReactorTime, defer_write: Defer, defer_read: Defer
+        self, opened: Opened, clock: IReactorTime, write: Write, reader: JournalReader, defer: Defer
     ) -> None:
         """
-        @param defer_write: Makes one call at a time, in order.
-        @param defer_read: Makes one call at a time, in order, and does not wait
-            for the writer.
+        @param defer: Calls the reader, one call at a time, in order.
         """
-        self.identity = store.identity
-        self.head = store.head
-        self._store = store
+        self.identity = opened.identity
+        self.head = opened.head
         self._clock = clock
-        self._write = defer_write
-        self._read = defer_read
-        # How many failures to append are known here, and the last one in the thread.
+        self._write = write
+        self._reader = reader
+        self._read = defer
         self._failures = 0
-        self._failed: tuple[int, JournalFailed] | None = None
 
     @property
     def floor(self) -> int:
-        return self._store.floor
+        return self._reader.floor
+
+    def _ask(self, request: Request, type: Any) -> Deferred[Any]:
+        return self._write(encode(request)).addCallback(msgspec.msgpack.decode, type=type)
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
         failures = self._failures
-        return self._write(self._append, items, self._clock.seconds(), failures).addCallbacks(
-            self._cb_appended, self._eb_append, errbackArgs=(failures,)
+        return self._ask(
+            Append(list(items), self._clock.seconds(), failures), list[Settled]
+        ).addCallbacks(
+            self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
-    def _append(self, items: Sequence[Item], now: float, failures: int) -> list[Outcome]:
-        """
-        In the writer's thread.
-
-        @param failures: How many were known to whoever called.
-        """
-        if self._failed is not None and self._failed[0] == failures:
-            raise self._failed[1]
-        try:
-            return self._store.append(items, now)
-        except JournalFailed as e:
-            self._failed = (failures, e)
-            raise
+    def _cb_settled(self, settled: list[Settled], items: Sequence[Item]) -> list[Outcome]:
+        outcomes = [
+            Outcome(each.verdict, each.number, each.item or item)
+            for each, item in zip(settled, items, strict=True)
+        ]
+        # Those that were accepted are numbered in their order.
+        self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
+        return outcomes
 
     def _eb_append(self, failure: Failure, failures: int) -> Failure:
         self._failures = max(self._failures, failures + 1)
         return failure
 
-    def _cb_appended(self, outcomes: list[Outcome]) -> list[Outcome]:
-        # Those that were accepted are numbered in their order.
-        self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
-        return outcomes
-
     def current(
         self, after: int, until: int, since: float, limit: int
     ) -> Deferred[list[tuple[int, bytes]]]:
         now = self._clock.seconds()
-        return self._read(self._store.current, after, until, since, limit, now)
+        return self._read(self._reader.current, after, until, since, limit, now)
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        return self._read(self._store.find, list(ids))
+        return self._ask(Find(list(ids)), dict[str, bytes])
 
     def counts(self) -> Deferred[dict[str, int]]:
-        return self._read(self._store.counts, self._clock.seconds())
+        return self._read(self._reader.counts, self._clock.seconds())
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
-        return self._write(self._store.expire, self._clock.seconds(), limit).addCallback(
-            self._cb_appended
+        return self._ask(Expire(self._clock.seconds(), limit), list[Settled]).addCallback(
+            lambda settled: self._cb_settled(settled, [each.item for each in settled])
         )
 
     def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._clock.seconds() - age
-        return self._write(self._store.forget, since, size, limit)
+        return self._ask(Forget(since, size, limit), Forgotten).addCallback(self._cb_forgotten)
+
+    def _cb_forgotten(self, forgotten: Forgotten) -> int:
+        self._reader.floor = max(self._reader.floor, forgotten.floor)
+        return forgotten.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
-        return self._write(self._store.save_subscriptions, changes)
+        return self._ask(SaveSubscriptions(changes), None)
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
     ) -> Deferred[list[Entered]]:
-        return self._read(self._store.entries, after, streams, limit, size)
+        return self._read(self._reader.entries, after, streams, limit, size)
 
     def position(self, reader: str) -> Deferred[Position | None]:
-        return self._read(self._store.position, reader)
+        return self._read(self._reader.position, reader)
 
     def set_position(self, reader: str, position: Position) -> Deferred[None]:
-        return self._write(self._store.set_position, reader, position)
+        return self._ask(SetPosition(reader, position), None)
 
 
 class JournalService(MultiService):
     """
-    The journal's file and threads, for as long as the service runs.
+    The journal's file, the process that writes to it and the thread that reads it, for as
+    long as the service runs.
 
     @ivar journal: The L{IJournal}, once the service has been started.
     @ivar saved_subscriptions: What there was before, by topic.
@@ -127,26 +146,42 @@ class JournalService(MultiService):
 
     journal: Journal
 
-    def __init__(self, reactor: Any, path: Path) -> None:
+    def __init__(self, reactor: Any, path: Path, lost: Callable[[str], None]) -> None:
+        """
+        @param lost: Called, with how, if the process that writes ends by itself: what it
+            was writing may have become durable or not, and only a new start tells.
+        """
         super().__init__()
         self._reactor = reactor
         self._path = path
-        self._writer = Threads(reactor, 1, "tbvast-journal-writer")
-        self._reader = Threads(reactor, 1, "tbvast-journal-reader")
-        self._writer.setServiceParent(self)
-        self._reader.setServiceParent(self)
+        self._lost = lost
+        self._threads = Threads(reactor, 1, "tbvast-journal-reader")
+        self._threads.setServiceParent(self)
 
     def startService(self) -> None:
         """
         @raise JournalFailed: If the file cannot be used.
         """
-        self._store = JournalStore(self._path, str(uuid.uuid4()))
+        self._writer = Worker(
+            self._reactor,
+            "the journal's writer",
+            "tbvast.plugin.writer",
+            [str(self._path), str(uuid.uuid4())],
+            JournalFailed,
+            self._lost,
+        )
+        opened = msgspec.msgpack.decode(self._writer.start(), type=Opened)
+        self._store = JournalReader(self._path)
         self.saved_subscriptions = self._store.subscriptions()
         super().startService()
-        self.journal = Journal(self._store, self._reactor, self._writer.defer, self._reader.defer)
+        self.journal = Journal(
+            opened, self._reactor, self._writer.call, self._store, self._threads.defer
+        )
 
     def stopService(self) -> Deferred[None]:
         """
-        Finish what was begun, which takes one commit at the most, and close.
+        Finish what was begun, which takes a few commits at the most, and close.
         """
-        return super().stopService().addCallback(lambda _: self._store.close())
+        super().stopService()  # which is over when it returns, should the reactor not run
+        self._store.close()
+        return self._writer.stop()

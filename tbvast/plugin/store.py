@@ -1,5 +1,5 @@
 """
-The journal's file: SQLite, by blocking calls.
+The journal's file, as it is written: SQLite, by blocking calls.
 
 One table holds every accepted item under its number. A row's C{state} says
 whether it is the latest version of its STIX id, and whether that version is in
@@ -13,7 +13,7 @@ import contextlib
 import enum
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,17 @@ no calendar has.
 
 _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?)"
 
-_STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
+STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
+"""
+What a row's C{stream} says.
+"""
 
-_STREAM_OF_NUMBER = {number: stream for stream, number in _STREAM_NUMBER.items()}
+_INTEL = STREAM_NUMBER[Stream.INTEL]
+_SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
 
-_INTEL = _STREAM_NUMBER[Stream.INTEL]
-_SIGHTING = _STREAM_NUMBER[Stream.SIGHTING]
+MICROSECONDS = 1_000_000
 
-_MICROSECONDS = 1_000_000
-
-
-_SUPERSEDED, _IN_FORCE, _ENDED = range(3)
+SUPERSEDED, IN_FORCE, ENDED = range(3)
 """
 What a row's C{state} says. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
 the module C{sqlite3} takes many times as long for anything else, for it first asks
@@ -121,16 +121,6 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     item: Item
 
 
-class Entered(msgspec.Struct, frozen=True, gc=False):
-    """
-    An item, and the number it has in the journal.
-    """
-
-    number: int
-    stream: Stream
-    raw: bytes
-
-
 _Row = list[Any]
 """
 A row of C{entries}. Of one that is in the file, not in the batch that is being written,
@@ -139,17 +129,26 @@ the body is L{None}, and what a batch does not need.
 
 
 @contextlib.contextmanager
-def _translated(doing: str, path: Path) -> Iterator[None]:
+def translated(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as e:
         raise JournalFailed(f"cannot {doing} the journal {path}: {e}") from e
 
 
+def read_floor(connection: sqlite3.Connection) -> int:
+    """
+    @return: The number up to which entries may have been let go of.
+    """
+    (floor,) = connection.execute(
+        "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
+    ).fetchone()
+    return int(floor)
+
+
 class JournalStore:
     """
-    The journal's file. What reads may be called from another thread than what
-    writes, one call at a time.
+    The journal's file, for who writes to it: one process, and one thread.
     """
 
     def __init__(self, path: Path, new_identity: str) -> None:
@@ -161,29 +160,28 @@ class JournalStore:
             by a later tbvast.
         """
         self._path = path
-        with _translated("open", path):
-            self._writer = connect(path)
-            self._reader = connect(path)
-            self._writer.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._writer, [_SCHEMA, _BY_DIGEST, _GATHERED])
+        with translated("open", path):
+            self._connection = connect(path)
+            self._connection.create_function("digest_of", 1, digest, deterministic=True)
+            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED])
             self.identity = self._identify(new_identity)
-            (self.head,) = self._writer.execute(
+            (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
-            self._index = DigestIndex(self._writer, "latest", self._latest_above)
-            (self.floor,) = self._writer.execute(
-                "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
-            ).fetchone()
+            self._index = DigestIndex(self._connection, "latest", self._latest_above)
+            self.floor = read_floor(self._connection)
 
     def _latest_above(self, number: int) -> Iterable[tuple[int, int]]:
-        return self._writer.execute(
+        return self._connection.execute(
             "SELECT digest, number FROM entries WHERE number > ? AND state != 0 ORDER BY number",
             (number,),
         )
 
     def _identify(self, new_identity: str) -> str:
-        self._writer.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,))
-        (identity,) = self._writer.execute(
+        self._connection.execute(
+            "INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,)
+        )
+        (identity,) = self._connection.execute(
             "SELECT value FROM meta WHERE key = 'identity'"
         ).fetchone()
         return str(identity)
@@ -192,8 +190,7 @@ class JournalStore:
         """
         Close the file; nothing can be asked any more.
         """
-        self._reader.close()
-        self._writer.close()
+        self._connection.close()
 
     def append(self, items: Sequence[Item], now: float) -> list[Outcome]:
         """
@@ -201,7 +198,7 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        with self._batch(int(now * _MICROSECONDS)) as batch:
+        with self._batch(int(now * MICROSECONDS)) as batch:
             batch.look_up(item.id for item in items)
             return [batch.add(item) for item in items]
 
@@ -210,10 +207,10 @@ class JournalStore:
         """
         A batch that is committed in the end.
         """
-        with _translated("write", self._path):
+        with translated("write", self._path):
             # All in one transaction, for SQLite takes a while to begin one.
-            with settled(self._index), transaction(self._writer):
-                batch = _Batch(self._writer, self._index, self.head, moment)
+            with settled(self._index), transaction(self._connection):
+                batch = _Batch(self._connection, self._index, self.head, moment)
                 yield batch
                 batch.write()
             self.head = batch.head
@@ -224,9 +221,9 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        moment = int(now * _MICROSECONDS)
+        moment = int(now * MICROSECONDS)
         with self._batch(moment) as batch:
-            bodies = self._writer.execute(
+            bodies = self._connection.execute(
                 "SELECT body FROM entries WHERE state = 1 AND valid_until <= ?"
                 " ORDER BY valid_until LIMIT ?",
                 (moment, limit),
@@ -239,143 +236,66 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.IKeeper.forget}
         """
-        with _translated("write", self._path):
-            (used,) = self._writer.execute(
+        with translated("write", self._path):
+            (used,) = self._connection.execute(
                 "SELECT (page_count - freelist_count) * page_size"
                 " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
             ).fetchone()
-            old = self._writer.execute(
+            old = self._connection.execute(
                 "SELECT number, digest, state FROM entries WHERE (stream != 1 OR state != 1)"
                 " AND (received < ? OR ?) ORDER BY number LIMIT ?",
-                (int(since * _MICROSECONDS), used > size, limit),
+                (int(since * MICROSECONDS), used > size, limit),
             ).fetchall()
             if old:
-                # First, so that whoever reads meanwhile finds it after reading.
-                self.floor = max(self.floor, old[-1][0])
-                with settled(self._index), transaction(self._writer):
-                    self._writer.executemany(
+                floor = max(self.floor, old[-1][0])
+                with settled(self._index), transaction(self._connection):
+                    self._connection.executemany(
                         "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
                     )
-                    self._index.change((), [(d, n) for n, d, state in old if state != _SUPERSEDED])
-                    self._writer.execute(
-                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(self.floor),)
+                    self._index.change((), [(d, n) for n, d, state in old if state != SUPERSEDED])
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
                     )
+                self.floor = floor
                 # As a script: otherwise it is one step, which frees one page.
-                self._writer.executescript("PRAGMA incremental_vacuum")
+                self._connection.executescript("PRAGMA incremental_vacuum")
         return len(old)
-
-    def current(
-        self, after: int, until: int, since: float, limit: int, now: float
-    ) -> list[tuple[int, bytes]]:
-        """
-        @see: L{tbvast.interfaces.IJournal.current}
-
-        @param now: Seconds since the epoch.
-        """
-        with _translated("read", self._path):
-            return self._reader.execute(
-                "SELECT number, body FROM entries"
-                " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
-                " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
-                " ORDER BY number LIMIT ?",
-                (
-                    after,
-                    until,
-                    _IN_FORCE,
-                    _INTEL,
-                    int(since * _MICROSECONDS),
-                    int(now * _MICROSECONDS),
-                    limit,
-                ),
-            ).fetchall()
 
     def find(self, ids: Iterable[str]) -> dict[str, bytes]:
         """
         @see: L{tbvast.interfaces.IJournal.find}
         """
         wanted = list(ids)
-        with _translated("read", self._path):
-            numbers = self._index.find([digest(id) for id in wanted], self._reader)
+        with translated("read", self._path):
+            numbers = self._index.find([digest(id) for id in wanted])
             return dict(
-                self._reader.execute(
+                self._connection.execute(
                     "SELECT id, body FROM entries"
                     " WHERE number IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
-                    (json.dumps(numbers), _IN_FORCE, _INTEL, json.dumps(wanted)),
+                    (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(wanted)),
                 )
             )
-
-    def counts(self, now: float) -> dict[str, int]:
-        """
-        @see: L{tbvast.interfaces.IJournal.counts}
-
-        @param now: Seconds since the epoch.
-        """
-        with _translated("read", self._path):
-            indicators, sightings = self._reader.execute(
-                "SELECT count(*) FILTER (WHERE stream = ?"
-                " AND (valid_until IS NULL OR valid_until > ?)),"
-                " count(*) FILTER (WHERE stream = ?) FROM entries WHERE state = ?",
-                (_INTEL, int(now * _MICROSECONDS), _SIGHTING, _IN_FORCE),
-            ).fetchone()
-        return {"indicators": indicators, "sightings": sightings}
-
-    def subscriptions(self) -> dict[str, bytes]:
-        """
-        @see: L{tbvast.interfaces.ISubscriptionStore.subscriptions}
-        """
-        with _translated("read", self._path):
-            return dict(self._reader.execute("SELECT topic, request FROM subscriptions"))
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
         """
         @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
         """
-        with _translated("write", self._path), transaction(self._writer):
-            self._writer.executemany(
+        with translated("write", self._path), transaction(self._connection):
+            self._connection.executemany(
                 "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
             )
-            self._writer.executemany(
+            self._connection.executemany(
                 "INSERT INTO subscriptions VALUES (?, ?)",
                 [(topic, request) for topic, request in changes.items() if request is not None],
             )
-
-    def entries(
-        self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> list[Entered]:
-        """
-        @see: L{tbvast.interfaces.IReplay.entries}
-        """
-        wanted = json.dumps([_STREAM_NUMBER[stream] for stream in streams])
-        found: list[Entered] = []
-        with _translated("read", self._path):
-            for number, stream, body in self._reader.execute(
-                "SELECT number, stream, body FROM entries WHERE number > ?"
-                " AND stream IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
-                (after, wanted, limit),
-            ):
-                found.append(Entered(number, _STREAM_OF_NUMBER[stream], body))
-                size -= len(body)
-                if size <= 0:
-                    break
-        return found
-
-    def position(self, reader: str) -> Position | None:
-        """
-        @see: L{tbvast.interfaces.IReplay.position}
-        """
-        with _translated("read", self._path):
-            found = self._reader.execute(
-                "SELECT plugin, number FROM positions WHERE reader = ?", (reader,)
-            ).fetchone()
-        return None if found is None else Position(*found)
 
     def set_position(self, reader: str, position: Position) -> None:
         """
         @see: L{tbvast.interfaces.IReplay.set_position}
         """
-        with _translated("write", self._path):
-            self._writer.execute(
+        with translated("write", self._path):
+            self._connection.execute(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 (reader, position.plugin, position.number),
             )
@@ -425,7 +345,7 @@ class _Batch:
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
-        return self._keep(item, _SIGHTING, 0, None, _IN_FORCE)
+        return self._keep(item, _SIGHTING, 0, None, IN_FORCE)
 
     def expire(self, item: Indicator) -> Outcome:
         """
@@ -433,7 +353,7 @@ class _Batch:
         """
         latest = self._latest[item.id]
         self._supersede(latest)
-        outcome = self._keep(item, _INTEL, latest[_MODIFIED], item.valid_until, _ENDED)
+        outcome = self._keep(item, _INTEL, latest[_MODIFIED], item.valid_until, ENDED)
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
     def write(self) -> None:
@@ -443,10 +363,10 @@ class _Batch:
         if self._superseded:
             self._connection.execute(
                 "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
-                (_SUPERSEDED, json.dumps([number for _, number in self._superseded])),
+                (SUPERSEDED, json.dumps([number for _, number in self._superseded])),
             )
         insert(self._connection, "entries", self._rows, row=_ROW)
-        latest = [(row[_DIGEST], row[_NUMBER]) for row in self._rows if row[_STATE] != _SUPERSEDED]
+        latest = [(row[_DIGEST], row[_NUMBER]) for row in self._rows if row[_STATE] != SUPERSEDED]
         self._index.change(latest, self._superseded)
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
@@ -456,7 +376,7 @@ class _Batch:
             if item.pattern is None:
                 return Outcome(Verdict.UNKNOWN, 0, item)
         elif not self._supersedes(item, latest, removal):
-            ended = latest[_STATE] == _ENDED
+            ended = latest[_STATE] == ENDED
             if removal:
                 older = 0 < version < latest[_MODIFIED] and not ended
             else:
@@ -469,18 +389,18 @@ class _Batch:
             version = max(version, latest[_MODIFIED])
         if removal:
             item = msgspec.structs.replace(item, modified=version)
-        state = _ENDED if removal else _IN_FORCE
+        state = ENDED if removal else IN_FORCE
         return self._keep(item, _INTEL, version, item.valid_until, state)
 
     def _supersedes(self, item: Indicator, latest: _Row, removal: bool) -> bool:
         if removal:
-            return bool(latest[_STATE] == _IN_FORCE) and (
+            return bool(latest[_STATE] == IN_FORCE) and (
                 item.modified >= latest[_MODIFIED] or item.modified == 0
             )
         if item.modified != latest[_MODIFIED]:
             return bool(item.modified > latest[_MODIFIED])
         return (
-            latest[_STATE] == _IN_FORCE
+            latest[_STATE] == IN_FORCE
             and (item.operation is Operation.EDIT or item.modified == 0)
             and item.raw != self._body(latest)
         )
@@ -497,7 +417,7 @@ class _Batch:
         if latest[_BODY] is None:
             self._superseded.append((self._digests[latest[_ID]], latest[_NUMBER]))
         else:
-            latest[_STATE] = _SUPERSEDED
+            latest[_STATE] = SUPERSEDED
 
     def _keep(
         self, item: Item, stream: int, modified: int, valid_until: int | None, state: int

@@ -29,7 +29,7 @@ SWEEP_INTERVAL = 1.0
 Seconds between looks for subscriptions that have ended.
 """
 
-RETRY_INTERVAL = 0.002
+RETRY_INTERVAL = 0.001
 """
 Seconds after which frames are offered again to a peer whose queue was full.
 """
@@ -39,7 +39,7 @@ TURN = 0.005
 Seconds after which work that can wait goes on in another turn of the reactor.
 """
 
-PUMP_FRAMES = 1000
+PUMP_FRAMES = 500
 """
 The most frames that one subscriber is sent in one go.
 """

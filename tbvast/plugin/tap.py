@@ -34,5 +34,6 @@ def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
             port = getattr(settings, endpoint)
             check_free(f"the {endpoint} endpoint", HostPort(settings.host, port))
         process = ServiceProcess(options, reactor)
-        Bus(reactor, settings, Path(process.state.path)).setServiceParent(process)
+        state = Path(process.state.path)
+        Bus(reactor, settings, state, process.fail).setServiceParent(process)
     return process

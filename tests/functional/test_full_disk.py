@@ -8,6 +8,7 @@ import json
 import resource
 
 from tbvast.wire.manage import encode_publish
+from tests.functional.components import children
 from tests.functional.services import ServicesTestCase
 from tests.functional.test_main_job import indicator
 
@@ -33,6 +34,13 @@ class FullDiskTests(ServicesTestCase):
             for n in range(first, first + BATCH)
         ]
 
+    def limit(self, pid: int, size: int) -> None:
+        """
+        Bound the files of a process, and of its children.
+        """
+        for each in (pid, *children(pid)):
+            resource.prlimit(each, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
     async def test_full(self) -> None:
         """
         At the limit the publisher is told; when there is room again, it goes on. What
@@ -40,7 +48,7 @@ class FullDiskTests(ServicesTestCase):
         """
         plugin = self.plugin()
         await plugin.start()
-        resource.prlimit(plugin.pid, resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+        self.limit(plugin.pid, LIMIT)
         accepted = first = 0
         while True:
             reply = await plugin.ask(encode_publish(self.documents(first)))
@@ -54,8 +62,7 @@ class FullDiskTests(ServicesTestCase):
         status = await plugin.ask(b'{"action":"status"}')
         self.assertEqual(status["journal"]["indicators"], accepted)
 
-        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        resource.prlimit(plugin.pid, resource.RLIMIT_FSIZE, unlimited)
+        self.limit(plugin.pid, resource.RLIM_INFINITY)
         reply = await plugin.ask(encode_publish(self.documents(first)))
         self.assertEqual(reply["outcomes"], ["accepted"] * BATCH)
 
