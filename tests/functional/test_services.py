@@ -4,10 +4,18 @@ Tests for L{tbvast.demo.services}, with the real plugin.
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+
 from twisted.internet.defer import Deferred
 
 from tbvast.demo.services import CommandEnded
+from tbvast.wire.manage import encode_publish
+from tests.doubles import until
+from tests.functional.components import alive, children
 from tests.functional.services import ServicesTestCase
+from tests.functional.test_main_job import indicator
 
 
 class RunningPluginTests(ServicesTestCase):
@@ -38,3 +46,33 @@ class RunningPluginTests(ServicesTestCase):
         failure = await self.assertFailure(plugin.start(), CommandEnded)
         self.assertIn("loud", str(failure))
         self.assertEqual(await plugin.wait(), 1)
+
+    async def test_writer_killed(self) -> None:
+        """
+        A plugin whose journal is not written to any more ends, with status 1 and the
+        reason in its log; started again, it has what was acknowledged.
+        """
+        plugin = self.plugin()
+        await plugin.start()
+        document = json.dumps(indicator("[ipv4-addr:value = '203.0.113.9']")).encode()
+        reply = await plugin.ask(encode_publish([document]))
+        self.assertEqual(reply["outcomes"], ["accepted"])
+        (writer,) = children(plugin.pid)
+        os.kill(writer, signal.SIGKILL)
+        await plugin.saw("cannot go on: the journal's writer ended with signal 9")
+        self.assertEqual(await plugin.wait(), 1)
+        again = self.ending(plugin.again())
+        await again.start()
+        reply = await again.ask(encode_publish([document]))
+        self.assertEqual(reply["outcomes"], ["repeated"])
+
+    async def test_killed(self) -> None:
+        """
+        When a plugin is killed, the process that writes to its journal ends, too.
+        """
+        plugin = self.plugin()
+        await plugin.start()
+        (writer,) = children(plugin.pid)
+        plugin.signal("KILL")
+        await plugin.wait()
+        await until(self.reactor, lambda: not alive(writer))
