@@ -36,6 +36,8 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
+from tbvast.ops.answering import PART, Result, answers, encode_request
+from tbvast.ops.worker import Ask
 from tbvast.plugin.reader import Entered
 from tbvast.plugin.store import Outcome, Verdict
 from tbvast.wire.frames import Item, stream_of
@@ -131,6 +133,30 @@ def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     A L{tbvast.ops.threads.Defer} whose thread is done at once.
     """
     return maybeDeferred(f, *args)
+
+
+def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Ask:
+    """
+    An L{Ask} of an object that is here; what is asked, and the result, are encoded as if it
+    were in another process.
+
+    @param call: Makes the calls.
+    """
+
+    def ask(method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return call(_asked, target, method, encode_request(method, arguments))
+
+    return ask
+
+
+def _asked(target: object, method: Callable[..., Any], request: bytes) -> Any:
+    result = Result(method)
+    last = b""
+    for message in answers(target, request):
+        last = message[1:]
+        if message[:1] == PART:
+            result.add(last)
+    return result.end(last)
 
 
 class SteppedThread:

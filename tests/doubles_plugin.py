@@ -4,7 +4,6 @@ What tests of the plugin ask for and allow.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tbvast.plugin.subscriptions import Limits
 from tbvast.plugin.writer import Opened, Writer
 from tbvast.wire.manage import Subscribe
 from tbvast.wire.topics import Dialect, dialect_of
-from tests.doubles import call_now
+from tests.doubles import asking, call_now
 
 
 def a_request(*topics: str, **changes: Any) -> Subscribe:
@@ -156,8 +155,8 @@ class FileJournal:
         self.store = JournalStore(path, identity)
         self.reader = JournalReader(path)
         opened = Opened(self.store.identity, self.store.head)
-        write = functools.partial(call, Writer(self.store).answer)
-        self.journal = Journal(opened, clock, write, self.reader, call_now)
+        ask = asking(Writer(self.store), call)
+        self.journal = Journal(opened, clock, ask, self.reader, call_now)
 
     def close(self) -> None:
         self.store.close()

@@ -4,6 +4,7 @@ Tests for L{tbvast.ops.database}.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import FromLater, connect, insert, migrate, transaction
+from tbvast.ops.database import FromLater, connect, insert, migrate, own, transaction
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -111,3 +112,26 @@ class InsertTests(SynchronousTestCase):
             insert(self.connection, "a", [(1, "x")])
         self.assertEqual(self.connection.execute("SELECT * FROM a").fetchall(), [])
         self.assertFalse(self.connection.in_transaction)
+
+
+class OwnTests(SynchronousTestCase):
+    """
+    Tests for L{own}.
+    """
+
+    def test_alone(self) -> None:
+        """
+        One process at a time writes: another one waits, and gives up in the end.
+        """
+        path = Path(self.mktemp())
+        lock = own(path)
+        e = self.assertRaises(TimeoutError, own, path, 0.0)
+        self.assertEqual(str(e), "another process writes to it")
+        os.close(lock)
+        os.close(own(path, 0.0))
+
+    def test_no_directory(self) -> None:
+        """
+        A lock that cannot be made is refused.
+        """
+        self.assertRaises(FileNotFoundError, own, Path(self.mktemp(), "deeper"))

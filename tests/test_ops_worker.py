@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet import reactor
@@ -16,6 +17,35 @@ from twisted.trial.unittest import TestCase
 from tbvast.errors import JournalFailed
 from tbvast.ops.answering import serve
 from tbvast.ops.worker import Worker, WorkerBroken
+from tbvast.wire.frames import Item
+from tests.doubles import a_sighting, an_indicator, moment
+
+
+class Tester:
+    """
+    What the process is asked.
+    """
+
+    def reverse(self, text: bytes) -> bytes:
+        return text[::-1]
+
+    def pair(self, items: list[Item], names: dict[str, int | None]) -> tuple[list[Item], int]:
+        return items, len(names)
+
+    def count(self, limit: int) -> Iterator[list[int]]:
+        for number in range(limit):
+            if number == 7:
+                raise JournalFailed("seven is too many")
+            yield [number] * number
+
+    def refuse(self) -> None:
+        raise JournalFailed("it is full")
+
+    def break_down(self) -> None:
+        raise ZeroDivisionError
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class WorkerTests(TestCase):
@@ -35,22 +65,47 @@ class WorkerTests(TestCase):
         told to end is answered still.
         """
         worker = self.worker()
-        self.assertEqual(worker.start(), b"hello")
-        requests = [b"x", b"yz" * 3_000_000, bytes(range(256))]
-        answers = gatherResults([worker.call(request) for request in requests])
+        self.assertEqual(worker.start(str), "hello")
+        texts = [b"x", b"yz" * 3_000_000, bytes(range(256))]
+        answers = gatherResults([worker.ask(Tester.reverse, text) for text in texts])
         await worker.stop()
-        self.assertEqual(await answers, [request[::-1] for request in requests])
+        self.assertEqual(await answers, [text[::-1] for text in texts])
         self.assertEqual(self.lost, [])
+
+    async def test_types(self) -> None:
+        """
+        Arguments and result are of the types that the method is annotated with.
+        """
+        worker = self.worker()
+        worker.start(str)
+        items: list[Item] = [an_indicator(1, valid_until=moment(5)), a_sighting(2)]
+        found = await worker.ask(Tester.pair, items, {"a": None, "b": 1})
+        self.assertEqual(found, (items, 2))
+        await worker.stop()
+
+    async def test_parts(self) -> None:
+        """
+        The items of an iterator come one by one, and are a list in the end; if it fails
+        halfway, so does all of it.
+        """
+        worker = self.worker()
+        worker.start(str)
+        self.assertEqual(await worker.ask(Tester.count, 3), [[], [1], [2, 2]])
+        self.assertEqual(await worker.ask(Tester.count, 0), [])
+        e = await self.assertFailure(worker.ask(Tester.count, 9), JournalFailed)
+        self.assertEqual(str(e), "seven is too many")
+        self.assertEqual(await worker.ask(Tester.count, 1), [[]])
+        await worker.stop()
 
     async def test_refused(self) -> None:
         """
         What it refuses fails with the reason, and it goes on.
         """
         worker = self.worker()
-        worker.start()
-        e = await self.assertFailure(worker.call(b"refuse"), JournalFailed)
+        worker.start(str)
+        e = await self.assertFailure(worker.ask(Tester.refuse), JournalFailed)
         self.assertEqual(str(e), "it is full")
-        self.assertEqual(await worker.call(b"on"), b"no")
+        self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
         await worker.stop()
 
     async def test_defect(self) -> None:
@@ -58,10 +113,10 @@ class WorkerTests(TestCase):
         A defect is told with its traceback, and it goes on.
         """
         worker = self.worker()
-        worker.start()
-        e: Any = await self.assertFailure(worker.call(b"break"), WorkerBroken)
+        worker.start(str)
+        e: Any = await self.assertFailure(worker.ask(Tester.break_down), WorkerBroken)
         self.assertIn("ZeroDivisionError", str(e))
-        self.assertEqual(await worker.call(b"on"), b"no")
+        self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
         await worker.stop()
 
     def test_not_opened(self) -> None:
@@ -73,7 +128,7 @@ class WorkerTests(TestCase):
             ("end", "the tester ended while it started"),
         ):
             with self.subTest(greeting):
-                e = self.assertRaises(JournalFailed, self.worker(greeting).start)
+                e = self.assertRaises(JournalFailed, self.worker(greeting).start, str)
                 self.assertEqual(str(e), reason)
         self.assertEqual(self.lost, [])
 
@@ -83,34 +138,23 @@ class WorkerTests(TestCase):
         and it is told how it ended.
         """
         worker = self.worker()
-        worker.start()
-        answers = [worker.call(b"die"), worker.call(b"on")]
+        worker.start(str)
+        answers = [worker.ask(Tester.die), worker.ask(Tester.reverse, b"on")]
         for answer in answers:
             await self.assertFailure(answer, JournalFailed)
-        e = await self.assertFailure(worker.call(b"on"), JournalFailed)
+        e = await self.assertFailure(worker.ask(Tester.reverse, b"on"), JournalFailed)
         self.assertEqual(str(e), "the tester has ended")
         await worker.stop()
         self.assertEqual(self.lost, ["the tester ended with signal 9"])
 
 
-def _answer(request: bytes) -> bytes:
-    match request:
-        case b"refuse":
-            raise JournalFailed("it is full")
-        case b"break":
-            raise ZeroDivisionError
-        case b"die":
-            os.kill(os.getpid(), signal.SIGKILL)
-    return request[::-1]
-
-
-def _open(greeting: str) -> Any:
+def _open(greeting: str) -> tuple[Tester, str]:
     if greeting == "refuse":
         raise JournalFailed("it is full")
     if greeting == "end":
         raise SystemExit(0)
-    return greeting.encode(), _answer
+    return Tester(), greeting
 
 
 if __name__ == "__main__":
-    serve(lambda: _open(sys.argv[1]), JournalFailed)
+    serve(lambda: _open(sys.argv[1]), (JournalFailed,))

@@ -26,7 +26,6 @@ from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.plugin.journal import JournalService
 from tbvast.plugin.reader import Entered
 from tbvast.plugin.store import JournalStore, Outcome, Verdict
-from tbvast.plugin.writer import own
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -812,26 +811,3 @@ class JournalServiceTests(TestCase):
         await service.journal.append([an_indicator(1)])
         await service.stopService()
         self.assertEqual(self.lost, [])
-
-
-class OwnTests(SynchronousTestCase):
-    """
-    Tests for L{own}.
-    """
-
-    def test_alone(self) -> None:
-        """
-        One process at a time writes: another one waits, and gives up in the end.
-        """
-        path = Path(self.mktemp())
-        lock = own(path)
-        e = self.assertRaises(JournalFailed, own, path, 0.0)
-        self.assertIn(str(path), str(e))
-        os.close(lock)
-        os.close(own(path, 0.0))
-
-    def test_no_directory(self) -> None:
-        """
-        A lock that cannot be made is refused.
-        """
-        self.assertRaises(JournalFailed, own, Path(self.mktemp(), "deeper"))

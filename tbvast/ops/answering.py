@@ -1,53 +1,140 @@
 """
-What a process does that a L{tbvast.ops.worker.Worker} asks.
+What a process does that a L{tbvast.ops.worker.Worker} asks, and what goes to and fro.
+
+A request names a method of one object, and has its arguments; the types of these and of
+the result are those that the method is annotated with.
 """
 
 from __future__ import annotations
 
+import functools
 import signal
 import socket
-import struct
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from threading import Thread
-from typing import BinaryIO
+from types import GenericAlias
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
-from tbvast.errors import TbvastError
+import msgspec
 
-DONE, REFUSED, BROKEN = b"+", b"-", b"!"
+PART, DONE, REFUSED, BROKEN = b".", b"+", b"-", b"!"
 """
-What an answer begins with: the outcome follows, or why there is none.
+What a message of an answer begins with: a part of the result follows, the result, or why
+there is none.
 """
 
-_LENGTH = struct.Struct("!I")
+HEAD = 4
+"""
+The bytes of a message's length, which goes before it, the highest first.
+"""
+
+encode = msgspec.msgpack.Encoder().encode
+
+_decode_request = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
 
 
-def serve(
-    open: Callable[[], tuple[bytes, Callable[[bytes], bytes]]], refusal: type[TbvastError]
-) -> None:
+def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
+    """
+    @param method: Of the class of the object that is asked.
+    @param arguments: All of them, by position.
+    """
+    return encode((method.__name__, arguments))
+
+
+class Result:
+    """
+    What a method returns, from the messages of its answer.
+
+    @ivar parts: Whether it is an iterator: each item has a message of its own, so that
+        not all of a long result has to be read at once.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        _, returned = _signature(method)
+        self.parts = get_origin(returned) is Iterator
+        self._decode = _decoder(get_args(returned)[0] if self.parts else returned)
+        self._found: list[Any] = []
+
+    def add(self, part: bytes) -> None:
+        self._found.append(self._decode(part))
+
+    def end(self, last: bytes) -> Any:
+        """
+        @return: The result; a list of the items if it is an iterator.
+        """
+        return self._found if self.parts else self._decode(last)
+
+
+@functools.cache
+def _signature(method: Callable[..., Any]) -> tuple[Any, Any]:
+    """
+    @return: The type of the arguments, and that of the result.
+    """
+    hints = get_type_hints(method)
+    returned = hints.pop("return")
+    return GenericAlias(tuple, tuple(hints.values())), returned
+
+
+@functools.cache
+def _decoder(type: Any) -> Callable[[bytes], Any]:
+    return msgspec.msgpack.Decoder(type).decode
+
+
+def answers(target: object, request: bytes) -> Iterator[bytes]:
+    """
+    Do what is asked of an object.
+
+    @return: The messages of the answer.
+    @raise Exception: Whatever the method raises.
+    """
+    name, arguments = _decode_request(request)
+    method = getattr(type(target), name)
+    types, returned = _signature(method)
+    result = method(target, *_decoder(types)(arguments))
+    if get_origin(returned) is Iterator:
+        for part in result:
+            yield PART + encode(part)
+        yield DONE
+    else:
+        yield DONE + encode(result)
+
+
+def serve(open: Callable[[], tuple[object, Any]], refusals: tuple[type[Exception], ...]) -> None:
     """
     Be the process: answer requests, until whoever asks is gone.
 
-    @param open: Called at first. Returns what L{Worker.start} does, and what answers
-        each request.
-    @param refusal: What either may raise.
+    @param open: Called at first. Returns what will be asked, and what is said of it.
+    @param refusals: What it and its methods raise if they cannot do something.
     """
     # These are for whoever asks, and sent to the whole group: this one ends when it does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=0) as connection, connection.makefile("rb") as stream:
         try:
-            first, answer = open()
-        except refusal as e:
+            target, said = open()
+        except refusals as e:
             _write(connection, REFUSED + str(e).encode())
             return
         try:
-            _write(connection, DONE + first)
+            _write(connection, DONE + encode(said))
             for request in _ahead(stream):
-                _write(connection, _answered(answer, request, refusal))
+                for message in _answered(target, request, refusals):
+                    _write(connection, message)
         except ConnectionError:
             pass  # as when there are no more requests
+
+
+def _answered(
+    target: object, request: bytes, refusals: tuple[type[Exception], ...]
+) -> Iterator[bytes]:
+    try:
+        yield from answers(target, request)
+    except refusals as e:
+        yield REFUSED + str(e).encode()
+    except Exception:
+        yield BROKEN + traceback.format_exc().encode()
 
 
 def _ahead(stream: BinaryIO) -> Iterator[bytes]:
@@ -69,28 +156,14 @@ def _ahead(stream: BinaryIO) -> Iterator[bytes]:
     return iter(messages.get, b"")
 
 
-def _answered(
-    answer: Callable[[bytes], bytes], request: bytes, refusal: type[TbvastError]
-) -> bytes:
-    try:
-        return DONE + answer(request)
-    except refusal as e:
-        return REFUSED + str(e).encode()
-    except Exception:
-        return BROKEN + traceback.format_exc().encode()
-
-
 def read_message(stream: BinaryIO) -> bytes:
     """
     @return: A message; nothing if there is none any more.
     """
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return b""
-    (length,) = _LENGTH.unpack(head)
+    length = int.from_bytes(stream.read(HEAD), "big")
     message = stream.read(length)
     return message if len(message) == length else b""
 
 
 def _write(connection: socket.socket, message: bytes) -> None:
-    connection.sendall(_LENGTH.pack(len(message)) + message)
+    connection.sendall(len(message).to_bytes(HEAD, "big") + message)

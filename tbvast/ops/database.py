@@ -9,9 +9,12 @@ while another thread is busy: one a row would cost more than the row does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import itertools
+import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,11 @@ LOG_PAGES = 8192
 """
 Pages of 4 KiB in the write-ahead log before they are copied into the file: what is
 written again and again is copied once.
+"""
+
+LOOK_INTERVAL = 0.02
+"""
+Seconds between two looks whether another process still writes.
 """
 
 CACHE_KIB = 16 * 1024
@@ -55,6 +63,28 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     return connection
+
+
+def own(path: Path, wait: float = WAIT) -> int:
+    """
+    Keep every other process from writing to a file: that of a service that was killed may
+    have something left to write.
+
+    @param wait: Seconds that it is given to end.
+    @return: The lock: a descriptor of an open file, which holds it until it is closed.
+    @raise OSError: If it has not ended by then, or there can be no lock.
+    """
+    lock = os.open(f"{path}-writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError as e:
+            if time.monotonic() >= until:
+                os.close(lock)
+                raise TimeoutError("another process writes to it") from e
+        time.sleep(LOOK_INTERVAL)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:

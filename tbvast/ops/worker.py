@@ -15,17 +15,27 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.protocol import Factory, ProcessProtocol, connectionDone
-from twisted.protocols.basic import Int32StringReceiver
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tbvast.errors import TbvastError
-from tbvast.ops.answering import DONE, REFUSED, read_message
+from tbvast.ops.answering import (
+    DONE,
+    HEAD,
+    PART,
+    REFUSED,
+    Result,
+    encode_request,
+    read_message,
+)
 
-MOST_BYTES = (1 << 31) - 1
+Ask = Callable[..., Deferred[Any]]
 """
-The longest message. Both ends are one program.
+Calls a method of an object that is elsewhere: given as a function of its class, and all of
+its arguments, by position. Returns a L{Deferred} of the result; if that is an iterator,
+of a list of its items. What is asked is done in order, one after the other.
 """
 
 
@@ -65,11 +75,11 @@ class Worker:
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 
-    def start(self) -> bytes:
+    def start(self, type: Any) -> Any:
         """
         Start the process, and wait until it can be asked.
 
-        @return: What it says first.
+        @param type: What it says first.
         @raise Exception: The refusal, if it cannot.
         """
         ours, theirs = socket.socketpair()
@@ -92,13 +102,15 @@ class Worker:
             factory = Factory.forProtocol(lambda: self._calls)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
-        return first[1:]
+        return msgspec.msgpack.decode(first[1:], type=type)
 
-    def call(self, request: bytes) -> Deferred[bytes]:
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
-        @return: Fires with the answer. Fails with a refusal, or with L{WorkerBroken}.
+        An L{Ask} of the process.
+
+        @return: Fails with a refusal, or with L{WorkerBroken}.
         """
-        return self._calls.call(request)
+        return self._calls.ask(method, arguments)
 
     def stop(self) -> Deferred[None]:
         """
@@ -127,48 +139,67 @@ class _Exit(ProcessProtocol):
         self._exited(how)
 
 
-class _Calls(Int32StringReceiver):
+class _Calls(Protocol):
     """
     Requests, and the answers that come in their order.
 
     @ivar gone: Whether nothing can be asked any more.
     """
 
-    MAX_LENGTH = MOST_BYTES
-
     def __init__(self, name: str, refusal: Callable[[str], TbvastError]) -> None:
         self._name = name
         self._refusal = refusal
-        self._waiting: deque[Deferred[bytes]] = deque()
+        self._waiting: deque[tuple[Deferred[Any], Result]] = deque()
+        self._received = bytearray()
         self.gone = False
 
-    def call(self, request: bytes) -> Deferred[bytes]:
+    def ask(self, method: Callable[..., Any], arguments: Sequence[Any]) -> Deferred[Any]:
         if self.gone:
             return fail(self._has_ended())
-        answer: Deferred[bytes] = Deferred()
-        self._waiting.append(answer)
-        self.sendString(request)
+        answer: Deferred[Any] = Deferred()
+        self._waiting.append((answer, Result(method)))
+        self._send(encode_request(method, arguments))
         return answer
+
+    def _send(self, message: bytes) -> None:
+        transport: Any = self.transport
+        transport.writeSequence([len(message).to_bytes(HEAD, "big"), message])
 
     def end(self) -> None:
         self.gone = True
         transport: Any = self.transport
         transport.loseWriteConnection()
 
-    def stringReceived(self, string: bytes) -> None:
-        answer = self._waiting.popleft()
-        kind = string[:1]
+    def dataReceived(self, data: bytes) -> None:
+        # Longer ones than Int32StringReceiver is made for, which copies what it has each time.
+        received = self._received
+        received += data
+        while len(received) >= HEAD:
+            end = HEAD + int.from_bytes(received[:HEAD], "big")
+            if len(received) < end:
+                break
+            message = bytes(received[HEAD:end])
+            del received[:end]
+            self._answered(message[:1], message[1:])
+
+    def _answered(self, kind: bytes, rest: bytes) -> None:
+        answer, result = self._waiting[0]
+        if kind == PART:
+            result.add(rest)
+            return
+        self._waiting.popleft()
         if kind == DONE:
-            answer.callback(string[1:])
+            answer.callback(result.end(rest))
         elif kind == REFUSED:
-            answer.errback(self._refusal(string[1:].decode()))
+            answer.errback(self._refusal(rest.decode()))
         else:
-            answer.errback(WorkerBroken(string[1:].decode()))
+            answer.errback(WorkerBroken(rest.decode()))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.gone = True
         while self._waiting:
-            self._waiting.popleft().errback(self._has_ended())
+            answer, _ = self._waiting.popleft()
+            answer.errback(self._has_ended())
 
     def _has_ended(self) -> TbvastError:
         return self._refusal(f"{self._name} has ended")

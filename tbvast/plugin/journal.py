@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,31 +19,13 @@ from zope.interface import implementer
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
-from tbvast.ops.worker import Worker
+from tbvast.ops.worker import Ask, Worker
 from tbvast.plugin.reader import Entered, JournalReader
 from tbvast.plugin.store import Outcome
-from tbvast.plugin.writer import (
-    Append,
-    Expire,
-    Find,
-    Forget,
-    Forgotten,
-    Opened,
-    Request,
-    SaveSubscriptions,
-    SetPosition,
-    Settled,
-    encode,
-)
+from tbvast.plugin.writer import Forgotten, Opened, Settled, Writer
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
-
-Write = Callable[[bytes], Deferred[bytes]]
-"""
-Has a L{tbvast.plugin.writer.Request} answered, one after the other. Fails with
-L{JournalFailed}.
-"""
 
 
 @implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
@@ -54,15 +35,16 @@ class Journal:
     """
 
     def __init__(
-        self, opened: Opened, clock: IReactorTime, write: Write, reader: JournalReader, defer: Defer
+        self, opened: Opened, clock: IReactorTime, ask: Ask, reader: JournalReader, defer: Defer
     ) -> None:
         """
+        @param ask: Asks the L{Writer}.
         @param defer: Calls the reader, one call at a time, in order.
         """
         self.identity = opened.identity
         self.head = opened.head
         self._clock = clock
-        self._write = write
+        self._ask = ask
         self._reader = reader
         self._read = defer
         self._failures = 0
@@ -71,14 +53,9 @@ class Journal:
     def floor(self) -> int:
         return self._reader.floor
 
-    def _ask(self, request: Request, type: Any) -> Deferred[Any]:
-        return self._write(encode(request)).addCallback(msgspec.msgpack.decode, type=type)
-
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
         failures = self._failures
-        return self._ask(
-            Append(list(items), self._clock.seconds(), failures), list[Settled]
-        ).addCallbacks(
+        return self._ask(Writer.append, items, self._clock.seconds(), failures).addCallbacks(
             self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
@@ -102,26 +79,26 @@ class Journal:
         return self._read(self._reader.current, after, until, since, limit, now)
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        return self._ask(Find(list(ids)), dict[str, bytes])
+        return self._ask(Writer.find, list(ids))
 
     def counts(self) -> Deferred[dict[str, int]]:
         return self._read(self._reader.counts, self._clock.seconds())
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
-        return self._ask(Expire(self._clock.seconds(), limit), list[Settled]).addCallback(
+        return self._ask(Writer.expire, self._clock.seconds(), limit).addCallback(
             lambda settled: self._cb_settled(settled, [each.item for each in settled])
         )
 
     def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._clock.seconds() - age
-        return self._ask(Forget(since, size, limit), Forgotten).addCallback(self._cb_forgotten)
+        return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_forgotten)
 
     def _cb_forgotten(self, forgotten: Forgotten) -> int:
         self._reader.floor = max(self._reader.floor, forgotten.floor)
         return forgotten.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
-        return self._ask(SaveSubscriptions(changes), None)
+        return self._ask(Writer.save_subscriptions, changes)
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
@@ -132,7 +109,7 @@ class Journal:
         return self._read(self._reader.position, reader)
 
     def set_position(self, reader: str, position: Position) -> Deferred[None]:
-        return self._ask(SetPosition(reader, position), None)
+        return self._ask(Writer.set_position, reader, position)
 
 
 class JournalService(MultiService):
@@ -170,12 +147,12 @@ class JournalService(MultiService):
             JournalFailed,
             self._lost,
         )
-        opened = msgspec.msgpack.decode(self._writer.start(), type=Opened)
+        opened = self._writer.start(Opened)
         self._store = JournalReader(self._path)
         self.saved_subscriptions = self._store.subscriptions()
         super().startService()
         self.journal = Journal(
-            opened, self._reactor, self._writer.call, self._store, self._threads.defer
+            opened, self._reactor, self._writer.ask, self._store, self._threads.defer
         )
 
     def stopService(self) -> Deferred[None]:
