@@ -123,6 +123,12 @@ class JournalFailed(TbvastError):
     """
 
 
+class StoreFailed(TbvastError):
+    """
+    The bridge's store could not keep, or could not read, what it was asked to.
+    """
+
+
 class BusUnreachable(TbvastError):
     """
     A bus did not answer on its manage endpoint.

@@ -12,11 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bridge.cursor import StoreCursor
+from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
 from tbvast.wire.manage import Position
-from tests.doubles import SteppedThread, a_sighting, an_indicator, indicator_id, moment
+from tests.doubles import SteppedThread, a_sighting, an_indicator, asking, indicator_id, moment
 
 
 class CursorTests(SynchronousTestCase):
@@ -33,7 +34,8 @@ class CursorTests(SynchronousTestCase):
         self.cursor = self.make()
 
     def make(self) -> StoreCursor:
-        return StoreCursor(self.store, self.thread.defer, self.clock, True, self.changes.append)
+        ask = asking(Keeper(self.store), self.thread.defer)
+        return StoreCursor(ask, self.store.position, self.clock, True, self.changes.append)
 
     def apply(self, *items: Indicator, position: Position | None = None) -> None:
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge import session
+from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.session import EngineSession, Search, State
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
@@ -22,7 +23,7 @@ from tests.doubles import (
     MemoryEngineClient,
     MemoryNode,
     an_indicator,
-    call_now,
+    asking,
     indicator_id,
 )
 
@@ -62,8 +63,7 @@ class SessionTestCase(SynchronousTestCase):
             self.clock,
             self.node,
             self.engine,
-            self.store,
-            call_now,
+            asking(Keeper(self.store)),
             self.deliver,
             self.live,
             self.search,

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.sightings import (
     LONGEST_CACHED,
     PAGE,
@@ -33,7 +34,7 @@ from tests.doubles import (
     a_match,
     a_sighting,
     an_indicator,
-    call_now,
+    asking,
     indicator_id,
 )
 
@@ -67,7 +68,7 @@ class MakerTests(StoreTestCase):
         self.store.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingMaker(self.clock, self.store, call_now, "tenzir", transform)
+        maker = SightingMaker(self.clock, asking(Keeper(self.store)), "tenzir", transform)
         made = self.successResultOf(
             Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
         )
@@ -306,7 +307,7 @@ class OutboxTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.taker = Taker()
-        self.outbox = Outbox(self.clock, self.store, call_now, self.taker)
+        self.outbox = Outbox(self.clock, asking(Keeper(self.store)), self.taker)
         self.outbox.startService()
         self.addCleanup(self.stop)
 

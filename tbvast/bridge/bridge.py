@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ from tbvast.bridge.engines.node import EmbeddedNode
 from tbvast.bridge.engines.tenzir import TenzirEngine
 from tbvast.bridge.engines.threaded import EngineThreads
 from tbvast.bridge.engines.vast import VastEngine
+from tbvast.bridge.keeper import NO, YES, Keeper
 from tbvast.bridge.session import EngineSession, Search
 from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.store import Changes
 from tbvast.client import BusSubscription, Wish
+from tbvast.errors import StoreFailed
 from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
 from tbvast.ops.startup import SequentialService, ServiceProcess
-from tbvast.ops.threads import Threads
+from tbvast.ops.worker import Worker
 from tbvast.settings import BridgeSettings, HostPort
+from tbvast.wire.manage import Position
 from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
 
@@ -90,38 +93,43 @@ class Bridge(SequentialService):
 
     def startService(self) -> None:
         """
-        @raise StartupRefused: If the store, or the place for an embedded node,
-            cannot be used.
+        @raise StoreFailed: If the store cannot be used.
+        @raise StartupRefused: If the place for an embedded node cannot.
         """
-        self._store = BridgeStore(self._state / STORE_NAME)
-        self._store.derive(self._settings.retro_match)
+        self._keeper = Worker(
+            self._reactor,
+            "the store's keeper",
+            "tbvast.bridge.keeper",
+            [str(self._state / STORE_NAME), YES if self._settings.retro_match else NO],
+            StoreFailed,
+            self._process.fail,
+        )
+        position: Position | None = self._keeper.start(Position | None)
         self._factory = Factory(self._reactor)
-        self._compose()
+        self._compose(position)
         try:
             super().startService()
         except Exception:
             self._factory.shutdown()
             raise
 
-    def _compose(self) -> None:
-        settings, reactor = self._settings, self._reactor
-        self._threads = Threads(reactor, 1, "tbvast-store")
-        self._threads.setServiceParent(self)
+    def _compose(self, position: Position | None) -> None:
+        """
+        @param position: How far the bus's journal has been applied.
+        """
+        settings, reactor, ask = self._settings, self._reactor, self._keeper.ask
         address = self._engine_address()
         self._driven = self._engine(address)
         engine = EngineThreads(reactor, self._driven)
         engine.setServiceParent(self)
-        self._maker = SightingMaker(
-            reactor, self._store, self._threads.defer, settings.engine, self._transform()
-        )
-        self._outbox = Outbox(reactor, self._store, self._threads.defer, self._handing())
+        self._maker = SightingMaker(reactor, ask, settings.engine, self._transform())
+        self._outbox = Outbox(reactor, ask, self._handing())
         self._outbox.setServiceParent(self)
         self._session = EngineSession(
             reactor,
             HostnameEndpoint(reactor, address.host, address.port),
             engine.client,
-            self._store,
-            self._threads.defer,
+            ask,
             self._sight,
             settings.live_match,
             Search(
@@ -149,8 +157,8 @@ class Bridge(SequentialService):
             HostPort.parse(settings.threatbus),
             Wish((INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat),
             StoreCursor(
-                self._store,
-                self._threads.defer,
+                ask,
+                position,
                 self._reactor,
                 settings.retro_match,
                 self._changed,
@@ -224,27 +232,31 @@ class Bridge(SequentialService):
             )
         self._session.changed(changes)
 
+    def _changed_all(self, all: Iterable[Changes]) -> None:
+        for changes in all:
+            self._changed(changes)
+
     # Housekeeping
 
     def _expire(self) -> Deferred[None]:
-        return self._housekeep(self._changed, self._store.expire, self._reactor.seconds())
+        return self._housekeep(self._changed_all, Keeper.expire, self._reactor.seconds())
 
     def _begin(self) -> Deferred[None]:
         search = self._settings.retro_match
-        return self._housekeep(self._changed, self._store.begin, self._reactor.seconds(), search)
+        return self._housekeep(self._changed_all, Keeper.begin, self._reactor.seconds(), search)
 
     def _forget(self) -> Deferred[None]:
-        return self._housekeep(_ignore, self._store.forget, self._reactor.seconds())
+        return self._housekeep(_ignore, Keeper.forget, self._reactor.seconds())
 
     def _count(self) -> Deferred[None]:
-        return self._housekeep(self._counted, self._store.counts)
+        return self._housekeep(self._counted, Keeper.counts)
 
     def _counted(self, counts: dict[str, Any]) -> None:
         self._counts = counts
 
     def _housekeep(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
         return (
-            self._threads.defer(call, *args)
+            self._keeper.ask(call, *args)
             .addCallback(then)
             .addErrback(functools.partial(self._log.failure, "While tidying the store"))
         )
@@ -263,11 +275,12 @@ class Bridge(SequentialService):
         }
 
     def stopService(self) -> Deferred[None]:
-        return super().stopService().addCallback(self._cb_stopped)
+        return Deferred.fromCoroutine(self._stop())
 
-    def _cb_stopped(self, _: None) -> None:
-        self._store.close()
+    async def _stop(self) -> None:
+        await super().stopService()
         self._factory.shutdown()
+        await self._keeper.stop()
 
 
 def by_reasons(

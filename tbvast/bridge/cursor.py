@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.keeper import Keeper
+from tbvast.bridge.store import Changes
 from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
-from tbvast.ops.threads import Defer
+from tbvast.ops.worker import Ask
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 
@@ -26,22 +27,22 @@ class StoreCursor:
 
     def __init__(
         self,
-        store: BridgeStore,
-        defer: Defer,
+        ask: Ask,
+        position: Position | None,
         clock: IReactorTime,
         search: bool,
         changed: Callable[[Changes], None],
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
-        @param defer: Calls the store in its thread.
+        @param ask: Asks the L{Keeper}.
+        @param position: How far the journal has been applied so far.
         @param search: Whether past events are to be searched for new indicators.
         @param changed: Called with what the engine is to be told.
         @param changing: What is inside is the change.
         """
-        self.position = store.position
-        self._store = store
-        self._defer = defer
+        self.position = position
+        self._ask = ask
         self._clock = clock
         self._search = search
         self._changed = changed
@@ -51,16 +52,15 @@ class StoreCursor:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._clock.seconds()
         with self._changing():
-            self._took(
-                await self._defer(self._store.apply, indicators, now, self._search, position)
-            )
+            changes = await self._ask(Keeper.apply, indicators, now, self._search, position)
+            self.position = position or self.position
+            self._changed(changes)
 
     async def begin_snapshot(self) -> None:
-        await self._defer(self._store.begin_snapshot)
+        await self._ask(Keeper.begin_snapshot)
 
     async def end_snapshot(self, position: Position) -> None:
-        self._took(await self._defer(self._store.end_snapshot, position))
-
-    def _took(self, changes: Changes) -> None:
-        self.position = self._store.position
-        self._changed(changes)
+        ended = await self._ask(Keeper.end_snapshot, position)
+        self.position = position
+        for changes in ended:
+            self._changed(changes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,12 +21,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.keeper import PIECE, Keeper
+from tbvast.bridge.store import Changes
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
 from tbvast.interfaces import IEngineClient
-from tbvast.ops.threads import Defer
+from tbvast.ops.worker import Ask
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 30.0
@@ -193,8 +195,7 @@ class EngineSession(MultiService):
         clock: IReactorTime,
         endpoint: IStreamClientEndpoint,
         engine: IEngineClient,
-        store: BridgeStore,
-        defer: Defer,
+        ask: Ask,
         deliver: Deliver,
         live: bool,
         search: Search | None,
@@ -202,7 +203,7 @@ class EngineSession(MultiService):
     ) -> None:
         """
         @param endpoint: The node's, to watch.
-        @param defer: Calls the store in its thread.
+        @param ask: Asks the L{Keeper}.
         @param live: Whether to match arriving events.
         @param search: How to search past events; C{None} for not at all.
         @param unsupported: Called if the engine is not one that can be driven.
@@ -215,8 +216,7 @@ class EngineSession(MultiService):
         self.searches = 0
         self._clock = clock
         self._engine = engine
-        self._store = store
-        self._defer = defer
+        self._ask = ask
         self._deliver = deliver
         self._want_live = live
         self._complete = False
@@ -435,10 +435,15 @@ class EngineSession(MultiService):
         self._pending.clear()
         self._overflow = False
         held = await self._engine.contents()
-        changes = await self._defer(self._store.reconcile, held)
-        await self._write(_wanted(changes))
+        for start in range(0, max(len(held), 1), PIECE):
+            await self._ask(Keeper.compare, held[start : start + PIECE], start)
+        wanted: _Wanted = {}
+        for changes in await self._ask(Keeper.reconcile):
+            wanted |= _wanted(changes)
+        await self._write(wanted)
         self._applied = max(self._applied, changes.number)
         self.state = State.READY
+        written = sum(entry is not None for entry in wanted.values())
         self._log.info(
             "{name} {version} at {endpoint} is ready: {held} entries were there,"
             " {written} written, {erased} erased, in {elapsed:.3f} s.",
@@ -446,8 +451,8 @@ class EngineSession(MultiService):
             version=self.identity.version if self.identity else "",
             endpoint=self.identity.endpoint if self.identity else "",
             held=len(held),
-            written=len(changes.write),
-            erased=len(changes.erase),
+            written=written,
+            erased=len(wanted) - written,
             elapsed=self._clock.seconds() - started,
         )
         self._notify()
@@ -533,9 +538,9 @@ class EngineSession(MultiService):
         """
         @return: Whether there was time for all of it.
         """
-        since = await self._defer(lambda: self._store.covered)
+        since = await self._ask(Keeper.covered)
         if since is not None:
-            entries = await self._defer(lambda: list(self._store.entries()))
+            entries = list(itertools.chain.from_iterable(await self._ask(Keeper.entries)))
             timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
             return await self._find(entries, 0, timeout, since)
         return True
@@ -544,7 +549,7 @@ class EngineSession(MultiService):
         if not self._complete:
             return None
         until = self._clock.seconds() - COVER_MARGIN
-        return self._defer(self._store.set_covered, until).addErrback(
+        return self._ask(Keeper.set_covered, until).addErrback(
             lambda failure: self._log.failure("While remembering what was matched", failure)
         )
 
@@ -562,11 +567,15 @@ class EngineSession(MultiService):
         """
         @return: Whether there was anything to search for.
         """
-        ids, entries = await self._defer(self._store.unsearched, until, SEARCH_BATCH)
+        ids: list[str] = []
+        entries: list[Entry] = []
+        for more_ids, more_entries in await self._ask(Keeper.unsearched, until, SEARCH_BATCH):
+            ids += more_ids
+            entries += more_entries
         if ids:
             since = search.since(self._clock.seconds())
             await self._find(entries, search.limit, search.timeout, since)
-            await self._defer(self._store.mark_searched, ids, until)
+            await self._ask(Keeper.mark_searched, ids, until)
         return bool(ids)
 
     async def _find(

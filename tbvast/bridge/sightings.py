@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.nesting import Nesting
-from tbvast.bridge.store import BridgeStore
 from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
 from tbvast.intel.indicators import STIX, Indicator, decode_indicator
 from tbvast.intel.matches import Hit, Match, MatchType
@@ -25,7 +25,7 @@ from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
-from tbvast.ops.threads import Defer
+from tbvast.ops.worker import Ask
 
 PAGE = 500
 """
@@ -63,18 +63,16 @@ class SightingMaker:
     def __init__(
         self,
         clock: IReactorTime,
-        store: BridgeStore,
-        defer: Defer,
+        ask: Ask,
         engine: str,
         transform: IContextTransform | None,
     ) -> None:
         """
-        @param defer: Calls the store in its thread.
+        @param ask: Asks the L{Keeper}.
         @param engine: The engine's name.
         """
         self._clock = clock
-        self._store = store
-        self._defer = defer
+        self._ask = ask
         self._engine = engine
         self._transform = transform
         self._recent = functools.lru_cache(CACHED)(Wanted)
@@ -86,7 +84,7 @@ class SightingMaker:
             changed since.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
-        bodies: dict[str, bytes] = await self._defer(self._store.bodies, ids)
+        bodies: dict[str, bytes] = await self._ask(Keeper.bodies, list(ids))
         wanted = {id: self._wanted(body) for id, body in bodies.items()}
         made = [
             self._make(match.event, wanted[id].indicator, values, match_type)
@@ -210,17 +208,14 @@ class Outbox(Service):
 
     _log = Logger()
 
-    def __init__(
-        self, clock: IReactorTime, store: BridgeStore, defer: Defer, hand_on: Handing
-    ) -> None:
+    def __init__(self, clock: IReactorTime, ask: Ask, hand_on: Handing) -> None:
         """
-        @param defer: Calls the store in its thread.
+        @param ask: Asks the L{Keeper}.
         """
         self.made = 0
         self.handed_on = 0
         self._clock = clock
-        self._store = store
-        self._defer = defer
+        self._ask = ask
         self._hand_on = hand_on
         self._flushing: Deferred[None] | None = None
         self._again = False
@@ -243,8 +238,8 @@ class Outbox(Service):
         """
         Keep sightings, durably, and begin to hand them on.
         """
-        new = await self._defer(self._store.remember, list(sightings), self._clock.seconds())
-        self.made += len(new)
+        new = await self._ask(Keeper.remember, list(sightings), self._clock.seconds())
+        self.made += new
         if new:
             self.flush()
 
@@ -272,10 +267,10 @@ class Outbox(Service):
             self.flush()
 
     async def _flush(self) -> None:
-        while waiting := await self._defer(self._store.unsent, PAGE):
+        while waiting := await self._ask(Keeper.unsent, PAGE):
             taken = await self._hand_on([body for _, body in waiting])
             done = [id for (id, _), ok in zip(waiting, taken, strict=True) if ok]
-            await self._defer(self._store.mark_sent, done)
+            await self._ask(Keeper.mark_sent, done)
             self.handed_on += len(done)
             if len(done) < len(waiting):
                 self._retry_later()

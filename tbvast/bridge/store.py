@@ -180,7 +180,7 @@ _REMOVE = Operation.REMOVE
 # Names of the module are found quicker than those of an enumeration.
 
 
-class Changes(msgspec.Struct, frozen=True):
+class Changes(msgspec.Struct, frozen=True, array_like=True):
     """
     What the engine is to be told.
 

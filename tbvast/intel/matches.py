@@ -21,7 +21,7 @@ class MatchType(enum.StrEnum):
     RETRO = "RETRO"
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """
     A row of the engine's tables: an observable and who wants to know of it.
 

@@ -43,7 +43,9 @@ class Kind(enum.StrEnum):
     __hash__ = str.__hash__
 
 
-class Observable(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
+class Observable(
+    msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True, array_like=True
+):
     """
     One value that can be seen in an event, in its normal form.
 

@@ -1,0 +1,204 @@
+"""
+The process that keeps the bridge's store, and what it can be asked.
+
+    python -m tbvast.bridge.keeper PATH yes|no
+
+The second argument says whether past events are searched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.errors import StartupRefused
+from tbvast.intel.indicators import Indicator
+from tbvast.intel.matches import Entry
+from tbvast.intel.observables import Observable
+from tbvast.intel.sightings import Sighting
+from tbvast.ops.answering import serve
+from tbvast.ops.database import own
+from tbvast.ops.process import settle
+from tbvast.wire.manage import Position
+
+PIECE = 5000
+"""
+The most entries in one part of a result: whoever asks reads each in a turn of its own.
+"""
+
+YES, NO = "yes", "no"
+
+
+class Keeper:
+    """
+    A L{BridgeStore}, as another process asks for it.
+    """
+
+    def __init__(self, store: BridgeStore) -> None:
+        self._store = store
+        self._held: list[Entry] = []
+
+    def apply(
+        self, indicators: list[Indicator], now: float, search: bool, position: Position | None
+    ) -> Changes:
+        """
+        @see: L{BridgeStore.apply}
+        """
+        return self._store.apply(indicators, now, search, position)
+
+    def begin_snapshot(self) -> None:
+        """
+        @see: L{BridgeStore.begin_snapshot}
+        """
+        self._store.begin_snapshot()
+
+    def end_snapshot(self, position: Position) -> Iterator[Changes]:
+        """
+        @see: L{BridgeStore.end_snapshot}
+        """
+        return _pieces(self._store.end_snapshot(position))
+
+    def expire(self, now: float) -> Iterator[Changes]:
+        """
+        @see: L{BridgeStore.expire}
+        """
+        return _pieces(self._store.expire(now))
+
+    def begin(self, now: float, search: bool) -> Iterator[Changes]:
+        """
+        @see: L{BridgeStore.begin}
+        """
+        return _pieces(self._store.begin(now, search))
+
+    def entries(self) -> Iterator[list[Entry]]:
+        """
+        @see: L{BridgeStore.entries}
+        """
+        page = []
+        for entry in self._store.entries():
+            page.append(entry)
+            if len(page) == PIECE:
+                yield page
+                page = []
+        yield page
+
+    def compare(self, held: list[Entry], start: int) -> None:
+        """
+        Take some of what the engine holds, for L{reconcile}.
+
+        @param start: How much of it came before.
+        """
+        self._held[start:] = held
+
+    def reconcile(self) -> Iterator[Changes]:
+        """
+        @see: L{BridgeStore.reconcile}
+        """
+        held, self._held = self._held, []
+        return _pieces(self._store.reconcile(held))
+
+    def unsearched(self, until: int, limit: int) -> Iterator[tuple[list[str], list[Entry]]]:
+        """
+        @see: L{BridgeStore.unsearched}
+        """
+        ids, entries = self._store.unsearched(until, limit)
+        for start in range(0, max(len(ids), len(entries)), PIECE):
+            yield ids[start : start + PIECE], entries[start : start + PIECE]
+
+    def mark_searched(self, ids: list[str], until: int) -> None:
+        """
+        @see: L{BridgeStore.mark_searched}
+        """
+        self._store.mark_searched(ids, until)
+
+    def covered(self) -> float | None:
+        """
+        @see: L{BridgeStore.covered}
+        """
+        return self._store.covered
+
+    def set_covered(self, until: float) -> None:
+        """
+        @see: L{BridgeStore.set_covered}
+        """
+        self._store.set_covered(until)
+
+    def bodies(self, ids: list[str]) -> dict[str, bytes]:
+        """
+        @see: L{BridgeStore.bodies}
+        """
+        return self._store.bodies(ids)
+
+    def counts(self) -> dict[str, Any]:
+        """
+        @see: L{BridgeStore.counts}
+        """
+        return self._store.counts()
+
+    def remember(self, sightings: list[Sighting], now: float) -> int:
+        """
+        @see: L{BridgeStore.remember}
+
+        @return: How many were new.
+        """
+        return len(self._store.remember(sightings, now))
+
+    def unsent(self, limit: int) -> list[tuple[str, bytes]]:
+        """
+        @see: L{BridgeStore.unsent}
+        """
+        return self._store.unsent(limit)
+
+    def mark_sent(self, ids: list[str]) -> None:
+        """
+        @see: L{BridgeStore.mark_sent}
+        """
+        self._store.mark_sent(ids)
+
+    def forget(self, now: float) -> None:
+        """
+        @see: L{BridgeStore.forget}
+        """
+        self._store.forget(now)
+
+
+def _pieces(changes: Changes) -> Iterator[Changes]:
+    """
+    Changes in parts, of which the first one says what is not matched.
+    """
+    unmatched = changes.unmatched
+    for start in range(0, max(len(changes.write), len(changes.erase), 1), PIECE):
+        end = start + PIECE
+        write: tuple[Entry, ...] = changes.write[start:end]
+        erase: tuple[Observable, ...] = changes.erase[start:end]
+        yield Changes(changes.number, write, erase, unmatched)
+        unmatched = {}
+
+
+def main(path: str, search: str) -> None:
+    """
+    Keep a store, as asked on standard input, which is a socket.
+    """
+    with contextlib.ExitStack() as closing:
+
+        def open() -> tuple[Keeper, Position | None]:
+            try:
+                own(Path(path))
+            except OSError as e:
+                raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+            store = BridgeStore(Path(path))
+            closing.callback(store.close)
+            store.derive(search == YES)
+            settle()
+            return Keeper(store), store.position
+
+        serve(open, (sqlite3.Error, StartupRefused))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
