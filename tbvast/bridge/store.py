@@ -27,7 +27,7 @@ from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, insert, migrate, transaction
-from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.wire.manage import Position
 
 SIGHTING_MEMORY_DAYS = 30
@@ -347,8 +347,8 @@ class BridgeStore:
         """
         moment = int(now * _MICROSECONDS)
         with self._writing():
-            digests = {indicator.id: digest(indicator.id) for indicator in indicators}
-            kept = self._kept(digests)
+            by_id = digests([indicator.id for indicator in indicators])
+            kept = self._kept(by_id)
             documents = self._documents(kept.values()) if kept else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
@@ -359,7 +359,7 @@ class BridgeStore:
                 if known is None:
                     if state == _ENDED:
                         continue
-                    known = kept[id_] = self._new(id_, digests[id_])
+                    known = kept[id_] = self._new(id_, by_id[id_])
                 elif not _changes_anything(indicator, state, known, documents):
                     if known.generation != self._generation:
                         repeated.append(known.number)
@@ -426,11 +426,10 @@ class BridgeStore:
             for each in (self._wanting(_AMONG_THESE, _listed(known)) if known else ())
         }
         rows: list[tuple[Any, ...]] = []
-        terms: list[tuple[int, int]] = []
-        more_terms: list[tuple[int, int]] = []
+        terms: list[tuple[Observable, int]] = []
+        more_terms: list[tuple[Observable, int]] = []
         networks: list[tuple[int]] = []
         touched: set[Observable] = set()
-        keys: dict[Observable, int] = {}
         wanted: dict[Observable, list[str]] = {}
         unmatched: dict[str, tuple[str, ...]] = {}
         for kept, indicator in items:
@@ -452,10 +451,9 @@ class BridgeStore:
                 some = wanted.get(observable)
                 if some is None:
                     wanted[observable] = [kept.id]
-                    keys[observable] = _key(observable)
                 else:
                     some.append(kept.id)
-                (terms if kept.is_new else more_terms).append((keys[observable], number))
+                (terms if kept.is_new else more_terms).append((observable, number))
                 if observable.kind is Kind.NETWORK:
                     networks.append((number,))
             rows.append(
@@ -473,11 +471,12 @@ class BridgeStore:
         self._erase_terms(before)
         # Those of the items that want them, and who else does.
         ids = {observable: wanted.get(observable) or [] for observable in touched}
-        self._add_ids(ids, [keys.get(observable) or _key(observable) for observable in touched])
+        keys = _keys(touched | wanted.keys())
+        self._add_ids(ids, [keys[observable] for observable in touched])
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
         self._by_id.change([(kept.digest, kept.number) for kept, _ in items if kept.is_new])
-        self._by_term.change(terms)
-        self._by_term.insert(more_terms)
+        self._by_term.change([(keys[observable], number) for observable, number in terms])
+        self._by_term.insert([(keys[observable], number) for observable, number in more_terms])
         insert(self._db, "networks", networks, "INSERT OR IGNORE")
         return self._changes(ids, unmatched)
 
@@ -609,7 +608,7 @@ class BridgeStore:
         @param rows: The indicators, each with its document first.
         """
         indicators = [decode_indicator(row[0]) for row in rows]
-        kept = self._kept({each.id: digest(each.id) for each in indicators})
+        kept = self._kept(digests([each.id for each in indicators]))
         for indicator in indicators:
             kept[indicator.id].state = _IN_FORCE
         return self._replace([(kept[each.id], each) for each in indicators], search)
@@ -646,7 +645,7 @@ class BridgeStore:
         Who wants each of some observables.
         """
         ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
-        self._add_ids(ids, list(map(_key, observables)))
+        self._add_ids(ids, list(_keys(observables).values()))
         return ids
 
     def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
@@ -752,7 +751,7 @@ class BridgeStore:
                 f"UPDATE indicators SET searched = 1 WHERE number {_AMONG} AND id {_AMONG}"
                 " AND change <= ?",
                 (
-                    _listed(self._by_id.find(list(map(digest, searched)))),
+                    _listed(self._by_id.find(list(digests(searched).values()))),
                     json.dumps(searched),
                     until,
                 ),
@@ -778,9 +777,7 @@ class BridgeStore:
         The documents of those of some indicators that are in force.
         """
         return self._documents(
-            each
-            for each in self._kept({id: digest(id) for id in ids}).values()
-            if each.state == _IN_FORCE
+            each for each in self._kept(digests(list(ids))).values() if each.state == _IN_FORCE
         )
 
     def counts(self) -> dict[str, Any]:
@@ -898,7 +895,19 @@ def _written(wanted: _Wanted) -> str:
     """
     An indicator's observables, as they are kept.
     """
-    return _encode([(o.kind.value, o.value, joint) for o, joint in wanted.items()]).decode()
+    terms: list[Any] = list(wanted)  # an observable is a term that is not joint
+    if any(wanted.values()):
+        terms = [(o.kind, o.value, joint) for o, joint in wanted.items()]
+    return _encode(terms).decode()
+
+
+def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
+    """
+    L{_key} of each of many observables.
+    """
+    texts = [observable.kind + " " + observable.value for observable in observables]
+    by_text = digests(texts)
+    return {o: by_text[text] for o, text in zip(observables, texts, strict=True)}
 
 
 def _key(observable: Observable) -> int:

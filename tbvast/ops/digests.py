@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
@@ -52,6 +53,17 @@ def digest(text: str | bytes) -> int:
     if isinstance(text, str):
         text = text.encode()
     return int.from_bytes(_blake2b(text, digest_size=BITS // 8).digest())
+
+
+def digests(texts: Collection[str]) -> dict[str, int]:
+    """
+    L{digest} of each of many texts, which is quicker for all at once.
+    """
+    size = BITS // 8
+    found = [_blake2b(text.encode(), digest_size=size).digest() for text in texts]
+    # Two bytes make eight of six; the highest come first.
+    whole = b"".join([b"\0\0" + each for each in found])
+    return dict(zip(texts, struct.unpack(f">{len(found)}Q", whole), strict=True))
 
 
 _blake2b = hashlib.blake2b

@@ -22,7 +22,7 @@ import msgspec
 from tbvast.errors import JournalFailed
 from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
 from tbvast.ops.database import connect, insert, migrate, transaction
-from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -267,7 +267,7 @@ class JournalStore:
         """
         wanted = list(ids)
         with translated("read", self._path):
-            numbers = self._index.find([digest(id) for id in wanted])
+            numbers = self._index.find(list(digests(wanted).values()))
             return dict(
                 self._connection.execute(
                     "SELECT id, body FROM entries"
@@ -324,7 +324,7 @@ class _Batch:
         """
         Find the latest versions of all that will be added.
         """
-        self._digests = {id: digest(id) for id in ids}
+        self._digests = digests(list(ids))
         numbers = self._index.find(list(self._digests.values()))
         if not numbers:
             return
