@@ -806,7 +806,7 @@ class JournalServiceTests(TestCase):
         service = self.service()
         service.startService()
         (process,) = children(os.getpid())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             os.kill(process, number)
         await service.journal.append([an_indicator(1)])
         await service.stopService()

@@ -30,6 +30,9 @@ HEAD = 4
 The bytes of a message's length, which goes before it, the highest first.
 """
 
+_FOR_WHOEVER_ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# A terminal, and systemd, send them to all processes of a service.
+
 encode = msgspec.msgpack.Encoder().encode
 
 _decode_request = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
@@ -108,8 +111,7 @@ def serve(open: Callable[[], tuple[object, Any]], refusals: tuple[type[Exception
     @param open: Called at first. Returns what will be asked, and what is said of it.
     @param refusals: What it and its methods raise if they cannot do something.
     """
-    # These are for whoever asks, and sent to the whole group: this one ends when it does.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _FOR_WHOEVER_ASKS:
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=0) as connection, connection.makefile("rb") as stream:
         try:

@@ -10,7 +10,7 @@ import sys
 SWITCH_INTERVAL = 0.0005
 """
 Seconds that a thread waits for the interpreter while another one is busy: those that
-write to a database ask for it several times in each transaction.
+read a database, or feed an engine, ask for it again and again.
 """
 
 

@@ -5,9 +5,12 @@ The main job, end to end: real plugin, real bridge, real engine.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import uuid
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -300,6 +303,21 @@ class MainJobTests(ServicesTestCase):
         await self.engine_side.wait()
         await deferToThread(wait_until_gone, processes)
 
+    async def test_keeper_killed(self) -> None:
+        """
+        A bridge whose store is not kept any more ends, with status 1 and the reason in its
+        log, and so do its processes; started again, it goes on.
+        """
+        await self.start()
+        processes = descendants(self.engine_side.pid)
+        (keeper,) = [pid for pid in processes if "tbvast.bridge.keeper" in command_line(pid)]
+        os.kill(keeper, signal.SIGKILL)
+        await self.engine_side.saw("cannot go on: the store's keeper ended with signal 9")
+        self.assertEqual(await self.engine_side.wait(), 1)
+        await deferToThread(wait_until_gone, processes)
+        self.engine_side = self.ending(self.engine_side.again())
+        await self.engine_side.start()
+
     async def test_interrupted(self) -> None:
         """
         Ctrl-C ends both in order, with exit status 0.
@@ -316,6 +334,13 @@ def descendants(pid: int) -> list[int]:
     """
     found = children(pid)
     return found + [each for child in found for each in descendants(child)]
+
+
+def command_line(pid: int) -> list[str]:
+    """
+    What a process was started with.
+    """
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 def wait_until_gone(pids: list[int]) -> None:
