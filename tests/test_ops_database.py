@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import FromLater, connect, insert, migrate, own, transaction
+from tbvast.ops.database import FromLater, connect, insert, migrate, own, snapshot, transaction
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -112,6 +112,36 @@ class InsertTests(SynchronousTestCase):
             insert(self.connection, "a", [(1, "x")])
         self.assertEqual(self.connection.execute("SELECT * FROM a").fetchall(), [])
         self.assertFalse(self.connection.in_transaction)
+
+
+class SnapshotTests(SynchronousTestCase):
+    """
+    Tests for L{snapshot}.
+    """
+
+    def test_one_time(self) -> None:
+        """
+        What somebody else commits is not seen before the end, however it ends.
+        """
+        path = Path(self.mktemp())
+        writer, reader = connect(path), connect(path)
+        writer.execute("CREATE TABLE t (n INTEGER)")
+
+        def count() -> int:
+            (found,) = reader.execute("SELECT count(*) FROM t").fetchone()
+            return int(found)
+
+        def interrupted() -> None:
+            with snapshot(reader):
+                self.assertEqual(count(), 0)
+                writer.execute("INSERT INTO t VALUES (1)")
+                self.assertEqual(count(), 0)
+                raise KeyError
+
+        self.assertRaises(KeyError, interrupted)
+        self.assertEqual(count(), 1)
+        reader.close()
+        writer.close()
 
 
 class OwnTests(SynchronousTestCase):

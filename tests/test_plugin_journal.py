@@ -662,6 +662,16 @@ class JournalTests(JournalContract, SynchronousTestCase):
             calls[-1][0].callback(calls[-1][1]())
             self.assertEqual([outcome.number for outcome in self.successResultOf(d)], [number])
 
+    def test_floor_read(self) -> None:
+        """
+        Who reads what was let go of meanwhile is told with it that there may be a gap.
+        """
+        self.append(*(a_sighting(number) for number in range(3)))
+        self.file.store.forget(0.0, 1, 2)
+        self.assertEqual(self.journal.floor, 0)
+        self.assertEqual([entry.number for entry in self.entries()], [3])
+        self.assertEqual(self.journal.floor, 2)
+
     def test_read_error(self) -> None:
         """
         What cannot be read fails.

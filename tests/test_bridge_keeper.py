@@ -1,0 +1,164 @@
+"""
+Tests for L{tbvast.bridge.keeper}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tbvast.bridge.keeper import NO, PIECE, Keeper
+from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.errors import StoreFailed
+from tbvast.intel.matches import Entry
+from tbvast.ops.worker import Worker
+from tbvast.wire.manage import Position
+from tests.doubles import an_indicator, asking, indicator_id, moment
+
+MANY = 2 * PIECE + 1
+
+
+class PartsTests(SynchronousTestCase):
+    """
+    What may be long comes in parts, which are all of it.
+    """
+
+    def setUp(self) -> None:
+        self.store = BridgeStore(Path(self.mktemp()))
+        self.addCleanup(self.store.close)
+        self._ask = asking(Keeper(self.store))
+
+    def ask(self, *request: Any) -> Any:
+        return self.successResultOf(self._ask(*request))
+
+    def know(self, count: int, **changes: Any) -> Changes:
+        """
+        So many indicators arrive.
+        """
+        indicators = [
+            an_indicator(number, pattern=f"[url:value = 'http://{number}.example/']", **changes)
+            for number in range(count)
+        ]
+        applied: Changes = self.ask(Keeper.apply, indicators, 0.0, True, Position("bus", count))
+        return applied
+
+    def entries(self) -> list[Entry]:
+        pages: list[list[Entry]] = self.ask(Keeper.entries)
+        self.assertLessEqual(max(map(len, pages)), PIECE)
+        return [entry for page in pages for entry in page]
+
+    def test_entries(self) -> None:
+        """
+        All that the engine should hold.
+        """
+        self.assertEqual(self.entries(), [])
+        applied = self.know(MANY)
+        self.assertEqual(len(applied.write), MANY)
+        self.assertEqual(set(self.entries()), set(applied.write))
+
+    def test_unsearched(self) -> None:
+        """
+        The ids, and what to search for.
+        """
+        self.assertEqual(self.ask(Keeper.unsearched, 1, MANY), [])
+        self.know(MANY)
+        parts = self.ask(Keeper.unsearched, 1, MANY)
+        self.assertEqual([len(ids) for ids, _ in parts], [PIECE, PIECE, 1])
+        ids = [id for ids, _ in parts for id in ids]
+        self.assertEqual(ids, [indicator_id(number) for number in range(MANY)])
+        self.assertEqual({e for _, entries in parts for e in entries}, set(self.entries()))
+
+    def test_reconciled(self) -> None:
+        """
+        What the engine holds is taken in parts; what an earlier comparison left is none
+        of it.
+        """
+        self.know(MANY)
+        held = self.entries()
+        self.ask(Keeper.compare, held[:3], 0)
+        for start in range(0, len(held), PIECE):
+            self.ask(Keeper.compare, held[start : start + PIECE], start)
+        self.assertEqual(self.ask(Keeper.reconcile), [Changes(1)])
+        self.ask(Keeper.compare, [], 0)
+        parts: list[Changes] = self.ask(Keeper.reconcile)
+        self.assertEqual([len(part.write) for part in parts], [PIECE, PIECE, 1])
+        self.assertEqual({part.number for part in parts}, {1})
+
+    def test_ended(self) -> None:
+        """
+        What ends at once; why something is not matched is said once.
+        """
+        self.know(MANY, valid_until=moment(50))
+        parts: list[Changes] = self.ask(Keeper.expire, 50.0)
+        self.assertEqual([len(part.erase) for part in parts], [PIECE, PIECE, 1])
+        self.assertEqual(self.ask(Keeper.expire, 50.0), [Changes(2)])
+
+    def test_snapshot(self) -> None:
+        """
+        What a snapshot did not hold ends.
+        """
+        self.know(MANY)
+        self.ask(Keeper.begin_snapshot)
+        self.know(1)
+        parts: list[Changes] = self.ask(Keeper.end_snapshot, Position("bus", 9))
+        self.assertEqual(sum(len(part.erase) for part in parts), MANY - 1)
+        self.assertEqual(self.store.position, Position("bus", 9))
+
+
+class ProcessTests(TestCase):
+    """
+    The process.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.lost: list[str] = []
+
+    def worker(self) -> Worker:
+        arguments = [str(self.path), NO]
+        return Worker(
+            *(reactor, "the keeper", "tbvast.bridge.keeper", arguments),
+            StoreFailed,
+            self.lost.append,
+        )
+
+    async def test_position(self) -> None:
+        """
+        It says how far the bus's journal has been applied.
+        """
+        applied = Position("bus", 7)
+        for position in (None, applied):
+            keeper = self.worker()
+            self.assertEqual(keeper.start(Position | None), position)
+            await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, applied)
+            counts = await keeper.ask(Keeper.counts)
+            self.assertEqual((counts["indicators"], counts["unsearched"]), (1, 1))
+            await keeper.stop()
+        self.assertEqual(self.lost, [])
+
+    async def test_disk(self) -> None:
+        """
+        What the disk refuses fails with the reason.
+        """
+        keeper = self.worker()
+        keeper.start(Position | None)
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute("ALTER TABLE indicators RENAME TO elsewhere")
+        e = await self.assertFailure(
+            keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, None), StoreFailed
+        )
+        self.assertIn("indicators", str(e))
+        await keeper.stop()
+
+    def test_unusable(self) -> None:
+        """
+        A file that cannot be used is refused.
+        """
+        self.path.write_bytes(b"x" * 10_000)
+        e = self.assertRaises(StoreFailed, self.worker().start, Position | None)
+        self.assertIn(str(self.path), str(e))
