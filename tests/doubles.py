@@ -174,11 +174,14 @@ class SteppedThread:
         self.waiting.append((result, f, args))
         return result
 
-    def perform(self) -> None:
+    def perform(self, most: int = 1000) -> None:
         """
-        Do all that waits, and what comes of it.
+        Do what waits, and what comes of it.
+
+        @param most: How many calls to make at the most.
         """
-        while self.waiting:
+        while self.waiting and most:
+            most -= 1
             result, f, args = self.waiting.pop(0)
             maybeDeferred(f, *args).chainDeferred(result)
 

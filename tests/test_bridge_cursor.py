@@ -4,6 +4,8 @@ Tests for L{tbvast.bridge.cursor}.
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -11,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.cursor import StoreCursor
+from tbvast.bridge.cursor import PIECE, StoreCursor
 from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.intel.indicators import Indicator
@@ -28,7 +30,8 @@ class CursorTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.thread = SteppedThread()
-        self.store = BridgeStore(Path(self.mktemp()))
+        self.path = Path(self.mktemp())
+        self.store = BridgeStore(self.path)
         self.addCleanup(self.store.close)
         self.changes: list[Changes] = []
         self.cursor = self.make()
@@ -102,6 +105,46 @@ class CursorTests(SynchronousTestCase):
         self.failureResultOf(applied)
         self.assertIsNone(self.cursor.position)
         self.assertEqual(self.changes, [])
+
+    def test_pieces(self) -> None:
+        """
+        What is much is applied in pieces, of which the last one moves the position.
+        """
+        many = [an_indicator(number) for number in range(2 * PIECE + 1)]
+        applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
+        self.assertEqual(len(self.thread.waiting), 3)
+        self.thread.perform(2)
+        self.assertNoResult(applied)
+        self.assertIsNone(self.store.position)
+        self.assertEqual(len(self.changes), 2)
+        self.thread.perform()
+        self.successResultOf(applied)
+        self.assertEqual(self.store.position, Position("bus", 3))
+        self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
+
+    def test_piece_failed(self) -> None:
+        """
+        If a piece cannot be kept, what follows is not, and the position stays; tried
+        again, all of it is.
+        """
+        many = [an_indicator(number) for number in range(2 * PIECE + 1)]
+        applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
+        path = self.path
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute(
+                "CREATE TRIGGER refusal BEFORE INSERT ON indicators"
+                f" WHEN new.id = '{indicator_id(PIECE)}'"
+                " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
+            )
+            self.thread.perform(2)
+            other.execute("DROP TRIGGER refusal")
+        self.thread.perform()
+        self.failureResultOf(applied, sqlite3.Error)
+        self.assertIsNone(self.store.position)
+        self.assertEqual(self.store.counts()["indicators"], PIECE)
+        self.apply(*many, position=Position("bus", 3))
+        self.assertEqual(self.store.position, Position("bus", 3))
+        self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
 
     def test_snapshot(self) -> None:
         """

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from twisted.internet.defer import FirstError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
@@ -17,6 +18,12 @@ from tbvast.interfaces import ICursor
 from tbvast.ops.worker import Ask
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
+
+PIECE = 2000
+"""
+The most indicators that are applied in one commit: more do not stay in the processor's
+caches.
+"""
 
 
 @implementer(ICursor)
@@ -47,14 +54,27 @@ class StoreCursor:
         self._search = search
         self._changed = changed
         self._changing = changing
+        self._runs = 0
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._clock.seconds()
+        self._runs += 1
+        # One piece is on its way while another one is written; the last has the position.
+        starts = range(0, len(indicators) or 1, PIECE)
         with self._changing():
-            changes = await self._ask(Keeper.apply, indicators, now, self._search, position)
-            self.position = position or self.position
-            self._changed(changes)
+            applied = [
+                self._ask(
+                    *(Keeper.apply, indicators[start : start + PIECE], now, self._search),
+                    *(position if start == starts[-1] else None, self._runs),
+                ).addCallback(self._changed)
+                for start in starts
+            ]
+            try:
+                await gatherResults(applied, consumeErrors=True)
+            except FirstError as e:
+                e.subFailure.raiseException()
+        self.position = position or self.position
 
     async def begin_snapshot(self) -> None:
         await self._ask(Keeper.begin_snapshot)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tbvast.bridge.store import BridgeStore, Changes
-from tbvast.errors import StartupRefused
+from tbvast.errors import StartupRefused, StoreFailed
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Observable
@@ -42,14 +42,29 @@ class Keeper:
     def __init__(self, store: BridgeStore) -> None:
         self._store = store
         self._held: list[Entry] = []
+        self._failed = 0
 
     def apply(
-        self, indicators: list[Indicator], now: float, search: bool, position: Position | None
+        self,
+        indicators: list[Indicator],
+        now: float,
+        search: bool,
+        position: Position | None,
+        run: int,
     ) -> Changes:
         """
         @see: L{BridgeStore.apply}
+
+        @param run: The number of what belongs together: if one part could not be applied,
+            neither is what follows, which may have the position.
         """
-        return self._store.apply(indicators, now, search, position)
+        if run == self._failed:
+            raise StoreFailed("what came before could not be applied")
+        try:
+            return self._store.apply(indicators, now, search, position)
+        except Exception:
+            self._failed = run
+            raise
 
     def begin_snapshot(self) -> None:
         """
@@ -197,7 +212,7 @@ def main(path: str, search: str) -> None:
             settle()
             return Keeper(store), store.position
 
-        serve(open, (sqlite3.Error, StartupRefused))
+        serve(open, (sqlite3.Error, StartupRefused, StoreFailed))
 
 
 if __name__ == "__main__":
