@@ -24,10 +24,16 @@ WAIT = 10.0
 Seconds to wait for another connection's transaction.
 """
 
-LOG_PAGES = 8192
+PAGE_BYTES = 8192
 """
-Pages of 4 KiB in the write-ahead log before they are copied into the file: what is
-written again and again is copied once.
+The size of a page of a new file: with smaller ones, indicators would make many more of them,
+each with its own cost.
+"""
+
+LOG_PAGES = 4096
+"""
+Pages in the write-ahead log before they are copied into the file: what is written again
+and again is copied once.
 """
 
 LOOK_INTERVAL = 0.02
@@ -57,6 +63,7 @@ def connect(path: Path) -> sqlite3.Connection:
     @raise sqlite3.Error: If it cannot be used.
     """
     connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

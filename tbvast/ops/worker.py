@@ -39,6 +39,13 @@ of a list of its items. What is asked is done in order, one after the other.
 """
 
 
+AT_ONCE = 1 << 20
+"""
+The most bytes that are handed to the system in one turn of the reactor, if it takes them:
+otherwise a long request would wait for many turns, and the process for it.
+"""
+
+
 class WorkerBroken(Exception):
     """
     A request met a defect of the worker; the text is its traceback.
@@ -84,6 +91,7 @@ class Worker:
         """
         ours, theirs = socket.socketpair()
         with ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AT_ONCE)
             with theirs:
                 self._reactor.spawnProcess(
                     _Exit(self._exited),
@@ -160,6 +168,10 @@ class _Calls(Protocol):
         self._waiting.append((answer, Result(method)))
         self._send(encode_request(method, arguments))
         return answer
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.SEND_LIMIT = AT_ONCE
 
     def _send(self, message: bytes) -> None:
         transport: Any = self.transport

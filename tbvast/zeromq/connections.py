@@ -25,7 +25,7 @@ BURST_MESSAGES = 250
 The most messages that one connection reads in one reactor turn.
 """
 
-BURST_BYTES = 1 << 20
+BURST_BYTES = 1 << 18
 """
 The bytes after which one connection stops reading in one reactor turn.
 """
