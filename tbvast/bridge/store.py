@@ -177,6 +177,7 @@ What an indicator's C{state} says; plain numbers, for SQLite takes them as they 
 """
 
 _REMOVE = Operation.REMOVE
+_NETWORK = Kind.NETWORK
 # Names of the module are found quicker than those of an enumeration.
 
 
@@ -432,7 +433,9 @@ class BridgeStore:
         touched: set[Observable] = set()
         wanted: dict[Observable, list[str]] = {}
         unmatched: dict[str, tuple[str, ...]] = {}
+        change, generation = self._change, self._generation
         for kept, indicator in items:
+            start, end = indicator.valid_from, indicator.valid_until
             after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
             earlier = before.get(kept.number, _NONE)
             if earlier:
@@ -454,16 +457,15 @@ class BridgeStore:
                 else:
                     some.append(kept.id)
                 (terms if kept.is_new else more_terms).append((observable, number))
-                if observable.kind is Kind.NETWORK:
+                if observable.kind is _NETWORK:
                     networks.append((number,))
             rows.append(
                 (
                     number, kept.id, kept.digest, kept.modified,
-                    0 if indicator.valid_from is None else indicator.valid_from,
-                    _NO_END if indicator.valid_until is None else indicator.valid_until,
-                    kept.state, self._change,
+                    start or 0, _NO_END if end is None else end,
+                    kept.state, change,
                     0 if search and not (nothing_new and kept.searched) else 1,
-                    self._generation, _written(after),
+                    generation, _written(after),
                     json.dumps(reasons) if reasons else "[]",
                     bytearray(b"" if kept.state == _ENDED else indicator.raw),
                 )
@@ -621,14 +623,20 @@ class BridgeStore:
         """
         @param ids: Who wants what was changed.
         """
-        networks = {o.value: found for o, found in ids.items() if o.kind is Kind.NETWORK}
-        for network, found in networks.items():
-            self._nest(network, bool(found))
+        networks = [o.value for o in ids if o.kind is _NETWORK]
+        for network in networks:
+            self._nest(network, bool(ids[_network(network)]))
         covered = {each for network in networks for each in self._nesting.covered(network)}
         ids |= self._covering_ids(covered)
         return Changes(
             self._change,
-            tuple([Entry(o, _in_order(found)) for o, found in ids.items() if found]),
+            tuple(
+                [
+                    Entry(o, (found[0],) if len(found) == 1 else tuple(sorted(found)))
+                    for o, found in ids.items()
+                    if found
+                ]
+            ),
             tuple([o for o, found in ids.items() if not found]),
             unmatched,
         )
@@ -883,10 +891,6 @@ def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
     return {**apart, OTHER_REASONS: others} if others else apart
 
 
-def _in_order(ids: list[str]) -> tuple[str, ...]:
-    return (ids[0],) if len(ids) == 1 else tuple(sorted(ids))
-
-
 def _listed(numbers: Iterable[int]) -> str:
     return _encode(list(numbers)).decode()
 
@@ -925,13 +929,10 @@ def _state(indicator: Indicator, moment: int) -> int:
     """
     What an indicator is at a time, in microseconds since the epoch.
     """
-    if indicator.operation is _REMOVE:
+    start, end = indicator.valid_from, indicator.valid_until
+    if indicator.operation is _REMOVE or (end is not None and end <= moment):
         return _ENDED
-    if indicator.valid_until is not None and indicator.valid_until <= moment:
-        return _ENDED
-    if indicator.valid_from is not None and indicator.valid_from > moment:
-        return _NOT_YET
-    return _IN_FORCE
+    return _NOT_YET if start is not None and start > moment else _IN_FORCE
 
 
 def _changes_anything(

@@ -62,7 +62,7 @@ def digests(texts: Collection[str]) -> dict[str, int]:
     size = BITS // 8
     found = [_blake2b(text.encode(), digest_size=size).digest() for text in texts]
     # Two bytes make eight of six; the highest come first.
-    whole = b"".join([b"\0\0" + each for each in found])
+    whole = b"\0\0".join([b"", *found])
     return dict(zip(texts, struct.unpack(f">{len(found)}Q", whole), strict=True))
 
 
@@ -198,7 +198,7 @@ class DigestIndex:
         digests = self._to_write[self._written : self._written + count]
         self._written += len(digests)
         old = self._old
-        rows = [(digest, old[digest]) for digest in digests if digest in old]
+        rows = [(digest, number) for digest in digests if (number := old.get(digest)) is not None]
         if self._removed:
             rows = [row for row in rows if row not in self._removed]
         insert(self._connection, self._table, rows, "INSERT OR IGNORE")
