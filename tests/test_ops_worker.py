@@ -83,6 +83,16 @@ class WorkerTests(TestCase):
         self.assertEqual(found, (items, 2))
         await worker.stop()
 
+    async def test_unsendable(self) -> None:
+        """
+        What cannot be sent fails, and nothing else does.
+        """
+        worker = self.worker()
+        worker.start(str)
+        await self.assertFailure(worker.ask(Tester.pair, [], {"a": 1 << 80}), OverflowError)
+        self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
+        await worker.stop()
+
     async def test_parts(self) -> None:
         """
         The items of an iterator come one by one, and are a list in the end; if it fails

@@ -164,9 +164,13 @@ class _Calls(Protocol):
     def ask(self, method: Callable[..., Any], arguments: Sequence[Any]) -> Deferred[Any]:
         if self.gone:
             return fail(self._has_ended())
+        try:
+            request = encode_request(method, arguments)
+        except Exception:  # a number that is too large, say
+            return fail()
         answer: Deferred[Any] = Deferred()
         self._waiting.append((answer, Result(method)))
-        self._send(encode_request(method, arguments))
+        self._send(request)
         return answer
 
     def connectionMade(self) -> None:
