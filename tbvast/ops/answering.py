@@ -12,8 +12,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from types import GenericAlias
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
@@ -28,6 +27,11 @@ there is none.
 HEAD = 4
 """
 The bytes of a message's length, which goes before it, the highest first.
+"""
+
+LONG = 1 << 14
+"""
+The bytes beyond which it takes long to answer a message, and others follow.
 """
 
 _FOR_WHOEVER_ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -141,21 +145,15 @@ def _answered(
 
 def _ahead(stream: BinaryIO) -> Iterator[bytes]:
     """
-    Read messages while others are being answered.
+    Read messages; the next one while a long one is being answered.
     """
-    messages: SimpleQueue[bytes] = SimpleQueue()
-
-    def read() -> None:
-        message = b" "
+    with ThreadPoolExecutor(1) as other:
+        message = read_message(stream)
         while message:
-            try:
-                message = read_message(stream)
-            except ConnectionError:
-                message = b""
-            messages.put(message)
-
-    Thread(target=read, daemon=True).start()
-    return iter(messages.get, b"")
+            following = other.submit(read_message, stream) if len(message) > LONG else None
+            yield message
+            # No other thread for a short one: it would be another step on its way.
+            message = following.result() if following else read_message(stream)
 
 
 def read_message(stream: BinaryIO) -> bytes:

@@ -30,7 +30,7 @@ The size of a page of a new file: with smaller ones, indicators would make many 
 each with its own cost.
 """
 
-LOG_PAGES = 4096
+LOG_PAGES = 8192
 """
 Pages in the write-ahead log before they are copied into the file: what is written again
 and again is copied once.
