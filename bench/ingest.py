@@ -5,9 +5,10 @@ Indicators into the engine: how fast through bus and bridge, and how fast alone.
 
 The engine alone reads the same observables as NDJSON on the standard input of one command,
 with the same pipeline. Of the bridge is measured how fast it takes a burst that waits for it
-in the bus: it is stopped while that is published, and goes on then. The whole way goes from
-the first indicator published, and made durable by the bus, which shares the machine's cores,
-to the last one that the engine has taken.
+in the bus: it is stopped while that is published, and goes on then. Before either is measured,
+what was written by then has reached the disk. The whole way goes from the first indicator
+published, and made durable by the bus, which shares the machine's cores, to the last one that
+the engine has taken.
 
 The old bridge, which runs a process for each indicator, has the same bus, and instead of an
 engine a command that only counts. It matches live, and searches no past events.
@@ -73,6 +74,7 @@ class Ingest(Way):
         os.kill(self.bridge.pid, signal.SIGSTOP)
         try:
             self._publish(documents)
+            os.sync()
             began = time.monotonic()
         finally:
             os.kill(self.bridge.pid, signal.SIGCONT)
@@ -103,6 +105,7 @@ class Ingest(Way):
         text = rows.written(entries)
         for name in OTHER:
             run(self.engine, tql.create(name), "")
+        os.sync()
         began = time.monotonic()
         run(self.engine, tql.update(OTHER), text)
         return len(documents) / (time.monotonic() - began)
