@@ -4,6 +4,7 @@ Tests for L{tbvast.ops.worker} and L{tbvast.ops.answering}, with a real process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -158,13 +159,14 @@ class WorkerTests(TestCase):
         self.assertEqual(self.lost, ["the tester ended with signal 9"])
 
 
-def _open(greeting: str) -> tuple[Tester, str]:
+@contextlib.contextmanager
+def _open(greeting: str) -> Iterator[tuple[Tester, str]]:
     if greeting == "refuse":
         raise JournalFailed("it is full")
     if greeting == "end":
         raise SystemExit(0)
-    return Tester(), greeting
+    yield Tester(), greeting
 
 
 if __name__ == "__main__":
-    serve(lambda: _open(sys.argv[1]), (JournalFailed,))
+    serve(_open(sys.argv[1]), (JournalFailed,))

@@ -23,7 +23,6 @@ from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
-from tbvast.ops.process import settle
 from tbvast.wire.manage import Position
 
 PIECE = 5000
@@ -195,24 +194,31 @@ def _pieces(changes: Changes) -> Iterator[Changes]:
         unmatched = {}
 
 
+@contextlib.contextmanager
+def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]:
+    """
+    A store, and how far the bus's journal has been applied to it, for as long as it is kept.
+
+    @param search: Whether past events are searched.
+    @raise StartupRefused: If it cannot be.
+    """
+    try:
+        own(path)
+    except OSError as e:
+        raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+    store = BridgeStore(path)
+    try:
+        store.derive(search)
+        yield Keeper(store), store.position
+    finally:
+        store.close()
+
+
 def main(path: str, search: str) -> None:
     """
     Keep a store, as asked on standard input, which is a socket.
     """
-    with contextlib.ExitStack() as closing:
-
-        def open() -> tuple[Keeper, Position | None]:
-            try:
-                own(Path(path))
-            except OSError as e:
-                raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
-            store = BridgeStore(Path(path))
-            closing.callback(store.close)
-            store.derive(search == YES)
-            settle()
-            return Keeper(store), store.position
-
-        serve(open, (sqlite3.Error, StartupRefused, StoreFailed))
+    serve(opened(Path(path), search == YES), (sqlite3.Error, StartupRefused, StoreFailed))
 
 
 if __name__ == "__main__":

@@ -623,10 +623,10 @@ class BridgeStore:
         """
         @param ids: Who wants what was changed.
         """
-        networks = [o.value for o in ids if o.kind is _NETWORK]
+        networks = [o for o in ids if o.kind is _NETWORK]
         for network in networks:
-            self._nest(network, bool(ids[_network(network)]))
-        covered = {each for network in networks for each in self._nesting.covered(network)}
+            self._nest(network.value, bool(ids[network]))
+        covered = {each for network in networks for each in self._nesting.covered(network.value)}
         ids |= self._covering_ids(covered)
         return Changes(
             self._change,

@@ -13,10 +13,13 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from types import GenericAlias
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from tbvast.ops.process import settle
 
 PART, DONE, REFUSED, BROKEN = b".", b"+", b"-", b"!"
 """
@@ -59,9 +62,8 @@ class Result:
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        _, returned = _signature(method)
-        self.parts = get_origin(returned) is Iterator
-        self._decode = _decoder(get_args(returned)[0] if self.parts else returned)
+        _, type, self.parts = _signature(method)
+        self._decode = _decoder(type)
         self._found: list[Any] = []
 
     def add(self, part: bytes) -> None:
@@ -75,13 +77,16 @@ class Result:
 
 
 @functools.cache
-def _signature(method: Callable[..., Any]) -> tuple[Any, Any]:
+def _signature(method: Callable[..., Any]) -> tuple[Any, Any, bool]:
     """
-    @return: The type of the arguments, and that of the result.
+    @return: The type of the arguments, that of the result or of each part of it, and
+        whether it has parts.
     """
     hints = get_type_hints(method)
     returned = hints.pop("return")
-    return GenericAlias(tuple, tuple(hints.values())), returned
+    parts = get_origin(returned) is Iterator
+    arguments = GenericAlias(tuple, tuple(hints.values()))
+    return arguments, get_args(returned)[0] if parts else returned, parts
 
 
 @functools.cache
@@ -98,9 +103,9 @@ def answers(target: object, request: bytes) -> Iterator[bytes]:
     """
     name, arguments = _decode_request(request)
     method = getattr(type(target), name)
-    types, returned = _signature(method)
+    types, _, parts = _signature(method)
     result = method(target, *_decoder(types)(arguments))
-    if get_origin(returned) is Iterator:
+    if parts:
         for part in result:
             yield PART + encode(part)
         yield DONE
@@ -108,21 +113,28 @@ def answers(target: object, request: bytes) -> Iterator[bytes]:
         yield DONE + encode(result)
 
 
-def serve(open: Callable[[], tuple[object, Any]], refusals: tuple[type[Exception], ...]) -> None:
+def serve(
+    opening: AbstractContextManager[tuple[object, Any]], refusals: tuple[type[Exception], ...]
+) -> None:
     """
     Be the process: answer requests, until whoever asks is gone.
 
-    @param open: Called at first. Returns what will be asked, and what is said of it.
-    @param refusals: What it and its methods raise if they cannot do something.
+    @param opening: Around everything. Gives what will be asked, and what is said of it.
+    @param refusals: What it and the methods raise if they cannot do something.
     """
     for number in _FOR_WHOEVER_ASKS:
         signal.signal(number, signal.SIG_IGN)
-    with socket.socket(fileno=0) as connection, connection.makefile("rb") as stream:
+    with (
+        ExitStack() as closing,
+        socket.socket(fileno=0) as connection,
+        connection.makefile("rb") as stream,
+    ):
         try:
-            target, said = open()
+            target, said = closing.enter_context(opening)
         except refusals as e:
             _write(connection, REFUSED + str(e).encode())
             return
+        settle()
         try:
             _write(connection, DONE + encode(said))
             for request in _ahead(stream):

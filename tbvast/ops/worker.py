@@ -38,7 +38,6 @@ its arguments, by position. Returns a L{Deferred} of the result; if that is an i
 of a list of its items. What is asked is done in order, one after the other.
 """
 
-
 AT_ONCE = 1 << 20
 """
 The most bytes that are handed to the system in one turn of the reactor, if it takes them:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,6 @@ import msgspec
 from tbvast.errors import JournalFailed
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
-from tbvast.ops.process import settle
 from tbvast.plugin.store import JournalStore, Outcome, Verdict, translated
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
@@ -116,21 +116,28 @@ def _settled(outcome: Outcome, given: Item | None = None) -> Settled:
     return Settled(outcome.verdict, outcome.number, None if item is given else item)
 
 
+@contextlib.contextmanager
+def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
+    """
+    A journal, for as long as it is written to.
+
+    @param identity: What a new one is called.
+    @raise JournalFailed: If it cannot be.
+    """
+    with translated("open", path):
+        own(path)
+    store = JournalStore(path, identity)
+    try:
+        yield Writer(store), Opened(store.identity, store.head)
+    finally:
+        store.close()
+
+
 def main(path: str, identity: str) -> None:
     """
     Write to a journal, as asked on standard input, which is a socket.
     """
-    with contextlib.ExitStack() as closing:
-
-        def open() -> tuple[Writer, Opened]:
-            with translated("open", Path(path)):
-                own(Path(path))
-            store = JournalStore(Path(path), identity)
-            closing.callback(store.close)
-            settle()
-            return Writer(store), Opened(store.identity, store.head)
-
-        serve(open, (JournalFailed,))
+    serve(opened(Path(path), identity), (JournalFailed,))
 
 
 if __name__ == "__main__":
