@@ -13,7 +13,7 @@ import functools
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,6 +160,8 @@ DROP TABLE wide_terms;
 INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
 INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
 """
+
+_NO_DIGESTS: Mapping[str, int] = {}
 
 _MICROSECONDS = 1_000_000
 
@@ -348,8 +350,11 @@ class BridgeStore:
         """
         moment = int(now * _MICROSECONDS)
         with self._writing():
-            by_id = digests([indicator.id for indicator in indicators])
+            by_id = _digests([indicator.id for indicator in indicators])
             kept = self._kept(by_id)
+            plain: list[Indicator] = []
+            if len(by_id) == len(indicators):
+                plain, indicators = _parted(indicators, kept, moment)
             documents = self._documents(kept.values()) if kept else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
@@ -374,7 +379,9 @@ class BridgeStore:
                     f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
                     (self._generation, _listed(repeated)),
                 )
-            changes = self._replace([(kept[id], each) for id, each in latest.items()], search)
+            changes = self._replace(
+                [(kept[id], each) for id, each in latest.items()], search, plain, by_id
+            )
             self._set_position(position)
         self._position = position or self._position
         return changes
@@ -389,7 +396,7 @@ class BridgeStore:
 
         @param digests: Those of the indicators' ids, by id.
         """
-        numbers = self._by_id.find(list(digests.values()))
+        numbers = self._by_id.find(tuple(digests.values()))
         if not numbers:
             return {}
         found = self._one(
@@ -412,13 +419,21 @@ class BridgeStore:
         )
         return {ids[number]: body for number, body in found}
 
-    def _replace(self, items: Sequence[tuple[_Kept, Indicator]], search: bool) -> Changes:
+    def _replace(
+        self,
+        items: Sequence[tuple[_Kept, Indicator]],
+        search: bool,
+        plain: Sequence[Indicator] = (),
+        digests: Mapping[str, int] = _NO_DIGESTS,
+    ) -> Changes:
         """
         Write indicators, with their observables.
 
         @param items: What is to be kept of each, and the indicator.
+        @param plain: More of them, new and L{plain<_parted>}.
+        @param digests: Those of the ids of C{plain}, by id.
         """
-        if not items:
+        if not items and not plain:
             return Changes(self._change)
         self._change += 1
         known = [kept.number for kept, _ in items if not kept.is_new]
@@ -427,13 +442,18 @@ class BridgeStore:
             for each in (self._wanting(_AMONG_THESE, _listed(known)) if known else ())
         }
         rows: list[tuple[Any, ...]] = []
-        terms: list[tuple[Observable, int]] = []
         more_terms: list[tuple[Observable, int]] = []
         networks: list[tuple[int]] = []
-        touched: set[Observable] = set()
-        wanted: dict[Observable, list[str]] = {}
         unmatched: dict[str, tuple[str, ...]] = {}
         change, generation = self._change, self._generation
+        observables = [sure_observable(each.pattern) for each in plain if each.pattern]
+        numbers = range(self._number + 1, self._number + 1 + len(plain))
+        self._number += len(plain)
+        terms = list(zip(observables, numbers, strict=True))
+        touched = set(observables)
+        wanted: dict[Observable, list[str]] = {}
+        for observable, indicator in zip(observables, plain, strict=True):
+            wanted.setdefault(observable, []).append(indicator.id)
         for kept, indicator in items:
             start, end = indicator.valid_from, indicator.valid_until
             after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
@@ -451,11 +471,7 @@ class BridgeStore:
                 unmatched[kept.id] = reasons
             number = kept.number
             for observable in after:
-                some = wanted.get(observable)
-                if some is None:
-                    wanted[observable] = [kept.id]
-                else:
-                    some.append(kept.id)
+                wanted.setdefault(observable, []).append(kept.id)
                 (terms if kept.is_new else more_terms).append((observable, number))
                 if observable.kind is _NETWORK:
                     networks.append((number,))
@@ -475,8 +491,28 @@ class BridgeStore:
         ids = {observable: wanted.get(observable) or [] for observable in touched}
         keys = _keys(touched | wanted.keys())
         self._add_ids(ids, [keys[observable] for observable in touched])
+        plain_ids = [each.id for each in plain]
+        plain_digests = [digests[id] for id in plain_ids]
+        insert(
+            self._db,
+            "indicators",
+            list(
+                zip(
+                    numbers, plain_ids, plain_digests,
+                    [each.modified for each in plain],
+                    [each.valid_from or 0 for each in plain],
+                    [_NO_END if each.valid_until is None else each.valid_until for each in plain],
+                    *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
+                    _encoder.encode_lines([(each,) for each in observables]).decode().split("\n"),
+                    itertools.repeat("[]"),
+                    [bytearray(each.raw) for each in plain],
+                )
+            ),
+        )  # fmt: skip
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
-        self._by_id.change([(kept.digest, kept.number) for kept, _ in items if kept.is_new])
+        new = list(zip(plain_digests, numbers, strict=True))
+        new += [(kept.digest, kept.number) for kept, _ in items if kept.is_new]
+        self._by_id.change(new)
         self._by_term.change([(keys[observable], number) for observable, number in terms])
         self._by_term.insert([(keys[observable], number) for observable, number in more_terms])
         insert(self._db, "networks", networks, "INSERT OR IGNORE")
@@ -610,7 +646,7 @@ class BridgeStore:
         @param rows: The indicators, each with its document first.
         """
         indicators = [decode_indicator(row[0]) for row in rows]
-        kept = self._kept(digests([each.id for each in indicators]))
+        kept = self._kept(_digests([each.id for each in indicators]))
         for indicator in indicators:
             kept[indicator.id].state = _IN_FORCE
         return self._replace([(kept[each.id], each) for each in indicators], search)
@@ -759,7 +795,7 @@ class BridgeStore:
                 f"UPDATE indicators SET searched = 1 WHERE number {_AMONG} AND id {_AMONG}"
                 " AND change <= ?",
                 (
-                    _listed(self._by_id.find(list(digests(searched).values()))),
+                    _listed(self._by_id.find(digests(searched))),
                     json.dumps(searched),
                     until,
                 ),
@@ -785,7 +821,7 @@ class BridgeStore:
         The documents of those of some indicators that are in force.
         """
         return self._documents(
-            each for each in self._kept(digests(list(ids))).values() if each.state == _IN_FORCE
+            each for each in self._kept(_digests(list(ids))).values() if each.state == _IN_FORCE
         )
 
     def counts(self) -> dict[str, Any]:
@@ -876,7 +912,8 @@ _AMONG = f"IN ({_AMONG_THESE})"
 With a parameter that is a JSON list: one parameter for any number of values.
 """
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 
 _NONE: _Wanted = {}
 _NOTHING: tuple[_Wanted, tuple[str, ...]] = (_NONE, ())
@@ -905,13 +942,16 @@ def _written(wanted: _Wanted) -> str:
     return _encode(terms).decode()
 
 
+def _digests(ids: Sequence[str]) -> dict[str, int]:
+    return dict(zip(ids, digests(ids), strict=True))
+
+
 def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
     """
     L{_key} of each of many observables.
     """
-    texts = [observable.kind + " " + observable.value for observable in observables]
-    by_text = digests(texts)
-    return {o: by_text[text] for o, text in zip(observables, texts, strict=True)}
+    found = digests([observable.kind + " " + observable.value for observable in observables])
+    return dict(zip(observables, found, strict=True))
 
 
 def _key(observable: Observable) -> int:
@@ -923,6 +963,27 @@ def _key(observable: Observable) -> int:
 
 def _network(text: str) -> Observable:
     return Observable(Kind.NETWORK, text)
+
+
+def _parted(
+    indicators: Iterable[Indicator], known: Container[str], moment: int
+) -> tuple[list[Indicator], list[Indicator]]:
+    """
+    @param known: The ids that are known.
+    @return: The plain ones: new, in force, and with one observable that is quickly found,
+        as most are; and the others.
+    """
+    plain, others = [], []
+    for indicator in indicators:
+        if (
+            indicator.surely_matchable
+            and indicator.id not in known
+            and _state(indicator, moment) == _IN_FORCE
+        ):
+            plain.append(indicator)
+        else:
+            others.append(indicator)
+    return plain, others
 
 
 def _state(indicator: Indicator, moment: int) -> int:

@@ -267,7 +267,7 @@ class JournalStore:
         """
         wanted = list(ids)
         with translated("read", self._path):
-            numbers = self._index.find(list(digests(wanted).values()))
+            numbers = self._index.find(digests(wanted))
             return dict(
                 self._connection.execute(
                     "SELECT id, body FROM entries"
@@ -324,17 +324,19 @@ class _Batch:
         """
         Find the latest versions of all that will be added.
         """
-        self._digests = digests(list(ids))
-        numbers = self._index.find(list(self._digests.values()))
+        wanted = list(ids)
+        found = digests(wanted)
+        self._digests = dict(zip(wanted, found, strict=True))
+        numbers = self._index.find(found)
         if not numbers:
             return
-        (found,) = self._connection.execute(
+        (latest,) = self._connection.execute(
             "SELECT json_group_object(id, json_array("
             "number, NULL, id, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
             " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))",
             (json.dumps(numbers),),
         ).fetchone()
-        self._latest = json.loads(found)
+        self._latest = json.loads(latest)
 
     def add(self, item: Item) -> Outcome:
         """
