@@ -230,6 +230,11 @@ class Listener:
         if position is not None:
             self.position = position
 
+    async def settle(self) -> None:
+        """
+        Nothing is left to be done.
+        """
+
     async def begin_snapshot(self) -> None:
         """
         All of it is news to a listener.
@@ -567,6 +572,8 @@ class BusSubscription(Service):
             if sub is self._sub:
                 sub.resume()
             await self._take(sub, deliveries)
+            if not self._arrivals:
+                await self._cursor.settle()
 
     def _refuse(self, error: Invalid) -> None:
         self.refused += 1

@@ -343,9 +343,17 @@ class ICursor(Interface):
         """
         Apply items, and remember the position, in one durable step.
 
+        It may be done, for the next ones to be applied, before that step is: L{settle}
+        waits for it. If it fails, so does what was applied after it.
+
         @param items: L{tbvast.intel.indicators.Indicator} and
             L{tbvast.intel.sightings.Sighting} values; may be none.
         @param position: C{None} if they have none.
+        """
+
+    def settle() -> Awaitable[None]:
+        """
+        Wait until everything that was given to L{apply} is durable, or fail.
         """
 
     def begin_snapshot() -> Awaitable[None]:

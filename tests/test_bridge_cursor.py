@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -20,6 +21,20 @@ from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
 from tbvast.wire.manage import Position
 from tests.doubles import SteppedThread, a_sighting, an_indicator, asking, indicator_id, moment
+
+
+@contextlib.contextmanager
+def refusing(path: Path, id: str) -> Iterator[None]:
+    """
+    While inside, the store cannot keep an indicator.
+    """
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute(
+            f"CREATE TRIGGER refusal BEFORE INSERT ON indicators WHEN new.id = '{id}'"
+            " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
+        )
+        yield
+        other.execute("DROP TRIGGER refusal")
 
 
 class CursorTests(SynchronousTestCase):
@@ -44,6 +59,10 @@ class CursorTests(SynchronousTestCase):
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
         self.thread.perform()
         self.successResultOf(applied)
+        self.successResultOf(self.settled())
+
+    def settled(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.cursor.settle())
 
     def test_interface(self) -> None:
         """
@@ -56,10 +75,12 @@ class CursorTests(SynchronousTestCase):
         The position is another one once the items are applied, not before.
         """
         applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
-        self.assertNoResult(applied)
+        self.successResultOf(applied)
+        settled = self.settled()
+        self.assertNoResult(settled)
         self.assertIsNone(self.cursor.position)
         self.thread.perform()
-        self.successResultOf(applied)
+        self.successResultOf(settled)
         self.assertEqual(self.cursor.position, Position("bus", 3))
         self.assertEqual(len(self.changes[0].write), 1)
 
@@ -102,9 +123,77 @@ class CursorTests(SynchronousTestCase):
         self.store.close()
         applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
         self.thread.perform()
-        self.failureResultOf(applied)
+        self.successResultOf(applied)
+        self.failureResultOf(self.settled(), sqlite3.Error)
         self.assertIsNone(self.cursor.position)
         self.assertEqual(self.changes, [])
+
+    def test_ahead(self) -> None:
+        """
+        The next items are on their way while the last ones are written, but no more.
+        """
+        first, second, third = (
+            Deferred.fromCoroutine(self.cursor.apply([an_indicator(n)], Position("bus", n)))
+            for n in (1, 2, 3)
+        )
+        self.assertEqual(len(self.thread.waiting), 3)
+        self.successResultOf(first)
+        self.assertNoResult(second)
+        self.thread.perform(1)
+        self.successResultOf(second)
+        self.assertNoResult(third)
+        self.assertEqual(self.cursor.position, Position("bus", 1))
+        self.thread.perform(2)
+        self.successResultOf(third)
+        self.successResultOf(self.settled())
+        self.assertEqual(self.cursor.position, Position("bus", 3))
+
+    def test_failed_behind(self) -> None:
+        """
+        If items cannot be kept, neither is what was on its way behind them; what follows
+        once that is known is.
+        """
+        for number in (1, 2):
+            applied = Deferred.fromCoroutine(
+                self.cursor.apply([an_indicator(number)], Position("bus", number))
+            )
+        self.assertNoResult(applied)
+        with refusing(self.path, indicator_id(1)):
+            self.thread.perform(1)
+        self.failureResultOf(applied, sqlite3.Error)
+        self.thread.perform()
+        self.successResultOf(self.settled())
+        self.assertIsNone(self.cursor.position)
+        self.assertEqual(self.store.counts()["indicators"], 0)
+        self.apply(an_indicator(1), an_indicator(2), position=Position("bus", 2))
+        self.assertEqual(self.store.counts()["indicators"], 2)
+        self.assertEqual(self.cursor.position, Position("bus", 2))
+
+    def test_changing(self) -> None:
+        """
+        It is changing the store until all is written, or could not be.
+        """
+        changing: list[int] = []
+
+        @contextlib.contextmanager
+        def change() -> Iterator[None]:
+            changing.append(1)
+            try:
+                yield
+            finally:
+                changing.pop()
+
+        ask = asking(Keeper(self.store), self.thread.defer)
+        self.cursor = StoreCursor(ask, None, self.clock, True, self.changes.append, change)
+        for refused in (indicator_id(9), indicator_id(1)):
+            self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
+            settled = self.settled()
+            self.assertEqual(changing, [1])
+            with refusing(self.path, refused):
+                self.thread.perform()
+            self.assertEqual(changing, [])
+            settled.addErrback(lambda failure: None)
+            self.store.expire(self.clock.seconds())
 
     def test_pieces(self) -> None:
         """
@@ -113,12 +202,14 @@ class CursorTests(SynchronousTestCase):
         many = [an_indicator(number) for number in range(2 * PIECE + 1)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         self.assertEqual(len(self.thread.waiting), 3)
-        self.thread.perform(2)
+        self.thread.perform(1)
         self.assertNoResult(applied)
+        self.thread.perform(1)
+        self.successResultOf(applied)
         self.assertIsNone(self.store.position)
         self.assertEqual(len(self.changes), 2)
         self.thread.perform()
-        self.successResultOf(applied)
+        self.successResultOf(self.settled())
         self.assertEqual(self.store.position, Position("bus", 3))
         self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
 
@@ -129,17 +220,10 @@ class CursorTests(SynchronousTestCase):
         """
         many = [an_indicator(number) for number in range(2 * PIECE + 1)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
-        path = self.path
-        with contextlib.closing(sqlite3.connect(path)) as other:
-            other.execute(
-                "CREATE TRIGGER refusal BEFORE INSERT ON indicators"
-                f" WHEN new.id = '{indicator_id(PIECE)}'"
-                " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
-            )
+        with refusing(self.path, indicator_id(PIECE)):
             self.thread.perform(2)
-            other.execute("DROP TRIGGER refusal")
-        self.thread.perform()
         self.failureResultOf(applied, sqlite3.Error)
+        self.thread.perform()
         self.assertIsNone(self.store.position)
         self.assertEqual(self.store.counts()["indicators"], PIECE)
         self.apply(*many, position=Position("bus", 3))
@@ -150,13 +234,13 @@ class CursorTests(SynchronousTestCase):
         """
         The end of a snapshot tells what is no longer in force.
         """
-        self.apply(an_indicator(1), an_indicator(2))
+        Deferred.fromCoroutine(self.cursor.apply([an_indicator(1), an_indicator(2)], None))
         begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
-        self.thread.perform()
+        self.thread.perform(2)
         self.successResultOf(begun)
-        self.apply(an_indicator(2))
+        Deferred.fromCoroutine(self.cursor.apply([an_indicator(2)], None))
         ended = Deferred.fromCoroutine(self.cursor.end_snapshot(Position("bus", 9)))
-        self.thread.perform()
+        self.thread.perform(2)
         self.successResultOf(ended)
         self.assertEqual(len(self.changes[-1].erase), 1)
         self.assertEqual(

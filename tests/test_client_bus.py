@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import zmq
 from twisted.internet import reactor as real_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -175,6 +175,7 @@ class MemoryCursor:
         ends of snapshots.
     @ivar failure: What it fails with.
     @ivar holding: What L{apply} waits for.
+    @ivar settling: What L{settle} waits for.
     @ivar calls: How often L{apply} was called.
     """
 
@@ -183,6 +184,7 @@ class MemoryCursor:
         self.applied: list[str] = []
         self.failure: Exception | None = None
         self.holding: Deferred[None] | None = None
+        self.settling: Deferred[None] | None = None
         self.calls = 0
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
@@ -194,6 +196,10 @@ class MemoryCursor:
         self.applied.extend(item.id for item in items)
         if position is not None:
             self.position = position
+
+    async def settle(self) -> None:
+        if self.settling is not None:
+            await self.settling
 
     async def begin_snapshot(self) -> None:
         if self.failure is not None:
@@ -644,6 +650,33 @@ class FeedTests(SubscriptionTestCase):
         self.cursor.failure = None
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
+
+    async def test_settled(self) -> None:
+        """
+        When nothing more arrives, it is waited for that all is durable; what arrives
+        meanwhile is applied then.
+        """
+        await self.start()
+        settling = self.cursor.settling = Deferred()
+        self.bus.send(batch(0, 1, 1))
+        await self.applied(indicator_id(1))
+        self.assertFalse(self.subscription._taking.called)
+        self.bus.send(batch(1, 2, 2))
+        await self.until(lambda: self.subscription._waiting == 1)
+        self.cursor.settling = None
+        settling.callback(None)
+        await self.applied(indicator_id(1), indicator_id(2))
+        await self.until(lambda: self.subscription._taking.called)
+
+    async def test_not_settled(self) -> None:
+        """
+        What was applied and is not durable is sent again.
+        """
+        await self.start()
+        self.cursor.settling = fail(OSError("the disk refuses"))
+        self.bus.send(batch(0, 1, 1))
+        await self.again(2)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
 
     async def test_lost_while_applying(self) -> None:
         """

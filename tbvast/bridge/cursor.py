@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from twisted.internet.defer import FirstError, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
@@ -54,32 +54,51 @@ class StoreCursor:
         self._search = search
         self._changed = changed
         self._changing = changing
-        self._runs = 0
+        self._run = 1
+        self._last: Deferred[None] = succeed(None)
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._clock.seconds()
-        self._runs += 1
         # One piece is on its way while another one is written; the last has the position.
         starts = range(0, len(indicators) or 1, PIECE)
+        applied = [
+            self._ask(
+                *(Keeper.apply, indicators[start : start + PIECE], now, self._search),
+                *(position if start == starts[-1] else None, self._run),
+            ).addCallback(self._changed)
+            for start in starts
+        ]
+        # The last one need not have been written for others to be on their way.
+        before, self._last = (
+            [self._last, *applied[:-1]],
+            Deferred.fromCoroutine(self._applied(applied[-1], position)),
+        )
+        await self._done(before)
+
+    async def _applied(self, last: Deferred[None], position: Position | None) -> None:
         with self._changing():
-            applied = [
-                self._ask(
-                    *(Keeper.apply, indicators[start : start + PIECE], now, self._search),
-                    *(position if start == starts[-1] else None, self._runs),
-                ).addCallback(self._changed)
-                for start in starts
-            ]
-            try:
-                await gatherResults(applied, consumeErrors=True)
-            except FirstError as e:
-                e.subFailure.raiseException()
+            await last
         self.position = position or self.position
 
+    async def _done(self, applied: Sequence[Deferred[None]]) -> None:
+        try:
+            await gatherResults(applied, consumeErrors=True)
+        except FirstError as e:
+            # What is on its way is refused. What comes after this is not.
+            self._run += 1
+            self._last.addErrback(lambda failure: None)
+            e.subFailure.raiseException()
+
+    async def settle(self) -> None:
+        await self._done([self._last])
+
     async def begin_snapshot(self) -> None:
+        await self.settle()
         await self._ask(Keeper.begin_snapshot)
 
     async def end_snapshot(self, position: Position) -> None:
+        await self.settle()
         ended = await self._ask(Keeper.end_snapshot, position)
         self.position = position
         for changes in ended:

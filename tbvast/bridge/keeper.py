@@ -54,7 +54,7 @@ class Keeper:
         """
         @see: L{BridgeStore.apply}
 
-        @param run: The number of what belongs together: if one part could not be applied,
+        @param run: Until when something fails: if one part could not be applied,
             neither is what follows, which may have the position.
         """
         if run == self._failed:

@@ -74,6 +74,9 @@ class IntelCursor:
             await self._replay.set_position(self._reader, position)
             self.position = position
 
+    async def settle(self) -> None:
+        pass
+
     async def begin_snapshot(self) -> None:
         pass
 
