@@ -51,7 +51,7 @@ class IEngine(Interface):
         uses. Entries that the tables held stay.
         """
 
-    def add(entries: Sequence[Entry]) -> None:
+    def add(pieces: Iterable[Sequence[Entry]]) -> None:
         """
         Write entries; what was stored for the same observable is replaced.
 
@@ -60,7 +60,10 @@ class IEngine(Interface):
         An engine that finds only the longest network prefix for an address is
         to be given, with each network, the ids of all networks that cover it.
 
-        @param entries: Each observable at most once.
+        @param pieces: In each of them, each observable at most once; a later piece
+            replaces what is in an earlier one. The next piece may come much later, and
+            is waited for: the call begins with the first one. What the iterator raises
+            ends the call.
         """
 
     def remove(observables: Sequence[Observable]) -> None:
@@ -136,8 +139,10 @@ class IEngineClient(Interface):
         @see: L{IEngine.prepare}
         """
 
-    def add(entries: Sequence[Entry]) -> Deferred[None]:
+    def adding() -> IAdding:
         """
+        Begin to add entries, which are given as they come.
+
         @see: L{IEngine.add}
         """
 
@@ -185,6 +190,31 @@ class IEngineClient(Interface):
     def resume() -> None:
         """
         @see: L{IEngine.resume}
+        """
+
+
+class IAdding(Interface):
+    """
+    Entries on their way into an engine; it takes them while others are still to come.
+    """
+
+    def add(entries: Sequence[Entry]) -> None:
+        """
+        @param entries: One of the pieces of L{IEngine.add}.
+        """
+
+    def end() -> Deferred[None]:
+        """
+        Called once, when all have been given.
+
+        @return: Fires when they are visible to L{IEngineClient.watch}. If it fails, it
+            is not known which ones are.
+        """
+
+    def abandon() -> None:
+        """
+        Called instead of L{end}, or before that has fired: it is of no interest any more
+        what becomes of them.
         """
 
 

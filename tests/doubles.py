@@ -4,6 +4,7 @@ Doubles for the bus, its client and the bridge: in memory, keeping the contracts
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ from tbvast.plugin.store import Outcome, Verdict
 from tbvast.wire.frames import Item, stream_of
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
+from tests.doubles_engine import MemoryAdding
 
 DAY = 86400.0
 
@@ -573,6 +575,7 @@ class MemoryEngineClient:
     @ivar since: From when on.
     @ivar limits: Within which limit and timeout.
     @ivar interrupted: Whether L{interrupt} was called last, or L{resume}.
+    @ivar added: What was added, and is.
     """
 
     def __init__(self) -> None:
@@ -585,6 +588,7 @@ class MemoryEngineClient:
         self.since: list[float | None] = []
         self.limits: list[tuple[int, float]] = []
         self.interrupted = False
+        self.added: list[MemoryAdding] = []
         self._waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
         self._watching: list[tuple[Deferred[None], Deliver]] = []
 
@@ -594,14 +598,13 @@ class MemoryEngineClient:
     def prepare(self) -> Deferred[None]:
         return self._call("prepare", lambda: None)
 
-    def add(self, entries: Sequence[Entry]) -> Deferred[None]:
-        if len({entry.observable for entry in entries}) < len(entries):
-            raise AssertionError("an observable is there twice")
-        if not all(entry.ids for entry in entries):
-            raise AssertionError("an entry that nobody wants")
-        return self._call(
-            "add", lambda: self.table.update((entry.observable, entry.ids) for entry in entries)
-        )
+    def adding(self) -> MemoryAdding:
+        def add(pieces: Iterable[Sequence[Entry]]) -> None:
+            for entry in itertools.chain.from_iterable(pieces):
+                self.table[entry.observable] = entry.ids
+
+        self.added.append(MemoryAdding(lambda pieces: self._call("add", lambda: add(pieces))))
+        return self.added[-1]
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
         def remove() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -20,7 +20,7 @@ from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
 from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
 from tbvast.intel.observables import Kind, Observable
-from tbvast.interfaces import IEngine, IEngineClient
+from tbvast.interfaces import IAdding, IEngine, IEngineClient
 
 SCHEMA = "suricata.http"
 
@@ -79,9 +79,10 @@ class MemoryEngine:
         if self._table is None:
             self._table = {}
 
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
         table = self._prepared("add")
-        table.update({entry.observable: entry for entry in entries})
+        for entries in pieces:
+            table.update({entry.observable: entry for entry in entries})
 
     def remove(self, observables: Sequence[Observable]) -> None:
         table = self._prepared("remove")
@@ -163,6 +164,47 @@ class _Watch(Iterator[list[Match]]):
             self._forget(self)
 
 
+@implementer(IAdding)
+class MemoryAdding:
+    """
+    An L{IAdding} that keeps what it is given until all of it was.
+
+    @ivar pieces: What it was given.
+    @ivar abandoned: Whether nobody wants to know.
+    """
+
+    def __init__(self, add: Callable[[list[Sequence[Entry]]], Deferred[None]]) -> None:
+        """
+        @param add: Called with all of it.
+        """
+        self._add = add
+        self.pieces: list[Sequence[Entry]] = []
+        self.abandoned = False
+        self._added: Deferred[None] | None = None
+        self._over = False
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        if self._over:
+            raise AssertionError("it is over")
+        if len({entry.observable for entry in entries}) < len(entries):
+            raise AssertionError("an observable is there twice")
+        if not all(entry.ids for entry in entries):
+            raise AssertionError("an entry that nobody wants")
+        self.pieces.append(entries)
+
+    def end(self) -> Deferred[None]:
+        if self._over:
+            raise AssertionError("it is over")
+        self._over = True
+        self._added = self._add(self.pieces)
+        return self._added
+
+    def abandon(self) -> None:
+        self._over = self.abandoned = True
+        if self._added is not None:
+            self._added.addErrback(lambda failure: None).cancel()
+
+
 @implementer(IEngineClient)
 class MemoryEngineClient:
     """
@@ -208,8 +250,8 @@ class MemoryEngineClient:
     def prepare(self) -> Deferred[None]:
         return maybeDeferred(self.engine.prepare)
 
-    def add(self, entries: Sequence[Entry]) -> Deferred[None]:
-        return maybeDeferred(self.engine.add, entries)
+    def adding(self) -> MemoryAdding:
+        return MemoryAdding(lambda pieces: maybeDeferred(self.engine.add, pieces))
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
         return maybeDeferred(self.engine.remove, observables)
@@ -448,7 +490,7 @@ class EngineContract:
         What it holds survives another preparation.
         """
         engine = self.make_engine()
-        engine.add([ADDRESS])
+        engine.add([[ADDRESS]])
         engine.prepare()
         self.assertEqual(engine.contents(), [ADDRESS])
 
@@ -457,7 +499,7 @@ class EngineContract:
         What was added can be read back as it was.
         """
         engine = self.make_engine()
-        engine.add([ADDRESS, HOST, URL])
+        engine.add([[ADDRESS, HOST, URL]])
         self.assertEqual(
             sorted(engine.contents(), key=_by_observable),
             sorted([ADDRESS, HOST, URL], key=_by_observable),
@@ -468,9 +510,9 @@ class EngineContract:
         Ids of an observable that is there already are replaced.
         """
         engine = self.make_engine()
-        engine.add([HOST])
+        engine.add([[HOST]])
         again = Entry(HOST.observable, ("indicator--9",))
-        engine.add([again])
+        engine.add([[again]])
         self.assertEqual(engine.contents(), [again])
 
     def test_remove(self) -> None:
@@ -478,7 +520,7 @@ class EngineContract:
         What is removed is gone; what is not there need not be.
         """
         engine = self.make_engine()
-        engine.add([ADDRESS, HOST])
+        engine.add([[ADDRESS, HOST]])
         engine.remove([HOST.observable, ABSENT.observable])
         self.assertEqual(engine.contents(), [ADDRESS])
 
@@ -543,7 +585,7 @@ class EngineContract:
         A live match finds all that an indicator wants together in an event at once.
         """
         engine = self.make_engine()
-        engine.add(TOGETHER)
+        engine.add([TOGETHER])
         with closing(self.running(engine)) as watch:
             self.arrive(event(1, hostname="evil.example"))
             match = next(watch)[0]
@@ -557,7 +599,7 @@ class EngineContract:
         A search changes nothing that is matched live, nor the next search.
         """
         engine = self.make_engine()
-        engine.add([URL])
+        engine.add([[URL]])
         self.arrive(event(1, hostname="evil.example"))
         self.found(engine, [HOST])
         self.assertEqual(engine.contents(), [URL])
@@ -586,7 +628,7 @@ class EngineContract:
         """
         engine = self.make_engine()
         self.arrive(event(1))
-        engine.add([ADDRESS])
+        engine.add([[ADDRESS]])
         with closing(self.running(engine)) as watch:
             self.arrive(event(2))
             ((match,),) = [next(watch)]
@@ -594,7 +636,7 @@ class EngineContract:
             self.assertEqual(match.hits[0].ids, ADDRESS.ids)
             engine.remove([ADDRESS.observable])
             self.arrive(event(3))
-            engine.add([HOST])
+            engine.add([[HOST]])
             self.arrive(event(4, hostname="Evil.Example"))
             ((match,),) = [next(watch)]
             self.assertEqual(match.event["flow_id"], 4)
@@ -605,7 +647,7 @@ class EngineContract:
         """
         engine = self.make_engine()
         self.running(engine).close()
-        engine.add([ADDRESS])
+        engine.add([[ADDRESS]])
         with closing(self.running(engine)) as watch:
             self.arrive(event(1))
             self.assertEqual(len(next(watch)), 1)
@@ -619,7 +661,7 @@ class EngineContract:
         for call in (
             engine.identify,
             engine.contents,
-            lambda: engine.add([ADDRESS]),
+            lambda: engine.add([[ADDRESS]]),
             lambda: self.found(engine, [ADDRESS]),
             lambda: next(engine.watch()),
         ):

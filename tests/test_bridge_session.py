@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge import session
-from tbvast.bridge.keeper import Keeper
+from tbvast.bridge.keeper import PIECE, Keeper
 from tbvast.bridge.session import EngineSession, Search, State
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
@@ -264,6 +264,97 @@ class ChangeTests(SessionTestCase):
             )
             self.clock.advance(short)
         self.assertEqual(self.engine.calls, ["add", "add"])
+
+    def many(self, first: int) -> dict[Observable, Entry]:
+        """
+        As many entries as the engine is given in one piece.
+        """
+        entries = {}
+        for number in range(first, first + PIECE):
+            observable = Observable(Kind.DOMAIN, f"{number}.example")
+            entries[observable] = Entry(observable, (indicator_id(number),))
+        self.session.changed(Changes(self.store.change, tuple(entries.values())))
+        return entries
+
+    def test_given(self) -> None:
+        """
+        As long as the store is being changed, the engine is given what has changed, and
+        looks at it meanwhile: in one call.
+        """
+        self.start()
+        self.engine.calls.clear()
+        with self.session.changing():
+            entries = self.many(0)
+            entries |= self.many(PIECE)
+            self.clock.advance(session.GATHER)
+            (adding,) = self.engine.added
+            self.assertEqual(sum(map(len, adding.pieces)), 2 * PIECE)
+            entries |= self.many(2 * PIECE)
+            self.clock.advance(session.GATHER)
+            self.assertEqual(sum(map(len, adding.pieces)), 3 * PIECE)
+            self.assertEqual(self.engine.calls, [])
+        self.clock.advance(session.GATHER)
+        self.assertEqual(self.engine.calls, ["add"])
+        self.assertEqual(set(self.engine.table), set(entries))
+
+    def test_given_and_removed(self) -> None:
+        """
+        What is not wanted any more, of what the engine has just been given, is removed
+        after that, and what is wanted again is given it then.
+        """
+        self.start()
+        self.engine.calls.clear()
+        with self.session.changing():
+            entries = self.many(0)
+            gone, *_ = entries
+            self.session.changed(Changes(self.store.change, erase=(gone,)))
+            self.many(PIECE)
+            self.clock.advance(session.GATHER)
+            self.assertEqual(self.engine.calls, ["add", "remove"])
+            self.assertNotIn(gone, self.engine.table)
+            self.session.changed(Changes(self.store.change, (entries[gone],)))
+        self.clock.advance(session.GATHER)
+        self.assertEqual(self.engine.calls, ["add", "remove", "add"])
+        self.assertIn(gone, self.engine.table)
+
+    def test_given_full(self) -> None:
+        """
+        One call is not given more and more.
+        """
+        self.patch(session, "BATCH", 2 * PIECE)
+        self.start()
+        self.engine.calls.clear()
+        with self.session.changing():
+            for piece in range(3):
+                self.many(piece * PIECE)
+                self.clock.advance(session.GATHER)
+            self.assertEqual(self.engine.calls, ["add"])
+        self.clock.advance(session.GATHER)
+        self.assertEqual(self.engine.calls, ["add", "add"])
+
+    def test_given_in_vain(self) -> None:
+        """
+        If the call fails, all that it was given is given again.
+        """
+        self.start()
+        self.engine.failures["add"] = [EngineCallFailed("add", "no")]
+        with self.session.changing():
+            entries = self.many(0)
+            entries |= self.many(PIECE)
+            self.clock.advance(session.GATHER)
+        self.clock.pump([session.GATHER, session.RETRY_FIRST])
+        self.assertEqual(set(self.engine.table), set(entries))
+
+    def test_down_while_given(self) -> None:
+        """
+        If the node goes while it is given something, nothing more is.
+        """
+        self.start()
+        with self.session.changing():
+            self.many(0)
+            self.node.die()
+        (adding,) = self.engine.added
+        self.assertTrue(adding.abandoned)
 
     def test_retried(self) -> None:
         """

@@ -41,7 +41,7 @@ class MemoryEngineTests(EngineContract, SynchronousTestCase):
         engine = MemoryEngine()
         engine.prepare()
         engine.lose()
-        self.assertRaises(EngineCallFailed, engine.add, [ADDRESS])
+        self.assertRaises(EngineCallFailed, engine.add, [[ADDRESS]])
 
 
 class MemoryEngineClientTests(SynchronousTestCase):
@@ -65,7 +65,9 @@ class MemoryEngineClientTests(SynchronousTestCase):
         """
         batches: list[list[Match]] = []
         watching = self.client.watch(batches.append)
-        self.successResultOf(self.client.add([ADDRESS]))
+        adding = self.client.adding()
+        adding.add([ADDRESS])
+        self.successResultOf(adding.end())
         self.client.arrive(event(1))
         self.assertEqual([len(batch) for batch in batches], [0, 1])
         self.assertNoResult(watching)

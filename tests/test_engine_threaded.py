@@ -13,8 +13,8 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bridge.engines.threaded import ThreadedEngine
 from tbvast.errors import EngineCallFailed, EngineInterrupted
-from tbvast.intel.matches import Match
-from tbvast.interfaces import IEngineClient
+from tbvast.intel.matches import Entry, Match
+from tbvast.interfaces import IAdding, IEngineClient
 from tests.doubles_engine import (
     ABSENT,
     ADDRESS,
@@ -39,6 +39,11 @@ class ThreadedTestCase(SynchronousTestCase):
         self.threads = SteppedThreads()
         self.client = ThreadedEngine(self.engine, self.threads.defer, call_at_once)
         self.batches: list[list[Match]] = []
+
+    def added(self, *entries: Entry) -> Deferred[None]:
+        adding = self.client.adding()
+        adding.add(entries)
+        return adding.end()
 
 
 class CallTests(ThreadedTestCase):
@@ -77,7 +82,7 @@ class CallTests(ThreadedTestCase):
         """
         written = [
             self.client.prepare(),
-            self.client.add([ADDRESS, HOST]),
+            self.added(ADDRESS, HOST),
             self.client.remove([HOST.observable]),
         ]
         for number, each in enumerate(written):
@@ -92,18 +97,60 @@ class CallTests(ThreadedTestCase):
         A call that fails lets the next one write.
         """
         self.engine.failure = EngineCallFailed("add", "no")
-        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        first, second = self.added(ADDRESS), self.added(HOST)
         self.threads.perform()
         self.failureResultOf(first, EngineCallFailed)
         self.engine.failure = None
         self.threads.perform()
         self.successResultOf(second)
 
+    def test_adding(self) -> None:
+        """
+        Entries are given as they come; the later ones replace those before.
+        """
+        again = Entry(HOST.observable, ("indicator--9",))
+        adding = self.client.adding()
+        verifyObject(IAdding, adding)
+        adding.add([ADDRESS, HOST])
+        adding.add([again])
+        added = adding.end()
+        self.assertNoResult(added)
+        self.threads.perform()
+        self.successResultOf(added)
+        self.assertEqual(self.engine.contents(), [ADDRESS, again])
+
+    def test_interrupt_adding(self) -> None:
+        """
+        An interrupt ends the wait for more.
+        """
+        adding = self.client.adding()
+        adding.add([ADDRESS])
+        self.client.interrupt()
+        self.engine.resume()
+        self.threads.perform()
+        self.failureResultOf(adding.end(), EngineInterrupted)
+
+    def test_abandon(self) -> None:
+        """
+        What is abandoned ends without a word, be it waiting for its turn or under way;
+        the next one that writes has its turn then.
+        """
+        first, second = self.client.adding(), self.client.adding()
+        third = self.added(HOST)
+        second.abandon()
+        first.add([ADDRESS])
+        first.abandon()
+        self.threads.perform()
+        self.threads.perform()
+        self.successResultOf(third)
+        self.assertEqual(self.threads.waiting, 0)
+        self.client.interrupt()
+
     def test_cancel_waiting(self) -> None:
         """
         A call that waits for its turn can be given up.
         """
-        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        first, second = self.added(ADDRESS), self.added(HOST)
         second.cancel()
         self.failureResultOf(second, CancelledError)
         self.threads.perform()
@@ -114,7 +161,7 @@ class CallTests(ThreadedTestCase):
         """
         A call that was given up when it had begun still keeps others waiting.
         """
-        first, second = self.client.add([ADDRESS]), self.client.add([HOST])
+        first, second = self.added(ADDRESS), self.added(HOST)
         first.cancel()
         self.failureResultOf(first, CancelledError)
         self.assertEqual(self.threads.waiting, 1)
@@ -167,7 +214,7 @@ class DeliveryTests(ThreadedTestCase):
         """
         first = self.client.find([ADDRESS], 0, 1.0, self.batches.append)
         second = self.client.find([ABSENT], 0, 1.0, self.batches.append)
-        self.client.add([HOST])
+        self.added(HOST)
         self.assertEqual(self.threads.waiting, 2)
         self.threads.perform()
         self.successResultOf(first)
@@ -210,7 +257,7 @@ class DeliveryTests(ThreadedTestCase):
         """
         The live match delivers the empty batch first; cancelling it closes it.
         """
-        self.engine.add([ADDRESS])
+        self.engine.add([[ADDRESS]])
 
         def deliver(batch: list[Match]) -> None:
             self.batches.append(batch)

@@ -26,7 +26,7 @@ from tbvast.bridge.store import Changes
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
-from tbvast.interfaces import IEngineClient
+from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.ops.worker import Ask
 
 RETRY_FIRST = 0.5
@@ -67,9 +67,9 @@ otherwise.
 GATHER = 0.02
 GATHER_MOST = 1.0
 """
-Seconds without another change, nor one under way, after which the engine is told of
-changes, and the most that a change waits for others: each time costs the engine as much
-as some ten thousand entries.
+Seconds without another change, nor one under way, after which the engine is given no more
+in one call, and the most that a call lasts: each costs as much as some ten thousand entries.
+What the engine is given it holds back for a second at most, until more comes, or the end.
 """
 
 CALM = 0.25
@@ -88,7 +88,7 @@ all of them are read from the store again.
 
 BATCH = 50_000
 """
-The most entries that the engine is given in one call.
+About how many entries the engine is given in one call at most.
 """
 
 SEARCH_BATCH = 100_000
@@ -366,7 +366,6 @@ class EngineSession(MultiService):
             self._start(self._search_past(self._search))
         while True:
             while self._behind:
-                await self._gathered()
                 await self._insist("update the engine", self._apply)
             try:
                 await self._changes().addTimeout(CHECK_INTERVAL, self._clock)
@@ -380,18 +379,21 @@ class EngineSession(MultiService):
         """
         return bool(self._pending) or self._overflow or self._applied < self._pending_change
 
-    async def _gathered(self) -> None:
+    async def _gathered(self, most: float) -> bool:
         """
         Wait for what is about to change too.
+
+        @param most: Until when, at most.
+        @return: Whether more may come before that.
         """
-        most = self._pending_since + GATHER_MOST
-        while len(self._pending) < BATCH:
+        while len(self._pending) < PIECE:
             now = self._clock.seconds()
             quiet = (now if self._changing else self._changed_at) + GATHER
             left = min(quiet, most) - now
             if left <= 0:
-                return
+                return False
             await deferLater(self._clock, left)
+        return self._clock.seconds() < most
 
     async def _calm(self) -> None:
         """
@@ -465,31 +467,31 @@ class EngineSession(MultiService):
                 self._overflow = True
                 raise
             return
-        pending, self._pending = self._pending, {}
-        change = self._pending_change
+        writing = _Writing(self._clock, self._engine)
+        most = self._pending_since + GATHER_MOST
+        more = True
         try:
-            await self._write(pending)
+            while more:
+                more = await self._gathered(most)
+                pending, self._pending = self._pending, {}
+                change = self._pending_change
+                writing.write(pending)
+                more = more and not writing.full
+            await writing.end()
         except BaseException:
-            self._pending = pending | self._pending
+            self._pending = writing.abandoned() | self._pending
             raise
         self._applied = max(self._applied, change)
         self._notify()
 
     async def _write(self, wanted: _Wanted) -> None:
-        started = self._clock.seconds()
-        add = [entry for entry in wanted.values() if entry is not None]
-        remove = [observable for observable, entry in wanted.items() if entry is None]
-        for start in range(0, len(add), BATCH):
-            await self._engine.add(add[start : start + BATCH])
-        for start in range(0, len(remove), BATCH):
-            await self._engine.remove(remove[start : start + BATCH])
-        if wanted:
-            self._log.info(
-                "The engine took {added} entries and let go of {removed} in {elapsed:.3f} s.",
-                added=len(add),
-                removed=len(remove),
-                elapsed=self._clock.seconds() - started,
-            )
+        writing = _Writing(self._clock, self._engine)
+        try:
+            writing.write(wanted)
+            await writing.end()
+        except BaseException:
+            writing.abandoned()
+            raise
 
     async def _watch(self) -> None:
         while True:
@@ -616,6 +618,70 @@ class EngineSession(MultiService):
             elapsed=self._clock.seconds() - running.started,
         )
         return outcome == "found"
+
+
+class _Writing:
+    """
+    Changes on their way to the engine, in one call that adds and one that removes.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, engine: IEngineClient) -> None:
+        self._clock = clock
+        self._engine = engine
+        self._started = clock.seconds()
+        self._wanted: _Wanted = {}
+        self._added = 0
+        self._adding: IAdding | None = None
+        self._removed: list[Observable] = []
+
+    @property
+    def full(self) -> bool:
+        """
+        Whether what follows had better be written by another one: what is to be removed
+        could be added again.
+        """
+        return len(self._wanted) >= BATCH or bool(self._removed)
+
+    def write(self, wanted: _Wanted) -> None:
+        """
+        @param wanted: Nothing that was to be removed before.
+        """
+        self._wanted |= wanted
+        add = [entry for entry in wanted.values() if entry is not None]
+        self._removed = [observable for observable, entry in wanted.items() if entry is None]
+        for start in range(0, len(add), PIECE):
+            if self._adding is None:
+                self._adding = self._engine.adding()
+            self._adding.add(add[start : start + PIECE])
+        self._added += len(add)
+
+    async def end(self) -> None:
+        """
+        Wait until all of it has been done.
+        """
+        if self._adding is not None:
+            await self._adding.end()
+        for start in range(0, len(self._removed), BATCH):
+            await self._engine.remove(self._removed[start : start + BATCH])
+        if self._wanted:
+            self._log.info(
+                "The engine took {added} entries and let go of {removed} in {elapsed:.3f} s.",
+                added=self._added,
+                removed=len(self._removed),
+                elapsed=self._clock.seconds() - self._started,
+            )
+
+    def abandoned(self) -> _Wanted:
+        """
+        Give up.
+
+        @return: What would have been written.
+        """
+        if self._adding is not None:
+            self._adding.abandon()
+        return self._wanted
 
 
 class _NodeWatch(Protocol):

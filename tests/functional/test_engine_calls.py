@@ -4,6 +4,7 @@ Engine commands as real processes: what they print, how they end, what is left.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,61 @@ class RunTests(CommandsTestCase):
         """
         commands = self.commands("time.sleep(99)")
         self.assertRaises(EngineTimeout, commands.run, "x", [], "x" * 10_000_000, timeout=0.5)
+
+    def test_fed(self) -> None:
+        """
+        A command reads what it is given as that comes.
+        """
+        echo = Path(self.mktemp())
+        echo.touch()
+        commands = self.commands(
+            f"for line in sys.stdin:\n    open({str(echo.absolute())!r}, 'a').write(line)\nprint(1)"
+        )
+
+        def read(number: str) -> bool:
+            return echo.read_text().endswith(f"{number}\n")
+
+        def texts() -> Iterator[str]:
+            for number in "012":
+                yield f"{number}\n"
+                wait_until(partial(read, number))
+
+        self.assertEqual(commands.feed("x", [], texts(), timeout=LIMIT).lines, [b"1"])
+
+    def test_fed_ends(self) -> None:
+        """
+        A command that ends before it has read all says why, or that it should not have.
+        """
+        for text, reason in (("os.close(0)\nsys.exit('error: no')", "no"), ("", "everything")):
+            commands = self.commands(text)
+            with self.assertRaises(EngineCallFailed) as raised:
+                commands.feed("add", [], itertools.repeat("x" * 100_000), timeout=LIMIT)
+            self.assertIn(reason, str(raised.exception))
+
+    def test_fed_time_limit(self) -> None:
+        """
+        A command that reads nothing of what it is given is ended.
+        """
+        commands = self.commands("time.sleep(99)")
+        texts = itertools.repeat("x" * 100_000)
+        self.assertRaises(EngineTimeout, commands.feed, "x", [], texts, timeout=0.5)
+
+    def test_fed_interrupted(self) -> None:
+        """
+        What ends the texts ends the command.
+        """
+        pid = Path(self.mktemp()).absolute()
+        commands = self.commands(
+            f"open({str(pid)!r}, 'w').write(str(os.getpid()) + ' ')\nsys.stdin.read()"
+        )
+
+        def texts() -> Iterator[str]:
+            yield "x"
+            wait_until(lambda: pid.exists() and pid.read_text().endswith(" "))
+            raise EngineInterrupted("x")
+
+        self.assertRaises(EngineInterrupted, commands.feed, "x", [], texts(), timeout=LIMIT)
+        self.assertRaises(ProcessLookupError, os.kill, int(pid.read_text()), 0)
 
     def test_missing(self) -> None:
         """

@@ -409,7 +409,7 @@ class FieldTests(TenzirTestCase):
         cases = [case for format in EVERYTHING.values() for case in format]
         expected = sorted((field, e.observable) for _, e, field in cases)
         entries = [e for _, e, _ in cases]
-        self.engine.add(entries + DECOYS)
+        self.engine.add([entries + DECOYS])
         timer = threading.Timer(60, self.engine.interrupt)
         timer.start()
         self.addCleanup(timer.cancel)
@@ -480,7 +480,7 @@ class FieldTests(TenzirTestCase):
         """
         engine = self.make_tenzir(self.node.endpoint, subdomains=True)
         entries = [entry(Kind.DOMAIN, name) for name in ("evil.example", "example", "x.b.c.d")]
-        engine.add(entries)
+        engine.add([entries])
         timer = threading.Timer(60, engine.interrupt)
         timer.start()
         self.addCleanup(timer.cancel)
@@ -552,7 +552,7 @@ class FieldTests(TenzirTestCase):
         Events with lists that are longer than what is looked at are counted, with
         a match or without; the others are not.
         """
-        self.engine.add([entry(Kind.DOMAIN, "here.example"), entry(Kind.DOMAIN, "late.example")])
+        self.engine.add([[entry(Kind.DOMAIN, "here.example"), entry(Kind.DOMAIN, "late.example")]])
         timer = threading.Timer(60, self.engine.interrupt)
         timer.start()
         self.addCleanup(timer.cancel)
@@ -632,7 +632,7 @@ class HazardTests(TenzirTestCase):
         Whatever a value looks like, it is stored as it is, and matches only itself.
         """
         entries = [entry(Kind.DOMAIN, f"{value}.example", f"i {value}") for value in HOSTILE]
-        self.engine.add(entries)
+        self.engine.add([entries])
         self.assertEqual(
             sorted(self.engine.contents(), key=lambda e: e.observable),
             sorted(entries, key=lambda e: e.observable),
@@ -652,7 +652,7 @@ class HazardTests(TenzirTestCase):
         A value that the engine makes nothing of does not match all the events
         that lack a field.
         """
-        self.engine.add([entry(Kind.IP, "zonk"), entry(Kind.NETWORK, "zonk")])
+        self.engine.add([[entry(Kind.IP, "zonk"), entry(Kind.NETWORK, "zonk")]])
         self.node.feed('{"a": 1, "src_ip": null}\n{"b": 2}')
         self.assertEqual(self.engine.contents(), [])
         self.assertEqual(_found(self.engine, [entry(Kind.IP, "zonk"), ADDRESS]), [])
@@ -665,7 +665,7 @@ class HazardTests(TenzirTestCase):
         with closing(watch):
             self.assertEqual(next(watch), [])
             self.engine.prepare()
-            self.engine.add([ADDRESS])
+            self.engine.add([[ADDRESS]])
             self.arrive(event(1))
             self.assertEqual(len(next(watch)), 1)
 
@@ -673,14 +673,14 @@ class HazardTests(TenzirTestCase):
         """
         A node that was killed is prepared and filled again, and matches.
         """
-        self.engine.add([ADDRESS, HOST])
+        self.engine.add([[ADDRESS, HOST]])
         self.arrive(event(1))
         self.node.kill()
         self.node.start()
         self.engine.prepare()
         held = {e.observable for e in self.engine.contents()}
         self.assertLessEqual(held, {ADDRESS.observable, HOST.observable})
-        self.engine.add([ADDRESS])
+        self.engine.add([[ADDRESS]])
         self.assertEqual(len(_found(self.engine, [ADDRESS])), 1)
 
     def test_restart_during_watch(self) -> None:
@@ -698,7 +698,7 @@ class HazardTests(TenzirTestCase):
         """
         An event of more than 64 KiB is matched live and in a search.
         """
-        self.engine.add([HOST])
+        self.engine.add([[HOST]])
         watch: Any = self.engine.watch()
         with closing(watch):
             self.assertEqual(next(watch), [])
@@ -716,7 +716,7 @@ class HazardTests(TenzirTestCase):
             *(entry(Kind.DOMAIN, f"h{n}.example") for n in range(20_000)),
             *(entry(Kind.NETWORK, f"172.{n >> 8}.{n & 255}.0/24") for n in range(2_000)),
         ]
-        self.engine.add(entries)
+        self.engine.add([entries])
         self.assertEqual(len(self.engine.contents()), len(entries))
         self.engine.remove([e.observable for e in entries])
         self.assertEqual(self.engine.contents(), [])

@@ -85,7 +85,7 @@ class RefusalTests(VastTestCase):
         Values that would have to be escaped are left out; the others go in.
         """
         entries = [Entry(Observable(Kind.DOMAIN, value), ("i",)) for value in HOSTILE]
-        self.engine.add([*entries, HOST])
+        self.engine.add([[*entries, HOST]])
         self.assertEqual(self.engine.contents(), [HOST])
         self.assertEqual(list(self.engine.find(entries, 0, 60.0)), [])
 
@@ -93,7 +93,7 @@ class RefusalTests(VastTestCase):
         """
         The same goes for ids.
         """
-        self.engine.add([Entry(HOST.observable, ("i,j",)), Entry(HOST.observable, ('"',))])
+        self.engine.add([[Entry(HOST.observable, ("i,j",)), Entry(HOST.observable, ('"',))]])
         self.assertEqual(self.engine.contents(), [])
 
     @given(st.sampled_from(Kind), st.from_regex(r"[!#-\[\]-~]+", fullmatch=True))
@@ -119,5 +119,5 @@ class RefusalTests(VastTestCase):
         What the command says when it fails is in the error.
         """
         self.binary.write_text("#!/bin/sh\necho '!! no such thing' >&2; exit 1\n")
-        e = self.assertRaises(EngineCallFailed, self.engine.add, [ADDRESS])
+        e = self.assertRaises(EngineCallFailed, self.engine.add, [[ADDRESS]])
         self.assertIn("no such thing", str(e))

@@ -14,7 +14,7 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -118,6 +118,28 @@ class Commands:
         """
         with self._call(name, timeout) as call:
             call.start(arguments, stdin)
+            lines = [line for batch in call.batches(None) for line in batch]
+            return Result(lines, call.finish())
+
+    def feed(
+        self, name: str, arguments: Sequence[str], texts: Iterable[str], *, timeout: float
+    ) -> Result:
+        """
+        Run a command, and give it what it reads as that comes.
+
+        @param texts: What it reads, then its input ends. The next one is waited for.
+        @param timeout: Seconds for each of them to be read, and for what comes then.
+        @raise EngineError: As for L{run}.
+        """
+        with self._call(name, None) as call:
+            call.start(arguments, None)
+            for text in texts:
+                call.limit(timeout)
+                if not call.write(text):
+                    call.finish()
+                    raise EngineCallFailed(name, "it ended before it had read everything")
+            call.limit(timeout)
+            call.end_input()
             lines = [line for batch in call.batches(None) for line in batch]
             return Result(lines, call.finish())
 
@@ -228,10 +250,12 @@ class _Loop(asyncio.SelectorEventLoop):
     @ivar child: Once it was started; PyVAST hands it over only when all its input
         is written.
     @ivar complaints: What the child has written to its standard error.
+    @ivar feeds: Whether it is given its input by us, not by PyVAST.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.feeds = False
         self.child: asyncio.subprocess.Process | None = None
         self.complaints = bytearray()
         self.drained: asyncio.Task[None] | None = None
@@ -244,7 +268,7 @@ class _Loop(asyncio.SelectorEventLoop):
         given, and can always get rid of its complaints.
         """
         if kwargs.get("stdin") is None:  # it would read our own
-            kwargs["stdin"] = asyncio.subprocess.DEVNULL
+            kwargs["stdin"] = asyncio.subprocess.PIPE if self.feeds else asyncio.subprocess.DEVNULL
         path = shutil.which(program) or program
         command, *rest = launched(Program(path, path), args)
         transport, protocol = await super().subprocess_exec(
@@ -276,10 +300,12 @@ class _Call:
         self._name = name
         self._endpoint = endpoint
         self._vast = vast
-        self._timeout = timeout
+        self._timeout: float | None = None
+        self._deadline: float | None = None
         self._runner = asyncio.Runner(loop_factory=_Loop)
         self._loop: _Loop = self._runner.get_loop()  # type: ignore[assignment]
-        self._deadline = None if timeout is None else self._loop.time() + timeout
+        if timeout is not None:
+            self.limit(timeout)
         self._stopped = self._loop.create_future()
         self._process: Any = None
 
@@ -295,16 +321,48 @@ class _Call:
         if not self._stopped.done():
             self._stopped.set_result(None)
 
-    def start(self, arguments: Sequence[str], stdin: str) -> None:
+    def limit(self, timeout: float) -> None:
+        """
+        From now on it is given so many seconds.
+        """
+        self._timeout = timeout
+        self._deadline = self._loop.time() + timeout
+
+    def start(self, arguments: Sequence[str], stdin: str | None) -> None:
         """
         Start the command and write all its input.
 
         While it is written, the command's complaints are read, but not its
         output: one that writes much before it has read all would be ended at
         the time limit. No command of ours does.
+
+        @param stdin: C{None} if L{write} follows.
         """
+        self._loop.feeds = stdin is None
         with contextlib.suppress(ConnectionError):  # it ended: its status says why
             self._process = self._wait(self._vast(arguments).exec(stdin=stdin))
+        if stdin is None:
+            # What is not written while somebody waits for it is not written.
+            self._process.stdin.transport.set_write_buffer_limits(0)
+
+    def write(self, text: str) -> bool:
+        """
+        Give the command some of its input; returns when it is in the pipe.
+
+        @return: False if the command does not read any more.
+        """
+        self._process.stdin.write(text.encode())
+        try:
+            self._wait(self._process.stdin.drain())
+        except ConnectionError:
+            return False
+        return True
+
+    def end_input(self) -> None:
+        """
+        Nothing more is written.
+        """
+        self._process.stdin.close()
 
     def batches(self, silence: float | None) -> Iterator[list[bytes]]:
         """

@@ -18,7 +18,7 @@ import msgspec
 from zope.interface import implementer
 
 from tbvast.bridge.engines import rows, tql
-from tbvast.bridge.engines.calls import Commands, complaint
+from tbvast.bridge.engines.calls import Commands, Result, complaint
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
 from tbvast.bridge.engines.limit import Limit
@@ -232,19 +232,16 @@ class TenzirEngine:
             self._create(table)
         self._stale.clear()
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        self._write("add", tql.update(tql.MAIN), rows.written(entries))
+    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
+        texts = map(rows.written, pieces)
+        _accepted("add", self._commands.feed("add", [tql.update(tql.MAIN)], texts, timeout=WRITING))
 
     def remove(self, observables: Sequence[Observable]) -> None:
         self._write("remove", tql.erase(tql.MAIN), rows.named(observables))
 
     def _write(self, name: str, pipeline: str, lines: str) -> None:
-        if not lines:
-            return
-        # The engine leaves out a line that it cannot read, and still succeeds.
-        warnings = self._commands.run(name, [pipeline], lines, timeout=WRITING).warnings
-        if warnings:
-            raise EngineCallFailed(name, complaint(warnings))
+        if lines:
+            _accepted(name, self._commands.run(name, [pipeline], lines, timeout=WRITING))
 
     def contents(self) -> list[Entry]:
         found = []
@@ -364,6 +361,15 @@ class TenzirEngine:
 
     def resume(self) -> None:
         self._commands.resume()
+
+
+def _accepted(name: str, result: Result) -> None:
+    """
+    @raise EngineCallFailed: If something was left out: the engine does so with a line that
+        it cannot read, and still succeeds.
+    """
+    if result.warnings:
+        raise EngineCallFailed(name, complaint(result.warnings))
 
 
 def _run(commands: Commands, name: str, pipeline: str, timeout: float = ASKING) -> list[bytes]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
@@ -24,7 +25,7 @@ from zope.interface import implementer
 from tbvast.errors import EngineInterrupted
 from tbvast.intel.matches import EngineIdentity, Entry, Match
 from tbvast.intel.observables import Observable
-from tbvast.interfaces import IEngine, IEngineClient
+from tbvast.interfaces import IAdding, IEngine, IEngineClient
 
 THREADS = 6
 """
@@ -64,6 +65,7 @@ class ThreadedEngine:
         self._searching = DeferredLock()
         self._watching = DeferredLock()
         self._deliveries: set[_Delivery] = set()
+        self._addings: set[_Adding] = set()
 
     def identify(self) -> Deferred[EngineIdentity]:
         return self._defer(self._engine.identify)
@@ -71,8 +73,16 @@ class ThreadedEngine:
     def prepare(self) -> Deferred[None]:
         return _Turn(self._writing, partial(self._defer, self._engine.prepare)).result
 
-    def add(self, entries: Sequence[Entry]) -> Deferred[None]:
-        return _Turn(self._writing, partial(self._defer, self._engine.add, entries)).result
+    def adding(self) -> _Adding:
+        def over(result: T) -> T:
+            self._addings.discard(adding)
+            return result
+
+        adding = _Adding()
+        self._addings.add(adding)
+        start = partial(self._defer, self._engine.add, adding.pieces())
+        adding.result = _Turn(self._writing, start, adding.cut).result.addBoth(over)
+        return adding
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
         return _Turn(self._writing, partial(self._defer, self._engine.remove, observables)).result
@@ -96,6 +106,8 @@ class ThreadedEngine:
 
     def interrupt(self) -> None:
         self._engine.interrupt()
+        for adding in list(self._addings):
+            adding.cut()
         for delivery in list(self._deliveries):
             delivery.end(EngineInterrupted("the engine's calls were ended"))
 
@@ -116,6 +128,50 @@ class ThreadedEngine:
             return result
 
         return _Turn(lock, start, lambda: delivery.end(CancelledError())).result
+
+
+@implementer(IAdding)
+class _Adding:
+    """
+    Pieces of entries, from the reactor's thread to a worker.
+
+    @ivar result: Of the call that takes them.
+    """
+
+    result: Deferred[None]
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
+        self._cut = False
+
+    def pieces(self) -> Iterator[Sequence[Entry]]:
+        """
+        What has been given, as it comes. Called in a worker thread.
+
+        @raise EngineInterrupted: If not all will be.
+        """
+        while (piece := self._given.get()) is not None:
+            yield piece
+        if self._cut:
+            raise EngineInterrupted("add")
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        self._given.put(entries)
+
+    def end(self) -> Deferred[None]:
+        self._given.put(None)
+        return self.result
+
+    def cut(self) -> None:
+        """
+        Nothing more will be given.
+        """
+        self._cut = True
+        self._given.put(None)
+
+    def abandon(self) -> None:
+        self.result.addErrback(lambda failure: None)
+        self.result.cancel()
 
 
 class _Turn:

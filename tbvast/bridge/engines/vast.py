@@ -112,7 +112,11 @@ class VastEngine:
             options = ("--mode=exact", "--match-types=ip,addr,string")
             self._run("prepare", "matcher", "start", *options, MATCHER)
 
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
+        for entries in pieces:
+            self._add(entries)
+
+    def _add(self, entries: Sequence[Entry]) -> None:
         usable = [entry for entry in entries if self._usable(entry)]
         if usable:
             rows = b"".join(msgspec.json.encode(_row(entry)) + b"\n" for entry in usable)
