@@ -218,7 +218,7 @@ class CursorTests(SynchronousTestCase):
         If a piece cannot be kept, what follows is not, and the position stays; tried
         again, all of it is.
         """
-        many = [an_indicator(number) for number in range(2 * PIECE + 1)]
+        many = [an_indicator(number) for number in range(3 * PIECE)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         with refusing(self.path, indicator_id(PIECE)):
             self.thread.perform(2)
@@ -228,7 +228,7 @@ class CursorTests(SynchronousTestCase):
         self.assertEqual(self.store.counts()["indicators"], PIECE)
         self.apply(*many, position=Position("bus", 3))
         self.assertEqual(self.store.position, Position("bus", 3))
-        self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
+        self.assertEqual(self.store.counts()["indicators"], 3 * PIECE)
 
     def test_snapshot(self) -> None:
         """

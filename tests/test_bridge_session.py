@@ -257,7 +257,7 @@ class ChangeTests(SessionTestCase):
         self.clock.advance(session.GATHER)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(len(self.engine.table), 10)
-        for number in range(round(session.GATHER_MOST / short)):
+        for number in range(round(session.GATHER_MOST / short) + 1):
             changes = self.store.apply([an_indicator(number, 2 + number)], 0.0, False)
             self.session.changed(
                 Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))

@@ -61,13 +61,14 @@ class StoreCursor:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._clock.seconds()
         # One piece is on its way while another one is written; the last has the position.
-        starts = range(0, len(indicators) or 1, PIECE)
+        count = max(-(-len(indicators) // PIECE), 1)
+        size = max(-(-len(indicators) // count), 1)
         applied = [
             self._ask(
-                *(Keeper.apply, indicators[start : start + PIECE], now, self._search),
-                *(position if start == starts[-1] else None, self._run),
+                *(Keeper.apply, indicators[number * size : (number + 1) * size], now),
+                *(self._search, position if number == count - 1 else None, self._run),
             ).addCallback(self._changed)
-            for start in starts
+            for number in range(count)
         ]
         # The last one need not have been written for others to be on their way.
         before, self._last = (

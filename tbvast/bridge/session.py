@@ -65,7 +65,7 @@ otherwise.
 """
 
 GATHER = 0.02
-GATHER_MOST = 1.0
+GATHER_MOST = 2.0
 """
 Seconds without another change, nor one under way, after which the engine is given no more
 in one call, and the most that a call lasts: each costs as much as some ten thousand entries.

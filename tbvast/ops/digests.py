@@ -16,6 +16,7 @@ import json
 import sqlite3
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -186,7 +187,7 @@ class DigestIndex:
             for digest in taken:
                 del added[digest]
             self.insert(set(pairs) - added.items())
-        self._added.update(added)
+        self._added = {**self._added, **added} if self._added else added
 
     def _write(self) -> None:
         """
@@ -198,9 +199,10 @@ class DigestIndex:
         digests = self._to_write[self._written : self._written + count]
         self._written += len(digests)
         old = self._old
-        rows = [(digest, number) for digest in digests if (number := old.get(digest)) is not None]
-        if self._removed:
-            rows = [row for row in rows if row not in self._removed]
+        numbers = list(map(old.get, digests))
+        rows: list[tuple[int, Any]] = list(zip(digests, numbers, strict=True))
+        if self._removed or None in numbers:
+            rows = [row for row in rows if row[1] is not None and row not in self._removed]
         insert(self._connection, self._table, rows, "INSERT OR IGNORE")
         if self._written == len(self._to_write):
             self._note(old.values())

@@ -179,6 +179,7 @@ class _Calls(Protocol):
     def _send(self, message: bytes) -> None:
         transport: Any = self.transport
         transport.writeSequence([len(message).to_bytes(HEAD, "big"), message])
+        transport.doWrite()  # what it cannot take now, or if it is gone, is for the reactor
 
     def end(self) -> None:
         self.gone = True
