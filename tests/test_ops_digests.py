@@ -4,10 +4,8 @@ Tests for L{tbvast.ops.digests}.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from threading import Thread
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,12 +93,14 @@ class IndexTestCase(SynchronousTestCase):
     def there(self) -> list[tuple[int, int]]:
         return sorted(self.rows(0))
 
-    def found(self, connection: sqlite3.Connection | None = None) -> list[tuple[int, int]]:
-        return sorted(
-            (each, number)
-            for each in range(10)
-            for number in set(self.index.find([each], connection))
-        )
+    def found(self) -> list[tuple[int, int]]:
+        """
+        What is found of each digest, and, the same, of all together.
+        """
+        digests = list(range(10))
+        found = [(each, number) for each in digests for number in set(self.index.find([each]))]
+        self.assertEqual(set(self.index.find(digests)), {number for _, number in found})
+        return sorted(found)
 
     def written(self) -> int:
         """
@@ -159,47 +159,6 @@ class IndexTests(IndexTestCase):
             self.change([each % 10])
         (until,) = self.connection.execute("SELECT until FROM indexed").fetchone()
         self.assertGreater(until, self.head - 4 * FEW)
-
-    def test_other_connection(self) -> None:
-        """
-        Another connection sees what is committed, and not what is not.
-        """
-        other = connect(self.path)
-        self.addCleanup(other.close)
-        self.change([1])
-        with settled(self.index), transaction(self.connection):
-            self.index.change([(2, 2)], [(1, 1)])
-            self.assertEqual(self.found(other), [(1, 1)])
-            self.assertEqual(self.found(), [(2, 2)])
-        self.assertEqual(self.found(other), [(2, 2)])
-
-    def test_other_thread(self) -> None:
-        """
-        What is there is found by another thread at any time.
-        """
-        self.change(range(10))
-        missed: list[list[tuple[int, int]]] = []
-        ended = False
-
-        def look() -> None:
-            other = connect(self.path)
-            before = set(first)
-            while not ended:
-                found = self.found(other)
-                if not before <= set(found):
-                    missed.append(found)
-            other.close()
-
-        first = self.there()
-        thread = Thread(target=look)
-        thread.start()
-        try:
-            for _ in range(100):
-                self.change([4, 5, 6])
-        finally:
-            ended = True
-            thread.join()
-        self.assertEqual(missed, [])
 
     def test_write_all(self) -> None:
         """

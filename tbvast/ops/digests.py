@@ -38,6 +38,11 @@ LEAST_WRITTEN = 2048
 The fewest that are written with one commit, while there are so many.
 """
 
+FEW = 4
+"""
+The most digests that are looked for without being made a list of.
+"""
+
 UNTIL = """
 CREATE TABLE indexed (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID
 """
@@ -85,8 +90,8 @@ def index_table(name: str) -> str:
 
 class DigestIndex:
     """
-    Finds the numbers of rows. L{find} may be called from another thread than what
-    changes anything, which is called in a transaction, and L{settled} with it.
+    Finds the numbers of rows. What changes anything is called in a transaction, and
+    L{settled} with it.
     """
 
     def __init__(
@@ -121,32 +126,23 @@ class DigestIndex:
         self._written = 0
         self._wrote_all = False
 
-    def find(
-        self, digests: Sequence[int], connection: sqlite3.Connection | None = None
-    ) -> list[int]:
+    def find(self, digests: Sequence[int]) -> list[int]:
         """
-        @param connection: What is read with, if not what is written with, which sees what
-            is not committed.
         @return: The numbers of the rows that have these digests, in any order; some more
             than once, and some of rows that are gone.
         """
-        # The newest first: what is found nowhere here is in the table by then.
-        places = [self._new, self._old]
-        gone: Collection[tuple[int, int]] = ()
-        if connection is None:
-            connection = self._connection
-            places.append(self._added)
-            gone = self._removed
-        numbers = []
-        for some in filter(None, places):
-            for digest in some.keys() & digests:
-                number = some.get(digest)  # which another thread may have removed just now
-                if number is not None and (digest, number) not in gone:
-                    numbers.append(number)
-        (found,) = connection.execute(
-            f"SELECT json_group_array(number) FROM {self._table}"
-            " WHERE digest IN (SELECT value FROM json_each(?))",
-            (_encode(digests).decode(),),
+        numbers = [
+            some[digest]
+            for some in (self._new, self._old, self._added)
+            for digest in some.keys() & digests
+            if (digest, some[digest]) not in self._removed
+        ]
+        # A list takes a while to be read, but its length does not make another statement.
+        few = len(digests) <= FEW
+        wanted = ", ".join("?" * len(digests)) if few else "SELECT value FROM json_each(?)"
+        (found,) = self._connection.execute(
+            f"SELECT json_group_array(number) FROM {self._table} WHERE digest IN ({wanted})",
+            tuple(digests) if few else (_encode(digests).decode(),),
         ).fetchone()
         return numbers + json.loads(found)
 
