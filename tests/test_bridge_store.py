@@ -107,6 +107,43 @@ class ApplyTests(StoreTestCase):
         changes = self.apply(an_indicator(1))
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
+    def test_plain(self) -> None:
+        """
+        The most frequent indicators are written by fewer steps, as all others are.
+        """
+        url = "[url:value = 'http://evil.example/a']"
+        given = [
+            an_indicator(1),
+            subnet(2, "198.51.100.0/24"),
+            an_indicator(3, pattern=url, valid_from=moment(1), valid_until=moment(90)),
+            an_indicator(4, pattern=an_indicator(1).pattern),
+            an_indicator(5, valid_from=moment(50)),
+            an_indicator(6, valid_until=moment(3)),
+            an_indicator(7, pattern=f"{url} AND {an_indicator(1).pattern}"),
+        ]
+        self.assertEqual(sum(each.surely_matchable for each in given), 5)
+        slow = [msgspec.structs.replace(each, surely_matchable=False) for each in given]
+        known = an_indicator(8, pattern=an_indicator(1).pattern)
+        found = []
+        for batches in ([given], [slow], [[each] for each in given], [[each] for each in slow]):
+            self.path = Path(self.mktemp())
+            self.reopen()
+            self.apply(known)
+            told = [self.apply(*batch, now=10.0, search=False) for batch in batches]
+            self.reopen()
+            connection = connect(self.path)
+            self.addCleanup(connection.close)
+            rows = connection.execute(
+                "SELECT id, digest, modified, valid_from, valid_until, state, searched,"
+                " generation, wanted, unmatched, body FROM indicators"
+            )
+            held = {each.observable: each.ids for each in self.store.entries()}
+            last = {entry.observable: entry.ids for changes in told for entry in changes.write}
+            found.append((sorted(rows), held, last))
+        self.assertEqual(len(found[0][1]), 3)
+        for other in found[1:]:
+            self.assertEqual(found[0], other)
+
     def test_numbers_rise(self) -> None:
         """
         Later changes have higher numbers, in another process too.

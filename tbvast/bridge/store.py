@@ -161,8 +161,6 @@ INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
 INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
 """
 
-_NO_DIGESTS: Mapping[str, int] = {}
-
 _MICROSECONDS = 1_000_000
 
 _T = TypeVar("_T")
@@ -380,7 +378,10 @@ class BridgeStore:
                     (self._generation, _listed(repeated)),
                 )
             changes = self._replace(
-                [(kept[id], each) for id, each in latest.items()], search, plain, by_id
+                [(kept[id], each) for id, each in latest.items()],
+                search,
+                plain,
+                [by_id[each.id] for each in plain],
             )
             self._set_position(position)
         self._position = position or self._position
@@ -424,14 +425,14 @@ class BridgeStore:
         items: Sequence[tuple[_Kept, Indicator]],
         search: bool,
         plain: Sequence[Indicator] = (),
-        digests: Mapping[str, int] = _NO_DIGESTS,
+        digests: Sequence[int] = (),
     ) -> Changes:
         """
         Write indicators, with their observables.
 
         @param items: What is to be kept of each, and the indicator.
         @param plain: More of them, new and L{plain<_parted>}.
-        @param digests: Those of the ids of C{plain}, by id.
+        @param digests: Those of the ids of C{plain}.
         """
         if not items and not plain:
             return Changes(self._change)
@@ -491,26 +492,23 @@ class BridgeStore:
         ids = {observable: wanted.get(observable) or [] for observable in touched}
         keys = _keys(touched | wanted.keys())
         self._add_ids(ids, [keys[observable] for observable in touched])
-        plain_ids = [each.id for each in plain]
-        plain_digests = [digests[id] for id in plain_ids]
-        insert(
-            self._db,
-            "indicators",
-            list(
-                zip(
-                    numbers, plain_ids, plain_digests,
-                    [each.modified for each in plain],
-                    [each.valid_from or 0 for each in plain],
-                    [_NO_END if each.valid_until is None else each.valid_until for each in plain],
-                    *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
-                    _encoder.encode_lines([(each,) for each in observables]).decode().split("\n"),
-                    itertools.repeat("[]"),
-                    [bytearray(each.raw) for each in plain],
-                )
-            ),
-        )  # fmt: skip
+        # Column by column, which is quicker.
+        plain_rows = zip(
+            numbers,
+            [each.id for each in plain],
+            digests,
+            [each.modified for each in plain],
+            [each.valid_from or 0 for each in plain],
+            [_NO_END if each.valid_until is None else each.valid_until for each in plain],
+            *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
+            _encoder.encode_lines([(each,) for each in observables]).decode().split("\n"),
+            itertools.repeat("[]"),
+            [bytearray(each.raw) for each in plain],
+            strict=False,
+        )
+        insert(self._db, "indicators", list(plain_rows))
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
-        new = list(zip(plain_digests, numbers, strict=True))
+        new = list(zip(digests, numbers, strict=True))
         new += [(kept.digest, kept.number) for kept, _ in items if kept.is_new]
         self._by_id.change(new)
         self._by_term.change([(keys[observable], number) for observable, number in terms])

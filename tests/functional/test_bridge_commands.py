@@ -26,6 +26,7 @@ from tbvast.bridge.commands import (
 )
 from tbvast.errors import CommandFailed
 from tbvast.intel.matches import MatchType
+from tests.functional.components import children
 
 reactor: Any = installed_reactor
 LIMIT = 20.0
@@ -76,12 +77,11 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def children() -> set[int]:
+def started() -> set[int]:
     """
-    @return: The processes that this one has started and not reaped.
+    The processes that this one has started and not reaped.
     """
-    with open(f"/proc/self/task/{os.getpid()}/children") as f:
-        return set(map(int, f.read().split()))
+    return set(children(os.getpid()))
 
 
 class ProcessCase(TestCase):
@@ -92,7 +92,7 @@ class ProcessCase(TestCase):
     timeout = 60
 
     def setUp(self) -> None:
-        self.before = children()
+        self.before = started()
 
     def started(self, service: Any) -> Any:
         """
@@ -102,7 +102,7 @@ class ProcessCase(TestCase):
 
         async def stop() -> None:
             await service.stopService()
-            self.assertEqual(children() - self.before, set())
+            self.assertEqual(started() - self.before, set())
 
         self.addCleanup(lambda: Deferred.fromCoroutine(stop()))
         return service
@@ -142,7 +142,7 @@ class TransformContextTests(ProcessCase):
         events = [{"n": n} for n in range(2000)]
         answers = await self.ask(service, events)
         self.assertEqual(answers, [{"n": n, "seen": True} for n in range(2000)])
-        self.assertEqual(len(children() - self.before), 1)
+        self.assertEqual(len(started() - self.before), 1)
 
     async def test_cat(self) -> None:
         """
@@ -216,7 +216,7 @@ class TransformContextTests(ProcessCase):
                 python(program, *arguments), timeout=1.0, patience=0.3, kill_after=0.3
             )
             self.assertEqual(await self.ask(service, [{"n": 1}]), [{"n": 1}])
-            await self.until(lambda: not children() - self.before)
+            await self.until(lambda: not started() - self.before)
 
     async def test_killed(self) -> None:
         """
@@ -224,11 +224,11 @@ class TransformContextTests(ProcessCase):
         """
         service = self.transform("cat")
         await self.ask(service, [{"n": 1}, {"n": 2}])
-        (pid,) = children() - self.before
+        (pid,) = started() - self.before
         os.kill(pid, 9)
         await self.until(lambda: not is_there(pid))
         self.assertEqual(await self.ask(service, [{"n": 3}]), [{"n": 3}])
-        (other,) = children() - self.before
+        (other,) = started() - self.before
         self.assertNotEqual(other, pid)
 
     async def test_stopped_while_asked(self) -> None:
@@ -237,10 +237,10 @@ class TransformContextTests(ProcessCase):
         """
         service = self.transform(python("import time; time.sleep(600)", "%ioc"))
         answers = [service.transform({"n": n}, "x", LIVE) for n in range(10)]
-        await self.until(lambda: len(children() - self.before) == 4)
+        await self.until(lambda: len(started() - self.before) == 4)
         await service.stopService()
         self.assertEqual(await gatherResults(answers), [{"n": n} for n in range(10)])
-        self.assertEqual(children() - self.before, set())
+        self.assertEqual(started() - self.before, set())
 
 
 class CommandSinkTests(ProcessCase):
@@ -290,7 +290,7 @@ class CommandSinkTests(ProcessCase):
         await gatherResults(
             [sink.send({"n": n, "payload": "x" * 1000}, "x", LIVE) for n in range(1000)]
         )
-        self.assertEqual(len(children() - self.before), 1)
+        self.assertEqual(len(started() - self.before), 1)
         await sink.stopService()
         with open(path) as f:
             self.assertEqual([json.loads(row)["n"] for row in f], list(range(1000)))
@@ -302,7 +302,7 @@ class CommandSinkTests(ProcessCase):
         path = self.path()
         sink = self.sink(python(APPEND, path), stream=True)
         await sink.send({"n": 1}, "x", LIVE)
-        (pid,) = children() - self.before
+        (pid,) = started() - self.before
         await self.until(lambda: os.path.exists(path) and os.path.getsize(path) > 0)
         os.kill(pid, 9)
         await self.until(lambda: not is_there(pid))
@@ -320,7 +320,7 @@ class CommandSinkTests(ProcessCase):
         failed = gatherResults(
             [d.addCallbacks(lambda _: "taken", lambda f: f.check(CommandFailed)) for d in sent]
         )
-        await self.until(lambda: children() - self.before)
+        await self.until(lambda: started() - self.before)
         await sink.stopService()
         self.assertEqual(await failed, [CommandFailed] * 5)
 
