@@ -183,7 +183,10 @@ class DigestIndex:
             for digest in taken:
                 del added[digest]
             self.insert(set(pairs) - added.items())
-        self._added = {**self._added, **added} if self._added else added
+        if self._added:
+            self._added.update(added)
+        else:
+            self._added = added
 
     def _write(self) -> None:
         """

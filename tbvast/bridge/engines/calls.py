@@ -118,8 +118,7 @@ class Commands:
         """
         with self._call(name, timeout) as call:
             call.start(arguments, stdin)
-            lines = [line for batch in call.batches(None) for line in batch]
-            return Result(lines, call.finish())
+            return call.result()
 
     def feed(
         self, name: str, arguments: Sequence[str], texts: Iterable[str], *, timeout: float
@@ -140,8 +139,7 @@ class Commands:
                     raise EngineCallFailed(name, "it ended before it had read everything")
             call.limit(timeout)
             call.end_input()
-            lines = [line for batch in call.batches(None) for line in batch]
-            return Result(lines, call.finish())
+            return call.result()
 
     def stream(
         self,
@@ -385,6 +383,13 @@ class _Call:
                 raise EngineCallFailed(self._name, f"a line is longer than {LONGEST} bytes")
         if any(rest):
             yield [b"".join(rest)]
+
+    def result(self) -> Result:
+        """
+        Read all its output, and wait for the end of the command.
+        """
+        lines = [line for batch in self.batches(None) for line in batch]
+        return Result(lines, self.finish())
 
     def finish(self) -> str:
         """
