@@ -21,6 +21,7 @@ from tbvast.commands.screen import Complaints, Screen
 from tbvast.commands.status import status
 from tbvast.commands.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
+from tbvast.service.clock import use_monotonic_time
 from tbvast.settings import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
@@ -238,6 +239,7 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
 
 
 async def _run(reactor: Any, screen: Screen, command: Command) -> NoReturn:
+    use_monotonic_time(reactor)
     raise SystemExit(await run(reactor, screen, command))
 
 

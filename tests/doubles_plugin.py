@@ -156,7 +156,7 @@ class FileJournal:
         self.reader = JournalReader(path)
         opened = Opened(self.store.identity, self.store.head)
         ask = asking(Writer(self.store), call)
-        self.journal = Journal(opened, clock, ask, self.reader, call_now)
+        self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now)
 
     def close(self) -> None:
         self.store.close()

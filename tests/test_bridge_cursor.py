@@ -53,7 +53,7 @@ class CursorTests(SynchronousTestCase):
 
     def make(self) -> StoreCursor:
         ask = asking(Keeper(self.store), self.thread.defer)
-        return StoreCursor(ask, self.store.position, self.clock, True, self.changes.append)
+        return StoreCursor(ask, self.store.position, self.clock.seconds, True, self.changes.append)
 
     def apply(self, *items: Indicator, position: Position | None = None) -> None:
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
@@ -184,7 +184,7 @@ class CursorTests(SynchronousTestCase):
                 changing.pop()
 
         ask = asking(Keeper(self.store), self.thread.defer)
-        self.cursor = StoreCursor(ask, None, self.clock, True, self.changes.append, change)
+        self.cursor = StoreCursor(ask, None, self.clock.seconds, True, self.changes.append, change)
         for refused in (indicator_id(9), indicator_id(1)):
             self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
             settled = self.settled()

@@ -61,6 +61,7 @@ class SessionTestCase(SynchronousTestCase):
         self.failure: Exception | None = None
         self.session = EngineSession(
             self.clock,
+            self.clock.seconds,
             self.node,
             self.engine,
             asking(Keeper(self.store)),

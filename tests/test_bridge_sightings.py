@@ -68,7 +68,7 @@ class MakerTests(StoreTestCase):
         self.store.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingMaker(self.clock, asking(Keeper(self.store)), "tenzir", transform)
+        maker = SightingMaker(self.clock.seconds, asking(Keeper(self.store)), "tenzir", transform)
         made = self.successResultOf(
             Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
         )
@@ -307,7 +307,7 @@ class OutboxTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.taker = Taker()
-        self.outbox = Outbox(self.clock, asking(Keeper(self.store)), self.taker)
+        self.outbox = Outbox(self.clock, self.clock.seconds, asking(Keeper(self.store)), self.taker)
         self.outbox.startService()
         self.addCleanup(self.stop)
 

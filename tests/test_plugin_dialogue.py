@@ -68,7 +68,10 @@ class DialogueTestCase(SynchronousTestCase):
         )
         self.subscriptions.send = lambda frame: True
         snapshots = Snapshots(
-            self.clock, [self.source, JournalSource(self.journal)], self.subscriptions.everybody
+            self.clock,
+            self.clock.seconds,
+            [self.source, JournalSource(self.journal)],
+            self.subscriptions.everybody,
         )
         self.intake = Intake(
             self.clock,

@@ -94,7 +94,10 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.subscriptions.send = self.pub.send
         self.subscriptions.startService()
         self.snapshots = Snapshots(
-            self.clock, [JournalSource(self.journal)], self.subscriptions.everybody
+            self.clock,
+            self.clock.seconds,
+            [JournalSource(self.journal)],
+            self.subscriptions.everybody,
         )
 
     def tearDown(self) -> None:

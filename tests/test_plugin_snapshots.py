@@ -119,7 +119,9 @@ class SnapshotsTests(SynchronousTestCase):
         self.start(MemorySource("memory", [an_indicator(1).raw], [an_indicator(2).raw]))
 
     def start(self, *sources: MemorySource) -> None:
-        self.snapshots = Snapshots(self.clock, sources, self.subscriptions.everybody)
+        self.snapshots = Snapshots(
+            self.clock, self.clock.seconds, sources, self.subscriptions.everybody
+        )
 
     def open(self, *topics: str, **changes: Any) -> Subscription:
         subscription = self.subscriptions.open(a_request(*topics, **changes))

@@ -34,6 +34,7 @@ from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.worker import Worker
+from tbvast.service.clock import calendar
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.wire.manage import Position
 from tbvast.zeromq.connections import Factory
@@ -122,11 +123,12 @@ class Bridge(SequentialService):
         self._driven = self._engine(address)
         engine = EngineThreads(reactor, self._driven)
         engine.setServiceParent(self)
-        self._maker = SightingMaker(reactor, ask, settings.engine, self._transform())
-        self._outbox = Outbox(reactor, ask, self._handing())
+        self._maker = SightingMaker(calendar, ask, settings.engine, self._transform())
+        self._outbox = Outbox(reactor, calendar, ask, self._handing())
         self._outbox.setServiceParent(self)
         self._session = EngineSession(
             reactor,
+            calendar,
             HostnameEndpoint(reactor, address.host, address.port),
             engine.client,
             ask,
@@ -159,7 +161,7 @@ class Bridge(SequentialService):
             StoreCursor(
                 ask,
                 position,
-                self._reactor,
+                calendar,
                 settings.retro_match,
                 self._changed,
                 self._session.changing,
@@ -239,14 +241,14 @@ class Bridge(SequentialService):
     # Housekeeping
 
     def _expire(self) -> Deferred[None]:
-        return self._housekeep(self._changed_all, Keeper.expire, self._reactor.seconds())
+        return self._housekeep(self._changed_all, Keeper.expire, calendar())
 
     def _begin(self) -> Deferred[None]:
         search = self._settings.retro_match
-        return self._housekeep(self._changed_all, Keeper.begin, self._reactor.seconds(), search)
+        return self._housekeep(self._changed_all, Keeper.begin, calendar(), search)
 
     def _forget(self) -> Deferred[None]:
-        return self._housekeep(_ignore, Keeper.forget, self._reactor.seconds())
+        return self._housekeep(_ignore, Keeper.forget, calendar())
 
     def _count(self) -> Deferred[None]:
         return self._housekeep(self._counted, Keeper.counts)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
-from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from tbvast.bridge.keeper import Keeper
@@ -16,6 +15,7 @@ from tbvast.bridge.store import Changes
 from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
 from tbvast.ops.worker import Ask
+from tbvast.service.clock import Calendar
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 
@@ -36,7 +36,7 @@ class StoreCursor:
         self,
         ask: Ask,
         position: Position | None,
-        clock: IReactorTime,
+        now: Calendar,
         search: bool,
         changed: Callable[[Changes], None],
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -44,13 +44,14 @@ class StoreCursor:
         """
         @param ask: Asks the L{Keeper}.
         @param position: How far the journal has been applied so far.
+        @param now: The date that decides whether an indicator is valid.
         @param search: Whether past events are to be searched for new indicators.
         @param changed: Called with what the engine is to be told.
         @param changing: What is inside is the change.
         """
         self.position = position
         self._ask = ask
-        self._clock = clock
+        self._now = now
         self._search = search
         self._changed = changed
         self._changing = changing
@@ -59,7 +60,7 @@ class StoreCursor:
 
     async def apply(self, items: Sequence[Item], position: Position | None) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
-        now = self._clock.seconds()
+        now = self._now()
         # One piece is on its way while another one is written; the last has the position.
         count = max(-(-len(indicators) // PIECE), 1)
         size = max(-(-len(indicators) // count), 1)

@@ -28,6 +28,7 @@ from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.ops.worker import Ask
+from tbvast.service.clock import Calendar
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 30.0
@@ -193,6 +194,7 @@ class EngineSession(MultiService):
     def __init__(
         self,
         clock: IReactorTime,
+        now: Calendar,
         endpoint: IStreamClientEndpoint,
         engine: IEngineClient,
         ask: Ask,
@@ -202,6 +204,7 @@ class EngineSession(MultiService):
         unsupported: Callable[[EngineUnsupported], None],
     ) -> None:
         """
+        @param now: The date, by which the node dates the events that it stores.
         @param endpoint: The node's, to watch.
         @param ask: Asks the L{Keeper}.
         @param live: Whether to match arriving events.
@@ -215,6 +218,7 @@ class EngineSession(MultiService):
         self.matched = dict.fromkeys(MatchType, 0)
         self.searches = 0
         self._clock = clock
+        self._now = now
         self._engine = engine
         self._ask = ask
         self._deliver = deliver
@@ -550,7 +554,7 @@ class EngineSession(MultiService):
     def _cover(self) -> Deferred[None] | None:
         if not self._complete:
             return None
-        until = self._clock.seconds() - COVER_MARGIN
+        until = self._now() - COVER_MARGIN
         return self._ask(Keeper.set_covered, until).addErrback(
             lambda failure: self._log.failure("While remembering what was matched", failure)
         )
@@ -575,7 +579,7 @@ class EngineSession(MultiService):
             ids += more_ids
             entries += more_entries
         if ids:
-            since = search.since(self._clock.seconds())
+            since = search.since(self._now())
             await self._find(entries, search.limit, search.timeout, since)
             await self._ask(Keeper.mark_searched, ids, until)
         return bool(ids)

@@ -26,6 +26,7 @@ from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
 from tbvast.ops.worker import Ask
+from tbvast.service.clock import Calendar
 
 PAGE = 500
 """
@@ -62,16 +63,17 @@ class SightingMaker:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        now: Calendar,
         ask: Ask,
         engine: str,
         transform: IContextTransform | None,
     ) -> None:
         """
+        @param now: The date of a sighting whose event has none.
         @param ask: Asks the L{Keeper}.
         @param engine: The engine's name.
         """
-        self._clock = clock
+        self._now = now
         self._ask = ask
         self._engine = engine
         self._transform = transform
@@ -113,7 +115,7 @@ class SightingMaker:
                 event=event,
                 context=context,
                 engine=self._engine,
-                now=datetime.fromtimestamp(self._clock.seconds(), UTC),
+                now=datetime.fromtimestamp(self._now(), UTC),
             )
 
         if self._transform is None:
@@ -208,13 +210,15 @@ class Outbox(Service):
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, ask: Ask, hand_on: Handing) -> None:
+    def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, hand_on: Handing) -> None:
         """
+        @param now: The date from which a sighting is remembered.
         @param ask: Asks the L{Keeper}.
         """
         self.made = 0
         self.handed_on = 0
         self._clock = clock
+        self._now = now
         self._ask = ask
         self._hand_on = hand_on
         self._flushing: Deferred[None] | None = None
@@ -238,7 +242,7 @@ class Outbox(Service):
         """
         Keep sightings, durably, and begin to hand them on.
         """
-        new = await self._ask(Keeper.remember, list(sightings), self._clock.seconds())
+        new = await self._ask(Keeper.remember, list(sightings), self._now())
         self.made += new
         if new:
             self.flush()

@@ -10,6 +10,7 @@ from tbvast.bridge.bridge import Bridge
 from tbvast.bridge.commands import StdoutSink
 from tbvast.ops.options import ServiceOptions
 from tbvast.ops.startup import ServiceProcess, refusing
+from tbvast.service.clock import use_monotonic_time
 from tbvast.settings import BridgeSettings
 
 
@@ -28,6 +29,8 @@ def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
     if reactor is None:  # twistd passes none
         from twisted.internet import reactor
+
+        use_monotonic_time(reactor)
     with refusing(options):
         to_stdout = options.settings.sink == StdoutSink.NAME
         process = ServiceProcess(options, reactor, log_aside=to_stdout)

@@ -27,6 +27,7 @@ from tbvast.errors import (
 from tbvast.intel.documents import STIX_ID
 from tbvast.intel.indicators import decode_indicator, make_indicator, removal
 from tbvast.intel.observables import guess
+from tbvast.service.clock import calendar
 from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.frames import INDICATOR_TOPIC
@@ -210,7 +211,7 @@ async def publish(
     @return: Whether the bus has all of it.
     """
     options = keys.load()
-    reading = read_inputs(files, _now(reactor))
+    reading = read_inputs(files, _now())
     tally = Tally((REFUSED, NOT_SENT))
     for line in reading.refused:
         tally.refuse(line)
@@ -232,7 +233,7 @@ async def remove(
     @return: Whether all of them are removed.
     """
     options = keys.load()
-    submissions = removals(names, _now(reactor))
+    submissions = removals(names, _now())
     tally = Tally(
         (REFUSED, NOT_SENT, UNKNOWN), {"accepted": "removed", "repeated": "removed before"}
     )
@@ -245,8 +246,8 @@ async def remove(
     return tally.good
 
 
-def _now(reactor: Any) -> datetime:
-    return datetime.fromtimestamp(reactor.seconds(), UTC)
+def _now() -> datetime:
+    return datetime.fromtimestamp(calendar(), UTC)
 
 
 async def _deliver(

@@ -29,6 +29,7 @@ from tbvast.plugin.snapshots import JournalSource, Snapshots
 from tbvast.plugin.status import Statistics
 from tbvast.plugin.subscriptions import Limits, Subscription, Subscriptions
 from tbvast.plugin.upstream import Upstream
+from tbvast.service.clock import calendar
 from tbvast.settings import PluginSettings
 from tbvast.wire.frames import REPORT_TOPICS
 from tbvast.zeromq.connections import (
@@ -141,7 +142,9 @@ class Bus(SequentialService):
         for each in subscriptions.everybody():
             if not self._gate.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
-        snapshots = Snapshots(self._reactor, [JournalSource(journal)], subscriptions.everybody)
+        snapshots = Snapshots(
+            self._reactor, calendar, [JournalSource(journal)], subscriptions.everybody
+        )
         intake = Intake(
             self._reactor,
             journal,

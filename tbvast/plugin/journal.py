@@ -12,7 +12,6 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -23,6 +22,7 @@ from tbvast.ops.worker import Ask, Worker
 from tbvast.plugin.reader import Entered, JournalReader
 from tbvast.plugin.store import Outcome
 from tbvast.plugin.writer import Forgotten, Opened, Settled, Writer
+from tbvast.service.clock import Calendar, calendar
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -35,15 +35,16 @@ class Journal:
     """
 
     def __init__(
-        self, opened: Opened, clock: IReactorTime, ask: Ask, reader: JournalReader, defer: Defer
+        self, opened: Opened, now: Calendar, ask: Ask, reader: JournalReader, defer: Defer
     ) -> None:
         """
+        @param now: The date that decides what has expired, and how old an entry is.
         @param ask: Asks the L{Writer}.
         @param defer: Calls the reader, one call at a time, in order.
         """
         self.identity = opened.identity
         self.head = opened.head
-        self._clock = clock
+        self._now = now
         self._ask = ask
         self._reader = reader
         self._read = defer
@@ -55,7 +56,7 @@ class Journal:
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
         failures = self._failures
-        return self._ask(Writer.append, items, self._clock.seconds(), failures).addCallbacks(
+        return self._ask(Writer.append, items, self._now(), failures).addCallbacks(
             self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
@@ -75,22 +76,22 @@ class Journal:
     def current(
         self, after: int, until: int, since: float, limit: int
     ) -> Deferred[list[tuple[int, bytes]]]:
-        now = self._clock.seconds()
+        now = self._now()
         return self._read(self._reader.current, after, until, since, limit, now)
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
         return self._ask(Writer.find, list(ids))
 
     def counts(self) -> Deferred[dict[str, int]]:
-        return self._read(self._reader.counts, self._clock.seconds())
+        return self._read(self._reader.counts, self._now())
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
-        return self._ask(Writer.expire, self._clock.seconds(), limit).addCallback(
+        return self._ask(Writer.expire, self._now(), limit).addCallback(
             lambda settled: self._cb_settled(settled, [each.item for each in settled])
         )
 
     def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
-        since = self._clock.seconds() - age
+        since = self._now() - age
         return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_forgotten)
 
     def _cb_forgotten(self, forgotten: Forgotten) -> int:
@@ -151,9 +152,7 @@ class JournalService(MultiService):
         self._store = JournalReader(self._path)
         self.saved_subscriptions = self._store.subscriptions()
         super().startService()
-        self.journal = Journal(
-            opened, self._reactor, self._writer.ask, self._store, self._threads.defer
-        )
+        self.journal = Journal(opened, calendar, self._writer.ask, self._store, self._threads.defer)
 
     def stopService(self) -> Deferred[None]:
         """

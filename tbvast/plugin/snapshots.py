@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, ISnapshotSource
 from tbvast.plugin.subscriptions import Subscription
+from tbvast.service.clock import Calendar
 from tbvast.wire.frames import Envelope, encode_snapshot_request, render
 from tbvast.wire.topics import Stream
 
@@ -88,14 +89,17 @@ class Snapshots:
     def __init__(
         self,
         clock: IReactorTime,
+        now: Calendar,
         sources: Sequence[ISnapshotSource],
         everybody: Callable[[], Iterable[Subscription]],
     ) -> None:
         """
+        @param now: The date that a number of days is counted back from.
         @param everybody: The subscriptions, who are asked, too: whoever of them knows
             more answers with envelopes.
         """
         self._clock = clock
+        self._now = now
         self._sources = sources
         self._everybody = everybody
         self._asked: dict[str, _Question] = {}
@@ -183,7 +187,7 @@ class Snapshots:
         send: Callable[[Iterable[bytes]], Deferred[None]],
     ) -> None:
         started = self._clock.seconds()
-        since = 0.0 if days is None else started - days * _DAY
+        since = 0.0 if days is None else self._now() - days * _DAY
         count = 0
         failed = []
         for source in sources:

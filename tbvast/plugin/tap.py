@@ -10,6 +10,7 @@ from typing import Any
 from tbvast.ops.options import ServiceOptions
 from tbvast.ops.startup import ServiceProcess, check_free, refusing
 from tbvast.plugin.bus import Bus
+from tbvast.service.clock import use_monotonic_time
 from tbvast.settings import HostPort, PluginSettings
 
 
@@ -28,6 +29,8 @@ def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
     if reactor is None:  # twistd passes none
         from twisted.internet import reactor
+
+        use_monotonic_time(reactor)
     settings: PluginSettings = options.settings
     with refusing(options):
         for endpoint in ("manage", "pub", "sub"):
