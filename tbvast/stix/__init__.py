@@ -1,0 +1,3 @@
+"""
+STIX documents: what they say, and which of them are accepted. Pure.
+"""
