@@ -446,6 +446,15 @@ class IReplay(Interface):
             if there are no more.
         """
 
+    def pruned(after: int, until: int) -> Deferred[int]:
+        """
+        Count the entries that the journal no longer has, whatever their stream.
+
+        @param after: Only those with a higher number.
+        @param until: Only those with this number or a lower one; no higher than L{floor}.
+        @return: Fires with how many there were.
+        """
+
     def position(reader: str) -> Deferred[Position | None]:
         """
         @return: Fires with what a reader has read up to, in this journal or another

@@ -286,6 +286,11 @@ class MemoryJournal:
             return result
         return self._attempt(self._entries, after, streams, limit, size)
 
+    def pruned(self, after: int, until: int) -> Deferred[int]:
+        return self._attempt(
+            lambda: until - after - sum(after < e.number <= until for e in self._accepted)
+        )
+
     def position(self, reader: str) -> Deferred[Position | None]:
         return self._attempt(self._positions.get, reader)
 

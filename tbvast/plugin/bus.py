@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from tbvast.bus.queued_subscription import QueuedSubscription
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.ops.startup import SequentialService
@@ -136,6 +137,12 @@ class Bus(SequentialService):
                 replay=journal,
                 unreadable=self._unreadable,
             ),
+            functools.partial(
+                QueuedSubscription,
+                journal=journal,
+                replay=journal,
+                again=self._snapshot_again,
+            ),
         )
         subscriptions.save = journal.save_subscriptions
         subscriptions.restore(self._journal_service.saved_subscriptions)
@@ -145,6 +152,10 @@ class Bus(SequentialService):
         snapshots = Snapshots(
             self._reactor, calendar, [JournalSource(journal)], subscriptions.everybody
         )
+        self._snapshots = snapshots
+        for each in subscriptions.everybody():
+            if isinstance(each, QueuedSubscription) and each.owed:
+                self._snapshot_again(each)
         intake = Intake(
             self._reactor,
             journal,
@@ -188,6 +199,10 @@ class Bus(SequentialService):
             upstream.spread(commit)
         return self._subscriptions.spread(commit)
 
+    def _snapshot_again(self, subscription: QueuedSubscription) -> None:
+        days = min(subscription.request.snapshot, self._settings.max_snapshot_days)
+        self._snapshots.deliver(subscription, days)
+
     def _unreadable(self, subscription: Subscription) -> None:
         self._subscriptions.close(subscription.topic, "cannot be fed from the journal,")
 
@@ -215,6 +230,7 @@ class Bus(SequentialService):
             self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}
         )
         self._subscriptions.send = pub.send_frames
+        self._subscriptions.unacknowledged = pub.unacknowledged
         self._intake.pause, self._intake.resume = self._sub.pause, self._sub.resume
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)

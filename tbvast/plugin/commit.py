@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tbvast.wire.feed import chunks, encode_item
-from tbvast.wire.frames import Item, render_all, stream_of
+from tbvast.wire.frames import Item, render, render_all, stream_of
 from tbvast.wire.topics import Dialect, Stream
 
 
@@ -27,6 +27,9 @@ class Commit:
         self._all = entries
         self.streams = frozenset([stream_of(item) for _, item in entries])
         self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
+        self._numbered: dict[
+            tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]
+        ] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
 
     def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
@@ -46,6 +49,26 @@ class Commit:
             found = self._tails[dialect, streams] = render_all(
                 dialect, [item for _, item in self._entries(streams)]
             )
+        return found
+
+    def numbered(
+        self, dialect: Dialect, streams: frozenset[Stream]
+    ) -> tuple[list[int], list[bytes]]:
+        """
+        @return: As L{tails}, and the number of each one's entry.
+        """
+        found = self._numbered.get((dialect, streams))
+        if found is None:
+            entries = self._entries(streams)
+            if dialect is Dialect.STIX2:
+                found = [number for number, _ in entries], self.tails(dialect, streams)
+            else:
+                found = [], []
+                for number, item in entries:
+                    for tail in render(dialect, item):
+                        found[0].append(number)
+                        found[1].append(tail)
+            self._numbered[dialect, streams] = found
         return found
 
     def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:

@@ -106,6 +106,9 @@ class Journal:
     ) -> Deferred[list[Entered]]:
         return self._read(self._reader.entries, after, streams, limit, size)
 
+    def pruned(self, after: int, until: int) -> Deferred[int]:
+        return self._read(self._reader.pruned, after, until)
+
     def position(self, reader: str) -> Deferred[Position | None]:
         return self._read(self._reader.position, reader)
 

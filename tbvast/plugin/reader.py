@@ -126,6 +126,16 @@ class JournalReader:
                     break
         return found
 
+    def pruned(self, after: int, until: int) -> int:
+        """
+        @see: L{tbvast.interfaces.IReplay.pruned}
+        """
+        with translated("read", self._path):
+            (left,) = self._connection.execute(
+                "SELECT count(*) FROM entries WHERE number > ? AND number <= ?", (after, until)
+            ).fetchone()
+        return until - after - int(left)
+
     def position(self, reader: str) -> Position | None:
         """
         @see: L{tbvast.interfaces.IReplay.position}

@@ -100,6 +100,7 @@ def _describe(subscription: Subscription, now: float) -> dict[str, Any]:
         "age": now - subscription.since,
         "silent": now - subscription.heard,
         "queued": subscription.queued,
+        "behind": subscription.behind,
         "sent": subscription.sent,
         "dropped": subscription.dropped,
         "report": subscription.report,

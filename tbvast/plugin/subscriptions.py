@@ -4,6 +4,7 @@ Subscriptions: who gets what, in which dialect, and what waits for them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -49,6 +51,28 @@ SAVE_DELAY = 1.0
 Seconds after which a change of the subscriptions is remembered.
 """
 
+SETTLE_INTERVAL = 1.0
+"""
+Seconds between looks how far each subscription has got, which is then remembered.
+"""
+
+SETTLE_AGE = 0.5
+"""
+Seconds after which a frame is no longer in ZeroMQ's own queue, if the peer's system has
+acknowledged all that the kernel had.
+"""
+
+FLUSH_INTERVAL = 0.02
+"""
+Seconds between looks, at the end, whether subscribers have all.
+"""
+
+FLUSH_AGE = 0.1
+"""
+As L{SETTLE_AGE}, when the bus is stopped: what ZeroMQ then still has is sent while it
+lingers.
+"""
+
 LOSSES_PER_MINUTE = 60
 """
 How often a minute it is logged that somebody reads too slowly.
@@ -65,6 +89,12 @@ Hands frames for one subscriber to the pub endpoint, in order. Returns how many 
 took: fewer than given if the subscriber's queue is full.
 """
 
+Unacknowledged = Callable[[Iterable[bytes]], int | None]
+"""
+The bytes that wait in the kernel for those who listen to some ZeroMQ topics; C{None} if
+it is not known. What ZeroMQ itself still has is not counted.
+"""
+
 
 class Limits(msgspec.Struct, frozen=True):
     """
@@ -73,7 +103,7 @@ class Limits(msgspec.Struct, frozen=True):
     @ivar subscriptions: How many there may be.
     @ivar client_subscriptions: How many of them one client may have.
     @ivar topics: How many topics one may name.
-    @ivar queue_messages: Frames that wait for one at the most.
+    @ivar queue_messages: Frames that wait in memory for one at the most.
     @ivar queue_bytes: Their size at the most.
     @ivar heartbeat_timeout: Seconds of silence that end one which had heartbeats.
     @ivar detached_timeout: Seconds that one lives without a ZeroMQ subscription.
@@ -120,6 +150,23 @@ class _Frames:
         return sent
 
 
+class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
+    """
+    What is remembered of a subscription.
+
+    @ivar request: What was asked for.
+    @ivar user: Who asked.
+    @ivar number: The number of the journal up to which it certainly has all; C{None} in
+        what tbvast 0.1.0 has saved.
+    @ivar owed: Whether it has not got all of its snapshot yet.
+    """
+
+    request: Subscribe
+    user: str
+    number: int | None = None
+    owed: bool = False
+
+
 class Subscription:
     """
     One subscriber: a topic of its own, and a queue of its own.
@@ -138,8 +185,9 @@ class Subscription:
         while there is one.
     @ivar report: What the subscriber said of itself last.
     @ivar sent: Frames sent.
-    @ivar dropped: Frames lost because the queue was full.
+    @ivar dropped: Frames lost: the queue was full, or the journal has pruned them.
     @ivar closed: Whether it has ended.
+    @ivar listening: The ZeroMQ topics that it is attached by, each as often as it is.
     """
 
     _log = Logger()
@@ -177,7 +225,7 @@ class Subscription:
         self._stuck = stuck
         self._lost = lost
         self._limits = limits
-        self._attachments = 0
+        self.listening: Counter[bytes] = Counter()
         self._live = _Frames()
         self._snapshot: _Frames | None = None
         self._snapshot_done: Deferred[Any] = succeed(None)
@@ -197,20 +245,48 @@ class Subscription:
         """
         return self.request.dialect is Dialect.STIX2 and self.request.protocol != PROTOCOL
 
-    def attach(self) -> None:
+    @property
+    def behind(self) -> int:
         """
-        A ZeroMQ subscription for the topic arrived.
+        How many numbers of the journal it has not been given yet, besides what waits.
         """
-        self._attachments += 1
+        return 0
+
+    @property
+    def saved(self) -> bytes | None:
+        """
+        What is remembered of it; C{None} if nothing is.
+        """
+        return msgspec.json.encode(Saved(self.request, self.user))
+
+    def attach(self, topic: bytes) -> None:
+        """
+        A ZeroMQ subscription arrived.
+
+        @param topic: Its own, or one that begins with it.
+        """
+        self.listening[topic] += 1
         self.detached = None
 
-    def detach(self, now: float) -> None:
+    def detach(self, topic: bytes, now: float) -> None:
         """
-        A ZeroMQ subscription for the topic ended.
+        A ZeroMQ subscription ended.
         """
-        self._attachments = max(0, self._attachments - 1)
-        if not self._attachments:
+        self.listening -= Counter([topic])
+        if not self.listening:
             self.detached = now
+
+    def settle(self, now: float, unacknowledged: int | None, age: float, until: int) -> bool:
+        """
+        Find out what has certainly left ZeroMQ's queue.
+
+        @param unacknowledged: The bytes that the kernel holds for the subscriber; C{None}
+            if it is not known.
+        @param age: Seconds after which a frame is in the kernel if that holds nothing.
+        @param until: The number up to which all was spread.
+        @return: Whether L{saved} may have changed.
+        """
+        return False
 
     def committed(self, commit: Commit) -> None:
         """
@@ -255,9 +331,15 @@ class Subscription:
             when the next part may come. Returns a L{Deferred} that fires when the
             snapshot is over; it is cancelled when the subscription ends first.
         """
+        self._abandon_snapshot()
         self._snapshot = _Frames()
         self._snapshot_done = deliver(self._deliver_part)
-        self._snapshot_done.addBoth(self._snapshot_over)
+        self._snapshot_done.addBoth(self._snapshot_over, self._snapshot)
+
+    def _abandon_snapshot(self) -> None:
+        done, self._snapshot_done = self._snapshot_done, succeed(None)
+        self._snapshot = self._drained = None
+        done.cancel()
 
     def _deliver_part(self, tails: Iterable[bytes]) -> Deferred[None]:
         assert self._snapshot is not None
@@ -267,11 +349,19 @@ class Subscription:
         self.pump()
         return drained
 
-    def _snapshot_over(self, result: Any) -> None:
+    def _snapshot_over(self, result: Any, snapshot: _Frames) -> None:
+        if snapshot is not self._snapshot:  # another one has begun
+            return
         if isinstance(result, Failure) and not self.closed:
             self._log.failure("A snapshot ended early", result)
+        self._snapshot_ended()
         self._snapshot = None
         self.pump()
+
+    def _snapshot_ended(self) -> None:
+        """
+        All of the snapshot was handed to ZeroMQ.
+        """
 
     def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
         """
@@ -309,13 +399,13 @@ class Subscription:
         """
         self.closed = True
         self.detached = self.since
-        self._snapshot_done.cancel()
+        self._abandon_snapshot()
         self._live = _Frames()
 
 
-MakeFed = Callable[..., Subscription]
+Make = Callable[..., Subscription]
 """
-Makes a subscription that is fed from the journal; takes what L{Subscription} does.
+Makes a subscription; takes what L{Subscription} does.
 """
 
 
@@ -328,13 +418,20 @@ class Subscriptions(MultiService):
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, limits: Limits, make_fed: MakeFed | None = None
+        self,
+        clock: IReactorTime,
+        limits: Limits,
+        make_fed: Make = Subscription,
+        make_queued: Make = Subscription,
     ) -> None:
         """
         @param make_fed: Makes the subscriptions of those who speak tbvast/1.
+        @param make_queued: Makes those of the old dialects; what was saved of one is
+            given to it as C{saved}.
         """
         super().__init__()
         self._make_fed = make_fed
+        self._make_queued = make_queued
         self._clock = clock
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
@@ -344,12 +441,22 @@ class Subscriptions(MultiService):
         self._going_on: IDelayedCall | None = None
         self._retrying: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
-        self._unsaved: dict[str, bytes | None] = {}
+        self._unsaved: dict[str, None] = {}
+        self._saving: IDelayedCall | None = None
+        self._saved: Deferred[None] = succeed(None)
+        self._failing = False
+        self._spread_until = 0
+        self._settling: list[Subscription] = []
+        self._settling_on: IDelayedCall | None = None
         self.send: Send = _nowhere
         self.save: Save = _not_saved
+        self.unacknowledged: Unacknowledged = _unknown
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
+        settle = TimerService(SETTLE_INTERVAL, self._settle)
+        settle.clock = clock
+        settle.setServiceParent(self)
 
     def __len__(self) -> int:
         return len(self._by_topic)
@@ -367,8 +474,8 @@ class Subscriptions(MultiService):
         @param saved: What L{save} was given.
         """
         for topic, raw in saved.items():
-            known = msgspec.json.decode(raw, type=_Saved)
-            self._add(topic, known.request, known.user)
+            known = msgspec.json.decode(raw, type=Saved)
+            self._add(topic, known.request, known.user, known)
 
     def open(self, request: Subscribe, user: str = "") -> Subscription:
         """
@@ -394,8 +501,7 @@ class Subscriptions(MultiService):
             )
         topic = new_topic(request.topics[0], request.dialect)
         subscription = self._add(topic, request, user)
-        if request.protocol != PROTOCOL:  # who speaks it subscribes again, for what it missed
-            self._remember(topic, msgspec.json.encode(_Saved(request, user)))
+        self._remember(subscription)
         self._log.info(
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=request.name or "somebody",
@@ -406,9 +512,13 @@ class Subscriptions(MultiService):
         )
         return subscription
 
-    def _add(self, topic: str, request: Subscribe, user: str) -> Subscription:
-        fed = self._make_fed if request.protocol == PROTOCOL else None
-        subscription = (fed or Subscription)(
+    def _add(
+        self, topic: str, request: Subscribe, user: str, saved: Saved | None = None
+    ) -> Subscription:
+        make = self._make_fed if request.protocol == PROTOCOL else self._make_queued
+        if saved is not None and make is not Subscription:
+            make = functools.partial(make, saved=saved)
+        subscription = make(
             request,
             user,
             topic,
@@ -430,18 +540,89 @@ class Subscriptions(MultiService):
                 dropped=subscription.dropped,
             )
 
-    def _remember(self, topic: str, saved: bytes | None) -> None:
-        if not self._unsaved:
+    def _remember(self, subscription: Subscription) -> None:
+        if subscription.request.protocol == PROTOCOL:
+            return  # who speaks it subscribes again, for what it missed
+        self._unsaved[subscription.topic] = None
+        self._save_soon()
+
+    def _save_soon(self) -> None:
+        if self._saving is None and self._saved.called:
             self._saving = self._clock.callLater(SAVE_DELAY, self._save)
-        self._unsaved[topic] = saved
 
     def _save(self) -> Deferred[None]:
+        self._saving = None
         unsaved, self._unsaved = self._unsaved, {}
-        return self.save(unsaved).addErrback(
-            lambda failure: self._log.error(
+        changes = {
+            topic: None if (found := self._by_topic.get(topic)) is None else found.saved
+            for topic in unsaved
+        }
+        saved = self._saved = self.save(changes)
+        return saved.addCallbacks(self._cb_saved, self._eb_saved, errbackArgs=(unsaved,))
+
+    def _cb_saved(self, _: None) -> None:
+        self._failing = False
+        if self._unsaved and self.running:
+            self._saving = self._clock.callLater(SAVE_DELAY, self._save)
+
+    def _eb_saved(self, failure: Failure, unsaved: dict[str, None]) -> None:
+        if not self._failing:  # it is tried again, and again
+            self._failing = True
+            self._log.error(
                 "Subscriptions cannot be remembered: {reason}", reason=str(failure.value)
             )
-        )
+        self._unsaved = unsaved | self._unsaved
+        if self.running:
+            self._saving = self._clock.callLater(SAVE_DELAY, self._save)
+
+    def _settle(self) -> None:
+        """
+        Look how far everybody has got; turn by turn, for there may be many.
+        """
+        if not self._settling:
+            self._settling = self.everybody()
+            self._settle_some()
+
+    def _settle_some(self) -> None:
+        self._settling_on = None
+        until = self._clock.seconds() + TURN
+        while self._settling:
+            self._settle_one(self._settling.pop(), SETTLE_AGE)
+            if self._settling and self._clock.seconds() > until:
+                self._settling_on = self._clock.callLater(0, self._settle_some)
+                return
+        if self._unsaved and self._saved.called:
+            if self._saving is not None:
+                self._saving.cancel()
+            self._save()
+
+    def _settle_one(self, subscription: Subscription, age: float) -> int | None:
+        """
+        @return: The bytes that its connection holds; C{None} if it is not known.
+        """
+        if subscription.closed or subscription.detached is not None:
+            return 0
+        held = self.unacknowledged(subscription.listening)
+        if subscription.settle(self._clock.seconds(), held, age, self._spread_until):
+            self._unsaved[subscription.topic] = None
+        return held
+
+    async def flush(self, limit: float) -> None:
+        """
+        Wait until those who are there have been given all that was spread.
+
+        @param limit: Seconds after which it is enough.
+        """
+        deadline = self._clock.seconds() + limit
+        quiet = 0.0
+        while (now := self._clock.seconds()) < deadline and quiet < 2 * FLUSH_AGE:
+            busy = bool(self._spreading)
+            for each in self.everybody():
+                if each.detached is None:
+                    held = self._settle_one(each, FLUSH_AGE)
+                    busy |= bool(held or each.queued or each.behind)
+            await deferLater(self._clock, FLUSH_INTERVAL)
+            quiet = 0.0 if busy else quiet + self._clock.seconds() - now
 
     def get(self, topic: str) -> Subscription | None:
         return self._by_topic.get(topic)
@@ -473,16 +654,19 @@ class Subscriptions(MultiService):
         subscription = self._by_topic.pop(topic, None)
         if subscription is None:
             return False
+        queued, behind = subscription.queued, subscription.behind
         subscription.close()
         self._by_user -= Counter([subscription.user])
-        if subscription.request.protocol != PROTOCOL:
-            self._remember(topic, None)
+        self._remember(subscription)
         self._log.info(
-            "{name} {reason} after {sent} messages, {dropped} of them lost; {count} subscriptions.",
+            "{name} {reason}: {sent} messages sent, {dropped} lost, {queued} and up to {behind}"
+            " in the journal not sent; {count} subscriptions.",
             name=subscription.request.name or "somebody",
             reason=reason,
-            sent=subscription.sent + subscription.dropped,
+            sent=subscription.sent,
             dropped=subscription.dropped,
+            queued=queued,
+            behind=behind,
             count=len(self),
         )
         return True
@@ -496,7 +680,7 @@ class Subscriptions(MultiService):
         subscription = self._owner(topic)
         if subscription is None:
             return False
-        subscription.attach()
+        subscription.attach(topic)
         # What waits is sent once the socket knows its new subscriber.
         self._retry_soon(subscription)
         return True
@@ -508,7 +692,7 @@ class Subscriptions(MultiService):
         subscription = self._owner(topic)
         if subscription is None:
             return
-        subscription.detach(self._clock.seconds())
+        subscription.detach(topic, self._clock.seconds())
         if subscription.detached is not None and subscription.request.protocol == PROTOCOL:
             # What the socket had taken may be lost; the subscriber comes back with
             # the number of what it has.
@@ -546,6 +730,7 @@ class Subscriptions(MultiService):
                     self._going_on = self._clock.callLater(0, self._spread)
                     return
             self._spreading.popleft()
+            self._spread_until = commit.until
             done.callback(None)
 
     def _retry_soon(self, subscription: Subscription) -> None:
@@ -592,8 +777,15 @@ class Subscriptions(MultiService):
         self._stuck.clear()
         if self._going_on is not None and self._going_on.active():
             self._going_on.cancel()
-        if self._unsaved:
+        if self._settling_on is not None:
+            self._settling_on.cancel()
+            self._settling_on = None
+        self._settling.clear()
+        await self._saved  # what was begun
+        if self._saving is not None:
             self._saving.cancel()
+            self._saving = None
+        if self._unsaved:
             await self._save()
 
     def stopService(self) -> Deferred[None]:
@@ -603,9 +795,8 @@ class Subscriptions(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
 
-class _Saved(msgspec.Struct):
-    request: Subscribe
-    user: str
+def _unknown(topics: Iterable[bytes]) -> int | None:
+    return None
 
 
 def _nowhere(frames: Sequence[bytes]) -> int:

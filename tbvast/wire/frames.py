@@ -194,6 +194,17 @@ def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
     return render(dialect, decode_indicator(raw))
 
 
+def render_entry(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, ...]:
+    """
+    As L{render}, of a document that the journal holds.
+    """
+    if stream is _INTEL:
+        return render_intel(dialect, raw)
+    if dialect is _STIX2:
+        return (_SIGHTING_HEAD + raw,)
+    return render(dialect, decode_sighting(raw))
+
+
 _INTEL = Stream.INTEL
 _SIGHTING = Stream.SIGHTING
 _STIX2 = Dialect.STIX2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 
 from tbvast.errors import TbvastError
+from tbvast.zeromq.tcp_peer import TcpPeer
 
 BURST_MESSAGES = 250
 """
@@ -45,6 +46,23 @@ process when it forgets one of some hundred thousand bytes.
 SocketOptions = Mapping[Any, int | bytes]
 """
 Values of socket options, by C{zmq} constant.
+"""
+
+KEEPALIVE: SocketOptions = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 15,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
+"""
+How the end of a silent peer is noticed, within half a minute, where ZeroMQ's heartbeats
+would end a living one: their answers wait behind what one of both does not read.
+"""
+
+UNANSWERED_LIMIT = 30.0
+"""
+Seconds without an answer of a peer's system, to which something was sent, after which the
+peer is taken as dead. Keepalive is silent while there is something to send.
 """
 
 _DESCRIPTOR = "__fd"
@@ -101,6 +119,7 @@ class Connection(ZmqConnection):
     A socket that reads bounded bursts, and can be paused.
 
     @ivar paused: Whether L{pause} was called last, or L{resume}.
+    @ivar drained: Whether nothing was left to be read when it was read last.
     """
 
     _log = Logger()
@@ -121,6 +140,8 @@ class Connection(ZmqConnection):
         """
         self._receive = receive
         self.paused = False
+        self.drained = True
+        self._bound: dict[str, str] = {}
         super().__init__(factory)
         for option, value in (options or {}).items():
             self.socket.set(option, value)
@@ -144,14 +165,16 @@ class Connection(ZmqConnection):
             self.addEndpoints([endpoint])
         except zmq.ZMQError as e:
             raise EndpointUnusable(endpoint.address, zmq.strerror(e.errno or 0)) from e
+        # It may have been bound to any port.
+        bound: bytes = self.socket.get(zmq.LAST_ENDPOINT)
+        self._bound[endpoint.address] = bound.rstrip(b"\0").decode()
 
     def pause(self) -> None:
         """
-        Read nothing until L{resume} is called; ZeroMQ's own queue fills up.
+        Read nothing until L{resume} is called; ZeroMQ's own queue fills up. Peers still
+        connect, and learn the subscriptions.
         """
-        if not self.paused:
-            self.paused = True
-            self.factory.reactor.removeReader(self)
+        self.paused = True
 
     def resume(self) -> None:
         """
@@ -159,8 +182,15 @@ class Connection(ZmqConnection):
         """
         if self.paused:
             self.paused = False
-            self.factory.reactor.addReader(self)
             self._read_soon()
+
+    def unbind(self) -> None:
+        """
+        Let nobody else connect; the connections that there are stay.
+        """
+        for endpoint in self.endpoints:
+            if endpoint.type == ZmqEndpointType.bind:
+                self.socket.unbind(self._bound[endpoint.address])
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         """
@@ -202,7 +232,12 @@ class Connection(ZmqConnection):
             if self.read_scheduled.active():
                 self.read_scheduled.cancel()
             self.read_scheduled = None
-        if self.factory is None or self.paused:
+        if self.factory is None:
+            return
+        if self.paused:
+            # The descriptor says that there are commands, once; until they have been
+            # processed, no new peer is part of the socket.
+            self.socket.get(zmq.EVENTS)
             return
         messages: list[Any] = []
         size = 0
@@ -212,8 +247,9 @@ class Connection(ZmqConnection):
                 messages.append(message)
                 size += length
             self._read_soon()
+            self.drained = False
         except zmq.Again:
-            pass
+            self.drained = True
         if messages:
             try:
                 self._receive(messages)
@@ -354,7 +390,7 @@ class GuardedXPubConnection(XPubConnection):
         """
         self._admit = admit
         self._left = left
-        self._peers: dict[bytes, list[str]] = {}
+        self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
         super().__init__(
             factory,
             lambda messages: None,
@@ -365,6 +401,25 @@ class GuardedXPubConnection(XPubConnection):
                 zmq.SNDHWM: PEER_MESSAGES,
             },
         )
+
+    def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
+        """
+        What the kernel holds for the peers that listen to some topics; ZeroMQ's own queue
+        is not counted. A peer that no longer answers is cut off.
+
+        @return: Bytes, of the peer that has most; C{None} if it is not known of all.
+        """
+        most = 0
+        for topic in topics:
+            for _, peer in self._peers.get(topic, ((None, None),)):
+                held = None if peer is None else peer.unacknowledged()
+                if peer is None or held is None:
+                    return None
+                if held and peer.unanswered() >= UNANSWERED_LIMIT:
+                    self._log.warn("A subscriber's system no longer answers: cut off.")
+                    peer.abort()
+                most = max(most, held)
+        return most
 
     def _read_message(self) -> tuple[Any, int]:
         frames = self._read_frames()
@@ -377,26 +432,40 @@ class GuardedXPubConnection(XPubConnection):
                 self._ended(topic, _property(frame, _DESCRIPTOR))
         return message, sum(map(len, message))
 
-    def _arrived(self, topic: bytes, peer: str) -> None:
+    def _arrived(self, topic: bytes, name: str) -> None:
         # A peer may say it twice, but its end is only heard once.
-        if peer and peer in self._peers.get(topic, ()):
+        if name and any(
+            name == known and not (peer and peer.gone) for known, peer in self._peers.get(topic, ())
+        ):
             return
         if self._admit(topic):
             self.socket.set(zmq.SUBSCRIBE, topic)
-            self._peers.setdefault(topic, []).append(peer)
+            self._peers.setdefault(topic, []).append((name, _tcp_peer(name)))
 
-    def _ended(self, topic: bytes, peer: str) -> None:
+    def _ended(self, topic: bytes, name: str) -> None:
         peers = self._peers.get(topic, [])
-        if peer and peer not in peers:  # what it has never had
+        names = [known for known, _ in peers]
+        if name and name not in names:  # what it has never had
             return
         self.socket.set(zmq.UNSUBSCRIBE, topic)
         if not peers:
             return
-        # Whose connection has ended has no name any more: the oldest, then.
-        peers.remove(peer if peer in peers else peers[0])
+        if name:
+            index = names.index(name)
+        else:  # of a connection that has ended; the oldest, if it cannot be told
+            gone = (number for number, (_, peer) in enumerate(peers) if peer and peer.gone)
+            index = next(gone, 0)
+        del peers[index]
         if not peers:
             del self._peers[topic]
         self._left(topic)
+
+
+def _tcp_peer(name: str) -> TcpPeer | None:
+    try:
+        return TcpPeer(int(name))
+    except (ValueError, OSError):  # it has no name, or has ended already
+        return None
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

@@ -1,0 +1,3 @@
+"""
+The bus: what the plugin is made of.
+"""

@@ -1,0 +1,430 @@
+"""
+Subscriptions of the old dialects: a queue in memory, and behind it the journal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.interfaces import IJournal, IReplay
+from tbvast.plugin.commit import Commit
+from tbvast.plugin.reader import Entered
+from tbvast.plugin.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
+from tbvast.wire.frames import render_entry
+from tbvast.wire.manage import Subscribe
+from tbvast.wire.topics import Dialect
+from tbvast.zeromq.connections import PEER_MESSAGES
+
+HELD_MESSAGES = 2 * PEER_MESSAGES
+"""
+The most frames that ZeroMQ holds for one peer: its queue, and the batch that is being
+written, which has several thousand bytes.
+"""
+
+HELD_BYTES = 4 * 2**20
+"""
+The most that the kernel holds for one peer, where nobody can look: the largest send buffer
+of Linux, unless it is set otherwise.
+"""
+
+ENCODER_BYTES = 16 * 1024
+"""
+More than ZeroMQ gives the kernel at once, unless a frame is longer by itself.
+"""
+
+CHECKPOINTS = 16
+"""
+How many earlier states one subscription remembers, until they have settled.
+"""
+
+PAGE_BYTES = 256 * 1024
+PAGE_ITEMS = {Dialect.STIX2: 2000, Dialect.VAST: 250}
+"""
+What is read of the journal at a time. For the vast dialect each item is decoded, which
+takes its time.
+"""
+
+
+class _NumberedFrames:
+    """
+    Frames that wait, each with the number of its entry, and their size.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._numbers: deque[int] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def first(self) -> int:
+        """
+        The number of the first one's entry.
+        """
+        return self._numbers[0]
+
+    def extend(self, numbers: Sequence[int], frames: Sequence[bytes], size: int) -> None:
+        self._numbers.extend(numbers)
+        self._frames.extend(frames)
+        self.size += size
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self._numbers.clear()
+
+    def send(self, send: Send, budget: int) -> int:
+        """
+        @return: How many were sent. Their size is to be taken off L{size}.
+        """
+        frames = list(itertools.islice(self._frames, budget))
+        sent = send(frames)
+        if sent == len(self._frames):
+            self.clear()
+        else:
+            for _ in range(sent):
+                self._frames.popleft()
+                self._numbers.popleft()
+        return sent
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, gc=False):
+    """
+    What a subscription had been given at some time.
+
+    @ivar at: When; seconds.
+    @ivar number: The number up to which everything was handed to ZeroMQ.
+    @ivar frames: How many frames that were, since the subscription was made.
+    @ivar size: Their size.
+    """
+
+    at: float
+    number: int
+    frames: int
+    size: int
+
+
+class QueuedSubscription(Subscription):
+    """
+    A subscription of an old dialect, whose subscriber cannot say what it has got.
+
+    While it keeps up, it is sent what was just committed; frames that ZeroMQ does not take
+    wait in memory. What does not fit there, and what is committed while nobody is attached,
+    is read from the journal when there is room again. It has lost only what the journal has
+    pruned meanwhile.
+
+    Frames may still be in ZeroMQ's queue, or the kernel's, when the process or the
+    connection ends. So it remembers the number up to which the subscriber's system
+    certainly has everything, and goes on after it: what follows is sent again.
+
+    @ivar settled: That number.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        request: Subscribe,
+        *args: Any,
+        journal: IJournal,
+        replay: IReplay,
+        again: Callable[[QueuedSubscription], None],
+        saved: Saved | None = None,
+    ) -> None:
+        """
+        @param args: As for L{Subscription}.
+        @param replay: The same journal.
+        @param again: Called if its snapshot, which it has asked for, has to begin anew.
+        @param saved: What was remembered of it, if it has been there before.
+        """
+        super().__init__(request, *args)
+        number = None if saved is None else saved.number
+        self.settled = journal.head if number is None else min(number, journal.head)
+        self.owed = saved is not None and saved.owed
+        self._journal = journal
+        self._replay = replay
+        self._again = again
+        self._queue = _NumberedFrames()
+        self._queued_until = self.settled
+        self._keeps_up = False
+        self._missed = False
+        self._reading: Deferred[Any] | None = None
+        self._pruned_until = 0
+        self._given = 0
+        self._given_size = 0
+        self._hand = self._send
+        self._send = self._send_counted
+        self._checkpoints: list[_Checkpoint] = []
+        self._snapshot_end: int | None = None
+        self._snapshot_begun = False
+        self._snapshot_due = False
+        self._unreadable = False
+
+    def _send_counted(self, frames: Sequence[bytes]) -> int:
+        taken = self._hand(frames)
+        self._given += taken
+        self._given_size += sum(map(len, frames if taken == len(frames) else frames[:taken]))
+        return taken
+
+    @property
+    def position(self) -> int:
+        """
+        The number up to which everything was handed to ZeroMQ.
+        """
+        return self._queue.first - 1 if self._queue else self._queued_until
+
+    @property
+    def queued(self) -> int:
+        return super().queued + len(self._queue)
+
+    @property
+    def behind(self) -> int:
+        return 0 if self._keeps_up else max(0, self._journal.head - self._queued_until)
+
+    @property
+    def saved(self) -> bytes:
+        return msgspec.json.encode(Saved(self.request, self.user, self.settled, self.owed))
+
+    def attach(self, topic: bytes) -> None:
+        """
+        A ZeroMQ subscription arrived: of a new connection, perhaps, while an old one is
+        dead and has not been noticed. So what has not settled is sent again.
+        """
+        super().attach(topic)
+        self._rewind()
+        # The socket knows its new subscriber when this turn is over.
+        self._snapshot_due = self._snapshot_begun
+
+    def detach(self, topic: bytes, now: float) -> None:
+        super().detach(topic, now)
+        if self.detached is not None:
+            self._rewind()
+
+    def _rewind(self) -> None:
+        self._queue = _NumberedFrames()
+        self._checkpoints.clear()
+        self._queued_until = self.settled
+        self._keeps_up = False
+        self._missed = True
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+
+    def committed(self, commit: Commit) -> None:
+        if not self._keeps_up:
+            self._missed = True
+            return
+        try:
+            numbers, tails = commit.numbered(self.request.dialect, self.streams)
+        except Exception:
+            self._log.failure("A commit cannot be rendered; it is tried item by item")
+            self._fall_behind()
+            return
+        if numbers and numbers[0] <= self._queued_until:  # it was read already, or some of it
+            start = bisect_right(numbers, self._queued_until)
+            numbers, tails = numbers[start:], tails[start:]
+        frames = [self._prefix + tail for tail in tails]
+        taken = 0
+        if frames and self._snapshot is None and not self._live and not self._queue:
+            taken = self._send(frames)
+            self.sent += taken
+        if taken < len(frames):
+            self._enqueue(numbers[taken:], frames[taken:], commit.until)
+            self._stuck(self)
+        else:
+            self._queued_until = max(self._queued_until, commit.until)
+
+    def _enqueue(self, numbers: Sequence[int], frames: list[bytes], until: int) -> None:
+        size = sum(map(len, frames))
+        room = self._limits.queue_messages - len(self._queue)
+        if len(frames) <= room and self._queue.size + size <= self._limits.queue_bytes:
+            self._queue.extend(numbers, frames, size)
+            self._queued_until = until
+            return
+        count = size = 0
+        for entry, group in itertools.groupby(zip(numbers, frames, strict=True), lambda n: n[0]):
+            more = [frame for _, frame in group]
+            longer = size + sum(map(len, more))
+            if count + len(more) > room or self._queue.size + longer > self._limits.queue_bytes:
+                if count or self._queue:  # else it must be taken, or nothing ever is
+                    self._queued_until = entry - 1
+                    break
+            count, size = count + len(more), longer
+            self._queued_until = entry
+        self._queue.extend(numbers[:count], frames[:count], size)
+        self._fall_behind()
+
+    def _fall_behind(self) -> None:
+        self._keeps_up = False
+        self._missed = True
+        self._stuck(self)
+
+    def pump(self) -> None:
+        """
+        Send a bounded number of the frames that wait; if there are none, read the journal.
+        """
+        if self.detached is not None or self.closed:
+            return
+        if self._snapshot_due:
+            self._snapshot_due = False
+            self._again(self)
+        if self._snapshot:
+            self._snapshot_begun = True
+        super().pump()
+        if self._snapshot is not None or self.closed or self._live:
+            return
+        if self._queue:
+            before = self._given_size
+            self.sent += self._queue.send(self._send, PUMP_FRAMES)
+            self._queue.size -= self._given_size - before
+            if self._queue:
+                self._stuck(self)
+                return
+        if not self._keeps_up and self._reading is None:
+            self._read()
+
+    def _read(self) -> None:
+        self._missed = False
+        after = self._queued_until
+        reading = self._replay.entries(
+            after,
+            self.streams,
+            min(PAGE_ITEMS[self.request.dialect], self._limits.queue_messages),
+            min(PAGE_BYTES, self._limits.queue_bytes),
+        )
+        self._reading = reading
+        reading.addCallback(self._cb_read, after).addErrback(self._eb_read)
+
+    def _cb_read(self, entries: list[Entered], after: int) -> None:
+        self._reading = None
+        self._unreadable = False
+        self._check_pruned(after)
+        if entries:
+            numbers, frames = self._render(entries)
+            self._queue.extend(numbers, frames, sum(map(len, frames)))
+            self._queued_until = entries[-1].number
+        elif not self._missed:
+            self._keeps_up = True
+            return
+        self._stuck(self)
+
+    def _render(self, entries: Iterable[Entered]) -> tuple[list[int], list[bytes]]:
+        numbers: list[int] = []
+        frames: list[bytes] = []
+        for entry in entries:
+            try:
+                tails = render_entry(self.request.dialect, entry.stream, entry.raw)
+            except Exception as e:
+                self.dropped += 1
+                self._log.error(
+                    "Entry {number} cannot be sent to {name}: {reason}",
+                    number=entry.number,
+                    name=self.request.name or "somebody",
+                    reason=str(e),
+                )
+                continue
+            for tail in tails:
+                numbers.append(entry.number)
+                frames.append(self._prefix + tail)
+        return numbers, frames
+
+    def _check_pruned(self, after: int) -> None:
+        """
+        Count what the journal had pruned before it could be read.
+        """
+        since, until = max(after, self._pruned_until), self._replay.floor
+        if until <= since:
+            return
+        self._pruned_until = until
+        self._replay.pruned(since, until).addCallbacks(self._cb_pruned, self._eb_pruned)
+
+    def _cb_pruned(self, count: int) -> None:
+        if count and not self.closed:
+            self.dropped += count
+            self._log.warn(
+                "The journal has pruned {count} entries before {name} could be sent them.",
+                count=count,
+                name=self.request.name or "somebody",
+            )
+
+    def _eb_pruned(self, failure: Failure) -> None:
+        self._log.error(
+            "What was pruned cannot be counted: {reason}", reason=failure.getErrorMessage()
+        )
+
+    def _eb_read(self, failure: Failure) -> None:
+        if failure.check(CancelledError) or self.closed:
+            return
+        self._reading = None
+        self._missed = True
+        if self._unreadable:  # it is tried again, and again
+            return
+        self._unreadable = True
+        self._log.error(
+            "The journal cannot be read for {name}: {reason}",
+            name=self.request.name or "somebody",
+            reason=failure.getErrorMessage(),
+        )
+
+    def take_snapshot(
+        self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Deferred[Any]]
+    ) -> None:
+        self.owed = True
+        self._snapshot_begun = False
+        self._snapshot_end = None
+        super().take_snapshot(deliver)
+
+    def _snapshot_ended(self) -> None:
+        self._snapshot_end = self._given
+
+    def settle(self, now: float, unacknowledged: int | None, age: float, until: int) -> bool:
+        if self._keeps_up and not self._queue:
+            self._queued_until = max(self._queued_until, until)
+        elif not self._keeps_up and self._reading is None and not self._queue:
+            self._stuck(self)  # the journal could not be read
+        held = HELD_BYTES if unacknowledged is None else unacknowledged + ENCODER_BYTES
+        found = 0
+        for count, each in enumerate(self._checkpoints, 1):
+            behind, size = self._given - each.frames, self._given_size - each.size
+            if (unacknowledged == 0 and now - each.at >= age) or (
+                behind >= HELD_MESSAGES and size >= held
+            ):
+                found = count
+        changed = False
+        if found:
+            reached = self._checkpoints[found - 1]
+            del self._checkpoints[:found]
+            changed = reached.number != self.settled
+            self.settled = reached.number
+            if self._snapshot_end is not None and reached.frames >= self._snapshot_end:
+                self._snapshot_end = None
+                self.owed = self._snapshot_begun = False
+                changed = True
+        self._add_checkpoint(now)
+        return changed
+
+    def _add_checkpoint(self, now: float) -> None:
+        last = self._checkpoints[-1] if self._checkpoints else None
+        number = self.position
+        if last is None:
+            if number == self.settled and self._snapshot_end is None:
+                return
+        elif (last.number, last.frames) == (number, self._given):
+            return
+        if len(self._checkpoints) >= CHECKPOINTS:
+            del self._checkpoints[1::2]
+        self._checkpoints.append(_Checkpoint(now, number, self._given, self._given_size))
+
+    def close(self) -> None:
+        super().close()
+        self._rewind()
