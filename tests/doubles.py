@@ -300,6 +300,22 @@ class MemoryJournal:
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._attempt(self._save, changes)
 
+    def prune(self, floor: int, keep: Collection[int] = ()) -> None:
+        """
+        Let go of the entries up to a number, but for some.
+        """
+        self.floor = floor
+        self._accepted = [e for e in self._accepted if e.number > floor or e.number in keep]
+
+    def damage(self, number: int, raw: bytes) -> None:
+        """
+        Have another document in an entry's place.
+        """
+        self._accepted = [
+            msgspec.structs.replace(e, raw=raw) if e.number == number else e
+            for e in self._accepted
+        ]
+
     def _save(self, changes: dict[str, bytes | None]) -> None:
         for topic, request in changes.items():
             self.saved.pop(topic, None)

@@ -255,10 +255,12 @@ class QueuedSubscription(Subscription):
         for entry, group in itertools.groupby(zip(numbers, frames, strict=True), lambda n: n[0]):
             more = [frame for _, frame in group]
             longer = size + sum(map(len, more))
-            if count + len(more) > room or self._queue.size + longer > self._limits.queue_bytes:
-                if count or self._queue:  # else it must be taken, or nothing ever is
-                    self._queued_until = entry - 1
-                    break
+            fits = (
+                count + len(more) <= room and self._queue.size + longer <= self._limits.queue_bytes
+            )
+            if not fits and (count or self._queue):  # else it must be taken, or nothing ever is
+                self._queued_until = entry - 1
+                break
             count, size = count + len(more), longer
             self._queued_until = entry
         self._queue.extend(numbers[:count], frames[:count], size)

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -34,6 +35,7 @@ from tbvast.service.clock import calendar
 from tbvast.settings import PluginSettings
 from tbvast.wire.frames import REPORT_TOPICS
 from tbvast.zeromq.connections import (
+    KEEPALIVE,
     Factory,
     GuardedXPubConnection,
     RouterConnection,
@@ -50,6 +52,22 @@ JOURNAL_NAME = "journal.db"
 STOP_LIMIT = 3.0
 """
 Seconds that what has been received is given to become durable at the end.
+"""
+
+DRAIN_TIME = 0.3
+"""
+Seconds, at the end, after which ZeroMQ has read all that had reached the machine.
+"""
+
+DRAIN_LIMIT = 3.0
+"""
+Seconds, at the end, after which no more is read though there is more.
+"""
+
+FLUSH_LIMIT = 2.0
+"""
+Seconds, at the end, that subscribers are given to take what they have not got yet; the rest
+they get after the next start.
 """
 
 _RECEIVE_QUEUE = 100_000
@@ -83,6 +101,7 @@ class Bus(SequentialService):
         check_open(settings)
         self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
         self._upstreams: list[Upstream] = []
+        self._unanswered = 0
         self._gate = Gate(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
@@ -214,12 +233,17 @@ class Bus(SequentialService):
             Doorkeeper(self._factory, self._gate.lets_in)
         options: SocketOptions = {
             **keys,
+            **KEEPALIVE,
             zmq.MAXMSGSIZE: settings.max_message_bytes,
-            zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
             zmq.IPV6: int(":" in settings.host),
         }
-        self._manage = RouterConnection(self._factory, self._asked, options, by_address=True)
+        heartbeats = {
+            zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
+            zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
+        }
+        self._manage = RouterConnection(
+            self._factory, self._asked, {**options, **heartbeats}, by_address=True
+        )
         pub = GuardedXPubConnection(
             self._factory,
             self._subscriptions.attach,
@@ -246,9 +270,11 @@ class Bus(SequentialService):
             # An empty frame ends the routing frames; a bare DEALER does not send one.
             length = message.index(b"") + 1 if b"" in message else 1
             reply = functools.partial(self._reply, message[:length])
+            self._unanswered += 1
             self._dialogue.answer(message[length:], user).addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
+        self._unanswered -= 1
         if self.running:
             self._manage.send_now([*envelope, reply])
 
@@ -262,14 +288,46 @@ class Bus(SequentialService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        self._sub.pause()
+        """
+        Read what has reached the sockets, make it durable, give it to those who are there,
+        and remember how far they have got.
+        """
+        self._sub.unbind()
+        self._manage.unbind()
+        await self._drain()
+        # What others still send waits with them until they can connect again.
+        self._sub.shutdown()
+        self._manage.pause()  # what is asked from here on is not answered
         try:
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
+            await self._answer_all().addTimeout(STOP_LIMIT, self._reactor)
         except TimeoutError:
             self._log.warn("Stopping with messages that could not be made durable.")
-        self._manage.pause()  # what is published from here on is not acknowledged
+        await self._subscriptions.flush(FLUSH_LIMIT)
         await super().stopService()
         self._factory.shutdown()
+
+    def _answer_all(self) -> Deferred[None]:
+        """
+        @return: Fires when all requests that were read have been answered.
+        """
+
+        async def wait() -> None:
+            while self._unanswered:
+                await deferLater(self._reactor, 0.01)
+
+        return Deferred.fromCoroutine(wait())
+
+    async def _drain(self) -> None:
+        began = self._reactor.seconds()
+        elapsed = 0.0
+        while elapsed < DRAIN_LIMIT:
+            await deferLater(self._reactor, 0.01)
+            elapsed = self._reactor.seconds() - began
+            drained = self._sub.drained and not self._sub.paused and self._manage.drained
+            if elapsed >= DRAIN_TIME and drained:
+                return
+        self._log.warn("Stopping while messages still arrive: not all of them were read.")
 
 
 def check_open(settings: PluginSettings) -> None:

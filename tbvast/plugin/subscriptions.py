@@ -617,10 +617,12 @@ class Subscriptions(MultiService):
         quiet = 0.0
         while (now := self._clock.seconds()) < deadline and quiet < 2 * FLUSH_AGE:
             busy = bool(self._spreading)
-            for each in self.everybody():
-                if each.detached is None:
-                    held = self._settle_one(each, FLUSH_AGE)
-                    busy |= bool(held or each.queued or each.behind)
+            there = [each for each in self.everybody() if each.detached is None]
+            if not (busy or there):
+                return
+            for each in there:
+                held = self._settle_one(each, FLUSH_AGE)
+                busy |= bool(held or each.queued or each.behind)
             await deferLater(self._clock, FLUSH_INTERVAL)
             quiet = 0.0 if busy else quiet + self._clock.seconds() - now
 

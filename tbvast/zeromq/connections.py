@@ -180,7 +180,7 @@ class Connection(ZmqConnection):
         """
         Read again after L{pause}.
         """
-        if self.paused:
+        if self.paused and self.factory is not None:
             self.paused = False
             self._read_soon()
 
