@@ -12,6 +12,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.zeromq.connections import (
@@ -302,6 +303,82 @@ class PauseTests(SocketsTestCase):
             await another()
             router.resume()
         self.assertEqual(received.frames, [b"%d" % number for number in range(count)])
+
+
+    async def test_connected_meanwhile(self) -> None:
+        """
+        Who connects to one that is paused learns its subscriptions, so that what it sends
+        waits instead of being dropped.
+        """
+        received = Mailbox()
+        sub = SubConnection(self.factory, received)
+        sub.subscribe(b"topic")
+        sub.bind(ANY_PORT)
+        sub.pause()
+        pubs = [self.raw_socket(zmq.XPUB, self.address(sub)) for _ in range(3)]
+        await self.until(lambda: all(pub.poll(0) for pub in pubs))
+        for number, pub in enumerate(pubs):
+            self.assertEqual(pub.recv(), b"\1topic")
+            pub.send(b"topic %d" % number)
+        turn: Deferred[None] = Deferred()
+        reactor.callLater(0.2, turn.callback, None)
+        await turn
+        self.assertEqual(received.messages, [])
+        sub.resume()
+        await self.until(lambda: len(received.messages) == 3)
+        self.assertEqual(sorted(received.frames), [b"topic 0", b"topic 1", b"topic 2"])
+
+    async def test_idle(self) -> None:
+        """
+        One that is paused costs nothing while messages arrive.
+        """
+        sub = SubConnection(self.factory, nothing)
+        sub.subscribe(b"")
+        sub.bind(ANY_PORT)
+        pub = self.raw_socket(zmq.XPUB, self.address(sub))
+        await self.until(lambda: pub.poll(0))
+        sub.pause()
+        reads = 0
+        read = sub.doRead
+
+        def count() -> None:
+            nonlocal reads
+            reads += 1
+            read()
+
+        sub.doRead = count  # type: ignore[method-assign]
+        for number in range(1000):
+            pub.send(b"%d" % number)
+        turn: Deferred[None] = Deferred()
+        reactor.callLater(0.2, turn.callback, None)
+        await turn
+        self.assertLess(reads, 100)
+
+
+class DrainTests(SocketsTestCase):
+    """
+    Tests for C{drained}.
+    """
+
+    async def test_drained(self) -> None:
+        """
+        It is drained when it was read to its end, not while bursts follow each other.
+        """
+        states: list[bool] = []
+        router = RouterConnection(self.factory, lambda _: states.append(router.drained))
+        router.bind(ANY_PORT)
+        dealer = DealerConnection(self.factory, nothing)
+        dealer.connect(self.address(router))
+        self.assertTrue(router.drained)
+        router.pause()
+        for number in range(BURST_MESSAGES + 1):
+            dealer.send_now((b"%d" % number,))
+        turn: Deferred[None] = Deferred()
+        reactor.callLater(0.2, turn.callback, None)
+        await turn
+        router.resume()
+        await self.until(lambda: len(states) == 2)
+        self.assertEqual(states, [False, True])
 
 
 class EndpointTests(SocketsTestCase):
@@ -600,6 +677,28 @@ class XPubTests(SocketsTestCase):
         self.assertTrue(pub.send_now((b"fast 1",)))
         await self.until(lambda: received.messages)
         self.assertFalse(pub.send_now((b"slow 1",)))
+
+
+    async def test_unacknowledged(self) -> None:
+        """
+        What the kernel holds is nothing for a subscriber who reads, much for one who does
+        not, and not known for a topic that nobody has.
+        """
+        pub = self.guarded(b"slow", b"fast")
+        slow = self.raw_socket(zmq.SUB, self.address(pub))
+        slow.subscribe(b"slow")
+        _, received = self.subscribed(pub, b"fast")
+        await self.until(lambda: len(self.asked) == 2)
+        while pub.send_now((b"slow " + b"x" * 50_000,)):
+            pass
+        pub.send_now((b"fast 1",))
+        await self.until(lambda: received.messages)
+        await self.until(lambda: pub.unacknowledged([b"fast"]) == 0)
+        held = pub.unacknowledged([b"slow", b"fast"])
+        assert held is not None
+        self.assertGreater(held, 50_000)
+        self.assertIsNone(pub.unacknowledged([b"fast", b"nobody"]))
+        self.assertEqual(pub.unacknowledged([]), 0)
 
 
 class ReadSubscriptionTests(SynchronousTestCase):

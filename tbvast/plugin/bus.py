@@ -292,8 +292,7 @@ class Bus(SequentialService):
         Read what has reached the sockets, make it durable, give it to those who are there,
         and remember how far they have got.
         """
-        self._sub.unbind()
-        self._manage.unbind()
+        # Not unbound: that ends the connections, too, with what they still hold.
         await self._drain()
         # What others still send waits with them until they can connect again.
         self._sub.shutdown()

@@ -141,7 +141,6 @@ class Connection(ZmqConnection):
         self._receive = receive
         self.paused = False
         self.drained = True
-        self._bound: dict[str, str] = {}
         super().__init__(factory)
         for option, value in (options or {}).items():
             self.socket.set(option, value)
@@ -165,9 +164,6 @@ class Connection(ZmqConnection):
             self.addEndpoints([endpoint])
         except zmq.ZMQError as e:
             raise EndpointUnusable(endpoint.address, zmq.strerror(e.errno or 0)) from e
-        # It may have been bound to any port.
-        bound: bytes = self.socket.get(zmq.LAST_ENDPOINT)
-        self._bound[endpoint.address] = bound.rstrip(b"\0").decode()
 
     def pause(self) -> None:
         """
@@ -183,14 +179,6 @@ class Connection(ZmqConnection):
         if self.paused and self.factory is not None:
             self.paused = False
             self._read_soon()
-
-    def unbind(self) -> None:
-        """
-        Let nobody else connect; the connections that there are stay.
-        """
-        for endpoint in self.endpoints:
-            if endpoint.type == ZmqEndpointType.bind:
-                self.socket.unbind(self._bound[endpoint.address])
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         """

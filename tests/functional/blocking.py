@@ -6,9 +6,11 @@ The clients know a host and the port of its manage endpoint, and nothing of tbva
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
+import struct
 import subprocess
 import time
 import uuid
@@ -328,6 +330,20 @@ class Peer:
 _MORE = 1
 _LONG = 2
 _COMMAND = 4
+
+
+def ignore_all(connection: socket.socket) -> None:
+    """
+    Have the kernel drop whatever arrives for a connection, so that the other end gets no
+    answer any more, as if this machine were gone.
+    """
+    nothing = struct.pack("HBBI", 0x06, 0, 0, 0)  # a filter that returns no byte
+    kept = ctypes.create_string_buffer(nothing)
+    program = struct.pack("HL", 1, ctypes.addressof(kept))
+    connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+_SO_ATTACH_FILTER = 26
 
 
 class BlockingProcess:

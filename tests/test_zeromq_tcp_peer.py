@@ -1,0 +1,118 @@
+"""
+Tests for L{tbvast.zeromq.tcp_peer}, with real connections on the loopback address.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.zeromq.tcp_peer import TcpPeer
+from tests.functional.blocking import ignore_all
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("not so in time")
+        os.sched_yield()
+
+
+class TcpPeerTests(SynchronousTestCase):
+    """
+    Tests for L{TcpPeer}.
+    """
+
+    def setUp(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.far = socket.create_connection(server.getsockname())
+            self.near, _ = server.accept()
+        self.addCleanup(self.far.close)
+        self.addCleanup(self.near.close)
+        self.near.setblocking(False)
+        self.peer = TcpPeer(self.near.fileno())
+
+    def fill(self) -> None:
+        """
+        Send until the kernel takes no more.
+        """
+        try:
+            while True:
+                self.near.send(bytes(65536))
+        except BlockingIOError:
+            pass
+
+    def test_reading(self) -> None:
+        """
+        Of what the other system has got, nothing is held.
+        """
+        self.near.send(b"x" * 1000)
+        wait_until(lambda: self.peer.unacknowledged() == 0)
+        self.assertEqual(self.peer.unanswered(), 0.0)
+
+    def test_not_reading(self) -> None:
+        """
+        One that does not read still answers.
+        """
+        self.fill()
+        held = self.peer.unacknowledged()
+        assert held is not None
+        self.assertGreater(held, 65536)
+        wait_until(lambda: self.peer.unanswered() == 0.0)
+
+    def test_dead(self) -> None:
+        """
+        One whose system is gone does not.
+        """
+        ignore_all(self.far)
+        self.near.send(b"x")
+        wait_until(lambda: self.peer.unanswered() > 0.5)
+        self.assertEqual(self.peer.unacknowledged(), 1)
+
+    def test_abort(self) -> None:
+        """
+        It ends for both, and its descriptor is not closed.
+        """
+        self.peer.abort()
+        self.assertEqual(self.far.recv(1), b"")
+        self.assertEqual(self.near.recv(1), b"")
+        self.assertFalse(self.peer.gone)
+        self.peer.abort()
+
+    def test_gone(self) -> None:
+        """
+        Once it is closed, nothing is known, and nothing is done to what has got its
+        number.
+        """
+        descriptor = self.near.fileno()
+        other, far = socket.socketpair()
+        self.near.close()
+        self.assertTrue(self.peer.gone)
+        with other, far:
+            os.dup2(other.fileno(), descriptor)
+            try:
+                self.assertTrue(self.peer.gone)
+                self.assertIsNone(self.peer.unacknowledged())
+                self.assertEqual(self.peer.unanswered(), 0.0)
+                self.peer.abort()
+                far.send(b"x")
+                self.assertEqual(other.recv(1), b"x")
+            finally:
+                os.close(descriptor)
+
+    def test_no_connection(self) -> None:
+        """
+        A descriptor that is not open is no peer; one that is no TCP connection tells
+        nothing.
+        """
+        with socket.socket() as unused:
+            number = unused.fileno()
+        self.assertRaises(OSError, TcpPeer, number)
+        with open(os.devnull) as file:
+            peer = TcpPeer(file.fileno())
+            self.assertIsNone(peer.unacknowledged())
