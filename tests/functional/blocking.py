@@ -6,10 +6,12 @@ The clients know a host and the port of its manage endpoint, and nothing of tbva
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import socket
+import sqlite3
 import struct
 import subprocess
 import time
@@ -398,6 +400,20 @@ class BlockingProcess:
 
         wait_until(found, LIMIT)
 
+    def signal(self, number: int) -> None:
+        """
+        Send it a signal.
+        """
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """
+        Wait until it has ended.
+
+        @return: The exit status.
+        """
+        return self._process.wait(LIMIT)
+
     def stop(self) -> int:
         """
         End it: with SIGTERM, and with SIGKILL if that is not enough.
@@ -444,14 +460,32 @@ class PluginProcess(BlockingProcess):
         @param settings: More of its configuration.
         """
         ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
-        state = folder / "state"
+        self._folder = folder
+        self._settings = {**ports, "state_dir": str(folder / "state"), **settings}
+        ports = {name: self._settings[name] for name in ports}
         config = folder / "tap.conf"
-        config.write_text(  # YAML, too
-            json.dumps({"plugin": {**ports, "state_dir": str(state), **settings}})
-        )
+        config.write_text(json.dumps({"plugin": self._settings}))  # YAML, too
         self.manage = HostPort("127.0.0.1", ports["manage"])
         super().__init__(twistd("tbvast-plugin", f"--config={config}"), folder)
         self.status()
+
+    def again(self) -> PluginProcess:
+        """
+        @return: One with the same state, on the same ports, after this one has ended.
+        """
+        return PluginProcess(self._folder, **self._settings)
+
+    def kept(self, stream: int = 1) -> list[str]:
+        """
+        @param stream: 1 for indicators, 2 for sightings.
+        @return: The ids in its journal, by number.
+        """
+        path = self._folder / "state" / "journal.db"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute(
+                "SELECT id FROM entries WHERE stream = ? ORDER BY number", (stream,)
+            )
+            return [id for (id,) in rows]
 
     def status(self) -> dict[str, Any]:
         """
