@@ -297,6 +297,13 @@ class Peer:
         )
         ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
         self._socket.sendall(bytes([_COMMAND, len(ready)]) + ready)
+        # Whoever sends before the other side is ready, too, is cut off.
+        received = b""
+        while b"READY" not in received:
+            more = self._socket.recv(4096)
+            if not more:
+                raise AssertionError(f"no peer: {received!r}")
+            received += more
 
     def send(self, *frames: bytes) -> bool:
         """
@@ -324,6 +331,12 @@ class Peer:
         except TimeoutError:
             return False
         return True
+
+    def die(self) -> None:
+        """
+        Answer nothing any more, as if this machine were gone.
+        """
+        ignore_all(self._socket)
 
     def close(self) -> None:
         self._socket.close()
