@@ -483,7 +483,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     detached_timeout: Annotated[
         float,
         Key(
-            "Seconds that a subscription lives without its ZeroMQ subscription.",
+            "Seconds that a subscription lives without its ZeroMQ subscription; who comes back "
+            "in time gets what it has missed.",
             Seconds(0.1, 86400),
         ),
     ] = 60.0
@@ -508,12 +509,17 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 3650
     queue_messages: Annotated[
         int,
-        Key("The most messages that wait for one subscriber.", Whole(1, 100_000_000)),
+        Key(
+            "The most messages that wait in memory for one subscriber; what is beyond is read "
+            "from the journal.",
+            Whole(1, 100_000_000),
+        ),
     ] = 100_000
     queue_bytes: Annotated[
         int,
         Key(
-            "The most bytes that wait for one subscriber.",
+            "The most bytes that wait in memory for one subscriber; what is beyond is read "
+            "from the journal.",
             Whole(1024, 2**40, "bytes"),
         ),
     ] = 64 * 2**20

@@ -312,8 +312,7 @@ class MemoryJournal:
         Have another document in an entry's place.
         """
         self._accepted = [
-            msgspec.structs.replace(e, raw=raw) if e.number == number else e
-            for e in self._accepted
+            msgspec.structs.replace(e, raw=raw) if e.number == number else e for e in self._accepted
         ]
 
     def _save(self, changes: dict[str, bytes | None]) -> None:

@@ -304,7 +304,6 @@ class PauseTests(SocketsTestCase):
             router.resume()
         self.assertEqual(received.frames, [b"%d" % number for number in range(count)])
 
-
     async def test_connected_meanwhile(self) -> None:
         """
         Who connects to one that is paused learns its subscriptions, so that what it sends
@@ -677,7 +676,6 @@ class XPubTests(SocketsTestCase):
         self.assertTrue(pub.send_now((b"fast 1",)))
         await self.until(lambda: received.messages)
         self.assertFalse(pub.send_now((b"slow 1",)))
-
 
     async def test_unacknowledged(self) -> None:
         """

@@ -27,9 +27,7 @@ class Commit:
         self._all = entries
         self.streams = frozenset([stream_of(item) for _, item in entries])
         self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
-        self._numbered: dict[
-            tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]
-        ] = {}
+        self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
 
     def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:

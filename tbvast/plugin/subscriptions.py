@@ -661,8 +661,8 @@ class Subscriptions(MultiService):
         self._by_user -= Counter([subscription.user])
         self._remember(subscription)
         self._log.info(
-            "{name} {reason}: {sent} messages sent, {dropped} lost, {queued} and up to {behind}"
-            " in the journal not sent; {count} subscriptions.",
+            "{name} {reason} after {sent} messages; {dropped} lost, {queued} waiting and up to"
+            " {behind} in the journal not sent; {count} subscriptions.",
             name=subscription.request.name or "somebody",
             reason=reason,
             sent=subscription.sent,

@@ -377,7 +377,6 @@ class SlowTests(PluginTestCase):
         self.assertGreater(min(unsent), 0)
         slow.unsubscribe()
         plugin.saw(
-            f"unsubscribed: {described['sent']} messages sent, 0 lost, {unsent[0]} and up to"
-            f" {unsent[1]} in the journal not sent"
+            f"unsubscribed after {described['sent']} messages; 0 lost, {unsent[0]} waiting and up"
+            f" to {unsent[1]} in the journal not sent"
         )
-
