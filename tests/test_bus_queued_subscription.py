@@ -415,6 +415,28 @@ class RestartTests(QueuedTestCase):
         self.pass_time(3)
         self.assertIn(b'"number":1', self.journal.saved[subscription.topic])
 
+    def test_read_in_part(self) -> None:
+        """
+        A commit that was read from the journal before it is spread, or some of it, is not
+        sent twice.
+        """
+        for number, topics in enumerate((BOTH, ("stix2/indicator",), ("threatbus/intel",))):
+            self.wire.received.clear()
+            subscription = self.open(*topics, attached=False)
+            items: list[Item] = [
+                an_indicator(number),
+                a_sighting(number),
+                an_indicator(number + 50),
+            ]
+            outcomes = self.successResultOf(self.journal.append(items[:2]))
+            self.attach()
+            outcomes += self.successResultOf(self.journal.append(items[2:]))
+            self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+            self.turn()
+            self.wire.flow()
+            self.assertEqual(len(self.wire.received), 3 if topics is BOTH else 2)
+            self.subscriptions.close(subscription.topic)
+
 
 class AwayTests(QueuedTestCase):
     """

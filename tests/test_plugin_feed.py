@@ -267,6 +267,20 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.assertEqual(self.check_chain(subscription, 0, 3), [an_indicator(n) for n in (1, 2, 3)])
         self.assertEqual(self.journal.held_reads, [])
 
+    def test_read_in_part(self) -> None:
+        """
+        A commit that was read from the journal before it is spread, but for its end, which
+        is of another stream, is not sent twice.
+        """
+        subscription = self.open()
+        outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
+        self.attach(subscription)
+        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.turn()
+        self.accept(an_indicator(2))
+        items = self.check_chain(subscription, 0, 3)
+        self.assertEqual(items, [an_indicator(1), an_indicator(2)])
+
     def test_resume(self) -> None:
         """
         Who comes back is sent exactly what it missed.

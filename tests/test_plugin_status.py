@@ -129,6 +129,7 @@ class StatisticsTests(SynchronousTestCase):
                 "age": 5.0,
                 "silent": 3.0,
                 "queued": 1,
+                "behind": 0,
                 "sent": 0,
                 "dropped": 0,
                 "report": {"engine": "up"},

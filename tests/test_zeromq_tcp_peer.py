@@ -53,7 +53,7 @@ class TcpPeerTests(SynchronousTestCase):
         """
         self.near.send(b"x" * 1000)
         wait_until(lambda: self.peer.unacknowledged() == 0)
-        self.assertEqual(self.peer.unanswered(), 0.0)
+        self.assertEqual(self.peer.unanswered(0.0), 0.0)
 
     def test_not_reading(self) -> None:
         """
@@ -63,7 +63,7 @@ class TcpPeerTests(SynchronousTestCase):
         held = self.peer.unacknowledged()
         assert held is not None
         self.assertGreater(held, 65536)
-        wait_until(lambda: self.peer.unanswered() == 0.0)
+        wait_until(lambda: self.peer.unanswered(time.monotonic()) == 0.0)
 
     def test_dead(self) -> None:
         """
@@ -71,8 +71,18 @@ class TcpPeerTests(SynchronousTestCase):
         """
         ignore_all(self.far)
         self.near.send(b"x")
-        wait_until(lambda: self.peer.unanswered() > 0.5)
+        wait_until(lambda: self.peer.unanswered(time.monotonic()) > 0.5)
         self.assertEqual(self.peer.unacknowledged(), 1)
+
+    def test_one_look(self) -> None:
+        """
+        One look tells nothing, however long ago the last answer was.
+        """
+        ignore_all(self.far)
+        self.near.send(b"x")
+        wait_until(lambda: self.peer._owes()[0])
+        self.assertEqual(self.peer.unanswered(100.0), 0.0)
+        self.assertEqual(self.peer.unanswered(100.0), 0.0)
 
     def test_abort(self) -> None:
         """
@@ -98,7 +108,7 @@ class TcpPeerTests(SynchronousTestCase):
             try:
                 self.assertTrue(self.peer.gone)
                 self.assertIsNone(self.peer.unacknowledged())
-                self.assertEqual(self.peer.unanswered(), 0.0)
+                self.assertEqual(self.peer.unanswered(0.0), 0.0)
                 self.peer.abort()
                 far.send(b"x")
                 self.assertEqual(other.recv(1), b"x")

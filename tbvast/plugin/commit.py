@@ -15,6 +15,7 @@ class Commit:
     """
     Items that are durable, each with its number; every form is made once.
 
+    @ivar first: The lowest number.
     @ivar until: The highest number.
     @ivar streams: The streams that there is something of.
     """
@@ -23,6 +24,7 @@ class Commit:
         """
         @param entries: Numbers and items, by number; at least one.
         """
+        self.first = entries[0][0]
         self.until = entries[-1][0]
         self._all = entries
         self.streams = frozenset([stream_of(item) for _, item in entries])

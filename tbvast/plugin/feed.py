@@ -91,6 +91,11 @@ class FedSubscription(Subscription):
             return
         if commit.until <= self.position:  # it was read already
             return
+        if commit.first <= self.position:  # some of it was
+            self._keeps_up = False
+            self._missed = True
+            self._stuck(self)
+            return
         self._extend(commit.chunks(self.streams))
         self._send_frames()
 

@@ -398,12 +398,13 @@ class GuardedXPubConnection(XPubConnection):
         @return: Bytes, of the peer that has most; C{None} if it is not known of all.
         """
         most = 0
+        now = self.factory.reactor.seconds()
         for topic in topics:
             for _, peer in self._peers.get(topic, ((None, None),)):
                 held = None if peer is None else peer.unacknowledged()
                 if peer is None or held is None:
                     return None
-                if held and peer.unanswered() >= UNANSWERED_LIMIT:
+                if held and peer.unanswered(now) >= UNANSWERED_LIMIT:
                     self._log.warn("A subscriber's system no longer answers: cut off.")
                     peer.abort()
                 most = max(most, held)

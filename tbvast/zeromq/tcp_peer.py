@@ -35,6 +35,7 @@ class TcpPeer:
         """
         self._descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
+        self._owing: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -59,13 +60,29 @@ class TcpPeer:
             return None
         return int(struct.unpack("i", held)[0])
 
-    def unanswered(self) -> float:
+    def unanswered(self, now: float) -> float:
         """
-        @return: Seconds since the peer's system last answered, if it owes an answer; else
-            0. A peer that does not read still answers: its system does.
+        To be asked again and again, for how long cannot be told from one look: a system
+        whose program does not read is asked in ever longer intervals, and answers each time.
+
+        @param now: Seconds.
+        @return: Seconds for which the peer's system has been seen to owe an answer, without
+            giving any.
+        """
+        owes, answered = self._owes()
+        if not owes:
+            self._owing = None
+        elif self._owing is None or answered < now - self._owing:
+            self._owing = now
+        return 0.0 if self._owing is None else now - self._owing
+
+    def _owes(self) -> tuple[bool, float]:
+        """
+        @return: Whether something was sent repeatedly, or asked, without an answer, and how
+            long ago the last answer was: seconds.
         """
         if self.gone:
-            return 0.0
+            return False, 0.0
         # Without its family and type it would be asked for them, and it must not be closed.
         borrowed = socket.socket(
             socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, self._descriptor
@@ -73,12 +90,13 @@ class TcpPeer:
         try:
             info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         except OSError:
-            return 0.0
+            return False, 0.0
         finally:
             borrowed.detach()
-        if len(info) < _TCP_INFO_BYTES or not (info[_RETRANSMITS] or info[_PROBES]):
-            return 0.0
-        return int(struct.unpack_from("I", info, _LAST_ACK)[0]) / 1000
+        if len(info) < _TCP_INFO_BYTES:
+            return False, 0.0
+        (milliseconds,) = struct.unpack_from("I", info, _LAST_ACK)
+        return bool(info[_RETRANSMITS] or info[_PROBES]), milliseconds / 1000
 
     def abort(self) -> None:
         """
