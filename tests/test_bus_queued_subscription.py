@@ -430,8 +430,8 @@ class RestartTests(QueuedTestCase):
             ]
             outcomes = self.successResultOf(self.journal.append(items[:2]))
             self.attach()
-            outcomes += self.successResultOf(self.journal.append(items[2:]))
-            self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+            rest = self.successResultOf(self.journal.append(items[2:]))
+            self.subscriptions.spread(Commit([(o.number, o.item) for o in [*outcomes, *rest]]))
             self.turn()
             self.wire.flow()
             self.assertEqual(len(self.wire.received), 3 if topics is BOTH else 2)
