@@ -388,7 +388,7 @@ class Subscription:
             if not self._snapshot and self._drained is not None:
                 drained, self._drained = self._drained, None
                 drained.callback(None)
-        else:
+        elif self._live:
             self.sent += self._live.send(self._send, PUMP_FRAMES)
         if self._live if self._snapshot is None else self._snapshot:
             self._stuck(self)
