@@ -275,15 +275,19 @@ class PausedTests(PluginTestCase):
         plugin = self.plugin()
         client = self.client(plugin)
         client.subscribe("nothing")
+        early = self.publisher(client)
+        documents = []
         self.limit(plugin, FILE_LIMIT)
-        status = ""
-        while status != "error":
-            documents = [an_indicator() for _ in range(200)]
-            status = client.request("publish", documents=documents)["status"]
-        publisher = self.publisher(client)
-        documents = [an_indicator() for _ in range(50)]
-        publisher.publish(*documents)
-        time.sleep(1)
+        while "messages are not accepted" not in plugin.log:
+            documents += [an_indicator() for _ in range(100)]
+            early.publish(*documents[-100:])
+            time.sleep(0.05)
+        late = self.publisher(client)
+        documents += [an_indicator() for _ in range(50)]
+        late.publish(*documents[-50:])
+        said = plugin.log.count("messages are not accepted")
+        wait_until(lambda: plugin.log.count("messages are not accepted") > said)
+        self.assertNotIn(documents[-1]["id"], plugin.kept())
         self.limit(plugin, resource.RLIM_INFINITY)
         wait_until(lambda: {d["id"] for d in documents} <= set(plugin.kept()))
 
