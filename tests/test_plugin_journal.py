@@ -417,6 +417,14 @@ class JournalContract:
                     list(range(3, 3 + count)),
                 )
 
+    def test_none_pruned(self) -> None:
+        """
+        What is still there was not pruned, whatever its stream or state.
+        """
+        self.append(an_indicator(1), a_sighting(1), an_indicator(1, 2))
+        for after, until in ((0, 3), (1, 2), (2, 2)):
+            self.assertEqual(self.successResultOf(self.journal.pruned(after, until)), 0)
+
     def test_positions(self) -> None:
         """
         Each reader's position is remembered.
@@ -459,6 +467,7 @@ class MemoryJournalTests(JournalContract, SynchronousTestCase):
         for d in (
             self.journal.append([an_indicator()]),
             self.journal.entries(0, Stream, 1, 1),
+            self.journal.pruned(0, 1),
             self.journal.position("one"),
             self.journal.set_position("one", Position("bus", 1)),
             self.journal.save_subscriptions({"a": b"1"}),
@@ -671,6 +680,16 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.assertEqual(self.journal.floor, 0)
         self.assertEqual([entry.number for entry in self.entries()], [3])
         self.assertEqual(self.journal.floor, 2)
+
+    def test_pruned(self) -> None:
+        """
+        What was let go of can be counted.
+        """
+        self.append(a_sighting(1), an_indicator(1), *(a_sighting(n) for n in range(2, 5)))
+        self.file.store.forget(0.0, 1, 2)
+        for after, until, count in ((0, 3, 2), (1, 3, 1), (1, 2, 0), (3, 5, 0)):
+            with self.subTest(after=after, until=until):
+                self.assertEqual(self.successResultOf(self.journal.pruned(after, until)), count)
 
     def test_read_error(self) -> None:
         """
