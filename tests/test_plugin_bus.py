@@ -26,6 +26,7 @@ from tbvast.zeromq.connections import (
     EndpointUnusable,
     Factory,
     SubConnection,
+    XPubConnection,
     tcp_address,
 )
 from tests.doubles import a_sighting, an_indicator, until
@@ -254,6 +255,26 @@ class BusTests(BusTestCase):
         answers[1].addErrback(lambda failure: None)
         self.start()
         self.assertEqual(await self.publish(an_indicator(0)), ["repeated"])
+
+    async def test_what_was_sent_is_read(self) -> None:
+        """
+        What has reached the sub endpoint when the bus is stopped is durable, and has been
+        given to whoever was there.
+        """
+        self.start()
+        topic = (await self.ask(action="subscribe", topic="stix2/indicator"))["topic"]
+        received = self.listen(topic)
+        heard: list[Any] = []
+        pub = XPubConnection(self.factory, heard.extend)
+        pub.connect(tcp_address(HOST, self.settings.sub))
+        await self.until(lambda: len(heard) == 4)
+        items = [an_indicator(number) for number in range(1000)]
+        sent = pub.send_frames([encode_report(item) for item in items])
+        self.assertEqual(sent, len(items))
+        await self.stop()
+        await self.until(lambda: len(received) == len(items))
+        self.start()
+        self.assertEqual(await self.publish(*items[:1], *items[-1:]), ["repeated", "repeated"])
 
     async def test_taken_port(self) -> None:
         """

@@ -58,6 +58,26 @@ class CommitTests(SynchronousTestCase):
         self.assertEqual(len(commit.tails(Dialect.VAST, INTEL)), 1)
         self.assertNotEqual(commit.tails(Dialect.VAST, INTEL), tails)
 
+    def test_numbered(self) -> None:
+        """
+        Each frame has the number of its entry, in either dialect.
+        """
+        pattern = "[ipv4-addr:value = '192.0.2.1' OR ipv4-addr:value = '192.0.2.2']"
+        items: list[tuple[int, Item]] = [
+            (3, an_indicator(1, pattern=pattern)),
+            (4, a_sighting()),
+            (6, an_indicator(2)),
+        ]
+        commit = Commit(items)
+        for streams in (BOTH, INTEL):
+            numbers, tails = commit.numbered(Dialect.STIX2, streams)
+            self.assertEqual(numbers, [3, 4, 6] if streams is BOTH else [3, 6])
+            self.assertEqual(tails, commit.tails(Dialect.STIX2, streams))
+        numbers, tails = commit.numbered(Dialect.VAST, INTEL)
+        self.assertEqual(numbers, [3, 3, 6])
+        self.assertEqual(tails, commit.tails(Dialect.VAST, INTEL))
+        self.assertIs(commit.numbered(Dialect.VAST, INTEL), commit.numbered(Dialect.VAST, INTEL))
+
     def test_chunks(self) -> None:
         """
         The last chunk ends with the commit, also if its last item is not wanted.

@@ -54,7 +54,7 @@ STOP_LIMIT = 3.0
 Seconds that what has been received is given to become durable at the end.
 """
 
-DRAIN_TIME = 0.3
+DRAIN_TIME = 0.5
 """
 Seconds, at the end, after which ZeroMQ has read all that had reached the machine.
 """
@@ -323,6 +323,9 @@ class Bus(SequentialService):
         while elapsed < DRAIN_LIMIT:
             await deferLater(self._reactor, 0.01)
             elapsed = self._reactor.seconds() - began
+            # The reactor may be late: what it has not read yet is not known otherwise.
+            self._sub.doRead()
+            self._manage.doRead()
             drained = self._sub.drained and not self._sub.paused and self._manage.drained
             if elapsed >= DRAIN_TIME and drained:
                 return

@@ -60,8 +60,9 @@ class Commit:
         found = self._numbered.get((dialect, streams))
         if found is None:
             entries = self._entries(streams)
-            if dialect is Dialect.STIX2:
-                found = [number for number, _ in entries], self.tails(dialect, streams)
+            tails = self.tails(dialect, streams) if dialect is Dialect.STIX2 else []
+            if len(tails) == len(entries):  # one of each
+                found = [number for number, _ in entries], tails
             else:
                 found = [], []
                 for number, item in entries:
