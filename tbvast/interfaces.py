@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from tbvast.bus.ownership import Run
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
 from tbvast.wire.manage import Position
@@ -229,16 +230,23 @@ class IJournal(Interface):
     identity = Attribute("A C{str} that no other journal has; made with the journal.")
     head = Attribute("An C{int}: the highest number given so far; C{0} if none.")
 
-    def append(items: Sequence[Any]) -> Deferred[list[Any]]:
+    def append(items: Sequence[Any], publishers: Sequence[Run] = ()) -> Deferred[list[Any]]:
         """
         Keep items for good, in order, in one commit.
 
-        A repeat, or a version older than the one kept, changes nothing. It may be called
+        A repeat, or a version older than the one kept, changes nothing. A version that
+        is dated later than the bus's own clock counts as of its receipt. A removal
+        ends any version, whatever its date, unless it is a repeat of one that did so
+        before; only a later version brings the indicator back. What is no longer valid
+        by the bus's clock comes back with the same version if it is valid after all. An
+        indicator belongs to the publisher that it came from first; another one's change
+        is refused, unless he manages what others own. It may be called
         again before it is done; if one fails, so do those after it, until whoever called
         knows of the failure: nothing overtakes what is tried again.
 
         @param items: L{tbvast.intel.indicators.Indicator} and
             L{tbvast.intel.sightings.Sighting} values.
+        @param publishers: Whose they are, in order; of everybody if not given.
         @return: Fires once they are durable, with one
             L{tbvast.plugin.journal.Outcome} per item.
         """

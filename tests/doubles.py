@@ -17,6 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tbvast.bus.ownership import EVERYBODY, NOBODY, Publisher, Run
 from tbvast.errors import (
     CommandFailed,
     EngineError,
@@ -24,7 +25,13 @@ from tbvast.errors import (
     EngineTimeout,
     JournalFailed,
 )
-from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
+from tbvast.intel.indicators import (
+    Indicator,
+    Operation,
+    decode_indicator,
+    with_operation,
+    with_version,
+)
 from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, MatchType
 from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting, decode_sighting
@@ -224,7 +231,7 @@ class MemoryJournal:
         self.floor = 0
         self.failing = False
         self.holding = False
-        self.held: list[tuple[Deferred[list[Outcome]], list[Item]]] = []
+        self.held: list[tuple[Deferred[list[Outcome]], list[Item], Sequence[Run]]] = []
         self.holding_reads = False
         self.held_reads: list[tuple[Deferred[list[Entered]], tuple[Any, ...]]] = []
         self.batches: list[int] = []
@@ -233,22 +240,25 @@ class MemoryJournal:
         self._accepted: list[Entered] = []
         self._positions: dict[str, Position] = {}
         self._latest: dict[str, _Kept] = {}
+        self._last = 0
 
-    def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
+    def append(
+        self, items: Sequence[Item], publishers: Sequence[Run] = ()
+    ) -> Deferred[list[Outcome]]:
         self.batches.append(len(items))
         if self.holding:
             result: Deferred[list[Outcome]] = Deferred()
-            self.held.append((result, list(items)))
+            self.held.append((result, list(items), publishers))
             return result
-        return self._attempt(self._append, items)
+        return self._attempt(self._append, items, publishers)
 
     def release(self) -> None:
         """
         Do what was held.
         """
         held, self.held = self.held, []
-        for result, items in held:
-            self._attempt(self._append, items).chainDeferred(result)
+        for result, items, publishers in held:
+            self._attempt(self._append, items, publishers).chainDeferred(result)
         reads, self.held_reads = self.held_reads, []
         for found, wanted in reads:
             if not found.called:  # cancelled
@@ -338,8 +348,17 @@ class MemoryJournal:
             return fail(JournalFailed("the disk refuses"))
         return succeed(f(*args))
 
-    def _append(self, items: Sequence[Item]) -> list[Outcome]:
-        return [self._keep(item) for item in items]
+    def _append(self, items: Sequence[Item], publishers: Sequence[Run]) -> list[Outcome]:
+        now = self._now()
+        if now < self._last - 1_000_000:  # the clock was set back
+            for kept in self._latest.values():
+                kept.counts = min(kept.counts, now)
+        self._last = now
+        given = [p for count, p in publishers or ((len(items), EVERYBODY),) for _ in range(count)]
+        return [self._keep(item, who) for item, who in zip(items, given, strict=True)]
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1e6)
 
     def _current(self, after: int, until: int, since: float, limit: int) -> list[tuple[int, bytes]]:
         return sorted(
@@ -356,51 +375,86 @@ class MemoryJournal:
             and (item.valid_until is None or item.valid_until > self._clock.seconds() * 1e6)
         )
 
-    def _keep(self, item: Item) -> Outcome:
+    def _keep(self, item: Item, who: Publisher) -> Outcome:
         kept = self._latest.get(item.id)
         if isinstance(item, Sighting):
             if kept is not None:
                 return Outcome(Verdict.REPEATED, 0, item)
-            return self._accept(item, True)
+            return self._accept(item, True, NOBODY)
         removal = item.operation is Operation.REMOVE
         if kept is None:
-            if item.pattern is None:
+            if removal and (item.pattern is None or who.name):
                 return Outcome(Verdict.UNKNOWN, 0, item)
-            return self._accept(item, not removal)
+            return self._accept(item, not removal, who.name)
+        verdict = self._judge_removal(item, kept) if removal else self._judge(item, kept)
+        if verdict is not Verdict.ACCEPTED:
+            return Outcome(verdict, 0, item, "why" if verdict is Verdict.OUTDATED else "")
+        if not (who.manages or kept.owner in (who.name, NOBODY)):
+            return Outcome(Verdict.REFUSED, 0, item, f"it belongs to {kept.owner}")
+        if not removal:
+            return self._accept(item, True, kept.owner or who.name, kept)
         old = kept.item
-        assert isinstance(old, Indicator)
-        if removal:
-            if not kept.in_force:
-                return Outcome(Verdict.REPEATED, 0, item)
-            if 0 < item.modified < old.modified:
-                return Outcome(Verdict.OUTDATED, 0, item)
-            version = max(item.modified, old.modified)
-            if item.pattern is None:
-                item = decode_indicator(with_operation(old.raw, Operation.REMOVE))
-            return self._accept(msgspec.structs.replace(item, modified=version), False)
-        if item.modified < old.modified:
-            return Outcome(Verdict.OUTDATED, 0, item)
-        if item.modified > old.modified:
-            return self._accept(item, True)
-        if not kept.in_force:
-            return Outcome(Verdict.OUTDATED, 0, item)
-        edits = item.operation is Operation.EDIT or item.modified == 0
-        if edits and item.raw != old.raw:
-            return self._accept(item, True)
-        return Outcome(Verdict.REPEATED, 0, item)
+        version = item.modified or self._now()
+        raw = item.raw
+        if item.pattern is None:
+            raw = with_operation(old.raw, Operation.REMOVE)
+        if item.pattern is None or not item.modified:
+            item = decode_indicator(with_version(raw, version))
+        return self._accept(item, False, kept.owner, kept)
 
-    def _accept(self, item: Item, in_force: bool) -> Outcome:
+    def _judge_removal(self, item: Indicator, kept: _Kept) -> Verdict:
+        if not kept.in_force:
+            return Verdict.REPEATED
+        if item.modified and (True, item.modified) in kept.decided:
+            return Verdict.OUTDATED
+        return Verdict.ACCEPTED
+
+    def _judge(self, item: Indicator, kept: _Kept) -> Verdict:
+        now, version = self._now(), item.modified
+        if kept.in_force and version == kept.version:
+            edits = item.operation is Operation.EDIT or version == 0
+            different = edits and item.raw != kept.item.raw
+            return Verdict.ACCEPTED if different else Verdict.REPEATED
+        since = kept.version if kept.version <= now else min(kept.counts, now)
+        if (version > now or version > since) and (False, version) not in kept.decided:
+            return Verdict.ACCEPTED
+        return Verdict.OUTDATED
+
+    def _accept(
+        self, item: Item, in_force: bool, owner: str, before: _Kept | None = None
+    ) -> Outcome:
         self.head += 1
-        self._latest[item.id] = _Kept(self.head, item, in_force, self._clock.seconds())
+        kept = _Kept(self.head, item, in_force, self._clock.seconds(), owner, self._now())
+        if isinstance(item, Indicator):
+            kept.version = item.modified
+            kept.decided = {(not in_force, item.modified)}
+            if before is not None:
+                kept.decided |= before.decided
+                if not in_force:
+                    kept.version = max(item.modified, before.version)
+        self._latest[item.id] = kept
         self._accepted.append(Entered(self.head, stream_of(item), item.raw))
         return Outcome(Verdict.ACCEPTED, self.head, item)
 
 
 class _Kept(msgspec.Struct):
+    """
+    The latest version of something.
+
+    @ivar version: The date that it says.
+    @ivar counts: As of when it counts while that lies in the future.
+    @ivar decided: Everything that was ever accepted of the same id: whether it was a
+        removal, and the version.
+    """
+
     number: int
     item: Item
     in_force: bool
     received: float
+    owner: str
+    counts: int
+    version: int = 0
+    decided: set[tuple[bool, int]] = set()
 
 
 class BusyClock(Clock):

@@ -12,6 +12,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 
+from tbvast.bus.ownership import EVERYBODY
 from tbvast.errors import StartupRefused
 from tbvast.plugin.gate import EVERYTHING, Client, Gate, Permission, read_clients
 from tbvast.wire.topics import Stream
@@ -137,6 +138,7 @@ class GateTests(GateTestCase):
             self.assertTrue(gate.lets_in(user))
             self.assertTrue(all(gate.may(user, permission) for permission in Permission))
             self.assertEqual(gate.name(user), "")
+            self.assertEqual(gate.publisher(user), EVERYBODY)
         self.assertEqual((gate.reload(), len(gate)), (frozenset(), 0))
 
     def test_clients(self) -> None:

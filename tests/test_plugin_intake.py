@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bus.ownership import EVERYBODY, upstream_publisher
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import Gate
@@ -27,13 +28,18 @@ from tests.doubles_plugin import clients_file
 
 ERRORS_PER_MINUTE = 5
 
+NOW = 50.0
+"""
+The date, which is later than all versions.
+"""
+
 
 class BrokenJournal(MemoryJournal):
     """
     A journal with a defect.
     """
 
-    def append(self, items: Any) -> Deferred[list[Outcome]]:
+    def append(self, items: Any, publishers: Any = ()) -> Deferred[list[Outcome]]:
         return fail(ZeroDivisionError())
 
 
@@ -56,6 +62,7 @@ class IntakeTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
+        self.clock.rightNow = NOW
         self.gate = Gate(None)
         self.commits: list[list[bytes]] = []
         self.envelopes: list[Envelope] = []
@@ -381,7 +388,7 @@ class PublishTests(IntakeTestCase):
         """
         What another bus sent is taken in like this, too.
         """
-        (outcome,) = self.successResultOf(self.intake.take([an_indicator()]))
+        (outcome,) = self.successResultOf(self.intake.take([an_indicator()], EVERYBODY))
         assert isinstance(outcome, Outcome)
         self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
 
@@ -548,6 +555,8 @@ class PermissionTests(IntakeTestCase):
         self.keys = clients_file(
             path,
             intel="publish-intel",
+            other="publish-intel",
+            manager="publish-intel,manage-intel",
             sightings="publish-sightings,subscribe-intel",
             listener="subscribe-intel,subscribe-sightings",
         )
@@ -591,5 +600,40 @@ class PermissionTests(IntakeTestCase):
         """
         Another bus that this one has subscribed to is no client.
         """
-        (outcome,) = self.successResultOf(self.intake.take([an_indicator()]))
+        publisher = upstream_publisher("up.example:13370")
+        (outcome,) = self.successResultOf(self.intake.take([an_indicator()], publisher))
         self.assertIsInstance(outcome, Outcome)
+        # Neither it nor a client changes what is the other's.
+        edit = an_indicator(1, 2).raw
+        (outcome,) = self.successResultOf(self.intake.publish([edit], self.keys["intel"]))
+        assert isinstance(outcome, Outcome)
+        self.assertEqual(outcome.verdict, Verdict.REFUSED)
+        self.assertIn("upstream up.example:13370", outcome.reason)
+        self.clock.advance(0)
+        self.successResultOf(self.intake.publish([an_indicator(2).raw], self.keys["intel"]))
+        self.clock.advance(0)
+        (outcome,) = self.successResultOf(self.intake.take([an_indicator(2, 2)], publisher))
+        assert isinstance(outcome, Outcome)
+        self.assertEqual(outcome.verdict, Verdict.REFUSED)
+
+    def test_owner(self) -> None:
+        """
+        What is another client's is refused, with the reason by request, and with a line
+        in the log and a count on sub; who manages what others own may change it.
+        """
+        self.receive(encode_report(an_indicator(1)), user=self.keys["intel"])
+        self.clock.advance(0)
+        removal = an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE")
+        with capturedLogs() as events:
+            self.receive(encode_report(removal), user=self.keys["other"])
+        self.assertEqual(self.intake.counts["indicator", "refused"], 1)
+        (event,) = [event for event in events if "reason" in event]
+        self.assertEqual((event["publisher"], event["id"]), ("other", removal.id))
+        self.assertIn("it belongs to intel", event["reason"])
+        self.clock.advance(0)
+        for user, verdict in (("other", "refused"), ("manager", "accepted")):
+            (outcome,) = self.successResultOf(self.intake.publish([removal.raw], self.keys[user]))
+            assert isinstance(outcome, Outcome)
+            self.assertEqual((user, outcome.verdict), (user, verdict))
+            self.clock.advance(0)
+        self.assertEqual(len(self.spread_items()), 2)

@@ -13,7 +13,7 @@ import msgspec
 
 from tbvast.errors import IndicatorInvalid
 from tbvast.intel import documents
-from tbvast.intel.documents import Time, microseconds, timestamp
+from tbvast.intel.documents import Time, from_microseconds, microseconds, timestamp
 from tbvast.intel.observables import Observable, pattern_for
 from tbvast.intel.patterns import surely_matchable, validate
 
@@ -265,6 +265,19 @@ def with_operation(raw: bytes, operation: Operation) -> bytes:
     document.pop("x_threatbus_update", None)
     if operation is not Operation.ADD:
         document["x_threatbus_update"] = operation.value
+    return msgspec.json.encode(document)
+
+
+def with_version(raw: bytes, version: int) -> bytes:
+    """
+    An indicator's document with another C{modified}.
+
+    @param raw: A document that L{decode_indicator} reads.
+    @param version: In microseconds since the epoch.
+    @raise IndicatorInvalid: If C{raw} is no JSON object.
+    """
+    document = _object(raw)
+    document["modified"] = timestamp(from_microseconds(version))
     return msgspec.json.encode(document)
 
 

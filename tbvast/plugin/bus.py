@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.queued_subscription import QueuedSubscription
+from tbvast.bus.ownership import EVERYBODY, upstream_publisher
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.ops.startup import SequentialService
@@ -197,7 +198,9 @@ class Bus(SequentialService):
         )
         keeper.setServiceParent(self)
         for upstream in settings.upstream:
-            other = Upstream(self._reactor, self._factory, upstream, journal, journal, intake.take)
+            publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
+            take = functools.partial(intake.take, publisher=publisher)
+            other = Upstream(self._reactor, self._factory, upstream, journal, journal, take)
             other.setServiceParent(self)
             self._upstreams.append(other)
         self._dialogue = Dialogue(

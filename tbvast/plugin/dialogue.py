@@ -147,8 +147,12 @@ def _unkept(failure: Failure) -> JournalFailed | None:
     return error if isinstance(error, JournalFailed) else None
 
 
+def _reason(result: Outcome | Invalid) -> str:
+    return result.reason if isinstance(result, Outcome) else str(result)
+
+
 def _published(results: list[Outcome | Invalid]) -> bytes:
     return manage.encode_published(
         [r.verdict if isinstance(r, Outcome) else "refused" for r in results],
-        {i: str(r) for i, r in enumerate(results) if not isinstance(r, Outcome)},
+        {i: reason for i, r in enumerate(results) if (reason := _reason(r))},
     )

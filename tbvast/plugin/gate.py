@@ -14,6 +14,7 @@ import msgspec
 import zmq.utils.z85
 from twisted.logger import Logger
 
+from tbvast.bus.ownership import EVERYBODY, Publisher
 from tbvast.errors import StartupRefused, shown
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.curve import KEY_LENGTH
@@ -28,6 +29,7 @@ class Permission(enum.StrEnum):
     SUBSCRIBE_SIGHTINGS = "subscribe-sightings"
     PUBLISH_INTEL = "publish-intel"
     PUBLISH_SIGHTINGS = "publish-sightings"
+    MANAGE_INTEL = "manage-intel"
 
 
 EVERYTHING = frozenset(Permission)
@@ -59,7 +61,8 @@ class Client(msgspec.Struct, frozen=True):
     Somebody who is let in.
 
     @ivar key: The public key, in Z85.
-    @ivar name: What people call it; no two have the same.
+    @ivar name: What people call it; no two have the same. What it publishes belongs to
+        this name.
     """
 
     key: str
@@ -132,6 +135,7 @@ class Gate:
         """
         self._path = path
         self._clients = {} if path is None else read_clients(path)
+        self._publishers: dict[str, Publisher] = {}
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -150,6 +154,7 @@ class Gate:
             self._log.error("The clients stay as they were: {reason}", reason=str(e))
             return frozenset()
         before, self._clients = self._clients, clients
+        self._publishers = {}
         lost = frozenset(
             key for key, client in before.items() if not client.may <= self._rights(key)
         )
@@ -184,6 +189,18 @@ class Gate:
         """
         client = self._clients.get(user)
         return "" if client is None else client.name
+
+    def publisher(self, user: str) -> Publisher:
+        """
+        Somebody as an owner of indicators.
+        """
+        if self._path is None:
+            return EVERYBODY
+        found = self._publishers.get(user)
+        if found is None:
+            manages = Permission.MANAGE_INTEL in self._rights(user)
+            found = self._publishers[user] = Publisher(self.name(user), manages)
+        return found
 
     def _rights(self, user: str) -> frozenset[Permission]:
         client = self._clients.get(user)

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bus.ownership import Publisher, runs_of
 from tbvast.errors import Invalid, JournalFailed, PatternUnmatchable, ProtocolInvalid
 from tbvast.intel.indicators import STIX, Indicator, Operation
 from tbvast.intel.patterns import matchable
@@ -20,7 +21,7 @@ from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
-from tbvast.plugin.store import Outcome
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import TURN
 from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
 
@@ -57,13 +58,17 @@ class _Offer:
     """
     What somebody gives at once, and waits for.
 
+    @ivar publisher: Who gives it.
     @ivar given: What it is, not yet decoded.
     @ivar begun: How much of it has been decoded.
     @ivar done: Fires with an outcome, or the reason of the refusal, for each.
     """
 
-    def __init__(self, decode: Callable[[Any], Item], given: Sequence[Any]) -> None:
+    def __init__(
+        self, decode: Callable[[Any], Item], given: Sequence[Any], publisher: Publisher
+    ) -> None:
         self.decode = decode
+        self.publisher = publisher
         self.given = given
         self.begun = 0
         self.done: Deferred[list[Outcome | Invalid]] = Deferred()
@@ -81,9 +86,9 @@ class _Offer:
             self.done.errback(failure)
 
 
-_Waiting = tuple[Item, _Offer | None, int]
+_Waiting = tuple[Item, _Offer | None, int, Publisher]
 """
-An item that is not yet durable, and who waits for it, as which of theirs.
+An item that is not yet durable, who waits for it, as which of theirs, and who gave it.
 """
 
 
@@ -148,7 +153,7 @@ class Intake:
                 elif isinstance(report, Envelope):
                     self._answered(report)
                 else:
-                    self._waiting.append((item, None, 0))
+                    self._waiting.append((item, None, 0, self._gate.publisher(user)))
             except Invalid as e:
                 self._refused(e)
         if len(self._waiting) >= FULL and not self._paused:
@@ -174,22 +179,25 @@ class Intake:
                 raise ProtocolInvalid("type", stream_of(item).value.decode(), "yours to publish")
             return item
 
-        return self._take(decode, documents)
+        return self._take(decode, documents, self._gate.publisher(user))
 
-    def take(self, items: Sequence[Item]) -> Deferred[list[Outcome | Invalid]]:
+    def take(
+        self, items: Sequence[Item], publisher: Publisher
+    ) -> Deferred[list[Outcome | Invalid]]:
         """
         Take in what another bus sent.
 
+        @param publisher: Whose it is then.
         @return: As L{publish}.
         """
-        return self._take(lambda item: item, items)
+        return self._take(lambda item: item, items, publisher)
 
     def _take(
-        self, decode: Callable[[Any], Item], given: Sequence[Any]
+        self, decode: Callable[[Any], Item], given: Sequence[Any], publisher: Publisher
     ) -> Deferred[list[Outcome | Invalid]]:
         if not given:
             return succeed([])
-        offer = _Offer(decode, given)
+        offer = _Offer(decode, given, publisher)
         self._offers.append(offer)
         if len(self._offers) == 1:
             self._decode()
@@ -208,7 +216,8 @@ class Intake:
             start, offer.begun = offer.begun, offer.begun + CHECKED
             for index, each in enumerate(offer.given[start : offer.begun], start):
                 try:
-                    self._waiting.append((admissible(offer.decode(each)), offer, index))
+                    item = admissible(offer.decode(each))
+                    self._waiting.append((item, offer, index, offer.publisher))
                 except Invalid as e:
                     self._refused(e)
                     offer.settle(index, e)
@@ -241,6 +250,15 @@ class Intake:
                 "Dropped a message of {client}, who may not send it.", client=self._gate.name(user)
             )
 
+    def _not_owned(self, item: Item, outcome: Outcome, publisher: Publisher) -> None:
+        if self._complaints.allows():
+            self._log.warn(
+                "Refused what {publisher} says of {id}: {reason}.",
+                publisher=publisher.name or "somebody",
+                id=item.id,
+                reason=outcome.reason,
+            )
+
     def _refused(self, error: Invalid) -> None:
         self.counts["message", "refused"] += 1
         if self._complaints.allows():
@@ -257,7 +275,9 @@ class Intake:
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         self._committing += 1
         (
-            self._journal.append([item for item, _, _ in batch])
+            self._journal.append(
+                [waiting[0] for waiting in batch], runs_of([waiting[3] for waiting in batch])
+            )
             .addCallbacks(
                 self._cb_committed, self._eb_failed, callbackArgs=(batch,), errbackArgs=(batch,)
             )
@@ -269,7 +289,9 @@ class Intake:
         self.hand_on(outcomes).addCallback(lambda _: self._settle(outcomes, batch))
 
     def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
-        for (_, offer, index), outcome in zip(batch, outcomes, strict=True):
+        for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
+            if outcome.verdict is _REFUSED:
+                self._not_owned(item, outcome, publisher)
             if offer is not None:
                 offer.settle(index, outcome)
         self._go_on()
@@ -355,7 +377,7 @@ class Intake:
     def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
         self._committing -= 1
         self._log.failure("{count} messages are lost", failure, count=len(batch))
-        for _, offer, _ in batch:
+        for _, offer, _, _ in batch:
             if offer is not None:
                 offer.fail(failure)
         self._go_on()
@@ -378,6 +400,10 @@ def admissible(item: Item) -> Item:
         except PatternUnmatchable:
             pass
     return item
+
+
+_REFUSED = Verdict.REFUSED
+# Names of the module are found quicker than those of an enumeration.
 
 
 def _nothing() -> None:

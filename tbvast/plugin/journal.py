@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tbvast.bus.ownership import Run
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.ops.threads import Defer, Threads
@@ -54,15 +55,17 @@ class Journal:
     def floor(self) -> int:
         return self._reader.floor
 
-    def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
+    def append(
+        self, items: Sequence[Item], publishers: Sequence[Run] = ()
+    ) -> Deferred[list[Outcome]]:
         failures = self._failures
-        return self._ask(Writer.append, items, self._now(), failures).addCallbacks(
+        return self._ask(Writer.append, items, self._now(), failures, publishers).addCallbacks(
             self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
     def _cb_settled(self, settled: list[Settled], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
-            Outcome(each.verdict, each.number, each.item or item)
+            Outcome(each.verdict, each.number, each.item or item, each.reason)
             for each, item in zip(settled, items, strict=True)
         ]
         # Those that were accepted are numbered in their order.

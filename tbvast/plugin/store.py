@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +20,16 @@ from typing import Any
 
 import msgspec
 
+from tbvast.bus.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.versions import BusDates, Step, read_decided, shown_date, write_decided
 from tbvast.errors import JournalFailed
-from tbvast.intel.indicators import Indicator, Operation, decode_indicator, with_operation
+from tbvast.intel.indicators import (
+    Indicator,
+    Operation,
+    decode_indicator,
+    with_operation,
+    with_version,
+)
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.wire.frames import Item
@@ -66,7 +75,23 @@ INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY 
 INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
 """
 
-_NUMBER, _ID, _MODIFIED, _STATE, _BODY, _DIGEST = 0, 2, 4, 6, 7, 8
+_OWNED = """
+ALTER TABLE entries ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE entries ADD COLUMN decided TEXT NOT NULL DEFAULT ''
+"""
+"""
+Whose each indicator is; and the versions that were decided on before, which a later row
+of the same id carries on. Rows of before have neither.
+"""
+
+_CLOCK_STEPS = "clock_steps"
+"""
+The key of C{meta} under which the L{Step}s of the clock are kept.
+"""
+
+_NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
+    0, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+)  # fmt: skip
 """
 Which columns of a row these are.
 """
@@ -77,7 +102,7 @@ What stands for a missing C{valid_until} in what is given to SQLite: it is a tim
 no calendar has.
 """
 
-_ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?)"
+_ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?)"
 
 STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
 """
@@ -89,9 +114,10 @@ _SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
 
 MICROSECONDS = 1_000_000
 
-SUPERSEDED, IN_FORCE, ENDED = range(3)
+SUPERSEDED, IN_FORCE, ENDED, LAPSED = range(4)
 """
-What a row's C{state} says. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
+What a row's C{state} says: L{ENDED} is what somebody removed, L{LAPSED} what was no longer
+valid by the bus's own date. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
 the module C{sqlite3} takes many times as long for anything else, for it first asks
 whether somebody wants to adapt it.
 """
@@ -107,6 +133,7 @@ class Verdict(enum.StrEnum):
     OUTDATED = "outdated"
     UNKNOWN = "unknown"
     EXPIRED = "expired"
+    REFUSED = "refused"
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -114,11 +141,13 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     @ivar number: The item's number if it was accepted, or expired; else C{0}.
     @ivar item: The item as it is to be forwarded: a removal that came without
         its pattern has got it from the version that was in force.
+    @ivar reason: Why it was refused, or is outdated; else empty.
     """
 
     verdict: Verdict
     number: int
     item: Item
+    reason: str = ""
 
 
 _Row = list[Any]
@@ -163,13 +192,33 @@ class JournalStore:
         with translated("open", path):
             self._connection = connect(path)
             self._connection.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED])
+            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED, _OWNED])
             self.identity = self._identify(new_identity)
             (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
             self._index = DigestIndex(self._connection, "latest", self._latest_above)
             self.floor = read_floor(self._connection)
+            self._dates = self._read_dates()
+
+    def _read_dates(self) -> BusDates:
+        steps = self._connection.execute(
+            "SELECT value FROM meta WHERE key = ?", (_CLOCK_STEPS,)
+        ).fetchone()
+        last = self._connection.execute(
+            "SELECT received FROM entries ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+        return BusDates(
+            msgspec.json.decode(steps[0], type=list[Step]) if steps else [],
+            last[0] if last else 0,
+        )
+
+    def _look_at_clock(self, now: int) -> None:
+        if self._dates.has_stepped_back(now, self.head):
+            self._connection.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                (_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode()),
+            )
 
     def _latest_above(self, number: int) -> Iterable[tuple[int, int]]:
         return self._connection.execute(
@@ -192,7 +241,9 @@ class JournalStore:
         """
         self._connection.close()
 
-    def append(self, items: Sequence[Item], now: float) -> list[Outcome]:
+    def append(
+        self, items: Sequence[Item], now: float, publishers: Sequence[Run] = ()
+    ) -> list[Outcome]:
         """
         @see: L{tbvast.interfaces.IJournal.append}
 
@@ -200,7 +251,12 @@ class JournalStore:
         """
         with self._batch(int(now * MICROSECONDS)) as batch:
             batch.look_up(item.id for item in items)
-            return [batch.add(item) for item in items]
+            rest = iter(items)
+            outcomes: list[Outcome] = []
+            for count, publisher in publishers or ((len(items), EVERYBODY),):
+                batch.publisher = publisher
+                outcomes += [batch.add(item) for item in itertools.islice(rest, count)]
+            return outcomes
 
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[_Batch]:
@@ -208,9 +264,10 @@ class JournalStore:
         A batch that is committed in the end.
         """
         with translated("write", self._path):
+            self._look_at_clock(moment)
             # All in one transaction, for SQLite takes a while to begin one.
             with settled(self._index), transaction(self._connection):
-                batch = _Batch(self._connection, self._index, self.head, moment)
+                batch = _Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
                 batch.write()
             self.head = batch.head
@@ -306,12 +363,20 @@ class _Batch:
     Items on their way into the file, within a transaction.
 
     @ivar head: The highest number given so far.
+    @ivar publisher: Who gives what is added.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, index: DigestIndex, head: int, now: int
+        self,
+        connection: sqlite3.Connection,
+        index: DigestIndex,
+        dates: BusDates,
+        head: int,
+        now: int,
     ) -> None:
         self.head = head
+        self.publisher: Publisher = EVERYBODY
+        self._dates = dates
         self._connection = connection
         self._index = index
         self._now = now
@@ -332,7 +397,8 @@ class _Batch:
             return
         (latest,) = self._connection.execute(
             "SELECT json_group_object(id, json_array("
-            "number, NULL, id, NULL, modified, NULL, state, NULL, NULL)) FROM entries"
+            "number, NULL, id, received, modified, valid_until, state, NULL, NULL, owner, decided"
+            ")) FROM entries"
             " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))",
             (json.dumps(numbers),),
         ).fetchone()
@@ -347,7 +413,7 @@ class _Batch:
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
-        return self._keep(item, _SIGHTING, 0, None, IN_FORCE)
+        return self._keep(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
 
     def expire(self, item: Indicator) -> Outcome:
         """
@@ -355,7 +421,10 @@ class _Batch:
         """
         latest = self._latest[item.id]
         self._supersede(latest)
-        outcome = self._keep(item, _INTEL, latest[_MODIFIED], item.valid_until, ENDED)
+        outcome = self._keep(
+            item, _INTEL, latest[_MODIFIED], item.valid_until, LAPSED,
+            latest[_OWNER], latest[_DECIDED],
+        )  # fmt: skip
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
     def write(self) -> None:
@@ -372,40 +441,92 @@ class _Batch:
         self._index.change(latest, self._superseded)
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
-        removal = item.operation is _REMOVE
-        version = item.modified
+        publisher = self.publisher
         if latest is None:
-            if item.pattern is None:
-                return Outcome(Verdict.UNKNOWN, 0, item)
-        elif not self._supersedes(item, latest, removal):
-            ended = latest[_STATE] == ENDED
-            if removal:
-                older = 0 < version < latest[_MODIFIED] and not ended
-            else:
-                older = version < latest[_MODIFIED] or ended
-            return Outcome(Verdict.OUTDATED if older else Verdict.REPEATED, 0, item)
-        else:
-            if item.pattern is None:
-                item = _completed(item, self._body(latest))
-            self._supersede(latest)
-            version = max(version, latest[_MODIFIED])
-        if removal:
-            item = msgspec.structs.replace(item, modified=version)
-        state = ENDED if removal else IN_FORCE
-        return self._keep(item, _INTEL, version, item.valid_until, state)
-
-    def _supersedes(self, item: Indicator, latest: _Row, removal: bool) -> bool:
-        if removal:
-            return bool(latest[_STATE] == IN_FORCE) and (
-                item.modified >= latest[_MODIFIED] or item.modified == 0
+            if item.operation is _REMOVE:
+                return self._remove_unknown(item)
+            return self._keep(
+                item, _INTEL, item.modified, item.valid_until, IN_FORCE, publisher.name, ""
             )
-        if item.modified != latest[_MODIFIED]:
-            return bool(item.modified > latest[_MODIFIED])
-        return (
-            latest[_STATE] == IN_FORCE
-            and (item.operation is Operation.EDIT or item.modified == 0)
-            and item.raw != self._body(latest)
-        )
+        removal = item.operation is _REMOVE
+        verdict, reason = (self._judge_removal if removal else self._judge)(item, latest)
+        if verdict is not _ACCEPTED:
+            return Outcome(verdict, 0, item, reason)
+        owner: str = latest[_OWNER]
+        if not publisher.may_change(owner):
+            return Outcome(Verdict.REFUSED, 0, item, _owned_by(owner))
+        decided = read_decided(latest[_DECIDED])
+        version = before = latest[_MODIFIED]
+        if removal:
+            item = self._completed(item, latest)
+            decided += (before, -item.modified)
+            version = max(version, item.modified)
+        elif item.modified != version:
+            decided.append(before)
+            version = item.modified
+        self._supersede(latest)
+        return self._keep(
+            item, _INTEL, version, item.valid_until, ENDED if removal else IN_FORCE,
+            owner if removal else owner or publisher.name,
+            write_decided(decided, min(version, self._now)),
+        )  # fmt: skip
+
+    def _remove_unknown(self, item: Indicator) -> Outcome:
+        """
+        Where clients own indicators, nobody removes one that is still to come.
+        """
+        if item.pattern is None or self.publisher.name != NOBODY:
+            return Outcome(Verdict.UNKNOWN, 0, item)
+        return self._keep(
+            item, _INTEL, item.modified, item.valid_until, ENDED, NOBODY,
+            write_decided([-item.modified] if item.modified else [], self._now),
+        )  # fmt: skip
+
+    def _judge_removal(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
+        """
+        A removal ends whatever is in force, unless it is one that did so before; and what
+        is only no longer valid, so that it stays so.
+        """
+        if latest[_STATE] == ENDED:
+            return Verdict.REPEATED, ""
+        if item.modified and -item.modified in read_decided(latest[_DECIDED]):
+            return Verdict.OUTDATED, _published_since(latest[_MODIFIED])
+        return _ACCEPTED, ""
+
+    def _judge(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
+        """
+        Whether an indicator takes the place of the version that is known.
+        """
+        now, version = self._now, item.modified
+        in_force = latest[_STATE] == IN_FORCE
+        if version == latest[_MODIFIED]:
+            if in_force:
+                changes = item.operation is Operation.EDIT or not version
+                if changes and item.raw != self._body(latest):
+                    return _ACCEPTED, ""
+                return Verdict.REPEATED, ""
+            end = item.valid_until
+            if latest[_STATE] == LAPSED and (end is None or end > now):
+                return _ACCEPTED, ""  # the bus's clock was ahead, or the end was put off
+        date = self._dates.date_of(latest[_MODIFIED], latest[_RECEIVED], latest[_NUMBER], now)
+        lapsed_before = latest[_STATE] == LAPSED and version == latest[_MODIFIED]
+        later = (version > date or version > now) and not lapsed_before
+        if later and version not in read_decided(latest[_DECIDED]):
+            return _ACCEPTED, ""
+        return Verdict.OUTDATED, _newer_known(latest[_STATE], latest[_RECEIVED], date, later)
+
+    def _completed(self, removal: Indicator, latest: _Row) -> Indicator:
+        """
+        A removal with all that it removes, and with a date.
+        """
+        if removal.pattern is not None and removal.modified:
+            return removal
+        raw = removal.raw
+        if removal.pattern is None:
+            raw = with_operation(self._body(latest), Operation.REMOVE)
+        version = removal.modified or self._now
+        whole = decode_indicator(with_version(raw, version))
+        return msgspec.structs.replace(whole, modified=version)
 
     def _body(self, latest: _Row) -> bytes:
         if latest[_BODY] is not None:
@@ -422,14 +543,21 @@ class _Batch:
             latest[_STATE] = SUPERSEDED
 
     def _keep(
-        self, item: Item, stream: int, modified: int, valid_until: int | None, state: int
+        self,
+        item: Item,
+        stream: int,
+        modified: int,
+        valid_until: int | None,
+        state: int,
+        owner: str,
+        decided: str,
     ) -> Outcome:
         id_ = item.id
         self.head += 1
         row = [
             self.head, stream, id_, self._now, modified,
             _NO_END if valid_until is None else valid_until,
-            state, bytearray(item.raw), self._digests[id_],
+            state, bytearray(item.raw), self._digests[id_], owner, decided,
         ]  # fmt: skip
         self._rows.append(row)
         self._latest[id_] = row
@@ -441,9 +569,25 @@ _ACCEPTED = Verdict.ACCEPTED
 # Names of the module are found quicker than those of an enumeration.
 
 
-def _completed(removal: Indicator, body: bytes) -> Indicator:
+def _owned_by(owner: str) -> str:
+    return f"it belongs to {owner}: to change it takes the permission manage-intel"
+
+
+def _published_since(version: int) -> str:
+    return f"this removal was made before, and the version of {shown_date(version)} came since"
+
+
+def _newer_known(state: int, received: int, date: int, known: bool) -> str:
     """
-    A removal that came without a pattern, with all that it removes.
+    Why a version does not count.
+
+    @param received: When that was received which does.
+    @param date: As of when that counts.
+    @param known: Whether the version was there before.
     """
-    whole = decode_indicator(with_operation(body, Operation.REMOVE))
-    return msgspec.structs.replace(whole, modified=removal.modified)
+    before = "this version was there before; " if known else ""
+    needed = f"only one that was modified after {shown_date(date)}"
+    if state == IN_FORCE:
+        return f"{before}a later version is in force, and {needed} replaces it"
+    how = "removed" if state == ENDED else "no longer valid"
+    return f"{before}it is {how} since {shown_date(received)}, and {needed} brings it back"

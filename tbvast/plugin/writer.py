@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from tbvast.bus.ownership import Run
 from tbvast.errors import JournalFailed
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
@@ -53,6 +54,7 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
     verdict: Verdict
     number: int
     item: Item | None
+    reason: str = ""
 
 
 class Writer:
@@ -64,7 +66,9 @@ class Writer:
         self._store = store
         self._failed: tuple[int, JournalFailed] | None = None
 
-    def append(self, items: list[Item], now: float, failures: int) -> list[Settled]:
+    def append(
+        self, items: list[Item], now: float, failures: int, publishers: list[Run]
+    ) -> list[Settled]:
         """
         @see: L{JournalStore.append}
 
@@ -74,7 +78,7 @@ class Writer:
         if self._failed is not None and self._failed[0] == failures:
             raise self._failed[1]
         try:
-            outcomes = self._store.append(items, now)
+            outcomes = self._store.append(items, now, publishers)
         except JournalFailed as e:
             self._failed = (failures, e)
             raise
@@ -113,7 +117,7 @@ class Writer:
 
 def _settled(outcome: Outcome, given: Item | None = None) -> Settled:
     item = outcome.item
-    return Settled(outcome.verdict, outcome.number, None if item is given else item)
+    return Settled(outcome.verdict, outcome.number, None if item is given else item, outcome.reason)
 
 
 @contextlib.contextmanager

@@ -323,7 +323,7 @@ class Published(msgspec.Struct, frozen=True):
 
     @ivar outcomes: One word for each document, in order: C{accepted},
         C{repeated}, C{outdated}, C{unknown} or C{refused}.
-    @ivar reasons: Why, by the position of each document that was refused.
+    @ivar reasons: Why, by the position of each document that was refused or is outdated.
     """
 
     outcomes: list[str]
