@@ -34,7 +34,8 @@ INTERRUPTED = 130
 _STATUSES = """\
 exit status:
   0    all of it was done
-  1    the bus refused something, or an input was not valid; standard error says what
+  1    not all of it was done: the bus refused something, has a later version or does not
+       know it, or an input was not valid; standard error says what, and what to do
   2    the command line or a file cannot be used
   3    the bus did not answer
   130  interrupted, by Ctrl-C

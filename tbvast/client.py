@@ -222,7 +222,9 @@ class Listener:
         self.position: Position | None = None
         self._receive = receive
 
-    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+    async def apply(
+        self, items: Sequence[Item], position: Position | None, decided: bool = False
+    ) -> None:
         if items:
             done = self._receive(list(items))
             if done is not None:
@@ -615,7 +617,8 @@ class BusSubscription(Service):
     async def _apply(self, items: list[Item], position: Position | None) -> None:
         self.received += len(items)
         if items or position is not None:
-            await self._cursor.apply(items, position)
+            # A bus that numbers its items has decided what each of them changes.
+            await self._cursor.apply(items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
         position = Position(self.plugin, mark.number)

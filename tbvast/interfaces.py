@@ -377,7 +377,9 @@ class ICursor(Interface):
         " if nothing was, or the bus has no numbers."
     )
 
-    def apply(items: Sequence[Any], position: Position | None) -> Awaitable[None]:
+    def apply(
+        items: Sequence[Any], position: Position | None, decided: bool = False
+    ) -> Awaitable[None]:
         """
         Apply items, and remember the position, in one durable step.
 
@@ -387,6 +389,8 @@ class ICursor(Interface):
         @param items: L{tbvast.intel.indicators.Indicator} and
             L{tbvast.intel.sightings.Sighting} values; may be none.
         @param position: C{None} if they have none.
+        @param decided: Whether the bus has decided between the versions of an indicator:
+            what it sends later is in force, whatever C{modified} says.
         """
 
     def settle() -> Awaitable[None]:

@@ -44,7 +44,9 @@ class PartsTests(SynchronousTestCase):
             an_indicator(number, pattern=f"[url:value = 'http://{number}.example/']", **changes)
             for number in range(count)
         ]
-        applied: Changes = self.ask(Keeper.apply, indicators, 0.0, True, Position("bus", count), 1)
+        applied: Changes = self.ask(
+            Keeper.apply, indicators, 0.0, True, Position("bus", count), 1, False
+        )
         return applied
 
     def entries(self) -> list[Entry]:
@@ -135,7 +137,7 @@ class ProcessTests(TestCase):
         for position in (None, applied):
             keeper = self.worker()
             self.assertEqual(keeper.start(Position | None), position)
-            await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, applied, 1)
+            await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, applied, 1, False)
             counts = await keeper.ask(Keeper.counts)
             self.assertEqual((counts["indicators"], counts["unsearched"]), (1, 1))
             await keeper.stop()
@@ -150,7 +152,7 @@ class ProcessTests(TestCase):
         with contextlib.closing(sqlite3.connect(self.path)) as other:
             other.execute("ALTER TABLE indicators RENAME TO elsewhere")
         e = await self.assertFailure(
-            keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, None, 1), StoreFailed
+            keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, None, 1, False), StoreFailed
         )
         self.assertIn("indicators", str(e))
         await keeper.stop()

@@ -22,7 +22,7 @@ from tbvast.bridge.store import (
     Changes,
 )
 from tbvast.errors import StartupRefused
-from tbvast.intel.indicators import Indicator
+from tbvast.intel.indicators import Indicator, Operation
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
 from tbvast.ops.database import connect, migrate
@@ -74,8 +74,14 @@ class StoreTestCase(SynchronousTestCase):
         self.store.close()
         self.open()
 
-    def apply(self, *indicators: Indicator, now: float = 0.0, search: bool = True) -> Changes:
-        return self.store.apply(indicators, now, search)
+    def apply(
+        self,
+        *indicators: Indicator,
+        now: float = 10.0,
+        search: bool = True,
+        decided: bool = False,
+    ) -> Changes:
+        return self.store.apply(indicators, now, search, decided=decided)
 
     def in_force(self) -> set[str]:
         return set(self.store.bodies(indicator_id(number) for number in range(20)))
@@ -209,6 +215,55 @@ class ApplyTests(StoreTestCase):
         self.assertEqual(self.apply(an_indicator(1, 2)).write, ())
         self.assertEqual(self.apply(an_indicator(1, 3)).write, ())
         self.assertEqual(self.apply(an_indicator(1, 4)).write, (entry(ip(1), 1),))
+
+    def test_decided(self) -> None:
+        """
+        What the bus has decided is applied in its order, whatever the versions say.
+        """
+        for order in (
+            [an_indicator(1, 9), an_indicator(1, 5, name="other")],
+            [an_indicator(1, 9), an_indicator(1, 3, x_threatbus_update="REMOVE")],
+            [
+                an_indicator(1, 9),
+                an_indicator(1, 9, x_threatbus_update="REMOVE"),
+                an_indicator(1, 9),
+            ],
+            [an_indicator(1, 9), an_indicator(1, 8, valid_until=moment(9))],
+        ):
+            for cut in (1, len(order)):
+                with self.subTest(order=order, cut=cut):
+                    self.path = Path(self.mktemp())
+                    self.reopen()
+                    for start in range(0, len(order), cut):
+                        self.apply(*order[start : start + cut], decided=True)
+                    last = order[-1]
+                    lasts = last.operation is not Operation.REMOVE and not last.valid_until
+                    self.assertEqual(
+                        self.store.bodies([last.id]), {last.id: last.raw} if lasts else {}
+                    )
+
+    def test_from_the_future(self) -> None:
+        """
+        Where the bus has not decided, a version from the future counts as of its receipt:
+        what is corrected or removed later has its way.
+        """
+        future = "9999-12-31T23:59:59Z"
+        for number, end in enumerate(
+            (
+                an_indicator(1, 15, name="right"),
+                an_indicator(2, 15, revoked=True),
+                an_indicator(3, 1, x_threatbus_update="REMOVE"),
+                an_indicator(4, modified="9999-12-31T23:59:58Z"),
+            ),
+            1,
+        ):
+            with self.subTest(end=end):
+                self.apply(an_indicator(number, modified=future), now=10.0)
+                self.apply(an_indicator(number, 9), now=11.0)
+                self.assertIn(indicator_id(number), self.in_force())
+                self.apply(end, now=20.0)
+                lasts = end.operation is not Operation.REMOVE
+                self.assertEqual(self.store.bodies([end.id]), {end.id: end.raw} if lasts else {})
 
     def test_removed_without_version(self) -> None:
         """

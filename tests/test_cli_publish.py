@@ -50,7 +50,7 @@ class BatchesTests(SynchronousTestCase):
 
 class TallyTests(SynchronousTestCase):
     def test_good(self) -> None:
-        tally = Tally(("refused",))
+        tally = Tally(("accepted", "repeated"))
         tally.count(Submission("in:1", b""), "accepted")
         tally.count(Submission("in:2", b""), "repeated")
         self.assertTrue(tally.good)
@@ -61,10 +61,11 @@ class TallyTests(SynchronousTestCase):
         """
         What is bad has a line of its own, and a word for it.
         """
-        tally = Tally(("refused", "unknown"), {"accepted": "removed"})
+        tally = Tally(("accepted",), {"accepted": "removed"})
         tally.refuse("in:1: id: None is not an id")
         tally.count(Submission("in:2", b""), "refused", "too old")
-        tally.count(Submission("in:3", b""), "unknown")
+        tally.count(Submission("in:3", b"", "indicator--3"), "unknown")
+        tally.count(Submission("in:5", b""), "what a later bus says")
         tally.count(Submission("in:4", b""), "accepted")
         self.assertFalse(tally.good)
         self.assertEqual(
@@ -72,13 +73,17 @@ class TallyTests(SynchronousTestCase):
             [
                 "in:1: id: None is not an id",
                 "in:2: refused by the bus: too old",
-                "in:3: not known to the bus",
+                "in:3: indicator--3: not known to the bus, so that there is nothing to remove",
+                "in:5: what a later bus says",
             ],
         )
-        self.assertEqual(str(tally), "4 indicators: 2 refused, 1 unknown, 1 removed")
+        self.assertEqual(
+            str(tally),
+            "5 indicators: 2 refused, 1 unknown, 1 what a later bus says, 1 removed",
+        )
 
     def test_nothing(self) -> None:
-        tally = Tally(("refused",))
+        tally = Tally(("accepted",))
         tally.outcomes["not sent"] += 0
         self.assertTrue(tally.good)
         self.assertEqual(str(tally), "0 indicators")
@@ -86,7 +91,7 @@ class TallyTests(SynchronousTestCase):
 
 class SummaryTests(SynchronousTestCase):
     def test_all(self) -> None:
-        tally = Tally(())
+        tally = Tally(("accepted",))
         tally.count(Submission("in:1", b""), "accepted")
         reading = Reading(
             ignored=Counter(relationship=2, malware=1),

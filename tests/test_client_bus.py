@@ -177,6 +177,7 @@ class MemoryCursor:
     @ivar holding: What L{apply} waits for.
     @ivar settling: What L{settle} waits for.
     @ivar calls: How often L{apply} was called.
+    @ivar decided: Whether the bus had decided between versions, the last time.
     """
 
     def __init__(self, position: Position | None = None) -> None:
@@ -186,9 +187,13 @@ class MemoryCursor:
         self.holding: Deferred[None] | None = None
         self.settling: Deferred[None] | None = None
         self.calls = 0
+        self.decided: bool | None = None
 
-    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+    async def apply(
+        self, items: Sequence[Item], position: Position | None, decided: bool = False
+    ) -> None:
         self.calls += 1
+        self.decided = decided
         if self.holding is not None:
             await self.holding
         if self.failure is not None:
@@ -463,6 +468,7 @@ class SubscribingTests(SubscriptionTestCase):
         await self.applied(indicator_id(1))
         await self.until(lambda: self.subscription.refused == 2)
         self.assertIsNone(self.cursor.position)
+        self.assertIs(self.cursor.decided, False)
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: self.bus.asked("heartbeat"))
         self.assertNotIn("report", self.bus.asked("heartbeat")[0])
@@ -781,6 +787,7 @@ class SnapshotTests(SubscriptionTestCase):
         self.bus.send(part(1), encode_mark(Mark(9, 1, True)), batch(9, 10, 10))
         await self.applied("begin", indicator_id(1), "end", indicator_id(10))
         self.assertEqual(self.cursor.position, Position("bus", 10))
+        self.assertIs(self.cursor.decided, True)
 
     async def test_resumed(self) -> None:
         """

@@ -58,7 +58,9 @@ class StoreCursor:
         self._run = 1
         self._last: Deferred[None] = succeed(None)
 
-    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+    async def apply(
+        self, items: Sequence[Item], position: Position | None, decided: bool = False
+    ) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._now()
         # One piece is on its way while another one is written; the last has the position.
@@ -67,7 +69,7 @@ class StoreCursor:
         applied = [
             self._ask(
                 *(Keeper.apply, indicators[number * size : (number + 1) * size], now),
-                *(self._search, position if number == count - 1 else None, self._run),
+                *(self._search, position if number == count - 1 else None, self._run, decided),
             ).addCallback(self._changed)
             for number in range(count)
         ]

@@ -50,6 +50,7 @@ class Keeper:
         search: bool,
         position: Position | None,
         run: int,
+        decided: bool,
     ) -> Changes:
         """
         @see: L{BridgeStore.apply}
@@ -60,7 +61,7 @@ class Keeper:
         if run == self._failed:
             raise StoreFailed("what came before could not be applied")
         try:
-            return self._store.apply(indicators, now, search, position)
+            return self._store.apply(indicators, now, search, position, decided)
         except Exception:
             self._failed = run
             raise

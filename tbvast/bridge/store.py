@@ -335,15 +335,20 @@ class BridgeStore:
         now: float,
         search: bool,
         position: Position | None = None,
+        decided: bool = False,
     ) -> Changes:
         """
-        Take indicators in; a repeat, or an older version, changes nothing.
+        Take indicators in; a repeat changes nothing.
 
         @param now: Seconds since the epoch; what is no longer valid then is
             removed, and what is not valid yet waits.
         @param search: Whether past events are to be searched for the new ones.
         @param position: How far the bus's journal has been applied then, if it has
             numbers.
+        @param decided: Whether the bus has decided, so that each of them is what is in
+            force from then on, or is not any more. Otherwise a removal ends what is in
+            force, and of two versions the later one is, where one from the future counts
+            as of now.
         @return: What the engine is to be told, durable here.
         """
         moment = int(now * _MICROSECONDS)
@@ -364,11 +369,15 @@ class BridgeStore:
                     if state == _ENDED:
                         continue
                     known = kept[id_] = self._new(id_, by_id[id_])
-                elif not _changes_anything(indicator, state, known, documents):
+                elif not _changes_anything(
+                    indicator, state, known, documents, None if decided else moment
+                ):
                     if known.generation != self._generation:
                         repeated.append(known.number)
                     continue
-                known.modified = max(known.modified, indicator.modified)
+                version = min(indicator.modified, moment)
+                # What has ended is not to come back with an earlier version.
+                known.modified = max(known.modified, version) if state == _ENDED else version
                 known.state = state
                 documents[id_] = indicator.raw
                 latest[id_] = indicator
@@ -382,6 +391,7 @@ class BridgeStore:
                 search,
                 plain,
                 [by_id[each.id] for each in plain],
+                moment,
             )
             self._set_position(position)
         self._position = position or self._position
@@ -426,6 +436,7 @@ class BridgeStore:
         search: bool,
         plain: Sequence[Indicator] = (),
         digests: Sequence[int] = (),
+        moment: int = 0,
     ) -> Changes:
         """
         Write indicators, with their observables.
@@ -433,6 +444,7 @@ class BridgeStore:
         @param items: What is to be kept of each, and the indicator.
         @param plain: More of them, new and L{plain<_parted>}.
         @param digests: Those of the ids of C{plain}.
+        @param moment: When C{plain} was received, in microseconds since the epoch.
         """
         if not items and not plain:
             return Changes(self._change)
@@ -497,7 +509,7 @@ class BridgeStore:
             numbers,
             [each.id for each in plain],
             digests,
-            [each.modified for each in plain],
+            [min(each.modified, moment) for each in plain],
             [each.valid_from or 0 for each in plain],
             [_NO_END if each.valid_until is None else each.valid_until for each in plain],
             *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
@@ -995,24 +1007,29 @@ def _state(indicator: Indicator, moment: int) -> int:
 
 
 def _changes_anything(
-    indicator: Indicator, state: int, known: _Kept, documents: Mapping[str, bytes]
+    indicator: Indicator,
+    state: int,
+    known: _Kept,
+    documents: Mapping[str, bytes],
+    moment: int | None,
 ) -> bool:
     """
     @param state: What the indicator is now.
     @param known: What is kept of it.
     @param documents: The documents that are kept, by id.
+    @param moment: The bridge's date, in microseconds since the epoch, if it is to decide
+        between versions; L{None} if the bus has.
     """
-    ends = state == _ENDED
     lasts = known.state != _ENDED
-    if ends and not indicator.modified:
-        return lasts  # it has no version, and ends any
-    if indicator.modified < known.modified:
-        return False
-    if ends:
+    if indicator.operation is _REMOVE:
         return lasts
-    if lasts:
-        return indicator.raw != documents[indicator.id]
-    return indicator.modified > known.modified
+    if lasts and indicator.raw == documents[indicator.id]:
+        return state == _ENDED
+    if moment is not None:
+        version, before = min(indicator.modified, moment), min(known.modified, moment)
+        if version < before or (not lasts and version == before != moment):
+            return False
+    return lasts or state != _ENDED
 
 
 def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:

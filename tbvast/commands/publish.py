@@ -70,8 +70,22 @@ NOT_SENT = "not sent"
 SENT = "sent"
 REFUSED = "refused"
 UNKNOWN = "unknown"
+OUTDATED = "outdated"
+ACCEPTED = "accepted"
+REMOVED_BEFORE = "removed before"
+REPEATED = "repeated"
 
-_SAID = {REFUSED: "refused by the bus", UNKNOWN: "not known to the bus"}
+_SAID = {
+    REFUSED: "refused by the bus",
+    UNKNOWN: "not known to the bus, so that there is nothing to remove",
+    OUTDATED: "not taken by the bus",
+}
+
+PUBLISHED = {REPEATED: "repeated (in force already)"}
+REMOVED = {ACCEPTED: "removed"}
+"""
+What outcomes are called where that is not their name.
+"""
 
 
 class Tally:
@@ -82,14 +96,14 @@ class Tally:
     @ivar lines: A line about each whose outcome is bad, with where it stands.
     """
 
-    def __init__(self, bad: Iterable[str], words: dict[str, str] | None = None) -> None:
+    def __init__(self, good: Iterable[str], words: dict[str, str] | None = None) -> None:
         """
-        @param bad: Outcomes that are not what the user wanted.
+        @param good: The only outcomes that are what the user wanted.
         @param words: What outcomes are called, where that is not their name.
         """
         self.outcomes: Counter[str] = Counter()
         self.lines: list[str] = []
-        self._bad = frozenset(bad)
+        self._good = frozenset(good)
         self._words = words or {}
 
     def refuse(self, line: str) -> None:
@@ -104,16 +118,18 @@ class Tally:
         Count a document.
         """
         self.outcomes[outcome] += 1
-        if outcome in self._bad:
+        if outcome not in self._good:
             end = f": {reason}" if reason else ""
-            self.lines.append(f"{submission.where}: {_SAID.get(outcome, outcome)}{end}")
+            self.lines.append(f"{submission.name}: {_SAID.get(outcome, outcome)}{end}")
 
     @property
     def good(self) -> bool:
         """
         Whether all is as the user wanted.
         """
-        return not any(self.outcomes[outcome] for outcome in self._bad)
+        return not any(
+            count for outcome, count in self.outcomes.items() if outcome not in self._good
+        )
 
     def __str__(self) -> str:
         counted = ", ".join(
@@ -178,7 +194,7 @@ def removals(names: Sequence[str], now: datetime) -> list[Submission]:
             id = name
         else:
             raise SettingsInvalid("ID", name, "the id of an indicator: indicator--UUID")
-        submissions.append(Submission(name, removal(id, now)))
+        submissions.append(Submission(name, removal(id, now), id, removes=True))
     return submissions
 
 
@@ -208,11 +224,11 @@ async def publish(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, files: Sequence[str]
 ) -> bool:
     """
-    @return: Whether the bus has all of it.
+    @return: Whether all of it is in force on the bus.
     """
     options = keys.load()
     reading = read_inputs(files, _now())
-    tally = Tally((REFUSED, NOT_SENT))
+    tally = Tally((ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), PUBLISHED)
     for line in reading.refused:
         tally.refuse(line)
     try:
@@ -234,9 +250,7 @@ async def remove(
     """
     options = keys.load()
     submissions = removals(names, _now())
-    tally = Tally(
-        (REFUSED, NOT_SENT, UNKNOWN), {"accepted": "removed", "repeated": "removed before"}
-    )
+    tally = Tally((ACCEPTED, REMOVED_BEFORE), REMOVED)
     try:
         await _deliver(reactor, screen, bus, options, submissions, tally, announce=False)
     finally:
@@ -321,6 +335,8 @@ async def _publish(
             raise BusRefused("publish", "its reply is about other documents")
         for position, submission in enumerate(batch):
             outcome = published.outcomes[position]
+            if submission.removes and outcome == REPEATED:
+                outcome = REMOVED_BEFORE
             tally.count(submission, outcome, published.reasons.get(position, ""))
         advance(len(batch))
 

@@ -41,10 +41,21 @@ class Submission(msgspec.Struct, frozen=True):
     A document that is to be published.
 
     @ivar where: Where it stands, to begin a line about it with.
+    @ivar id: The indicator's id; may be empty.
+    @ivar removes: Whether the document is a removal.
     """
 
     where: str
     document: bytes
+    id: str = ""
+    removes: bool = False
+
+    @property
+    def name(self) -> str:
+        """
+        What a line about it begins with, once the bus has it.
+        """
+        return f"{self.where}: {self.id}" if self.id not in ("", self.where) else self.where
 
 
 @dataclass
@@ -172,7 +183,7 @@ def _read_observable(reading: Reading, where: str, line: bytes, now: datetime) -
         reading.refused.append(f"{where}: {e}")
     else:
         document = make_indicator(observable, now=now, source=SOURCE, original=text)
-        reading.submissions.append(Submission(where, document))
+        reading.submissions.append(Submission(where, document, decode_indicator(document).id))
 
 
 def _read_object(reading: Reading, where: str, document: bytes) -> None:
@@ -183,7 +194,9 @@ def _read_object(reading: Reading, where: str, document: bytes) -> None:
     except Invalid as e:
         reading.refused.append(f"{where}: {e}")
         return
-    reading.submissions.append(Submission(where, document))
+    reading.submissions.append(
+        Submission(where, document, indicator.id, indicator.operation is Operation.REMOVE)
+    )
     reason = unmatchable(indicator)
     if reason is not None:
         reading.unmatchable[reason] += 1

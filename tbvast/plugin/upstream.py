@@ -68,7 +68,9 @@ class IntelCursor:
         """
         self.position = await self._replay.position(self._reader)
 
-    async def apply(self, items: Sequence[Item], position: Position | None) -> None:
+    async def apply(
+        self, items: Sequence[Item], position: Position | None, decided: bool = False
+    ) -> None:
         await self._take(items)
         if position is not None:
             await self._replay.set_position(self._reader, position)

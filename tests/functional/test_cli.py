@@ -110,7 +110,9 @@ class CommandTests(ServicesTestCase):
         report = await self.running.ask(manage.encode_status())
         self.assertEqual(report["journal"]["indicators"], 997)
         again = await self.call("publish", path, status=1)
-        self.assertEqual(again.out[0], "1000 indicators: 3 refused, 997 repeated")
+        self.assertEqual(
+            again.out[0], "1000 indicators: 3 refused, 997 repeated (in force already)"
+        )
 
     def test_publish_and_remove(self) -> Deferred[None]:
         """
@@ -126,7 +128,13 @@ class CommandTests(ServicesTestCase):
         self.assertEqual((tool.out, tool.err), (["2 indicators: 2 removed"], []))
         tool = await self.call("remove", indicator_id(9), indicator_id(5), status=1)
         self.assertEqual(tool.out, ["2 indicators: 1 removed before, 1 unknown"])
-        self.assertEqual(tool.err, [f"tbvast: {indicator_id(5)}: not known to the bus"])
+        self.assertEqual(
+            tool.err,
+            [
+                f"tbvast: {indicator_id(5)}: not known to the bus, so that there is nothing"
+                " to remove"
+            ],
+        )
         report = await self.running.ask(manage.encode_status())
         self.assertEqual(report["journal"]["indicators"], 1)
 
