@@ -136,6 +136,26 @@ class ExpireTests(KeeperTestCase):
         self.assertEqual(self.append(an_indicator(1, 2))[0].verdict, Verdict.ACCEPTED)
         self.assertEqual(self.in_force(), [3])
 
+    def test_clock_was_ahead(self) -> None:
+        """
+        What ended only because the bus's clock was ahead comes back when it is published
+        again; unless somebody has removed it since.
+        """
+        items = [an_indicator(number, valid_until=moment(100)) for number in (1, 2)]
+        self.append(*items)
+        self.clock.rightNow = 3700.0
+        self.assertEqual(len(self.expire()), 2)
+        self.assertEqual([o.verdict for o in self.append(*items)], [Verdict.OUTDATED] * 2)
+        removal = an_indicator(2, 2, x_threatbus_update="REMOVE")
+        self.assertEqual(self.append(removal)[0].verdict, Verdict.ACCEPTED)
+        self.clock.rightNow = 50.0
+        self.assertEqual(self.expire(), [])
+        self.assertEqual(
+            [o.verdict for o in self.append(*items)], [Verdict.ACCEPTED, Verdict.OUTDATED]
+        )
+        self.clock.rightNow = 100.0
+        self.assertEqual([o.item.id for o in self.expire()], [indicator_id(1)])
+
 
 class ForgetTests(KeeperTestCase):
     """
