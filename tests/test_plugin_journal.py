@@ -1087,7 +1087,7 @@ class AgreementTests(SynchronousTestCase):
     The file, the double and a plain model agree on everything.
     """
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(acts, max_size=25))
     def test_agreement(self, acts: Sequence[Act]) -> None:
         """
@@ -1164,7 +1164,7 @@ class AgreementTests(SynchronousTestCase):
             # A right clock has its way, whatever wrong ones said before.
             self.assertIsNotNone(after.raw)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(st.lists(acts, max_size=20), st.integers(1, 6))
     def test_batches(self, acts: Sequence[Act], size: int) -> None:
         """
