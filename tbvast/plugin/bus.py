@@ -16,8 +16,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.queued_subscription import QueuedSubscription
 from tbvast.bus.ownership import EVERYBODY, upstream_publisher
+from tbvast.bus.queued_subscription import QueuedSubscription
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.ops.startup import SequentialService
