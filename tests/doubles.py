@@ -37,10 +37,12 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
-from tbvast.ops.answering import PART, Result, answers, encode_request
+from tbvast.ops.answering import PART, Result, Unencodable, answers, encode_request
 from tbvast.ops.worker import Ask
 from tbvast.plugin.reader import Entered
 from tbvast.plugin.store import Outcome, Verdict
+from tbvast.stix.removals import bare_removal
+from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.wire.frames import Item, stream_of
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -146,7 +148,11 @@ def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Ask
     """
 
     def ask(method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        return call(_asked, target, method, encode_request(method, arguments))
+        try:
+            request = encode_request(method, arguments)
+        except Unencodable as e:
+            return fail(e)
+        return call(_asked, target, method, request)
 
     return ask
 
@@ -216,9 +222,11 @@ class MemoryJournal:
     @ivar held_reads: What L{entries} was asked for and has not done yet.
     @ivar batches: How many items each call of L{append} had.
     @ivar saved: The subscriptions that are remembered.
+    @ivar aside: What was set aside.
     """
 
     def __init__(self, clock: IReactorTime, identity: str = "memory") -> None:
+        self.aside: list[SetAside] = []
         self.identity = identity
         self.head = 0
         self.floor = 0
@@ -233,6 +241,7 @@ class MemoryJournal:
         self._accepted: list[Entered] = []
         self._positions: dict[str, Position] = {}
         self._latest: dict[str, _Kept] = {}
+        self._numbers_aside: set[int] = set()
 
     def append(self, items: Sequence[Item]) -> Deferred[list[Outcome]]:
         self.batches.append(len(items))
@@ -265,7 +274,10 @@ class MemoryJournal:
             lambda: {
                 id: kept.item.raw
                 for id, kept in self._latest.items()
-                if id in wanted and kept.in_force and isinstance(kept.item, Indicator)
+                if id in wanted
+                and kept.in_force
+                and isinstance(kept.item, Indicator)
+                and kept.number not in self._numbers_aside
             }
         )
 
@@ -273,7 +285,10 @@ class MemoryJournal:
         return self._attempt(
             lambda: {
                 "indicators": sum(self._is_current(kept) for kept in self._latest.values()),
-                "sightings": sum(isinstance(k.item, Sighting) for k in self._latest.values()),
+                "sightings": sum(
+                    isinstance(k.item, Sighting) and k.number not in self._numbers_aside
+                    for k in self._latest.values()
+                ),
             }
         )
 
@@ -295,6 +310,33 @@ class MemoryJournal:
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._attempt(self._save, changes)
 
+    def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
+        return self._attempt(self._set_aside, items)
+
+    def _set_aside(self, items: Sequence[SetAside]) -> None:
+        for item in items:
+            number = item.number or self._number_of(item)
+            if number in self._numbers_aside:
+                continue
+            self.aside.append(msgspec.structs.replace(item, number=number))
+            if number:
+                self._numbers_aside.add(number)
+
+    def _number_of(self, item: SetAside) -> int:
+        if item.stage in (Stage.INTAKE, Stage.APPEND):
+            return 0
+        return next((k.number for k in self._latest.values() if k.item.raw == item.body), 0)
+
+    def set_aside_report(self) -> Deferred[SetAsideReport]:
+        return self._attempt(self._report)
+
+    def _report(self) -> SetAsideReport:
+        if not self.aside:
+            return SetAsideReport()
+        newest = self.aside[-1]
+        text = f"{newest.stage}: {newest.id or 'no id'}: {newest.reason}"
+        return SetAsideReport(len(self.aside), text)
+
     def _save(self, changes: dict[str, bytes | None]) -> None:
         for topic, request in changes.items():
             self.saved.pop(topic, None)
@@ -306,6 +348,8 @@ class MemoryJournal:
     ) -> list[Entered]:
         found: list[Entered] = []
         for entry in self._accepted:
+            if entry.number in self._numbers_aside:
+                continue
             if entry.number > after and entry.stream in streams and len(found) < limit:
                 found.append(entry)
                 size -= len(entry.raw)
@@ -333,13 +377,15 @@ class MemoryJournal:
         return (
             isinstance(item, Indicator)
             and kept.in_force
+            and kept.number not in self._numbers_aside
             and (item.valid_until is None or item.valid_until > self._clock.seconds() * 1e6)
         )
 
     def _keep(self, item: Item) -> Outcome:
         kept = self._latest.get(item.id)
+        aside = kept is not None and kept.number in self._numbers_aside
         if isinstance(item, Sighting):
-            if kept is not None:
+            if kept is not None and not aside:
                 return Outcome(Verdict.REPEATED, 0, item)
             return self._accept(item, True)
         removal = item.operation is Operation.REMOVE
@@ -356,11 +402,14 @@ class MemoryJournal:
                 return Outcome(Verdict.OUTDATED, 0, item)
             version = max(item.modified, old.modified)
             if item.pattern is None:
-                item = decode_indicator(with_operation(old.raw, Operation.REMOVE))
+                if aside:
+                    item = bare_removal(item.id, version)
+                else:
+                    item = decode_indicator(with_operation(old.raw, Operation.REMOVE))
             return self._accept(msgspec.structs.replace(item, modified=version), False)
         if item.modified < old.modified:
             return Outcome(Verdict.OUTDATED, 0, item)
-        if item.modified > old.modified:
+        if item.modified > old.modified - aside:
             return self._accept(item, True)
         if not kept.in_force:
             return Outcome(Verdict.OUTDATED, 0, item)

@@ -39,7 +39,7 @@ from tests.doubles import (
 from tests.doubles_plugin import FileJournal
 from tests.functional.components import children
 
-ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED = Verdict
+ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED, REFUSED = Verdict
 
 ALL = 1 << 60
 """
@@ -566,6 +566,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         other = sqlite3.connect(self.path)
         other.executescript(
             "DROP TABLE latest; DROP TABLE indexed; ALTER TABLE entries DROP COLUMN digest;"
+            "DROP TABLE set_aside; ALTER TABLE entries DROP COLUMN crc;"
             "CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;"
             "PRAGMA user_version = 1"
         )

@@ -4,27 +4,66 @@ What was accepted at once, in every form in which somebody wants it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
+from tbvast.plugin.soundness import MOST_BYTES
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.wire.feed import chunks, encode_item
-from tbvast.wire.frames import Item, render_all, stream_of
+from tbvast.wire.frames import Item, render, render_all, stream_of
 from tbvast.wire.topics import Dialect, Stream
+
+T = TypeVar("T")
+
+Refuse = Callable[[Sequence[SetAside]], None]
+"""
+Has items set aside that cannot be rendered.
+"""
+
+
+def leave_out(items: Sequence[SetAside]) -> None:
+    """
+    A L{Refuse} for who has nowhere to set anything aside.
+    """
+
+
+def render_each(
+    render: Callable[[T], Iterable[bytes]], things: Iterable[T]
+) -> tuple[list[bytes], list[tuple[T, Exception]]]:
+    """
+    Render things of which one may be bad: it alone is left out.
+
+    @return: The frames, and what could not be rendered, and why.
+    """
+    frames: list[bytes] = []
+    bad: list[tuple[T, Exception]] = []
+    for thing in things:
+        try:
+            frames.extend(render(thing))
+        except Exception as e:  # it may be any: it was not to be expected
+            bad.append((thing, e))
+    return frames, bad
 
 
 class Commit:
     """
     Items that are durable, each with its number; every form is made once.
 
+    An item that cannot be rendered in one form is set aside, and in no form that is made
+    later.
+
     @ivar until: The highest number.
     @ivar streams: The streams that there is something of.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, Item]]) -> None:
+    def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse = leave_out) -> None:
         """
         @param entries: Numbers and items, by number; at least one.
+        @param refuse: Called with the items that cannot be rendered.
         """
         self.until = entries[-1][0]
         self._all = entries
+        self._refuse = refuse
         self.streams = frozenset([stream_of(item) for _, item in entries])
         self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
@@ -43,10 +82,33 @@ class Commit:
         """
         found = self._tails.get((dialect, streams))
         if found is None:
-            found = self._tails[dialect, streams] = render_all(
-                dialect, [item for _, item in self._entries(streams)]
-            )
+            found = self._tails[dialect, streams] = self._rendered(dialect, streams)
         return found
+
+    def _rendered(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
+        entries = self._entries(streams)
+        try:
+            return render_all(dialect, [item for _, item in entries])
+        except Exception:  # one of them: each on its own
+            frames, bad = render_each(lambda entry: render(dialect, entry[1]), entries)
+            self._set_aside([(*entry, reason_of(e)) for entry, e in bad])
+            return frames
+
+    def _set_aside(self, bad: Sequence[tuple[int, Item, str]]) -> None:
+        """
+        @param bad: Number, item and reason of each.
+        """
+        numbers = {number for number, _, _ in bad}
+        self._all = [entry for entry in self._all if entry[0] not in numbers]
+        self._refuse(
+            [
+                SetAside(
+                    *(Stage.DELIVERY, reason, item.raw),
+                    *(stream_of(item).value.decode(), item.id, number),
+                )
+                for number, item, reason in bad
+            ]
+        )
 
     def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:
         """
@@ -54,6 +116,8 @@ class Commit:
         """
         found = self._chunks.get(streams)
         if found is None:
+            if max([len(item.raw) for _, item in self._all], default=0) > _SURELY_SENT:
+                self._leave_out_long()
             found = self._chunks[streams] = list(
                 chunks(
                     (number, encode_item(number, stream_of(item), item.raw))
@@ -63,3 +127,18 @@ class Commit:
             if found:
                 found[-1] = (self.until, found[-1][1])
         return found
+
+    def _leave_out_long(self) -> None:
+        self._set_aside(
+            [
+                (number, item, f"of {len(item.raw)} bytes, too long to be sent")
+                for number, item in self._all
+                if len(item.raw) > MOST_BYTES[stream_of(item)]
+            ]
+        )
+
+
+_SURELY_SENT = min(MOST_BYTES.values())
+"""
+Bytes of a document up to which it can be sent, whatever it is.
+"""

@@ -21,7 +21,7 @@ from tbvast.plugin.gate import TO_SUBSCRIBE, Gate
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.snapshots import Snapshots
 from tbvast.plugin.status import Statistics
-from tbvast.plugin.store import Outcome
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import Subscriptions
 from tbvast.wire import manage
 from tbvast.wire.topics import streams_of
@@ -148,7 +148,11 @@ def _unkept(failure: Failure) -> JournalFailed | None:
 
 
 def _published(results: list[Outcome | Invalid]) -> bytes:
-    return manage.encode_published(
-        [r.verdict if isinstance(r, Outcome) else "refused" for r in results],
-        {i: str(r) for i, r in enumerate(results) if not isinstance(r, Outcome)},
-    )
+    refused = Verdict.REFUSED
+    outcomes = [r.verdict if isinstance(r, Outcome) else refused for r in results]
+    reasons = {i: str(r) for i, r in enumerate(results) if not isinstance(r, Outcome)}
+    if outcomes.count(refused) > len(reasons):
+        for i, verdict in enumerate(outcomes):
+            if verdict is refused:
+                reasons.setdefault(i, "it cannot be kept, and was set aside")
+    return manage.encode_published(outcomes, reasons)

@@ -140,10 +140,12 @@ class FedSubscription(Subscription):
             self._log.failure("The journal cannot be read for a subscription", failure)
             self._unreadable(self)
 
-    def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
+    def snapshot_part(
+        self, documents: Sequence[bytes]
+    ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         self._sent_to_snapshot += len(documents)
         items = ((0, encode_item(0, Stream.INTEL, raw)) for raw in documents)
-        return (encode_part(chunk) for _, chunk in chunks(items))
+        return [encode_part(chunk) for _, chunk in chunks(items)], []
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         mark = Mark(self.position, self._sent_to_snapshot, full, tuple(failed))
