@@ -222,8 +222,8 @@ class _Calls(Protocol):
         elif kind == REFUSED:
             answer.errback(self._refusal(rest.decode()))
         elif kind == LOST:
-            answer.errback(self._refusal(rest.decode()))
             self._lost(rest.decode())
+            answer.errback(self._refusal(rest.decode()))
         else:
             answer.errback(WorkerBroken(rest.decode()))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from tbvast.errors import FileLost
+from tbvast.errors import FileLost, TbvastError
 
 _DAMAGE = frozenset(
     {
@@ -44,13 +44,14 @@ def damage_of(error: BaseException | None) -> sqlite3.Error | None:
     @return: The error that says so; C{None} if nothing does.
     """
     while error is not None:
-        code = getattr(error, "sqlite_errorcode", None)
-        if (
-            isinstance(error, sqlite3.Error)
-            and isinstance(code, int)
-            and (code & 0xFF in _DAMAGE or code in _DAMAGE_WHILE_READ)
-        ):
-            return error
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", None)
+            if code is None:
+                # Not of SQLite, but of the module: a text that is none.
+                if isinstance(error, sqlite3.OperationalError):
+                    return error
+            elif code & 0xFF in _DAMAGE or code in _DAMAGE_WHILE_READ:
+                return error
         error = error.__cause__
     return None
 
@@ -112,13 +113,17 @@ class FileGuard:
         connection: sqlite3.Connection,
         path: Path,
         name: str,
+        replacement: Callable[[], str] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """
         @param connection: The only one that writes to the file, which it has used already.
         @param name: What the file is called in messages, e.g. C{the journal}.
+        @param replacement: Called if what was committed cannot be written again: makes
+            another file, and says what it has done.
         @param now: The date.
         """
+        self._replacement = replacement
         self._connection = connection
         self._path = path
         self._name = name
@@ -154,14 +159,29 @@ class FileGuard:
         size = os.stat(self._path).st_size
         if size < self._size:
             return f"{self._path} was cut from {self._size} to {size} bytes"
+        self._size = size
         return None
 
     def _give_up(self, what: str) -> None:
+        """
+        @param what: What has happened to the file.
+        """
         try:
-            rescue = self._rescue()
+            self._end(what, self._rescue())
         except (sqlite3.Error, OSError) as e:
-            rescue = f"it could not be written again: {e}"
-        self._lost = f"{self._name}'s file is lost: {what} while it was in use; {rescue}"
+            self._end(what, f"what was committed could not be written again ({e})")
+            self._replace()
+
+    def _end(self, what: str, then: str) -> None:
+        self._lost = f"{self._name} is lost: {what} while it was in use; {then}"
+
+    def _replace(self) -> None:
+        if self._replacement is None:
+            return
+        try:
+            self._lost = f"{self._lost}; {self._replacement()}"
+        except (TbvastError, OSError) as e:
+            self._lost = f"{self._lost}; it cannot be made anew ({e})"
 
     def _rescue(self) -> str:
         """
@@ -196,6 +216,18 @@ class FileGuard:
     def __enter__(self) -> None:
         self.check()
 
+    def give_up(self, what: str) -> FileLost:
+        """
+        Make sure that nobody uses the file any more, nor what is in it.
+
+        @param what: What is wrong with it, e.g. C{is damaged}.
+        @return: An error to raise: this one is what every later L{check} raises.
+        """
+        if self._lost is None:
+            self._end(f"{self._path} {what}", "it cannot be used any more")
+            self._replace()
+        return FileLost(self._lost)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -208,10 +240,12 @@ class FileGuard:
         """
         damage = damage_of(error)
         if damage is not None and self._lost is None:
-            self._give_up(f"{self._path} is damaged ({damage})")
+            self._give_up(f"{self._path} turned out to be damaged ({damage})")
+        if self._lost is None:
+            with contextlib.suppress(FileNotFoundError):
+                self._size = os.stat(self._path).st_size  # it may be shorter: it was vacuumed
         if self._lost is not None or error is None:
             self.check()
-            self._size = os.stat(self._path).st_size
 
 
 def _identity(path: str) -> tuple[int, int] | None:
