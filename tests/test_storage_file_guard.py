@@ -157,6 +157,7 @@ class FileGuardTests(SynchronousTestCase):
         self.assertIn("could not be written again", said)
         self.assertEqual(self.lost(), said)
         self.assertEqual(self.path.read_bytes(), before)
+        self.assertEqual(self.names(), ["the.db", "the.db-shm", "the.db-wal"])
 
     def test_replacement(self) -> None:
         """

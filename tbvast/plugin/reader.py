@@ -16,6 +16,7 @@ from tbvast.errors import FileLost, JournalFailed
 from tbvast.ops.database import connect, snapshot
 from tbvast.plugin.soundness import MOST_BYTES, damage
 from tbvast.plugin.store import (
+    BODY,
     DAMAGED,
     IN_FORCE,
     MICROSECONDS,
@@ -127,7 +128,7 @@ class JournalReader:
         """
         for number in numbers:
             stream, id_, body, crc = self._connection.execute(
-                "SELECT stream, id, body, crc FROM entries WHERE number = ?", (number,)
+                f"SELECT stream, id, {BODY}, crc FROM entries WHERE number = ?", (number,)
             ).fetchone() or (0, "", b"", 0)
             known = STREAM_OF_NUMBER.get(stream)
             reason = damage(known, body, crc) if known else f"damaged: stream {stream!r}"
@@ -181,7 +182,7 @@ class JournalReader:
             # None at all would mean that there are no more.
             while not good and (found := self._read_entries(after, wanted, limit, size)):
                 after = found[-1][0]
-                for number, stream, body, crc in found:
+                for number, stream, body, crc, _ in found:
                     try:
                         known = STREAM_OF_NUMBER[stream]
                         if crc32(body) == crc and len(body) <= MOST_BYTES[known]:
@@ -194,19 +195,19 @@ class JournalReader:
 
     def _read_entries(
         self, after: int, streams: str, limit: int, size: int
-    ) -> list[tuple[int, int, bytes, int]]:
+    ) -> list[tuple[int, int, bytes, int, int]]:
         """
         @param streams: Their numbers, as a JSON list.
         """
         found = []
         for row in self._connection.execute(
-            "SELECT number, stream, body, crc FROM entries WHERE number > ?"
+            "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
             " AND stream IN (SELECT value FROM json_each(?)) AND length(body) > 0"
             " ORDER BY number LIMIT ?",
             (after, streams, limit),
         ):
             found.append(row)
-            size -= len(row[2])
+            size -= row[4]
             if size <= 0:
                 break
         return found

@@ -94,6 +94,11 @@ no calendar has.
 
 _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?)"
 
+BODY = "coalesce(CAST(body AS BLOB), x'')"
+"""
+SQL for a body that may be of another type, where a row is damaged.
+"""
+
 UPGRADE_ROWS = 2000
 """
 How many entries of an earlier version are checked in one transaction.
@@ -225,7 +230,7 @@ class JournalStore:
         moment = int(calendar() * MICROSECONDS)
         first = last = self._meta("checked_until", 0)
         while rows := self._connection.execute(
-            "SELECT number, stream, id, body FROM entries"
+            f"SELECT number, stream, id, {BODY} FROM entries"
             " WHERE number > ? AND crc IS NULL ORDER BY number LIMIT ?",
             (last, UPGRADE_ROWS),
         ).fetchall():
@@ -271,7 +276,7 @@ class JournalStore:
             number = item.number or self._number_of(item)
             if number:
                 done = self._connection.execute(
-                    "UPDATE entries SET body = x'', crc = 0 WHERE number = ? AND body != x''",
+                    "UPDATE entries SET body = x'', crc = 0 WHERE number = ? AND length(body) > 0",
                     (number,),
                 )
                 if not done.rowcount:
@@ -332,7 +337,7 @@ class JournalStore:
                 found = {
                     place: e.reason
                     for place, item in enumerate(items)
-                    if item.id == e.id and place not in bad
+                    if place not in bad and e.is_of(item)
                 }
                 if not found:
                     raise
@@ -362,7 +367,7 @@ class JournalStore:
         moment = int(now * MICROSECONDS)
         with self._batch(moment) as batch:
             rows = self._connection.execute(
-                "SELECT number, id, modified, body, crc FROM entries"
+                f"SELECT number, id, modified, {BODY}, crc FROM entries"
                 " WHERE state = 1 AND valid_until <= ? ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
@@ -413,7 +418,7 @@ class JournalStore:
             return {
                 id_: body
                 for id_, body, crc in self._connection.execute(
-                    "SELECT id, body, crc FROM entries"
+                    f"SELECT id, {BODY}, crc FROM entries"
                     " WHERE number IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
                     (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(wanted)),
@@ -592,7 +597,7 @@ class _Batch:
             try:
                 self._connection.execute(values, row)
             except (OverflowError, UnicodeError, *_NOT_BOUND) as e:
-                raise _Unwritable(row[_ID], reason_of(e)) from e
+                raise _Unwritable(row[_ID], bytes(row[_BODY]), reason_of(e)) from e
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
         removal = item.operation is _REMOVE
@@ -638,7 +643,7 @@ class _Batch:
         body, crc = latest[_BODY], None
         if body is None:  # it is in the file
             body, crc = self._connection.execute(
-                "SELECT body, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
+                f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
             ).fetchone()
         try:
             whole = _withdrawn(id_, body, crc32(body) if crc is None else crc)
@@ -660,7 +665,7 @@ class _Batch:
         if latest[_BODY] is not None:
             return bytes(latest[_BODY])
         (body,) = self._connection.execute(
-            "SELECT body FROM entries WHERE number = ?", (latest[_NUMBER],)
+            f"SELECT {BODY} FROM entries WHERE number = ?", (latest[_NUMBER],)
         ).fetchone()
         return bytes(body)
 
@@ -697,23 +702,30 @@ class _Unwritable(Exception):
     """
     A row that no disk could take.
 
-    @ivar id: Its STIX id.
+    @ivar reason: Why.
     """
 
-    def __init__(self, id: str, reason: str) -> None:
+    def __init__(self, id: str, body: bytes, reason: str) -> None:
         super().__init__(id, reason)
-        self.id = id
         self.reason = reason
+        self._id = id
+        self._body = body
+
+    def is_of(self, item: Item) -> bool:
+        """
+        Whether an item was to become the row; a removal may have been completed.
+        """
+        return item.id == self._id and (
+            item.raw == self._body or (isinstance(item, Indicator) and item.pattern is None)
+        )
 
 
-def of_row(number: int, stream: int, id: str, body: Any, stage: Stage, reason: str) -> SetAside:
+def of_row(number: int, stream: int, id: str, body: bytes, stage: Stage, reason: str) -> SetAside:
     """
     An entry that could not be handled.
     """
     known = STREAM_OF_NUMBER.get(stream)
     type_ = "" if known is None else known.value.decode()
-    if not isinstance(body, bytes | bytearray):  # the type of a damaged row's column
-        body = str(body).encode()
     return SetAside(stage, reason, bytes(body), type_, str(id), number)
 
 

@@ -193,7 +193,12 @@ class FileGuard:
             self._connection.rollback()
         now = self._now()
         copy = beside(self._path, "rescued", now)
-        self._connection.execute("VACUUM INTO ?", (str(copy),))
+        try:
+            self._connection.execute("VACUUM INTO ?", (str(copy),))
+        except sqlite3.Error:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
+            raise
         with copy.open("rb+") as written:
             os.fsync(written.fileno())
         os.chmod(copy, 0o600)
