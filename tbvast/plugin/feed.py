@@ -91,7 +91,14 @@ class FedSubscription(Subscription):
             return
         if commit.until <= self.position:  # it was read already
             return
-        self._extend(commit.chunks(self.streams))
+        try:
+            self._extend(commit.chunks(self.streams))
+        except Exception:
+            # It reads the journal, so that no range that it is sent has a hole in it.
+            self._keeps_up = False
+            self._missed = True
+            self._stuck(self)
+            raise
         self._send_frames()
 
     def _extend(self, found: Iterable[tuple[int, bytes]]) -> None:
@@ -118,7 +125,7 @@ class FedSubscription(Subscription):
             self._missed = False
             reading = self._replay.entries(self.position, self.streams, PAGE_ITEMS, PAGE_BYTES)
             self._reading = reading
-            reading.addCallbacks(self._cb_read, self._eb_read)
+            reading.addCallback(self._cb_read).addErrback(self._eb_read)
 
     def _cb_read(self, entries: list[Entered]) -> None:
         self._reading = None

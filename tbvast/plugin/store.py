@@ -99,9 +99,11 @@ BODY = "coalesce(CAST(body AS BLOB), x'')"
 SQL for a body that may be of another type, where a row is damaged.
 """
 
-UPGRADE_ROWS = 2000
+UPGRADE_ROWS = 10_000
+UPGRADE_BYTES = 1 << 24
 """
-How many entries of an earlier version are checked in one transaction.
+How many entries of an earlier version, and how many bytes of them, are checked in one
+transaction.
 """
 
 STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
@@ -229,11 +231,7 @@ class JournalStore:
         """
         moment = int(calendar() * MICROSECONDS)
         first = last = self._meta("checked_until", 0)
-        while rows := self._connection.execute(
-            f"SELECT number, stream, id, {BODY} FROM entries"
-            " WHERE number > ? AND crc IS NULL ORDER BY number LIMIT ?",
-            (last, UPGRADE_ROWS),
-        ).fetchall():
+        while rows := self._unchecked(last):
             sound, bad = [], []
             for number, stream, id_, body in rows:
                 try:
@@ -248,6 +246,23 @@ class JournalStore:
                 self._set_meta("checked_until", last)
         if self.head > first:
             self._set_meta("checked_until", self.head)
+
+    def _unchecked(self, after: int) -> list[tuple[int, int, str, bytes]]:
+        """
+        The next entries without a checksum: number, stream, id and body.
+        """
+        rows: list[tuple[int, int, str, bytes]] = []
+        size = 0
+        for row in self._connection.execute(
+            f"SELECT number, stream, id, {BODY} FROM entries"
+            " WHERE number > ? AND crc IS NULL ORDER BY number LIMIT ?",
+            (after, UPGRADE_ROWS),
+        ):
+            rows.append(row)
+            size += len(row[3])
+            if size > UPGRADE_BYTES:
+                break
+        return rows
 
     def _meta(self, key: str, default: int) -> int:
         found = self._connection.execute(
