@@ -129,6 +129,13 @@ class StoreFailed(TbvastError):
     """
 
 
+class FileLost(TbvastError):
+    """
+    A file that is in use was removed, replaced, cut or damaged: nothing more can be kept in
+    it. C{str} of it says what has become of it, and where its contents are, in one line.
+    """
+
+
 class BusUnreachable(TbvastError):
     """
     A bus did not answer on its manage endpoint.

@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface
 from tbvast.bus.ownership import Run
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
+from tbvast.storage.set_aside import SetAside, SetAsideReport
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
@@ -275,7 +276,23 @@ class IJournal(Interface):
     def counts() -> Deferred[dict[str, int]]:
         """
         @return: Fires with the numbers of C{indicators} in force and of
-            C{sightings} kept.
+            C{sightings} kept, without those that were set aside.
+        """
+
+    def set_aside(items: Sequence[SetAside]) -> Deferred[None]:
+        """
+        Set items aside that could not be handled: the bytes, where it failed and why are
+        kept, in bounded number and size, and an entry of the journal is in no answer of it
+        any more. It still has its number, and ends or is superseded as any other.
+
+        @param items: If one has no number, but is an entry in force, that is found by its
+            bytes.
+        @return: Fires when that is durable.
+        """
+
+    def set_aside_report() -> Deferred[SetAsideReport]:
+        """
+        @return: Fires with how many items were set aside, and why the newest one was.
         """
 
 

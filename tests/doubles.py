@@ -44,10 +44,12 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
-from tbvast.ops.answering import PART, Result, answers, encode_request
+from tbvast.ops.answering import PART, Result, Unencodable, answers, encode_request
 from tbvast.ops.worker import Ask
 from tbvast.plugin.reader import Entered
 from tbvast.plugin.store import Outcome, Verdict
+from tbvast.stix.removals import bare_removal
+from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.wire.frames import Item, stream_of
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -153,7 +155,11 @@ def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Ask
     """
 
     def ask(method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        return call(_asked, target, method, encode_request(method, arguments))
+        try:
+            request = encode_request(method, arguments)
+        except Unencodable as e:
+            return fail(e)
+        return call(_asked, target, method, request)
 
     return ask
 
@@ -223,9 +229,11 @@ class MemoryJournal:
     @ivar held_reads: What L{entries} was asked for and has not done yet.
     @ivar batches: How many items each call of L{append} had.
     @ivar saved: The subscriptions that are remembered.
+    @ivar aside: What was set aside.
     """
 
     def __init__(self, clock: IReactorTime, identity: str = "memory") -> None:
+        self.aside: list[SetAside] = []
         self.identity = identity
         self.head = 0
         self.floor = 0
@@ -241,6 +249,7 @@ class MemoryJournal:
         self._positions: dict[str, Position] = {}
         self._latest: dict[str, _Kept] = {}
         self._last = 0
+        self._numbers_aside: set[int] = set()
 
     def append(
         self, items: Sequence[Item], publishers: Sequence[Run] = ()
@@ -275,7 +284,10 @@ class MemoryJournal:
             lambda: {
                 id: kept.item.raw
                 for id, kept in self._latest.items()
-                if id in wanted and kept.in_force and isinstance(kept.item, Indicator)
+                if id in wanted
+                and kept.in_force
+                and isinstance(kept.item, Indicator)
+                and kept.number not in self._numbers_aside
             }
         )
 
@@ -283,7 +295,10 @@ class MemoryJournal:
         return self._attempt(
             lambda: {
                 "indicators": sum(self._is_current(kept) for kept in self._latest.values()),
-                "sightings": sum(isinstance(k.item, Sighting) for k in self._latest.values()),
+                "sightings": sum(
+                    isinstance(k.item, Sighting) and k.number not in self._numbers_aside
+                    for k in self._latest.values()
+                ),
             }
         )
 
@@ -325,6 +340,33 @@ class MemoryJournal:
             msgspec.structs.replace(e, raw=raw) if e.number == number else e for e in self._accepted
         ]
 
+    def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
+        return self._attempt(self._set_aside, items)
+
+    def _set_aside(self, items: Sequence[SetAside]) -> None:
+        for item in items:
+            number = item.number or self._number_of(item)
+            if number in self._numbers_aside:
+                continue
+            self.aside.append(msgspec.structs.replace(item, number=number))
+            if number:
+                self._numbers_aside.add(number)
+
+    def _number_of(self, item: SetAside) -> int:
+        if item.stage in (Stage.INTAKE, Stage.APPEND):
+            return 0
+        return next((k.number for k in self._latest.values() if k.item.raw == item.body), 0)
+
+    def set_aside_report(self) -> Deferred[SetAsideReport]:
+        return self._attempt(self._report)
+
+    def _report(self) -> SetAsideReport:
+        if not self.aside:
+            return SetAsideReport()
+        newest = self.aside[-1]
+        text = f"{newest.stage}: {newest.id or 'no id'}: {newest.reason}"
+        return SetAsideReport(len(self.aside), text)
+
     def _save(self, changes: dict[str, bytes | None]) -> None:
         for topic, request in changes.items():
             self.saved.pop(topic, None)
@@ -336,6 +378,8 @@ class MemoryJournal:
     ) -> list[Entered]:
         found: list[Entered] = []
         for entry in self._accepted:
+            if entry.number in self._numbers_aside:
+                continue
             if entry.number > after and entry.stream in streams and len(found) < limit:
                 found.append(entry)
                 size -= len(entry.raw)
@@ -372,13 +416,15 @@ class MemoryJournal:
         return (
             isinstance(item, Indicator)
             and kept.in_force
+            and kept.number not in self._numbers_aside
             and (item.valid_until is None or item.valid_until > self._clock.seconds() * 1e6)
         )
 
     def _keep(self, item: Item, who: Publisher) -> Outcome:
         kept = self._latest.get(item.id)
+        aside = kept is not None and kept.number in self._numbers_aside
         if isinstance(item, Sighting):
-            if kept is not None:
+            if kept is not None and not aside:
                 return Outcome(Verdict.REPEATED, 0, item)
             return self._accept(item, True, NOBODY)
         removal = item.operation is Operation.REMOVE
@@ -386,6 +432,9 @@ class MemoryJournal:
             if removal and (item.pattern is None or who.name):
                 return Outcome(Verdict.UNKNOWN, 0, item)
             return self._accept(item, not removal, who.name)
+        if aside:  # the same version can come again
+            decided = kept.decided - {(False, kept.version)}
+            kept = msgspec.structs.replace(kept, version=kept.version - 1, decided=decided)
         verdict = self._judge_removal(item, kept) if removal else self._judge(item, kept)
         if verdict is not Verdict.ACCEPTED:
             return Outcome(verdict, 0, item, "why" if verdict is Verdict.OUTDATED else "")
@@ -395,10 +444,13 @@ class MemoryJournal:
             return self._accept(item, True, kept.owner or who.name, kept)
         old = kept.item
         version = item.modified or self._now()
-        raw = item.raw
-        if item.pattern is None:
-            raw = with_operation(old.raw, Operation.REMOVE)
-        if item.pattern is None or not item.modified:
+        if item.pattern is None and aside:
+            bare = bare_removal(item.id, max(version, kept.version))
+            item = msgspec.structs.replace(bare, modified=version)
+        elif item.pattern is None or not item.modified:
+            raw = item.raw
+            if item.pattern is None:
+                raw = with_operation(old.raw, Operation.REMOVE)
             item = decode_indicator(with_version(raw, version))
         return self._accept(item, False, kept.owner, kept)
 

@@ -140,6 +140,7 @@ class FileJournal:
     @ivar journal: The L{Journal}.
     @ivar store: What writes.
     @ivar reader: What reads.
+    @ivar lost: Why the file cannot be used any more.
     """
 
     def __init__(
@@ -156,7 +157,8 @@ class FileJournal:
         self.reader = JournalReader(path)
         opened = Opened(self.store.identity, self.store.head)
         ask = asking(Writer(self.store), call)
-        self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now)
+        self.lost: list[str] = []
+        self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now, self.lost.append)
 
     def close(self) -> None:
         self.store.close()

@@ -16,9 +16,10 @@ from tbvast.bridge.keeper import NO, PIECE, Keeper
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.errors import StoreFailed
 from tbvast.intel.matches import Entry
+from tbvast.ops.database import PAGE_BYTES
 from tbvast.ops.worker import Worker
 from tbvast.wire.manage import Position
-from tests.doubles import an_indicator, asking, indicator_id, moment
+from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
 
 MANY = 2 * PIECE + 1
 
@@ -161,6 +162,87 @@ class ProcessTests(TestCase):
         """
         A file that cannot be used is refused.
         """
-        self.path.write_bytes(b"x" * 10_000)
+        self.path.mkdir()
         e = self.assertRaises(StoreFailed, self.worker().start, Position | None)
         self.assertIn(str(self.path), str(e))
+
+    async def test_garbage(self) -> None:
+        """
+        In place of a file that is no store, a new one is made, and what it was is kept.
+        """
+        self.path.write_bytes(b"x" * 10_000)
+        keeper = self.worker()
+        self.assertIsNone(keeper.start(Position | None))
+        said = await keeper.ask(Keeper.renewed)
+        await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False)
+        await keeper.stop()
+        (aside,) = self.path.parent.glob(f"{self.path.name}-damaged-*")
+        self.assertEqual(aside.read_bytes(), b"x" * 10_000)
+        self.assertIn(str(aside), said)
+        keeper = self.worker()
+        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
+        self.assertEqual(await keeper.ask(Keeper.renewed), "")
+        await keeper.stop()
+
+    async def test_carried_over(self) -> None:
+        """
+        A new store has the sightings that can still be read of the one that is damaged.
+        """
+        store = BridgeStore(self.path)
+        store.apply([an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False)
+        store.remember([a_sighting(number) for number in range(3)], 5.0)
+        store.mark_sent([a_sighting(0).id])
+        store.set_covered(7.0)
+        (root,) = store._db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
+        ).fetchone()
+        store.close()
+        with self.path.open("r+b") as file:
+            file.seek((root - 1) * PAGE_BYTES)
+            file.write(b"\xff" * PAGE_BYTES)
+        keeper = self.worker()
+        self.assertIsNone(keeper.start(Position | None))
+        self.assertIn("2 sightings were carried over", await keeper.ask(Keeper.renewed))
+        unsent = await keeper.ask(Keeper.unsent, 10)
+        self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
+        self.assertEqual(await keeper.ask(Keeper.remember, [a_sighting(0)], 6.0), 0)
+        self.assertEqual(await keeper.ask(Keeper.covered), 7.0)
+        await keeper.stop()
+        self.assertEqual(self.lost, [])
+
+    async def test_removed(self) -> None:
+        """
+        If the file is removed while it is used, all that was committed is written again,
+        and the process ends and says so.
+        """
+        keeper = self.worker()
+        keeper.start(Position | None)
+        await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False)
+        self.path.unlink()
+        e = await self.assertFailure(keeper.ask(Keeper.expire, 1.0), StoreFailed)
+        await keeper.stop()
+        self.assertEqual(self.lost, [str(e)])
+        self.assertIn("was removed while it was in use", str(e))
+        keeper = self.worker()
+        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
+        counts = await keeper.ask(Keeper.counts)
+        self.assertEqual(counts["indicators"], 1)
+        await keeper.stop()
+
+    async def test_damaged_document(self) -> None:
+        """
+        A document that is none any more when it is needed has the store made anew.
+        """
+        store = BridgeStore(self.path)
+        store.apply([an_indicator(1, valid_from=moment(100))], 0.0, False, Position("bus", 7))
+        store._db.execute("UPDATE indicators SET body = x'00'")
+        store.close()
+        keeper = self.worker()
+        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
+        e = await self.assertFailure(keeper.ask(Keeper.begin, 200.0, False), StoreFailed)
+        self.assertIn("a new one was made", str(e))
+        await keeper.stop()
+        self.assertEqual(self.lost, [str(e)])
+        keeper = self.worker()
+        self.assertIsNone(keeper.start(Position | None))
+        await keeper.stop()

@@ -16,7 +16,7 @@ from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
 from tbvast.errors import JournalFailed
-from tbvast.ops.answering import serve
+from tbvast.ops.answering import Unencodable, serve
 from tbvast.ops.worker import Worker, WorkerBroken
 from tbvast.wire.frames import Item
 from tests.doubles import a_sighting, an_indicator, moment
@@ -90,7 +90,7 @@ class WorkerTests(TestCase):
         """
         worker = self.worker()
         worker.start(str)
-        await self.assertFailure(worker.ask(Tester.pair, [], {"a": 1 << 80}), OverflowError)
+        await self.assertFailure(worker.ask(Tester.pair, [], {"a": 1 << 80}), Unencodable)
         self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
         await worker.stop()
 

@@ -763,6 +763,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         other.executescript(
             "DROP TABLE latest; DROP TABLE indexed; ALTER TABLE entries DROP COLUMN digest;"
             "ALTER TABLE entries DROP COLUMN owner; ALTER TABLE entries DROP COLUMN decided;"
+            "DROP TABLE set_aside; ALTER TABLE entries DROP COLUMN crc;"
             "CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;"
             "PRAGMA user_version = 1"
         )
@@ -787,6 +788,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         other = sqlite3.connect(self.path)
         other.executescript(
             "ALTER TABLE entries DROP COLUMN owner; ALTER TABLE entries DROP COLUMN decided;"
+            "DROP TABLE set_aside; ALTER TABLE entries DROP COLUMN crc;"
             "PRAGMA user_version = 3"
         )
         other.close()

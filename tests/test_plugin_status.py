@@ -68,6 +68,7 @@ class StatisticsTests(SynchronousTestCase):
                 "plugin": "bus",
                 "uptime": 0.0,
                 "journal": {"head": 0, "indicators": 0, "sightings": 0},
+                "set_aside": {"count": 0, "newest": ""},
                 "received": {},
                 "rates": {"indicator": 0.0, "sighting": 0.0},
                 "subscriptions": [],

@@ -15,6 +15,7 @@ from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
 from tbvast.bridge.cursor import StoreCursor
@@ -106,6 +107,7 @@ class Bridge(SequentialService):
             self._process.fail,
         )
         position: Position | None = self._keeper.start(Position | None)
+        self._keeper.ask(Keeper.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
         self._factory = Factory(self._reactor)
         self._compose(position)
         try:
@@ -113,6 +115,13 @@ class Bridge(SequentialService):
         except Exception:
             self._factory.shutdown()
             raise
+
+    def _cb_renewed(self, said: str) -> None:
+        if said:
+            self._log.critical("{said}", said=said)
+
+    def _eb_renewed(self, failure: Failure) -> None:
+        failure.trap(StoreFailed)  # it has ended, and that is told
 
     def _compose(self, position: Position | None) -> None:
         """

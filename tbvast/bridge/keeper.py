@@ -15,14 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from tbvast.bridge.renewal import renew
 from tbvast.bridge.store import BridgeStore, Changes
-from tbvast.errors import StartupRefused, StoreFailed
+from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
+from tbvast.storage.file_guard import FileGuard, damage_of
 from tbvast.wire.manage import Position
 
 PIECE = 5000
@@ -36,9 +40,18 @@ YES, NO = "yes", "no"
 class Keeper:
     """
     A L{BridgeStore}, as another process asks for it.
+
+    @ivar guard: Watches the file: each method is to be called inside.
     """
 
-    def __init__(self, store: BridgeStore) -> None:
+    def __init__(
+        self, store: BridgeStore, guard: FileGuard | None = None, renewed: str = ""
+    ) -> None:
+        """
+        @param renewed: What was done about a store that could not be read.
+        """
+        self.guard = guard
+        self._renewed = renewed
         self._store = store
         self._held: list[Entry] = []
         self._failed = 0
@@ -66,6 +79,12 @@ class Keeper:
             self._failed = run
             raise
 
+    def renewed(self) -> str:
+        """
+        What was done about a store that could not be read; empty for nothing.
+        """
+        return self._renewed
+
     def begin_snapshot(self) -> None:
         """
         @see: L{BridgeStore.begin_snapshot}
@@ -88,7 +107,12 @@ class Keeper:
         """
         @see: L{BridgeStore.begin}
         """
-        return _pieces(self._store.begin(now, search))
+        try:
+            return _pieces(self._store.begin(now, search))
+        except Invalid as e:  # it was an indicator when it was written
+            if self.guard is None:
+                raise
+            raise self.guard.give_up(f"holds a damaged document ({e})") from e
 
     def entries(self) -> Iterator[list[Entry]]:
         """
@@ -207,12 +231,37 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
         own(path)
     except OSError as e:
         raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+    renewed = ""
+    try:
+        store = _derived(path, search)
+    except (StartupRefused, sqlite3.Error, Invalid, msgspec.MsgspecError) as e:
+        damage = damage_of(e) if isinstance(e, StartupRefused | sqlite3.Error) else e
+        if damage is None:
+            raise
+        try:
+            renewed = f"The store {path} is damaged ({damage}): {renew(path)}."
+        except OSError as refusal:
+            raise StartupRefused(f"{e}, and it cannot be moved aside: {refusal}") from e
+        store = _derived(path, search)
+    guard = store.make_guard(path, lambda: renew(path))
+    try:
+        yield Keeper(store, guard, renewed), store.position
+    finally:
+        with contextlib.suppress(sqlite3.Error):  # as of one that was damaged
+            store.close()
+
+
+def _derived(path: Path, search: bool) -> BridgeStore:
+    """
+    A store with which everything can be read.
+    """
     store = BridgeStore(path)
     try:
         store.derive(search)
-        yield Keeper(store), store.position
-    finally:
+    except BaseException:
         store.close()
+        raise
+    return store
 
 
 def main(path: str, search: str) -> None:

@@ -28,6 +28,7 @@ from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observabl
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
+from tbvast.storage.file_guard import FileGuard
 from tbvast.wire.manage import Position
 
 SIGHTING_MEMORY_DAYS = 30
@@ -288,6 +289,13 @@ class BridgeStore:
 
     def close(self) -> None:
         self._db.close()
+
+    def make_guard(self, path: Path, replacement: Callable[[], str]) -> FileGuard:
+        """
+        @param path: The file.
+        @param replacement: As L{FileGuard} takes it.
+        """
+        return FileGuard(self._db, path, "the bridge's store", replacement)
 
     @property
     def change(self) -> int:
@@ -888,6 +896,20 @@ class BridgeStore:
             fresh = list(reversed(new.values()))
             insert(self._db, "sightings", [(each.id, int(now), each.raw) for each in fresh])
         return fresh
+
+    def carry_over(self, sightings: Sequence[tuple[str, int, bytes | None]]) -> int:
+        """
+        Take in the sightings of another store.
+
+        @param sightings: Of each its id, when it was made, and its document if it has not
+            been sent.
+        @return: How many have not been sent.
+        """
+        with transaction(self._db):
+            self._db.executemany(
+                "INSERT OR IGNORE INTO sightings (id, made, body) VALUES (?, ?, ?)", sightings
+            )
+        return sum(body is not None for _, _, body in sightings)
 
     def unsent(self, limit: int) -> list[tuple[str, bytes]]:
         """

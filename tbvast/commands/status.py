@@ -96,6 +96,9 @@ def tables(status: Any, bus: str) -> Iterator[Table]:
     @param bus: What to call the bus.
     """
     yield _bus(status, bus)
+    newest = at(status, "set_aside", "newest")
+    if newest:
+        yield _set_aside(at(status, "set_aside", "count"), shown(newest))
     subscriptions = items(status, "subscriptions")
     if subscriptions:
         yield _subscriptions(subscriptions)
@@ -147,8 +150,17 @@ def _bus(status: Any, bus: str) -> Table:
         count = at(status, "received", "message", verdict)
         if count:
             rows.append((f"{verdict} since the start, of either", count, None))
+    aside = at(status, "set_aside", "count")
+    if aside:
+        rows.append(("set aside, of either", aside, None))
     for name, *values in rows:
         table.add_row(styled(name), *(styled(shown(value)) for value in values))
+    return table
+
+
+def _set_aside(count: Any, newest: str) -> Table:
+    table = _table(f"{shown(count)} set aside", "the newest: where it failed, and why")
+    table.add_row(styled(newest))
     return table
 
 

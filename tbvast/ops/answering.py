@@ -13,18 +13,19 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import GenericAlias
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from tbvast.errors import FileLost
 from tbvast.ops.process import settle
 
-PART, DONE, REFUSED, BROKEN = b".", b"+", b"-", b"!"
+PART, DONE, REFUSED, BROKEN, LOST = b".", b"+", b"-", b"!", b"x"
 """
 What a message of an answer begins with: a part of the result follows, the result, or why
-there is none.
+there is none. After L{LOST}, there are no more answers: the process has lost its file.
 """
 
 HEAD = 4
@@ -45,12 +46,22 @@ encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
 
 
+class Unencodable(Exception):
+    """
+    An argument cannot be given to another process: a number that is too large, say.
+    """
+
+
 def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
     """
     @param method: Of the class of the object that is asked.
     @param arguments: All of them, by position.
+    @raise Unencodable: If one of them cannot be encoded.
     """
-    return encode((method.__name__, arguments))
+    try:
+        return encode((method.__name__, arguments))
+    except Exception as e:
+        raise Unencodable(f"{type(e).__name__}: {e}") from e
 
 
 class Result:
@@ -117,9 +128,10 @@ def serve(
     opening: AbstractContextManager[tuple[object, Any]], refusals: tuple[type[Exception], ...]
 ) -> None:
     """
-    Be the process: answer requests, until whoever asks is gone.
+    Be the process: answer requests, until whoever asks is gone, or L{FileLost} is raised.
 
-    @param opening: Around everything. Gives what will be asked, and what is said of it.
+    @param opening: Around everything. Gives what will be asked, and what is said of it. If
+        that has a C{guard}, a context manager, each of its methods is called inside.
     @param refusals: What it and the methods raise if they cannot do something.
     """
     for number in _FOR_WHOEVER_ASKS:
@@ -140,6 +152,8 @@ def serve(
             for request in _ahead(stream):
                 for message in _answered(target, request, refusals):
                     _write(connection, message)
+                    if message[:1] == LOST:
+                        return
         except ConnectionError:
             pass  # as when there are no more requests
 
@@ -148,7 +162,17 @@ def _answered(
     target: object, request: bytes, refusals: tuple[type[Exception], ...]
 ) -> Iterator[bytes]:
     try:
-        yield from answers(target, request)
+        with getattr(target, "guard", None) or nullcontext():
+            held: bytes | None = None
+            # The last message only when the guard has let it out.
+            for message in answers(target, request):
+                if held is not None:
+                    yield held
+                held = message
+        if held is not None:
+            yield held
+    except FileLost as e:
+        yield LOST + str(e).encode()
     except refusals as e:
         yield REFUSED + str(e).encode()
     except Exception:

@@ -24,9 +24,11 @@ from tbvast.errors import TbvastError
 from tbvast.ops.answering import (
     DONE,
     HEAD,
+    LOST,
     PART,
     REFUSED,
     Result,
+    Unencodable,
     encode_request,
     read_message,
 )
@@ -70,7 +72,7 @@ class Worker:
         @param module: What the process runs, which calls L{tbvast.ops.answering.serve}.
         @param refusal: Makes the error that a request fails with if the worker refuses
             it, or is not there any more.
-        @param lost: Called, with how, if the process ends before it should.
+        @param lost: Called, once, with how or why, if the process ends before it should.
         """
         self._reactor = reactor
         self._name = name
@@ -101,7 +103,7 @@ class Worker:
                 )
             with ours.makefile("rb") as stream:
                 first = read_message(stream)
-            self._calls = _Calls(self._name, self._refusal)
+            self._calls = _Calls(self._name, self._refusal, self._told)
             if first[:1] != DONE:
                 self._stopping = True
                 raise self._refusal(first[1:].decode() or f"{self._name} ended while it started")
@@ -115,7 +117,7 @@ class Worker:
         """
         An L{Ask} of the process.
 
-        @return: Fails with a refusal, or with L{WorkerBroken}.
+        @return: Fails with a refusal, at once with L{Unencodable}, or with L{WorkerBroken}.
         """
         return self._calls.ask(method, arguments)
 
@@ -129,6 +131,14 @@ class Worker:
             self._stopping = True
             self._calls.end()
         return self._ended
+
+    def _told(self, why: str) -> None:
+        """
+        The process says that it cannot go on.
+        """
+        if not self._stopping:
+            self._stopping = True
+            self._lost(why)
 
     def _exited(self, how: str) -> None:
         if not self._stopping:
@@ -153,9 +163,12 @@ class _Calls(Protocol):
     @ivar gone: Whether nothing can be asked any more.
     """
 
-    def __init__(self, name: str, refusal: Callable[[str], TbvastError]) -> None:
+    def __init__(
+        self, name: str, refusal: Callable[[str], TbvastError], lost: Callable[[str], None]
+    ) -> None:
         self._name = name
         self._refusal = refusal
+        self._lost = lost
         self._waiting: deque[tuple[Deferred[Any], Result]] = deque()
         self._received = bytearray()
         self.gone = False
@@ -165,8 +178,8 @@ class _Calls(Protocol):
             return fail(self._has_ended())
         try:
             request = encode_request(method, arguments)
-        except Exception:  # a number that is too large, say
-            return fail()
+        except Unencodable as e:
+            return fail(e)
         answer: Deferred[Any] = Deferred()
         self._waiting.append((answer, Result(method)))
         self._send(request)
@@ -207,6 +220,9 @@ class _Calls(Protocol):
         if kind == DONE:
             answer.callback(result.end(rest))
         elif kind == REFUSED:
+            answer.errback(self._refusal(rest.decode()))
+        elif kind == LOST:
+            self._lost(rest.decode())
             answer.errback(self._refusal(rest.decode()))
         else:
             answer.errback(WorkerBroken(rest.decode()))

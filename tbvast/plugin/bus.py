@@ -27,13 +27,14 @@ from tbvast.plugin.feed import FedSubscription
 from tbvast.plugin.gate import Gate
 from tbvast.plugin.housekeeping import Housekeeping
 from tbvast.plugin.intake import Intake
-from tbvast.plugin.journal import JournalService
+from tbvast.plugin.journal import Journal, JournalService
 from tbvast.plugin.snapshots import JournalSource, Snapshots
 from tbvast.plugin.status import Statistics
 from tbvast.plugin.subscriptions import Limits, Subscription, Subscriptions
 from tbvast.plugin.upstream import Upstream
 from tbvast.service.clock import calendar
 from tbvast.settings import PluginSettings
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.wire.frames import REPORT_TOPICS
 from tbvast.zeromq.connections import (
     KEEPALIVE,
@@ -165,25 +166,29 @@ class Bus(SequentialService):
             ),
         )
         subscriptions.save = journal.save_subscriptions
-        subscriptions.restore(self._journal_service.saved_subscriptions)
+        self._restore(subscriptions, journal)
         for each in subscriptions.everybody():
             if not self._gate.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
-        snapshots = Snapshots(
-            self._reactor, calendar, [JournalSource(journal)], subscriptions.everybody
-        )
-        self._snapshots = snapshots
-        for each in subscriptions.everybody():
-            if isinstance(each, QueuedSubscription) and each.owed:
-                self._snapshot_again(each)
         intake = Intake(
             self._reactor,
             journal,
             self._gate,
             self._spread,
-            snapshots.answered,
+            lambda envelope: snapshots.answered(envelope),
             settings.errors_per_minute,
         )
+        snapshots = Snapshots(
+            self._reactor,
+            calendar,
+            [JournalSource(journal)],
+            subscriptions.everybody,
+            intake.set_aside,
+        )
+        self._snapshots = snapshots
+        for each in subscriptions.everybody():
+            if isinstance(each, QueuedSubscription) and each.owed:
+                self._snapshot_again(each)
         statistics = Statistics(self._reactor, journal, intake, subscriptions)
         subscriptions.setServiceParent(self)
         statistics.setServiceParent(self)
@@ -215,6 +220,20 @@ class Bus(SequentialService):
             settings.max_snapshot_days,
             settings.errors_per_minute,
         )
+
+    def _restore(self, subscriptions: Subscriptions, journal: Journal) -> None:
+        """
+        Make the subscriptions of before again; one that cannot be read is set aside.
+        """
+        bad = subscriptions.restore(self._journal_service.saved_subscriptions)
+        if bad:
+            journal.set_aside(
+                [SetAside(Stage.SUBSCRIPTION, reason_of(e), raw) for raw, e in bad.values()]
+            ).addErrback(
+                lambda failure: self._log.error(
+                    "Cannot set subscriptions aside: {reason}", reason=str(failure.value)
+                )
+            )
 
     def _spread(self, commit: Commit) -> Deferred[None]:
         for upstream in self._upstreams:

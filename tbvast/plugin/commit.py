@@ -4,31 +4,69 @@ What was accepted at once, in every form in which somebody wants it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
+from tbvast.plugin.soundness import MOST_BYTES
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.wire.feed import chunks, encode_item
 from tbvast.wire.frames import Item, render, render_all, stream_of
 from tbvast.wire.topics import Dialect, Stream
+
+T = TypeVar("T")
+
+Refuse = Callable[[Sequence[SetAside]], None]
+"""
+Has items set aside that cannot be rendered.
+"""
+
+
+def leave_out(items: Sequence[SetAside]) -> None:
+    """
+    A L{Refuse} for who has nowhere to set anything aside.
+    """
+
+
+def render_each(
+    render: Callable[[T], Iterable[bytes]], things: Iterable[T]
+) -> tuple[list[bytes], list[tuple[T, Exception]]]:
+    """
+    Render things of which one may be bad: it alone is left out.
+
+    @return: The frames, and what could not be rendered, and why.
+    """
+    frames: list[bytes] = []
+    bad: list[tuple[T, Exception]] = []
+    for thing in things:
+        try:
+            frames.extend(render(thing))
+        except Exception as e:  # it may be any: it was not to be expected
+            bad.append((thing, e))
+    return frames, bad
 
 
 class Commit:
     """
     Items that are durable, each with its number; every form is made once.
 
+    An item that cannot be rendered in one form is set aside, and in no form that is made
+    later.
+
     @ivar first: The lowest number.
     @ivar until: The highest number.
     @ivar streams: The streams that there is something of.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, Item]]) -> None:
+    def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse = leave_out) -> None:
         """
         @param entries: Numbers and items, by number; at least one.
+        @param refuse: Called with the items that cannot be rendered.
         """
         self.first = entries[0][0]
         self.until = entries[-1][0]
         self._all = entries
+        self._refuse = refuse
         self.streams = frozenset([stream_of(item) for _, item in entries])
-        self._tails: dict[tuple[Dialect, frozenset[Stream]], list[bytes]] = {}
         self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
         self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
 
@@ -42,14 +80,9 @@ class Commit:
 
     def tails(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
         """
-        @return: What follows a subscription's own topic in each frame.
+        @return: The part of each frame that follows a subscription's own topic.
         """
-        found = self._tails.get((dialect, streams))
-        if found is None:
-            found = self._tails[dialect, streams] = render_all(
-                dialect, [item for _, item in self._entries(streams)]
-            )
-        return found
+        return self.numbered(dialect, streams)[1]
 
     def numbered(
         self, dialect: Dialect, streams: frozenset[Stream]
@@ -59,18 +92,48 @@ class Commit:
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
-            entries = self._entries(streams)
-            tails = self.tails(dialect, streams) if dialect is Dialect.STIX2 else []
-            if len(tails) == len(entries):  # one of each
-                found = [number for number, _ in entries], tails
-            else:
-                found = [], []
-                for number, item in entries:
-                    for tail in render(dialect, item):
-                        found[0].append(number)
-                        found[1].append(tail)
-            self._numbered[dialect, streams] = found
+            found = self._numbered[dialect, streams] = self._rendered(dialect, streams)
         return found
+
+    def _rendered(
+        self, dialect: Dialect, streams: frozenset[Stream]
+    ) -> tuple[list[int], list[bytes]]:
+        entries = self._entries(streams)
+        if dialect is Dialect.STIX2:  # one frame of each
+            try:
+                return [n for n, _ in entries], render_all(dialect, [item for _, item in entries])
+            except Exception:  # one of them: each on its own
+                pass
+        numbers: list[int] = []
+        frames: list[bytes] = []
+        bad: list[tuple[int, Item, str]] = []
+        for number, item in entries:
+            try:
+                tails = render(dialect, item)
+            except Exception as e:  # it may be any: it was not to be expected
+                bad.append((number, item, reason_of(e)))
+                continue
+            frames += tails
+            numbers += [number] * len(tails)
+        if bad:
+            self._set_aside(bad)
+        return numbers, frames
+
+    def _set_aside(self, bad: Sequence[tuple[int, Item, str]]) -> None:
+        """
+        @param bad: Number, item and reason of each.
+        """
+        numbers = {number for number, _, _ in bad}
+        self._all = [entry for entry in self._all if entry[0] not in numbers]
+        self._refuse(
+            [
+                SetAside(
+                    *(Stage.DELIVERY, reason, item.raw),
+                    *(stream_of(item).value.decode(), item.id, number),
+                )
+                for number, item, reason in bad
+            ]
+        )
 
     def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:
         """
@@ -78,6 +141,8 @@ class Commit:
         """
         found = self._chunks.get(streams)
         if found is None:
+            if max([len(item.raw) for _, item in self._all], default=0) > _SURELY_SENT:
+                self._leave_out_long()
             found = self._chunks[streams] = list(
                 chunks(
                     (number, encode_item(number, stream_of(item), item.raw))
@@ -87,3 +152,18 @@ class Commit:
             if found:
                 found[-1] = (self.until, found[-1][1])
         return found
+
+    def _leave_out_long(self) -> None:
+        self._set_aside(
+            [
+                (number, item, f"of {len(item.raw)} bytes, too long to be sent")
+                for number, item in self._all
+                if len(item.raw) > MOST_BYTES[stream_of(item)]
+            ]
+        )
+
+
+_SURELY_SENT = min(MOST_BYTES.values())
+"""
+Bytes of a document up to which it can be sent, whatever it is.
+"""

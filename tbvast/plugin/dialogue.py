@@ -21,7 +21,7 @@ from tbvast.plugin.gate import TO_SUBSCRIBE, Gate
 from tbvast.plugin.intake import Intake
 from tbvast.plugin.snapshots import Snapshots
 from tbvast.plugin.status import Statistics
-from tbvast.plugin.store import Outcome
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import Subscriptions
 from tbvast.wire import manage
 from tbvast.wire.topics import streams_of
@@ -153,6 +153,6 @@ def _reason(result: Outcome | Invalid) -> str:
 
 def _published(results: list[Outcome | Invalid]) -> bytes:
     return manage.encode_published(
-        [r.verdict if isinstance(r, Outcome) else "refused" for r in results],
+        [r.verdict if isinstance(r, Outcome) else Verdict.REFUSED for r in results],
         {i: reason for i, r in enumerate(results) if (reason := _reason(r))},
     )

@@ -96,7 +96,14 @@ class FedSubscription(Subscription):
             self._missed = True
             self._stuck(self)
             return
-        self._extend(commit.chunks(self.streams))
+        try:
+            self._extend(commit.chunks(self.streams))
+        except Exception:
+            # It reads the journal, so that no range that it is sent has a hole in it.
+            self._keeps_up = False
+            self._missed = True
+            self._stuck(self)
+            raise
         self._send_frames()
 
     def _extend(self, found: Iterable[tuple[int, bytes]]) -> None:
@@ -123,7 +130,7 @@ class FedSubscription(Subscription):
             self._missed = False
             reading = self._replay.entries(self.position, self.streams, PAGE_ITEMS, PAGE_BYTES)
             self._reading = reading
-            reading.addCallbacks(self._cb_read, self._eb_read)
+            reading.addCallback(self._cb_read).addErrback(self._eb_read)
 
     def _cb_read(self, entries: list[Entered]) -> None:
         self._reading = None
@@ -145,10 +152,12 @@ class FedSubscription(Subscription):
             self._log.failure("The journal cannot be read for a subscription", failure)
             self._unreadable(self)
 
-    def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
+    def snapshot_part(
+        self, documents: Sequence[bytes]
+    ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         self._sent_to_snapshot += len(documents)
         items = ((0, encode_item(0, Stream.INTEL, raw)) for raw in documents)
-        return (encode_part(chunk) for _, chunk in chunks(items))
+        return [encode_part(chunk) for _, chunk in chunks(items)], []
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         mark = Mark(self.position, self._sent_to_snapshot, full, tuple(failed))

@@ -23,6 +23,7 @@ from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import TURN
+from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
 from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
 
 BATCH = 2000
@@ -156,6 +157,8 @@ class Intake:
                     self._waiting.append((item, None, 0, self._gate.publisher(user)))
             except Invalid as e:
                 self._refused(e)
+            except Exception as e:
+                self._refused(self._unexpected(b" ".join(message), e))
         if len(self._waiting) >= FULL and not self._paused:
             self._paused = True
             self.pause()
@@ -221,6 +224,10 @@ class Intake:
                 except Invalid as e:
                     self._refused(e)
                     offer.settle(index, e)
+                except Exception as e:
+                    refusal = self._unexpected(each, e)
+                    self._refused(refusal)
+                    offer.settle(index, refusal)
             if offer.begun >= len(offer.given):
                 self._offers.popleft()
         self._commit()
@@ -257,6 +264,29 @@ class Intake:
                 publisher=publisher.name or "somebody",
                 id=item.id,
                 reason=outcome.reason,
+            )
+
+    def _unexpected(self, given: Any, error: Exception) -> Invalid:
+        """
+        Set aside what could not even be refused, as it should have been.
+        """
+        raw = given if isinstance(given, bytes) else getattr(given, "raw", b"")
+        self._log.failure("A message cannot be handled")
+        self.set_aside([SetAside(Stage.INTAKE, reason_of(error), raw)])
+        return ProtocolInvalid("document", raw, f"one that can be handled ({reason_of(error)})")
+
+    def set_aside(self, items: Sequence[SetAside]) -> None:
+        """
+        Have items set aside that cannot be handled; if that fails, the log names them.
+        """
+        self._journal.set_aside(items).addErrback(self._eb_set_aside, items)
+
+    def _eb_set_aside(self, failure: Failure, items: Sequence[SetAside]) -> None:
+        for each in items:
+            self._log.error(
+                "Cannot set aside {what}: {reason}",
+                what=described(each),
+                reason=str(failure.value),
             )
 
     def _refused(self, error: Invalid) -> None:
@@ -332,10 +362,12 @@ class Intake:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
+            if verdict is Verdict.REFUSED:
+                self._log.error("{count} items were set aside: see the status.", count=count)
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if not accepted:
             return succeed(None)
-        return maybeDeferred(lambda: self._spread(Commit(accepted))).addErrback(
+        return maybeDeferred(lambda: self._spread(Commit(accepted, self.set_aside))).addErrback(
             lambda failure: self._log.failure("While spreading what was accepted", failure)
         )
 

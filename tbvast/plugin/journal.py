@@ -8,25 +8,36 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.ownership import Run
-from tbvast.errors import JournalFailed
+from tbvast.bus.ownership import Run, runs_of
+from tbvast.errors import FileLost, JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
+from tbvast.ops.answering import Unencodable, encode_request
 from tbvast.ops.threads import Defer, Threads
 from tbvast.ops.worker import Ask, Worker
 from tbvast.plugin.reader import Entered, JournalReader
-from tbvast.plugin.store import Outcome
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.writer import Forgotten, Opened, Settled, Writer
 from tbvast.service.clock import Calendar, calendar
-from tbvast.wire.frames import Item
+from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
+from tbvast.wire.frames import Item, stream_of
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
+
+GUARD_INTERVAL = 1.0
+"""
+Seconds between looks whether the file is still there, should nothing be written.
+"""
+
+_T = TypeVar("_T")
 
 
 @implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
@@ -35,33 +46,112 @@ class Journal:
     An L{IJournal} that is written to by somebody else, and read in a thread.
     """
 
+    _log = Logger()
+
     def __init__(
-        self, opened: Opened, now: Calendar, ask: Ask, reader: JournalReader, defer: Defer
+        self,
+        opened: Opened,
+        now: Calendar,
+        ask: Ask,
+        reader: JournalReader,
+        defer: Defer,
+        lost: Callable[[str], None],
     ) -> None:
         """
         @param now: The date that decides what has expired, and how old an entry is.
         @param ask: Asks the L{Writer}.
         @param defer: Calls the reader, one call at a time, in order.
+        @param lost: Called, with why, if the file turns out to be damaged.
         """
         self.identity = opened.identity
         self.head = opened.head
         self._now = now
         self._ask = ask
         self._reader = reader
-        self._read = defer
+        self._defer = defer
+        self._lost = lost
         self._failures = 0
 
     @property
     def floor(self) -> int:
         return self._reader.floor
 
+    def _read(self, method: Callable[..., _T], *arguments: Any) -> Deferred[_T]:
+        result: Deferred[_T] = self._defer(method, *arguments)
+        return result.addErrback(self._eb_read)
+
+    def _eb_read(self, failure: Failure) -> Failure:
+        if failure.check(FileLost) is None:
+            return failure
+        self._lost(str(failure.value))
+        return Failure(JournalFailed(str(failure.value)))
+
     def append(
         self, items: Sequence[Item], publishers: Sequence[Run] = ()
     ) -> Deferred[list[Outcome]]:
         failures = self._failures
-        return self._ask(Writer.append, items, self._now(), failures, publishers).addCallbacks(
+        asked = self._ask(Writer.append, items, self._now(), failures, publishers)
+        # It fails at once, so that nothing overtakes what is asked again.
+        asked.addErrback(self._eb_unencodable, items, failures, publishers)
+        return asked.addCallbacks(
             self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
+
+    def _eb_unencodable(
+        self,
+        failure: Failure,
+        items: Sequence[Item],
+        failures: int,
+        publishers: Sequence[Run],
+    ) -> Failure | Deferred[list[Settled]]:
+        """
+        Append the items without those that the other process cannot be given.
+        """
+        failure.trap(Unencodable)
+        good, givers, bad = [], [], []
+        given_by = [who for count, who in publishers for _ in range(count)]
+        for place, item in enumerate(items):
+            try:
+                encode_request(Writer.append, ([item], 0.0, 0, ()))
+                good.append(item)
+                givers += given_by[place : place + 1]
+            except Unencodable as e:
+                stream = stream_of(item).value.decode()
+                bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
+        if not bad:
+            return failure
+        asked: Deferred[list[Settled]] = self._ask(
+            Writer.append, good, self._now(), failures, runs_of(givers)
+        )
+        self.set_aside([aside for _, aside in bad]).addErrback(self._eb_set_aside)
+
+        def merge(settled: list[Settled]) -> list[Settled]:
+            for place, _ in bad:
+                settled.insert(place, Settled(Verdict.REFUSED, 0, None))
+            return settled
+
+        return asked.addCallback(merge)
+
+    def _eb_set_aside(self, failure: Failure) -> None:
+        failure.trap(JournalFailed)
+        self._log.error("Cannot set anything aside: {reason}", reason=str(failure.value))
+
+    def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
+        for each in items:
+            self._log.error("Set aside {what}", what=described(each))
+        return self._ask(Writer.set_aside, items, self._now())
+
+    def set_aside_report(self) -> Deferred[SetAsideReport]:
+        return self._read(self._reader.set_aside_report)
+
+    def _cb_read(self, found: tuple[list[_T], list[SetAside]]) -> list[_T] | Deferred[list[_T]]:
+        """
+        Have what is damaged set aside, before anybody reads on.
+        """
+        good, bad = found
+        if not bad:
+            return good
+        return self.set_aside(bad).addErrback(self._eb_set_aside).addCallback(lambda _: good)
 
     def _cb_settled(self, settled: list[Settled], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
@@ -80,7 +170,9 @@ class Journal:
         self, after: int, until: int, since: float, limit: int
     ) -> Deferred[list[tuple[int, bytes]]]:
         now = self._now()
-        return self._read(self._reader.current, after, until, since, limit, now)
+        return self._read(self._reader.current, after, until, since, limit, now).addCallback(
+            self._cb_read
+        )
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
         return self._ask(Writer.find, list(ids))
@@ -107,7 +199,9 @@ class Journal:
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
     ) -> Deferred[list[Entered]]:
-        return self._read(self._reader.entries, after, streams, limit, size)
+        return self._read(self._reader.entries, after, streams, limit, size).addCallback(
+            self._cb_read
+        )
 
     def pruned(self, after: int, until: int) -> Deferred[int]:
         return self._read(self._reader.pruned, after, until)
@@ -141,6 +235,9 @@ class JournalService(MultiService):
         self._lost = lost
         self._threads = Threads(reactor, 1, "tbvast-journal-reader")
         self._threads.setServiceParent(self)
+        timer = TimerService(GUARD_INTERVAL, self._look)
+        timer.clock = reactor
+        timer.setServiceParent(self)
 
     def startService(self) -> None:
         """
@@ -155,10 +252,30 @@ class JournalService(MultiService):
             self._lost,
         )
         opened = self._writer.start(Opened)
-        self._store = JournalReader(self._path)
-        self.saved_subscriptions = self._store.subscriptions()
+        try:
+            self._store = JournalReader(self._path)
+            self.saved_subscriptions = self._store.subscriptions()
+        except FileLost as e:
+            raise JournalFailed(str(e)) from e
         super().startService()
-        self.journal = Journal(opened, calendar, self._writer.ask, self._store, self._threads.defer)
+        self.journal = Journal(
+            opened,
+            calendar,
+            self._writer.ask,
+            self._store,
+            self._threads.defer,
+            self._lost,
+        )
+
+    def _look(self) -> Deferred[None]:
+        """
+        Have the writer look at the file, which ends the service if it is lost.
+        """
+        looked: Deferred[None] = self._writer.ask(Writer.check)
+        return looked.addErrback(self._eb_looked)
+
+    def _eb_looked(self, failure: Failure) -> None:
+        failure.trap(JournalFailed)  # whoever is told of it is told why
 
     def stopService(self) -> Deferred[None]:
         """

@@ -5,17 +5,32 @@ The journal's file, as it is read: SQLite, by blocking calls.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
+from tbvast.errors import FileLost, JournalFailed
 from tbvast.ops.database import connect, snapshot
-from tbvast.plugin.store import IN_FORCE, MICROSECONDS, STREAM_NUMBER, read_floor, translated
+from tbvast.plugin.soundness import MOST_BYTES, damage
+from tbvast.plugin.store import (
+    BODY,
+    DAMAGED,
+    IN_FORCE,
+    MICROSECONDS,
+    STREAM_NUMBER,
+    STREAM_OF_NUMBER,
+    of_row,
+    read_floor,
+    readable_text,
+    translated,
+)
+from tbvast.storage.file_guard import damage_of
+from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
-
-_STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
 
 
 class Entered(msgspec.Struct, frozen=True, gc=False):
@@ -26,6 +41,13 @@ class Entered(msgspec.Struct, frozen=True, gc=False):
     number: int
     stream: Stream
     raw: bytes
+
+
+Page = tuple[list[tuple[int, bytes]], list[SetAside]]
+Entries = tuple[list[Entered], list[SetAside]]
+"""
+What was read, and what of it is damaged: that is left out, and has to be set aside.
+"""
 
 
 class JournalReader:
@@ -45,6 +67,7 @@ class JournalReader:
         self._path = path
         with translated("open", path):
             self._connection = connect(path)
+            self._connection.text_factory = readable_text
             self.floor = read_floor(self._connection)
 
     def close(self) -> None:
@@ -53,30 +76,64 @@ class JournalReader:
         """
         self._connection.close()
 
-    def current(
-        self, after: int, until: int, since: float, limit: int, now: float
-    ) -> list[tuple[int, bytes]]:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """
+        @raise FileLost: If the file is damaged.
+        """
+        try:
+            with translated("read", self._path):
+                yield
+        except JournalFailed as e:
+            if (damage := damage_of(e)) is not None:
+                advice = DAMAGED.format(path=self._path)
+                raise FileLost(f"cannot read the journal {self._path}: {damage}; {advice}") from e
+            raise
+
+    def current(self, after: int, until: int, since: float, limit: int, now: float) -> Page:
         """
         @see: L{tbvast.interfaces.IJournal.current}
 
         @param now: Seconds since the epoch.
         """
-        with translated("read", self._path):
-            return self._connection.execute(
-                "SELECT number, body FROM entries"
-                " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
-                " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
-                " ORDER BY number LIMIT ?",
-                (
-                    after,
-                    until,
-                    IN_FORCE,
-                    STREAM_NUMBER[Stream.INTEL],
-                    int(since * MICROSECONDS),
-                    int(now * MICROSECONDS),
-                    limit,
-                ),
-            ).fetchall()
+        good: list[tuple[int, bytes]] = []
+        bad: list[SetAside] = []
+        with self._reading():
+            # An empty page would be the end.
+            while not good and (
+                rows := self._connection.execute(
+                    "SELECT number, body, crc FROM entries"
+                    " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
+                    " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
+                    " AND length(body) > 0 ORDER BY number LIMIT ?",
+                    (
+                        after,
+                        until,
+                        IN_FORCE,
+                        STREAM_NUMBER[Stream.INTEL],
+                        int(since * MICROSECONDS),
+                        int(now * MICROSECONDS),
+                        limit,
+                    ),
+                ).fetchall()
+            ):
+                after = rows[-1][0]
+                good, found = _sound(rows)
+                bad += self._damaged(found, Stage.SNAPSHOT)
+        return good, bad
+
+    def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
+        """
+        Entries that must not be sent.
+        """
+        for number in numbers:
+            stream, id_, body, crc = self._connection.execute(
+                f"SELECT stream, id, {BODY}, crc FROM entries WHERE number = ?", (number,)
+            ).fetchone() or (0, "", b"", 0)
+            known = STREAM_OF_NUMBER.get(stream)
+            reason = damage(known, body, crc) if known else f"damaged: stream {stream!r}"
+            if reason is not None:
+                yield of_row(number, stream, id_, body, stage, reason)
 
     def counts(self, now: float) -> dict[str, int]:
         """
@@ -84,11 +141,12 @@ class JournalReader:
 
         @param now: Seconds since the epoch.
         """
-        with translated("read", self._path):
+        with self._reading():
             indicators, sightings = self._connection.execute(
                 "SELECT count(*) FILTER (WHERE stream = ?"
                 " AND (valid_until IS NULL OR valid_until > ?)),"
-                " count(*) FILTER (WHERE stream = ?) FROM entries WHERE state = ?",
+                " count(*) FILTER (WHERE stream = ?)"
+                " FROM entries WHERE state = ? AND length(body) > 0",
                 (
                     STREAM_NUMBER[Stream.INTEL],
                     int(now * MICROSECONDS),
@@ -98,32 +156,60 @@ class JournalReader:
             ).fetchone()
         return {"indicators": indicators, "sightings": sightings}
 
+    def set_aside_report(self) -> SetAsideReport:
+        """
+        @see: L{tbvast.interfaces.IJournal.set_aside_report}
+        """
+        with self._reading():
+            return report(self._connection)
+
     def subscriptions(self) -> dict[str, bytes]:
         """
         @see: L{tbvast.interfaces.ISubscriptionStore.subscriptions}
         """
-        with translated("read", self._path):
+        with self._reading():
             return dict(self._connection.execute("SELECT topic, request FROM subscriptions"))
 
-    def entries(
-        self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> list[Entered]:
+    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> Entries:
         """
         @see: L{tbvast.interfaces.IReplay.entries}
         """
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
-        found: list[Entered] = []
-        with translated("read", self._path), snapshot(self._connection):
+        good: list[Entered] = []
+        bad: list[int] = []
+        with self._reading(), snapshot(self._connection):
             self.floor = read_floor(self._connection)
-            for number, stream, body in self._connection.execute(
-                "SELECT number, stream, body FROM entries WHERE number > ?"
-                " AND stream IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
-                (after, wanted, limit),
-            ):
-                found.append(Entered(number, _STREAM_OF_NUMBER[stream], body))
-                size -= len(body)
-                if size <= 0:
-                    break
+            # None at all would mean that there are no more.
+            while not good and (found := self._read_entries(after, wanted, limit, size)):
+                after = found[-1][0]
+                for number, stream, body, crc, _ in found:
+                    try:
+                        known = STREAM_OF_NUMBER[stream]
+                        if crc32(body) == crc and len(body) <= MOST_BYTES[known]:
+                            good.append(Entered(number, known, body))
+                            continue
+                    except (TypeError, KeyError):
+                        pass  # the type of a damaged row's column
+                    bad.append(number)
+            return good, list(self._damaged(bad, Stage.REPLAY))
+
+    def _read_entries(
+        self, after: int, streams: str, limit: int, size: int
+    ) -> list[tuple[int, int, bytes, int, int]]:
+        """
+        @param streams: Their numbers, as a JSON list.
+        """
+        found = []
+        for row in self._connection.execute(
+            "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
+            " AND stream IN (SELECT value FROM json_each(?)) AND length(body) > 0"
+            " ORDER BY number LIMIT ?",
+            (after, streams, limit),
+        ):
+            found.append(row)
+            size -= row[4]
+            if size <= 0:
+                break
         return found
 
     def pruned(self, after: int, until: int) -> int:
@@ -140,8 +226,27 @@ class JournalReader:
         """
         @see: L{tbvast.interfaces.IReplay.position}
         """
-        with translated("read", self._path):
+        with self._reading():
             found = self._connection.execute(
                 "SELECT plugin, number FROM positions WHERE reader = ?", (reader,)
             ).fetchone()
         return None if found is None else Position(*found)
+
+
+def _sound(rows: list[tuple[int, bytes, int]]) -> tuple[list[tuple[int, bytes]], list[int]]:
+    """
+    @param rows: Number, document and checksum of indicators.
+    @return: Those that may be sent, and the numbers of the others.
+    """
+    most = MOST_BYTES[Stream.INTEL]
+    try:
+        good = [
+            (number, body) for number, body, crc in rows if crc32(body) == crc and len(body) <= most
+        ]
+    except TypeError:  # the type of a damaged row's column
+        good = [
+            (number, body) for number, body, crc in rows if damage(Stream.INTEL, body, crc) is None
+        ]
+    if len(good) == len(rows):
+        return good, []
+    return good, sorted({row[0] for row in rows} - {number for number, _ in good})

@@ -14,8 +14,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.interfaces import IJournal, ISnapshotSource
+from tbvast.plugin.commit import Refuse, leave_out, render_each
 from tbvast.plugin.subscriptions import Subscription
 from tbvast.service.clock import Calendar
+from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 from tbvast.wire.frames import Envelope, encode_snapshot_request, render
 from tbvast.wire.topics import Stream
 
@@ -92,16 +94,19 @@ class Snapshots:
         now: Calendar,
         sources: Sequence[ISnapshotSource],
         everybody: Callable[[], Iterable[Subscription]],
+        refuse: Refuse = leave_out,
     ) -> None:
         """
         @param now: The date that a number of days is counted back from.
         @param everybody: The subscriptions, who are asked, too: whoever of them knows
             more answers with envelopes.
+        @param refuse: Has documents set aside that cannot be rendered.
         """
         self._clock = clock
         self._now = now
         self._sources = sources
         self._everybody = everybody
+        self._refuse = refuse
         self._asked: dict[str, _Question] = {}
 
     def deliver(self, subscription: Subscription, days: int | None) -> None:
@@ -161,7 +166,15 @@ class Snapshots:
             return
         question.answered = True
         dialects = {asker.request.dialect for asker in question.askers}
-        tails = {dialect: render(dialect, envelope.item) for dialect in dialects}
+        item = envelope.item
+        tails = {}
+        for dialect in dialects:
+            tails[dialect], bad = render_each(
+                lambda each, dialect=dialect: render(dialect, each),  # type: ignore[misc]
+                [item],
+            )
+            for _, error in bad:
+                self._refuse([SetAside(Stage.SNAPSHOT, reason_of(error), item.raw, "", item.id)])
         for asker in question.askers:
             asker.deliver(tails[asker.request.dialect])
 
@@ -179,6 +192,18 @@ class Snapshots:
             answer.addTimeout(source.time_limit, self._clock)
         return answer
 
+    def _part(self, subscription: Subscription, documents: Sequence[bytes]) -> Iterable[bytes]:
+        tails, bad = subscription.snapshot_part(documents)
+        if bad:
+            intel = Stream.INTEL.value.decode()
+            self._refuse(
+                [
+                    SetAside(Stage.SNAPSHOT, reason_of(error), raw, intel, id_in(raw))
+                    for raw, error in bad
+                ]
+            )
+        return tails
+
     async def _deliver(
         self,
         subscription: Subscription,
@@ -195,7 +220,7 @@ class Snapshots:
                 count += await self._ask(
                     source,
                     since,
-                    lambda documents: send(subscription.snapshot_part(documents)),
+                    lambda documents: send(self._part(subscription, documents)),
                 )
             except CancelledError:
                 raise

@@ -57,9 +57,11 @@ class Statistics(MultiService):
         @return: Fires with what the C{status} request is answered with. Rates
             are items per second, over the last minute.
         """
-        return self._journal.counts().addCallback(self._cb_counted)
+        return Deferred.fromCoroutine(self._report())
 
-    def _cb_counted(self, counts: dict[str, int]) -> dict[str, Any]:
+    async def _report(self) -> dict[str, Any]:
+        counts = await self._journal.counts()
+        aside = await self._journal.set_aside_report()
         now = self._clock.seconds()
         since, before = self._samples[0] if self._samples else (self._started, Counter())
         elapsed = max(now - since, 1.0)
@@ -70,6 +72,7 @@ class Statistics(MultiService):
             "plugin": self._journal.identity,
             "uptime": now - self._started,
             "journal": {"head": self._journal.head, **counts},
+            "set_aside": {"count": aside.count, "newest": aside.newest},
             "received": _nested(self._intake.counts),
             "rates": {
                 stream: round(

@@ -5,18 +5,22 @@ One table holds every accepted item under its number. A row's C{state} says
 whether it is the latest version of its STIX id, and whether that version is in
 force. The latest versions are indexed by a digest of the id, which is an eighth
 of what the ids themselves would take; a repeat is found by it.
+
+A row whose document cannot be handled is set aside: its C{body} moves to a table of its
+own, and an empty one stays. Nobody is sent it any more, and nothing fails of it; a later
+version, a removal or its end come over it as over any other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
@@ -32,6 +36,11 @@ from tbvast.intel.indicators import (
 )
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
+from tbvast.plugin.soundness import check_document, damage
+from tbvast.service.clock import calendar
+from tbvast.stix.removals import bare_removal
+from tbvast.storage.file_guard import FileGuard, damage_of
+from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, id_in, keep, reason_of
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -89,6 +98,11 @@ _CLOCK_STEPS = "clock_steps"
 The key of C{meta} under which the L{Step}s of the clock are kept.
 """
 
+_CHECKED = f"ALTER TABLE entries ADD COLUMN crc INTEGER; {SET_ASIDE_TABLE}"
+"""
+From here on, each entry has a checksum of its body.
+"""
+
 _NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
     0, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 )  # fmt: skip
@@ -102,13 +116,28 @@ What stands for a missing C{valid_until} in what is given to SQLite: it is a tim
 no calendar has.
 """
 
-_ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?)"
+_ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?, ?)"
+
+BODY = "coalesce(CAST(body AS BLOB), x'')"
+"""
+SQL for a body that may be of another type, where a row is damaged.
+"""
+
+UPGRADE_ROWS = 10_000
+UPGRADE_BYTES = 1 << 24
+"""
+How many entries of an earlier version, and how many bytes of them, are checked in one
+transaction.
+"""
 
 STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
 """
 What a row's C{stream} says.
 """
 
+STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
+
+_INTEL_STREAM = Stream.INTEL
 _INTEL = STREAM_NUMBER[Stream.INTEL]
 _SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
 
@@ -138,6 +167,7 @@ class Verdict(enum.StrEnum):
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """
+    @ivar verdict: L{Verdict.REFUSED} if the item could not be kept, and was set aside.
     @ivar number: The item's number if it was accepted, or expired; else C{0}.
     @ivar item: The item as it is to be forwarded: a removal that came without
         its pattern has got it from the version that was in force.
@@ -162,7 +192,25 @@ def translated(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as e:
-        raise JournalFailed(f"cannot {doing} the journal {path}: {e}") from e
+        advice = f"; {DAMAGED.format(path=path)}" if damage_of(e) else ""
+        raise JournalFailed(f"cannot {doing} the journal {path}: {e}{advice}") from e
+
+
+DAMAGED = (
+    "the file is damaged: move it away, with {path}-wal and {path}-shm, to begin with an empty"
+    " journal, and put a copy in its place if there is one; sqlite3 {path} .recover prints what"
+    " can still be read of it"
+)
+"""
+What can be done about a damaged file.
+"""
+
+
+def readable_text(raw: bytes) -> str:
+    """
+    Text as it is in the file, where a damaged byte must not keep all others from being read.
+    """
+    return raw.decode("utf-8", "replace")
 
 
 def read_floor(connection: sqlite3.Connection) -> int:
@@ -191,8 +239,9 @@ class JournalStore:
         self._path = path
         with translated("open", path):
             self._connection = connect(path)
+            self._connection.text_factory = readable_text
             self._connection.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED, _OWNED])
+            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED, _OWNED, _CHECKED])
             self.identity = self._identify(new_identity)
             (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
@@ -200,6 +249,8 @@ class JournalStore:
             self._index = DigestIndex(self._connection, "latest", self._latest_above)
             self.floor = read_floor(self._connection)
             self._dates = self._read_dates()
+            self._check_unchecked()
+            self.guard = FileGuard(self._connection, path, "the journal")
 
     def _read_dates(self) -> BusDates:
         steps = self._connection.execute(
@@ -219,6 +270,96 @@ class JournalStore:
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 (_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode()),
             )
+
+    def _check_unchecked(self) -> None:
+        """
+        Give the entries that a version without checksums has written theirs. Those that
+        could not be delivered are set aside.
+        """
+        moment = int(calendar() * MICROSECONDS)
+        first = last = self._meta("checked_until", 0)
+        while rows := self._unchecked(last):
+            sound, bad = [], []
+            for number, stream, id_, body in rows:
+                try:
+                    check_document(STREAM_OF_NUMBER[stream], id_, body)
+                    sound.append((crc32(body), number))
+                except Exception as e:
+                    bad.append(of_row(number, stream, id_, body, Stage.UPGRADE, reason_of(e)))
+            last = rows[-1][0]
+            with transaction(self._connection):
+                self._connection.executemany("UPDATE entries SET crc = ? WHERE number = ?", sound)
+                self._set_aside(bad, moment)
+                self._set_meta("checked_until", last)
+        if self.head > first:
+            self._set_meta("checked_until", self.head)
+
+    def _unchecked(self, after: int) -> list[tuple[int, int, str, bytes]]:
+        """
+        The next entries without a checksum: number, stream, id and body.
+        """
+        rows: list[tuple[int, int, str, bytes]] = []
+        size = 0
+        for row in self._connection.execute(
+            f"SELECT number, stream, id, {BODY} FROM entries"
+            " WHERE number > ? AND crc IS NULL ORDER BY number LIMIT ?",
+            (after, UPGRADE_ROWS),
+        ):
+            rows.append(row)
+            size += len(row[3])
+            if size > UPGRADE_BYTES:
+                break
+        return rows
+
+    def _meta(self, key: str, default: int) -> int:
+        found = self._connection.execute(
+            "SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?", (key,)
+        ).fetchone()
+        return default if found is None else int(found[0])
+
+    def _set_meta(self, key: str, value: int) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, str(value)))
+
+    def set_aside(self, items: Sequence[SetAside], now: float) -> None:
+        """
+        @see: L{tbvast.interfaces.IJournal.set_aside}
+
+        @param now: Seconds since the epoch.
+        """
+        with translated("write", self._path), transaction(self._connection):
+            self._set_aside(items, int(now * MICROSECONDS))
+
+    def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
+        """
+        In a transaction.
+        """
+        kept = []
+        for item in items:
+            number = item.number or self._number_of(item)
+            if number:
+                done = self._connection.execute(
+                    "UPDATE entries SET body = x'', crc = 0 WHERE number = ? AND length(body) > 0",
+                    (number,),
+                )
+                if not done.rowcount:
+                    continue  # somebody else has set it aside, or it is gone
+            kept.append(msgspec.structs.replace(item, number=number))
+        if kept:
+            keep(self._connection, kept, moment)
+
+    def _number_of(self, item: SetAside) -> int:
+        """
+        The number of the entry that has an item's body; C{0} if there is none.
+        """
+        id_ = item.id or id_in(item.body)
+        if item.stage is Stage.INTAKE or item.stage is Stage.APPEND or not id_:
+            return 0
+        (number,) = self._connection.execute(
+            "SELECT coalesce(max(number), 0) FROM entries WHERE body = ?"
+            " AND number IN (SELECT value FROM json_each(?))",
+            (item.body, json.dumps(self._index.find([digest(id_)]))),
+        ).fetchone()
+        return int(number)
 
     def _latest_above(self, number: int) -> Iterable[tuple[int, int]]:
         return self._connection.execute(
@@ -249,14 +390,29 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        with self._batch(int(now * MICROSECONDS)) as batch:
-            batch.look_up(item.id for item in items)
-            rest = iter(items)
-            outcomes: list[Outcome] = []
-            for count, publisher in publishers or ((len(items), EVERYBODY),):
-                batch.publisher = publisher
-                outcomes += [batch.add(item) for item in itertools.islice(rest, count)]
-            return outcomes
+        publishers = publishers or ((len(items), EVERYBODY),)
+        bad: dict[int, str] = {}
+        while True:
+            try:
+                with self._batch(int(now * MICROSECONDS)) as batch:
+                    batch.look_up(item.id for item in items)
+                    outcomes: list[Outcome] = []
+                    for count, publisher in publishers:
+                        batch.publisher = publisher
+                        start = len(outcomes)
+                        some = items[start : start + count]
+                        outcomes += batch.add_all(some, {p - start: bad[p] for p in bad})
+                    return outcomes
+            except _Unwritable as e:
+                # Nothing of the batch is in the file: all of it once more, without those.
+                found = {
+                    place: e.reason
+                    for place, item in enumerate(items)
+                    if place not in bad and e.is_of(item)
+                }
+                if not found:
+                    raise
+                bad.update(found)
 
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[_Batch]:
@@ -270,6 +426,8 @@ class JournalStore:
                 batch = _Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
                 batch.write()
+                if batch.aside:
+                    self._set_aside(batch.aside, moment)
             self.head = batch.head
 
     def expire(self, now: float, limit: int) -> list[Outcome]:
@@ -280,14 +438,18 @@ class JournalStore:
         """
         moment = int(now * MICROSECONDS)
         with self._batch(moment) as batch:
-            bodies = self._connection.execute(
-                "SELECT body FROM entries WHERE state = 1 AND valid_until <= ?"
-                " ORDER BY valid_until LIMIT ?",
+            rows = self._connection.execute(
+                f"SELECT number, id, modified, {BODY}, crc FROM entries"
+                " WHERE state = 1 AND valid_until <= ? ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
-            ended = [decode_indicator(with_operation(body, Operation.REMOVE)) for (body,) in bodies]
+            try:
+                ended = [_withdrawn(id_, body, crc) for _, id_, _, body, crc in rows]
+            except Exception:  # one of them: each on its own
+                ended = [batch.ending(*row) for row in rows]
             batch.look_up(item.id for item in ended)
-            return [batch.expire(item) for item in ended]
+            found = zip([row[0] for row in rows], ended, strict=True)
+            return [batch.expire(item) for number, item in found if batch.is_latest(number, item)]
 
     def forget(self, since: float, size: int, limit: int) -> int:
         """
@@ -325,14 +487,16 @@ class JournalStore:
         wanted = list(ids)
         with translated("read", self._path):
             numbers = self._index.find(digests(wanted))
-            return dict(
-                self._connection.execute(
-                    "SELECT id, body FROM entries"
+            return {
+                id_: body
+                for id_, body, crc in self._connection.execute(
+                    f"SELECT id, {BODY}, crc FROM entries"
                     " WHERE number IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
                     (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(wanted)),
                 )
-            )
+                if body and damage(_INTEL_STREAM, body, crc) is None
+            }
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
         """
@@ -364,6 +528,7 @@ class _Batch:
 
     @ivar head: The highest number given so far.
     @ivar publisher: Who gives what is added.
+    @ivar aside: What could not be handled.
     """
 
     def __init__(
@@ -377,6 +542,7 @@ class _Batch:
         self.head = head
         self.publisher: Publisher = EVERYBODY
         self._dates = dates
+        self.aside: list[SetAside] = []
         self._connection = connection
         self._index = index
         self._now = now
@@ -396,13 +562,51 @@ class _Batch:
         if not numbers:
             return
         (latest,) = self._connection.execute(
+            # In place of what was set aside, the same version can come again; of a sighting,
+            # which has no later version, too.
             "SELECT json_group_object(id, json_array("
-            "number, NULL, id, received, modified, valid_until, state, NULL, NULL, owner, decided"
-            ")) FROM entries"
-            " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))",
+            "number, NULL, id, received, modified - (length(body) = 0), valid_until, state, NULL,"
+            " NULL, owner, decided)) FROM entries"
+            " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))"
+            " AND (stream != 2 OR length(body) > 0)",
             (json.dumps(numbers),),
         ).fetchone()
         self._latest = json.loads(latest)
+
+    def add_all(self, items: Sequence[Item], bad: Mapping[int, str]) -> list[Outcome]:
+        """
+        Add items that were looked up; one that cannot be added is set aside.
+
+        @param bad: Why some of them cannot be added, by their places.
+        """
+        outcomes: list[Outcome] = []
+        left = iter(items)
+        while len(outcomes) < len(items):
+            try:
+                if bad:
+                    self._add_each(items, bad, outcomes)
+                else:
+                    # As far as it gets: what was added before one that fails stays.
+                    outcomes.extend(map(self.add, left))
+            except sqlite3.Error:
+                raise
+            except Exception as e:
+                item = items[len(outcomes)]
+                outcomes.append(self._refuse(item, reason_of(e)))
+        return outcomes
+
+    def _add_each(
+        self, items: Sequence[Item], bad: Mapping[int, str], outcomes: list[Outcome]
+    ) -> None:
+        for place in range(len(outcomes), len(items)):
+            item = items[place]
+            reason = bad.get(place)
+            outcomes.append(self.add(item) if reason is None else self._refuse(item, reason))
+
+    def _refuse(self, item: Item, reason: str) -> Outcome:
+        stream = _INTEL if isinstance(item, Indicator) else _SIGHTING
+        self.aside.append(of_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
+        return Outcome(Verdict.REFUSED, 0, item)
 
     def add(self, item: Item) -> Outcome:
         """
@@ -421,24 +625,62 @@ class _Batch:
         """
         latest = self._latest[item.id]
         self._supersede(latest)
+        version = max(latest[_MODIFIED], item.modified)
         outcome = self._keep(
-            item, _INTEL, latest[_MODIFIED], item.valid_until, LAPSED,
-            latest[_OWNER], latest[_DECIDED],
-        )  # fmt: skip
+            item, _INTEL, version, item.valid_until, LAPSED, latest[_OWNER], latest[_DECIDED]
+        )
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
+
+    def ending(self, number: int, id: str, modified: int, body: bytes, crc: int) -> Indicator:
+        """
+        As L{_withdrawn}, also of an entry that cannot be read, which is set aside: whoever was
+        sent it is told its end all the same.
+        """
+        try:
+            return _withdrawn(id, body, crc)
+        except Exception as e:
+            self._set_aside(number, id, body, Stage.EXPIRY, e)
+            return bare_removal(id, modified, body if crc32(body) == crc else b"")
+
+    def is_latest(self, number: int, item: Indicator) -> bool:
+        """
+        Whether an entry is the latest version of its id. One that is not, since the file is
+        damaged, ends without a word.
+        """
+        latest = self._latest.get(item.id)
+        if latest is not None and latest[_NUMBER] == number:
+            return True
+        self._connection.execute(
+            "UPDATE entries SET state = ? WHERE number = ?", (SUPERSEDED, number)
+        )
+        return False
 
     def write(self) -> None:
         """
         Write what has changed; nothing is added any more.
+
+        @raise _Unwritable: If one of them cannot be written, whatever the disk does.
         """
         if self._superseded:
             self._connection.execute(
                 "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
                 (SUPERSEDED, json.dumps([number for _, number in self._superseded])),
             )
-        insert(self._connection, "entries", self._rows, row=_ROW)
+        try:
+            insert(self._connection, "entries", self._rows, row=_ROW)
+        except (OverflowError, UnicodeError, *_NOT_BOUND):
+            self._find_unwritable()
+            raise
         latest = [(row[_DIGEST], row[_NUMBER]) for row in self._rows if row[_STATE] != SUPERSEDED]
         self._index.change(latest, self._superseded)
+
+    def _find_unwritable(self) -> None:
+        values = f"SELECT {', '.join('?' * len(self._rows[0]))}"
+        for row in self._rows:
+            try:
+                self._connection.execute(values, row)
+            except (OverflowError, UnicodeError, *_NOT_BOUND) as e:
+                raise _Unwritable(row[_ID], bytes(row[_BODY]), reason_of(e)) from e
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
         publisher = self.publisher
@@ -519,20 +761,39 @@ class _Batch:
         """
         A removal with all that it removes, and with a date.
         """
-        if removal.pattern is not None and removal.modified:
-            return removal
-        raw = removal.raw
-        if removal.pattern is None:
-            raw = with_operation(self._body(latest), Operation.REMOVE)
         version = removal.modified or self._now
-        whole = decode_indicator(with_version(raw, version))
-        return msgspec.structs.replace(whole, modified=version)
+        if removal.pattern is not None:
+            if removal.modified:
+                return removal
+            return _dated(removal.raw, version)
+        id_ = removal.id
+        body, crc = latest[_BODY], None
+        if body is None:  # it is in the file
+            body, crc = self._connection.execute(
+                f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
+            ).fetchone()
+        try:
+            whole = _withdrawn(id_, body, crc32(body) if crc is None else crc)
+            return _dated(whole.raw, version)
+        except Exception as e:
+            self._set_aside(latest[_NUMBER], id_, body, Stage.REMOVAL, e)
+            bare = bare_removal(
+                id_, max(version, latest[_MODIFIED]), body if crc in (None, crc32(body)) else b""
+            )
+            return msgspec.structs.replace(bare, modified=version)
+
+    def _set_aside(self, number: int, id: str, body: bytes, stage: Stage, error: Exception) -> None:
+        """
+        Set an indicator aside, if that has not been done.
+        """
+        if body:
+            self.aside.append(of_row(number, _INTEL, id, body, stage, reason_of(error)))
 
     def _body(self, latest: _Row) -> bytes:
         if latest[_BODY] is not None:
             return bytes(latest[_BODY])
         (body,) = self._connection.execute(
-            "SELECT body FROM entries WHERE number = ?", (latest[_NUMBER],)
+            f"SELECT {BODY} FROM entries WHERE number = ?", (latest[_NUMBER],)
         ).fetchone()
         return bytes(body)
 
@@ -557,7 +818,7 @@ class _Batch:
         row = [
             self.head, stream, id_, self._now, modified,
             _NO_END if valid_until is None else valid_until,
-            state, bytearray(item.raw), self._digests[id_], owner, decided,
+            state, bytearray(item.raw), self._digests[id_], owner, decided, crc32(item.raw),
         ]  # fmt: skip
         self._rows.append(row)
         self._latest[id_] = row
@@ -591,3 +852,58 @@ def _newer_known(state: int, received: int, date: int, known: bool) -> str:
         return f"{before}a later version is in force, and {needed} replaces it"
     how = "removed" if state == ENDED else "no longer valid"
     return f"{before}it is {how} since {shown_date(received)}, and {needed} brings it back"
+
+
+_NOT_BOUND = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
+
+
+class _Unwritable(Exception):
+    """
+    A row that no disk could take.
+
+    @ivar reason: Why.
+    """
+
+    def __init__(self, id: str, body: bytes, reason: str) -> None:
+        super().__init__(id, reason)
+        self.reason = reason
+        self._id = id
+        self._body = body
+
+    def is_of(self, item: Item) -> bool:
+        """
+        Whether an item was to become the row; a removal may have been completed.
+        """
+        return item.id == self._id and (
+            item.raw == self._body or (isinstance(item, Indicator) and item.pattern is None)
+        )
+
+
+def of_row(number: int, stream: int, id: str, body: bytes, stage: Stage, reason: str) -> SetAside:
+    """
+    An entry that could not be handled.
+    """
+    known = STREAM_OF_NUMBER.get(stream)
+    type_ = "" if known is None else known.value.decode()
+    return SetAside(stage, reason, bytes(body), type_, str(id), number)
+
+
+def _dated(raw: bytes, version: int) -> Indicator:
+    """
+    @param raw: The document of a removal.
+    """
+    return msgspec.structs.replace(decode_indicator(with_version(raw, version)), modified=version)
+
+
+def _withdrawn(id: str, body: bytes, crc: int) -> Indicator:
+    """
+    The removal of an indicator, from its document.
+
+    @raise Exception: If the document cannot be read.
+    """
+    if (found := damage(_INTEL_STREAM, bytes(body), crc)) is not None:
+        raise ValueError(found)
+    item = decode_indicator(with_operation(body, _REMOVE))
+    if item.id != id:
+        raise ValueError(f"it is the document of {item.id}")
+    return item

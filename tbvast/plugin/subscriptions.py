@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.ops.ratelimit import RateLimit
-from tbvast.plugin.commit import Commit
+from tbvast.plugin.commit import Commit, render_each
 from tbvast.wire.frames import render_intel
 from tbvast.wire.manage import PROTOCOL, Subscribe
 from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
@@ -363,11 +363,14 @@ class Subscription:
         All of the snapshot was handed to ZeroMQ.
         """
 
-    def snapshot_part(self, documents: Sequence[bytes]) -> Iterable[bytes]:
+    def snapshot_part(
+        self, documents: Sequence[bytes]
+    ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         """
-        @return: What follows the topic in the frames for some indicators.
+        @return: What follows the topic in the frames for some indicators; and those of
+            them that cannot be rendered, and why.
         """
-        return (tail for raw in documents for tail in render_intel(self.request.dialect, raw))
+        return render_each(functools.partial(render_intel, self.request.dialect), documents)
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         """
@@ -467,15 +470,23 @@ class Subscriptions(MultiService):
         """
         return list(self._by_topic.values())
 
-    def restore(self, saved: dict[str, bytes]) -> None:
+    def restore(self, saved: dict[str, bytes]) -> dict[str, tuple[bytes, Exception]]:
         """
         Make the subscriptions again that there were before the bus was started.
 
         @param saved: What L{save} was given.
+        @return: Those that cannot be made, and why, by topic; they are forgotten.
         """
+        bad: dict[str, tuple[bytes, Exception]] = {}
         for topic, raw in saved.items():
-            known = msgspec.json.decode(raw, type=Saved)
-            self._add(topic, known.request, known.user, known)
+            try:
+                known = msgspec.json.decode(raw, type=Saved)
+                self._add(topic, known.request, known.user, known)
+            except Exception as e:
+                bad[topic] = (raw, e)
+                self._unsaved[topic] = None
+                self._save_soon()
+        return bad
 
     def open(self, request: Subscribe, user: str = "") -> Subscription:
         """

@@ -18,6 +18,7 @@ from tbvast.errors import JournalFailed
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
 from tbvast.plugin.store import JournalStore, Outcome, Verdict, translated
+from tbvast.storage.set_aside import SetAside
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 
@@ -60,10 +61,13 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Writer:
     """
     A journal's file, as another process asks for it.
+
+    @ivar guard: Watches the file: each method is to be called inside.
     """
 
     def __init__(self, store: JournalStore) -> None:
         self._store = store
+        self.guard = store.guard
         self._failed: tuple[int, JournalFailed] | None = None
 
     def append(
@@ -101,6 +105,17 @@ class Writer:
         @see: L{JournalStore.find}
         """
         return self._store.find(ids)
+
+    def set_aside(self, items: list[SetAside], now: float) -> None:
+        """
+        @see: L{JournalStore.set_aside}
+        """
+        self._store.set_aside(items, now)
+
+    def check(self) -> None:
+        """
+        Nothing but that the guard looks at the file.
+        """
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
         """

@@ -1,0 +1,75 @@
+"""
+A store that is made anew, for the one there is cannot be read.
+
+The bus has every indicator: a store without a position is sent all of them. Only this store
+has its sightings, so they are carried over, as far as they can be read.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from tbvast.bridge.store import BridgeStore
+from tbvast.errors import Invalid
+from tbvast.intel.sightings import decode_sighting
+from tbvast.service.clock import Calendar, calendar
+from tbvast.storage.file_guard import move_aside
+
+
+def renew(path: Path, now: Calendar = calendar) -> str:
+    """
+    Move a store aside, and make a new one in its place.
+
+    @return: What was done, in words.
+    @raise OSError: If it cannot be moved.
+    @raise StartupRefused: If a new one cannot be made.
+    """
+    aside = move_aside(path, "damaged", now())
+    sightings, covered = _legible(aside)
+    store = BridgeStore(path)
+    try:
+        if covered is not None:
+            store.set_covered(covered)
+        unsent = store.carry_over(sightings)
+    finally:
+        store.close()
+    return (
+        f"a new one was made, which the bus fills, and {unsent} sightings were carried over"
+        f" that had not been sent; what it was is {aside}"
+    )
+
+
+def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], float | None]:
+    """
+    @return: The sightings that can be read: id, when they were made, and the document of
+        those that have not been sent; and until when everything was matched.
+    """
+    found: dict[str, tuple[str, int, bytes | None]] = {}
+    covered: Any = None
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
+        database.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        with suppress(sqlite3.Error):
+            (covered,) = database.execute("SELECT until FROM covered").fetchone() or (None,)
+        # From both ends, up to what is damaged.
+        for order in ("ASC", "DESC"):
+            with suppress(sqlite3.Error):
+                for row in database.execute(
+                    f"SELECT id, made, body FROM sightings ORDER BY id {order}"
+                ):
+                    if _is_legible(*row):
+                        found[row[0]] = row
+    return list(found.values()), covered if isinstance(covered, float) else None
+
+
+def _is_legible(id: Any, made: Any, body: Any) -> bool:
+    if not isinstance(made, int) or not isinstance(id, str):
+        return False
+    if body is None:
+        return True
+    try:
+        return decode_sighting(body).id == id
+    except (Invalid, TypeError):
+        return False

@@ -1,0 +1,58 @@
+"""
+Removals of indicators whose documents can no longer be read.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tbvast.errors import Invalid
+from tbvast.intel.documents import from_microseconds, timestamp
+from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
+from tbvast.intel.patterns import validate
+
+
+class _Essentials(msgspec.Struct):
+    """
+    What a removal repeats of an indicator.
+    """
+
+    pattern: str
+    pattern_type: str = STIX
+
+
+_decoder = msgspec.json.Decoder(_Essentials)
+
+
+def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
+    """
+    The removal of an indicator, made of hardly more than its id. Every subscriber can read
+    it.
+
+    @param version: In microseconds since the epoch.
+    @param body: The indicator's document, of which the pattern is taken if it can be read.
+        Otherwise the pattern only repeats the id, and matches nothing.
+    """
+    pattern, pattern_type = f"[indicator:id = '{id}']", STIX
+    try:
+        found = _decoder.decode(body)
+        if found.pattern_type == STIX:
+            validate(found.pattern)
+        pattern, pattern_type = found.pattern, found.pattern_type
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid):
+        pass
+    time = timestamp(from_microseconds(version))
+    raw = msgspec.json.encode(
+        {
+            "type": "indicator",
+            "spec_version": "2.1",
+            "id": id,
+            "created": time,
+            "modified": time,
+            "pattern": pattern,
+            "pattern_type": pattern_type,
+            "valid_from": time,
+            "x_threatbus_update": Operation.REMOVE.value,
+        }
+    )
+    return msgspec.structs.replace(decode_indicator(raw), modified=version)

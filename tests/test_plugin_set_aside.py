@@ -1,0 +1,830 @@
+"""
+Tests that one bad item costs one item, wherever it is met.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor as real_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tbvast.errors import FileLost, Invalid, JournalFailed
+from tbvast.intel.indicators import Indicator, Operation, decode_indicator
+from tbvast.plugin.commit import Commit, render_each
+from tbvast.plugin.gate import Gate
+from tbvast.plugin.intake import Intake
+from tbvast.plugin.journal import JournalService
+from tbvast.plugin.reader import Entered
+from tbvast.plugin.snapshots import JournalSource, Snapshots
+from tbvast.plugin.soundness import check_document, damage
+from tbvast.plugin.store import JournalStore, Outcome, Verdict
+from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.stix.limits import LARGEST_INDICATOR
+from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
+from tbvast.wire.frames import Item, encode_report, render_intel, stream_of
+from tbvast.wire.topics import Dialect, Stream
+from tests.doubles import (
+    MemoryJournal,
+    MemoryPub,
+    a_sighting,
+    an_indicator,
+    indicator_id,
+    moment,
+    sighting_id,
+)
+from tests.doubles_plugin import FileJournal, a_request, some_limits
+
+ALL = 1 << 60
+
+ERRORS = (Invalid, ValueError, OverflowError)
+
+OLD_STATE = Path(__file__).parent / "data" / "state-0.1.0"
+
+
+def unreadable(number: int = 1, **changes: Any) -> Indicator:
+    """
+    An indicator that cannot be read as JSON, nor rendered: as if it had been let in.
+    """
+    item = an_indicator(number, 1, x_size=0, spec_version=None, **changes)
+    raw = item.raw.replace(b'"x_size":0', b'"x_size":' + b"1" * 5000)
+    return msgspec.structs.replace(item, raw=raw)
+
+
+def removal(number: int) -> Indicator:
+    return an_indicator(number, 2, pattern=None, x_threatbus_update="REMOVE")
+
+
+class AsideTestCase(SynchronousTestCase):
+    """
+    A journal in a file.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.path = Path(self.mktemp())
+        self.open()
+
+    def open(self) -> None:
+        self.file = FileJournal(self.path, self.clock)
+        self.addCleanup(self.file.close)
+        self.journal = self.file.journal
+
+    def reopen(self) -> None:
+        self.file.close()
+        self.open()
+
+    def append(self, *items: Item) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
+        return outcomes
+
+    def verdicts(self, *items: Item) -> list[str]:
+        return [outcome.verdict.value for outcome in self.append(*items)]
+
+    def in_force(self, limit: int = 1000) -> list[int]:
+        numbers: list[int] = []
+        while page := self.successResultOf(
+            self.journal.current(numbers[-1] if numbers else 0, ALL, 0, limit)
+        ):
+            numbers += [number for number, _ in page]
+        return numbers
+
+    def entries(self, limit: int = 1000) -> list[int]:
+        found: list[Entered] = []
+        while page := self.successResultOf(
+            self.journal.entries(found[-1].number if found else 0, list(Stream), limit, ALL)
+        ):
+            found += page
+        return [each.number for each in found]
+
+    def expire(self, limit: int = 1000) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.expire(limit))
+        return outcomes
+
+    def report(self) -> SetAsideReport:
+        found: SetAsideReport = self.successResultOf(self.journal.set_aside_report())
+        return found
+
+    def aside(self) -> list[tuple[int, str, str, bytes]]:
+        """
+        Number, id, stage and bytes of what is set aside.
+        """
+        other = sqlite3.connect(self.path)
+        try:
+            return other.execute(
+                "SELECT number, id, stage, body FROM set_aside ORDER BY place"
+            ).fetchall()
+        finally:
+            other.close()
+
+    def write(self, statement: str, *parameters: Any) -> None:
+        other = sqlite3.connect(self.path)
+        with other:
+            other.execute(statement, parameters)
+        other.close()
+
+    def damage(self, *numbers: int, body: Any = b"damaged") -> None:
+        for number in numbers:
+            self.write("UPDATE entries SET body = ? WHERE number = ?", body, number)
+
+
+class ReadTests(AsideTestCase):
+    """
+    What is damaged is found where it is read.
+    """
+
+    def test_current(self) -> None:
+        """
+        A page of which some entries are damaged holds the others, and they are set aside.
+        """
+        self.append(*(an_indicator(n) for n in range(1, 11)))
+        self.damage(1, 4, 10)
+        self.assertEqual(self.in_force(), [2, 3, 5, 6, 7, 8, 9])
+        self.assertEqual(
+            self.aside(),
+            [(n, indicator_id(n), "snapshot", b"damaged") for n in (1, 4, 10)],
+        )
+        self.assertEqual(self.report().count, 3)
+        self.assertIn("snapshot: ", self.report().newest)
+        self.assertIn("damaged", self.report().newest)
+        counts = self.successResultOf(self.journal.counts())
+        self.assertEqual(counts, {"indicators": 7, "sightings": 0})
+
+    def test_whole_pages(self) -> None:
+        """
+        Pages that hold nothing but damage are not the end.
+        """
+        self.append(*(an_indicator(n) for n in range(1, 11)))
+        self.damage(*range(1, 8))
+        self.assertEqual(self.in_force(limit=2), [8, 9, 10])
+        self.assertEqual(self.entries(limit=2), [8, 9, 10])
+        self.assertEqual(self.report().count, 7)
+        self.reopen()
+        self.assertEqual(self.entries(limit=3), [8, 9, 10])
+        self.assertEqual(self.report().count, 7)
+
+    def test_all(self) -> None:
+        """
+        If all is damaged, that is the end.
+        """
+        self.append(an_indicator(1), a_sighting(1))
+        self.damage(1, 2)
+        self.assertEqual((self.in_force(), self.entries()), ([], []))
+        self.assertEqual(self.report().count, 2)
+
+    def test_replayed(self) -> None:
+        """
+        A replay goes on behind what is damaged, of either stream; once.
+        """
+        self.append(an_indicator(1), a_sighting(1), a_sighting(2), an_indicator(2))
+        self.damage(2, 4)
+        for _ in range(2):
+            self.assertEqual(self.entries(), [1, 3])
+        self.assertEqual(
+            [row[:3] for row in self.aside()],
+            [(2, sighting_id(1), "replay"), (4, indicator_id(2), "replay")],
+        )
+
+    def test_columns(self) -> None:
+        """
+        So it is if a byte between the columns is damaged: a text in place of bytes, a stream
+        that is none, an id that is no text.
+        """
+        self.append(*(an_indicator(n) for n in range(1, 8)))
+        self.damage(1, body="a text")
+        self.damage(2, body=7)
+        self.write("UPDATE entries SET crc = 'x' WHERE number = 4")
+        self.write("UPDATE entries SET id = CAST(x'ff' AS TEXT) WHERE number = 5")
+        self.damage(5)
+        self.assertEqual(self.in_force(), [3, 6, 7])
+        self.assertEqual(self.entries(), [3, 6, 7])
+        self.assertEqual([row[0] for row in self.aside()], [1, 2, 4, 5])
+        self.assertEqual(self.verdicts(an_indicator(8), removal(6)), ["accepted"] * 2)
+
+    def test_too_long(self) -> None:
+        """
+        What is whole, but too long to be sent, is set aside.
+        """
+        raw = an_indicator(1, note="x" * LARGEST_INDICATOR).raw
+        self.append(an_indicator(1), an_indicator(2))
+        self.write("UPDATE entries SET body = ?, crc = ? WHERE number = 1", raw, crc32(raw))
+        self.assertEqual(self.in_force(), [2])
+        self.assertIn("too long", self.report().newest)
+        (row,) = self.aside()
+        self.assertEqual(row[3], raw[: 64 * 1024])
+
+    def test_disk_full(self) -> None:
+        """
+        If nothing can be set aside, what is good is read all the same.
+        """
+        self.append(an_indicator(1), an_indicator(2))
+        self.damage(1)
+        self.write(
+            "CREATE TRIGGER refusal BEFORE INSERT ON set_aside"
+            " BEGIN SELECT raise(FAIL, 'disk full'); END"
+        )
+        for _ in range(2):
+            self.assertEqual(self.in_force(), [2])
+        self.write("DROP TRIGGER refusal")
+        self.assertEqual((self.in_force(), self.report().count), ([2], 1))
+
+    def test_found(self) -> None:
+        """
+        Nobody is given a damaged document by its id.
+        """
+        self.append(an_indicator(1), an_indicator(2))
+        self.damage(1)
+        found = self.successResultOf(self.journal.find([indicator_id(1), indicator_id(2)]))
+        self.assertEqual(found, {indicator_id(2): an_indicator(2).raw})
+
+    def test_file_damaged(self) -> None:
+        """
+        If the file itself is damaged, that is told, and what was asked fails.
+        """
+        self.append(*(an_indicator(n, note="x" * 500) for n in range(300)))
+        self.reopen()
+        with self.path.open("r+b") as file:
+            file.seek(self.path.stat().st_size // 8192 // 2 * 8192)
+            file.write(b"\xff" * 8192)
+        e = self.failureResultOf(self.journal.entries(0, list(Stream), 1000, ALL), JournalFailed)
+        self.assertEqual(self.file.lost, [str(e.value)])
+        self.assertIn("move it away", str(e.value))
+
+
+class WriteTests(AsideTestCase):
+    """
+    What fails where it is written.
+    """
+
+    def test_removed(self) -> None:
+        """
+        The removal of an entry that cannot be read is passed on with what is known of it,
+        and so are all others of its batch.
+        """
+        self.append(an_indicator(1), unreadable(2), an_indicator(3), an_indicator(4))
+        self.damage(3)
+        outcomes = self.append(an_indicator(5), removal(2), removal(3), removal(4), a_sighting())
+        self.assertEqual([o.number for o in outcomes], [5, 6, 7, 8, 9])
+        patterns = [an_indicator(2).pattern, f"[indicator:id = '{indicator_id(3)}']"]
+        for outcome, number, pattern in zip(outcomes[1:3], (2, 3), patterns, strict=True):
+            item = outcome.item
+            assert isinstance(item, Indicator)
+            self.assertEqual(
+                (item.id, item.operation, item.modified, item.pattern),
+                (indicator_id(number), Operation.REMOVE, 2_000_000, pattern),
+            )
+            self.assertEqual(decode_indicator(item.raw).pattern, pattern)
+        self.assertEqual([row[:3] for row in self.aside()], [
+            (2, indicator_id(2), "removal"), (3, indicator_id(3), "removal"),
+        ])  # fmt: skip
+        self.assertEqual((self.in_force(), self.entries()), ([1, 5], [1, 4, 5, 6, 7, 8, 9]))
+        self.assertEqual(self.verdicts(removal(2)), ["repeated"])
+
+    def test_expired(self) -> None:
+        """
+        When an entry that cannot be read expires, so does all else; whoever has it is told.
+        """
+        ending: Any = {"valid_until": moment(100)}
+        self.append(
+            an_indicator(1, **ending), unreadable(2, **ending), an_indicator(3, **ending),
+            an_indicator(4, **ending), an_indicator(5),
+        )  # fmt: skip
+        self.damage(4)
+        self.clock.advance(100)
+        outcomes = self.expire()
+        self.assertEqual([o.number for o in outcomes], [6, 7, 8, 9])
+        self.assertEqual({o.item.id for o in outcomes}, {indicator_id(n) for n in range(1, 5)})
+        for outcome in outcomes:
+            self.assertEqual(decode_indicator(outcome.item.raw).operation, Operation.REMOVE)
+        self.assertEqual([row[2] for row in self.aside()], ["expiry", "expiry"])
+        self.reopen()
+        self.assertEqual((self.expire(), self.in_force()), ([], [5]))
+        self.assertEqual(self.verdicts(an_indicator(4, **ending)), ["outdated"])
+
+    def test_not_latest(self) -> None:
+        """
+        An entry that is not the latest of its id, as the index says, ends without a word.
+        """
+        ending: Any = {"valid_until": moment(100)}
+        self.append(an_indicator(1, **ending), an_indicator(2, **ending))
+        other = indicator_id(9)
+        self.write("UPDATE entries SET id = ? WHERE number = 1", other)
+        self.clock.advance(100)
+        self.assertEqual([o.item.id for o in self.expire()], [indicator_id(2)])
+        self.assertEqual(self.expire(), [])
+
+    def test_comes_again(self) -> None:
+        """
+        In place of what was set aside, the same version is accepted again, and a later one;
+        an earlier one is not. A sighting is accepted again.
+        """
+        self.clock.advance(50)
+        self.append(an_indicator(1, 5), an_indicator(2, 5), a_sighting(1))
+        self.damage(1, 2, 3)
+        self.entries()
+        self.assertEqual(
+            self.verdicts(
+                an_indicator(1, 4), an_indicator(1, 5), an_indicator(1, 5), an_indicator(2, 6),
+                a_sighting(1), a_sighting(1),
+            ),
+            ["outdated", "accepted", "repeated", "accepted", "accepted", "repeated"],
+        )  # fmt: skip
+        self.assertEqual(self.entries(), [4, 5, 6])
+        self.reopen()
+        self.assertEqual(self.verdicts(an_indicator(1, 5), a_sighting(1)), ["repeated"] * 2)
+
+    def test_unencodable(self) -> None:
+        """
+        What the other process cannot be given is set aside; nothing overtakes the rest.
+        """
+        item = msgspec.structs.replace(an_indicator(2), modified=1 << 70)
+        outcomes = self.append(an_indicator(1), item, an_indicator(3))
+        self.assertEqual([o.verdict.value for o in outcomes], ["accepted", "refused", "accepted"])
+        self.assertEqual([o.number for o in outcomes], [1, 0, 2])
+        self.assertEqual(outcomes[1].item, item)
+        self.assertEqual(self.aside(), [(0, indicator_id(2), "append", item.raw)])
+        self.assertEqual(self.journal.head, 2)
+        self.assertEqual(self.append(item)[0].verdict, Verdict.REFUSED)
+
+    def test_unwritable(self) -> None:
+        """
+        What the file cannot take is set aside, and what the batch was before is as if it had
+        not been in it.
+        """
+        self.append(an_indicator(1), an_indicator(2))
+        item = msgspec.structs.replace(an_indicator(2, 3), modified=1 << 63)
+        self.assertEqual(
+            self.verdicts(an_indicator(1, 2), item, an_indicator(3), item, an_indicator(2, 4)),
+            ["accepted", "refused", "accepted", "refused", "accepted"],
+        )
+        self.assertEqual(self.in_force(), [3, 4, 5])
+        self.assertEqual([row[2] for row in self.aside()], ["append", "append"])
+
+    def test_unexpected(self) -> None:
+        """
+        Whatever else is wrong with an item of a batch, it alone is refused.
+        """
+        item: Any = msgspec.structs.replace(an_indicator(2, 2), modified="soon")
+        store = self.file.store
+        store.append([an_indicator(2)], 0.0)
+        outcomes = store.append([an_indicator(1), item, removal(2), a_sighting()], 0.0)
+        self.assertEqual(
+            [o.verdict.value for o in outcomes], ["accepted", "refused", "accepted", "accepted"]
+        )
+        self.assertEqual([row[2] for row in self.aside()], ["append"])
+
+    def test_disk_error(self) -> None:
+        """
+        If the disk refuses, nothing is set aside.
+        """
+        self.write("ALTER TABLE entries RENAME TO elsewhere")
+        self.failureResultOf(self.journal.append([an_indicator(1)]), JournalFailed)
+        self.write("ALTER TABLE elsewhere RENAME TO entries")
+        self.assertEqual(self.report(), SetAsideReport())
+
+
+class ContractTests(SynchronousTestCase):
+    """
+    What every journal does with what it is told to set aside.
+    """
+
+    def check(self, journal: Any) -> None:
+        def result(d: Deferred[Any]) -> Any:
+            return self.successResultOf(d)
+
+        one, two, seen = an_indicator(1), an_indicator(2), a_sighting(1)
+        result(journal.append([one, two, seen, an_indicator(3)]))
+        self.assertEqual(result(journal.set_aside_report()), SetAsideReport())
+        result(
+            journal.set_aside(
+                [
+                    SetAside(Stage.DELIVERY, "why", seen.raw, "sighting", seen.id, 3),
+                    SetAside(Stage.SNAPSHOT, "because", one.raw, "indicator", one.id),
+                ]
+            )
+        )
+        newest = f"snapshot: {one.id}: because"
+        self.assertEqual(result(journal.set_aside_report()), SetAsideReport(2, newest))
+        # Once is enough.
+        again = SetAside(Stage.REPLAY, "again", one.raw, "indicator", one.id, 1)
+        result(journal.set_aside([again]))
+        self.assertEqual(result(journal.set_aside_report()), SetAsideReport(2, newest))
+        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10))], [2, 4])
+        entries = result(journal.entries(0, list(Stream), 10, ALL))
+        self.assertEqual([each.number for each in entries], [2, 4])
+        self.assertEqual(result(journal.counts()), {"indicators": 2, "sightings": 0})
+        self.assertEqual(result(journal.find([one.id, two.id])), {two.id: two.raw})
+        # What is no entry is kept all the same.
+        result(journal.set_aside([SetAside(Stage.INTAKE, "odd", two.raw)]))
+        self.assertEqual(result(journal.set_aside_report()).count, 3)
+        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10))], [2, 4])
+        # It can come again, and be removed.
+        (outcome,) = result(journal.append([one]))
+        self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 5))
+        (outcome,) = result(journal.append([removal(1)]))
+        self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 6))
+
+    def test_memory(self) -> None:
+        """
+        The double.
+        """
+        self.check(MemoryJournal(Clock()))
+
+    def test_file(self) -> None:
+        """
+        The file.
+        """
+        file = FileJournal(Path(self.mktemp()), Clock())
+        self.addCleanup(file.close)
+        self.check(file.journal)
+
+
+class EveryWayOutTests(SynchronousTestCase):
+    """
+    Any subset of the documents is damaged.
+    """
+
+    COUNT = 8
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        st.dictionaries(st.integers(1, COUNT + 2), st.binary(max_size=40) | st.text(max_size=9)),
+        st.integers(1, 4),
+    )
+    def test_others(self, damaged: dict[int, Any], limit: int) -> None:
+        """
+        Everything else comes through every way out, exactly once: to all dialects, by
+        pages of any size, as a removal, and when it expires.
+        """
+        clock = Clock()
+        path = Path(self.mktemp())
+        file = FileJournal(path, clock)
+        items: list[Item] = [
+            an_indicator(n, valid_until=None if n % 2 else moment(100))
+            for n in range(1, self.COUNT + 1)
+        ]
+        items += [a_sighting(1), a_sighting(2)]
+        try:
+            self.successResultOf(file.journal.append(items))
+            other = sqlite3.connect(path)
+            with other:
+                other.executemany(
+                    "UPDATE entries SET body = ? WHERE number = ?",
+                    [(body, number) for number, body in damaged.items()],
+                )
+            other.close()
+            good = {n: item for n, item in enumerate(items, 1) if n not in damaged}
+            self.check_read(file, good, limit)
+            self.check_ended(file, clock, good, limit)
+            aside = sum(bool(body) for body in damaged.values())
+            report = self.successResultOf(file.journal.set_aside_report())
+            self.assertEqual(report.count, aside)
+        finally:
+            file.close()
+            path.unlink()
+
+    def check_read(self, file: FileJournal, good: dict[int, Item], limit: int) -> None:
+        journal = file.journal
+        current: list[tuple[int, bytes]] = []
+        while page := self.successResultOf(
+            journal.current(current[-1][0] if current else 0, ALL, 0, limit)
+        ):
+            current += page
+        expected = [(n, item.raw) for n, item in good.items() if isinstance(item, Indicator)]
+        self.assertEqual(current, expected)
+        for dialect in Dialect:
+            for _, raw in current:
+                self.assertEqual(len(render_intel(dialect, raw)), 1)
+        entries: list[Entered] = []
+        while found := self.successResultOf(
+            journal.entries(entries[-1].number if entries else 0, list(Stream), limit, ALL)
+        ):
+            entries += found
+        self.assertEqual(
+            entries, [Entered(n, stream_of(item), item.raw) for n, item in good.items()]
+        )
+
+    def check_ended(
+        self, file: FileJournal, clock: Clock, good: dict[int, Item], limit: int
+    ) -> None:
+        journal = file.journal
+        every = range(1, self.COUNT + 1)
+        outcomes: list[Outcome] = []
+        for numbers in (every[::4], every[2::4]):  # which do not expire
+            removals: list[Item] = [removal(n) for n in numbers]
+            removed: list[Outcome] = self.successResultOf(journal.append(removals))
+            outcomes += removed
+        clock.advance(100)
+        while expired := self.successResultOf(journal.expire(limit)):
+            outcomes += expired
+        self.assertCountEqual([o.item.id for o in outcomes], [indicator_id(n) for n in every])
+        for outcome in outcomes:
+            item = outcome.item
+            assert isinstance(item, Indicator)
+            self.assertEqual(decode_indicator(item.raw).operation, Operation.REMOVE)
+            number = next(n for n in every if indicator_id(n) == item.id)
+            if number in good:
+                self.assertEqual(item.pattern, an_indicator(number).pattern)
+        self.assertEqual(self.successResultOf(journal.current(0, ALL, 0, ALL)), [])
+
+
+class UpgradeTests(SynchronousTestCase):
+    """
+    A journal that 0.1.0 has written.
+    """
+
+    def setUp(self) -> None:
+        self.contents = json.loads((OLD_STATE / "contents.json").read_text())
+        self.path = Path(self.mktemp())
+        self.path.write_bytes(gzip.decompress((OLD_STATE / "journal.db.gz").read_bytes()))
+
+    def test_checked(self) -> None:
+        """
+        All of it has a checksum once it is open; what could not be delivered is set aside.
+        """
+        for _ in range(2):
+            store = JournalStore(self.path, "new")
+            self.assertEqual(store.head, self.contents["entries"])
+            rows = store._connection.execute("SELECT body, crc FROM entries").fetchall()
+            self.assertEqual(len(rows), self.contents["entries"])
+            self.assertTrue(all(crc32(body) == crc for body, crc in rows))
+            aside = store._connection.execute(
+                "SELECT id, stage FROM set_aside ORDER BY place"
+            ).fetchall()
+            self.assertCountEqual(aside, [(id, "upgrade") for id in self.contents["bad"].values()])
+            store.close()
+
+    def test_interrupted(self) -> None:
+        """
+        What was not finished is gone on with.
+        """
+        copy = self.path.with_name("copy")
+        shutil.copy(self.path, copy)
+        store = JournalStore(copy, "new")
+        expected = store._connection.execute("SELECT number, body, crc FROM entries").fetchall()
+        store._connection.execute("UPDATE entries SET crc = NULL WHERE number > 10")
+        store._connection.execute("UPDATE meta SET value = '10' WHERE key = 'checked_until'")
+        store.close()
+        store = JournalStore(copy, "new")
+        found = store._connection.execute("SELECT number, body, crc FROM entries").fetchall()
+        # What had been set aside stays so.
+        self.assertEqual([row[0] for row in found], [row[0] for row in expected])
+        self.assertEqual([row for row in found if row[1]], [row for row in expected if row[1]])
+        store.close()
+
+
+class SoundnessTests(SynchronousTestCase):
+    """
+    Tests for L{tbvast.plugin.soundness}.
+    """
+
+    def test_sound(self) -> None:
+        """
+        Nothing is said of what is as it was accepted.
+        """
+        for stream, item in ((Stream.INTEL, an_indicator(1)), (Stream.SIGHTING, a_sighting(1))):
+            self.assertIsNone(damage(stream, item.raw, crc32(item.raw)))
+            check_document(stream, item.id, item.raw)
+
+    def test_unsound(self) -> None:
+        """
+        What could not be delivered is found out.
+        """
+        raw = an_indicator(1).raw
+        for bad in (
+            b"", b"{}", raw[:-1], unreadable(1).raw, a_sighting(1).raw, an_indicator(2).raw,
+            an_indicator(1, note="x" * LARGEST_INDICATOR).raw,
+            raw.replace(b'"type"', b'"x":1e400,"type"'),
+        ):  # fmt: skip
+            with self.subTest(bad[:60]):
+                self.assertRaises(ERRORS, check_document, Stream.INTEL, indicator_id(1), bad)
+
+
+class CommitTests(SynchronousTestCase):
+    """
+    Tests for L{Commit} that holds what cannot be rendered.
+    """
+
+    def setUp(self) -> None:
+        self.aside: list[SetAside] = []
+        self.items: list[Item] = [an_indicator(1), unreadable(2), a_sighting(1), an_indicator(3)]
+
+    def commit(self) -> Commit:
+        return Commit(list(enumerate(self.items, 1)), self.aside.extend)
+
+    def test_old_dialect(self) -> None:
+        """
+        Subscribers of the old dialect get all others; once is it set aside, and it is in no
+        form that is made later.
+        """
+        commit = self.commit()
+        for streams in (frozenset(Stream), frozenset([Stream.INTEL])):
+            tails = commit.tails(Dialect.STIX2, streams)
+            self.assertEqual(len(tails), 1 + len(streams))
+        self.assertEqual(
+            [(each.number, each.id, each.stage) for each in self.aside],
+            [(2, indicator_id(2), Stage.DELIVERY)],
+        )
+        ((until, items),) = commit.chunks(frozenset(Stream))
+        self.assertEqual((until, items.count(b"[4,"), items.count(b"[2,")), (4, 1, 0))
+        self.assertEqual(len(commit.tails(Dialect.VAST, frozenset(Stream))), 3)
+
+    def test_too_long(self) -> None:
+        """
+        What is too long is in no frame of tbvast/1.
+        """
+        self.items[1] = an_indicator(2, note="x" * LARGEST_INDICATOR)
+        ((until, items),) = self.commit().chunks(frozenset(Stream))
+        self.assertEqual((until, len(items) < 10_000), (4, True))
+        self.assertEqual([each.number for each in self.aside], [2])
+        self.assertIn("too long", self.aside[0].reason)
+
+    def test_nothing_left(self) -> None:
+        """
+        Nothing is sent of a commit of which nothing can be.
+        """
+        self.items = [unreadable(1)]
+        commit = self.commit()
+        self.assertEqual(commit.tails(Dialect.STIX2, frozenset(Stream)), [])
+        self.assertEqual(commit.chunks(frozenset(Stream)), [])
+
+    def test_each(self) -> None:
+        """
+        What is rendered in several frames is left out as a whole.
+        """
+        frames, bad = render_each(lambda x: [b"%d" % (y // x) for y in (4, 2)], [1, 0, 2])
+        self.assertEqual((frames, [each for each, _ in bad]), ([b"4", b"2", b"2", b"1"], [0]))
+        self.assertIsInstance(bad[0][1], ZeroDivisionError)
+
+
+class BusTestCase(SynchronousTestCase):
+    """
+    Subscribers of a journal that holds what cannot be rendered.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.journal = MemoryJournal(self.clock, "bus")
+        self.pub = MemoryPub()
+        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions.send = self.pub.send
+        self.intake = Intake(
+            self.clock,
+            self.journal,
+            Gate(None),
+            self.subscriptions.spread,
+            lambda envelope: None,
+            60,
+        )
+        self.snapshots = Snapshots(
+            self.clock,
+            lambda: 0.0,
+            [JournalSource(self.journal)],
+            self.subscriptions.everybody,
+            self.intake.set_aside,
+        )
+
+    def subscribe(self, topic: str) -> Any:
+        subscription = self.subscriptions.open(a_request(topic))
+        self.subscriptions.attach(subscription.topic.encode())
+        self.clock.advance(0.01)
+        return subscription
+
+    def test_snapshot(self) -> None:
+        """
+        A snapshot holds all others, and what cannot be rendered is set aside.
+        """
+        self.journal.append([an_indicator(1), unreadable(2), an_indicator(3)])
+        subscription = self.subscribe("stix2/indicator")
+        self.snapshots.deliver(subscription, None)
+        self.clock.pump([0.01] * 10)
+        self.assertEqual(len(self.pub.to(subscription.topic)), 2)
+        self.assertEqual(
+            [(each.number, each.stage) for each in self.journal.aside], [(2, Stage.SNAPSHOT)]
+        )
+
+    def test_unexpected(self) -> None:
+        """
+        A message that meets a defect is set aside, and those around it are taken in.
+        """
+
+        def may(user: str, permission: str) -> bool:
+            if user == "odd":
+                raise ZeroDivisionError("of some code")
+            return True
+
+        self.intake._gate.may = may  # type: ignore[method-assign]
+        frames = [encode_report(an_indicator(n)) for n in (1, 2, 3)]
+        self.intake.receive(
+            [(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
+        )
+        self.clock.advance(0)
+        self.assertEqual(self.journal.head, 2)
+        (aside,) = self.journal.aside
+        self.assertEqual((aside.stage, aside.body), (Stage.INTAKE, frames[1]))
+        self.assertEqual(self.intake.counts["message", "refused"], 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+        published = self.intake.publish([an_indicator(4).raw, an_indicator(5).raw], "odd")
+        self.clock.advance(0)
+        results = self.successResultOf(published)
+        self.assertTrue(all(isinstance(each, Invalid) for each in results))
+        published = self.intake.publish([an_indicator(4).raw])
+        self.clock.advance(0)
+        (result,) = self.successResultOf(published)
+        assert isinstance(result, Outcome)
+        self.assertEqual(result.verdict, Verdict.ACCEPTED)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_restored(self) -> None:
+        """
+        A remembered subscription that cannot be read is forgotten, and no other.
+        """
+        saved: dict[str, bytes] = {}
+
+        def save(changes: dict[str, bytes | None]) -> Deferred[None]:
+            saved.update({topic: raw for topic, raw in changes.items() if raw})
+            return self.journal.save_subscriptions(changes)
+
+        self.subscriptions.save = save
+        kept = self.subscriptions.open(a_request("stix2/indicator"))
+        self.clock.advance(5)
+        other = Subscriptions(self.clock, some_limits())
+        other.save = self.journal.save_subscriptions
+        bad = other.restore({"a": b"\xff", **saved, "b": b"{}"})
+        self.assertEqual(bad.keys(), {"a", "b"})
+        self.assertEqual([each.topic for each in other.everybody()], [kept.topic])
+        self.clock.advance(5)
+        self.assertEqual(self.journal.saved.keys(), {kept.topic})
+
+
+class ServiceTests(TestCase):
+    """
+    The journal's process notices what becomes of its file.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.lost: list[str] = []
+        self.waiting: Deferred[None] = Deferred()
+
+    def service(self) -> JournalService:
+        return JournalService(real_reactor, self.path, self.is_lost)
+
+    def is_lost(self, why: str) -> None:
+        self.lost.append(why)
+        self.waiting.callback(None)
+
+    async def test_removed(self) -> None:
+        """
+        If it is removed, nothing is accepted any more, and all that was is there again.
+        """
+        service = self.service()
+        service.startService()
+        await service.journal.append([an_indicator(1)])
+        self.path.unlink()
+        e = await self.assertFailure(service.journal.append([an_indicator(2)]), JournalFailed)
+        self.assertEqual(self.lost, [str(e)])
+        self.assertIn("was removed", str(e))
+        await self.assertFailure(service.journal.append([an_indicator(3)]), JournalFailed)
+        await service.stopService()
+        self.assertEqual(len(self.lost), 1)
+        service = self.service()
+        service.startService()
+        outcomes = await service.journal.append([an_indicator(n) for n in (1, 2)])
+        await service.stopService()
+        self.assertEqual([o.verdict.value for o in outcomes], ["repeated", "accepted"])
+
+    async def test_idle(self) -> None:
+        """
+        It is noticed, too, if nothing is asked.
+        """
+        service = self.service()
+        service.startService()
+        await service.journal.append([an_indicator(1)])
+        os.unlink(f"{self.path}-wal")
+        await self.waiting
+        self.assertIn("-wal was removed", self.lost[0])
+        await service.stopService()
+
+    def test_store(self) -> None:
+        """
+        The store's guard is the one that looks.
+        """
+        store = JournalStore(self.path, "new")
+        self.addCleanup(store.close)
+        self.path.unlink()
+        self.assertRaises(FileLost, store.guard.check)
+        self.assertTrue(self.path.exists())
