@@ -2,7 +2,8 @@
 A store that is made anew, for the one there is cannot be read.
 
 The bus has every indicator: a store with a position in a journal that is not its own is sent
-all of them. Only this store has its sightings, so they are carried over, as far as they can be read.
+all of them. Only this store has its sightings, so they are carried over, as far as they can be
+read.
 """
 
 from __future__ import annotations
