@@ -13,6 +13,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.bridge.keeper import NO, PIECE, Keeper
+from tbvast.bridge.renewal import NOWHERE
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.errors import StoreFailed
 from tbvast.intel.matches import Entry
@@ -172,7 +173,7 @@ class ProcessTests(TestCase):
         """
         self.path.write_bytes(b"x" * 10_000)
         keeper = self.worker()
-        self.assertIsNone(keeper.start(Position | None))
+        self.assertEqual(keeper.start(Position | None), NOWHERE)
         said = await keeper.ask(Keeper.renewed)
         await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False)
         await keeper.stop()
@@ -201,7 +202,7 @@ class ProcessTests(TestCase):
             file.seek((root - 1) * PAGE_BYTES)
             file.write(b"\xff" * PAGE_BYTES)
         keeper = self.worker()
-        self.assertIsNone(keeper.start(Position | None))
+        self.assertEqual(keeper.start(Position | None), NOWHERE)
         self.assertIn("2 sightings were carried over", await keeper.ask(Keeper.renewed))
         unsent = await keeper.ask(Keeper.unsent, 10)
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
@@ -244,5 +245,5 @@ class ProcessTests(TestCase):
         await keeper.stop()
         self.assertEqual(self.lost, [str(e)])
         keeper = self.worker()
-        self.assertIsNone(keeper.start(Position | None))
+        self.assertEqual(keeper.start(Position | None), NOWHERE)
         await keeper.stop()

@@ -91,6 +91,18 @@ class TablesTests(SynchronousTestCase):
         for words in ("tenzir", "6.20.0", "127.0.0.1:5158", "ready", "3 live, 8 retro", "2 EXISTS"):
             self.assertIn(words, text)
 
+    def test_set_aside(self) -> None:
+        """
+        It says how many items were set aside, and why the newest one was.
+        """
+        self.assertNotIn("set aside", drawn(STATUS))
+        aside = {"count": 3, "newest": "expiry: some-id: it is damaged"}
+        text = drawn({**STATUS, "set_aside": aside})
+        for words in ("3 set aside", "set aside, of either", "expiry: some-id: it is damaged"):
+            self.assertIn(words, text)
+        hostile = {"count": HOSTILE, "newest": HOSTILE}
+        self.assertNotIn("\x1b[2J", drawn({**STATUS, "set_aside": hostile}))
+
     def test_unmatched(self) -> None:
         """
         What a bridge does not match is listed, with the reasons; and what it searches for.

@@ -1,8 +1,9 @@
 """
 A store that is made anew, for the one there is cannot be read.
 
-The bus has every indicator: a store without a position is sent all of them. Only this store
-has its sightings, so they are carried over, as far as they can be read.
+The bus has every indicator: a store with a position in a journal that is not its own is sent
+all of them. Only this store has its sightings, so they are carried over, as far as they can be
+read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from tbvast.errors import Invalid
 from tbvast.intel.sightings import decode_sighting
 from tbvast.service.clock import Calendar, calendar
 from tbvast.storage.file_guard import move_aside
+from tbvast.wire.manage import Position
+
+NOWHERE = Position("renewed", 0)
+"""
+A position in no bus's journal: whoever resumes there is sent everything that is in force,
+however many days of it a new bridge is to be sent.
+"""
 
 
 def renew(path: Path, now: Calendar = calendar) -> str:
@@ -34,6 +42,7 @@ def renew(path: Path, now: Calendar = calendar) -> str:
         if covered is not None:
             store.set_covered(covered)
         unsent = store.carry_over(sightings)
+        store.apply((), now(), False, NOWHERE)
     finally:
         store.close()
     return (
