@@ -129,7 +129,7 @@ def valid_indicator(random: Random) -> Document:
         made["pattern_type"] = random.choice(("suricata", "yara", "sigma"))
         made["pattern"] = random.choice(("alert dns any any -> any any (sid:1;)", "rule a {}"))
         made.pop("pattern_version", None)
-    if random.random() < 0.1:  # STIX 2.0
+    elif random.random() < 0.1:  # STIX 2.0
         for name in ("spec_version", "pattern_type", "indicator_types", "pattern_version"):
             made.pop(name, None)
         made["labels"] = ["malicious-activity"]
@@ -192,6 +192,13 @@ def _perhaps(
 
 def _some(random: Random, among: tuple[str, ...]) -> list[str]:
     return random.sample(among, random.randint(1, len(among)))
+
+
+def an_id(kind: str = "indicator") -> str:
+    """
+    A STIX id; the same each time.
+    """
+    return f"{kind}--7a3c2d51-0b1e-4c5f-9d8e-2f6a7b8c9d0e"
 
 
 def _id(random: Random, kind: str) -> str:

@@ -16,21 +16,16 @@ from tbvast.intel.indicators import (
     STIX,
     Indicator,
     Operation,
-    decode_indicator,
     make_indicator,
     split_bundle,
 )
 from tbvast.intel.observables import guess
 from tbvast.intel.patterns import matchable
+from tbvast.stix.admission import admit_indicator
 
 SOURCE = "tbvast"
 """
 The label of the indicators that are made of plain observables.
-"""
-
-DOCUMENT_BYTES = 10 * 2**20 - 1024
-"""
-The most bytes of one document: what a bus takes in a message, less the rest of it.
 """
 
 _BOM = b"\xef\xbb\xbf"
@@ -177,13 +172,11 @@ def _read_observable(reading: Reading, where: str, line: bytes, now: datetime) -
 
 def _read_object(reading: Reading, where: str, document: bytes) -> None:
     try:
-        if len(document) > DOCUMENT_BYTES:
-            raise Invalid("length", len(document), f"at most {DOCUMENT_BYTES} bytes")
-        indicator = decode_indicator(document)
+        indicator = admit_indicator(document)
     except Invalid as e:
         reading.refused.append(f"{where}: {e}")
         return
-    reading.submissions.append(Submission(where, document))
+    reading.submissions.append(Submission(where, indicator.raw))
     reason = unmatchable(indicator)
     if reason is not None:
         reading.unmatchable[reason] += 1
@@ -203,6 +196,4 @@ def unmatchable(indicator: Indicator) -> str | None:
         matchable(indicator.pattern or "")
     except PatternUnmatchable as e:
         return e.reason
-    except ObservableInvalid as e:
-        return f"a value that is not {e.expected}"
     return None
