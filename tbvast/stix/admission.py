@@ -130,7 +130,7 @@ def admit_indicator(raw: bytes) -> Indicator:
     sure = surely_matchable(plain.pattern)
     if not sure:
         _check_pattern(plain.pattern, operation)
-    return interpret(plain, operation, sure, raw)
+    return interpret(plain, operation, sure and operation is not _REMOVE, raw)
 
 
 _ADD = Operation.ADD
@@ -167,7 +167,7 @@ class _Usual(msgspec.Struct, gc=False):
     id: str
     created: Time
     modified: Time
-    pattern: str
+    pattern: Annotated[str, msgspec.Meta(min_length=1)]
     pattern_type: Literal["stix"]
     valid_from: Time
     valid_until: Time | None = None
