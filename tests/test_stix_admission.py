@@ -506,7 +506,7 @@ class IndicatorTests(SynchronousTestCase):
             (lambda n: "[" + " OR ".join(f"a:b = '{i}'" for i in range(n)) + "]", MOST_TERMS),
             (lambda n: " FOLLOWEDBY ".join(f"[a:b = '{i}']" for i in range(n)), MOST_TERMS),
             (
-                lambda n: "(" * 60 + "[a:b = 1]" + ")" * 60 + " REPEATS 5 TIMES" * (n - 1),
+                lambda n: "([a:b = 1])" + " REPEATS 5 TIMES" * (n - 1),
                 MOST_TERMS,
             ),
             (lambda n: "[a:b" + ".c" * (n - 1) + " = 1]", MOST_STEPS),
@@ -519,6 +519,16 @@ class IndicatorTests(SynchronousTestCase):
             with self.subTest(good[:60]):
                 stix2.parse(old_form(admit(json_of(pattern=good))), allow_custom=True)
                 self.refuse("pattern", "of at most", pattern=make(most + 33))
+        for pattern, expected in (
+            ("(([a:b = 1] OR [c:d = 1]) AND [e:f = 1])", "begins with [ or (["),
+            ("/* x */ [a:b = 1]", "begins with [ or (["),
+            ("[file:hashes.MD5 = 'x' OR url:value = 'a.b/c']", "one whole hash at a time"),
+            (f"[file:hashes.MD5 IN ('{'a' * 32}')]", "one whole hash at a time"),
+            ("[EXISTS a:b OR file:hashes[1] = 'x']", "hashes have names"),
+            ("[NOT EXISTS a:b]", "without NOT EXISTS"),
+            ("[a:b[-1] = 1]", "list positions from 0 on"),
+        ):
+            self.refuse("pattern", expected, pattern=pattern)
         self.refuse("pattern", "characters", pattern=f"[a:b = '{'x' * LONGEST_PATTERN}']")
         admit(json_of(pattern="x" * LONGEST_PATTERN * 2, pattern_type="yara"))
 
@@ -528,7 +538,7 @@ class IndicatorTests(SynchronousTestCase):
         """
         for rule in ('alert dns any any -> any any (msg:"sid:(;"; sid: 5; rev:1;)', "no rule"):
             admit(json_of(pattern=rule, pattern_type="suricata"))
-        for sid in ("(", "x", "5+", ""):
+        for sid in ("(", "x", "5+", "", "5)+("):
             self.refuse("pattern", "sid", pattern=f"alert (a; sid:{sid};)", pattern_type="suricata")
 
     def test_properties(self) -> None:

@@ -29,7 +29,17 @@ from tbvast.errors import (
 )
 from tbvast.intel import documents
 from tbvast.intel.documents import Time, timestamp
-from tbvast.intel.grammar import count_terms
+from tbvast.intel.grammar import (
+    Exists,
+    Expression,
+    Observation,
+    Observations,
+    Qualified,
+    Test,
+    Tests,
+    count_terms,
+    parse,
+)
 from tbvast.intel.indicators import (
     STIX,
     Indicator,
@@ -219,6 +229,10 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
     if len(pattern) > LONGEST_PATTERN:
         raise IndicatorInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
     validate(pattern)
+    if _BEGINNING.match(pattern) is None:
+        raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
+    if "hashes" in pattern or "EXISTS" in pattern or ("-" in pattern and pattern.count("[") > 1):
+        _check_tests(pattern, parse(pattern))
     if len(pattern) > _HARMLESS:
         terms, steps = count_terms(pattern)
         if terms > MOST_TERMS:
@@ -234,6 +248,60 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
             matchable(pattern)
         except PatternUnmatchable:
             pass
+
+
+_BEGINNING = re.compile(r"[ \t\n\r\v\f]*(?:\([ \t\n\r\v\f]*)?\[")
+"""
+What the parser of the old programs takes for the beginning of a pattern.
+"""
+
+_HEX = "[0-9a-fA-F]"
+_HASH_VALUES = {
+    name: re.compile(f"{_HEX}{{{length}}}")
+    for name, length in (
+        *(("MD5", 32), ("MD6", 32), ("RIPEMD160", 40), ("SHA1", 40), ("SHA224", 56)),
+        *(("SHA256", 64), ("SHA384", 96), ("SHA512", 128), ("SHA3224", 56), ("SHA3256", 64)),
+        *(("SHA3384", 96), ("SHA3512", 128), ("WHIRLPOOL", 128)),
+    )
+} | {"SSDEEP": re.compile("[a-zA-Z0-9/+:.]{1,128}")}
+"""
+What the parser of the old programs takes for hashes, by the name in capitals, without
+hyphens.
+"""
+
+
+def _check_tests(pattern: str, expression: Expression | Test) -> None:
+    """
+    Check that the parser of the old programs can take each test: it knows no C{NOT EXISTS},
+    no list position below zero, and of a hash neither a list nor a part.
+    """
+    if isinstance(expression, Observation):
+        _check_tests(pattern, expression.test)
+    elif isinstance(expression, Qualified):
+        _check_tests(pattern, expression.expression)
+    elif isinstance(expression, Observations | Tests):
+        for operand in expression.operands:
+            _check_tests(pattern, operand)
+    else:
+        steps = expression.path.steps
+        if any(isinstance(step, int) and step < 0 for step in steps):
+            raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
+        if isinstance(expression, Exists):
+            if expression.negated:
+                raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
+        elif "hashes" in steps:
+            _check_hash(pattern, steps[-1], expression.value)
+
+
+def _check_hash(pattern: str, name: object, value: object) -> None:
+    if not isinstance(name, str):
+        raise IndicatorInvalid("pattern", pattern, "one whose hashes have names")
+    kind = name.upper().replace("-", "").replace("'", "")
+    form = _HASH_VALUES.get(kind)
+    if form and not (isinstance(value, str) and form.fullmatch(value)):
+        raise IndicatorInvalid(
+            "pattern", pattern, f"one that compares {kind} with one whole hash at a time"
+        )
 
 
 _HARMLESS = 2 * MOST_STEPS
@@ -269,17 +337,16 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     return decode_indicator(raw)
 
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_SID = re.compile(r"[(;]\s*sid\s*:([^;)]*)")
+_SID = re.compile(r"(?<=[(;\s])sid\s*:([^;]*)")
 _NUMBER = re.compile(r"\s*[0-9]{1,10}\s*")
 
 
 def _check_rule(rule: str) -> None:
     """
-    Check that the numbers of Suricata rules are numbers: suricata-threatbus takes them for
-    parts of regular expressions, and ends if they are none.
+    Check that the numbers of Suricata rules are numbers, wherever they may be one:
+    suricata-threatbus takes them for parts of regular expressions, and ends if they are none.
     """
-    for sid in _SID.findall(_QUOTED.sub("", rule)):
+    for sid in _SID.findall(rule):
         if _NUMBER.fullmatch(sid) is None:
             raise IndicatorInvalid("pattern", rule, f"a rule of Suricata: its sid is {sid!r:.40}")
 
