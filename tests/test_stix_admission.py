@@ -390,6 +390,16 @@ class TotalTests(SynchronousTestCase):
             except Invalid as e:
                 self.assertNotIn("\n", str(e))
 
+    def test_shown(self) -> None:
+        """
+        A refusal can be written, whatever was refused.
+        """
+        deep: list[Any] = []
+        for _ in range(5000):
+            deep = [deep]
+        for value in (deep, 10**5000):
+            self.assertIn("a value of the type", str(Invalid("x", value, "y")))
+
     @given(st.integers() | st.floats() | st.text() | st.none() | st.booleans() | st.just(10**5000))
     def test_event_time(self, value: Any) -> None:
         """
