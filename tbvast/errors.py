@@ -17,7 +17,10 @@ def shown(value: Any) -> str:
     A value as an error message may show it: quoted, escaped, bounded.
     """
     length = len(value) if isinstance(value, str | bytes) else 0
-    text = ascii(value[:SHOWN] if length else value)
+    try:
+        text = ascii(value[:SHOWN] if length else value)
+    except (RecursionError, ValueError):  # nested too deep, or a number too long to be written
+        text = f"a value of the type {type(value).__name__}"
     if length <= SHOWN and len(text) <= SHOWN:
         return text
     return f"{text[:SHOWN]}… ({max(length, len(text))} characters)"

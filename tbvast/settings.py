@@ -23,6 +23,7 @@ import yaml
 from tbvast.bridge.engines.fields import BY_KEY, SCHEMA, STEP, Mapped, Source
 from tbvast.bridge.engines.tql import POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
+from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 
 LOOPBACK = "127.0.0.1"
 
@@ -361,7 +362,7 @@ class Key(msgspec.Struct, frozen=True):
 LEVELS = ("debug", "info", "warn", "error", "critical")
 
 _PORT = Whole(1, 65535)
-_MESSAGE_BYTES = Whole(1024, 2**30, "bytes")
+_MESSAGE_BYTES = Whole(SHORTEST_MESSAGE_LIMIT, 2**30, "bytes")
 _loglevel = Key(f"The least level that is logged: {', '.join(LEVELS)}.", Choice(LEVELS), "LEVEL")
 _state_dir = Key(
     "Directory for everything that must survive a restart; empty: the one systemd "
@@ -378,7 +379,10 @@ _server_key = Key(
     "The public key of the bus, a file ending in .key; nobody else is talked to.",
     File(),
 )
-_max_message_bytes = Key("The longest message accepted, in bytes.", _MESSAGE_BYTES)
+_max_message_bytes = Key(
+    "The longest message accepted, in bytes; at least 8388608, so that every document fits in.",
+    _MESSAGE_BYTES,
+)
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):

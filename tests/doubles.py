@@ -93,9 +93,11 @@ def indicator_document(number: int = 1, version: float | None = 1, **changes: An
         "type": "indicator",
         "spec_version": "2.1",
         "id": indicator_id(number),
+        "created": None if version is None else moment(0),
         "modified": None if version is None else moment(version),
         "pattern": f"[ipv4-addr:value = '192.0.2.{number % 256}']",
         "pattern_type": "stix",
+        "valid_from": None if version is None else moment(0),
         **changes,
     }
     return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
@@ -116,6 +118,8 @@ def a_sighting(number: int = 1, **changes: Any) -> Sighting:
         "type": "sighting",
         "spec_version": "2.1",
         "id": sighting_id(number),
+        "created": moment(number),
+        "modified": moment(number),
         "sighting_of_ref": indicator_id(number),
         "last_seen": moment(number),
         **changes,

@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -187,19 +188,37 @@ class DocumentTests(SynchronousTestCase):
         raw = self.bundle(
             indicator_document(1),
             indicator_document(2, pattern="[process:name = 'a']"),
-            indicator_document(3, pattern="[ipv4-addr:value = '1.2.3.999']"),
             indicator_document(4, pattern="rule x {}", pattern_type="yara"),
             indicator_document(5, pattern=None, x_threatbus_update="REMOVE"),
         )
         reading = reading_of(raw)
-        self.assertEqual(len(reading.submissions), 5)
+        self.assertEqual(len(reading.submissions), 4)
         self.assertEqual(
             reading.unmatchable,
             {
                 "object path process:name": 1,
-                "a value that is not an IPv4 or IPv6 address": 1,
                 "pattern type yara": 1,
             },
+        )
+
+    def test_admission(self) -> None:
+        """
+        What the bus would refuse is not even sent; what it would make whole is sent whole.
+        """
+        reading = reading_of(
+            self.bundle(
+                indicator_document(1, pattern="[ipv4-addr:value = '1.2.3.999']"),
+                indicator_document(2, confidence="high"),
+                indicator_document(3, spec_version=None),
+            )
+        )
+        self.assertEqual(len(reading.refused), 2)
+        self.assertIn("ip: '1.2.3.999' is not", reading.refused[0])
+        self.assertIn("confidence: 'high' is not a whole number", reading.refused[1])
+        (submission,) = reading.submissions
+        self.assertEqual(
+            msgspec.json.decode(submission.document),
+            msgspec.json.decode(indicator_document(3)),
         )
 
     def test_add(self) -> None:

@@ -30,7 +30,7 @@ from tbvast.intel.patterns import observables
 
 STIX = FilePath(__file__).sibling("data").child("stix")
 TIMES = ("created", "modified", "valid_from", "valid_until")
-READABLE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,6})?Z\Z")
+READABLE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z\Z")
 NOW = datetime(2024, 5, 17, 12, 30, 0, 250000, tzinfo=UTC)
 ID = "indicator--8e2e2d2b-17d4-4cbf-938f-98ee46b3cd3f"
 
@@ -53,6 +53,9 @@ def document(**changes: Any) -> bytes:
     fields.update(changes)
     return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
 
+
+MAY = "2024-05-17T00:00:00.000000Z"
+EPOCH = "1970-01-01T00:00:00.000000Z"
 
 fields = st.sampled_from(
     [
@@ -422,6 +425,28 @@ class CompatibleTests(SynchronousTestCase):
         self.assertEqual((changed["spec_version"], changed["pattern_type"]), ("2.1", "stix"))
         self.assertEqual(changed["name"], "stays")
 
+    def test_missing(self) -> None:
+        """
+        What is missing of the times is taken from the others, else from the epoch; it is
+        the same each time.
+        """
+        for times_given, created, modified, valid_from in (
+            ({"created": MAY}, MAY, MAY, MAY),
+            ({"modified": MAY}, MAY, MAY, MAY),
+            ({"valid_from": MAY}, EPOCH, EPOCH, MAY),
+            ({"created": MAY, "valid_until": MAY}, MAY, MAY, "2024-05-16T23:59:59.999999Z"),
+            ({}, EPOCH, EPOCH, EPOCH),
+        ):
+            raw = document(**{**dict.fromkeys(TIMES), **times_given})
+            found = msgspec.json.decode(compatible(raw))
+            self.assertEqual(
+                (found["created"], found["modified"], found["valid_from"]),
+                (created, modified, valid_from),
+            )
+            self.assertEqual(
+                decode_indicator(raw).modified, decode_indicator(compatible(raw)).modified
+            )
+
     def test_null(self) -> None:
         """
         A time that is C{null} says nothing, before and after.
@@ -456,14 +481,17 @@ class CompatibleTests(SynchronousTestCase):
         for name in TIMES:
             if name in after:
                 self.assertRegex(after[name], READABLE)
-        self.assertLessEqual({"spec_version", "pattern_type"}, set(after))
+        needed = {"spec_version", "pattern_type", "created", "modified", "valid_from"}
+        self.assertLessEqual(needed, set(after))
         again = decode_indicator(changed)
         self.assertEqual(
-            (again.modified, again.valid_from, again.valid_until),
-            (indicator.modified, indicator.valid_from, indicator.valid_until),
+            (again.modified, again.valid_until), (indicator.modified, indicator.valid_until)
         )
+        if indicator.valid_from is not None:
+            self.assertEqual(again.valid_from, indicator.valid_from)
         self.assertEqual((after["name"], after["x_other"]), (before["name"], before["x_other"]))
-        if {"spec_version", "pattern_type"} <= set(before) and all(
+        self.assertIs(compatible(changed), changed)
+        if needed <= set(before) and all(
             READABLE.match(before[name]) for name in TIMES if name in before
         ):
             self.assertIs(changed, raw)

@@ -167,7 +167,7 @@ bridge:
                 "plugin",
                 "max_message_bytes: 12",
                 "plugin.max_message_bytes: 12 is not "
-                "a whole number of bytes from 1024 to 1073741824",
+                "a whole number of bytes from 8388608 to 1073741824",
             ),
             ("plugin", "state_dir: ''", "plugin.state_dir: '' is not the path of a directory"),
             ("bridge", "live_match: 1", "bridge.live_match: 1 is not yes or no"),

@@ -16,21 +16,16 @@ from tbvast.intel.indicators import (
     STIX,
     Indicator,
     Operation,
-    decode_indicator,
     make_indicator,
     split_bundle,
 )
 from tbvast.intel.observables import guess
 from tbvast.intel.patterns import matchable
+from tbvast.stix.admission import admit_indicator
 
 SOURCE = "tbvast"
 """
 The label of the indicators that are made of plain observables.
-"""
-
-DOCUMENT_BYTES = 10 * 2**20 - 1024
-"""
-The most bytes of one document: what a bus takes in a message, less the rest of it.
 """
 
 _BOM = b"\xef\xbb\xbf"
@@ -183,19 +178,17 @@ def _read_observable(reading: Reading, where: str, line: bytes, now: datetime) -
         reading.refused.append(f"{where}: {e}")
     else:
         document = make_indicator(observable, now=now, source=SOURCE, original=text)
-        reading.submissions.append(Submission(where, document, decode_indicator(document).id))
+        reading.submissions.append(Submission(where, document, admit_indicator(document).id))
 
 
 def _read_object(reading: Reading, where: str, document: bytes) -> None:
     try:
-        if len(document) > DOCUMENT_BYTES:
-            raise Invalid("length", len(document), f"at most {DOCUMENT_BYTES} bytes")
-        indicator = decode_indicator(document)
+        indicator = admit_indicator(document)
     except Invalid as e:
         reading.refused.append(f"{where}: {e}")
         return
     reading.submissions.append(
-        Submission(where, document, indicator.id, indicator.operation is Operation.REMOVE)
+        Submission(where, indicator.raw, indicator.id, indicator.operation is Operation.REMOVE)
     )
     reason = unmatchable(indicator)
     if reason is not None:
@@ -216,6 +209,4 @@ def unmatchable(indicator: Indicator) -> str | None:
         matchable(indicator.pattern or "")
     except PatternUnmatchable as e:
         return e.reason
-    except ObservableInvalid as e:
-        return f"a value that is not {e.expected}"
     return None

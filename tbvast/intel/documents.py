@@ -43,22 +43,28 @@ STIX_ID = id_of("([a-z][a-z0-9-]*)")
 The ids of all types; the type is the first group.
 """
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
+"""
+A UUID of the variant that RFC 4122 defines, which the nil UUID is not of: the only one that
+may enter the bus; L{id_of} is what journals may hold.
+"""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 
 def microseconds(time: datetime) -> int:
     """
     Microseconds since the epoch.
     """
-    return (time - _EPOCH) // _MICROSECOND
+    return (time - EPOCH) // MICROSECOND
 
 
 def from_microseconds(value: int) -> datetime:
     """
     The reverse of L{microseconds}; what the calendar does not hold becomes its end.
     """
-    return _EPOCH + min(max(value, _FIRST), _LAST) * _MICROSECOND
+    return EPOCH + min(max(value, _FIRST), _LAST) * MICROSECOND
 
 
 def timestamp(time: datetime) -> str:
@@ -138,3 +144,16 @@ def _explain(
         except msgspec.ValidationError:
             raise refusal(name, document[name], expected[name]) from None
     raise refusal("document", document, "such a document")
+
+
+def json_object(raw: bytes, refusal: type[Invalid]) -> dict[str, Any]:
+    """
+    A document as it is.
+
+    @raise Invalid: A C{refusal}, if C{raw} is no JSON object that can be read whole.
+    """
+    try:
+        found: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise refusal("document", raw, f"a JSON object ({e})") from None
+    return found

@@ -197,6 +197,29 @@ def parse(pattern: str) -> Expression:
     return expression
 
 
+def count_terms(pattern: str) -> tuple[int, int]:
+    """
+    How much a parser that recurses has to do.
+
+    @param pattern: One that L{parse} accepts.
+    @return: How many comparisons and qualifiers there are, and how many steps the
+        longest object path has.
+    """
+    terms, steps, longest = 1, 0, 0
+    for token in _TOKEN.finditer(pattern):
+        text = token[0]
+        if text in _JOINTS:
+            terms += 1
+        elif text == ":":
+            steps = 1
+        elif text in (".", "["):
+            steps += 1
+            longest = max(longest, steps)
+    return terms, longest
+
+
+_JOINTS = frozenset(("AND", "OR", "FOLLOWEDBY", "WITHIN", "REPEATS", "START"))
+
 _PLAIN_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _TOKEN = re.compile(

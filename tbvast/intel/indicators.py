@@ -6,14 +6,21 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
 from tbvast.errors import IndicatorInvalid
 from tbvast.intel import documents
-from tbvast.intel.documents import Time, from_microseconds, microseconds, timestamp
+from tbvast.intel.documents import (
+    EPOCH,
+    MICROSECOND,
+    Time,
+    from_microseconds,
+    microseconds,
+    timestamp,
+)
 from tbvast.intel.observables import Observable, pattern_for
 from tbvast.intel.patterns import surely_matchable, validate
 
@@ -144,8 +151,39 @@ def decode_indicator(raw: bytes) -> Indicator:
                 validate(pattern)
         if start is not None and end is not None and end <= start:
             raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
+    return interpret(document, operation, sure, raw)
+
+
+class Timed(Protocol):
+    """
+    What is read of an indicator's document, whoever reads it.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def pattern(self) -> str | None: ...
+    @property
+    def pattern_type(self) -> str: ...
+    @property
+    def created(self) -> datetime | None: ...
+    @property
+    def modified(self) -> datetime | None: ...
+    @property
+    def valid_from(self) -> datetime | None: ...
+    @property
+    def valid_until(self) -> datetime | None: ...
+
+
+def interpret(document: Timed, operation: Operation, sure: bool, raw: bytes) -> Indicator:
+    """
+    The indicator of a document that has been checked.
+
+    @param sure: What L{surely_matchable} says of its pattern.
+    """
     version = document.modified or document.created
     modified = 0 if version is None else microseconds(version)
+    start, end = document.valid_from, document.valid_until
     if start is None:
         valid_from = None
     elif start == version:  # as most are
@@ -153,9 +191,9 @@ def decode_indicator(raw: bytes) -> Indicator:
     else:
         valid_from = microseconds(start)
     return Indicator(
-        id_,
+        document.id,
         modified,
-        pattern,
+        document.pattern,
         document.pattern_type,
         valid_from,
         None if end is None else microseconds(end),
@@ -197,7 +235,7 @@ def make_indicator(
     )
 
 
-_ShortTime = Annotated[str, msgspec.Meta(max_length=len("2024-05-17T12:00:00.123456Z"))]
+_ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
 
 
 class _Readable(msgspec.Struct, gc=False):
@@ -206,51 +244,72 @@ class _Readable(msgspec.Struct, gc=False):
     times of microseconds at the most, which end with C{Z}.
     """
 
-    spec_version: str
+    spec_version: Literal["2.1"]
     pattern_type: str
-    created: _ShortTime = "Z"
-    modified: _ShortTime = "Z"
-    valid_from: _ShortTime = "Z"
-    valid_until: _ShortTime = "Z"
+    created: _ShortTime
+    modified: _ShortTime
+    valid_from: _ShortTime
+    valid_until: _ShortTime = "2024-05-17T12:00:00Z"
+    pattern_version: str = "2.1"
 
 
 _readable_decoder = msgspec.json.Decoder(_Readable)
 
-_TIMES = ("created", "modified", "valid_from", "valid_until")
+
+def is_compatible(raw: bytes) -> bool:
+    """
+    Whether L{compatible} leaves an indicator as it is.
+
+    @param raw: An indicator that has been decoded before.
+    """
+    try:
+        found = _readable_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    created, modified, start, end = (
+        found.created, found.modified, found.valid_from, found.valid_until
+    )  # fmt: skip
+    # One after the other: quicker than a loop, for each and every indicator.
+    return (
+        created[-1] == modified[-1] == start[-1] == end[-1] == "Z"
+        and created[10] == modified[10] == start[10] == end[10] == "T"
+        and (found.pattern_version == "2.1" or found.pattern_type != STIX)
+    )
 
 
 def compatible(raw: bytes) -> bytes:
     """
     An indicator as Threat Bus's applications can read it: they end when they meet a
     time that is not in UTC, or in nanoseconds, or a document that does not say its
-    version.
+    version. What is missing of C{created}, C{modified} and C{valid_from} is taken from the
+    others, else from the epoch.
 
     @param raw: An indicator that has been decoded before.
     @return: C{raw} itself, if they can read it.
+    @raise Invalid: If C{raw} is no indicator.
     """
-    try:
-        found = _readable_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return _made_compatible(raw)
-    # One after the other: quicker than a loop, for each and every indicator.
-    if (
-        found.created[-1]
-        == found.modified[-1]
-        == found.valid_from[-1]
-        == found.valid_until[-1]
-        == "Z"
-    ):
-        return raw
-    return _made_compatible(raw)
+    return raw if is_compatible(raw) else _made_compatible(raw)
 
 
 def _made_compatible(raw: bytes) -> bytes:
-    document = {"spec_version": "2.1", "pattern_type": STIX, **_object(raw)}
-    read = _decoder.decode(raw)
-    for name in _TIMES:
-        time = getattr(read, name)
+    document = documents.json_object(raw, IndicatorInvalid)
+    read = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
+    document["spec_version"] = "2.1"
+    document["pattern_type"] = read.pattern_type
+    if read.pattern_type == STIX and document.get("pattern_version") is not None:
+        document["pattern_version"] = "2.1"
+    created, modified = read.created or read.modified, read.modified or read.created
+    start, end = read.valid_from or created or EPOCH, read.valid_until
+    if end is not None and read.valid_from is None and end <= start:
+        start = end - MICROSECOND
+    for name, time in (
+        ("created", created or EPOCH),
+        ("modified", modified or EPOCH),
+        ("valid_from", start),
+        ("valid_until", end),
+    ):
         if time is not None:
-            document[name] = timestamp(time.astimezone(UTC))
+            document[name] = timestamp(time)
     return msgspec.json.encode(document)
 
 
@@ -261,7 +320,7 @@ def with_operation(raw: bytes, operation: Operation) -> bytes:
     @param raw: A document that L{decode_indicator} reads.
     @raise IndicatorInvalid: If C{raw} is no JSON object.
     """
-    document = _object(raw)
+    document = documents.json_object(raw, IndicatorInvalid)
     document.pop("x_threatbus_update", None)
     if operation is not Operation.ADD:
         document["x_threatbus_update"] = operation.value
@@ -270,14 +329,17 @@ def with_operation(raw: bytes, operation: Operation) -> bytes:
 
 def with_version(raw: bytes, version: int) -> bytes:
     """
-    An indicator's document with another C{modified}.
+    An indicator's document with another C{modified}, and a C{created} that is no later.
 
     @param raw: A document that L{decode_indicator} reads.
     @param version: In microseconds since the epoch.
-    @raise IndicatorInvalid: If C{raw} is no JSON object.
+    @raise IndicatorInvalid: If C{raw} is no indicator.
     """
-    document = _object(raw)
+    document = documents.json_object(raw, IndicatorInvalid)
+    created = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED).created
     document["modified"] = timestamp(from_microseconds(version))
+    if created is not None and microseconds(created) > version:
+        document["created"] = document["modified"]
     return msgspec.json.encode(document)
 
 
@@ -343,11 +405,3 @@ def split_bundle(raw: bytes) -> Contents:
         else:
             others[type_] += 1
     return Contents(tuple(indicators), dict(others))
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        document = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise IndicatorInvalid("document", raw, f"a JSON object ({e})") from None
-    return document

@@ -6,13 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from tbvast.errors import SightingInvalid
 from tbvast.intel import documents
-from tbvast.intel.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
+from tbvast.intel.documents import (
+    EPOCH,
+    STIX_ID,
+    Time,
+    from_microseconds,
+    microseconds,
+    timestamp,
+)
 from tbvast.intel.matches import MatchType
 
 SOURCE = "tbvast-bridge"
@@ -80,6 +87,67 @@ def decode_sighting(raw: bytes) -> Sighting:
         None if seen is None else microseconds(seen),
         raw,
     )
+
+
+_ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
+_SOME_TIME = "2024-05-17T12:00:00Z"
+
+
+class _Readable(msgspec.Struct, gc=False):
+    """
+    What Threat Bus's applications need of a sighting's document.
+    """
+
+    spec_version: Literal["2.1"]
+    created: _ShortTime
+    modified: _ShortTime
+    first_seen: _ShortTime = _SOME_TIME
+    last_seen: _ShortTime = _SOME_TIME
+
+
+class _Timed(msgspec.Struct, gc=False):
+    created: Time | None = None
+    modified: Time | None = None
+    first_seen: Time | None = None
+    last_seen: Time | None = None
+
+
+_readable_decoder = msgspec.json.Decoder(_Readable)
+_timed_decoder = msgspec.json.Decoder(_Timed)
+
+_SIGHTING_TIMES = ("created", "modified", "first_seen", "last_seen")
+
+
+def compatible_sighting(raw: bytes) -> bytes:
+    """
+    A sighting as Threat Bus's applications can read it, as
+    L{tbvast.intel.indicators.compatible} makes indicators. What is missing of C{created}
+    and C{modified} is taken from the other, else from when it was seen, else from the epoch.
+
+    @param raw: A sighting that has been decoded before.
+    @return: C{raw} itself, if they can read it.
+    @raise SightingInvalid: If C{raw} is no sighting.
+    """
+    try:
+        found = _readable_decoder.decode(raw)
+        times = (found.created, found.modified, found.first_seen, found.last_seen)
+        if all(time[-1] == "Z" and time[10] == "T" for time in times):
+            return raw
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    read = documents.decode(
+        _timed_decoder, raw, SightingInvalid, dict.fromkeys(_SIGHTING_TIMES, _EXPECTED["last_seen"])
+    )
+    document = documents.json_object(raw, SightingInvalid)
+    seen = read.last_seen or read.first_seen or EPOCH
+    document["spec_version"] = "2.1"
+    document["created"] = timestamp(read.created or read.modified or seen)
+    document["modified"] = timestamp(read.modified or read.created or seen)
+    for name in ("first_seen", "last_seen"):
+        time = getattr(read, name)
+        if time is not None:
+            document[name] = timestamp(time)
+    return msgspec.json.encode(document)
 
 
 def canonical(event: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from tbvast.plugin.snapshots import Snapshots
 from tbvast.plugin.status import Statistics
 from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.protocol.publish_request import RequestUnsplittable
 from tbvast.wire import manage
 from tbvast.wire.topics import streams_of
 
@@ -86,6 +87,8 @@ class Dialogue:
             self._intake.counts["request", "refused"] += 1
             if self._complaints.allows():
                 self._log.warn("Refused a request: {reason}", reason=str(failure.value))
+            if failure.check(RequestUnsplittable):
+                return manage.refused(str(failure.value))
         else:
             self._log.failure("While answering a request", failure)
         return manage.ERROR

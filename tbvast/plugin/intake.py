@@ -14,17 +14,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.ownership import Publisher, runs_of
-from tbvast.errors import Invalid, JournalFailed, PatternUnmatchable, ProtocolInvalid
-from tbvast.intel.indicators import STIX, Indicator, Operation
-from tbvast.intel.patterns import matchable
+from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import IJournal
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.gate import TO_PUBLISH, Gate
 from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import TURN
+from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
-from tbvast.wire.frames import Envelope, Item, decode_item, decode_report, stream_of
+from tbvast.wire.frames import Envelope, Item, decode_report, stream_of
 
 BATCH = 2000
 """
@@ -148,7 +147,7 @@ class Intake:
         for user, message in messages:
             try:
                 report = decode_report(message)
-                item = admissible(report.item if isinstance(report, Envelope) else report)
+                item = report.item if isinstance(report, Envelope) else report
                 if not self._gate.may(user, TO_PUBLISH[stream_of(item)]):
                     self._forbidden(user)
                 elif isinstance(report, Envelope):
@@ -176,7 +175,7 @@ class Intake:
         """
 
         def decode(document: bytes) -> Item:
-            item = decode_item(document)
+            item = admit(document)
             permission = TO_PUBLISH[stream_of(item)]
             if not self._gate.may(user, permission):
                 raise ProtocolInvalid("type", stream_of(item).value.decode(), "yours to publish")
@@ -193,7 +192,7 @@ class Intake:
         @param publisher: Whose it is then.
         @return: As L{publish}.
         """
-        return self._take(lambda item: item, items, publisher)
+        return self._take(lambda item: admit(item.raw), items, publisher)
 
     def _take(
         self, decode: Callable[[Any], Item], given: Sequence[Any], publisher: Publisher
@@ -219,7 +218,7 @@ class Intake:
             start, offer.begun = offer.begun, offer.begun + CHECKED
             for index, each in enumerate(offer.given[start : offer.begun], start):
                 try:
-                    item = admissible(offer.decode(each))
+                    item = offer.decode(each)
                     self._waiting.append((item, offer, index, offer.publisher))
                 except Invalid as e:
                     self._refused(e)
@@ -413,25 +412,6 @@ class Intake:
             if offer is not None:
                 offer.fail(failure)
         self._go_on()
-
-
-def admissible(item: Item) -> Item:
-    """
-    @return: The item, if it can be meant.
-    @raise ObservableInvalid: If it is an indicator of a value that is none: of an
-        address that is no address, say. What merely cannot be matched is carried.
-    """
-    if (
-        isinstance(item, Indicator)
-        and not item.surely_matchable
-        and item.operation is not Operation.REMOVE
-        and item.pattern_type == STIX
-    ):
-        try:  # quicker than contextlib.suppress, for each and every item
-            matchable(item.pattern or "")
-        except PatternUnmatchable:
-            pass
-    return item
 
 
 _REFUSED = Verdict.REFUSED

@@ -9,14 +9,11 @@ from typing import Literal
 
 import msgspec
 
-from tbvast.errors import ProtocolInvalid, SightingInvalid
+from tbvast.errors import IndicatorInvalid, ProtocolInvalid, SightingInvalid
 from tbvast.intel.indicators import Indicator, compatible, decode_indicator
-from tbvast.intel.sightings import Sighting, decode_sighting
-from tbvast.intel.vastformat import (
-    decode_vast_sighting,
-    encode_vast_intel,
-    encode_vast_sighting,
-)
+from tbvast.intel.sightings import Sighting, compatible_sighting, decode_sighting
+from tbvast.intel.vastformat import encode_vast_intel, encode_vast_sighting
+from tbvast.stix.admission import admit_indicator, admit_sighting, admit_vast_sighting
 from tbvast.wire.topics import Dialect, Stream
 
 Item = Indicator | Sighting
@@ -83,9 +80,19 @@ def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> byte
     )
 
 
+def _admit_in_force(raw: bytes) -> Indicator:
+    """
+    Admit an indicator that goes to a subscriber as it is.
+    """
+    indicator = admit_indicator(raw)
+    if indicator.pattern is None:
+        raise IndicatorInvalid("pattern", None, "a pattern, in an answer to a snapshot request")
+    return indicator
+
+
 _SNAPSHOT_TYPES = {Stream.INTEL: 1, Stream.SIGHTING: 2}
 
-_SNAPSHOT_BODIES: dict[int, Callable[[bytes], Item]] = {1: decode_indicator, 2: decode_sighting}
+_SNAPSHOT_BODIES: dict[int, Callable[[bytes], Item]] = {1: _admit_in_force, 2: admit_sighting}
 
 
 def decode_report(message: list[bytes]) -> Item | Envelope:
@@ -105,9 +112,9 @@ def decode_report(message: list[bytes]) -> Item | Envelope:
 
 
 _REPORTS: dict[bytes, Callable[[bytes], Item | Envelope]] = {
-    INDICATOR_TOPIC: decode_indicator,
-    SIGHTING_TOPIC: decode_sighting,
-    VAST_SIGHTING_TOPIC: decode_vast_sighting,
+    INDICATOR_TOPIC: admit_indicator,
+    SIGHTING_TOPIC: admit_sighting,
+    VAST_SIGHTING_TOPIC: admit_vast_sighting,
     ENVELOPE_TOPIC: decode_envelope,
 }
 
@@ -115,26 +122,6 @@ REPORT_TOPICS = tuple(_REPORTS)
 """
 The topics that the sub endpoint receives.
 """
-
-
-class _Typed(msgspec.Struct):
-    type: str = ""
-
-
-_typed_decoder = msgspec.json.Decoder(_Typed)
-
-
-def decode_item(raw: bytes) -> Item:
-    """
-    A document that says itself what it is.
-
-    @raise Invalid: If it is neither an indicator nor a sighting.
-    """
-    try:
-        sighting = _typed_decoder.decode(raw).type == "sighting"
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        sighting = False  # the indicator's decoder says what is wrong
-    return decode_sighting(raw) if sighting else decode_indicator(raw)
 
 
 def encode_report(item: Item) -> bytes:
@@ -164,7 +151,7 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
         return tuple(b" " + payload for payload in encode_vast_intel(item))
     try:
         return (b" " + encode_vast_sighting(item),)
-    except SightingInvalid:  # properties that stix2 carries unread
+    except SightingInvalid:  # one that an earlier version let in
         return ()
 
 
@@ -180,7 +167,7 @@ def render_all(dialect: Dialect, items: Iterable[Item]) -> list[bytes]:
 def _render_stix2(item: Item) -> bytes:
     if isinstance(item, Indicator):
         return _INTEL_HEAD + compatible(item.raw)
-    return _SIGHTING_HEAD + item.raw
+    return _SIGHTING_HEAD + compatible_sighting(item.raw)
 
 
 def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
@@ -201,7 +188,7 @@ def render_entry(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, .
     if stream is _INTEL:
         return render_intel(dialect, raw)
     if dialect is _STIX2:
-        return (_SIGHTING_HEAD + raw,)
+        return (_SIGHTING_HEAD + compatible_sighting(raw),)
     return render(dialect, decode_sighting(raw))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tbvast.errors import ProtocolInvalid
+from tbvast.protocol.publish_request import split_request
 from tbvast.wire.topics import Dialect, dialect_of
 
 PROTOCOL = "tbvast/1"
@@ -122,13 +123,20 @@ _encode = msgspec.json.encode
 
 def decode_request(raw: bytes) -> Request:
     """
+    Of a publish request only the documents need not be JSON: each is judged alone.
+
+    @raise RequestUnsplittable: If it is a publish request of which it cannot be told where
+        a document ends.
     @raise ProtocolInvalid: If it is not a JSON object, or a property is not of
         its type.
     """
     try:
         document = _decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise ProtocolInvalid("request", raw, f"a request ({e})") from e
+        documents = split_request(raw)
+        if documents is None:
+            raise ProtocolInvalid("request", raw, f"a request ({e})") from e
+        return Publish(documents)
     return _interpret(document)
 
 

@@ -4,11 +4,15 @@ C{suricata-threatbus} as the client of a plugin, without a Suricata.
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
+from random import Random
 
 from twisted.internet.threads import deferToThread
 
+from tbvast.wire.manage import encode_publish
+from tests.documents import document
 from tests.functional.components import wait_until
 from tests.functional.peers import SURICATA_THREATBUS, PeersTestCase, publish, write_command
 from tests.functional.test_main_job import indicator
@@ -22,6 +26,26 @@ def rule(sid: int) -> str:
         f'alert dns any any -> any any (msg:"bad"; dns.query; content:"bad{sid}.example";'
         f" sid:{sid}; rev:1;)"
     )
+
+
+MADE_UP = 1000
+"""
+How many made-up documents are published.
+"""
+
+ODD_RULES = (
+    "", "no rule", "alert", "alert dns any any -> any any (", "a\nb", "a\r\nb", "\0", "\u2028",
+    *(f'alert dns any any -> any any (msg:"x"; sid:{sid}; rev:1;)' for sid in (
+        "(", "[", "*", "x", "", "5+", " 77 ", "2000009 ", "\\", "'5'", '"("', "9" * 30,
+    )),
+    "alert dns any any -> any any (msg:\"x\"; sid; rev:1;)",
+    "alert dns any any -> any any (sid)",
+    "alert dns any any -> any any (msg:\"x\"; sid:5)+(; rev:1;)",
+    r'alert dns any any -> any any (msg:"x\"; sid:(; rev:"1";)',
+)  # fmt: skip
+"""
+What may stand where a rule should; some of it the program could not live with.
+"""
 
 
 class SuricataThreatbusTests(PeersTestCase):
@@ -85,6 +109,56 @@ class SuricataThreatbusTests(PeersTestCase):
         self.assertIn("-c ruleset-reload-nonblocking suricata.socket\n", reloads.read_text())
         await client.stop()
         await bus.saw("unsubscribed after", times=2)
+
+    async def test_odd_documents(self) -> None:
+        """
+        It survives whatever the bus accepts, as it is published and in the snapshot after
+        its restart; the rule published next is written.
+        """
+        folder = self.directory()
+        rules = folder / "threatbus.rules"
+        rules.touch()
+        write_command(folder / "suricatasc", "true")
+        bus = self.plugin()
+        client = await self.peer(
+            SURICATA_THREATBUS,
+            {
+                "threatbus": str(bus.manage),
+                "snapshot": 36_500,
+                "rules_file": str(rules),
+                "socket": "suricata.socket",
+                "reload_interval": 1,
+            },
+            folder,
+        )
+        await bus.start()
+        client.start()
+        await publish(bus, indicator(rule(2_000_000), pattern_type="suricata"))
+        await deferToThread(self.wait_for, rules, 0)
+        random = Random(14)
+        made = [raw for _ in range(MADE_UP) if len(raw := document(random)) < 100_000]
+        made += [json.dumps(indicator(odd, pattern_type="suricata")).encode() for odd in ODD_RULES]
+        outcomes = []
+        for start in range(0, len(made), 100):
+            outcomes += (await bus.ask(encode_publish(made[start : start + 100])))["outcomes"]
+        self.assertGreater(outcomes.count("accepted"), 200)
+        self.assertGreater(outcomes.count("refused"), 200)
+        await publish(bus, indicator(rule(2_000_001), pattern_type="suricata"))
+        await deferToThread(self.wait_for_last, rules, 1)
+
+        await client.stop()
+        rules.write_text("")
+        client = self.ending(client.again())
+        client.start()
+        await deferToThread(self.wait_for_last, rules, 1)
+        await publish(bus, indicator(rule(2_000_002), pattern_type="suricata"))
+        await deferToThread(self.wait_for_last, rules, 2)
+
+    def wait_for_last(self, rules: Path, number: int) -> None:
+        """
+        Wait until the file holds a rule, whatever else.
+        """
+        wait_until(lambda: rule(2_000_000 + number) in rules.read_text().splitlines())
 
     def wait_for(self, rules: Path, *numbers: int) -> None:
         """

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 from tests.functional.blocking import Client, Peer, PluginProcess, Publisher, an_indicator, frame
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL, HostTestCase
@@ -228,21 +229,22 @@ class LimitTests(PluginTestCase):
         """
         A message that is too large ends its own connection only.
         """
-        plugin = self.plugin(max_message_bytes=65536)
+        most = SHORTEST_MESSAGE_LIMIT
+        plugin = self.plugin(max_message_bytes=most)
         client = self.client(plugin)
         client.join(INTEL)
         publisher = self.publisher(client)
-        fitting = frame(an_indicator(description="x" * 64000))
+        fitting = frame(an_indicator(description="x" * 1_000_000))
         for port, kind, message in (
-            (plugin.manage.port, b"REQ", [b"", b"x" * 65537]),
-            (client.sub, b"PUB", [fitting + b" " * 65536]),
+            (plugin.manage.port, b"REQ", [b"", b"x" * (most + 1)]),
+            (client.sub, b"PUB", [fitting + b" " * most]),
         ):
             peer = Peer("127.0.0.1", port, kind)
             self.addCleanup(peer.close)
             peer.send(*message)
             self.assertTrue(peer.was_cut_off())
         publisher.send(fitting)
-        self.assertEqual(len(json.loads(client.receive()[1])["description"]), 64000)
+        self.assertEqual(len(json.loads(client.receive()[1])["description"]), 1_000_000)
         self.assertEqual(client.heartbeat(), "success")
 
     def test_subscriptions(self) -> None:

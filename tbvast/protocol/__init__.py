@@ -1,0 +1,3 @@
+"""
+What is said on the endpoints: bytes in, typed values out. Pure.
+"""

@@ -1,0 +1,203 @@
+"""
+A publish request that is not JSON as a whole, because some of its documents are not.
+
+Only the damaged documents are to be refused, so it has to be found out where each begins
+and ends. A document that is JSON says so itself. One that is not ends where its brackets
+are closed, or before the next one that is, or begins like, a STIX object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tbvast.errors import ProtocolInvalid
+
+_EXPECTED = "a publish request whose documents can be told from each other"
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+_NEXT = re.compile(r',[ \t\n\r]*(?=\{[ \t\n\r]*")')
+_BEGINNING = re.compile(r'\{[ \t\n\r]*"(?:type|id|spec_version)"')
+_CLOSING = {"[": "]", "{": "}"}
+
+MOST_FAILURES = 300
+"""
+How often something may turn out to be no JSON, before the request is refused as a whole:
+each takes a look at all that stands before it.
+"""
+
+_decoder = json.JSONDecoder()
+
+
+class RequestUnsplittable(ProtocolInvalid):
+    """
+    A publish request of which it cannot be told where its documents begin and end.
+    """
+
+
+def split_request(raw: bytes) -> tuple[bytes, ...] | None:
+    """
+    The documents of a publish request, each as it is written, the damaged ones among them.
+
+    @param raw: A request that is not JSON as a whole.
+    @return: C{None} if it is no publish request.
+    @raise RequestUnsplittable: If it is one, and cannot be split.
+    """
+    return _Splitter(raw).split()
+
+
+class _Splitter:
+    """
+    Reads one request from the left to the right.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        # One character for one byte, so that damaged UTF-8 is no matter here.
+        self._text = raw.decode("latin-1")
+        self._left = 4 * len(raw)
+        self._failures = MOST_FAILURES
+
+    def split(self) -> tuple[bytes, ...] | None:
+        action: Any = None
+        documents: tuple[bytes, ...] | None = ()
+        position = self._after_space(0)
+        if self._at(position) != "{":
+            return None
+        try:
+            while self._at(position) in ("{", ","):
+                name, position = self._value(self._after_space(position + 1))
+                position = self._after_space(position)
+                if not isinstance(name, str) or self._at(position) != ":":
+                    self._check_other(action, position)
+                    return None
+                position = self._after_space(position + 1)
+                if name == "documents" and self._at(position) == "[":
+                    documents, position = self._documents(position)
+                    action = action or "documents"
+                else:
+                    value, position = self._value(position)
+                    if name == "action":
+                        action = value
+                    elif name == "documents":
+                        documents = None
+                position = self._after_space(position)
+        except (ValueError, RecursionError):  # something but a document is damaged
+            self._check_other(action, position)
+            return None
+        if self._at(position) != "}" or self._after_space(position + 1) < len(self._text):
+            self._check_other(action, position)
+            return None
+        return documents if action == "publish" else None
+
+    def _at(self, position: int) -> str:
+        return self._text[position : position + 1]
+
+    def _check_other(self, action: Any, position: int) -> None:
+        """
+        @raise RequestUnsplittable: If it is a publish request that something other than a
+            document is wrong with.
+        """
+        if action in ("publish", "documents"):
+            raise RequestUnsplittable("request", self._raw[position:], _EXPECTED)
+
+    def _after_space(self, position: int) -> int:
+        match = _SPACE.match(self._text, position)
+        return match.end() if match else position
+
+    def _value(self, position: int) -> tuple[Any, int]:
+        return _decoder.raw_decode(self._text, position)
+
+    def _documents(self, position: int) -> tuple[tuple[bytes, ...], int]:
+        """
+        @param position: Of the array.
+        @return: The documents, and where the array ends.
+        """
+        found: list[bytes] = []
+        position = self._after_space(position + 1)
+        if self._at(position) == "]":
+            return (), position + 1
+        while True:
+            end = self._end(position)
+            found.append(self._raw[position:end])
+            position = self._after_space(end)
+            if self._at(position) == "]":
+                return tuple(found), position + 1
+            position = self._after_space(position + 1)
+
+    def _end(self, start: int) -> int:
+        """
+        @return: Where a document ends; a comma or the array's end follows.
+        """
+        try:
+            _, end = self._value(start)
+        except (ValueError, RecursionError):
+            end = -1
+            self._fail()
+        if end >= 0 and self._at(self._after_space(end)) in (",", "]"):
+            return end
+        closed = self._closed(start)
+        # A bracket or a quotation mark that is missing makes what follows part of it.
+        following = self._before_next(start, closed)
+        end = closed if following < 0 else following
+        if end < 0:
+            raise RequestUnsplittable("documents", self._raw[start:], _EXPECTED)
+        return end
+
+    def _closed(self, start: int) -> int:
+        """
+        @return: Where a damaged document's brackets are closed; negative if they are not.
+        """
+        expected: list[str] = []
+        end = -1
+        for token in _TOKEN.finditer(self._text, start):
+            kind = token[0]
+            if kind in _CLOSING:
+                expected.append(_CLOSING[kind])
+            elif not expected and kind in (",", "]"):
+                end = token.start()
+                break
+            elif kind in ("]", "}") and (not expected or expected.pop() != kind):
+                break
+        self._spend((end if end >= 0 else len(self._text)) - start)
+        return end
+
+    def _before_next(self, start: int, closed: int) -> int:
+        """
+        @param closed: Where it ends by its brackets; negative if they are not closed.
+        @return: Where a document ends, if not there: before the next that is a STIX object,
+            or, if its brackets are not closed, at the end of the array; else negative.
+        """
+        limit = len(self._text) if closed < 0 else closed
+        position = start
+        while (comma := _NEXT.search(self._text, position, limit)) is not None:
+            self._spend(comma.end() - position)
+            position = comma.end()
+            try:
+                value, _ = self._value(position)
+            except (ValueError, RecursionError):
+                self._fail()
+                if _BEGINNING.match(self._text, position):  # another damaged one, it seems
+                    return comma.start()
+                continue
+            if isinstance(value, dict) and isinstance(value.get("type"), str) and "id" in value:
+                return comma.start()
+        return self._text.rfind("]", start) if closed < 0 else -1
+
+    def _spend(self, characters: int) -> None:
+        """
+        @raise RequestUnsplittable: If too much was looked at more than once.
+        """
+        self._left -= characters
+        if self._left < 0:
+            raise RequestUnsplittable("documents", self._raw, _EXPECTED)
+
+    def _fail(self) -> None:
+        """
+        @raise RequestUnsplittable: If too much was no JSON.
+        """
+        self._failures -= 1
+        if self._failures < 0:
+            raise RequestUnsplittable("documents", self._raw, _EXPECTED)

@@ -1,0 +1,524 @@
+"""
+Which documents may enter the bus.
+
+Whatever way a document comes, by the sub endpoint, a publish request, a snapshot envelope,
+from another bus, or out of a file, it is admitted here, or refused. It is admitted if every
+hop after this one can carry it, and if the library C{stix2} accepts it, without which the
+old programs end when they meet it.
+
+A document that leaves out what others need is made whole: its version, the type of its
+pattern, C{created}, C{modified} and C{valid_from}; and its times are written in UTC, to the
+microsecond at the most. One that is whole stays byte for byte as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from tbvast.errors import (
+    SHOWN,
+    IndicatorInvalid,
+    Invalid,
+    PatternUnmatchable,
+    SightingInvalid,
+)
+from tbvast.intel import documents
+from tbvast.intel.documents import Time, timestamp
+from tbvast.intel.grammar import (
+    Exists,
+    Expression,
+    Observation,
+    Observations,
+    Qualified,
+    Test,
+    Tests,
+    count_terms,
+    parse,
+)
+from tbvast.intel.indicators import (
+    STIX,
+    Indicator,
+    Operation,
+    compatible,
+    decode_indicator,
+    interpret,
+    is_compatible,
+)
+from tbvast.intel.patterns import matchable, surely_matchable, validate
+from tbvast.intel.sightings import Sighting, compatible_sighting, decode_sighting
+from tbvast.intel.vastformat import decode_vast_sighting
+from tbvast.stix.limits import (
+    DEEPEST_INDICATOR,
+    DEEPEST_SIGHTING,
+    FIRST_YEAR,
+    LARGEST_INDICATOR,
+    LARGEST_SIGHTING,
+    LEAST_INTEGER,
+    LONGEST_PATTERN,
+    MOST_INTEGER,
+    MOST_STEPS,
+    MOST_TERMS,
+)
+from tbvast.stix.properties import (
+    INDICATOR,
+    SIGHTING,
+    Check,
+    check_markings,
+    check_properties,
+    is_custom,
+    is_id,
+)
+
+Item = Indicator | Sighting
+
+_REMOVE = Operation.REMOVE
+_is_indicator_id = is_id("indicator")
+
+
+def admit(raw: bytes) -> Item:
+    """
+    Admit a document that says itself what it is.
+
+    @raise Invalid: If it is neither an indicator nor a sighting that may enter.
+    """
+    # Most say nothing of sightings, which is found out quicker than their type.
+    if (b"sighting" in raw or b"\\" in raw) and len(raw) <= LARGEST_SIGHTING:
+        try:
+            if _typed_decoder.decode(raw).type == "sighting":
+                return admit_sighting(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # the indicator's says what is wrong
+    return admit_indicator(raw)
+
+
+class _Typed(msgspec.Struct, gc=False):
+    type: str = ""
+
+
+_typed_decoder = msgspec.json.Decoder(_Typed)
+
+
+def admit_indicator(raw: bytes) -> Indicator:
+    """
+    Admit an indicator, or the removal of one; a removal needs no pattern.
+
+    @return: The indicator; its C{raw} is the document made whole.
+    @raise IndicatorInvalid: If it may not enter.
+    @raise PatternInvalid: If its pattern is none.
+    @raise ObservableInvalid: If it is an indicator of a value that is none: of an address
+        that is no address, say. What merely cannot be matched is carried.
+    """
+    if len(raw) > LARGEST_INDICATOR:
+        raise IndicatorInvalid("length", len(raw), f"at most {LARGEST_INDICATOR} bytes")
+    plain: _Usual | None
+    try:
+        # It skips nothing, so nothing else is in it: neither depth nor long numbers.
+        plain = _plain_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        plain = _with_custom(raw)
+    if plain is None:
+        return _admit_unusual_indicator(raw)
+    created, start, end = plain.created, plain.valid_from, plain.valid_until
+    if (
+        created > plain.modified
+        or created.year < FIRST_YEAR
+        or start.year < FIRST_YEAR
+        or (end is not None and end <= start)
+        or _is_indicator_id(plain.id) is None
+        or not (
+            plain.external_references is UNSET or all(map(_says_more, plain.external_references))
+        )
+        or not is_compatible(raw)
+    ):
+        return _admit_unusual_indicator(raw)
+    operation = _REMOVE if plain.revoked else plain.x_threatbus_update
+    sure = surely_matchable(plain.pattern)
+    if not sure:
+        _check_pattern(plain.pattern, operation)
+    return interpret(plain, operation, sure and operation is not _REMOVE, raw)
+
+
+_ADD = Operation.ADD
+
+
+class _Reference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    source_name: Annotated[str, msgspec.Meta(min_length=1)]
+    description: str | None = None
+    url: str | None = None
+    external_id: str | None = None
+
+
+def _says_more(reference: _Reference) -> bool:
+    return not (reference.description is reference.url is reference.external_id is None)
+
+
+class _Phase(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    kill_chain_name: str
+    phase_name: str
+
+
+_Texts = Annotated[list[str], msgspec.Meta(min_length=1)]
+_Marking = Annotated[str, msgspec.Meta(pattern=rf"^marking-definition--{documents.UUID}\Z")]
+_Identity = Annotated[str, msgspec.Meta(pattern=rf"^identity--{documents.UUID}\Z")]
+
+
+class _Usual(msgspec.Struct, gc=False):
+    """
+    An indicator as most are: a part of what L{INDICATOR} allows.
+    """
+
+    type: Literal["indicator"]
+    spec_version: Literal["2.1"]
+    id: str
+    created: Time
+    modified: Time
+    pattern: Annotated[str, msgspec.Meta(min_length=1)]
+    pattern_type: Literal["stix"]
+    valid_from: Time
+    valid_until: Time | None = None
+    name: str = ""
+    description: str = ""
+    indicator_types: _Texts | UnsetType = UNSET
+    labels: _Texts | UnsetType = UNSET
+    confidence: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    revoked: bool = False
+    pattern_version: Literal["2.1"] = "2.1"
+    x_threatbus_update: Operation = Operation.ADD
+    created_by_ref: _Identity | UnsetType = UNSET
+    object_marking_refs: Annotated[list[_Marking], msgspec.Meta(min_length=1)] | UnsetType = UNSET
+    external_references: Annotated[list[_Reference], msgspec.Meta(min_length=1)] | UnsetType = UNSET
+    kill_chain_phases: Annotated[list[_Phase], msgspec.Meta(min_length=1)] | UnsetType = UNSET
+
+
+class _Plain(_Usual, forbid_unknown_fields=True, gc=False):
+    """
+    One without custom properties.
+    """
+
+
+_usual_decoder = msgspec.json.Decoder(_Usual)
+_USUAL = frozenset(_Usual.__struct_fields__)
+
+
+def _with_custom(raw: bytes) -> _Usual | None:
+    """
+    @return: An indicator that is usual but for custom properties; L{None} for another.
+    @raise IndicatorInvalid: If some hop could not carry it.
+    """
+    try:
+        usual = _usual_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    others = document.keys() - _USUAL
+    return usual if others.isdisjoint(INDICATOR) and all(map(is_custom, others)) else None
+
+
+_plain_decoder = msgspec.json.Decoder(_Plain)
+
+
+def _check_pattern(pattern: str, operation: Operation) -> None:
+    """
+    Check a pattern of the type STIX.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        raise IndicatorInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
+    validate(pattern)
+    if _BEGINNING.match(pattern) is None:
+        raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
+    if "hashes" in pattern or "EXISTS" in pattern or ("-" in pattern and pattern.count("[") > 1):
+        _check_tests(pattern, parse(pattern))
+    if len(pattern) > _HARMLESS:
+        terms, steps = count_terms(pattern)
+        if terms > MOST_TERMS:
+            raise IndicatorInvalid(
+                "pattern", pattern, f"of at most {MOST_TERMS} comparisons and qualifiers"
+            )
+        if steps > MOST_STEPS:
+            raise IndicatorInvalid(
+                "pattern", pattern, f"of object paths of at most {MOST_STEPS} steps"
+            )
+    if operation is not _REMOVE:
+        try:  # quicker than contextlib.suppress
+            matchable(pattern)
+        except PatternUnmatchable:
+            pass
+
+
+_BEGINNING = re.compile(r"[ \t\n\r\v\f]*(?:\([ \t\n\r\v\f]*)?\[")
+"""
+What the parser of the old programs takes for the beginning of a pattern.
+"""
+
+_HEX = "[0-9a-fA-F]"
+_HASH_VALUES = {
+    name: re.compile(f"{_HEX}{{{length}}}")
+    for name, length in (
+        *(("MD5", 32), ("MD6", 32), ("RIPEMD160", 40), ("SHA1", 40), ("SHA224", 56)),
+        *(("SHA256", 64), ("SHA384", 96), ("SHA512", 128), ("SHA3224", 56), ("SHA3256", 64)),
+        *(("SHA3384", 96), ("SHA3512", 128), ("WHIRLPOOL", 128)),
+    )
+} | {"SSDEEP": re.compile("[a-zA-Z0-9/+:.]{1,128}")}
+"""
+What the parser of the old programs takes for hashes, by the name in capitals, without
+hyphens.
+"""
+
+
+def _check_tests(pattern: str, expression: Expression | Test) -> None:
+    """
+    Check that the parser of the old programs can take each test: it knows no C{NOT EXISTS},
+    no list position below zero, and of a hash neither a list nor a part.
+    """
+    if isinstance(expression, Observation):
+        _check_tests(pattern, expression.test)
+    elif isinstance(expression, Qualified):
+        _check_tests(pattern, expression.expression)
+    elif isinstance(expression, Observations | Tests):
+        for operand in expression.operands:
+            _check_tests(pattern, operand)
+    else:
+        steps = expression.path.steps
+        if any(isinstance(step, int) and step < 0 for step in steps):
+            raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
+        if isinstance(expression, Exists):
+            if expression.negated:
+                raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
+        elif "hashes" in steps:
+            _check_hash(pattern, steps[-1], expression.value)
+
+
+def _check_hash(pattern: str, name: object, value: object) -> None:
+    if not isinstance(name, str):
+        raise IndicatorInvalid("pattern", pattern, "one whose hashes have names")
+    kind = name.upper().replace("-", "").replace("'", "")
+    form = _HASH_VALUES.get(kind)
+    if form and not (isinstance(value, str) and form.fullmatch(value)):
+        raise IndicatorInvalid(
+            "pattern", pattern, f"one that compares {kind} with one whole hash at a time"
+        )
+
+
+_HARMLESS = 2 * MOST_STEPS
+"""
+The length of a pattern that cannot hold too much of anything.
+"""
+
+
+def _admit_unusual_indicator(raw: bytes) -> Indicator:
+    """
+    As L{admit_indicator}, by the table.
+    """
+    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    complete, document = _checked(document, INDICATOR, IndicatorInvalid)
+    if not complete:
+        raw = msgspec.json.encode(document)
+    operation = Operation(document.get("x_threatbus_update", _ADD))
+    if document.get("revoked", False):
+        operation = _REMOVE
+    pattern, language = document.get("pattern"), document.get("pattern_type", STIX)
+    if pattern is None:
+        if operation is not _REMOVE:
+            raise IndicatorInvalid("pattern", None, "a text that is not empty")
+    elif language == STIX:
+        version = document.get("pattern_version", "2.1")
+        if version not in ("2.1", "2.0"):
+            raise IndicatorInvalid("pattern_version", version, "2.1 or 2.0")
+        _check_pattern(pattern, operation)
+    elif language in ("suricata", "Suricata"):
+        _check_rule(pattern)
+    if pattern is not None:
+        raw = _whole(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
+    return decode_indicator(raw)
+
+
+_SID = re.compile(r"(?<=[(;\s])sid\s*:([^;]*)")
+_NUMBER = re.compile(r"\s*[0-9]{1,10}\s*")
+
+
+def _check_rule(rule: str) -> None:
+    """
+    Check that the numbers of Suricata rules are numbers, wherever they may be one:
+    suricata-threatbus takes them for parts of regular expressions, and ends if they are none.
+    """
+    for sid in _SID.findall(rule):
+        if _NUMBER.fullmatch(sid) is None:
+            raise IndicatorInvalid("pattern", rule, f"a rule of Suricata: its sid is {sid!r:.40}")
+
+
+def admit_sighting(raw: bytes) -> Sighting:
+    """
+    Admit a sighting.
+
+    @return: The sighting; its C{raw} is the document made whole.
+    @raise SightingInvalid: If it may not enter.
+    """
+    document = _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    complete, document = _checked(document, SIGHTING, SightingInvalid)
+    if "sighting_of_ref" not in document:
+        raise SightingInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
+    if not complete:
+        raw = msgspec.json.encode(document)
+    return decode_sighting(_whole(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
+
+
+def admit_vast_sighting(raw: bytes) -> Sighting:
+    """
+    Admit the report of a VAST matcher.
+
+    @raise SightingInvalid: If it is none, or the sighting of it may not enter.
+    """
+    _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    return admit_sighting(decode_vast_sighting(raw).raw)
+
+
+def _checked(
+    document: dict[str, Any], table: Mapping[str, Check], refusal: type[Invalid]
+) -> tuple[bool, dict[str, Any]]:
+    """
+    Check a document's properties, and the order of its times.
+
+    @return: The document, without those of the standard's properties that are C{null}
+        or an empty list; and whether there were none of these.
+    """
+    try:
+        for name in ("type", "id"):
+            table[name](name, document.get(name))
+        check_properties(table, document)
+        kept = {
+            name: value
+            for name, value in document.items()
+            if not ((value is None or value == []) and name in table)
+        }
+        _check_order(kept, "created", "modified", equal=True)
+        _check_order(kept, "valid_from", "valid_until", equal=False)
+        _check_order(kept, "first_seen", "last_seen", equal=True)
+        check_markings(kept)
+    except Invalid as e:
+        raise refusal(e.field, e.value, e.expected) from None
+    return len(kept) == len(document), kept
+
+
+def _check_order(document: dict[str, Any], first: str, second: str, equal: bool) -> None:
+    if first not in document or second not in document:
+        return
+    # As they will be read: nanoseconds are rounded.
+    start, end = (timestamp(msgspec.convert(document[n], Time)) for n in (first, second))
+    if end < start or (end == start and not equal):
+        expected = f"{'no earlier' if equal else 'later'} than {first}, {document[first]}"
+        raise Invalid(second, document[second], expected)
+
+
+def _whole(
+    raw: bytes, make_whole: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
+) -> bytes:
+    whole = make_whole(raw)
+    if len(whole) > most:  # numbers may take more when they are written again
+        raise refusal("length", len(whole), f"at most {most} bytes, with all that it needs")
+    return whole
+
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_EMPTY = re.compile(rb"\[\]|\{\}")
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+
+
+def _read(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
+    """
+    Read a document that every decoder on its way can read.
+    """
+    if len(raw) > most:
+        raise refusal("length", len(raw), f"at most {most} bytes")
+    if raw.count(b"[") + raw.count(b"{") > deepest:
+        _check_depth(raw, deepest, refusal)
+    try:
+        str(raw, "utf-8")
+        document = msgspec.json.decode(raw)
+    except UnicodeDecodeError:
+        raise refusal("document", raw, "UTF-8") from None
+    except (msgspec.DecodeError, RecursionError) as e:
+        name, value = _first_unreadable(raw)
+        raise refusal(name, value, f"JSON that every program can read ({e})") from None
+    if not isinstance(document, dict):
+        raise refusal("document", document, "a JSON object")
+    if _LONG_INTEGER.search(raw) is not None:
+        for name, value in document.items():
+            _check_integers(name, value, refusal)
+    return document
+
+
+def _check_depth(raw: bytes, deepest: int, refusal: type[Invalid]) -> None:
+    brackets = _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS)
+    for _ in range(deepest):  # each takes away the innermost
+        brackets = _EMPTY.sub(b"", brackets)
+        if not brackets:
+            return
+    name, value = _too_deep(raw, deepest)
+    raise refusal(name, value, f"JSON of at most {deepest} levels")
+
+
+_BRACKET = re.compile(rb'("(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def _too_deep(raw: bytes, deepest: int) -> tuple[str, bytes]:
+    """
+    @return: The name of the property that is too deep, and what begins with its value.
+    """
+    depth, name, start = 0, "document", 0
+    for token in _BRACKET.finditer(raw):
+        kind = token[0]
+        if kind in (b"[", b"{"):
+            depth += 1
+            if depth > deepest:
+                break
+        elif kind in (b"]", b"}"):
+            depth -= 1
+        elif depth == 1 and token[1]:
+            name, start = kind[1:-1].decode("utf-8", "backslashreplace"), token.end()
+    return _shown(name), raw[start:].lstrip(b" \t\r\n:")
+
+
+def _values(raw: bytes) -> dict[str, bytes]:
+    """
+    An object's properties, each as it is written, as far as that can be told.
+    """
+    try:
+        values = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
+    return {name: bytes(value) for name, value in values.items()}
+
+
+def _first_unreadable(raw: bytes) -> tuple[str, bytes]:
+    for name, value in _values(raw).items():
+        try:
+            msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _shown(name), value
+    return "document", raw
+
+
+def _shown(path: str) -> str:
+    """
+    A path with names of anybody's, as one line may show it.
+    """
+    text = ascii(path)[1:-1]
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _check_integers(path: str, value: Any, refusal: type[Invalid]) -> None:
+    if isinstance(value, int):
+        if not LEAST_INTEGER <= value <= MOST_INTEGER:
+            raise refusal(_shown(path), value, "a number of at most 64 bits")
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            _check_integers(f"{path}[{number}]", each, refusal)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_integers(f"{path}.{name}", each, refusal)

@@ -1,0 +1,393 @@
+"""
+The properties that STIX 2.1 defines for indicators and sightings, as tables of checks.
+
+A check is given a property's path and its value, as JSON decoded it, and raises L{Invalid}
+if the standard does not allow it. Beyond the standard's own rules stand those of the
+library C{stix2}, without which the old programs would end; each says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from tbvast.errors import Invalid
+from tbvast.intel.documents import UUID, Time
+from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
+
+Check = Callable[[str, Any], None]
+
+TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z, of the years 1000 to 9999"
+
+_TYPE = "[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+_ID = re.compile(rf"({_TYPE})--{UUID}")
+_LANGUAGE = re.compile("[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
+_SELECTOR = re.compile(r"id|[a-z0-9_-]{3,250}(?:\.(?:\[[0-9]+\]|[a-z0-9_-]{1,250}))*")
+_CUSTOM = re.compile("[a-z][a-z0-9_]{2,249}")
+
+_HASHES = {
+    "MD5": re.compile("[0-9a-fA-F]{32}"),
+    "SHA-1": re.compile("[0-9a-fA-F]{40}"),
+    "SHA-256": re.compile("[0-9a-fA-F]{64}"),
+    "SHA-512": re.compile("[0-9a-fA-F]{128}"),
+    "SHA3-256": re.compile("[0-9a-fA-F]{64}"),
+    "SHA3-512": re.compile("[0-9a-fA-F]{128}"),
+    "SSDEEP": re.compile("[a-zA-Z0-9/+:.]{1,128}"),
+    "TLSH": re.compile("[0-9a-fA-F]{70}"),
+}
+
+_RESERVED = frozenset(("self", "allow_custom", "interoperability", "custom_properties"))
+"""
+Names that the library C{stix2} uses for itself.
+"""
+
+_NO_SUBJECTS = frozenset(
+    (
+        *("relationship", "sighting", "marking-definition", "bundle", "language-content"),
+        *("extension-definition", "artifact", "autonomous-system", "directory", "domain-name"),
+        *("email-addr", "email-message", "file", "ipv4-addr", "ipv6-addr", "mac-addr", "mutex"),
+        *("network-traffic", "process", "software", "url", "user-account"),
+        *("windows-registry-key", "x509-certificate"),
+    )
+)
+"""
+The types of objects that cannot be sighted: what is no domain object.
+"""
+
+_EXTENSION_TYPES = (
+    *("new-sdo", "new-sco", "new-sro", "property-extension", "toplevel-property-extension"),
+)
+
+
+def is_id(kind: str) -> Callable[[str], re.Match[str] | None]:
+    """
+    @return: Whether a text is a STIX id of a type.
+    """
+    return re.compile(f"{kind}--{UUID}").fullmatch
+
+
+def text(path: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise Invalid(path, value, "a text")
+
+
+def _name(path: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise Invalid(path, value, "a text that is not empty")
+
+
+def flag(path: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise Invalid(path, value, "true or false")
+
+
+def anything(path: str, value: Any) -> None:
+    """
+    What is only carried.
+    """
+
+
+def an_object(path: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise Invalid(path, value, "an object")
+
+
+def time(path: str, value: Any) -> None:
+    try:
+        found: datetime = msgspec.convert(value, Time)
+        if isinstance(value, str) and found.astimezone(UTC).year >= FIRST_YEAR:
+            return
+    except (msgspec.ValidationError, OverflowError):
+        pass
+    raise Invalid(path, value, TIMESTAMP)
+
+
+def whole(least: int, most: int) -> Check:
+    def check(path: str, value: Any) -> None:
+        if type(value) is not int or not least <= value <= most:
+            raise Invalid(path, value, f"a whole number from {least} to {most}")
+
+    return check
+
+
+def one_of(*values: str) -> Check:
+    expected = " or ".join(values)
+
+    def check(path: str, value: Any) -> None:
+        if value not in values:
+            raise Invalid(path, value, expected)
+
+    return check
+
+
+def a_type(kind: str) -> Check:
+    def check(path: str, value: Any) -> None:
+        if value != kind:
+            raise Invalid(path, value, f"the type {kind}")
+
+    return check
+
+
+def id_of(*kinds: str) -> Check:
+    expected = " or ".join(f"{kind}--UUID" for kind in kinds)
+
+    def check(path: str, value: Any) -> None:
+        match = _ID.fullmatch(value) if isinstance(value, str) else None
+        if match is None or match[1] not in kinds:
+            raise Invalid(path, value, f"an id of the form {expected}, with a UUID of RFC 4122")
+
+    return check
+
+
+def subject(path: str, value: Any) -> None:
+    """
+    The id of a domain object, or of an object of a type that the standard does not know.
+    """
+    match = _ID.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[1] in _NO_SUBJECTS or not 3 <= len(match[1]) <= 250:
+        raise Invalid(
+            path, value, "the id of a STIX domain object: TYPE--UUID, with a UUID of RFC 4122"
+        )
+
+
+def language(path: str, value: Any) -> None:
+    if not isinstance(value, str) or _LANGUAGE.fullmatch(value) is None:
+        raise Invalid(path, value, "a language tag such as en or de-CH")
+
+
+def items(check: Check) -> Check:
+    def check_all(path: str, value: Any) -> None:
+        if not isinstance(value, list):
+            raise Invalid(path, value, "a list")
+        for number, each in enumerate(value):
+            check(f"{path}[{number}]", each)
+
+    return check_all
+
+
+def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
+    """
+    @param needed: Sets of properties of each of which one has to be there.
+    """
+
+    def check(path: str, value: Any) -> None:
+        an_object(path, value)
+        check_properties(table, value, f"{path}.")
+        for names in needed:
+            if not any(_there(value.get(name)) for name in names):
+                raise Invalid(f"{path}.{names[0]}", None, f"there, as {' or '.join(names)} must be")
+
+    return check
+
+
+def check_properties(table: Mapping[str, Check], document: dict[str, Any], path: str = "") -> None:
+    """
+    Check each property of an object. What is C{null}, or an empty list, is as good as
+    not there, as it is for the library C{stix2}.
+
+    @raise Invalid: If one is wrong.
+    """
+    for name, value in document.items():
+        check = table.get(name)
+        if check is None:
+            if not is_custom(name):
+                raise Invalid(path.rstrip(".") or "document", name, _NAMES)
+        elif _there(value):
+            check(path + name, value)
+
+
+def is_custom(name: str) -> bool:
+    """
+    Whether a property that the standard does not know may be called so.
+    """
+    return name not in _RESERVED and _CUSTOM.fullmatch(name) is not None
+
+
+_NAMES = (
+    "a property of the standard, or a custom one: 3 to 250 of a-z, 0-9 and _, a letter first, and"
+    f" none of {', '.join(sorted(_RESERVED))}"
+)
+
+
+def _there(value: Any) -> bool:
+    return value is not None and value != []
+
+
+def _hashes(path: str, value: Any) -> None:
+    an_object(path, value)
+    if not value:
+        raise Invalid(path, value, "an object that is not empty")
+    for name, digest in value.items():
+        form = _HASHES.get(name)
+        if form is None:
+            raise Invalid(path, name, f"one of {', '.join(_HASHES)}")
+        if not isinstance(digest, str) or form.fullmatch(digest) is None:
+            raise Invalid(f"{path}.{name}", digest, f"a hash of the kind {name}")
+
+
+_EXTENSION = id_of("extension-definition")
+
+
+def _extensions(path: str, value: Any) -> None:
+    an_object(path, value)
+    if not value:
+        raise Invalid(path, value, "an object that is not empty")
+    for name, extension in value.items():
+        _EXTENSION(path, name)
+        an_object(f"{path}.{name}", extension)
+        kind = extension.get("extension_type")
+        if kind is not None and kind not in _EXTENSION_TYPES:
+            raise Invalid(
+                f"{path}.{name}.extension_type", kind, f"one of {', '.join(_EXTENSION_TYPES)}"
+            )
+
+
+def _selector(path: str, value: Any) -> None:
+    if not isinstance(value, str) or _SELECTOR.fullmatch(value) is None:
+        raise Invalid(path, value, "a selector such as description or labels.[0]")
+
+
+_MARKING_REF = id_of("marking-definition")
+
+_granular_marking = record(
+    {"lang": language, "marking_ref": _MARKING_REF, "selectors": items(_selector)},
+    ("selectors",),
+    ("marking_ref", "lang"),
+)
+
+
+def _granular_markings(path: str, value: Any) -> None:
+    items(_granular_marking)(path, value)
+    for number, marking in enumerate(value):
+        if _there(marking.get("lang")) and _there(marking.get("marking_ref")):
+            raise Invalid(f"{path}[{number}].lang", marking["lang"], "alone: there is marking_ref")
+
+
+COMMON: dict[str, Check] = {
+    "spec_version": one_of("2.1", "2.0"),
+    "created_by_ref": id_of("identity"),
+    "created": time,
+    "modified": time,
+    "description": text,
+    "revoked": flag,
+    "labels": items(text),
+    "confidence": whole(0, 100),
+    "lang": language,
+    "external_references": items(
+        record(
+            {
+                "source_name": _name,
+                "description": text,
+                "url": text,
+                "hashes": _hashes,
+                "external_id": text,
+            },
+            ("source_name",),
+            ("description", "url", "external_id"),
+        )
+    ),
+    "object_marking_refs": items(_MARKING_REF),
+    "granular_markings": _granular_markings,
+    "extensions": _extensions,
+}
+
+INDICATOR: dict[str, Check] = COMMON | {
+    "type": a_type("indicator"),
+    "id": id_of("indicator"),
+    "name": text,
+    "indicator_types": items(text),
+    "pattern": _name,
+    "pattern_type": _name,
+    "pattern_version": text,
+    "valid_from": time,
+    "valid_until": time,
+    "kill_chain_phases": items(
+        record({"kill_chain_name": text, "phase_name": text}, ("kill_chain_name",), ("phase_name",))
+    ),
+    "x_threatbus_update": one_of("ADD", "EDIT", "REMOVE"),
+}
+
+SIGHTING: dict[str, Check] = COMMON | {
+    "type": a_type("sighting"),
+    "id": id_of("sighting"),
+    "first_seen": time,
+    "last_seen": time,
+    "count": whole(0, 999_999_999),
+    "sighting_of_ref": subject,
+    "observed_data_refs": items(id_of("observed-data")),
+    "where_sighted_refs": items(id_of("identity", "location")),
+    "summary": flag,
+    "x_threatbus_sighting_context": an_object,
+}
+
+
+def check_markings(document: dict[str, Any]) -> None:
+    """
+    Check that what granular markings select is there: for the library C{stix2}, which
+    ends on those that select nothing, something empty, something within one of the
+    standard's own objects, or the second of two equal items.
+
+    @param document: One whose properties have been checked.
+    @raise Invalid: If one does not.
+    """
+    markings = document.get("granular_markings")
+    if not markings:
+        return
+    selectors = [
+        (f"granular_markings[{i}].selectors[{j}]", selector)
+        for i, marking in enumerate(markings)
+        for j, selector in enumerate(marking["selectors"])
+    ]
+    if len(selectors) > MOST_SELECTORS:
+        raise Invalid("granular_markings", len(selectors), f"at most {MOST_SELECTORS} selectors")
+    for path, listed in _lists(document, ""):
+        if len(listed) > LONGEST_MARKED_LIST:
+            raise Invalid(
+                path, len(listed), f"at most {LONGEST_MARKED_LIST} items, with granular markings"
+            )
+    for path, selector in selectors:
+        if not _selected(document, selector):
+            raise Invalid(path, selector, "a selector of something that is there")
+
+
+def _lists(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
+    if isinstance(value, list):
+        yield path, value
+        for each in value:
+            yield from _lists(each, path)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _lists(each, path or name)
+
+
+def _selected(document: dict[str, Any], selector: str) -> bool:
+    first, *steps = selector.split(".")
+    value = document.get(first)
+    opaque = first in _OBJECTS
+    nested = False  # an array directly in another, which is not looked into, either
+    for step in steps:
+        if isinstance(value, dict) and not opaque:
+            value, nested = value.get(step), False
+        elif isinstance(value, list) and not nested and (found := _INDEX.fullmatch(step)):
+            number = int(found[1])
+            if number >= len(value) or value.index(value[number]) != number:
+                return False
+            value = value[number]
+            nested = isinstance(value, list)
+        else:
+            return False
+    return bool(value)
+
+
+_INDEX = re.compile(r"\[(0|[1-9][0-9]{0,3})\]")
+
+_OBJECTS: Container[str] = frozenset(
+    ("external_references", "kill_chain_phases", "granular_markings")
+)
+"""
+What holds objects of the standard's own, which C{stix2} does not look into.
+"""
