@@ -15,6 +15,7 @@ from zope.interface import Attribute, Interface
 
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 
@@ -379,6 +380,15 @@ class ICursor(Interface):
         @param items: L{tbvast.intel.indicators.Indicator} and
             L{tbvast.intel.sightings.Sighting} values; may be none.
         @param position: C{None} if they have none.
+        """
+
+    def set_aside(items: Sequence[Unreadable]) -> Awaitable[None]:
+        """
+        Take note of items that could not be read, durably if it can be: they will not
+        come again. What is known of an item that has one of their ids is not ended by
+        the L{end_snapshot} that follows.
+
+        @param items: At least one. Called before the items around them are applied.
         """
 
     def settle() -> Awaitable[None]:

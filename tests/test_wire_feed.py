@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid
 from tbvast.intel.indicators import Indicator
+from tbvast.protocol.unreadable import KEPT_BYTES
 from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING, SHORTEST_MESSAGE_LIMIT
-from tbvast.values import KEPT_BYTES
 from tbvast.wire.delivery import decode_delivery
 from tbvast.wire.feed import (
     FRAME_BYTES,

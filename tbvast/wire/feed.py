@@ -30,7 +30,7 @@ from tbvast.protocol.salvage import (
     read_range,
     salvage,
 )
-from tbvast.values import SetAside, set_aside
+from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.wire.frames import Item
 from tbvast.wire.topics import Stream
 
@@ -57,7 +57,7 @@ class Batch(msgspec.Struct, frozen=True):
     after: int
     until: int
     items: tuple[Item, ...]
-    refused: tuple[SetAside, ...] = ()
+    refused: tuple[Unreadable, ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class Part(msgspec.Struct, frozen=True):
     """
 
     items: tuple[Item, ...]
-    refused: tuple[SetAside, ...] = ()
+    refused: tuple[Unreadable, ...] = ()
 
 
 class Torn(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class Torn(msgspec.Struct, frozen=True):
     """
 
     items: tuple[Item, ...]
-    refused: tuple[SetAside, ...]
+    refused: tuple[Unreadable, ...]
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -220,41 +220,41 @@ def _decode_mark(payload: bytes) -> Mark:
 
 def _items(
     listed: Iterable[tuple[int, str, bytes | msgspec.Raw]],
-) -> tuple[tuple[Item, ...], tuple[SetAside, ...]]:
+) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
     items = []
-    refused: list[SetAside] = []
+    refused: list[Unreadable] = []
     for number, kind, raw in listed:
         item = _item(number, kind, bytes(raw))
-        if isinstance(item, SetAside):
+        if isinstance(item, Unreadable):
             refused.append(item)
         else:
             items.append(item)
     return tuple(items), tuple(refused)
 
 
-def _item(number: int, kind: str, raw: bytes) -> Item | SetAside:
+def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
     decode = _DECODERS.get(kind)
     if decode is None:
-        return set_aside(str(ProtocolInvalid("type", kind, "a type of item")), raw, number)
+        return unreadable(str(ProtocolInvalid("type", kind, "a type of item")), raw, number)
     try:
         return decode(raw)
     except Invalid as e:
-        return set_aside(str(e), raw, number)
+        return unreadable(str(e), raw, number)
     except Exception as e:  # a decoder's own fault, which must not cost more than this item
-        return set_aside(f"cannot be decoded ({type(e).__name__}: {e})", raw, number)
+        return unreadable(f"cannot be decoded ({type(e).__name__}: {e})", raw, number)
 
 
 def _salvaged(
     found: Iterable[Found | Damaged],
-) -> tuple[tuple[Item, ...], tuple[SetAside, ...]]:
+) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
     items = []
-    refused: list[SetAside] = []
+    refused: list[Unreadable] = []
     for each in found:
         if isinstance(each, Damaged):
-            refused.append(set_aside("it is damaged: no item of a frame", each.raw, each.number))
+            refused.append(unreadable("it is damaged: no item of a frame", each.raw, each.number))
             continue
         item = _item(each.number, each.kind, each.raw)
-        if isinstance(item, SetAside):
+        if isinstance(item, Unreadable):
             refused.append(item)
         else:
             items.append(item)

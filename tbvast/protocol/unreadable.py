@@ -1,5 +1,5 @@
 """
-Values that cross the seams between the parts.
+What arrived and could not be read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ The most characters of a reason.
 
 KEPT_BYTES = 64 * 1024
 """
-The most bytes that are kept of an item that was set aside.
+The most bytes that are kept of an item that cannot be read.
 """
 
 MOST_IDS = 1000
 """
-The most ids that are read in an item that was set aside.
+The most ids that are read in an item that cannot be read.
 """
 
 
-class SetAside(msgspec.Struct, frozen=True, array_like=True):
+class Unreadable(msgspec.Struct, frozen=True, array_like=True):
     """
-    An item that cannot be handled, while all others are.
+    An item that cannot be read, while those around it are.
 
     @ivar number: Its number in the bus's journal; C{0} if it is not known.
     @ivar ids: The STIX ids that it may have: those that can still be read in it.
@@ -40,18 +40,27 @@ class SetAside(msgspec.Struct, frozen=True, array_like=True):
     raw: bytes
 
 
-def set_aside(reason: str, raw: bytes, number: int = 0) -> SetAside:
+def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
     """
     @param reason: Of any length, and with any characters.
     @param raw: All of the item's bytes.
     """
-    ids = tuple({match[1].decode(): None for match in _ID.finditer(raw)})
-    return SetAside(
+    ids = ids_in(raw)
+    return Unreadable(
         number if 0 < number < 1 << 63 else 0,
-        ids if len(ids) <= MOST_IDS else (),
+        ids,
         reason.encode("utf-8", "backslashreplace").decode()[:REASON_LENGTH],
         raw[:KEPT_BYTES],
     )
+
+
+def ids_in(raw: bytes) -> tuple[str, ...]:
+    """
+    The ids of indicators and sightings that something says are its own, or those of what
+    is in it; none if there are too many to tell which it is.
+    """
+    ids = tuple({match[1].decode(): None for match in _ID.finditer(raw)})
+    return ids if len(ids) <= MOST_IDS else ()
 
 
 _ID = re.compile(

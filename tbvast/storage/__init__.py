@@ -1,0 +1,3 @@
+"""
+Files that keep what must survive a service: SQLite, and what guards it.
+"""
