@@ -759,7 +759,7 @@ class SightingTests(StoreTestCase):
         self.assertEqual(self.store.remember([one, one], 0.0), [one])
         self.assertEqual(self.store.remember([one], 1.0), [])
         self.reopen()
-        self.assertEqual(self.store.unsent(10), [(one.id, one.raw)])
+        self.assertEqual(self.store.unsent(10, 1000), [(one.id, one.raw)])
         self.assertEqual(self.store.counts()["unsent"], 1)
 
     def test_oldest_first(self) -> None:
@@ -768,7 +768,7 @@ class SightingTests(StoreTestCase):
         """
         self.store.remember([a_sighting(2)], 1.0)
         self.store.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.store.unsent(1)], [a_sighting(2).id])
+        self.assertEqual([id for id, _ in self.store.unsent(1, 1000)], [a_sighting(2).id])
 
     def test_sent(self) -> None:
         """
@@ -777,7 +777,7 @@ class SightingTests(StoreTestCase):
         one = a_sighting(1)
         self.store.remember([one], 0.0)
         self.store.mark_sent([one.id])
-        self.assertEqual(self.store.unsent(10), [])
+        self.assertEqual(self.store.unsent(10, 1000), [])
         self.assertEqual(self.store.remember([one], 1.0), [])
 
     def test_forget(self) -> None:
@@ -790,7 +790,7 @@ class SightingTests(StoreTestCase):
         self.store.forget(SIGHTING_MEMORY_DAYS * DAY)
         self.assertEqual(self.store.remember([sent], 0.0), [])
         self.store.forget(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.store.unsent(10), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.store.unsent(10, 1000), [(waiting.id, waiting.raw)])
         self.assertEqual(self.store.remember([sent], 0.0), [sent])
 
 
