@@ -19,6 +19,7 @@ from tbvast.stix.sighting_size import (
     INDICATOR,
     INDICATOR_LEFT_OUT,
     encode_fitting,
+    fitted,
 )
 
 events = st.recursive(
@@ -95,6 +96,17 @@ class FittingTests(SynchronousTestCase):
         self.assertEqual(found[CONTEXT], {})
         self.assertEqual(found[INDICATOR_LEFT_OUT], 5008)
         self.assertNotIn(INDICATOR, found)
+
+    def test_encoded(self) -> None:
+        """
+        What was encoded before is made to fit; what is no sighting is left alone.
+        """
+        document = self.sighting({"a": "b" * (LARGEST_SIGHTING + 1), "c": 1})
+        found = msgspec.json.decode(fitted(msgspec.json.encode(document)))
+        self.assertEqual(found[CONTEXT], {"a": "b" * 1024, "c": 1})
+        self.assertEqual(found[INDICATOR], {"a": 1})
+        for raw in (b"", b"{", b"[]", b"{}", b'{"x_threatbus_sighting_context":1}', b"\xff"):
+            self.assertEqual(fitted(raw), raw)
 
     def test_impossible(self) -> None:
         """

@@ -29,6 +29,8 @@ from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.protocol.unreadable import ids_in
+from tbvast.stix.limits import LARGEST_SIGHTING
+from tbvast.stix.sighting_size import fitted
 from tbvast.storage import set_aside
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
@@ -1013,6 +1015,8 @@ class BridgeStore:
         ):
             if id in without:
                 continue
+            if len(body) > LARGEST_SIGHTING:  # of an earlier version
+                body = fitted(body)
             size -= len(body)
             if found and size < 0:
                 break

@@ -77,6 +77,19 @@ def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - R
     return raw
 
 
+def fitted(raw: bytes) -> bytes:
+    """
+    A sighting that was encoded before, as L{encode_fitting} encodes it; as it is, if it is
+    no sighting.
+    """
+    try:
+        document: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=dict[str, Any])
+        return encode_fitting(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, SightingInvalid):
+        return raw
+
+
 def _leave_indicator_out(document: dict[str, Any]) -> None:
     document[INDICATOR_LEFT_OUT] = len(bytes(document.pop(INDICATOR)))
 
