@@ -52,9 +52,10 @@ STUCK_DELAY = 30.0
 Seconds before they are, if the receiver is there and takes none of them.
 """
 
-LINES_PER_MINUTE = 2
+WAITING_LINES_PER_MINUTE = 2
+LINES_PER_MINUTE = 20
 """
-How often a minute the log says that sightings wait, or are given up.
+How often a minute the log says that sightings wait, or that one is not taken.
 """
 
 MOST_UNMADE = 100
@@ -269,7 +270,8 @@ class Outbox(Service):
         self.handed_on = 0
         self.set_aside = 0
         self._pages = Pages()
-        self._complaints = RateLimit(clock, LINES_PER_MINUTE)
+        self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
+        self._lines = RateLimit(clock, LINES_PER_MINUTE)
         self._clock = clock
         self._now = now
         self._ask = ask
@@ -343,7 +345,7 @@ class Outbox(Service):
             if not left:
                 continue
             if not reported.poisoned:
-                self._say("Sightings wait: {reason}", reported.reason or "nobody takes them")
+                self._say_waiting("Sightings wait: {reason}", reported.reason or "nobody is there")
                 self._retry_later(RETRY_DELAY)
                 return
             await self._failed(left, reported.reason)
@@ -370,7 +372,7 @@ class Outbox(Service):
 
     async def _failed(self, ids: list[str], reason: str) -> None:
         if len(ids) > 1:
-            self._say("Sightings wait, and are offered fewer at a time: {reason}", reason)
+            self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
         else:
             self._say("A sighting is not taken, and is offered again later: {reason}", reason)
         given_up = self._pages.failed(ids, self._clock.seconds())
@@ -387,8 +389,12 @@ class Outbox(Service):
             self._now(),
         )
 
+    def _say_waiting(self, text: str, reason: str) -> None:
+        if self._waiting_lines.allows():
+            self._log.warn(text, reason=shown(reason))
+
     def _say(self, text: str, reason: str) -> None:
-        if self._complaints.allows():
+        if self._lines.allows():
             self._log.warn(text, reason=shown(reason))
 
     def _retry_later(self, delay: float = RETRY_DELAY) -> None:

@@ -367,9 +367,18 @@ class BridgeStore:
 
     def _repair(self) -> None:
         """
-        Find out again what the indicators want whose row no longer says it.
+        Find out again what the indicators want whose row no longer says it; why others
+        are not matched is not known any more.
         """
-        self._db.execute("UPDATE indicators SET unmatched = '[]' WHERE NOT json_valid(unmatched)")
+        for number, unmatched in self._db.execute(
+            "SELECT number, cast(unmatched AS BLOB) FROM indicators WHERE unmatched != '[]'"
+        ).fetchall():
+            try:
+                _unmatched_decoder.decode(unmatched)
+            except msgspec.MsgspecError:
+                self._db.execute(
+                    "UPDATE indicators SET unmatched = '[]' WHERE number = ?", (number,)
+                )
         rows = self._db.execute(
             "SELECT number, id, body, cast(wanted AS BLOB) FROM indicators WHERE wanted != '[]'"
         ).fetchall()
@@ -942,6 +951,18 @@ class BridgeStore:
 
     def counts(self) -> dict[str, Any]:
         """
+        @see: L{_counts}
+        """
+        try:
+            return self._counts()
+        except sqlite3.OperationalError as e:
+            if not is_of_an_item(e):
+                raise
+        self._repair()
+        return self._counts()
+
+    def _counts(self) -> dict[str, Any]:
+        """
         @return: C{indicators} in force, C{unsearched} ones among them, and those
             that are C{not_yet} valid; C{unmatched} ones by reason, where one may
             have several, and the L{LISTED} newest of these by id, as
@@ -1079,6 +1100,7 @@ With a parameter that is a JSON list: one parameter for any number of values.
 """
 
 _wanted_decoder = msgspec.json.Decoder(tuple[_Term, ...])
+_unmatched_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode

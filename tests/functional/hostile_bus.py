@@ -99,9 +99,9 @@ class HostileBus:
         """
         Send messages on the pub endpoint, in order.
 
-        @param messages: The frames of each.
+        @param messages: The frames of each; one without any is left out.
         """
-        self._outgoing.extend(messages)
+        self._outgoing.extend(filter(None, messages))
 
     def wait_for(self, condition: Callable[[], Any], limit: float = LIMIT) -> None:
         """

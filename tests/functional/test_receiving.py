@@ -221,7 +221,9 @@ class FrameTests(HostileBusTestCase):
         await bridge.saw("The snapshot is complete: 50 items, 1 of them set aside")
         await bridge.saw("items could not be handled so far, and were set aside")
         await self.so(
-            lambda: (self.bus.asked("heartbeat")[-1]["report"]["store"]["set_aside"])["count"] == 1
+            lambda: (
+                self.bus.asked("heartbeat")[-1]["report"]["store"]["set_aside"].get("count") == 1
+            )
         )
 
     async def test_unreadable_frame(self) -> None:
@@ -255,7 +257,7 @@ class FrameTests(HostileBusTestCase):
             for _ in range(rng.randrange(1, 4)):
                 frame[rng.randrange(len(frame))] = rng.randrange(256)
             self.bus.send(bytes(frame[: rng.choice((None, rng.randrange(len(frame))))]))
-        self.bus.send_raw([], [b""], [self.bus.topic.encode()], [self.bus.topic.encode(), b"x"])
+        self.bus.send_raw([b""], [self.bus.topic.encode()], [self.bus.topic.encode(), b"x"])
         answers = [
             b"",
             b"{}",
