@@ -955,7 +955,7 @@ class BridgeStore:
         """
         try:
             return self._counts()
-        except sqlite3.OperationalError as e:
+        except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
             if not is_of_an_item(e):
                 raise
         self._repair()
@@ -993,7 +993,9 @@ class BridgeStore:
             "unsearched": unsearched,
             "not_yet": not_yet,
             "unmatched": _most_frequent(dict(reasons)),
-            "unmatched_ids": {id: json.loads(why)[:LISTED_REASONS] for id, why in listed},
+            "unmatched_ids": {
+                id: list(_unmatched_decoder.decode(why)[:LISTED_REASONS]) for id, why in listed
+            },
             "unsent": unsent,
             "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
