@@ -42,14 +42,17 @@ class Unreadable(msgspec.Struct, frozen=True, array_like=True):
 
 def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
     """
-    @param reason: Of any length, and with any characters.
+    @param reason: Of any length, and with any characters; those that are not printable are
+        escaped.
     @param raw: All of the item's bytes.
     """
     ids = ids_in(raw)
     return Unreadable(
         number if 0 < number < 1 << 63 else 0,
         ids,
-        reason.encode("utf-8", "backslashreplace").decode()[:REASON_LENGTH],
+        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason[:REASON_LENGTH])[
+            :REASON_LENGTH
+        ],
         raw[:KEPT_BYTES],
     )
 
