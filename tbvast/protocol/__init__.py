@@ -1,3 +1,3 @@
 """
-The messages of the endpoints: bytes in and values out, and the reverse. Pure.
+What is said on the endpoints: bytes in, typed values out. Pure.
 """
