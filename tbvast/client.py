@@ -21,18 +21,20 @@ from twisted.internet.defer import (
     gatherResults,
     succeed,
 )
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid
+from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, shown
 from tbvast.interfaces import ICursor
 from tbvast.ops.ratelimit import RateLimit
+from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.delivery import decode_delivery
-from tbvast.wire.feed import Batch, Delivery, Mark, Part
+from tbvast.wire.feed import Batch, Delivery, Mark, Part, Torn
 from tbvast.wire.frames import SIGHTING_TOPIC, Item
 from tbvast.wire.manage import Position
 from tbvast.zeromq.connections import (
@@ -57,8 +59,32 @@ keeps it.
 """
 
 MOST_WAITING = 10_000
+MOST_WAITING_BYTES = 64 << 20
 """
-Items that wait to be applied, beyond which no more are read.
+Items that wait to be applied, and their size, beyond which no more are read.
+"""
+
+LONGEST_REPLY = 64 << 20
+"""
+The most bytes of a bus's reply.
+"""
+
+MOST_BUS_TOPICS = 1000
+"""
+The most topics that a bus can listen to.
+"""
+
+SAME_GAP = 3
+"""
+How often in a row the same numbers have to be missing before they are done without: the
+bus has not got them. Where a frame came that could not be read, twice is enough.
+"""
+
+INCOMPLETE_FIRST = 1.0
+INCOMPLETE_MOST = 600.0
+"""
+Seconds after which a snapshot that was incomplete is asked for again: they double, up to
+the most.
 """
 
 REPORT_TIMEOUT = 30.0
@@ -109,7 +135,8 @@ class ManageClient:
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:
-            self._connection = DealerConnection(self._factory, self._answered, self._keys)
+            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
+            self._connection = DealerConnection(self._factory, self._answered, options)
             self._connection.connect(f"tcp://{self._bus}")
         waiting: Deferred[bytes] = Deferred(self._abandon)
         self._waiting = waiting
@@ -173,7 +200,7 @@ class Announcer:
     def _heard(self, messages: list[list[bytes]]) -> None:
         begun = False
         for verb, topic in map(read_subscription, (m[0] for m in messages)):
-            if verb == 1:
+            if verb == 1 and len(self._topics) < MOST_BUS_TOPICS:
                 self._topics.add(topic)
                 begun = True
             elif verb == 0:
@@ -208,6 +235,23 @@ class Wish(msgspec.Struct, frozen=True):
     heartbeat: float
 
 
+class Reported(msgspec.Struct, frozen=True):
+    """
+    What became of some reports.
+
+    @ivar taken: Of each of them, whether it need not be sent again.
+    @ivar refused: Why the receiver never takes some of them, by position; they count as
+        taken.
+    @ivar reason: Why it took none; empty if it was asked and took them, or nobody is there.
+    @ivar poisoned: Whether one of them may be the reason: the receiver does well otherwise.
+    """
+
+    taken: list[bool]
+    refused: dict[int, str] = {}
+    reason: str = ""
+    poisoned: bool = False
+
+
 @implementer(ICursor)
 class Listener:
     """
@@ -231,6 +275,11 @@ class Listener:
                 await done
         if position is not None:
             self.position = position
+
+    async def set_aside(self, items: Sequence[Unreadable]) -> None:
+        """
+        Whoever listens is told nothing of them.
+        """
 
     async def settle(self) -> None:
         """
@@ -303,10 +352,18 @@ class BusSubscription(Service):
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
         self._taking: Deferred[None] = succeed(None)
-        self._arrivals: list[Delivery | Item] = []
+        self._arrivals: list[Delivery | Item | Unreadable] = []
         self._waiting = 0
+        self._waiting_bytes = 0
+        self._answered = -math.inf
         self._expected = 0
-        self._snapshot = False
+        self._torn = False
+        self._gaps: tuple[str, int, int] | None = None
+        self._same_gaps = 0
+        self._snapshot: _Snapshot | None = None
+        self._holding = False
+        self._incomplete = 0
+        self._again: IDelayedCall | None = None
         self._gap: Deferred[None] | None = None
         self._broken = False
 
@@ -338,43 +395,54 @@ class BusSubscription(Service):
 
     def hand_in(self, documents: Sequence[bytes]) -> Deferred[list[bool]]:
         """
+        As L{report_sightings}, for those who give up what the bus never takes.
+
+        @return: Fires with whether each one was taken, or need not be sent again.
+        """
+        return self.report_sightings(documents).addCallback(self._cb_handed_in)
+
+    def _cb_handed_in(self, reported: Reported) -> list[bool]:
+        for reason in reported.refused.values():
+            self._complain("The bus refused a sighting: {reason}", reason=shown(reason))
+        return reported.taken
+
+    def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
+        """
         Report sightings: to a bus that speaks tbvast/1 by requests, which it answers
         when they are durable, to another one on its sub endpoint, once.
 
         @param documents: Sightings, each a JSON document.
-        @return: Fires with whether each one was taken.
         """
         if not self.connected:
-            return succeed([False] * len(documents))
+            return succeed(Reported([False] * len(documents)))
         if not self.plugin:
-            return succeed([self.send(SIGHTING_TOPIC + b" " + raw) for raw in documents])
+            return succeed(Reported([self.send(SIGHTING_TOPIC + b" " + raw) for raw in documents]))
+        began = self._reactor.seconds()
         return self._reports.ask(manage.encode_publish(documents), REPORT_TIMEOUT).addCallbacks(
-            self._cb_handed_in,
-            self._eb_handed_in,
+            self._cb_reported,
+            self._eb_reported,
             callbackArgs=(len(documents),),
-            errbackArgs=(len(documents),),
+            errbackArgs=(len(documents), began),
         )
 
-    def _cb_handed_in(self, reply: bytes, count: int) -> list[bool]:
+    def _cb_reported(self, reply: bytes, count: int) -> Reported:
         try:
             published = manage.decode_published(reply)
         except ProtocolInvalid as e:
-            self._log.warn(
-                "{bus} did not take {count} sightings: {reason}",
-                bus=str(self._bus),
-                count=count,
-                reason=_reason(reply) or str(e),
-            )
-            return [False] * count
+            reason = _reason(reply)
+            # With a reason it means the bus's own state, without one something in the request.
+            return Reported([False] * count, {}, reason or str(e), not reason)
         if len(published.outcomes) != count:
-            return [False] * count
-        for reason in published.reasons.values():
-            self._log.error("The bus refused a sighting: {reason}", reason=reason)
-        return [True] * count
+            reason = f"{len(published.outcomes)} outcomes for {count} sightings"
+            return Reported([False] * count, {}, reason, True)
+        refused = {n: why for n, why in published.reasons.items() if 0 <= n < count}
+        return Reported([True] * count, refused)
 
-    def _eb_handed_in(self, failure: Failure, count: int) -> list[bool]:
+    def _eb_reported(self, failure: Failure, count: int, began: float) -> Reported:
         failure.trap(BusUnreachable)
-        return [False] * count
+        if self.connected and self._answered > began:
+            return Reported([False] * count, {}, str(failure.value), True)
+        return Reported([False] * count)
 
     async def _run(self) -> None:
         delay, complained = RETRY_FIRST, False
@@ -393,8 +461,13 @@ class BusSubscription(Service):
                 self._disconnect()
             else:
                 complained = False
-                if await self._stood(subscribed):
-                    delay = RETRY_FIRST
+                try:
+                    if await self._stood(subscribed):
+                        delay = RETRY_FIRST
+                except CancelledError:
+                    raise
+                except Exception:
+                    self._log.failure("While subscribed to {bus}", bus=str(self._bus))
             await deferLater(self._reactor, delay)
             delay = min(delay * 2, RETRY_MOST)
 
@@ -408,7 +481,7 @@ class BusSubscription(Service):
         try:
             await self._keep(subscribed)
         except BusUnreachable as e:
-            self._log.warn("{reason}; subscribing again.", reason=str(e))
+            self._complain("{reason}; subscribing again.", reason=str(e))
         finally:
             self._disconnect()
             self._lost = self._reactor.seconds()
@@ -436,7 +509,9 @@ class BusSubscription(Service):
         try:
             subscribed = manage.decode_subscribed(reply)
         except ProtocolInvalid as e:
-            raise BusRefused("subscribe", _reason(reply) or e.expected) from e
+            reason = _reason(reply)
+            raise BusRefused("subscribe", shown(reason) if reason else str(e)) from e
+        self._answered = self._reactor.seconds()
         await self._begin(subscribed, resume, days)
         self._connect(subscribed)
         return subscribed
@@ -447,35 +522,35 @@ class BusSubscription(Service):
         """
         Find out what the bus is going to send first.
         """
-        topics = ", ".join(self._wish.topics)
         here = Position(subscribed.plugin, subscribed.number)
+        numbered = subscribed.protocol == manage.PROTOCOL
         self._expected = subscribed.number
-        if subscribed.protocol == manage.PROTOCOL and resume is not None:
-            self._snapshot = here != resume
-            if self._snapshot:
+        self._torn = self._holding = False
+        self._snapshot = None
+        if numbered and resume is not None:
+            if here != resume:
                 await self._cursor.begin_snapshot()
+                self._snapshot = _Snapshot(ending=True)
+                beginning = "with everything that is in force"
+            else:
+                beginning = f"from number {resume.number} on"
+        else:
+            if numbered and days > 0:
+                self._snapshot = _Snapshot(ending=False)
+            elif numbered:
+                await self._cursor.apply((), here)
+            beginning = f"with a snapshot of {days} days"
+        if self._complaints.allows():
             self._log.info(
                 "Subscribed to {bus} for {topics}, {beginning}.",
                 bus=str(self._bus),
-                topics=topics,
-                beginning="with everything that is in force"
-                if self._snapshot
-                else f"from number {resume.number} on",
+                topics=", ".join(self._wish.topics),
+                beginning=beginning,
             )
-            return
-        self._snapshot = subscribed.protocol == manage.PROTOCOL and days > 0
-        if subscribed.protocol == manage.PROTOCOL and not days:
-            await self._cursor.apply((), here)
-        self._log.info(
-            "Subscribed to {bus} for {topics}, with a snapshot of {days} days.",
-            bus=str(self._bus),
-            topics=topics,
-            days=days,
-        )
 
     def _connect(self, subscribed: manage.Subscribed) -> None:
         self._broken = False
-        self._arrivals, self._waiting = [], 0
+        self._arrivals, self._waiting, self._waiting_bytes = [], 0, 0
         topic = subscribed.topic.encode()
         host = HostPort(self._bus.host, subscribed.pub_port)
         queue = FED_QUEUE if subscribed.protocol == manage.PROTOCOL else UNFED_QUEUE
@@ -491,10 +566,14 @@ class BusSubscription(Service):
             address = HostPort(self._bus.host, subscribed.sub_port)
             self._announcer = Announcer(self._factory, f"tcp://{address}", self._ready, self._keys)
         self.connected = True
-        self.plugin = subscribed.plugin
+        self.plugin = subscribed.plugin if subscribed.protocol == manage.PROTOCOL else ""
 
     def _disconnect(self) -> None:
         self.connected = False
+        if self._again is not None:
+            if self._again.active():
+                self._again.cancel()
+            self._again = None
         self._reports.close()
         for connection in (self._sub, self._announcer):
             if isinstance(connection, SubConnection):
@@ -517,11 +596,12 @@ class BusSubscription(Service):
                 beat = manage.encode_heartbeat(subscribed.topic, report)
                 reply = await self._manage.ask(beat)
                 if reply != manage.SUCCESS and not _is_success(reply):
-                    self._log.warn(
+                    self._complain(
                         "{bus} has forgotten the subscription; subscribing again.",
                         bus=str(self._bus),
                     )
                     return
+                self._answered = self._reactor.seconds()
         except CancelledError:
             await self._leave(subscribed)
             raise
@@ -551,17 +631,22 @@ class BusSubscription(Service):
         self, sub: SubConnection, topic: bytes, messages: list[tuple[str, list[bytes]]]
     ) -> None:
         for _, message in messages:
+            delivery: Delivery | Item | Unreadable
             try:
                 delivery = decode_delivery(topic, message)
             except Invalid as e:
-                self._refuse(e)
-                continue
+                delivery = unreadable(str(e), b"".join(message))
+            except Exception as e:  # a decoder's own fault
+                delivery = unreadable(f"{type(e).__name__}: {e}", b"".join(message))
             self._arrivals.append(delivery)
-            self._waiting += len(delivery.items) if isinstance(delivery, Batch | Part) else 1
+            self._waiting_bytes += sum(map(len, message))
+            self._waiting += len(delivery.items) if isinstance(delivery, Batch | Part | Torn) else 1
         if self._taking.called:
             self._taking = Deferred.fromCoroutine(self._take_all(sub))
             self._taking.addErrback(self._eb_not_taken)
-        if not self._taking.called and self._waiting >= MOST_WAITING:
+        if not self._taking.called and (
+            self._waiting >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
+        ):
             sub.pause()
 
     async def _take_all(self, sub: SubConnection) -> None:
@@ -570,75 +655,149 @@ class BusSubscription(Service):
         is applied at once.
         """
         while self._arrivals:
-            deliveries, self._arrivals, self._waiting = self._arrivals, [], 0
+            deliveries, self._arrivals = self._arrivals, []
+            self._waiting = self._waiting_bytes = 0
             if sub is self._sub:
                 sub.resume()
             await self._take(sub, deliveries)
             if not self._arrivals:
                 await self._cursor.settle()
 
-    def _refuse(self, error: Invalid) -> None:
-        self.refused += 1
-        if self._complaints.allows():
-            self._log.warn("Ignored a message of the bus: {reason}", reason=str(error))
-
-    async def _take(self, sub: SubConnection, deliveries: Sequence[Delivery | Item]) -> None:
+    async def _take(
+        self, sub: SubConnection, deliveries: Sequence[Delivery | Item | Unreadable]
+    ) -> None:
         """
         Apply what arrived, in order, and as much as possible at once.
 
         @param sub: Where it arrived; nothing more of it is applied once another
             subscription was made.
         """
-        items: list[Item] = []
-        position = None
+        taken = _Taken()
         for delivery in deliveries:
             if self._broken or sub is not self._sub:
                 return
-            if isinstance(delivery, Mark):
-                await self._apply(items, position)
-                items, position = [], None
+            if isinstance(delivery, Batch) and not self.plugin:  # of a bus that has no numbers
+                taken.add(delivery)
+            elif isinstance(delivery, Batch):
+                if self._snapshot is not None:
+                    self._end_incomplete("its end did not come")
+                if delivery.after > self._expected and not self._passes(delivery, taken):
+                    await self._apply(taken)
+                    self._missed()
+                    return
+                if delivery.until > self._expected:
+                    self._expected = delivery.until
+                    taken.position = Position(self.plugin, delivery.until)
+                    self._torn = False
+                taken.add(delivery)
+            elif isinstance(delivery, Part):
+                if self._snapshot is not None:
+                    self._snapshot.add(delivery)
+                taken.add(delivery)
+            elif isinstance(delivery, Mark):
+                await self._apply(taken)
+                taken = _Taken()
                 if sub is self._sub:
                     await self._end_snapshot(delivery)
-            elif isinstance(delivery, Batch | Part):
-                if isinstance(delivery, Batch):
-                    if delivery.after != self._expected:
-                        await self._apply(items, position)
-                        self._missed(delivery)
-                        return
-                    self._expected = delivery.until
-                    position = Position(self.plugin, delivery.until)
-                for error in delivery.refused:
-                    self._refuse(error)
-                items.extend(delivery.items)
+            elif isinstance(delivery, Torn):
+                self._torn = True
+                taken.add(delivery)
+            elif isinstance(delivery, Unreadable):
+                self._torn = True
+                taken.refused.append(delivery)
             else:
-                items.append(delivery)
-        await self._apply(items, position)
+                taken.items.append(delivery)
+        await self._apply(taken)
 
-    async def _apply(self, items: list[Item], position: Position | None) -> None:
-        self.received += len(items)
-        if items or position is not None:
+    def _passes(self, batch: Batch, taken: _Taken) -> bool:
+        """
+        Decide whether to do without the numbers that are missing before a batch.
+
+        The bus reads them from its journal: asked for them again, it sends the same.
+        """
+        gap = (self.plugin, self._expected, batch.after)
+        self._same_gaps = self._same_gaps + 1 if gap == self._gaps else 1
+        self._gaps = gap
+        if self._same_gaps < SAME_GAP - self._torn:
+            return False
+        reason = f"the numbers from {self._expected + 1} to {batch.after} cannot be had"
+        taken.refused.append(Unreadable(batch.after, (), reason, b""))
+        return True
+
+    async def _apply(self, taken: _Taken) -> None:
+        if taken.refused:
+            self.refused += len(taken.refused)
+            for each in taken.refused:
+                self._complain("Set aside what the bus sent: {reason}", reason=each.reason)
+            await self._cursor.set_aside(taken.refused)
+        self.received += len(taken.items)
+        position = None if self._holding else taken.position
+        if taken.items or position is not None:
             # A bus that numbers its items has decided what each of them changes.
-            await self._cursor.apply(items, position, decided=bool(self.plugin))
+            await self._cursor.apply(taken.items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
-        position = Position(self.plugin, mark.number)
+        snapshot = self._snapshot
+        if snapshot is None:
+            self._complain("{bus} ended a snapshot that it had not begun.", bus=str(self._bus))
+            return
+        if not mark.failed and snapshot.count != mark.count:
+            self._end_incomplete(f"{snapshot.count} of its {mark.count} items came")
+            return
         self._log.info(
-            "The snapshot is complete: {count} items{failed}.",
+            "The snapshot is complete: {count} items{refused}{failed}.",
             count=mark.count,
-            failed="" if not mark.failed else f", but nothing of {', '.join(mark.failed)}",
+            refused="" if not snapshot.refused else f", {snapshot.refused} of them set aside",
+            failed="" if not mark.failed else f", but nothing of {shown(', '.join(mark.failed))}",
         )
         if mark.failed:
-            self._missed(mark)
-        elif mark.full:
-            await self._cursor.end_snapshot(position)
-        else:
+            self._missed()
+            return
+        self._snapshot = None
+        self._incomplete = 0
+        position = Position(self.plugin, mark.number)
+        if not (mark.full and snapshot.ending):
             await self._cursor.apply((), position)
+        elif snapshot.nameless:
+            self._complain(
+                "Of {count} items of the snapshot not even the id can be read:"
+                " nothing is ended that it does not hold.",
+                count=snapshot.nameless,
+            )
+            await self._cursor.apply((), position)
+        else:
+            await self._cursor.end_snapshot(position)
 
-    def _missed(self, delivery: Delivery) -> None:
-        self._log.warn(
+    def _end_incomplete(self, reason: str) -> None:
+        """
+        End a snapshot that is not whole. What it held stays, and what follows is applied,
+        but the position stays where it was: it is asked for again.
+        """
+        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete, 30), INCOMPLETE_MOST)
+        self._incomplete += 1
+        self._snapshot = None
+        self._holding = True
+        self._complain(
+            "The snapshot of {bus} is incomplete: {reason}. Nothing is ended by it;"
+            " asking for another one in {delay:g} s.",
+            bus=str(self._bus),
+            reason=reason,
+            delay=delay,
+        )
+        self._again = self._reactor.callLater(delay, self._break)
+
+    def _missed(self) -> None:
+        self._complain(
             "Something that {bus} sent went missing; subscribing again.", bus=str(self._bus)
         )
         self._break()
+
+    def _complain(self, text: str, **values: Any) -> None:
+        """
+        Say something that whoever is on the other end can bring about at will.
+        """
+        if self._complaints.allows():
+            self._log.warn(text, **values)
 
     def _eb_not_taken(self, failure: Failure) -> None:
         self._log.failure("What the bus sent cannot be applied", failure)
@@ -650,14 +809,52 @@ class BusSubscription(Service):
             self._gap.callback(None)
 
 
+class _Taken:
+    """
+    What of some frames is to be applied.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.refused: list[Unreadable] = []
+        self.position: Position | None = None
+
+    def add(self, delivery: Batch | Part | Torn) -> None:
+        self.items.extend(delivery.items)
+        self.refused.extend(delivery.refused)
+
+
+class _Snapshot:
+    """
+    A snapshot that is arriving.
+
+    @ivar ending: Whether what it does not hold is no longer in force.
+    @ivar count: How many items of it came.
+    @ivar refused: How many of them cannot be read.
+    @ivar nameless: Of how many of these it is not known which ones they are.
+    """
+
+    def __init__(self, ending: bool) -> None:
+        self.ending = ending
+        self.count = 0
+        self.refused = 0
+        self.nameless = 0
+
+    def add(self, part: Part) -> None:
+        self.count += len(part.items) + len(part.refused)
+        self.refused += len(part.refused)
+        self.nameless += sum(not each.ids for each in part.refused)
+
+
 def _reason(reply: bytes) -> str:
     """
     What a bus says of a refusal.
     """
     try:
-        return str(manage.decode_reply(reply).get("reason", ""))
+        reason = manage.decode_reply(reply).get("reason", "")
     except ProtocolInvalid:
         return ""
+    return reason if isinstance(reason, str) else ""
 
 
 def _is_success(reply: bytes) -> bool:

@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface
 from tbvast.bus.ownership import Run
 from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
 from tbvast.intel.observables import Observable
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.storage.set_aside import SetAside, SetAsideReport
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
@@ -408,6 +409,15 @@ class ICursor(Interface):
         @param position: C{None} if they have none.
         @param decided: Whether the bus has decided between the versions of an indicator:
             what it sends later is in force, whatever C{modified} says.
+        """
+
+    def set_aside(items: Sequence[Unreadable]) -> Awaitable[None]:
+        """
+        Take note of items that could not be read, durably if it can be: they will not
+        come again. What is known of an item that has one of their ids is not ended by
+        the L{end_snapshot} that follows.
+
+        @param items: At least one. Called before the items around them are applied.
         """
 
     def settle() -> Awaitable[None]:

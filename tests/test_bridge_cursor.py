@@ -19,19 +19,40 @@ from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
+from tbvast.protocol.unreadable import unreadable
 from tbvast.wire.manage import Position
-from tests.doubles import SteppedThread, a_sighting, an_indicator, asking, indicator_id, moment
+from tests.doubles import (
+    SteppedThread,
+    a_sighting,
+    an_indicator,
+    asking,
+    indicator_document,
+    indicator_id,
+    moment,
+)
 
 
 @contextlib.contextmanager
-def refusing(path: Path, id: str) -> Iterator[None]:
+def refusing(store: BridgeStore) -> Iterator[None]:
     """
-    While inside, the store cannot keep an indicator.
+    While inside, the store cannot keep anything.
+    """
+    store._db.execute("PRAGMA query_only = ON")
+    try:
+        yield
+    finally:
+        store._db.execute("PRAGMA query_only = OFF")
+
+
+@contextlib.contextmanager
+def failing(path: Path, id: str) -> Iterator[None]:
+    """
+    While inside, the store fails for an indicator.
     """
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute(
             f"CREATE TRIGGER refusal BEFORE INSERT ON indicators WHEN new.id = '{id}'"
-            " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
+            " BEGIN SELECT raise(FAIL, 'not this one'); END"
         )
         yield
         other.execute("DROP TRIGGER refusal")
@@ -158,7 +179,7 @@ class CursorTests(SynchronousTestCase):
                 self.cursor.apply([an_indicator(number)], Position("bus", number))
             )
         self.assertNoResult(applied)
-        with refusing(self.path, indicator_id(1)):
+        with refusing(self.store):
             self.thread.perform(1)
         self.failureResultOf(applied, sqlite3.Error)
         self.thread.perform()
@@ -185,11 +206,11 @@ class CursorTests(SynchronousTestCase):
 
         ask = asking(Keeper(self.store), self.thread.defer)
         self.cursor = StoreCursor(ask, None, self.clock.seconds, True, self.changes.append, change)
-        for refused in (indicator_id(9), indicator_id(1)):
+        for refused in (False, True):
             self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
             settled = self.settled()
             self.assertEqual(changing, [1])
-            with refusing(self.path, refused):
+            with refusing(self.store) if refused else contextlib.nullcontext():
                 self.thread.perform()
             self.assertEqual(changing, [])
             settled.addErrback(lambda failure: None)
@@ -220,8 +241,9 @@ class CursorTests(SynchronousTestCase):
         """
         many = [an_indicator(number) for number in range(3 * PIECE)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
-        with refusing(self.path, indicator_id(PIECE)):
-            self.thread.perform(2)
+        self.thread.perform(1)
+        with refusing(self.store):
+            self.thread.perform(1)
         self.failureResultOf(applied, sqlite3.Error)
         self.thread.perform()
         self.assertIsNone(self.store.position)
@@ -229,6 +251,45 @@ class CursorTests(SynchronousTestCase):
         self.apply(*many, position=Position("bus", 3))
         self.assertEqual(self.store.position, Position("bus", 3))
         self.assertEqual(self.store.counts()["indicators"], 3 * PIECE)
+
+    def test_item_failed(self) -> None:
+        """
+        An indicator that the store cannot keep is set aside alone, and the position moves.
+        """
+        many = [an_indicator(number) for number in range(9)]
+        with failing(self.path, indicator_id(4)):
+            self.apply(*many, position=Position("bus", 9))
+        self.assertEqual(self.store.position, Position("bus", 9))
+        counts = self.store.counts()
+        self.assertEqual(counts["indicators"], 8)
+        self.assertEqual(counts["set_aside"]["count"], 1)
+        self.assertIn(indicator_id(4), counts["set_aside"]["newest"])
+        self.assertEqual(
+            {entry.ids for changes in self.changes for entry in changes.write},
+            {(each.id,) for each in many if each.id != indicator_id(4)},
+        )
+
+    def test_set_aside(self) -> None:
+        """
+        What could not be read is kept, and what is known of it outlasts a snapshot.
+        """
+        self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
+        begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
+        self.thread.perform()
+        self.successResultOf(begun)
+        self.apply(an_indicator(1))
+        aside = Deferred.fromCoroutine(
+            self.cursor.set_aside([unreadable("damaged", indicator_document(2)[:-1], 7)])
+        )
+        self.thread.perform()
+        self.successResultOf(aside)
+        ended = Deferred.fromCoroutine(self.cursor.end_snapshot(Position("bus", 9)))
+        self.thread.perform()
+        self.successResultOf(ended)
+        self.assertEqual(
+            set(self.store.bodies(map(indicator_id, (1, 2, 3)))), {indicator_id(1), indicator_id(2)}
+        )
+        self.assertEqual(self.store.counts()["set_aside"]["count"], 1)
 
     def test_snapshot(self) -> None:
         """

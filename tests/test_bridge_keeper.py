@@ -204,7 +204,7 @@ class ProcessTests(TestCase):
         keeper = self.worker()
         self.assertEqual(keeper.start(Position | None), NOWHERE)
         self.assertIn("2 sightings were carried over", await keeper.ask(Keeper.renewed))
-        unsent = await keeper.ask(Keeper.unsent, 10)
+        unsent = await keeper.ask(Keeper.unsent, 10, 1 << 20, [])
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
         self.assertEqual(await keeper.ask(Keeper.remember, [a_sighting(0)], 6.0), 0)
         self.assertEqual(await keeper.ask(Keeper.covered), 7.0)
@@ -228,22 +228,4 @@ class ProcessTests(TestCase):
         self.assertEqual(keeper.start(Position | None), Position("bus", 7))
         counts = await keeper.ask(Keeper.counts)
         self.assertEqual(counts["indicators"], 1)
-        await keeper.stop()
-
-    async def test_damaged_document(self) -> None:
-        """
-        A document that is none any more when it is needed has the store made anew.
-        """
-        store = BridgeStore(self.path)
-        store.apply([an_indicator(1, valid_from=moment(100))], 0.0, False, Position("bus", 7))
-        store._db.execute("UPDATE indicators SET body = x'00'")
-        store.close()
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
-        e = await self.assertFailure(keeper.ask(Keeper.begin, 200.0, False), StoreFailed)
-        self.assertIn("a new one was made", str(e))
-        await keeper.stop()
-        self.assertEqual(self.lost, [str(e)])
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), NOWHERE)
         await keeper.stop()

@@ -8,26 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.keeper import Keeper
+from tbvast.bridge.outbox import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.bridge.sightings import (
     LONGEST_CACHED,
-    PAGE,
     RETRY_DELAY,
+    STUCK_DELAY,
     Outbox,
     SightingMaker,
     SinkHanding,
     Wanted,
 )
 from tbvast.bridge.store import BridgeStore
+from tbvast.client import Reported
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Hit, Match, MatchType
 from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.sightings import Sighting, decode_sighting
+from tbvast.intel.sightings import Sighting, canonical, decode_sighting, sighting_id
+from tbvast.stix.limits import LARGEST_SIGHTING
 from tests.doubles import (
     MemorySink,
     MemoryTransform,
@@ -178,6 +181,54 @@ class MakerTests(StoreTestCase):
         made = self.make(a_match(EVENT, (IP, [indicator_id(1), indicator_id(2)])))
         self.assertEqual([s.indicator for s in made], [indicator_id(2)])
 
+    def test_unmade(self) -> None:
+        """
+        A match that no sighting can be made of is set aside alone.
+        """
+        ids = [indicator_id(1), indicator_id(2)]
+        pattern = "[ipv4-addr:value = '192.0.2.1']"
+        self.know(an_indicator(1, pattern=pattern), an_indicator(2, pattern=pattern))
+        damaged = bytearray(an_indicator(2, pattern=pattern).raw[:-1])
+        self.store._db.execute("UPDATE indicators SET body = ? WHERE id = ?", (damaged, ids[1]))
+        made = self.make(
+            a_match({**EVENT, "id": 1}, (IP, ids)), a_match({**EVENT, "id": object()}, (IP, ids))
+        )
+        self.assertEqual([s.indicator for s in made], [ids[0]])
+        aside = self.store.counts()["set_aside"]
+        self.assertEqual(aside["count"], 2)
+
+    def test_transform_fails(self) -> None:
+        """
+        So it is if the transform fails for one of them.
+        """
+
+        class Failing(MemoryTransform):
+            def transform(self, event: dict[str, Any], *args: Any) -> Deferred[dict[str, Any]]:
+                if event["id"] == 1:
+                    raise ValueError("no")
+                return fail(KeyError("no")) if event["id"] == 2 else succeed(event)
+
+        self.know(an_indicator(1))
+        matches = [a_match({**EVENT, "id": n}, (IP, [indicator_id(1)])) for n in (1, 2, 3)]
+        self.assertEqual(len(self.make(*matches, transform=Failing())), 1)
+        self.assertEqual(self.store.counts()["set_aside"]["count"], 2)
+
+    def test_long_event(self) -> None:
+        """
+        An event that is longer than any document is sighted, under the same id as ever,
+        without what is long in it, and the sighting says so.
+        """
+        self.know(an_indicator(1))
+        event = {**EVENT, "payload": "x" * 12_000_000, "short": "y", "flow": {"id": 7}}
+        (sighting,) = self.make(a_match(event, (IP, [indicator_id(1)])))
+        self.assertLess(len(sighting.raw), LARGEST_SIGHTING)
+        said = fields(sighting)
+        context = said["x_threatbus_sighting_context"]
+        self.assertEqual((context["short"], context["flow"]), ("y", {"id": 7}))
+        self.assertEqual(context["payload"], "x" * 1024)
+        self.assertEqual(said["x_tbvast_context_left_out"], 12_000_000 - 1024)
+        self.assertEqual(sighting.id, sighting_id(indicator_id(1), canonical(event), "tenzir"))
+
     def test_transformed(self) -> None:
         """
         The context is what the transform made of the event; the id is the event's.
@@ -288,15 +339,28 @@ class Taker:
 
     @ivar given: The documents, each time.
     @ivar answers: What it answers, in order; then that all were taken.
+    @ivar poison: Documents with which it takes no page.
+    @ivar away: Whether nobody is there.
     """
 
     def __init__(self) -> None:
         self.given: list[list[bytes]] = []
         self.answers: list[Deferred[list[bool]]] = []
+        self.poison: set[bytes] = set()
+        self.refused: dict[bytes, str] = {}
+        self.away = False
 
-    def __call__(self, documents: list[bytes]) -> Deferred[list[bool]]:
+    def __call__(self, documents: list[bytes]) -> Deferred[Reported]:
         self.given.append(documents)
-        return self.answers.pop(0) if self.answers else succeed([True] * len(documents))
+        if self.answers:
+            return self.answers.pop(0).addCallback(Reported)
+        none = [False] * len(documents)
+        if self.away:
+            return succeed(Reported(none))
+        if self.poison.intersection(documents):
+            return succeed(Reported(none, {}, "no answer", True))
+        refused = {n: self.refused[raw] for n, raw in enumerate(documents) if raw in self.refused}
+        return succeed(Reported([True] * len(documents), refused))
 
 
 class OutboxTests(StoreTestCase):
@@ -320,7 +384,7 @@ class OutboxTests(StoreTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.outbox.add(sightings)))
 
     def unsent(self) -> list[str]:
-        return [id for id, _ in self.store.unsent(100)]
+        return [id for id, _ in self.store.unsent(1000, 1 << 30)]
 
     def test_taken(self) -> None:
         """
@@ -433,6 +497,105 @@ class OutboxTests(StoreTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual(self.unsent(), [a_sighting(1).id])
 
+    # What is not taken
+
+    def aside(self) -> int:
+        found: int = self.store.counts()["set_aside"].get("count", 0)
+        return found
+
+    def test_bytes(self) -> None:
+        """
+        A page holds no more bytes than it may, and a long sighting is alone.
+        """
+        long = [a_sighting(n, x="x" * PAGE_BYTES * 2) for n in (1, 3)]
+        some = [a_sighting(n, x="x" * (PAGE_BYTES // 3)) for n in (4, 5, 6, 7)]
+        self.add(long[0], a_sighting(2), long[1], *some)
+        self.assertEqual(sum(map(len, self.taker.given)), 7)
+        for given in self.taker.given:
+            self.assertTrue(len(given) == 1 or sum(map(len, given)) <= PAGE_BYTES)
+        self.assertLess(len(self.taker.given), 7)
+
+    def test_refused(self) -> None:
+        """
+        What is refused is set aside, is not offered again, and is not made again.
+        """
+        one, two = a_sighting(1), a_sighting(2)
+        self.taker.refused[one.raw] = "no sighting"
+        self.add(one, two)
+        self.assertEqual(self.unsent(), [])
+        self.add(one)
+        self.assertEqual(len(self.taker.given), 1)
+        self.assertEqual((self.outbox.handed_on, self.outbox.set_aside), (1, 1))
+        self.assertEqual(self.aside(), 1)
+        self.assertIn("no sighting", self.store.counts()["set_aside"]["newest"])
+
+    def test_poison(self) -> None:
+        """
+        One for which no page is taken keeps no other one waiting, and is given up when it
+        was not taken again and again while others were.
+        """
+        all = [a_sighting(n) for n in range(1, 200)]
+        bad = all[77]
+        self.taker.poison.add(bad.raw)
+        self.add(*all)
+        self.assertEqual(self.unsent(), [bad.id])
+        self.assertEqual(self.outbox.handed_on, 198)
+        self.assertLess(len(self.taker.given), 30)
+        for number in range(200, 200 + STRIKES - 1):
+            self.assertEqual(self.aside(), 0)
+            self.add(a_sighting(number))
+            self.clock.advance(STRIKE_DELAY)
+        self.assertEqual(self.unsent(), [])
+        self.assertEqual((self.aside(), self.outbox.set_aside), (1, 1))
+
+    def test_poison_alone(self) -> None:
+        """
+        While nothing else is taken, nothing is given up; it is offered again and again.
+        """
+        bad = [a_sighting(n) for n in range(1, 4)]
+        self.taker.poison = {each.raw for each in bad}
+        self.add(*bad)
+        for _ in range(20):
+            given = len(self.taker.given)
+            self.clock.advance(STRIKE_DELAY)
+            self.assertGreater(len(self.taker.given), given)
+        self.assertEqual((len(self.unsent()), self.aside()), (3, 0))
+        self.taker.poison = set()
+        self.clock.advance(STRIKE_DELAY)
+        self.assertEqual(self.unsent(), [])
+
+    def test_nothing_taken(self) -> None:
+        """
+        A receiver that answers, and takes nothing at all, costs nothing but time, and is
+        not asked without a pause.
+        """
+        all = [a_sighting(n) for n in range(1, 100)]
+        self.taker.poison = {each.raw for each in all}
+        self.add(*all)
+        self.assertLess(len(self.taker.given), 40)
+        for _ in range(50):
+            given = len(self.taker.given)
+            self.clock.advance(STUCK_DELAY)
+            self.assertLess(len(self.taker.given) - given, 20)
+        self.assertEqual((len(self.unsent()), self.aside()), (99, 0))
+        self.taker.poison = set()
+        self.clock.advance(STRIKE_DELAY)
+        self.assertEqual(self.unsent(), [])
+
+    def test_away(self) -> None:
+        """
+        A receiver that is away is offered the same pages when it is back.
+        """
+        self.taker.away = True
+        all = [a_sighting(n) for n in range(1, 100)]
+        self.add(*all)
+        for _ in range(50):
+            self.clock.advance(RETRY_DELAY)
+        self.assertEqual({len(given) for given in self.taker.given}, {99})
+        self.taker.away = False
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual((self.unsent(), self.aside()), ([], 0))
+
 
 class SinkTests(SynchronousTestCase):
     """
@@ -453,8 +616,8 @@ class SinkTests(SynchronousTestCase):
         """
         The sink gets the context, the value and the type.
         """
-        taken = self.successResultOf(self.hand_on([self.document]))
-        self.assertEqual(taken, [True])
+        reported = self.successResultOf(self.hand_on([self.document]))
+        self.assertEqual(reported, Reported([True]))
         self.assertEqual(self.sink.taken, [({"a": 1}, "192.0.2.1", MatchType.RETRO)])
 
     def test_not_taken(self) -> None:
@@ -462,11 +625,23 @@ class SinkTests(SynchronousTestCase):
         What the sink did not take this time is not taken.
         """
         self.sink.failure = CommandFailed("sink", "it ended")
-        self.assertEqual(self.successResultOf(self.hand_on([self.document] * 2)), [False] * 2)
+        reported = self.successResultOf(self.hand_on([self.document] * 2))
+        self.assertEqual((reported.taken, reported.refused), ([False] * 2, {}))
+        self.assertFalse(reported.poisoned)
 
     def test_refused(self) -> None:
         """
         What the sink can never take is done with.
         """
         self.sink.failure = CommandRefused("sink", "too long")
-        self.assertEqual(self.successResultOf(self.hand_on([self.document])), [True])
+        reported = self.successResultOf(self.hand_on([self.document]))
+        self.assertEqual(reported.taken, [True])
+        self.assertIn("too long", reported.refused[0])
+
+    def test_damaged(self) -> None:
+        """
+        A document that was damaged where it was kept is refused alone.
+        """
+        reported = self.successResultOf(self.hand_on([b"{", self.document]))
+        self.assertEqual(reported.taken, [True, True])
+        self.assertEqual(list(reported.refused), [0])

@@ -4,7 +4,9 @@ Tests for L{tbvast.bridge.store}.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store import (
+    _GATHERED,
+    _NUMBERED,
     FIRST_SCHEMA,
     LISTED,
     OTHER_REASONS,
@@ -26,8 +30,9 @@ from tbvast.intel.indicators import Indicator, Operation
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
 from tbvast.ops.database import connect, migrate
+from tbvast.ops.digests import digest
 from tbvast.wire.manage import REPORT_BYTES, Position
-from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
+from tests.doubles import DAY, a_sighting, an_indicator, indicator_document, indicator_id, moment
 
 ALL = 1 << 60
 """
@@ -814,7 +819,7 @@ class SightingTests(StoreTestCase):
         self.assertEqual(self.store.remember([one, one], 0.0), [one])
         self.assertEqual(self.store.remember([one], 1.0), [])
         self.reopen()
-        self.assertEqual(self.store.unsent(10), [(one.id, one.raw)])
+        self.assertEqual(self.store.unsent(10, 1000), [(one.id, one.raw)])
         self.assertEqual(self.store.counts()["unsent"], 1)
 
     def test_oldest_first(self) -> None:
@@ -823,7 +828,7 @@ class SightingTests(StoreTestCase):
         """
         self.store.remember([a_sighting(2)], 1.0)
         self.store.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.store.unsent(1)], [a_sighting(2).id])
+        self.assertEqual([id for id, _ in self.store.unsent(1, 1000)], [a_sighting(2).id])
 
     def test_sent(self) -> None:
         """
@@ -832,7 +837,7 @@ class SightingTests(StoreTestCase):
         one = a_sighting(1)
         self.store.remember([one], 0.0)
         self.store.mark_sent([one.id])
-        self.assertEqual(self.store.unsent(10), [])
+        self.assertEqual(self.store.unsent(10, 1000), [])
         self.assertEqual(self.store.remember([one], 1.0), [])
 
     def test_forget(self) -> None:
@@ -845,7 +850,7 @@ class SightingTests(StoreTestCase):
         self.store.forget(SIGHTING_MEMORY_DAYS * DAY)
         self.assertEqual(self.store.remember([sent], 0.0), [])
         self.store.forget(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.store.unsent(10), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.store.unsent(10, 1000), [(waiting.id, waiting.raw)])
         self.assertEqual(self.store.remember([sent], 0.0), [sent])
 
 
@@ -883,6 +888,164 @@ class FileTests(SynchronousTestCase):
         Where there is no directory, there is no store.
         """
         self.assertRaises(StartupRefused, BridgeStore, Path(self.mktemp()) / "bridge.sqlite")
+
+
+class DamageTests(StoreTestCase):
+    """
+    Values of one row that are damaged cost that row at the most.
+    """
+
+    def aside(self) -> int:
+        found: int = self.store.counts()["set_aside"].get("count", 0)
+        return found
+
+    def damage(self, column: str, value: bytes, *numbers: int) -> None:
+        for number in numbers:
+            self.store._db.execute(
+                f"UPDATE indicators SET {column} = cast(? AS TEXT) WHERE id = ?",
+                (value, indicator_id(number)),
+            )
+
+    def test_wanted(self) -> None:
+        """
+        What an indicator wants is found again in its document, wherever it is asked for.
+        """
+        ids = [indicator_id(n) for n in range(1, 6)]
+        pattern = "[domain-name:value = 'evil.example']"
+        uses: list[Callable[[], Any]] = [
+            lambda: list(self.store.entries()),
+            lambda: self.store.reconcile([]),
+            lambda: self.store.unsearched(1 << 40, 100),
+            lambda: self.store.expire(0.0),
+            lambda: self.store.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
+            lambda: self.store.apply([an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True),
+            lambda: self.store.counts(),
+        ]
+        for number, use in enumerate(uses):
+            for column in ("wanted", "unmatched"):
+                for value in (b"[[", b"\xff\xfe", b'{"a":1}', b"[[1,2,3,4]]"):
+                    self.store.close()
+                    self.path = Path(self.mktemp())
+                    self.store = BridgeStore(self.path)
+                    self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+                    self.damage(column, value, 1, 4)
+                    with self.subTest(use=number, column=column, value=value):
+                        use()
+                        held = {id for entry in self.store.entries() for id in entry.ids}
+                        self.assertEqual(held, set(self.store.bodies(ids)))
+                        self.assertGreaterEqual(len(held), 4)
+                        self.store.counts()
+        self.assertEqual(self.aside(), 0)
+
+    def test_document(self) -> None:
+        """
+        An indicator of which what it wants and its document are both damaged is set aside.
+        """
+        self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+        self.damage("wanted", b"[[", 2)
+        self.damage("body", b"{", 2)
+        held = {id for entry in self.store.entries() for id in entry.ids}
+        self.assertEqual(held, {indicator_id(n) for n in (1, 3, 4, 5)})
+        self.assertEqual(self.aside(), 1)
+
+    def test_begin(self) -> None:
+        """
+        One that is damaged when it becomes valid ends, and the others begin.
+        """
+        self.store.apply([an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True)
+        self.damage("body", b"{", 2)
+        changes = self.store.begin(60.0, True)
+        self.assertEqual(
+            {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
+        )
+        self.assertEqual(self.store.begin(70.0, True).write, ())
+        self.assertEqual(self.aside(), 1)
+        self.assertEqual(self.store.counts()["not_yet"], 0)
+
+    def test_derive(self) -> None:
+        """
+        One that is damaged when all are looked at again ends, and its entry goes.
+        """
+        self.store.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
+        self.damage("body", b"{", 2)
+        self.store._db.execute("UPDATE position SET rules = 0")
+        self.store.close()
+        self.store = BridgeStore(self.path)
+        self.store.derive(True)
+        held = {id for entry in self.store.entries() for id in entry.ids}
+        self.assertEqual(held, {indicator_id(1), indicator_id(3)})
+        self.assertEqual(self.aside(), 1)
+
+
+class EarlierVersionTests(SynchronousTestCase):
+    """
+    A store that 0.1.0 has written.
+    """
+
+    def test_opens(self) -> None:
+        """
+        It works, with the indicators and sightings that it has; a sighting that is longer
+        than one may be today is handed on without its long part.
+        """
+        path = Path(self.mktemp())
+        with contextlib.closing(connect(path)) as database:
+            database.create_function("digest_of", 1, digest, deterministic=True)
+            migrate(database, [FIRST_SCHEMA, _NUMBERED, _GATHERED])
+            row = {
+                "number": 1,
+                "id": indicator_id(1),
+                "digest": digest(indicator_id(1)),
+                "modified": 1_000_000,
+                "valid_from": 0,
+                "valid_until": 1 << 62,
+                "state": 1,
+                "change": 1,
+                "searched": 1,
+                "generation": 0,
+                "wanted": '[["ip","192.0.2.1"]]',
+                "unmatched": "[]",
+                "body": indicator_document(1),
+            }
+            database.execute(
+                f"INSERT INTO indicators ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
+                list(row.values()),
+            )
+            long = a_sighting(2, x_threatbus_sighting_context={"a": "x" * 12_000_000, "b": 1})
+            for sighting in (a_sighting(1), long):
+                database.execute(
+                    "INSERT INTO sightings VALUES (?, 0, ?)", (sighting.id, sighting.raw)
+                )
+        opened = BridgeStore(path)
+        self.addCleanup(opened.close)
+        opened.derive(True)
+        self.assertEqual([entry.ids for entry in opened.entries()], [(indicator_id(1),)])
+        sent = dict(opened.unsent(10, 1 << 30))
+        self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)
+        context = msgspec.json.decode(sent[long.id])["x_threatbus_sighting_context"]
+        self.assertEqual((len(context["a"]), context["b"]), (1024, 1))
+        opened.set_sightings_aside({long.id: "why"}, 0.0)
+        self.assertEqual(list(dict(opened.unsent(10, 1000))), [a_sighting(1).id])
+        self.assertEqual(opened.counts()["set_aside"]["count"], 1)
+
+    def test_unsent(self) -> None:
+        """
+        A page has a limit of bytes and of sightings, and leaves some out; the first is in
+        it however long it is.
+        """
+        opened = BridgeStore(Path(self.mktemp()))
+        self.addCleanup(opened.close)
+        for number in range(1, 6):
+            opened.remember([a_sighting(number, x="y" * 1000)], float(number))
+        ids = [a_sighting(number).id for number in range(1, 6)]
+        for limit, size, without, expected in (
+            (10, 1 << 20, [], ids),
+            (2, 1 << 20, [], ids[:2]),
+            (10, 1, [], ids[:1]),
+            (10, 3000, ids[:1], ids[1:3]),
+            (10, 1 << 20, ids, []),
+        ):
+            self.assertEqual([id for id, _ in opened.unsent(limit, size, without)], expected)
+        self.assertEqual(len(opened.unsent_among([ids[3], "?"])), 1)
 
 
 class DiskErrorTests(StoreTestCase):

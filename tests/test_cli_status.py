@@ -95,7 +95,7 @@ class TablesTests(SynchronousTestCase):
         """
         It says how many items were set aside, and why the newest one was.
         """
-        self.assertNotIn("set aside", drawn(STATUS))
+        self.assertNotIn("set aside, of either", drawn(STATUS))
         aside = {"count": 3, "newest": "expiry: some-id: it is damaged"}
         text = drawn({**STATUS, "set_aside": aside})
         for words in ("3 set aside", "set aside, of either", "expiry: some-id: it is damaged"):

@@ -17,9 +17,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast import client
-from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Reported, Wish
 from tbvast.errors import BusUnreachable
 from tbvast.interfaces import ICursor
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.feed import Mark, encode_batch, encode_item, encode_mark, encode_part
@@ -28,7 +29,6 @@ from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.connections import (
     Connection,
-    EndpointUnusable,
     Factory,
     RouterConnection,
     SubConnection,
@@ -62,6 +62,7 @@ class Bus:
 
     @ivar requests: What was asked, in order.
     @ivar silent: Whether it answers nothing.
+    @ivar deaf_to: An action that it does not answer.
     @ivar knows: Whether it knows who sends a heartbeat.
     @ivar plugin: Its identity; empty for a Threat Bus host.
     @ivar number: The number of its journal's last item.
@@ -73,6 +74,7 @@ class Bus:
     def __init__(self, factory: Factory) -> None:
         self.requests: list[dict[str, Any]] = []
         self.silent = False
+        self.deaf_to = ""
         self.knows = True
         self.plugin = "bus"
         self.number = 0
@@ -138,7 +140,7 @@ class Bus:
         for _, message in messages:
             request = msgspec.json.decode(message[-1])
             self.requests.append(request)
-            if self.silent:
+            if self.silent or request["action"] == self.deaf_to:
                 self.silenced.append(message[:-1])
             else:
                 self._router.send_now([*message[:-1], self._answer(request)])
@@ -178,6 +180,7 @@ class MemoryCursor:
     @ivar settling: What L{settle} waits for.
     @ivar calls: How often L{apply} was called.
     @ivar decided: Whether the bus had decided between versions, the last time.
+    @ivar aside: What could not be read.
     """
 
     def __init__(self, position: Position | None = None) -> None:
@@ -188,6 +191,7 @@ class MemoryCursor:
         self.settling: Deferred[None] | None = None
         self.calls = 0
         self.decided: bool | None = None
+        self.aside: list[Unreadable] = []
 
     async def apply(
         self, items: Sequence[Item], position: Position | None, decided: bool = False
@@ -201,6 +205,9 @@ class MemoryCursor:
         self.applied.extend(item.id for item in items)
         if position is not None:
             self.position = position
+
+    async def set_aside(self, items: Sequence[Unreadable]) -> None:
+        self.aside.extend(items)
 
     async def settle(self) -> None:
         if self.settling is not None:
@@ -605,6 +612,108 @@ class FeedTests(SubscriptionTestCase):
         await self.applied(indicator_id(2))
         self.assertEqual(self.subscription.refused, 1)
         self.assertEqual(self.cursor.position, Position("bus", 2))
+        (refused,) = self.cursor.aside
+        self.assertEqual((refused.number, refused.raw), (1, b'{"type":"indicator"}'))
+
+    async def test_damaged_frame(self) -> None:
+        """
+        So it is with a frame that is not well-formed, or nested too deep, as a whole.
+        """
+        await self.start()
+        bad = [b'{"type":"indicator', b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}"]
+        for number, raw in enumerate(bad):
+            after = 2 * number
+            items = [
+                encode_item(after + 1, Stream.INTEL, raw),
+                encode_item(after + 2, Stream.INTEL, indicator_document(after + 2)),
+            ]
+            self.bus.send(encode_batch(after, after + 2, b",".join(items)))
+        await self.applied(indicator_id(2), indicator_id(4))
+        self.assertEqual(self.cursor.position, Position("bus", 4))
+        self.assertEqual([each.number for each in self.cursor.aside], [1, 3])
+        self.assertEqual(len(self.bus.asked("subscribe")), 1)
+
+    async def test_torn(self) -> None:
+        """
+        A frame whose range cannot be read is asked for once more; then it is passed over,
+        and what can be read of it is taken.
+        """
+        await self.start()
+        torn = batch(1, 3, 2, 3).replace(b'"after"', b'"aft\xffr"')
+        for times in (1, 2):
+            self.bus.send(*([batch(0, 1, 1)] if times == 1 else []), torn, batch(3, 4, 4))
+            if times == 1:
+                await self.again(2)
+        await self.applied(*map(indicator_id, (1, 2, 3, 2, 3, 4)))
+        self.assertEqual(self.cursor.position, Position("bus", 4))
+        self.assertEqual(self.cursor.aside[-1].reason, "the numbers from 2 to 3 cannot be had")
+        self.assertEqual(len(self.bus.asked("subscribe")), 2)
+
+    async def test_nothing_of_it(self) -> None:
+        """
+        So it is with bytes that are no frame at all.
+        """
+        await self.start()
+        for times in (1, 2):
+            self.bus.send(b"\xff nonsense", batch(5, 6, 6))
+            if times == 1:
+                await self.again(2)
+        await self.applied(indicator_id(6))
+        self.assertEqual(self.cursor.position, Position("bus", 6))
+
+    async def test_same_gap(self) -> None:
+        """
+        Numbers that the bus leaves out again and again are done without.
+        """
+        await self.start()
+        for times in range(1, client.SAME_GAP):
+            self.bus.send(batch(5, 6, 6))
+            await self.until(lambda: not self.subscription.connected)
+            (call,) = self.clock.getDelayedCalls()
+            self.clock.advance(call.getTime() - self.clock.seconds())
+            await self.subscribed(times + 1)
+        self.bus.send(batch(5, 6, 6))
+        await self.applied(indicator_id(6))
+        self.assertEqual(self.cursor.position, Position("bus", 6))
+        self.assertEqual(self.subscription.refused, 1)
+
+    async def test_backwards(self) -> None:
+        """
+        A batch of numbers that were applied already moves nothing back.
+        """
+        await self.start()
+        self.bus.send(batch(0, 5, 5), batch(1, 3, 3), batch(2, 7, 7), batch(7, 8, 8))
+        await self.applied(*map(indicator_id, (5, 3, 7, 8)))
+        self.assertEqual(self.cursor.position, Position("bus", 8))
+        self.assertEqual(len(self.bus.asked("subscribe")), 1)
+
+    async def test_impossible_range(self) -> None:
+        """
+        Numbers that are none of a journal do not become the position.
+        """
+        await self.start()
+        self.bus.send(batch(0, 1 << 63, 1), batch(-5, 2, 2), batch(3, 1, 3), batch(0, 4, 4))
+        await self.applied(*map(indicator_id, (1, 2, 3, 4)))
+        self.assertEqual(self.cursor.position, Position("bus", 4))
+
+    async def test_too_many_bytes(self) -> None:
+        """
+        When what waits is too long, no more is read until that is being applied.
+        """
+        self.patch(client, "MOST_WAITING_BYTES", 1000)
+        await self.start()
+        self.cursor.holding = Deferred()
+        self.bus.send(batch(0, 1, 1))
+        await self.until(lambda: not self.subscription._taking.called)
+        self.bus.send(b"nonsense " + b"x" * 1000)
+        await self.until(lambda: self.subscription._waiting == 1)
+        sub = self.subscription._sub
+        assert sub is not None
+        self.assertTrue(sub.paused)
+        holding, self.cursor.holding = self.cursor.holding, None
+        holding.callback(None)
+        await self.until(lambda: self.subscription.refused)
+        self.assertFalse(sub.paused)
 
     async def test_slow(self) -> None:
         """
@@ -738,7 +847,10 @@ class FeedTests(SubscriptionTestCase):
         """
         self.bus.refusal = msgspec.json.encode({"topic": "x", "pub_port": -1, "sub_port": -1})
         self.subscription.startService()
-        await self.until(lambda: self.flushLoggedErrors(EndpointUnusable))
+        await self.until(lambda: self.bus.requests)
+        await self.until(
+            lambda: [c.getTime() for c in self.clock.getDelayedCalls()] == [client.RETRY_FIRST]
+        )
         self.bus.refusal = b""
         self.clock.advance(client.RETRY_FIRST)
         await self.subscribed(1)
@@ -798,6 +910,85 @@ class SnapshotTests(SubscriptionTestCase):
         await self.start()
         self.bus.send(batch(5, 6, 6))
         await self.applied(indicator_id(6))
+
+    async def test_incomplete(self) -> None:
+        """
+        A snapshot of which something is missing ends nothing; what follows it is applied,
+        and it is asked for again, later and later, from where it was.
+        """
+        self.cursor.position = Position("another", 100)
+        for times in (1, 2, 3):
+            if times == 1:
+                await self.start()
+            self.bus.send(part(1), encode_mark(Mark(0, 2, True)), batch(0, 5, 5))
+            await self.until(lambda n=times: self.cursor.applied.count(indicator_id(5)) == n)  # type: ignore[misc]
+            self.assertEqual(self.cursor.position, Position("another", 100))
+            self.assertNotIn("end", self.cursor.applied)
+            self.assertTrue(self.subscription.connected)
+            self.clock.advance(client.INCOMPLETE_FIRST * 2 ** (times - 1) - 0.1)
+            self.assertTrue(self.subscription.connected)
+            self.clock.advance(0.1)
+            await self.until(lambda: not self.subscription.connected)
+            self.clock.advance(client.RETRY_MOST)
+            await self.subscribed(times + 1)
+        self.bus.send(part(1, 2), encode_mark(Mark(9, 2, True)))
+        await self.until(lambda: "end" in self.cursor.applied)
+        self.assertEqual(self.cursor.position, Position("bus", 9))
+
+    async def test_too_many(self) -> None:
+        """
+        One of which too much came is no more complete.
+        """
+        self.cursor.position = Position("another", 100)
+        await self.start()
+        self.bus.send(part(1, 2), encode_mark(Mark(0, 1, True)))
+        await self.until(lambda: self.subscription._incomplete)
+        self.assertEqual(self.cursor.position, Position("another", 100))
+
+    async def test_refused_item(self) -> None:
+        """
+        An item that cannot be read counts; without an id, nothing is ended for it.
+        """
+        named = b'{"id":"%b",}' % indicator_id(2).encode()
+        for raw, ended in ((named, True), (b'{"id":"?",}', False)):
+            self.cursor.position = Position("another", 100)
+            self.cursor.applied.clear()
+            await self.start()
+            item = encode_item(0, Stream.INTEL, raw)
+            self.bus.send(part(1), encode_part(item), encode_mark(Mark(9, 2, True)))
+            await self.until(lambda: self.cursor.position == Position("bus", 9))
+            self.assertEqual("end" in self.cursor.applied, ended)
+            await self.stop()
+            self.bus.heard.clear()
+
+    async def test_unbegun(self) -> None:
+        """
+        A mark without a snapshot, or a second one, ends nothing and moves nothing.
+        """
+        self.cursor.position = Position("bus", 5)
+        await self.start()
+        self.bus.send(encode_mark(Mark(9, 0, True)), batch(5, 6, 6), encode_mark(Mark(99, 0, True)))
+        await self.applied(indicator_id(6))
+        self.assertEqual(self.cursor.position, Position("bus", 6))
+
+    async def test_without_end(self) -> None:
+        """
+        A snapshot that goes over into what follows is incomplete.
+        """
+        self.cursor.position = Position("another", 100)
+        await self.start()
+        self.bus.send(part(1), batch(0, 1, 2), encode_mark(Mark(9, 1, True)))
+        await self.applied("begin", indicator_id(1), indicator_id(2))
+        self.assertEqual(self.cursor.position, Position("another", 100))
+
+    async def test_not_asked_for(self) -> None:
+        """
+        A bus that calls a snapshot of some days all that is in force ends nothing.
+        """
+        await self.start()
+        self.bus.send(part(1), encode_mark(Mark(9, 1, True)))
+        await self.until(lambda: self.cursor.position == Position("bus", 9))
+        self.assertEqual(self.cursor.applied, [indicator_id(1)])
 
     async def test_failed(self) -> None:
         """
@@ -863,7 +1054,44 @@ class ReportTests(SubscriptionTestCase):
         await self.start()
         self.bus.refusal = manage.encode_published(["refused", "accepted"], {0: "no sighting"})
         self.assertEqual(await self.subscription.hand_in(self.documents), [True, True])
+        reported = await self.subscription.report_sightings(self.documents)
+        self.assertEqual(reported, Reported([True, True], {0: "no sighting"}))
         self.bus.refusal = b""
+
+    async def test_poisoned(self) -> None:
+        """
+        A request that is refused without a reason, or answered for others, or not at all
+        by a bus that answers heartbeats, may have something in it; not one to a bus that
+        is away, or that says how it is.
+        """
+        await self.start()
+        for reply, poisoned in (
+            (manage.ERROR, True),
+            (manage.encode_published(["accepted"], {}), True),
+            (b"nonsense", True),
+            (manage.refused("the disk is full"), False),
+        ):
+            self.bus.refusal = reply
+            reported = await self.subscription.report_sightings(self.documents)
+            self.assertEqual((reported.taken, reported.poisoned), ([False, False], poisoned))
+            self.assertTrue(reported.reason)
+        self.bus.refusal = b""
+        for beats in (True, False):
+            self.bus.deaf_to = "publish"
+            asked = len(self.bus.asked("publish"))
+            silent = self.subscription.report_sightings(self.documents)
+            await self.until(lambda n=asked: len(self.bus.asked("publish")) > n)  # type: ignore[misc]
+            if beats:
+                self.clock.advance(HEARTBEAT)
+                await self.until(lambda: self.subscription._answered == self.clock.seconds())
+                for _ in range(5):
+                    self.clock.advance(HEARTBEAT)
+                    await self.until(lambda: self.subscription._gap is not None)
+            else:
+                self.bus.silent = True
+                self.clock.advance(client.REPORT_TIMEOUT)
+            reported = await silent
+            self.assertEqual((reported.taken, reported.poisoned), ([False, False], beats))
 
     async def test_old_host(self) -> None:
         """

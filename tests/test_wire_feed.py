@@ -13,12 +13,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid
 from tbvast.intel.indicators import Indicator
+from tbvast.protocol.unreadable import KEPT_BYTES
+from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING, SHORTEST_MESSAGE_LIMIT
 from tbvast.wire.delivery import decode_delivery
 from tbvast.wire.feed import (
     FRAME_BYTES,
     Batch,
     Mark,
     Part,
+    Torn,
     chunks,
     decode_feed,
     encode_batch,
@@ -74,7 +77,7 @@ class RoundTripTests(SynchronousTestCase):
         """
         self.assertEqual(
             decoded(encode_batch(after, until, encoded(listed))),
-            Batch(after, until, tuple(listed), ()),
+            Batch(after, until, tuple(listed)) if after <= until else Torn(tuple(listed), ()),
         )
 
     @given(items)
@@ -82,7 +85,7 @@ class RoundTripTests(SynchronousTestCase):
         """
         A part of a snapshot has its items.
         """
-        self.assertEqual(decoded(encode_part(encoded(listed))), Part(tuple(listed), ()))
+        self.assertEqual(decoded(encode_part(encoded(listed))), Part(tuple(listed)))
 
     @given(numbers, numbers, st.booleans(), st.lists(st.text(), max_size=3))
     def test_mark(self, number: int, count: int, full: bool, failed: list[str]) -> None:
@@ -142,6 +145,31 @@ class ChunkTests(SynchronousTestCase):
             self.assertGreater(len(before) + 1 + len(after.split(b",")[0]), FRAME_BYTES)
 
 
+class FrameSizeTests(SynchronousTestCase):
+    """
+    A subscriber that takes messages of the shortest limit can be sent any document.
+    """
+
+    def test_largest(self) -> None:
+        """
+        No frame of the largest documents, among others, is longer.
+        """
+        topic = b"t" * 1024  # longer than any
+        sizes = [1, FRAME_BYTES, LARGEST_INDICATOR, LARGEST_SIGHTING, LARGEST_SIGHTING, 1, 1]
+        last = (1 << 63) - 1
+        items = [
+            (last - len(sizes) + n, encode_item(last, Stream.SIGHTING, b"x" * size))
+            for n, size in enumerate(sizes, 1)
+        ]
+        frames = [
+            topic + frame
+            for until, joined in chunks(items)
+            for frame in (encode_batch(last, until, joined), encode_part(joined))
+        ]
+        self.assertGreater(max(map(len, frames)), LARGEST_SIGHTING)
+        self.assertLess(max(map(len, frames)), SHORTEST_MESSAGE_LIMIT - (1 << 20))
+
+
 class RefusedTests(SynchronousTestCase):
     """
     What cannot be read.
@@ -156,22 +184,46 @@ class RefusedTests(SynchronousTestCase):
 
     def test_payloads(self) -> None:
         """
-        A payload that is not what it says is refused.
+        A mark that says something else is refused.
         """
-        for kind, payload in (
-            (b"batch", b""),
-            (b"batch", b"{}"),
-            (b"batch", b'{"after":1,"until":"2","items":[]}'),
-            (b"batch", b'{"after":1,"until":2,"items":[[1,"indicator"]]}'),
-            (b"batch", b'{"after":1,"until":2,"items":{}}'),
-            (b"snapshot", b"[]"),
-            (b"snapshot", b"\xff"),
-            (b"snapshot", b'{"items":' + b"[" * 100_000),
-            (b"mark", b'{"number":1}'),
-            (b"mark", b'{"number":1,"count":1,"full":1}'),
+        for payload in (
+            b"",
+            b'{"number":1}',
+            b'{"number":1,"count":1,"full":1}',
+            b'{"number":-1,"count":1,"full":true}',
+            b'{"number":%d,"count":1,"full":true}' % (1 << 63),
+        ):
+            with self.subTest(payload=payload[:50]):
+                self.assertRaises(ProtocolInvalid, decode_feed, b"mark", payload)
+
+    def test_nothing_readable(self) -> None:
+        """
+        A frame without anything that looks like an item is refused in one piece.
+        """
+        for kind, head, payload in (
+            (b"batch", b"", b'{"after":1,"until":"2","items":[],"x":1}'),
+            (b"batch", b"", b'{"after":1,"until":2,"items":{"a":"bcdefgh"}}'),
+            (b"batch", b"", b'{"after":2,"until":1,"items":{"a":"bcdefgh"}}'),
+            (b"snapshot", b"", b"[1,2,3,4,5,6,7,8,9]"),
+            (b"snapshot", b"", b"\xff" * 9),
+            (b"snapshot", b'{"items":[', b'{"items":[' + b"[" * 10_000),
         ):
             with self.subTest(kind=kind, payload=payload[:50]):
-                self.assertRaises(ProtocolInvalid, decode_feed, kind, payload)
+                found: Any = decode_feed(kind, payload)
+                self.assertIsInstance(found, Torn if kind == b"batch" else Part)
+                self.assertEqual(found.items, ())
+                (refused,) = found.refused
+                self.assertIn(refused.raw, payload)
+                self.assertEqual(len(refused.raw), min(len(payload), KEPT_BYTES) - len(head))
+
+    def test_range(self) -> None:
+        """
+        The items of a batch with an impossible range are taken, without a range.
+        """
+        item = encode_item(1, Stream.INTEL, an_indicator().raw)
+        for after, until in ((2, 1), (-1, 1), (0, 1 << 63), (1 << 70, 1 << 71)):
+            found = decoded(encode_batch(after, until, item))
+            self.assertEqual(found, Torn((an_indicator(),), ()))
 
     def test_items(self) -> None:
         """
@@ -189,7 +241,9 @@ class RefusedTests(SynchronousTestCase):
         for delivery in (decoded(encode_batch(0, 5, raw)), decoded(encode_part(raw))):
             self.assertEqual(delivery.items, (an_indicator(), a_sighting()))
             self.assertEqual(len(delivery.refused), 3)
-            self.assertIn("weather", str(delivery.refused[2]))
+            self.assertIn("weather", delivery.refused[2].reason)
+            self.assertEqual([each.number for each in delivery.refused], [2, 3, 4])
+            self.assertEqual(delivery.refused[1].ids, (an_indicator().id,))
 
     def test_deliveries(self) -> None:
         """

@@ -391,3 +391,36 @@ class AskingTests(SynchronousTestCase):
         self.assertEqual(
             json.loads(manage.encode_heartbeat(P2P)), {"action": "heartbeat", "topic": P2P}
         )
+
+
+class SubscribedTests(SynchronousTestCase):
+    """
+    Replies to a subscribe request that nobody can follow.
+    """
+
+    def test_refused(self) -> None:
+        """
+        They are refused; what a Threat Bus host says is not looked at for numbers.
+        """
+        reply = {"topic": "x", "pub_port": 1, "sub_port": 65535, "plugin": "", "number": -1}
+        numbered = {"protocol": PROTOCOL, "plugin": "p", "number": 1}
+        self.assertEqual(decode_subscribed(json.dumps(reply).encode()).topic, "x")
+        decode_subscribed(json.dumps({**reply, **numbered}).encode())
+        for change in (
+            {"pub_port": -1},
+            {"pub_port": 0},
+            {"sub_port": 1 << 16},
+            {"sub_port": 1 << 40},
+            {"topic": ""},
+            {"topic": "x" * 10_000},
+            {"topic": "\ud800"},
+            {"status": "error"},
+            {**numbered, "number": -1},
+            {**numbered, "number": 1 << 63},
+            {**numbered, "number": 1 << 70},
+            {**numbered, "plugin": ""},
+            {**numbered, "plugin": "x" * 10_000},
+        ):
+            with self.subTest(change=str(change)[:50]):
+                raw = json.dumps({**reply, **change}).encode()
+                self.assertRaises(ProtocolInvalid, decode_subscribed, raw)

@@ -30,13 +30,14 @@ from tbvast.bridge.session import EngineSession, Search
 from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding
 from tbvast.bridge.store import Changes
 from tbvast.client import BusSubscription, Wish
-from tbvast.errors import StoreFailed
+from tbvast.errors import StoreFailed, shown
 from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.worker import Worker
 from tbvast.service.clock import calendar
 from tbvast.settings import BridgeSettings, HostPort
+from tbvast.wire.feed import FRAME_BYTES
 from tbvast.wire.manage import Position
 from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
@@ -177,7 +178,8 @@ class Bridge(SequentialService):
             ),
             self._report,
             self._outbox.flush,
-            {zmq.MAXMSGSIZE: settings.max_message_bytes},
+            # What a bus of the same limit sends, with what it puts around it.
+            {zmq.MAXMSGSIZE: settings.max_message_bytes + FRAME_BYTES},
             self._keys,
         )
         self._subscription.setServiceParent(self)
@@ -223,7 +225,7 @@ class Bridge(SequentialService):
     def _handing(self) -> Handing:
         settings = self._settings
         if not settings.sink:
-            return lambda documents: self._subscription.hand_in(documents)
+            return lambda documents: self._subscription.report_sightings(documents)
         sink: StdoutSink | CommandSink
         if settings.sink == StdoutSink.NAME:
             sink = StdoutSink(self._reactor, self._reactor)
@@ -263,6 +265,14 @@ class Bridge(SequentialService):
         return self._housekeep(self._counted, Keeper.counts)
 
     def _counted(self, counts: dict[str, Any]) -> None:
+        aside, before = counts.get("set_aside"), self._counts.get("set_aside")
+        if aside and aside != before:
+            self._log.warn(
+                "{count} items could not be handled so far, and were set aside."
+                " The newest: {newest}",
+                count=aside["count"],
+                newest=shown(aside["newest"]),
+            )
         self._counts = counts
 
     def _housekeep(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
@@ -282,7 +292,11 @@ class Bridge(SequentialService):
         return {
             "engine": {**self._session.report(), **({"cut": cut} if cut else {})},
             "store": self._counts,
-            "sightings": {"made": self._outbox.made, "handed_on": self._outbox.handed_on},
+            "sightings": {
+                "made": self._outbox.made,
+                "handed_on": self._outbox.handed_on,
+                "set_aside": self._outbox.set_aside + self._maker.unmade,
+            },
         }
 
     def stopService(self) -> Deferred[None]:

@@ -15,6 +15,7 @@ from tbvast.bridge.store import Changes
 from tbvast.intel.indicators import Indicator
 from tbvast.interfaces import ICursor
 from tbvast.ops.worker import Ask
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
 from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
@@ -93,6 +94,10 @@ class StoreCursor:
             self._run += 1
             self._last.addErrback(lambda failure: None)
             e.subFailure.raiseException()
+
+    async def set_aside(self, items: Sequence[Unreadable]) -> None:
+        await self.settle()
+        await self._ask(Keeper.set_aside, list(items), self._now())
 
     async def settle(self) -> None:
         await self._done([self._last])

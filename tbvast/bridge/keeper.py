@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.renewal import renew
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.renewal import NOWHERE, renew
+from tbvast.bridge.store import BridgeStore, Changes, merged
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Entry
@@ -26,7 +26,10 @@ from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.answering import serve
 from tbvast.ops.database import own
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.storage.file_guard import FileGuard, damage_of
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
+from tbvast.storage.sifting import is_of_an_item, sift
 from tbvast.wire.manage import Position
 
 PIECE = 5000
@@ -74,7 +77,7 @@ class Keeper:
         if run == self._failed:
             raise StoreFailed("what came before could not be applied")
         try:
-            return self._store.apply(indicators, now, search, position, decided)
+            return self._apply(indicators, now, search, position, decided)
         except Exception:
             self._failed = run
             raise
@@ -84,6 +87,69 @@ class Keeper:
         What was done about a store that could not be read; empty for nothing.
         """
         return self._renewed
+
+    def _apply(
+        self,
+        indicators: list[Indicator],
+        now: float,
+        search: bool,
+        position: Position | None,
+        decided: bool,
+    ) -> Changes:
+        store = self._store
+        try:
+            return store.apply(indicators, now, search, position, decided)
+        except Exception as e:
+            if not is_of_an_item(e):
+                raise
+        applied, failed = sift(
+            indicators, lambda some: store.apply(some, now, search, None, decided)
+        )
+        aside = [
+            SetAside(Stage.STORE, reason_of(e), indicator.raw, "indicator", indicator.id)
+            for indicator, e in failed
+        ]
+        store.set_aside(aside, now, position)
+        return merged(applied or [Changes(store.change)])
+
+    def set_aside(self, items: list[Unreadable], now: float) -> None:
+        """
+        Keep what could not be read.
+
+        @see: L{BridgeStore.set_aside}
+        """
+        self._store.set_aside(
+            [
+                SetAside(
+                    Stage.RECEPTION,
+                    each.reason,
+                    each.raw,
+                    "",
+                    each.ids[0] if len(each.ids) == 1 else "",
+                    each.number,
+                )
+                for each in items
+            ],
+            now,
+        )
+        self._store.outlast([id for each in items for id in each.ids])
+
+    def set_unmade_aside(self, items: list[tuple[str, str, bytes]], now: float) -> None:
+        """
+        Keep matches that no sighting could be made of.
+
+        @param items: Of each the indicator's id, the reason, and the event.
+        """
+        self._store.set_aside(
+            [SetAside(Stage.MATCH, reason, event, "event", id) for id, reason, event in items],
+            now,
+        )
+
+    def set_sightings_aside(self, reasons: dict[str, str], now: float) -> None:
+        """
+        @see: L{BridgeStore.set_sightings_aside}
+        """
+        self._store.set_sightings_aside(reasons, now)
 
     def begin_snapshot(self) -> None:
         """
@@ -107,12 +173,7 @@ class Keeper:
         """
         @see: L{BridgeStore.begin}
         """
-        try:
-            return _pieces(self._store.begin(now, search))
-        except Invalid as e:  # it was an indicator when it was written
-            if self.guard is None:
-                raise
-            raise self.guard.give_up(f"holds a damaged document ({e})") from e
+        return _pieces(self._store.begin(now, search))
 
     def entries(self) -> Iterator[list[Entry]]:
         """
@@ -185,13 +246,25 @@ class Keeper:
 
         @return: How many were new.
         """
-        return len(self._store.remember(sightings, now))
+        new, failed = sift(sightings, lambda some: len(self._store.remember(some, now)))
+        if failed:
+            self._store.set_aside(
+                [SetAside(Stage.MATCH, reason_of(e), s.raw, "sighting", s.id) for s, e in failed],
+                now,
+            )
+        return sum(new)
 
-    def unsent(self, limit: int) -> list[tuple[str, bytes]]:
+    def unsent(self, limit: int, size: int, without: list[str]) -> list[tuple[str, bytes]]:
         """
         @see: L{BridgeStore.unsent}
         """
-        return self._store.unsent(limit)
+        return self._store.unsent(limit, size, set(without))
+
+    def unsent_among(self, ids: list[str]) -> list[tuple[str, bytes]]:
+        """
+        @see: L{BridgeStore.unsent_among}
+        """
+        return self._store.unsent_among(ids)
 
     def mark_sent(self, ids: list[str]) -> None:
         """
@@ -227,13 +300,20 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
     @param search: Whether past events are searched.
     @raise StartupRefused: If it cannot be.
     """
+    lock = path.with_name(f"{path.name}-writer")
+    gone = lock.exists() and not path.exists()
     try:
         own(path)
     except OSError as e:
         raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
     renewed = ""
     try:
-        store = _derived(path, search)
+        store = _derived(path, search, gone)
+        if gone:
+            renewed = (
+                f"The store {path} is gone: a new one was made, which the bus fills; sightings"
+                " that had not been sent are lost."
+            )
     except (StartupRefused, sqlite3.Error, Invalid, msgspec.MsgspecError) as e:
         damage = damage_of(e) if isinstance(e, StartupRefused | sqlite3.Error) else e
         if damage is None:
@@ -251,12 +331,16 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
             store.close()
 
 
-def _derived(path: Path, search: bool) -> BridgeStore:
+def _derived(path: Path, search: bool, gone: bool = False) -> BridgeStore:
     """
     A store with which everything can be read.
+
+    @param gone: Whether there was one that is no longer there.
     """
     store = BridgeStore(path)
     try:
+        if gone:
+            store.apply((), 0.0, search, NOWHERE)
         store.derive(search)
     except BaseException:
         store.close()

@@ -11,27 +11,26 @@ from typing import Any
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.nesting import Nesting
-from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
+from tbvast.bridge.outbox import PAGE_BYTES, STRIKE_DELAY, Pages
+from tbvast.client import Reported
+from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable, shown
 from tbvast.intel.indicators import STIX, Indicator, decode_indicator
 from tbvast.intel.matches import Hit, Match, MatchType
 from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
+from tbvast.ops.ratelimit import RateLimit
 from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar
-
-PAGE = 500
-"""
-Sightings that are read from the store, and handed on, at a time.
-"""
+from tbvast.storage.set_aside import MOST_BYTES, MOST_REASON, reason_of
 
 RETRY_DELAY = 2.0
 """
@@ -48,15 +47,33 @@ LONGEST_CACHED = 16_384
 Bytes of a document beyond which it is read each time.
 """
 
-Handing = Callable[[list[bytes]], Deferred[list[bool]]]
+STUCK_DELAY = 30.0
 """
-Hands on the documents of sightings; says of each whether it was taken.
+Seconds before they are, if the receiver is there and takes none of them.
+"""
+
+WAITING_LINES_PER_MINUTE = 2
+LINES_PER_MINUTE = 20
+"""
+How often a minute the log says that sightings wait, or that one is not taken.
+"""
+
+MOST_UNMADE = 100
+"""
+How many matches of one call are set aside at most; more are only counted.
+"""
+
+Handing = Callable[[list[bytes]], Deferred[Reported]]
+"""
+Hands on the documents of sightings.
 """
 
 
 class SightingMaker:
     """
     Makes sightings of matches, one for each indicator and event.
+
+    @ivar unmade: How many it could not make.
     """
 
     _log = Logger()
@@ -73,6 +90,7 @@ class SightingMaker:
         @param ask: Asks the L{Keeper}.
         @param engine: The engine's name.
         """
+        self.unmade = 0
         self._now = now
         self._ask = ask
         self._engine = engine
@@ -83,18 +101,38 @@ class SightingMaker:
         """
         @return: Without those of indicators that are no longer in force, or whose
             pattern the event does not fulfil: it wants more than was hit, or was
-            changed since.
+            changed since; and without those that cannot be made, which are set aside.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
         bodies: dict[str, bytes] = await self._ask(Keeper.bodies, list(ids))
-        wanted = {id: self._wanted(body) for id, body in bodies.items()}
+        unmade: list[tuple[str, str, bytes]] = []
+        wanted: dict[str, Wanted] = {}
+        for id, body in bodies.items():
+            try:
+                wanted[id] = self._wanted(body)
+            except Exception as e:
+                unmade.append((id, reason_of(e), body))
         made = [
-            self._make(match.event, wanted[id].indicator, values, match_type)
+            maybeDeferred(self._make_one, match, wanted[id], hits, match_type).addErrback(
+                _eb_unmade, id, match, unmade
+            )
             for match in matches
             for id, hits in _hits_by_id(match).items()
-            if id in wanted and (values := wanted[id].seen(hits))
+            if id in wanted
         ]
-        return await gatherResults(made, consumeErrors=True)
+        sightings = [sighting for sighting in await gatherResults(made) if sighting is not None]
+        if unmade:
+            self.unmade += len(unmade)
+            await self._ask(Keeper.set_unmade_aside, unmade[:MOST_UNMADE], self._now())
+        return sightings
+
+    def _make_one(
+        self, match: Match, wanted: Wanted, hits: list[Hit], match_type: MatchType
+    ) -> Deferred[Sighting | None]:
+        values = wanted.seen(hits)
+        if not values:
+            return succeed(None)
+        return self._make(match.event, wanted.indicator, values, match_type)
 
     def _wanted(self, body: bytes) -> Wanted:
         return (self._recent if len(body) <= LONGEST_CACHED else Wanted)(body)
@@ -105,7 +143,7 @@ class SightingMaker:
         indicator: Indicator,
         values: Sequence[str],
         match_type: MatchType,
-    ) -> Deferred[Sighting]:
+    ) -> Deferred[Sighting | None]:
         def with_context(context: dict[str, Any]) -> Sighting:
             return make_sighting(
                 indicator_id=indicator.id,
@@ -121,6 +159,18 @@ class SightingMaker:
         if self._transform is None:
             return succeed(with_context(event))
         return self._transform.transform(event, values[0], match_type).addCallback(with_context)
+
+
+def _eb_unmade(
+    failure: Failure, id: str, match: Match, unmade: list[tuple[str, str, bytes]]
+) -> None:
+    failure.trap(Exception)
+    try:
+        event = msgspec.json.encode(match.event)
+    except Exception:  # that is why
+        event = repr(match.event).encode("utf-8", "backslashreplace")
+    error: Any = failure.value
+    unmade.append((id, reason_of(error), event[:MOST_BYTES]))
 
 
 def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
@@ -206,6 +256,7 @@ class Outbox(Service):
 
     @ivar made: How many sightings there were; a repeat is none.
     @ivar handed_on: How many have been handed on.
+    @ivar set_aside: How many were given up.
     """
 
     _log = Logger()
@@ -217,6 +268,10 @@ class Outbox(Service):
         """
         self.made = 0
         self.handed_on = 0
+        self.set_aside = 0
+        self._pages = Pages()
+        self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
+        self._lines = RateLimit(clock, LINES_PER_MINUTE)
         self._clock = clock
         self._now = now
         self._ask = ask
@@ -271,18 +326,81 @@ class Outbox(Service):
             self.flush()
 
     async def _flush(self) -> None:
-        while waiting := await self._ask(Keeper.unsent, PAGE):
-            taken = await self._hand_on([body for _, body in waiting])
-            done = [id for (id, _), ok in zip(waiting, taken, strict=True) if ok]
-            await self._ask(Keeper.mark_sent, done)
-            self.handed_on += len(done)
-            if len(done) < len(waiting):
-                self._retry_later()
+        pages = self._pages
+        while self.running:
+            again = pages.due(self._clock.seconds())
+            if again is not None:
+                waiting = await self._ask(Keeper.unsent_among, [again])
+                if not waiting:
+                    pages.forget(again)
+                    continue
+            else:
+                waiting = await self._ask(Keeper.unsent, pages.size, PAGE_BYTES, pages.postponed)
+            if not waiting:
+                if pages.postponed:
+                    self._retry_later(STRIKE_DELAY)
+                return
+            reported = await self._hand_on([body for _, body in waiting])
+            left = await self._settle([id for id, _ in waiting], reported)
+            if not left:
+                continue
+            if not reported.poisoned:
+                self._say_waiting("Sightings wait: {reason}", reported.reason or "nobody is there")
+                self._retry_later(RETRY_DELAY)
+                return
+            await self._failed(left, reported.reason)
+            if pages.stuck:
+                self._retry_later(STUCK_DELAY)
                 return
 
-    def _retry_later(self) -> None:
+    async def _settle(self, ids: list[str], reported: Reported) -> list[str]:
+        """
+        Take note of what became of a page.
+
+        @return: The ids of those that wait on.
+        """
+        done = [id for id, ok in zip(ids, reported.taken, strict=True) if ok]
+        refused = {ids[n]: reason for n, reason in reported.refused.items()}
+        if refused:
+            await self._give_up(refused)
+        if done:
+            sent = [id for id in done if id not in refused]
+            await self._ask(Keeper.mark_sent, sent)
+            self.handed_on += len(sent)
+            self._pages.taken(done)
+        return [id for id, ok in zip(ids, reported.taken, strict=True) if not ok]
+
+    async def _failed(self, ids: list[str], reason: str) -> None:
+        if len(ids) > 1:
+            self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
+        else:
+            self._say("A sighting is not taken, and is offered again later: {reason}", reason)
+        given_up = self._pages.failed(ids, self._clock.seconds())
+        if given_up is not None:
+            await self._give_up({given_up: f"never taken: {reason}"})
+
+    async def _give_up(self, reasons: dict[str, str]) -> None:
+        self.set_aside += len(reasons)
+        for id, reason in reasons.items():
+            self._say(f"Set the sighting {id} aside: {{reason}}", reason)
+        await self._ask(
+            Keeper.set_sightings_aside,
+            {id: reason[:MOST_REASON] for id, reason in reasons.items()},
+            self._now(),
+        )
+
+    def _say_waiting(self, text: str, reason: str) -> None:
+        if self._waiting_lines.allows():
+            self._log.warn(text, reason=shown(reason))
+
+    def _say(self, text: str, reason: str) -> None:
+        if self._lines.allows():
+            self._log.warn(text, reason=shown(reason))
+
+    def _retry_later(self, delay: float = RETRY_DELAY) -> None:
         if self.running:
-            self._retry = self._clock.callLater(RETRY_DELAY, self.flush)
+            self._cancel_retry()
+            self._retry = self._clock.callLater(delay, self.flush)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:
@@ -307,18 +425,21 @@ class SinkHanding:
     def __init__(self, sink: ISink) -> None:
         self._sink = sink
 
-    def __call__(self, documents: list[bytes]) -> Deferred[list[bool]]:
-        return gatherResults(map(self._send, documents), consumeErrors=True)
+    def __call__(self, documents: list[bytes]) -> Deferred[Reported]:
+        return gatherResults(map(self._send, documents), consumeErrors=True).addCallback(_reported)
 
-    def _send(self, document: bytes) -> Deferred[bool]:
-        sighting = msgspec.json.decode(document, type=_Reported)
+    def _send(self, document: bytes) -> Deferred[bool | str]:
+        try:
+            sighting = msgspec.json.decode(document, type=_Reported)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            return succeed(reason_of(e))
         return self._sink.send(
             sighting.x_threatbus_sighting_context,
             sighting.x_threatbus_indicator_value,
             sighting.x_threatbus_match_type,
         ).addCallbacks(lambda _: True, self._eb_not_taken)
 
-    def _eb_not_taken(self, failure: Failure) -> bool:
+    def _eb_not_taken(self, failure: Failure) -> bool | str:
         failure.trap(CommandFailed)
         refused = failure.check(CommandRefused) is not None
         self._log.warn(
@@ -326,4 +447,15 @@ class SinkHanding:
             outcome=", and never will" if refused else "; trying again",
             reason=str(failure.value),
         )
-        return refused
+        return str(failure.value) if refused else False
+
+
+def _reported(outcomes: list[bool | str]) -> Reported:
+    """
+    @param outcomes: Of each sighting whether it was taken, or why it never will be.
+    """
+    return Reported(
+        [outcome is not False for outcome in outcomes],
+        {n: outcome for n, outcome in enumerate(outcomes) if isinstance(outcome, str)},
+        "" if False not in outcomes else "the sink did not take all of them",
+    )

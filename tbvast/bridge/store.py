@@ -28,7 +28,13 @@ from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observabl
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.database import connect, insert, migrate, transaction
 from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
+from tbvast.protocol.unreadable import ids_in
+from tbvast.stix.limits import LARGEST_SIGHTING
+from tbvast.stix.sighting_size import fitted
+from tbvast.storage import set_aside
 from tbvast.storage.file_guard import FileGuard
+from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
+from tbvast.storage.sifting import is_of_an_item
 from tbvast.wire.manage import Position
 
 SIGHTING_MEMORY_DAYS = 30
@@ -198,6 +204,28 @@ class Changes(msgspec.Struct, frozen=True, array_like=True):
     unmatched: dict[str, tuple[str, ...]] = {}
 
 
+def merged(all: Sequence[Changes]) -> Changes:
+    """
+    Several changes, in their order, as one.
+
+    @param all: At least one.
+    """
+    if len(all) == 1:
+        return all[0]
+    wanted: dict[Observable, Entry | None] = {}
+    unmatched: dict[str, tuple[str, ...]] = {}
+    for each in all:
+        wanted |= {entry.observable: entry for entry in each.write}
+        wanted |= dict.fromkeys(each.erase)
+        unmatched |= each.unmatched
+    return Changes(
+        max(each.number for each in all),
+        tuple(entry for entry in wanted.values() if entry is not None),
+        tuple(observable for observable, entry in wanted.items() if entry is None),
+        unmatched,
+    )
+
+
 class _Kept(msgspec.Struct, array_like=True, gc=False):
     """
     What is kept of an indicator.
@@ -259,7 +287,7 @@ class BridgeStore:
         try:
             self._db = connect(path)
             self._db.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._db, [FIRST_SCHEMA, _NUMBERED, _GATHERED])
+            migrate(self._db, [FIRST_SCHEMA, _NUMBERED, _GATHERED, SET_ASIDE_TABLE])
             self._by_id = DigestIndex(self._db, "ids", self._ids_above)
             self._by_term = DigestIndex(self._db, "terms", self._terms_above)
         except sqlite3.Error as e:
@@ -332,8 +360,88 @@ class BridgeStore:
         """
         Ask for all rows as one JSON text, which is one step.
         """
+        try:
+            return self._decoded(type, query, parameters)
+        except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
+            if not is_of_an_item(e):
+                raise
+        # One value of a row is damaged.
+        self._repair()
+        return self._decoded(type, query, parameters)
+
+    def _decoded(self, type: type[_T], query: str, parameters: Sequence[Any]) -> _T:
         (found,) = self._db.execute(query, parameters).fetchone()
         return msgspec.json.decode(found, type=type)
+
+    def _repair(self) -> None:
+        """
+        Find out again what the indicators want whose row no longer says it; why others
+        are not matched is not known any more.
+        """
+        for number, unmatched in self._db.execute(
+            "SELECT number, cast(unmatched AS BLOB) FROM indicators WHERE unmatched != '[]'"
+        ).fetchall():
+            try:
+                _unmatched_decoder.decode(unmatched)
+            except msgspec.MsgspecError:
+                self._db.execute(
+                    "UPDATE indicators SET unmatched = '[]' WHERE number = ?", (number,)
+                )
+        rows = self._db.execute(
+            "SELECT number, id, body, cast(wanted AS BLOB) FROM indicators WHERE wanted != '[]'"
+        ).fetchall()
+        for number, id, body, wanted in rows:
+            try:
+                _wanted_decoder.decode(wanted)
+                continue
+            except msgspec.MsgspecError:
+                pass  # its document says it, too
+            try:
+                after, _ = _observables(decode_indicator(body))
+            except Invalid as e:
+                after = _NONE
+                self._keep_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], 0)
+            self._db.execute(
+                "UPDATE indicators SET wanted = ? WHERE number = ?", (_written(after), number)
+            )
+
+    # What is set aside
+
+    def set_aside(
+        self, items: Sequence[SetAside], now: float, position: Position | None = None
+    ) -> None:
+        """
+        Keep what cannot be handled, for a person to look at. What is known of the
+        indicators that may be meant outlasts the snapshot that is being applied.
+
+        @param now: Seconds since the epoch.
+        @param position: As for L{apply}.
+        """
+        ids = list({id: None for each in items for id in (each.id, *ids_in(each.body)) if id})
+        with self._writing():
+            self._keep_aside(items, now)
+            self._outlast(ids)
+            self._set_position(position)
+        self._position = position or self._position
+
+    def outlast(self, ids: Sequence[str]) -> None:
+        """
+        Have indicators outlast the snapshot that is being applied.
+
+        @param ids: They need not be known.
+        """
+        with self._writing():
+            self._outlast(ids)
+
+    def _outlast(self, ids: Sequence[str]) -> None:
+        numbers = [kept.number for kept in self._kept(_digests(ids)).values()]
+        self._db.execute(
+            f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
+            (self._generation, _listed(numbers)),
+        )
+
+    def _keep_aside(self, items: Sequence[SetAside], now: float) -> None:
+        set_aside.keep(self._db, items, int(now * _MICROSECONDS))
 
     # Indicators
 
@@ -596,7 +704,7 @@ class BridgeStore:
                 f"valid_until < {_NO_END} AND valid_until <= ?", int(now * _MICROSECONDS)
             )
 
-    def _end(self, condition: str, parameter: int) -> Changes:
+    def _end(self, condition: str, parameter: int | str) -> Changes:
         """
         @param condition: Which indicators are no longer in force.
         """
@@ -632,11 +740,11 @@ class BridgeStore:
         moment = int(now * _MICROSECONDS)
         with self._writing():
             begun = self._db.execute(
-                "SELECT body FROM indicators INDEXED BY beginning"
+                "SELECT body, number, id FROM indicators INDEXED BY beginning"
                 " WHERE state = 2 AND valid_from <= ?",
                 (moment,),
             ).fetchall()
-            return self._put_in_force(begun, search)
+            return self._put_in_force(begun, search, now)
 
     def derive(self, search: bool) -> None:
         """
@@ -650,24 +758,36 @@ class BridgeStore:
         with self._writing():
             last = 0
             while rows := self._db.execute(
-                "SELECT body, number FROM indicators WHERE state = 1 AND number > ?"
+                "SELECT body, number, id FROM indicators WHERE state = 1 AND number > ?"
                 " ORDER BY number LIMIT ?",
                 (last, PAGE),
             ).fetchall():
                 last = rows[-1][1]
-                self._put_in_force(rows, search)
+                self._put_in_force(rows, search, 0.0)
             self._db.execute("UPDATE position SET rules = ?", (PATTERN_RULES,))
         self._rules = PATTERN_RULES
 
-    def _put_in_force(self, rows: Sequence[tuple[Any, ...]], search: bool) -> Changes:
+    def _put_in_force(
+        self, rows: Sequence[tuple[bytes, int, str]], search: bool, now: float
+    ) -> Changes:
         """
-        @param rows: The indicators, each with its document first.
+        @param rows: The document, the number and the id of each. One that is damaged ends.
         """
-        indicators = [decode_indicator(row[0]) for row in rows]
+        indicators: list[Indicator] = []
+        damaged: list[int] = []
+        for body, number, id in rows:
+            try:
+                indicators.append(decode_indicator(body))
+            except Invalid as e:  # it was one when it was written
+                damaged.append(number)
+                self._keep_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
+        ended = self._end(f"number {_AMONG}", _listed(damaged)) if damaged else None
         kept = self._kept(_digests([each.id for each in indicators]))
+        indicators = [each for each in indicators if each.id in kept]
         for indicator in indicators:
             kept[indicator.id].state = _IN_FORCE
-        return self._replace([(kept[each.id], each) for each in indicators], search)
+        changes = self._replace([(kept[each.id], each) for each in indicators], search)
+        return merged([ended, changes]) if ended else changes
 
     # Observables
 
@@ -844,10 +964,23 @@ class BridgeStore:
 
     def counts(self) -> dict[str, Any]:
         """
+        @see: L{_counts}
+        """
+        try:
+            return self._counts()
+        except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
+            if not is_of_an_item(e):
+                raise
+        self._repair()
+        return self._counts()
+
+    def _counts(self) -> dict[str, Any]:
+        """
         @return: C{indicators} in force, C{unsearched} ones among them, and those
             that are C{not_yet} valid; C{unmatched} ones by reason, where one may
             have several, and the L{LISTED} newest of these by id, as
-            C{unmatched_ids}; and C{unsent} sightings.
+            C{unmatched_ids}; C{unsent} sightings; and how many items were C{set_aside},
+            with the newest reason, if any were.
         """
         indicators, unsearched, not_yet = self._db.execute(
             "SELECT count(*) FILTER (WHERE state = 1),"
@@ -867,13 +1000,17 @@ class BridgeStore:
         (unsent,) = self._db.execute(
             "SELECT count(*) FROM sightings WHERE body IS NOT NULL"
         ).fetchone()
+        aside = set_aside.report(self._db)
         return {
             "indicators": indicators,
             "unsearched": unsearched,
             "not_yet": not_yet,
             "unmatched": _most_frequent(dict(reasons)),
-            "unmatched_ids": {id: json.loads(why)[:LISTED_REASONS] for id, why in listed},
+            "unmatched_ids": {
+                id: list(_unmatched_decoder.decode(why)[:LISTED_REASONS]) for id, why in listed
+            },
             "unsent": unsent,
+            "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
 
     # Sightings
@@ -911,13 +1048,60 @@ class BridgeStore:
             )
         return sum(body is not None for _, _, body in sightings)
 
-    def unsent(self, limit: int) -> list[tuple[str, bytes]]:
+    def unsent(
+        self, limit: int, size: int, without: Collection[str] = ()
+    ) -> list[tuple[str, bytes]]:
         """
         The oldest sightings that have not been sent: id and document.
+
+        @param limit: The most to return.
+        @param size: Bytes of documents beyond which no more are returned; the first is
+            returned however long it is.
+        @param without: The ids of some that are left out.
+        """
+        found: list[tuple[str, bytes]] = []
+        for id, body in self._db.execute(
+            "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made"
+        ):
+            if id in without:
+                continue
+            if len(body) > LARGEST_SIGHTING:  # of an earlier version
+                body = fitted(body)
+            size -= len(body)
+            if found and size < 0:
+                break
+            found.append((id, body))
+            if len(found) >= limit:
+                break
+        return found
+
+    def unsent_among(self, ids: Iterable[str]) -> list[tuple[str, bytes]]:
+        """
+        Those of some sightings that have not been sent: id and document.
         """
         return self._db.execute(
-            "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made LIMIT ?", (limit,)
+            f"SELECT id, body FROM sightings WHERE body IS NOT NULL AND id {_AMONG}",
+            (json.dumps(list(ids)),),
         ).fetchall()
+
+    def set_sightings_aside(self, reasons: Mapping[str, str], now: float) -> None:
+        """
+        Give sightings up: they will not be sent, and not be made again.
+
+        @param reasons: Why, by id.
+        @param now: Seconds since the epoch.
+        """
+        with transaction(self._db):
+            self._keep_aside(
+                [
+                    SetAside(Stage.REPORT, reasons[id], body, "sighting", id)
+                    for id, body in self.unsent_among(reasons)
+                ],
+                now,
+            )
+            self._db.execute(
+                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(reasons)),)
+            )
 
     def mark_sent(self, ids: Iterable[str]) -> None:
         with transaction(self._db):
@@ -943,6 +1127,9 @@ _AMONG = f"IN ({_AMONG_THESE})"
 """
 With a parameter that is a JSON list: one parameter for any number of values.
 """
+
+_wanted_decoder = msgspec.json.Decoder(tuple[_Term, ...])
+_unmatched_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode

@@ -207,6 +207,8 @@ _ENGINE_ROWS = (
     ("sightings made", "sightings", "made"),
     ("sightings handed on", "sightings", "handed_on"),
     ("sightings waiting", "store", "unsent"),
+    ("set aside", "store", "set_aside", "count"),
+    ("the newest of them", "store", "set_aside", "newest"),
 )
 
 

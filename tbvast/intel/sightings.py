@@ -21,6 +21,8 @@ from tbvast.intel.documents import (
     timestamp,
 )
 from tbvast.intel.matches import MatchType
+from tbvast.stix.limits import FIRST_YEAR
+from tbvast.stix.sighting_size import encode_fitting
 
 SOURCE = "tbvast-bridge"
 """
@@ -189,6 +191,9 @@ def make_sighting(
         somebody made of it.
     @param engine: The engine's name.
     @param now: When the match was found; stands in for an event's missing time.
+    @return: The sighting, without what is too long of the context or the indicator: see
+        L{encode_fitting}.
+    @raise SightingInvalid: If it is too long all the same.
     """
     time = timestamp(now)
     seen = event_time(event) or now
@@ -212,7 +217,7 @@ def make_sighting(
         document["x_threatbus_indicator_values"] = list(values)
     if indicator_raw is not None:
         document["x_threatbus_indicator"] = msgspec.Raw(indicator_raw)
-    return Sighting(id_, indicator_id, microseconds(seen), msgspec.json.encode(document))
+    return Sighting(id_, indicator_id, microseconds(seen), encode_fitting(document))
 
 
 def event_time(event: dict[str, Any]) -> datetime | None:
@@ -223,12 +228,13 @@ def event_time(event: dict[str, Any]) -> datetime | None:
     ISO 8601 text, or as a number: of milliseconds in C{time}, else of seconds, since
     the epoch. A text without a time zone is in UTC.
 
-    @return: L{None} if the event does not say, or says it in another way.
+    @return: L{None} if the event does not say, says it in another way, or says a time that
+        no document may have.
     """
     for field, unit in _TIMES:
         value = event.get(field)
         time = _from_text(value) if isinstance(value, str) else _from_number(value, unit)
-        if time is not None:
+        if time is not None and time.year >= FIRST_YEAR:
             return time
     return None
 

@@ -21,6 +21,7 @@ from zope.interface import implementer
 from tbvast.client import BusSubscription, Wish
 from tbvast.interfaces import ICursor, IJournal, IReplay
 from tbvast.plugin.commit import Commit
+from tbvast.protocol.unreadable import Unreadable
 from tbvast.settings import HostPort, UpstreamSettings
 from tbvast.wire.frames import SIGHTING_TOPIC, Item
 from tbvast.wire.manage import Position
@@ -75,6 +76,11 @@ class IntelCursor:
         if position is not None:
             await self._replay.set_position(self._reader, position)
             self.position = position
+
+    async def set_aside(self, items: Sequence[Unreadable]) -> None:
+        """
+        They are in the log, and in the other bus's journal.
+        """
 
     async def settle(self) -> None:
         pass

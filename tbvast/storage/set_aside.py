@@ -64,6 +64,10 @@ class Stage(enum.StrEnum):
     REPLAY = "replay"
     DELIVERY = "delivery"
     SUBSCRIPTION = "subscription"
+    RECEPTION = "reception"
+    STORE = "store"
+    MATCH = "match"
+    REPORT = "report"
 
 
 class SetAside(msgspec.Struct, frozen=True, array_like=True):

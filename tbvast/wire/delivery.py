@@ -23,7 +23,7 @@ def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
     """
     @param topic: The subscription's own topic.
     @raise Invalid: If it is not one frame of that topic, or its payload is not
-        what its type says.
+        what its type says; not for an item within a frame of tbvast/1.
     """
     if len(message) != 1 or not message[0].startswith(topic):
         raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")

@@ -9,6 +9,8 @@ a space, and a JSON object:
     - C{snapshot {"items":[…]}}: a part of a snapshot, in the same form;
     - C{mark {"number":N,"count":C,"full":F,"failed":[…]}}: the end of a snapshot,
       which stands for all numbers up to and with N.
+
+An item that cannot be read costs itself alone, even if the frame is not well-formed for it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,15 @@ import msgspec
 from tbvast.errors import Invalid, ProtocolInvalid
 from tbvast.intel.indicators import decode_indicator
 from tbvast.intel.sightings import decode_sighting
+from tbvast.protocol.salvage import (
+    NUMBER_END,
+    Damaged,
+    Found,
+    part_start,
+    read_range,
+    salvage,
+)
+from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.wire.frames import Item
 from tbvast.wire.topics import Stream
 
@@ -39,25 +50,37 @@ class Batch(msgspec.Struct, frozen=True):
     What a subscriber wants of a range of numbers.
 
     @ivar after: The number that the range begins after.
-    @ivar until: The number that it ends with.
-    @ivar refused: What of it could not be read, and why.
+    @ivar until: The number that it ends with; not lower.
+    @ivar refused: The items that could not be read.
     """
 
     after: int
     until: int
     items: tuple[Item, ...]
-    refused: tuple[Invalid, ...]
+    refused: tuple[Unreadable, ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True):
     """
     A part of a snapshot.
 
-    @ivar refused: What of it could not be read, and why.
+    @ivar refused: The items that could not be read.
     """
 
     items: tuple[Item, ...]
-    refused: tuple[Invalid, ...]
+    refused: tuple[Unreadable, ...] = ()
+
+
+class Torn(msgspec.Struct, frozen=True):
+    """
+    A batch of which it is not known what range of numbers it is for.
+
+    @ivar items: What of it can be read nevertheless.
+    @ivar refused: The rest.
+    """
+
+    items: tuple[Item, ...]
+    refused: tuple[Unreadable, ...]
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -76,7 +99,7 @@ class Mark(msgspec.Struct, frozen=True):
     failed: tuple[str, ...] = ()
 
 
-Delivery = Batch | Part | Mark
+Delivery = Batch | Part | Mark | Torn
 
 
 _ITEM_OF_STREAM = {stream: b'[%%d,"%b",%%b]' % stream.value for stream in Stream}
@@ -141,38 +164,98 @@ _batch_decoder = msgspec.json.Decoder(_Batch)
 _part_decoder = msgspec.json.Decoder(_Part)
 _mark_decoder = msgspec.json.Decoder(Mark)
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 def decode_feed(kind: bytes, payload: bytes) -> Delivery | None:
     """
     @param kind: What stands before the space.
     @return: C{None} if C{kind} is none of tbvast/1.
-    @raise ProtocolInvalid: If C{payload} is not what C{kind} says.
+    @raise ProtocolInvalid: If C{payload} is no mark, and should be one.
     """
-    try:
-        if kind == b"batch":
-            batch = _batch_decoder.decode(payload)
-            return Batch(batch.after, batch.until, *_items(batch.items))
-        if kind == b"snapshot":
-            return Part(*_items(_part_decoder.decode(payload).items))
-        if kind == b"mark":
-            return _mark_decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise ProtocolInvalid(kind.decode(), payload, f"what it says ({e})") from e
+    if kind == b"batch":
+        return _decode_batch(payload)
+    if kind == b"snapshot":
+        return _decode_part(payload)
+    if kind == b"mark":
+        return _decode_mark(payload)
     return None
 
 
+def _decode_batch(payload: bytes) -> Batch | Torn:
+    try:
+        batch = _batch_decoder.decode(payload)
+    except _UNREADABLE:
+        return _salvage_batch(payload)
+    items, refused = _items(batch.items)
+    if 0 <= batch.after <= batch.until < NUMBER_END:
+        return Batch(batch.after, batch.until, items, refused)
+    return Torn(items, refused)
+
+
+def _salvage_batch(payload: bytes) -> Batch | Torn:
+    head = read_range(payload)
+    if head is None:
+        return Torn(*_salvaged(salvage(payload, None)))
+    after, until, start = head
+    return Batch(after, until, *_salvaged(salvage(payload, start, after, until)))
+
+
+def _decode_part(payload: bytes) -> Part:
+    try:
+        return Part(*_items(_part_decoder.decode(payload).items))
+    except _UNREADABLE:
+        return Part(*_salvaged(salvage(payload, part_start(payload))))
+
+
+def _decode_mark(payload: bytes) -> Mark:
+    try:
+        mark = _mark_decoder.decode(payload)
+    except _UNREADABLE as e:
+        raise ProtocolInvalid("mark", payload, f"the end of a snapshot ({e})") from e
+    if not 0 <= mark.number < NUMBER_END:
+        raise ProtocolInvalid("number", mark.number, "a number of a journal")
+    return mark
+
+
 def _items(
-    listed: Iterable[tuple[int, str, msgspec.Raw]],
-) -> tuple[tuple[Item, ...], tuple[Invalid, ...]]:
+    listed: Iterable[tuple[int, str, bytes | msgspec.Raw]],
+) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
     items = []
-    refused: list[Invalid] = []
-    for _, kind, raw in listed:
-        decode = _DECODERS.get(kind)
-        if decode is None:
-            refused.append(ProtocolInvalid("type", kind, "a type of item"))
+    refused: list[Unreadable] = []
+    for number, kind, raw in listed:
+        item = _item(number, kind, bytes(raw))
+        if isinstance(item, Unreadable):
+            refused.append(item)
+        else:
+            items.append(item)
+    return tuple(items), tuple(refused)
+
+
+def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
+    decode = _DECODERS.get(kind)
+    if decode is None:
+        return unreadable(str(ProtocolInvalid("type", kind, "a type of item")), raw, number)
+    try:
+        return decode(raw)
+    except Invalid as e:
+        return unreadable(str(e), raw, number)
+    except Exception as e:  # a decoder's own fault, which must not cost more than this item
+        return unreadable(f"cannot be decoded ({type(e).__name__}: {e})", raw, number)
+
+
+def _salvaged(
+    found: Iterable[Found | Damaged],
+) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
+    items = []
+    refused: list[Unreadable] = []
+    for each in found:
+        if isinstance(each, Damaged):
+            refused.append(unreadable("it is damaged: no item of a frame", each.raw, each.number))
             continue
-        try:
-            items.append(decode(bytes(raw)))
-        except Invalid as e:
-            refused.append(e)
+        item = _item(each.number, each.kind, each.raw)
+        if isinstance(item, Unreadable):
+            refused.append(item)
+        else:
+            items.append(item)
     return tuple(items), tuple(refused)

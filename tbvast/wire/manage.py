@@ -354,9 +354,24 @@ def decode_reply(raw: bytes) -> dict[str, Any]:
 
 def decode_subscribed(raw: bytes) -> Subscribed:
     """
-    @raise ProtocolInvalid: If it is a refusal, or no reply to a subscribe request.
+    @raise ProtocolInvalid: If it is a refusal, no reply to a subscribe request, or one that
+        nobody can follow.
     """
-    return _decode(raw, Subscribed)
+    subscribed: Subscribed = _decode(raw, Subscribed)
+    if subscribed.status != "success":
+        raise ProtocolInvalid("status", subscribed.status, "success")
+    if not 0 < len(subscribed.topic) <= NAME_LENGTH:
+        raise ProtocolInvalid("topic", subscribed.topic, "the topic of a subscription")
+    for field in ("pub_port", "sub_port"):
+        port = getattr(subscribed, field)
+        if not 0 < port < 1 << 16:
+            raise ProtocolInvalid(field, port, "a whole number from 1 to 65535")
+    if subscribed.protocol == PROTOCOL:
+        if not 0 < len(subscribed.plugin) <= NAME_LENGTH:
+            raise ProtocolInvalid("plugin", subscribed.plugin, "the identity of a bus")
+        if not 0 <= subscribed.number < 1 << 63:
+            raise ProtocolInvalid("number", subscribed.number, "a number of a journal")
+    return subscribed
 
 
 def decode_published(raw: bytes) -> Published:

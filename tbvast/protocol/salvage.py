@@ -1,0 +1,214 @@
+"""
+Reads the items of a tbvast/1 frame that is not well-formed JSON as a whole.
+
+The strict decoder refuses a frame for one bad byte, or for one item that is nested too
+deep. This reader then finds where each item begins and ends, so that the readable ones
+are taken and each other one is refused alone.
+
+An item that is well-formed ends where its JSON value ends, and the next one begins behind
+it. Behind an item that is not, the next one begins at the first C{[NUMBER,"TYPE",}: within
+the string of a JSON value the quotation marks would be escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+NUMBER_END = 1 << 63
+"""
+The numbers of a journal are below.
+"""
+
+WORK = 4
+"""
+How many times its own length the reader goes through a frame at most; whatever it has not
+reached by then is refused in one piece. Only a frame that was made for it costs so much.
+"""
+
+
+LOOKED_THROUGH = 64
+"""
+The decoder counts the lines before an error, which it goes through so much faster.
+"""
+
+STRAY = 8
+"""
+Bytes between two items that are too few to have been one.
+"""
+
+
+class Found(msgspec.Struct, frozen=True, gc=False):
+    """
+    An item whose bounds are known.
+
+    @ivar kind: What it says that it is; at most 64 bytes.
+    @ivar raw: The document. It is balanced, though not sure to be readable.
+    """
+
+    number: int
+    kind: str
+    raw: bytes
+
+
+class Damaged(msgspec.Struct, frozen=True, gc=False):
+    """
+    Bytes between two items that are none.
+
+    @ivar number: The item's number, if it can still be read; C{0} if not.
+    """
+
+    number: int
+    raw: bytes
+
+
+_HEAD = re.compile(
+    rb'\s*\{\s*"after"\s*:\s*(\d{1,19})\s*,\s*"until"\s*:\s*(\d{1,19})\s*,\s*"items"\s*:\s*\['
+)
+_PART_HEAD = re.compile(rb'\s*\{\s*"items"\s*:\s*\[')
+_ITEM = re.compile(rb'\s*\[\s*(-?\d{1,19})\s*,\s*"([^"\\]{0,64})"\s*,\s*')
+_ITEM_END = re.compile(rb"\s*\]")
+_SEPARATOR = re.compile(rb"\s*,\s*(?=\[)")
+_END = re.compile(rb"\s*\]\s*\}\s*\Z")
+_CANDIDATE = re.compile(rb'\[(\d{1,19}),"(?:indicator|sighting)",')
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_CLOSING = {b"]": b"[", b"}": b"{"}
+
+_scan = json.JSONDecoder(
+    strict=False, parse_int=len, parse_float=len, parse_constant=len
+).raw_decode
+# The one decoder that says where a value ends which others follow.
+
+
+def read_range(payload: bytes) -> tuple[int, int, int] | None:
+    """
+    What a batch says of itself before its items.
+
+    @return: The number that it begins after, that which it ends with, and where its items
+        begin; C{None} if that cannot be read.
+    """
+    head = _HEAD.match(payload)
+    if head is None:
+        return None
+    after, until = int(head[1]), int(head[2])
+    return (after, until, head.end()) if after <= until < NUMBER_END else None
+
+
+def part_start(payload: bytes) -> int | None:
+    """
+    Where the items of a part of a snapshot begin; C{None} if that cannot be read.
+    """
+    head = _PART_HEAD.match(payload)
+    return None if head is None else head.end()
+
+
+def salvage(
+    payload: bytes, start: int | None, after: int = -1, until: int = NUMBER_END
+) -> Iterator[Found | Damaged]:
+    """
+    Find the items of a frame.
+
+    @param start: Where they begin; C{None} if that is not known, so that they begin with
+        the first bytes that look like one.
+    @param after: The numbers of items that are looked for behind a damaged one are higher.
+    @param until: They are not higher than this.
+    @return: All of them, in their order. The bytes between them that are not part of one
+        are damaged items.
+    """
+    reader = _Reader(payload, after, until)
+    at = start
+    if at is None:
+        at = reader.candidate(0)
+        if at is None:
+            yield Damaged(0, payload)
+            return
+    elif _END.match(payload, at):  # there are none
+        return
+    while at is not None:
+        found, end = reader.item(at)
+        if found is not None:
+            yield found
+            if _END.match(payload, end):
+                return
+            separator = _SEPARATOR.match(payload, end)
+            if separator is not None:
+                at = separator.end()
+                continue
+        following = reader.candidate(max(end, at + 1))
+        raw = payload[end if found is not None else at : following]
+        if len(raw.strip()) > STRAY:
+            number = _ITEM.match(raw)
+            yield Damaged(int(number[1]) if number else 0, raw)
+        at = following
+
+
+class _Reader:
+    """
+    Goes through one frame.
+    """
+
+    def __init__(self, payload: bytes, after: int, until: int) -> None:
+        self._payload = payload
+        self._text = payload.decode("latin-1")  # a character for each byte
+        self._after = after
+        self._until = until
+        self._work = WORK * len(payload)
+
+    def item(self, at: int) -> tuple[Found | None, int]:
+        """
+        Read an item.
+
+        @return: The item, and where it ends; without an item, where at the earliest
+            another one may begin.
+        """
+        head = _ITEM.match(self._payload, at)
+        if head is None or self._work <= 0:
+            return None, at
+        start = head.end()
+        try:
+            _, end = _scan(self._text, start)
+        except RecursionError:
+            end = self._balanced(start)
+        except ValueError as e:
+            at_error = getattr(e, "pos", len(self._text))
+            self._work -= at_error - start + at_error // LOOKED_THROUGH
+            return None, at
+        self._work -= max(end, start) - start
+        last = _ITEM_END.match(self._payload, end) if end > 0 else None
+        if last is None:
+            return None, at
+        return Found(int(head[1]), head[2].decode("utf-8", "replace"), self._payload[start:end]), (
+            last.end()
+        )
+
+    def _balanced(self, start: int) -> int:
+        """
+        Where a value ends that is nested deeper than decoders go; C{-1} if it does not.
+        """
+        open: list[bytes] = []
+        for token in _TOKEN.finditer(self._payload, start):
+            what = token[0]
+            if what in (b"[", b"{"):
+                open.append(what)
+            elif what in _CLOSING:
+                if not open or open.pop() != _CLOSING[what]:
+                    self._work -= token.end() - start
+                    return -1
+                if not open:
+                    return token.end()
+        self._work -= len(self._payload) - start
+        return -1
+
+    def candidate(self, start: int) -> int | None:
+        """
+        Where the next item may begin, at some place or behind it.
+        """
+        if self._work <= 0:
+            return None
+        for candidate in _CANDIDATE.finditer(self._payload, start):
+            if self._after < int(candidate[1]) <= self._until:
+                return candidate.start()
+        return None

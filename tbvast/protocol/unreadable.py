@@ -1,0 +1,71 @@
+"""
+What arrived and could not be read.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+REASON_LENGTH = 500
+"""
+The most characters of a reason.
+"""
+
+KEPT_BYTES = 64 * 1024
+"""
+The most bytes that are kept of an item that cannot be read.
+"""
+
+MOST_IDS = 1000
+"""
+The most ids that are read in an item that cannot be read.
+"""
+
+
+class Unreadable(msgspec.Struct, frozen=True, array_like=True):
+    """
+    An item that cannot be read, while those around it are.
+
+    @ivar number: Its number in the bus's journal; C{0} if it is not known.
+    @ivar ids: The STIX ids that it may have: those that can still be read in it.
+    @ivar reason: Why, in words; at most L{REASON_LENGTH} characters.
+    @ivar raw: Its bytes; the first L{KEPT_BYTES} of them.
+    """
+
+    number: int
+    ids: tuple[str, ...]
+    reason: str
+    raw: bytes
+
+
+def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
+    """
+    @param reason: Of any length, and with any characters; those that are not printable are
+        escaped.
+    @param raw: All of the item's bytes.
+    """
+    ids = ids_in(raw)
+    return Unreadable(
+        number if 0 < number < 1 << 63 else 0,
+        ids,
+        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason[:REASON_LENGTH])[
+            :REASON_LENGTH
+        ],
+        raw[:KEPT_BYTES],
+    )
+
+
+def ids_in(raw: bytes) -> tuple[str, ...]:
+    """
+    The ids of indicators and sightings that something says are its own, or those of what
+    is in it; none if there are too many to tell which it is.
+    """
+    ids = tuple({match[1].decode(): None for match in _ID.finditer(raw)})
+    return ids if len(ids) <= MOST_IDS else ()
+
+
+_ID = re.compile(
+    rb'"id"\s*:\s*"((?:indicator|sighting)--[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"'
+)

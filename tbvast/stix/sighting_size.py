@@ -1,0 +1,152 @@
+"""
+Keeps a sighting within the size and depth that every hop can carry.
+
+An event may be longer than any document. Its sighting is sent all the same, without what
+is long in it, and says how much was left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import msgspec
+
+from tbvast.errors import SightingInvalid
+from tbvast.stix.limits import DEEPEST_INDICATOR, DEEPEST_SIGHTING, LARGEST_SIGHTING
+
+CONTEXT = "x_threatbus_sighting_context"
+INDICATOR = "x_threatbus_indicator"
+
+CONTEXT_LEFT_OUT = "x_tbvast_context_left_out"
+INDICATOR_LEFT_OUT = "x_tbvast_indicator_left_out"
+"""
+The properties that say how many bytes of the event, or of the indicator, are not in the
+sighting.
+"""
+
+ROOM = 256 * 1024
+"""
+Bytes that are left for what a bus may add to a sighting, or write in a longer form.
+"""
+
+LONGEST_TEXT = 1024
+MOST_ITEMS = 100
+"""
+The most characters of a text, and items of a list or an object, where an event is too long.
+"""
+
+DEEPEST_CONTEXT = DEEPEST_SIGHTING - 4
+"""
+How deep an event may nest.
+"""
+
+
+def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - ROOM) -> bytes:
+    """
+    Encode a sighting, without what is too long or too deep in its context, and without its
+    indicator if that is not enough.
+
+    @param document: The sighting; its context is a L{dict}, and its indicator, if it has
+        one, a L{msgspec.Raw}. It is changed.
+    @param largest: The most bytes.
+    @raise SightingInvalid: If it is too long even then.
+    """
+    raw = msgspec.json.encode(document)
+    if len(raw) <= largest and not _may_be_deep(raw):
+        return raw
+    indicator = document.get(INDICATOR)
+    if indicator is not None and _is_deeper(msgspec.Raw(indicator), DEEPEST_INDICATOR):
+        _leave_indicator_out(document)
+        raw = msgspec.json.encode(document)
+    context = document.get(CONTEXT, {})
+    if len(raw) <= largest and not _is_deeper(context, DEEPEST_CONTEXT):
+        return raw
+    whole = len(msgspec.json.encode(context))
+    for kept in (_cut(context, DEEPEST_CONTEXT), _outline(context), {}):
+        document[CONTEXT] = kept
+        document[CONTEXT_LEFT_OUT] = whole - len(msgspec.json.encode(kept))
+        raw = msgspec.json.encode(document)
+        if len(raw) <= largest:
+            return raw
+    if INDICATOR in document:
+        _leave_indicator_out(document)
+        raw = msgspec.json.encode(document)
+    if len(raw) > largest:
+        raise SightingInvalid("length", len(raw), f"at most {largest} bytes")
+    return raw
+
+
+def fitted(raw: bytes) -> bytes:
+    """
+    A sighting that was encoded before, as L{encode_fitting} encodes it; as it is, if it is
+    no sighting.
+    """
+    try:
+        document: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=dict[str, Any])
+        return encode_fitting(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, SightingInvalid):
+        return raw
+
+
+def _leave_indicator_out(document: dict[str, Any]) -> None:
+    document[INDICATOR_LEFT_OUT] = len(bytes(document.pop(INDICATOR)))
+
+
+def _may_be_deep(raw: bytes) -> bool:
+    # It takes as many brackets; counted, as they are in most sightings, they are few.
+    return raw.count(b"[") + raw.count(b"{") > DEEPEST_INDICATOR
+
+
+def _is_deeper(value: Any, deepest: int) -> bool:
+    """
+    Whether a value nests deeper than it may.
+    """
+    if isinstance(value, msgspec.Raw):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return True
+    level = [value]
+    for _ in range(deepest + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _cut(value: Any, deepest: int) -> Any:
+    """
+    A value without long texts, without what a long list or object holds beyond its first
+    items, and without what nests too deep.
+    """
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT]
+    if isinstance(value, dict | list) and not deepest:
+        return None
+    if isinstance(value, dict):
+        return {
+            name[:LONGEST_TEXT]: _cut(each, deepest - 1)
+            for name, each in itertools.islice(value.items(), MOST_ITEMS)
+        }
+    if isinstance(value, list):
+        return [_cut(each, deepest - 1) for each in value[:MOST_ITEMS]]
+    return value
+
+
+def _outline(context: dict[str, Any]) -> dict[str, Any]:
+    """
+    What an event says of itself, without what it holds.
+    """
+    return {
+        name[:LONGEST_TEXT]: _cut(value, 0)
+        for name, value in itertools.islice(context.items(), MOST_ITEMS)
+        if not isinstance(value, dict | list)
+    }
