@@ -4,6 +4,7 @@ Tests for L{tbvast.engines.tenzir.markers}.
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from hypothesis import given
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.engines import rows, tql
 from tbvast.bridge.engines.rows import Marker
-from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, Markers, Round, grouped
+from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, RARELY, Markers, Round, grouped
 from tbvast.intel.matches import Progress
 
 LOOKED_UP = [10, LOOKUPS, 5, 80, 80]
@@ -54,6 +55,23 @@ class MarkersTests(SynchronousTestCase):
         self.assertEqual(sorted(passed), list(range(len(LOOKED_UP))))
         self.assertEqual(told[-1].covered, told[0].heard)
         self.assertGreater(self.markers.wait(self.now), PULSE / 2)
+
+    def test_wide(self) -> None:
+        """
+        A leaf with many lookups is passed at first, and rarely then.
+        """
+        self.markers = Markers([10, 5 * LOOKUPS, 20])
+        passed: list[float] = []
+        while len(passed) < 3:
+            round = self.markers.begin(self.now)
+            if 1 in round.leaves:
+                passed.append(self.now)
+            self.out(round)
+            self.now += self.markers.wait(self.now)
+        self.assertLess(passed[0], 101)
+        for one, two in itertools.pairwise(passed):
+            self.assertGreaterEqual(two - one, RARELY * PULSE)
+            self.assertLess(two - one, (RARELY + 2) * PULSE)
 
     def test_one_round(self) -> None:
         """

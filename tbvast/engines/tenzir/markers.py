@@ -27,6 +27,13 @@ Seconds between rounds, once every leaf has been passed.
 """
 
 
+RARELY = 150
+"""
+Pulses between two rounds that pass a leaf with more than L{LOOKUPS} lookups: such a round
+holds up what arrives meanwhile.
+"""
+
+
 class Round(msgspec.Struct, frozen=True):
     """
     Markers that are imported together.
@@ -52,6 +59,9 @@ class Markers:
         @param pulse: Seconds between rounds.
         """
         self._groups = grouped(lookups)
+        self._wide = [sum(lookups[leaf] for leaf in each) > LOOKUPS for each in self._groups]
+        self._begun: list[float | None] = [None] * len(self._groups)
+        self._turn = -1
         self._pulse = pulse
         self._number = 0
         self._waiting: set[int] = set()
@@ -90,12 +100,24 @@ class Markers:
         """
         if self._waiting:
             raise ValueError("markers are under way")
-        leaves = self._groups[self._number % len(self._groups)]
+        self._turn = self._chosen(awake)
+        self._begun[self._turn] = awake
+        leaves = self._groups[self._turn]
         self._number += 1
         self._waiting = set(leaves)
         self._sent = awake
         self._imported = None
         return Round(self._number, leaves)
+
+    def _chosen(self, awake: float) -> int:
+        count = len(self._groups)
+        for turn in (each % count for each in range(self._turn + 1, self._turn + 1 + count)):
+            begun = self._begun[turn]
+            if begun is None or not self._wide[turn]:
+                return turn
+            if awake - begun >= RARELY * self._pulse:
+                return turn
+        return (self._turn + 1) % count
 
     def again(self) -> Round:
         """
@@ -129,7 +151,7 @@ class Markers:
     def _complete(self, imported: float, awake: float) -> Progress:
         heard = Moment(imported, self._sent, imported - awake)
         if self._last is not None:
-            for leaf in self._groups[(self._number - 1) % len(self._groups)]:
+            for leaf in self._groups[self._turn]:
                 self._passed[leaf] = self._last
         self._last = heard
         self._seen.append(heard)
