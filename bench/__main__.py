@@ -25,6 +25,7 @@ COMMANDS = (
     "memory",
     "ingest",
     "matching",
+    "live",
     "recall",
 )
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from tbvast.bus.ownership import Run
-from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
+from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType, Progress
 from tbvast.intel.observables import Observable
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.storage.set_aside import SetAside, SetAsideReport
@@ -100,15 +100,21 @@ class IEngine(Interface):
         @return: Matches in batches, as they are found.
         """
 
-    def watch() -> Iterator[list[Match]]:
+    def watch(progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         """
         Match every event that arrives from now on, against what the tables hold
         at that moment.
 
         An empty batch is yielded once, when the match is running; then batches
         of matches, as they are found. Never ends by itself while the engine is
-        healthy; it may not notice that the node went away. Closing the iterator
-        ends the match, as for L{find}, and so does L{interrupt}.
+        healthy. It fails if it is not seen for too long that the match still hears, but
+        may not notice that the node went away. Closing the iterator ends the match, as
+        for L{find}, and so does L{interrupt}.
+
+        @param progress: Called, in the thread that iterates, every few seconds, when all
+            matches before have been yielded, and the next ones been asked for. An
+            engine that cannot tell how far it is calls it once, when the match runs, with
+            nothing but defaults.
         """
 
     def interrupt() -> None:
@@ -175,12 +181,17 @@ class IEngineClient(Interface):
             Cancelling it ends the search.
         """
 
-    def watch(deliver: Callable[[list[Match]], Deferred[None] | None]) -> Deferred[None]:
+    def watch(
+        deliver: Callable[[list[Match]], Deferred[None] | None],
+        progress: Callable[[Progress], Deferred[None] | None],
+    ) -> Deferred[None]:
         """
         @see: L{IEngine.watch}; C{deliver} is called with the first, empty, batch
             too.
 
         @param deliver: As for L{find}.
+        @param progress: Called in the reactor's thread, when everything that was found
+            before has been delivered; the match goes on when what it returns has fired.
         @return: Fires or fails when the match has ended. Cancelling it ends the
             match.
         """

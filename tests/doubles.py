@@ -32,7 +32,7 @@ from tbvast.intel.indicators import (
     with_operation,
     with_version,
 )
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, MatchType
+from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Progress
 from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting, decode_sighting
 from tbvast.interfaces import (
@@ -706,6 +706,9 @@ class MemoryEngineClient:
     @ivar limits: Within which limit and timeout.
     @ivar interrupted: Whether L{interrupt} was called last, or L{resume}.
     @ivar added: What was added, and is.
+    @ivar hears: Whether a marker comes out of a live match as soon as it runs.
+    @ivar date: The engine's date.
+    @ivar awake: The seconds since the machine's start.
     """
 
     def __init__(self) -> None:
@@ -720,7 +723,11 @@ class MemoryEngineClient:
         self.interrupted = False
         self.added: list[MemoryAdding] = []
         self._waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
-        self._watching: list[tuple[Deferred[None], Deliver]] = []
+        self._watching: list[tuple[Deferred[None], Deliver, Any]] = []
+        self.hears = True
+        self.moments: list[Moment] = []
+        self.date = 1e9
+        self.awake = 0.0
 
     def identify(self) -> Deferred[EngineIdentity]:
         return self._call("identify", lambda: EngineIdentity("memory", "1.0", "127.0.0.1:5158"))
@@ -778,11 +785,15 @@ class MemoryEngineClient:
 
         return self._call("find", lambda: Deferred.fromCoroutine(search()))
 
-    def watch(self, deliver: Deliver) -> Deferred[None]:
+    def watch(
+        self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
+    ) -> Deferred[None]:
         def begin() -> Deferred[None]:
             running: Deferred[None] = Deferred(lambda d: self._forget(d))
-            self._watching.append((running, deliver))
+            self._watching.append((running, deliver, progress))
             deliver([])
+            if self.hears:
+                self.mark()
             return running
 
         return self._call("watch", begin)
@@ -823,9 +834,30 @@ class MemoryEngineClient:
             next event arrives.
         """
         hits = [(o, self.table[o]) for o in observables if o in self.table]
-        for _, deliver in list(self._watching):
+        for _, deliver, _ in list(self._watching):
             if hits:
                 return deliver([a_match(event, *hits)])
+        return None
+
+    def mark(
+        self, date: float | None = None, covered: Moment | None = None
+    ) -> Deferred[None] | None:
+        """
+        A marker comes out of the live match.
+
+        @param date: The engine's, from now on.
+        @param covered: What the markers say is covered; this one's moment if not given.
+        @return: What the one that watches returned.
+        """
+        self.date += 1.0
+        self.awake += 1.0
+        if date is not None:
+            self.date = date
+        moment = Moment(self.date, self.awake, self.date - self.awake)
+        self.moments.append(moment)
+        lowest = min(each.ahead for each in self.moments)
+        for _, _, progress in list(self._watching):
+            return progress(Progress(moment, covered or moment, 0.1, lowest))
         return None
 
     def end_watch(self, error: EngineError | None = None) -> None:
@@ -833,7 +865,7 @@ class MemoryEngineClient:
         The live match ends.
         """
         watching, self._watching = self._watching, []
-        for running, _ in watching:
+        for running, _, _ in watching:
             if error is None:
                 running.callback(None)
             else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
+from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, Moment, Progress
 from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
 
@@ -49,6 +50,7 @@ class MemoryEngine:
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._watches: list[_Watch] = []
         self._interrupted = False
+        self._marked = 0
 
     # What a test does to the node
 
@@ -107,11 +109,20 @@ class MemoryEngine:
                 yield matches
                 self._call("find")
 
-    def watch(self) -> Iterator[list[Match]]:
+    def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         self._prepared("watch")
-        watch = _Watch(self._watches.remove)
+        watch = _Watch(self._watches.remove, progress)
         self._watches.append(watch)
         return watch
+
+    def mark(self) -> None:
+        """
+        A marker is imported, and passes every live match.
+        """
+        self._marked += 1
+        moment = Moment(1e9 + self._marked, float(self._marked), 1e9)
+        for watch in self._watches:
+            watch.put_progress(Progress(moment, moment, 0.0, 1e9))
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -140,23 +151,32 @@ class _Watch(Iterator[list[Match]]):
     The live match of a L{MemoryEngine}.
     """
 
-    def __init__(self, forget: Callable[[_Watch], None]) -> None:
+    def __init__(
+        self, forget: Callable[[_Watch], None], progress: Callable[[Progress], None]
+    ) -> None:
         self.interrupted = False
         self._forget = forget
+        self._progress = progress
         self._closed = False
-        self._batches: deque[list[Match]] = deque([[]])
+        self._batches: deque[list[Match] | Progress] = deque([[]])
 
     def put(self, match: Match) -> None:
         self._batches.append([match])
+
+    def put_progress(self, progress: Progress) -> None:
+        self._batches.append(progress)
 
     def __next__(self) -> list[Match]:
         if self.interrupted:
             raise EngineInterrupted("watch")
         if self._closed:
             raise StopIteration
-        if not self._batches:
-            raise WouldBlock("nothing has arrived")
-        return self._batches.popleft()
+        while self._batches:
+            item = self._batches.popleft()
+            if not isinstance(item, Progress):
+                return item
+            self._progress(item)
+        raise WouldBlock("nothing has arrived")
 
     def close(self) -> None:
         if not self._closed:
@@ -228,6 +248,14 @@ class MemoryEngineClient:
         for watch, deliver in list(self._deliveries):
             self._pump(watch, deliver)
 
+    def mark(self) -> None:
+        """
+        A marker is imported, and comes out.
+        """
+        self.engine.mark()
+        for watch, deliver in list(self._deliveries):
+            self._pump(watch, deliver)
+
     def end_watches(self, error: EngineError) -> None:
         """
         The live matches end by themselves.
@@ -276,9 +304,16 @@ class MemoryEngineClient:
         batches = self.engine.find(entries, limit, timeout, since)
         return Deferred.fromCoroutine(self._find(batches, deliver))
 
-    def watch(self, deliver: Callable[[list[Match]], Deferred[None] | None]) -> Deferred[None]:
+    def watch(
+        self,
+        deliver: Callable[[list[Match]], Deferred[None] | None],
+        progress: Callable[[Progress], Deferred[None] | None],
+    ) -> Deferred[None]:
+        def told(news: Progress) -> None:
+            progress(news)
+
         try:
-            watch = self.engine.watch()
+            watch = self.engine.watch(told)
         except EngineError:
             return fail()
         delivery = (watch, deliver)
@@ -427,6 +462,12 @@ def event(number: int = 0, **http: str) -> dict[str, Any]:
     }
 
 
+def unheeded(progress: Progress) -> None:
+    """
+    Takes the word of how far a live match is, and does nothing.
+    """
+
+
 class EngineContract:
     """
     What every L{IEngine} keeps to; mixed into one class for each provider.
@@ -435,6 +476,8 @@ class EngineContract:
     # What the test case that this is mixed into has.
     addCleanup: Any
     assertEqual: Any
+    assertLessEqual: Any
+    assertTrue: Any
     assertRaises: Any
     assertRegex: Any
 
@@ -469,7 +512,8 @@ class EngineContract:
         timer.daemon = True
         timer.start()
         self.addCleanup(timer.cancel)
-        watch = engine.watch()
+        self.progress: list[Progress] = []
+        watch = engine.watch(self.progress.append)
         self.assertEqual(next(watch), [])
         return watch
 
@@ -641,6 +685,45 @@ class EngineContract:
             ((match,),) = [next(watch)]
             self.assertEqual(match.event["flow_id"], 4)
 
+    def test_watch_progress(self) -> None:
+        """
+        The match tells how far it is: of what it has heard no later than of what is
+        covered, and of that only when it has yielded all matches of before.
+        """
+        engine = self.make_engine()
+        engine.add([[ADDRESS]])
+        with closing(self.running(engine)) as watch:
+            matches: list[Match] = []
+            for number in range(1, 4):
+                self.arrive(event(number))
+                self.mark(engine)
+                matches += next(watch)
+            self.covered(engine, watch)
+        self.assertEqual([match.event["flow_id"] for match in matches], [1, 2, 3])
+        told = [each for each in self.progress if each.covered is not None]
+        for each in told:
+            assert each.covered is not None and each.heard is not None
+            self.assertLessEqual(each.covered.awake, each.heard.awake)
+            self.assertLessEqual(each.covered.imported, each.heard.imported)
+            self.assertLessEqual(each.lowest, each.heard.ahead)
+        self.assertTrue(told)
+
+    def mark(self, engine: IEngine) -> None:
+        """
+        Have the engine be told how far it is, if it does not do so by itself.
+        """
+
+    def covered(self, engine: IEngine, watch: Any) -> None:
+        """
+        Wait until the match has told what is covered.
+        """
+        deadline = time.monotonic() + self.limit
+        while not any(each.covered for each in self.progress):
+            if time.monotonic() > deadline:
+                raise AssertionError("nothing was covered in time")
+            self.arrive(event(59))
+            next(watch)
+
     def test_watch_again(self) -> None:
         """
         A live match can be ended, and begun again.
@@ -663,7 +746,7 @@ class EngineContract:
             engine.contents,
             lambda: engine.add([[ADDRESS]]),
             lambda: self.found(engine, [ADDRESS]),
-            lambda: next(engine.watch()),
+            lambda: next(engine.watch(unheeded)),
         ):
             self.assertRaises(EngineInterrupted, call)
         engine.resume()

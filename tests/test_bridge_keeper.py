@@ -16,7 +16,7 @@ from tbvast.bridge.keeper import NO, PIECE, Keeper
 from tbvast.bridge.renewal import NOWHERE
 from tbvast.bridge.store import BridgeStore, Changes
 from tbvast.errors import StoreFailed
-from tbvast.intel.matches import Entry
+from tbvast.intel.matches import Covered, Entry
 from tbvast.ops.database import PAGE_BYTES
 from tbvast.ops.worker import Worker
 from tbvast.wire.manage import Position
@@ -193,7 +193,7 @@ class ProcessTests(TestCase):
         store.apply([an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False)
         store.remember([a_sighting(number) for number in range(3)], 5.0)
         store.mark_sent([a_sighting(0).id])
-        store.set_covered(7.0)
+        store.set_covered(Covered(7.0, 3.0, "boot"))
         (root,) = store._db.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
         ).fetchone()
@@ -207,7 +207,7 @@ class ProcessTests(TestCase):
         unsent = await keeper.ask(Keeper.unsent, 10, 1 << 20, [])
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
         self.assertEqual(await keeper.ask(Keeper.remember, [a_sighting(0)], 6.0), 0)
-        self.assertEqual(await keeper.ask(Keeper.covered), 7.0)
+        self.assertEqual(await keeper.ask(Keeper.covered), Covered(7.0, 3.0, "boot"))
         await keeper.stop()
         self.assertEqual(self.lost, [])
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge import session
+from tbvast.bridge.coverage import OVERLAP
 from tbvast.bridge.keeper import PIECE, Keeper
 from tbvast.bridge.session import EngineSession, Search, State
 from tbvast.bridge.store import BridgeStore, Changes
@@ -69,6 +71,8 @@ class SessionTestCase(SynchronousTestCase):
             self.live,
             self.search,
             self.unsupported.append,
+            "this boot",
+            lambda: self.engine.awake,
         )
         self.addCleanup(self.stop)
 
@@ -469,17 +473,136 @@ class LiveTests(SessionTestCase):
         self.clock.advance(session.RETRY_FIRST)
         self.assertTrue(self.session.live)
 
+    def test_begun(self) -> None:
+        """
+        What arrives from the first marker on is to be matched, whatever happens next.
+        """
+        known = self.store.covered
+        assert known is not None
+        self.assertEqual(known.until, self.engine.moments[0].imported)
+        self.assertEqual(self.engine.since, [])
+
     def test_caught_up(self) -> None:
         """
         What arrived while nothing was matched is searched when it is again.
         """
-        self.clock.pump([session.COVER_INTERVAL] * 20)
-        covered = self.store.covered
+        self.engine.mark()
+        known = self.store.covered
+        assert known is not None
         self.node.die()
         self.engine.past[ip(1)] = [{"n": 2}]
         self.come_back()
-        self.assertEqual(self.engine.since, [covered])
+        self.assertEqual(self.engine.since, [known.until - OVERLAP])
         self.assertEqual([match.event for match, _ in self.delivered], [{"n": 2}])
+
+    def test_not_yet_heard(self) -> None:
+        """
+        Nothing is searched, and nothing is covered, before a marker has come out.
+        """
+        self.node.die()
+        self.engine.hears = False
+        self.come_back()
+        known = self.store.covered
+        self.assertEqual(self.engine.since, [])
+        self.clock.pump([1.0] * 100)
+        self.assertEqual(self.store.covered, known)
+
+    def test_not_covered_before_caught_up(self) -> None:
+        """
+        As long as what was missed has not been searched, it is not covered.
+        """
+        known = self.store.covered
+        self.node.die()
+        self.engine.held = {"find"}
+        self.come_back()
+        self.engine.mark()
+        self.assertEqual(self.store.covered, known)
+        self.assertTrue(self.session.report()["catching_up"])
+        self.engine.release()
+        self.engine.mark()
+        self.assertNotEqual(self.store.covered, known)
+        self.assertFalse(self.session.report()["catching_up"])
+
+    def test_catch_up_again(self) -> None:
+        """
+        A search of what was missed that ran out of time is made again, with more.
+        """
+        known = self.store.covered
+        self.node.die()
+        self.engine.failures["find"] = [EngineTimeout("find", 1.0)]
+        self.come_back()
+        self.engine.mark()
+        self.assertEqual(self.store.covered, known)
+        self.clock.advance(session.RETRY_FIRST)
+        first = session.CATCH_UP_TIMEOUT
+        self.assertEqual(self.engine.limits, [(0, first), (0, 2 * first)])
+        self.engine.mark()
+        self.assertNotEqual(self.store.covered, known)
+
+    def test_caught_up_twice(self) -> None:
+        """
+        If the match stops while what was missed is searched, all of it is searched
+        again.
+        """
+        known = self.store.covered
+        assert known is not None
+        self.node.die()
+        self.engine.held = {"find"}
+        self.come_back()
+        self.engine.end_watch()
+        self.engine.held = set()
+        self.clock.advance(session.RETRY_FIRST)
+        self.assertEqual(self.engine.since[-1], known.until - OVERLAP)
+        self.engine.mark()
+        self.assertNotEqual(self.store.covered, known)
+
+    def test_not_delivered(self) -> None:
+        """
+        What could not be kept is not covered.
+        """
+        known = self.store.covered
+        self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
+        self.flushLoggedErrors(OSError)
+        self.engine.mark()
+        self.assertEqual(self.store.covered, known)
+
+    def test_date_set_back(self) -> None:
+        """
+        What is imported by an earlier date than what is covered is searched.
+        """
+        self.engine.mark(self.engine.date + DAY)
+        self.node.die()
+        self.engine.date -= DAY
+        self.come_back()
+        (since,) = self.engine.since
+        assert since is not None
+        self.assertLess(since, self.engine.moments[0].imported)
+        self.assertGreater(since, self.engine.moments[0].imported - 60)
+
+    def test_deaf(self) -> None:
+        """
+        When no marker comes out any more, status and log say so, once, and when one does.
+        """
+        logged: list[str] = []
+        observer: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.assertEqual(self.session.report()["behind"], 0.1)
+        self.clock.pump([1.0] * 30)
+        report = self.session.report()
+        self.assertFalse(report["live"])
+        self.assertGreater(report["behind"], 29)
+        self.engine.mark()
+        report = self.session.report()
+        self.assertTrue(report["live"])
+        self.assertEqual(report["behind"], 0.1)
+        self.assertEqual(
+            logged,
+            [
+                "The live match has not shown for 16 s that it hears.",
+                "The live match hears again.",
+            ],
+        )
 
 
 class RecentTests(SessionTestCase):

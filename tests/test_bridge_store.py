@@ -27,7 +27,7 @@ from tbvast.bridge.store import (
 )
 from tbvast.errors import StartupRefused
 from tbvast.intel.indicators import Indicator, Operation
-from tbvast.intel.matches import Entry
+from tbvast.intel.matches import Covered, Entry
 from tbvast.intel.observables import Kind, Observable
 from tbvast.ops.database import connect, migrate
 from tbvast.ops.digests import digest
@@ -743,6 +743,36 @@ class SearchedTests(StoreTestCase):
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
         self.assertEqual(self.unsearched(), [])
         self.assertEqual(self.store.counts()["unsearched"], 0)
+
+
+class CoveredTests(StoreTestCase):
+    """
+    Up to where arriving events have been matched.
+    """
+
+    def test_kept(self) -> None:
+        """
+        It is not known at first; then the last one is, also after a restart.
+        """
+        self.assertIsNone(self.store.covered)
+        self.store.set_covered(Covered(2e9, 3.5, "a boot"))
+        self.store.set_covered(Covered(1e9, 4.5, "a boot"))
+        self.reopen()
+        self.assertEqual(self.store.covered, Covered(1e9, 4.5, "a boot"))
+
+    def test_migrated(self) -> None:
+        """
+        Of what an earlier version has kept, the date alone is known.
+        """
+        path = Path(self.mktemp())
+        database = sqlite3.connect(path)
+        database.executescript(FIRST_SCHEMA)
+        database.execute("INSERT INTO covered VALUES (1, 1e9)")
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+        database.close()
+        with contextlib.closing(BridgeStore(path)) as store:
+            self.assertEqual(store.covered, Covered(1e9, 0.0, ""))
 
 
 class PositionTests(StoreTestCase):

@@ -18,6 +18,7 @@ from tests.doubles_engine import (
     MemoryEngine,
     MemoryEngineClient,
     event,
+    unheeded,
 )
 
 
@@ -33,6 +34,9 @@ class MemoryEngineTests(EngineContract, SynchronousTestCase):
 
     def arrive(self, event: dict[str, Any]) -> None:
         self.engine.arrive(event)
+
+    def mark(self, engine: IEngine) -> None:
+        self.engine.mark()
 
     def test_lost(self) -> None:
         """
@@ -64,7 +68,7 @@ class MemoryEngineClientTests(SynchronousTestCase):
         The empty batch comes first, and the match goes on until it is cancelled.
         """
         batches: list[list[Match]] = []
-        watching = self.client.watch(batches.append)
+        watching = self.client.watch(batches.append, unheeded)
         adding = self.client.adding()
         adding.add([ADDRESS])
         self.successResultOf(adding.end())
@@ -89,7 +93,7 @@ class MemoryEngineClientTests(SynchronousTestCase):
         """
         An interrupt ends the match.
         """
-        watching = self.client.watch(lambda batch: None)
+        watching = self.client.watch(lambda batch: None, unheeded)
         self.client.interrupt()
         self.failureResultOf(watching, EngineInterrupted)
         self.failureResultOf(self.client.identify(), EngineInterrupted)

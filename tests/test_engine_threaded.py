@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bridge.engines.threaded import ThreadedEngine
 from tbvast.errors import EngineCallFailed, EngineInterrupted
-from tbvast.intel.matches import Entry, Match
+from tbvast.intel.matches import Entry, Match, Progress
 from tbvast.interfaces import IAdding, IEngineClient
 from tests.doubles_engine import (
     ABSENT,
@@ -24,6 +24,7 @@ from tests.doubles_engine import (
     WouldBlock,
     call_at_once,
     event,
+    unheeded,
 )
 
 
@@ -266,11 +267,49 @@ class DeliveryTests(ThreadedTestCase):
             else:
                 watch.cancel()
 
-        watch = self.client.watch(deliver)
+        watch = self.client.watch(deliver, unheeded)
         self.threads.perform()
         self.failureResultOf(watch, CancelledError)
         self.assertEqual([len(batch) for batch in self.batches], [0, 1])
         self.engine.arrive(event(2))  # nobody is told any more
+
+    def test_progress(self) -> None:
+        """
+        How far the match is, is told when everything before has been delivered.
+        """
+        self.engine.add([[ADDRESS]])
+        said: list[int | None] = []
+
+        def deliver(batch: list[Match]) -> None:
+            said.append(len(batch))
+            if not batch:
+                self.engine.mark()
+                self.engine.arrive(event(1))
+                self.engine.mark()
+            elif len(said) == 3:
+                self.engine.arrive(event(2))
+
+        def progress(news: Progress) -> None:
+            said.append(None)
+            if said.count(None) == 2:
+                watch.cancel()
+
+        watch = self.client.watch(deliver, progress)
+        self.threads.perform()
+        self.failureResultOf(watch, CancelledError)
+        self.assertEqual(said, [0, None, 1, None])
+
+    def test_progress_not_kept(self) -> None:
+        """
+        When it cannot be kept how far the match is, the match ends.
+        """
+
+        def deliver(batch: list[Match]) -> None:
+            self.engine.mark()
+
+        watch = self.client.watch(deliver, lambda news: fail(OSError("the disk refuses")))
+        self.threads.perform()
+        self.failureResultOf(watch, OSError)
 
     def test_interrupt(self) -> None:
         """
@@ -281,7 +320,7 @@ class DeliveryTests(ThreadedTestCase):
             self.client.interrupt()
             return Deferred()
 
-        watch = self.client.watch(deliver)
+        watch = self.client.watch(deliver, unheeded)
         self.threads.perform()
         self.failureResultOf(watch, EngineInterrupted)
         again = self.client.identify()

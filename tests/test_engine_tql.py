@@ -95,7 +95,7 @@ class PlanTests(SynchronousTestCase):
         An event whose lists are short is spared the later positions.
         """
         branch = tql.plan([DNS], positions=4).branches[0]
-        self.assertEqual(branch.long, "dns?.answers?[1]? != null")
+        self.assertEqual(branch.levels[0].condition, "dns?.answers?[1]? != null")
         self.assertEqual((len(branch.first), len(branch.all)), (3, 6))
 
     def test_cut(self) -> None:
@@ -106,8 +106,7 @@ class PlanTests(SynchronousTestCase):
         plan = tql.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
-        marked = f"_tbvast.cut = true if {branch.cut}\n"
-        self.assertIn(marked, tql.live(plan, tql.MAIN))
+        self.assertIn(f"_tbvast_cut = {branch.cut}\n", tql.live(plan, tql.MAIN, "b"))
         self.assertNotIn("cut", tql.retro(plan, tql.RETRO, 1))
 
     def test_order(self) -> None:
@@ -190,7 +189,7 @@ class PlanTests(SynchronousTestCase):
                 'ip(b?["true"]?)',
             ],
         )
-        self.assertEqual(plan.branches[0].long, 'this["match"]?["in"]?[1]? != null')
+        self.assertEqual(plan.branches[0].levels[0].condition, 'this["match"]?["in"]?[1]? != null')
 
     def test_request(self) -> None:
         """
@@ -321,7 +320,13 @@ def _pipelines() -> list[str]:
         tql.inspect("a"),
         tql.update(tql.MAIN),
         tql.erase(tql.RETRO),
-        tql.live(plan, tql.MAIN),
+        tql.live(plan, tql.MAIN, "b"),
+        tql.to_socket("/a/b"),
+        tql.markers_from_socket("/a/b"),
+        tql.markers_from_topic("a"),
+        tql.publish_markers("a", "b", 1, [0, 1]),
+        tql.start(tql.live(plan, tql.MAIN, "b"), "a", 1.5),
+        tql.renew(["a", "b"]),
         tql.retro(plan, tql.RETRO, 3),
         tql.launch(tql.retro(plan, tql.RETRO, 3), "a", 1.5),
         tql.serve("a", "b-1", 10, 0.5),
@@ -340,12 +345,12 @@ class CutTests(SynchronousTestCase):
         The mark says so, with a hit or without, and nothing else does.
         """
         lines = [
-            b'{"_tbvast":{"s":"a.b","cut":true}}',
-            b'{"x":1,"_tbvast":{"s":"a.c","cut":true,"f0":{"k":"ip","v":"1.2.3.4","ids":["i"]}}}',
-            b'{"cut":true,"_tbvast":{"s":"a.d"}}',
-            b'{"x":{"cut":true},"_tbvast":null}',
-            b'{"cut":true,',
-            b'{"_tbvast":null}',
+            '{"_tbvast":{"s":"a.b","cut":true}}',
+            '{"x":1,"_tbvast":{"s":"a.c","cut":true,"f0":{"k":"ip","v":"1.2.3.4","ids":["i"]}}}',
+            '{"cut":true,"_tbvast":{"s":"a.d"}}',
+            '{"x":{"cut":true},"_tbvast":null}',
+            '{"cut":true,',
+            '{"_tbvast":null}',
         ]
         self.assertEqual(list(rows.cut(lines)), ["a.b", "a.c"])
         slots = {"f0": tql.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
@@ -512,9 +517,9 @@ class MatchTests(SynchronousTestCase):
 
     def test_sign(self) -> None:
         """
-        A sign of life is no match.
+        A line whose mark is null is no match.
         """
-        self.assertIsNone(rows.match(tql.SIGN, SLOTS))
+        self.assertIsNone(rows.match(b'{"_tbvast":null}', SLOTS))
 
     def test_other_kind(self) -> None:
         """

@@ -35,7 +35,7 @@ from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.worker import Worker
-from tbvast.service.clock import calendar
+from tbvast.service.clock import boot, calendar
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.wire.feed import FRAME_BYTES
 from tbvast.wire.manage import Position
@@ -91,6 +91,7 @@ class Bridge(SequentialService):
         self._state = Path(process.state.path)
         self._old = settings.engine == "vast"
         self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
+        self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}
 
@@ -152,6 +153,7 @@ class Bridge(SequentialService):
             if settings.retro_match
             else None,
             lambda e: self._process.fail(str(e)),
+            boot(),
         )
         self._session.setServiceParent(self)
         for interval, call in (
@@ -200,6 +202,7 @@ class Bridge(SequentialService):
             self._log.info("Starting an embedded node at {address}.", address=str(address))
             node = EmbeddedNode(self._reactor, address, self._state / "engine")
             node.setServiceParent(self)
+            self._embedded = True
         return address
 
     def _engine(self, address: HostPort) -> IEngine:
@@ -211,6 +214,7 @@ class Bridge(SequentialService):
             self._state / "client",
             sources=mapped(self._settings.fields),
             subdomains=self._settings.subdomains,
+            local=self._embedded or None,
         )
 
     def _transform(self) -> TransformContext | None:

@@ -21,7 +21,7 @@ from tbvast.bridge.renewal import NOWHERE, renew
 from tbvast.bridge.store import BridgeStore, Changes, merged
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.intel.indicators import Indicator
-from tbvast.intel.matches import Entry
+from tbvast.intel.matches import Covered, Entry
 from tbvast.intel.observables import Observable
 from tbvast.intel.sightings import Sighting
 from tbvast.ops.answering import serve
@@ -216,17 +216,17 @@ class Keeper:
         """
         self._store.mark_searched(ids, until)
 
-    def covered(self) -> float | None:
+    def covered(self) -> Covered | None:
         """
         @see: L{BridgeStore.covered}
         """
         return self._store.covered
 
-    def set_covered(self, until: float) -> None:
+    def set_covered(self, covered: Covered) -> None:
         """
         @see: L{BridgeStore.set_covered}
         """
-        self._store.set_covered(until)
+        self._store.set_covered(covered)
 
     def bodies(self, ids: list[str]) -> dict[str, bytes]:
         """

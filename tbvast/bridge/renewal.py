@@ -13,8 +13,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tbvast.bridge.store import BridgeStore
 from tbvast.errors import Invalid
+from tbvast.intel.matches import Covered
 from tbvast.intel.sightings import decode_sighting
 from tbvast.service.clock import Calendar, calendar
 from tbvast.storage.file_guard import move_aside
@@ -51,17 +54,20 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     )
 
 
-def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], float | None]:
+def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], Covered | None]:
     """
     @return: The sightings that can be read: id, when they were made, and the document of
         those that have not been sent; and until when everything was matched.
     """
     found: dict[str, tuple[str, int, bytes | None]] = {}
-    covered: Any = None
+    covered: Covered | None = None
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
         database.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        with suppress(sqlite3.Error):
-            (covered,) = database.execute("SELECT until FROM covered").fetchone() or (None,)
+        with suppress(sqlite3.Error, msgspec.ValidationError):
+            database.row_factory = sqlite3.Row
+            row = database.execute("SELECT * FROM covered").fetchone()
+            covered = None if row is None else msgspec.convert(dict(row), Covered)
+        database.row_factory = None
         # From both ends, up to what is damaged.
         for order in ("ASC", "DESC"):
             with suppress(sqlite3.Error):
@@ -70,7 +76,7 @@ def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], float | N
                 ):
                     if _is_legible(*row):
                         found[row[0]] = row
-    return list(found.values()), covered if isinstance(covered, float) else None
+    return list(found.values()), covered
 
 
 def _is_legible(id: Any, made: Any, body: Any) -> bool:

@@ -9,26 +9,34 @@ import enum
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from twisted.application.internet import ClientService, TimerService, backoffPolicy
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gatherResults
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    TimeoutError,
+    gatherResults,
+)
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.keeper import PIECE, Keeper
 from tbvast.bridge.store import Changes
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
-from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType
+from tbvast.intel.matches import Covered, EngineIdentity, Entry, Match, MatchType, Progress
 from tbvast.intel.observables import Observable
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.ops.worker import Ask
-from tbvast.service.clock import Calendar
+from tbvast.service.clock import Calendar, awake
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 30.0
@@ -48,21 +56,25 @@ CHECK_INTERVAL = 600.0
 Seconds without a change after which the engine's tables are compared with the store.
 """
 
-COVER_INTERVAL = 5.0
+PULSE_LIMIT = 5.0
 """
-Seconds between notes of how far arriving events have been matched.
+Seconds within which an engine that can tell how far it is says so again, if all is well.
 """
 
-COVER_MARGIN = 60.0
+DEAF = 15.0
 """
-Seconds that a matched event is given to become a sighting that is remembered: what
-arrived in that time is searched again after an interruption.
+Seconds without a word of how far it is, after which the live match is not taken for live.
+"""
+
+LOOK_INTERVAL = 1.0
+"""
+Seconds between looks at that.
 """
 
 CATCH_UP_TIMEOUT = 300.0
 """
-Seconds for one search of what was missed, where past events are not searched
-otherwise.
+Seconds for the first search of what was missed, where past events are not searched
+otherwise. One that ran out of time is made again, with twice the time.
 """
 
 GATHER = 0.02
@@ -202,14 +214,18 @@ class EngineSession(MultiService):
         live: bool,
         search: Search | None,
         unsupported: Callable[[EngineUnsupported], None],
+        boot: str = "",
+        awake: Callable[[], float] = awake,
     ) -> None:
         """
-        @param now: The date, by which the node dates the events that it stores.
+        @param now: The date.
         @param endpoint: The node's, to watch.
         @param ask: Asks the L{Keeper}.
         @param live: Whether to match arriving events.
         @param search: How to search past events; C{None} for not at all.
         @param unsupported: Called if the engine is not one that can be driven.
+        @param boot: What tells this start of the machine from others.
+        @param awake: The seconds since then.
         """
         super().__init__()
         self.state = State.AWAY
@@ -224,6 +240,16 @@ class EngineSession(MultiService):
         self._deliver = deliver
         self._want_live = live
         self._complete = False
+        self._began: float | None = None
+        self._heard: float | None = None
+        self._told = False
+        self._deaf = False
+        self._lag = 0.0
+        self._covered: Covered | None = None
+        self._catching: Deferred[None] | None = None
+        self._boot = boot
+        self._awake = awake
+        self._finding = DeferredLock()
         self._search = search
         self._unsupported = unsupported
         self._pending: _Wanted = {}
@@ -238,9 +264,9 @@ class EngineSession(MultiService):
         self._tasks: list[Deferred[None]] = []
         factory = Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down))
         factory.noisy = False
-        cover = TimerService(COVER_INTERVAL, self._cover)
-        cover.clock = clock
-        cover.setServiceParent(self)
+        look = TimerService(LOOK_INTERVAL, self._look)
+        look.clock = clock
+        look.setServiceParent(self)
         watch = ClientService(
             endpoint,
             factory,
@@ -288,14 +314,36 @@ class EngineSession(MultiService):
             "name": identity.name if identity else "",
             "version": identity.version if identity else "",
             "endpoint": identity.endpoint if identity else "",
-            "live": self.live,
+            **self._report_live(),
             "pending": len(self._pending),
             "matched": {type.lower(): count for type, count in self.matched.items()},
             "searches": self.searches,
-            **({"searching": self._progress(self._pass)} if self._pass else {}),
+            **({"searching": self._search_progress(self._pass)} if self._pass else {}),
         }
 
-    def _progress(self, running: _Pass) -> dict[str, Any]:
+    def _report_live(self) -> dict[str, Any]:
+        now = self._clock.seconds()
+        found: dict[str, Any] = {"live": self.live and not self._deaf}
+        if self._began is not None:
+            found["live_for"] = round(now - self._began, 1)
+        if (behind := self._behind_by()) is not None:
+            found["behind"] = round(behind, 2)
+        if self._want_live:
+            found["catching_up"] = self.live and not self._complete
+        if self._covered is not None:
+            found["covered"] = datetime.fromtimestamp(self._covered.until, UTC).isoformat()
+        return found
+
+    def _behind_by(self) -> float | None:
+        """
+        Seconds from an import to its match; C{None} if nobody knows.
+        """
+        if self._heard is None:
+            return None
+        since = self._clock.seconds() - self._heard
+        return self._lag if since <= PULSE_LIMIT else self._lag + since
+
+    def _search_progress(self, running: _Pass) -> dict[str, Any]:
         return {
             "observables": running.count,
             "seconds": round(self._clock.seconds() - running.started, 1),
@@ -317,8 +365,7 @@ class EngineSession(MultiService):
 
     def _end_tasks(self) -> Deferred[None]:
         self.state = State.AWAY
-        self.live = False
-        self._complete = False
+        self._not_live()
         self._engine.interrupt()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -330,10 +377,10 @@ class EngineSession(MultiService):
         stopped = self._end_tasks()
         return stopped.addCallback(lambda _: MultiService.stopService(self))
 
-    def _start(self, coroutine: Any) -> None:
+    def _start(self, coroutine: Any) -> Deferred[None]:
         task: Deferred[None] = Deferred.fromCoroutine(coroutine)
         self._tasks.append(task)
-        task.addErrback(self._eb_task).addCallback(lambda _: self._ended(task))
+        return task.addErrback(self._eb_task).addCallback(lambda _: self._ended(task))
 
     def _ended(self, task: Deferred[None]) -> None:
         if task in self._tasks:
@@ -500,7 +547,7 @@ class EngineSession(MultiService):
     async def _watch(self) -> None:
         while True:
             try:
-                await self._engine.watch(self._matched_live)
+                await self._engine.watch(self._matched_live, self._progressed)
                 reason = "it ended"
             except (EngineInterrupted, CancelledError):
                 raise
@@ -509,8 +556,7 @@ class EngineSession(MultiService):
             except Exception as e:
                 self._log.failure("What was matched could not be kept")
                 reason = str(e)
-            self.live = False
-            self._complete = False
+            self._not_live()
             self._log.error(
                 "The live match stopped: {reason}; starting it again in {delay} s.",
                 reason=reason,
@@ -518,13 +564,65 @@ class EngineSession(MultiService):
             )
             await deferLater(self._clock, RETRY_FIRST)
 
+    def _not_live(self) -> None:
+        self.live = False
+        self._complete = False
+        self._began = None
+        self._heard = None
+        self._told = False
+        self._deaf = False
+        catching, self._catching = self._catching, None
+        if catching is not None:
+            catching.cancel()
+
     def _matched_live(self, matches: list[Match]) -> Deferred[None] | None:
         if not matches:
             self.live = True
+            self._began = self._clock.seconds()
             self._log.info("The live match is running.")
-            self._start(self._catch_up())
             return None
         return self._matched(matches, MatchType.LIVE)
+
+    def _progressed(self, progress: Progress) -> Deferred[None] | None:
+        """
+        All matches before have been delivered.
+        """
+        if not self.live:
+            return None
+        if progress.heard is not None:
+            self._heard = self._clock.seconds()
+            self._lag = progress.behind
+            if self._deaf:
+                self._deaf = False
+                self._log.info("The live match hears again.")
+        if not self._told:
+            self._told = True
+            self._catching = self._start(self._catch_up(progress))
+        if not self._complete or progress.covered is None:
+            return None
+        return self._cover(covered(progress.covered, progress.lowest, self._boot))
+
+    def _cover(self, known: Covered) -> Deferred[None]:
+        def cover(result: None) -> None:
+            self._covered = known
+
+        return (
+            self._ask(Keeper.set_covered, known)
+            .addCallback(cover)
+            .addErrback(
+                lambda failure: self._log.failure("While remembering what was matched", failure)
+            )
+        )
+
+    def _look(self) -> None:
+        if self._heard is None or self._deaf:
+            return
+        since = self._clock.seconds() - self._heard
+        if since > DEAF:
+            self._deaf = True
+            self._log.warn(
+                "The live match has not shown for {since:.0f} s that it hears.", since=since
+            )
 
     def _matched(self, matches: list[Match], type: MatchType) -> Deferred[None]:
         def count(sightings: int) -> None:
@@ -532,32 +630,41 @@ class EngineSession(MultiService):
 
         return Deferred.fromCoroutine(self._deliver(matches, type)).addCallback(count)
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, progress: Progress) -> None:
         """
         Search the events that arrived while nothing was matched: the engine, or the
-        bridge, was away.
+        bridge, was away. Until all of it was searched, it counts as not covered.
         """
-        # If not all of it was searched, it is again after the next interruption.
-        self._complete = await self._insist("search what was missed", self._find_missed)
+        timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
+        while not await self._insist(
+            "search what was missed", functools.partial(self._find_missed, progress, timeout)
+        ):
+            timeout *= 2
+            self._log.warn(
+                "The search of what was missed is made again, with {timeout:.0f} s of time.",
+                timeout=timeout,
+            )
+            await deferLater(self._clock, RETRY_FIRST)
+        self._complete = True
+        self._catching = None
 
-    async def _find_missed(self) -> bool:
+    async def _find_missed(self, progress: Progress, timeout: float) -> bool:
         """
         @return: Whether there was time for all of it.
         """
-        since = await self._ask(Keeper.covered)
-        if since is not None:
-            entries = list(itertools.chain.from_iterable(await self._ask(Keeper.entries)))
-            timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
-            return await self._find(entries, 0, timeout, since)
-        return True
-
-    def _cover(self) -> Deferred[None] | None:
-        if not self._complete:
-            return None
-        until = self._now() - COVER_MARGIN
-        return self._ask(Keeper.set_covered, until).addErrback(
-            lambda failure: self._log.failure("While remembering what was matched", failure)
-        )
+        known: Covered | None = await self._ask(Keeper.covered)
+        heard = progress.heard
+        if known is None:
+            # Nothing was ever matched: what arrives from now on is to be.
+            begins = Covered(self._now() - OVERLAP, self._awake(), self._boot)
+            if heard is not None:
+                begins = covered(heard, heard.ahead, self._boot)
+            await self._cover(begins)
+            return True
+        self._covered = known
+        since = None if heard is None else search_from(known, heard, self._boot)
+        entries = list(itertools.chain.from_iterable(await self._ask(Keeper.entries)))
+        return await self._find(entries, 0, timeout, since)
 
     async def _search_past(self, search: Search) -> None:
         while True:
@@ -592,6 +699,15 @@ class EngineSession(MultiService):
         """
         if not entries:
             return True
+        await self._finding.acquire()
+        try:
+            return await self._found(entries, limit, timeout, since)
+        finally:
+            self._finding.release()
+
+    async def _found(
+        self, entries: list[Entry], limit: int, timeout: float, since: float | None
+    ) -> bool:
         running = _Pass(entries, self._clock.seconds(), self.matched[MatchType.RETRO])
         outcome = "found"
         self._pass = running

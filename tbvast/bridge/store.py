@@ -22,7 +22,7 @@ import msgspec
 from tbvast.bridge.nesting import Nesting
 from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
 from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
-from tbvast.intel.matches import Entry
+from tbvast.intel.matches import Covered, Entry
 from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observable
 from tbvast.intel.sightings import Sighting
@@ -168,6 +168,11 @@ INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
 INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
 """
 
+_BY_TWO_CLOCKS = """
+ALTER TABLE covered ADD COLUMN awake REAL NOT NULL DEFAULT 0;
+ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
+"""
+
 _MICROSECONDS = 1_000_000
 
 _T = TypeVar("_T")
@@ -287,7 +292,10 @@ class BridgeStore:
         try:
             self._db = connect(path)
             self._db.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._db, [FIRST_SCHEMA, _NUMBERED, _GATHERED, SET_ASIDE_TABLE])
+            migrate(
+                self._db,
+                [FIRST_SCHEMA, _NUMBERED, _GATHERED, SET_ASIDE_TABLE, _BY_TWO_CLOCKS],
+            )
             self._by_id = DigestIndex(self._db, "ids", self._ids_above)
             self._by_term = DigestIndex(self._db, "terms", self._terms_above)
         except sqlite3.Error as e:
@@ -940,19 +948,22 @@ class BridgeStore:
             )
 
     @property
-    def covered(self) -> float | None:
+    def covered(self) -> Covered | None:
         """
-        Until when every arriving event was matched; seconds since the epoch.
+        Up to where every arriving event was matched.
         """
-        found = self._db.execute("SELECT until FROM covered").fetchone()
-        return None if found is None else float(found[0])
+        found = self._db.execute("SELECT until, awake, boot FROM covered").fetchone()
+        return None if found is None else Covered(*found)
 
-    def set_covered(self, until: float) -> None:
+    def set_covered(self, covered: Covered) -> None:
         """
-        @param until: Every event that arrived before was matched, and its sighting
+        @param covered: Every event that arrived before was matched, and its sighting
             remembered.
         """
-        self._db.execute("INSERT OR REPLACE INTO covered VALUES (1, ?)", (until,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",
+            (covered.until, covered.awake, covered.boot),
+        )
 
     def bodies(self, ids: Iterable[str]) -> dict[str, bytes]:
         """

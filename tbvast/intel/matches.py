@@ -67,6 +67,54 @@ class Match(msgspec.Struct, frozen=True):
     hits: tuple[Hit, ...]
 
 
+class Moment(msgspec.Struct, frozen=True):
+    """
+    A moment of an engine's imports, by two clocks.
+
+    @ivar imported: When, by the engine's date, in seconds since the epoch.
+    @ivar awake: When, in seconds since this machine's start, sleep included; no later
+        than the import.
+    @ivar ahead: By how much the engine's date was ahead of C{awake}: at least.
+    """
+
+    imported: float
+    awake: float
+    ahead: float
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """
+    How far a live match has got.
+
+    @ivar heard: The newest moment of which it has been seen that the match still hears;
+        C{None} if the engine cannot tell.
+    @ivar covered: All that was imported after the match had begun, and before this
+        moment, has been matched and handed out; C{None} if that is not known yet.
+    @ivar behind: Seconds from an import to the match: what they were last.
+    @ivar lowest: The smallest C{ahead} since C{covered}: the date may have been set back.
+    """
+
+    heard: Moment | None = None
+    covered: Moment | None = None
+    behind: float = 0.0
+    lowest: float = 0.0
+
+
+class Covered(msgspec.Struct, frozen=True):
+    """
+    Up to where everything has been matched, and its sightings are remembered.
+
+    @ivar until: The earliest date that an import since then can have; in seconds since
+        the epoch, by the engine's clock.
+    @ivar awake: The moment, in seconds since the machine's start.
+    @ivar boot: Which start of the machine that was; C{""} if it is not known.
+    """
+
+    until: float
+    awake: float = 0.0
+    boot: str = ""
+
+
 class EngineIdentity(msgspec.Struct, frozen=True):
     """
     @ivar name: E.g. C{"tenzir"}.

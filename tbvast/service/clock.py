@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Calendar = Callable[[], float]
@@ -21,6 +22,23 @@ calendar: Calendar = time.time
 """
 The machine's own.
 """
+
+
+def awake() -> float:
+    """
+    The seconds since the machine's start; those that it slept are counted.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot() -> str:
+    """
+    What tells one start of the machine from another; C{""} if the system does not say.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def use_monotonic_time(reactor: Any) -> None:

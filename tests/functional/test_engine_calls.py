@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from tbvast.errors import (
     EngineUnreachable,
 )
 from tbvast.intel.matches import Match
+from tests.doubles_engine import unheeded
 from tests.functional.components import alive, children, wait_until
 
 LIMIT = 30.0
@@ -261,14 +263,6 @@ class StreamTests(CommandsTestCase):
         batches.close()
         self.assertEqual(children(os.getpid()), [])
 
-    def test_silence(self) -> None:
-        """
-        A command that says nothing for too long is given up.
-        """
-        batches = self.commands("time.sleep(99)").stream("x", [], silence=0.2)
-        next(batches)
-        self.assertRaises(EngineUnreachable, next, batches)
-
     def test_interrupt(self) -> None:
         """
         An interrupt from another thread ends all calls, and those of a part too.
@@ -286,6 +280,34 @@ class StreamTests(CommandsTestCase):
             self.assertRaises(EngineInterrupted, each.run, "x", [], timeout=LIMIT)
         commands.resume()
         timer.join()
+
+    def test_waiting(self) -> None:
+        """
+        An interrupt from another thread ends a wait for a socket, and lets none begin.
+        """
+        commands = self.commands("print(1)")
+        one, other = socket.socketpair()
+        self.addCleanup(one.close)
+        self.addCleanup(other.close)
+        with commands.part().waiting("x") as waiter:
+            self.assertTrue(waiter.writable(one, LIMIT))
+            self.assertFalse(waiter.readable(one, 0.0))
+            other.send(b"x")
+            self.assertTrue(waiter.readable(one, LIMIT))
+            one.recv(1)
+            timer = threading.Timer(0.2, commands.interrupt)
+            timer.start()
+            began = time.monotonic()
+            self.assertRaises(EngineInterrupted, waiter.readable, one, LIMIT)
+            self.assertLess(time.monotonic() - began, 2.0)
+            commands.resume()
+            self.assertRaises(EngineInterrupted, waiter.writable, one, LIMIT)
+            timer.join()
+        commands.interrupt()
+        self.assertRaises(EngineInterrupted, commands.waiting("x").__enter__)
+        commands.resume()
+        with commands.waiting("x") as waiter:
+            waiter.sleep(0.01)
 
     def test_interrupt_part(self) -> None:
         """
@@ -381,7 +403,7 @@ class EngineThreadsTests(TestCase):
         """
         client = self.service.client
         started: Deferred[list[Match]] = Deferred()
-        watch = client.watch(started.callback)
+        watch = client.watch(started.callback, unheeded)
         self.assertEqual(await started, [])
         self.assertEqual((await client.identify()).name, "vast")
         stopped = self.service.stopService()
@@ -397,12 +419,12 @@ class EngineThreadsTests(TestCase):
         """
         client = self.service.client
         started: Deferred[list[Match]] = Deferred()
-        watch = client.watch(started.callback)
+        watch = client.watch(started.callback, unheeded)
         await started
         watch.cancel()
         await self.assertFailure(watch, CancelledError)
         again: Deferred[list[Match]] = Deferred()
-        other: Any = client.watch(again.callback)
+        other: Any = client.watch(again.callback, unheeded)
         self.assertEqual(await again, [])  # the first has ended: only one runs at a time
         self.assertEqual(len(children(os.getpid())), 1)
         stopped = self.service.stopService()

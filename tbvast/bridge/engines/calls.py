@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import logging
 import re
+import select
 import shutil
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -73,6 +75,73 @@ class Result(msgspec.Struct, frozen=True):
     warnings: str
 
 
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class Waiter:
+    """
+    Waits in a worker thread for sockets, until it is interrupted.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        @param name: What the call is named in errors.
+        """
+        self._name = name
+        self._lock = threading.Lock()
+        self._wake, self._woken = socket.socketpair()
+
+    def readable(self, other: socket.socket, timeout: float) -> bool:
+        """
+        Wait until something can be read, or a connection accepted.
+
+        @return: False if not within C{timeout} seconds.
+        @raise EngineInterrupted: If the calls were interrupted.
+        """
+        return self._ready(other, select.POLLIN, timeout)
+
+    def writable(self, other: socket.socket, timeout: float) -> bool:
+        """
+        Wait until something can be written.
+
+        @return: False if not within C{timeout} seconds.
+        @raise EngineInterrupted: If the calls were interrupted.
+        """
+        return self._ready(other, select.POLLOUT, timeout)
+
+    def sleep(self, seconds: float) -> None:
+        """
+        Wait so many seconds.
+
+        @raise EngineInterrupted: If the calls were interrupted.
+        """
+        self._ready(None, 0, seconds)
+
+    def _ready(self, other: socket.socket | None, event: int, timeout: float) -> bool:
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if other is not None:
+            poll.register(other, event)
+        ready = dict(poll.poll(round(max(0.0, timeout) * 1000)))
+        if self._woken.fileno() in ready:
+            raise EngineInterrupted(self._name)
+        return bool(ready)
+
+    def stop(self) -> None:
+        """
+        Make the method in progress, and all later ones, raise L{EngineInterrupted}.
+        Thread-safe.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            self._wake.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._lock:
+            self._wake.close()
+            self._woken.close()
+
+
 class Commands:
     """
     Runs an engine's command, each time with other arguments.
@@ -98,7 +167,7 @@ class Commands:
         self._options = tuple(options)
         self._parent = parent
         self._lock = threading.Lock()
-        self._calls: set[_Call] = set()
+        self._calls: set[_Stoppable] = set()
         self._interrupted = False
 
     def run(
@@ -148,7 +217,6 @@ class Commands:
         stdin: str = "",
         *,
         timeout: float | None = None,
-        silence: float | None = None,
     ) -> Generator[list[bytes], None, None]:
         """
         Run a command and take its lines as they come.
@@ -157,15 +225,28 @@ class Commands:
         says that the command has been started.
 
         @param timeout: Seconds for all of it; C{None} is without end.
-        @param silence: Seconds without a line after which the node is taken for
-            gone; C{None} is any time.
         @raise EngineError: As for L{run}.
         """
         with self._call(name, timeout) as call:
             call.start(arguments, stdin)
             yield []
-            yield from call.batches(silence)
+            yield from call.batches()
             call.finish()
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[Waiter]:
+        """
+        While inside, wait for something else than a command.
+
+        @raise EngineInterrupted: If L{interrupt} was called.
+        """
+        waiter = Waiter(name)
+        try:
+            self._enter(waiter, name)
+            yield waiter
+        finally:
+            self._leave(waiter)
+            waiter.close()
 
     def part(self) -> Commands:
         """
@@ -201,7 +282,7 @@ class Commands:
             self._leave(call)
             call.close()
 
-    def _enter(self, call: _Call, name: str) -> None:
+    def _enter(self, call: _Stoppable, name: str) -> None:
         if self._parent is not None:
             self._parent._enter(call, name)
         with self._lock:
@@ -209,7 +290,7 @@ class Commands:
                 raise EngineInterrupted(name)
             self._calls.add(call)
 
-    def _leave(self, call: _Call) -> None:
+    def _leave(self, call: _Stoppable) -> None:
         with self._lock:
             self._calls.discard(call)
         if self._parent is not None:
@@ -362,14 +443,14 @@ class _Call:
         """
         self._process.stdin.close()
 
-    def batches(self, silence: float | None) -> Iterator[list[bytes]]:
+    def batches(self) -> Iterator[list[bytes]]:
         """
         Read whole lines until the output ends.
         """
         rest: list[bytes] = []
         size = 0
         while self._process is not None:
-            chunk = self._wait(self._process.stdout.read(CHUNK), silence)
+            chunk = self._wait(self._process.stdout.read(CHUNK))
             if not chunk:
                 break
             *whole, tail = chunk.split(b"\n")
@@ -388,7 +469,7 @@ class _Call:
         """
         Read all its output, and wait for the end of the command.
         """
-        lines = [line for batch in self.batches(None) for line in batch]
+        lines = [line for batch in self.batches() for line in batch]
         return Result(lines, self.finish())
 
     def finish(self) -> str:
@@ -417,16 +498,15 @@ class _Call:
             return EngineUnreachable(self._endpoint, complaint(said))
         return EngineCallFailed(self._name, complaint(said) or f"exit status {status}")
 
-    def _wait(self, awaitable: Awaitable[T], silence: float | None = None) -> T:
-        return self._runner.run(self._raced(awaitable, silence))
+    def _wait(self, awaitable: Awaitable[T]) -> T:
+        return self._runner.run(self._raced(awaitable))
 
-    async def _raced(self, awaitable: Awaitable[T], silence: float | None) -> T:
+    async def _raced(self, awaitable: Awaitable[T]) -> T:
         left = None if self._deadline is None else max(0.0, self._deadline - self._loop.time())
-        limits = [limit for limit in (left, silence) if limit is not None]
         task = asyncio.ensure_future(awaitable)
         await asyncio.wait(
             {task, self._stopped},
-            timeout=min(limits) if limits else None,
+            timeout=left,
             return_when=asyncio.FIRST_COMPLETED,
         )
         if task.done() and not self._stopped.done():
@@ -435,9 +515,7 @@ class _Call:
         await asyncio.wait({task})
         if self._stopped.done():
             raise EngineInterrupted(self._name)
-        if self._timeout is not None and (silence is None or left is None or left <= silence):
-            raise EngineTimeout(self._name, self._timeout)
-        raise EngineUnreachable(self._endpoint, f"nothing was heard of it for {silence:g} s")
+        raise EngineTimeout(self._name, self._timeout or 0.0)
 
     def close(self) -> None:
         """

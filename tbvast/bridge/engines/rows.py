@@ -7,11 +7,20 @@ Pure: lines in, values out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from tbvast.bridge.engines.tql import CUT, MARK, Slot
+from tbvast.bridge.engines.tql import (
+    CUT,
+    IMPORTED,
+    MARK,
+    MARKER,
+    MARKER_LEAF,
+    MARKER_NUMBER,
+    Slot,
+)
 from tbvast.errors import Invalid
 from tbvast.intel.matches import Entry, Hit, Match
 from tbvast.intel.observables import Kind, Observable
@@ -36,7 +45,32 @@ class _Marked(msgspec.Struct):
     mark: Any = msgspec.field(name=MARK, default=None)
 
 
-_CUT = f'"{CUT}":true'.encode()
+class Marker(msgspec.Struct, frozen=True):
+    """
+    A marker that has passed the match.
+
+    @ivar imported: When, by the engine's date, in seconds since the epoch.
+    """
+
+    number: int
+    leaf: int
+    imported: float
+
+
+class _MarkerMark(msgspec.Struct):
+    schema: str = msgspec.field(name="s")
+    imported: datetime = msgspec.field(name=IMPORTED)
+
+
+class _MarkerLine(msgspec.Struct):
+    mark: _MarkerMark = msgspec.field(name=MARK)
+    number: int = msgspec.field(name=MARKER_NUMBER)
+    leaf: int = msgspec.field(name=MARKER_LEAF)
+
+
+_CUT = f'"{CUT}":true'
+_OF_MARKER = f'"{MARKER}"'
+_marker_decoder = msgspec.json.Decoder(_MarkerLine)
 _marked_decoder = msgspec.json.Decoder(_Marked)
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(dict[str, Any])
@@ -86,8 +120,8 @@ def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
     """
     Read a line of a match.
 
-    @return: C{None} if it is a sign of life, or if all that was found was of a
-        kind that the field cannot hold.
+    @return: C{None} if nothing was found, or only what is of a kind that the field
+        cannot hold.
     @raise Invalid: If it is no line of a match.
     """
     try:
@@ -97,6 +131,7 @@ def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
             return None
         schema = mark.pop("s")
         mark.pop(CUT, None)
+        mark.pop(IMPORTED, None)
         hits: dict[Hit, None] = {}
         for name, value in mark.items():
             if value is None:
@@ -111,14 +146,40 @@ def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
 
 def matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]:
     """
-    Read lines of a match; signs of life are left out.
+    Read lines of a match; those in which nothing was found are left out.
 
     @raise Invalid: If one is no line of a match.
     """
     return [found for line in lines if (found := match(line, slots)) is not None]
 
 
-def cut(lines: Iterable[bytes]) -> Iterator[str]:
+def markers(lines: Iterable[str]) -> tuple[list[Marker], list[str]]:
+    """
+    Take the markers out of the lines of a live match.
+
+    @return: The markers, and the other lines.
+    """
+    found, others = [], []
+    for line in lines:
+        marker = _marker(line) if _OF_MARKER in line else None
+        if marker is None:
+            others.append(line)
+        else:
+            found.append(marker)
+    return found, others
+
+
+def _marker(line: str) -> Marker | None:
+    try:
+        read = _marker_decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None
+    if read.mark.schema != MARKER:
+        return None
+    return Marker(read.number, read.leaf, read.mark.imported.timestamp())
+
+
+def cut(lines: Iterable[str]) -> Iterator[str]:
     """
     The schemas of events with a list that is longer than what was looked at of it.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bridge.engines import rows, tql
@@ -22,6 +24,9 @@ from tbvast.bridge.engines.calls import Commands, Result, complaint
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
 from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.tenzir import feeds
+from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
+from tbvast.engines.tenzir.markers import PULSE, Markers
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -30,9 +35,10 @@ from tbvast.errors import (
     Invalid,
     shown,
 )
-from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.matches import EngineIdentity, Entry, Match, Progress
 from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
+from tbvast.service.clock import awake
 
 OLDEST = (6, 20)
 """
@@ -61,9 +67,15 @@ WRITING = 300.0
 Seconds for a call that writes, or reads back, a table.
 """
 
-SILENCE = 30.0
+SILENCE = 60.0
 """
-Seconds without a sign of life after which a live match is given up.
+Seconds of waiting for markers that do not come out, after which a live match is given up.
+"""
+
+HELLO = 1.0
+"""
+Seconds after which the first markers are imported again; and the most that is waited for
+anything at once.
 """
 
 PAGE = 1000
@@ -82,8 +94,6 @@ WAITING = 1.0
 """
 The most seconds that one fetch of a retro search waits for a full page.
 """
-
-_SIGNS = 2  # the first may have come while the match was still being set up
 
 _FROM_STDIN = ("-f", "/dev/stdin")  # where a command is to find its pipeline
 
@@ -119,18 +129,27 @@ class _Pong(msgspec.Struct):
     error: Any = None
 
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""
+The hosts whose nodes may reach our sockets.
+"""
+
+
 @implementer(IEngine)
 class TenzirEngine:
     """
     A Tenzir node, asked with its command line.
 
-    The retro match runs in the node, and its results are fetched page by page;
-    the live match runs in a command of ours that reads the node's feed. Neither
-    opens a port.
+    Both matches run in the node, where events of several schemas may mix: a batch of
+    them cannot be sent to a client. What the search finds is fetched page by page; what
+    the live match finds is written to a socket of ours, or fetched, if the node cannot
+    reach that. Neither opens a port.
 
     @ivar cut: How many events, by schema, the live match has seen with a list that
         is longer than what was looked at of it.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -143,27 +162,41 @@ class TenzirEngine:
         subdomains: bool = False,
         oldest: tuple[int, int] = OLDEST,
         silence: float = SILENCE,
+        pulse: float = PULSE,
+        local: bool | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        awake: Callable[[], float] = awake,
     ) -> None:
         """
         @param endpoint: The node's, C{HOST:PORT}.
         @param binary: The path of the command; see
             L{tbvast.bridge.engines.binaries.client}.
-        @param state: A directory for a small configuration file; made if it is
-            not there.
+        @param state: A directory for a small configuration file, and for sockets; made
+            if it is not there.
         @param sources: Which fields hold what.
         @param positions: How many elements of each list in an event are looked
             at.
         @param subdomains: Whether a domain is also found in the names below it.
         @param oldest: The oldest version of the node that is not refused.
-        @param silence: Seconds without a sign of life after which a live match
-            is given up.
+        @param silence: Seconds of waiting for markers after which a live match is
+            given up.
+        @param pulse: Seconds between markers.
+        @param local: Whether the node can reach a socket in C{state}; C{None} to try it
+            if the node is on this machine.
         @param monotonic: The time in seconds, from any thread.
+        @param awake: The seconds since the machine's start, sleep included.
         @raise tbvast.errors.Invalid: If a source is not valid.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = state / "client.yaml"
         settings.write_text(CLIENT_SETTINGS, encoding="utf-8")
+        self._state = state
+        self._notes = state / "live"
+        self._notes.mkdir(mode=0o700, exist_ok=True)
+        host = endpoint.rpartition(":")[0].strip("[]")
+        self._local = host in LOOPBACK if local is None else local
+        self._pulse = pulse
+        self._awake = awake
         self._endpoint = endpoint
         self._sources = tuple(sources)
         self._positions = positions
@@ -335,26 +368,92 @@ class TenzirEngine:
                 with contextlib.suppress(EngineError):
                     _run(self._commands, "find", tql.end(stream))
 
-    def watch(self) -> Iterator[list[Match]]:
+    def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._watched(commands), commands.interrupt)
+        return Closable(self._watched(commands, progress), commands.interrupt)
 
-    def _watched(self, commands: Commands) -> Generator[list[Match], None, None]:
-        pipeline = tql.live(self._plan, tql.MAIN)
-        signs, running = 0, False
-        with contextlib.closing(
-            commands.stream("watch", _FROM_STDIN, pipeline, silence=self._silence)
-        ) as lines:
-            for batch in lines:
-                signs += batch.count(tql.SIGN)
-                self.cut.update(rows.cut(batch))
-                found = _matches("watch", batch, self._plan)
-                if not running and (found or signs >= _SIGNS):
-                    running = True
-                    yield []
-                if found:
-                    yield found
-        raise EngineCallFailed("watch", "the match ended by itself")
+    def _watched(
+        self, commands: Commands, progress: Callable[[Progress], None]
+    ) -> Generator[list[Match], None, None]:
+        self._end_left()
+        if self._local:
+            try:
+                with (
+                    self._noted() as note,
+                    SocketFeed.opened(
+                        commands, self._commands, _asked, note, self._pipeline(note.name)
+                    ) as to_us,
+                ):
+                    yield from self._followed(to_us, progress)
+            except Unreachable as e:
+                self._local = False
+                self._log.info(
+                    "The node cannot reach a socket of the bridge's ({reason}): what the live"
+                    " match finds is fetched through the node's endpoint.",
+                    reason=e.reason,
+                )
+        with (
+            self._noted() as note,
+            ServedFeed.opened(
+                commands, self._commands, _asked, note.name, self._pipeline(note.name)
+            ) as served,
+        ):
+            yield from self._followed(served, progress)
+
+    def _pipeline(self, bridge: str) -> Callable[[str], str]:
+        matched = tql.live(self._plan, tql.MAIN, bridge)
+        return lambda end: matched + end
+
+    def _end_left(self) -> None:
+        """
+        End what a bridge that was killed has left in the node.
+        """
+        for left in self._notes.iterdir():
+            feeds.end(self._commands, _asked, feeds.names(left.name))
+            shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[Path]:
+        """
+        A directory whose name is that of one live match; it is there until that has ended.
+        """
+        note = self._notes / f"b{secrets.token_hex(8)}"
+        note.mkdir(mode=0o700)
+        yield note
+        shutil.rmtree(note, ignore_errors=True)
+
+    def _followed(
+        self, feed: Feed, progress: Callable[[Progress], None]
+    ) -> Generator[list[Match], None, None]:
+        markers = Markers(self._plan.leaves, self._pulse)
+        running = False
+        waited = 0.0
+        feed.send(markers.begin(self._awake()))
+        said = self._monotonic()
+        while True:
+            if not markers.under_way and not markers.wait(self._awake()):
+                feed.send(markers.begin(self._awake()))
+                waited = 0.0
+            elif not markers.heard and self._monotonic() - said > HELLO:
+                feed.send(markers.again())
+                said = self._monotonic()
+            began = self._monotonic()
+            lines = feed.receive(HELLO if markers.under_way else markers.wait(self._awake()))
+            waited += self._monotonic() - began
+            passed, events = rows.markers(lines)
+            self.cut.update(rows.cut(events))
+            found = _matches("watch", events, self._plan)
+            if lines and not running:
+                running = True
+                yield []
+            if found:
+                yield found
+            for marker in passed:
+                if (news := markers.passed(marker, self._awake())) is not None:
+                    progress(news)
+            # Only the time that the node was waited for.
+            if markers.under_way and waited > self._silence:
+                raise EngineCallFailed("watch", f"no marker came out for {self._silence:g} s")
 
     def interrupt(self) -> None:
         self._commands.interrupt()
@@ -376,6 +475,10 @@ def _run(commands: Commands, name: str, pipeline: str, timeout: float = ASKING) 
     if len(pipeline) > LONGEST_ARGUMENT:
         return commands.run(name, _FROM_STDIN, pipeline, timeout=timeout).lines
     return commands.run(name, [pipeline], timeout=timeout).lines
+
+
+def _asked(commands: Commands, pipeline: str) -> bytes:
+    return b"".join(_run(commands, "watch", pipeline))
 
 
 def _answer(commands: Commands, name: str, pipeline: str, kind: type[_T]) -> _T:

@@ -23,7 +23,7 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from tbvast.errors import EngineInterrupted
-from tbvast.intel.matches import EngineIdentity, Entry, Match
+from tbvast.intel.matches import EngineIdentity, Entry, Match, Progress
 from tbvast.intel.observables import Observable
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
 
@@ -101,8 +101,15 @@ class ThreadedEngine:
         found = partial(self._engine.find, entries, limit, timeout, since)
         return self._delivered(self._searching, found, deliver)
 
-    def watch(self, deliver: Deliver) -> Deferred[None]:
-        return self._delivered(self._watching, self._engine.watch, deliver)
+    def watch(
+        self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
+    ) -> Deferred[None]:
+        def told(news: Progress) -> None:
+            self._call_in_reactor(delivery.hand_over, partial(progress, news))
+
+        watch = partial(self._engine.watch, told)
+        delivery = _Delivery(watch, deliver, self._call_in_reactor)
+        return self._run(self._watching, delivery)
 
     def interrupt(self) -> None:
         self._engine.interrupt()
@@ -117,8 +124,9 @@ class ThreadedEngine:
     def _delivered(
         self, lock: DeferredLock, iterate: Callable[[], Iterator[list[Match]]], deliver: Deliver
     ) -> Deferred[None]:
-        delivery = _Delivery(iterate, deliver, self._call_in_reactor)
+        return self._run(lock, _Delivery(iterate, deliver, self._call_in_reactor))
 
+    def _run(self, lock: DeferredLock, delivery: _Delivery) -> Deferred[None]:
         def start() -> Deferred[None]:
             self._deliveries.add(delivery)
             return self._defer(delivery.run).addBoth(over)
@@ -241,7 +249,7 @@ class _Delivery:
         try:
             if self._ended is None:
                 for batch in self._iterator:
-                    self._call_in_reactor(self._hand_over, batch)
+                    self._call_in_reactor(self.hand_over, partial(self._deliver, batch))
         except Exception as e:
             raise self._ended or e from None
         finally:
@@ -249,10 +257,16 @@ class _Delivery:
         if self._ended is not None:
             raise self._ended
 
-    def _hand_over(self, batch: list[Match]) -> Deferred[None]:
+    def hand_over(self, give: Callable[[], Deferred[None] | None]) -> Deferred[None]:
+        """
+        Give what the engine has found, or said, to whom it is for. Called in the
+        reactor's thread.
+
+        @return: Fires when it has been dealt with.
+        """
         if self._ended is None:
             try:
-                delivered = self._deliver(batch)
+                delivered = give()
             except Exception:
                 return fail()
             self._pending = succeed(None) if delivered is None else delivered

@@ -8,7 +8,7 @@ is, are names of tables, topics and fields, checked here, and numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -26,14 +26,36 @@ from tbvast.bridge.engines.fields import (
 from tbvast.errors import Invalid
 from tbvast.intel.observables import UNESCAPED, Kind
 
-SIGN = b'{"_tbvast":null}'
+MARKER = "tbvast.marker"
 """
-A line of the live match that only says that it runs.
+The schema of the events that the bridge imports itself, and waits for on the matches' way.
+"""
+
+MARKER_SOURCE = "tbvast_bridge"
+MARKER_NUMBER = "tbvast_number"
+MARKER_LEAF = "tbvast_leaf"
+"""
+The fields of a marker: who imported it, which one it is, and the leaf that it passes.
+"""
+
+BATCH_TIMEOUT = 0.1
+"""
+Seconds that arriving events are gathered: a lookup costs by the batch, not by the event.
+"""
+
+LEVELS = (1, 4)
+"""
+How many elements of its lists are looked at in an event whose lists are no longer.
 """
 
 MARK = "_tbvast"
 """
 The field of an exported event that holds what was found in it.
+"""
+
+IMPORTED = "t"
+"""
+Within L{MARK}: when the event was imported.
 """
 
 CUT = "cut"
@@ -152,25 +174,46 @@ class Slot(msgspec.Struct, frozen=True):
     expression: str
 
 
+class Level(msgspec.Struct, frozen=True):
+    """
+    The lookups in events with lists of a certain length.
+
+    @ivar condition: A TQL expression that is true of an event with a longer list than
+        the next level looks at; C{""} is always.
+    """
+
+    condition: str
+    slots: tuple[Slot, ...]
+
+
 class Branch(msgspec.Struct, frozen=True):
     """
     The lookups in events of some schemas.
 
     @ivar condition: A TQL expression over the schema's name; C{""} is always.
-    @ivar long: A TQL expression that is true of an event with a second element
-        in any of its lists; C{""} is never. Most events have none, and are
+    @ivar levels: The longest lists come first. Most events have short ones, and are
         spared the lookups of all later elements.
-    @ivar first: The lookups in an event without.
-    @ivar all: The lookups in an event with.
     @ivar cut: A TQL expression that is true of an event with a list that is longer
         than what is looked at of it.
     """
 
     condition: str
-    long: str
-    first: tuple[Slot, ...]
-    all: tuple[Slot, ...]
+    levels: tuple[Level, ...]
     cut: str = ""
+
+    @property
+    def first(self) -> tuple[Slot, ...]:
+        """
+        The lookups in an event whose lists are the shortest.
+        """
+        return self.levels[-1].slots
+
+    @property
+    def all(self) -> tuple[Slot, ...]:
+        """
+        The lookups in an event whose lists are the longest.
+        """
+        return self.levels[0].slots
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -180,6 +223,13 @@ class Plan(msgspec.Struct, frozen=True):
 
     branches: tuple[Branch, ...]
     slots: dict[str, Slot]
+
+    @property
+    def leaves(self) -> list[int]:
+        """
+        The number of lookups of each level of each branch, in their order.
+        """
+        return [len(level.slots) for branch in self.branches for level in branch.levels]
 
 
 def plan(
@@ -210,14 +260,46 @@ def plan(
     branches = [
         Branch(
             _condition(source.schema),
-            _longer(source, lambda most: 1) if positions > 1 else "",
-            numbered.of(source, 1),
-            numbered.of(source, positions),
-            _longer(source, lambda most: most or positions),
+            _levels(source, positions, numbered),
+            _longer(source, _whole(positions), _only(1)),
         )
         for source in [*full, *partial, anything(sources)]
     ]
     return Plan(tuple(branches), numbered.known())
+
+
+_Bound = Callable[[int], int]
+"""
+How many elements of a list are looked at, given how many its path says; C{0} if it does
+not.
+"""
+
+
+def _whole(positions: int) -> _Bound:
+    return lambda most: 1 if positions == 1 else most or positions
+
+
+def _only(count: int) -> _Bound:
+    return lambda most: count
+
+
+def _levels(source: Source, positions: int, numbered: _Slots) -> tuple[Level, ...]:
+    whole = _whole(positions)
+    bounds: list[_Bound] = [*(_at_most(level, whole) for level in LEVELS), whole]
+    levels: list[Level] = []
+    below: _Bound | None = None
+    for bound in bounds:
+        slots = numbered.of(source, bound)
+        if below is not None and slots == levels[0].slots:
+            continue
+        condition = _longer(source, below, below) if below is not None else ""
+        levels.insert(0, Level(condition, slots))
+        below = bound
+    return tuple(levels)
+
+
+def _at_most(level: int, whole: _Bound) -> _Bound:
+    return lambda most: min(level, whole(most))
 
 
 class _Slots:
@@ -233,12 +315,12 @@ class _Slots:
     def known(self) -> dict[str, Slot]:
         return {slot.name: slot for slot in self._slots.values()}
 
-    def of(self, source: Source, positions: int) -> tuple[Slot, ...]:
+    def of(self, source: Source, bound: _Bound) -> tuple[Slot, ...]:
         found: dict[Slot, None] = {}
         for field in source.fields:
             for kinds in _by_key(field.kinds & self._kinds):
                 prefix = next((f'"{kind} " + ' for kind in PREFIXED if kind in kinds), "")
-                for shown, expression in _lookups(field, positions):
+                for shown, expression in _lookups(field, bound):
                     found[self._slot(shown, prefix + expression, kinds)] = None
                     if self._subdomains and kinds == {Kind.DOMAIN}:
                         for above in _above(expression):
@@ -280,30 +362,33 @@ def _condition(schema: str) -> str:
     return f'@name == "{schema}"'
 
 
-def _longer(source: Source, than: Callable[[int], int]) -> str:
+def _longer(source: Source, than: _Bound, among: _Bound) -> str:
     """
-    @param than: The length that is exceeded, given how many elements a path says;
-        C{0} if it does not.
+    @param than: The length that is exceeded.
+    @param among: Of lists within lists, in how many of the outer elements.
     """
     found = {
         f"{access}[{than(most)}]? != null": None
         for field in source.fields
         if not field.flat
-        for access, most in _lists(_steps(field.path))
+        for access, most in _lists(_steps(field.path), among)
     }
     return " or ".join(found)
 
 
-def _lists(steps: list[tuple[str, int | None]]) -> Iterator[tuple[str, int]]:
+def _lists(steps: list[tuple[str, int | None]], among: _Bound) -> Iterator[tuple[str, int]]:
     """
-    The lists of a path: of lists within lists, those in the first elements.
+    The lists of a path.
     """
-    access = ""
+    accesses = [""]
     for name, most in steps:
-        access = _within(access, name)
+        accesses = [_within(access, name) for access in accesses]
         if most is not None:
-            yield access, most
-            access += "[0]?"
+            for access in accesses:
+                yield access, most
+            accesses = [
+                f"{access}[{position}]?" for access in accesses for position in range(among(most))
+            ]
 
 
 def _within(record: str, name: str) -> str:
@@ -312,7 +397,7 @@ def _within(record: str, name: str) -> str:
     return f"{record}.{name}?" if record else f"{name}?"
 
 
-def _lookups(field: Field, positions: int) -> Iterator[tuple[str, str]]:
+def _lookups(field: Field, bound: _Bound) -> Iterator[tuple[str, str]]:
     """
     The expressions of a field: one for each position of a list in its path.
     """
@@ -320,7 +405,7 @@ def _lookups(field: Field, positions: int) -> Iterator[tuple[str, str]]:
         _steps(field.path)
         yield field.path, _undone(field.form, f'this["{field.path}"]?')
         return
-    for shown, access in _accesses(_steps(field.path), positions):
+    for shown, access in _accesses(_steps(field.path), bound):
         yield shown, _undone(field.form, access)
 
 
@@ -338,7 +423,7 @@ def _steps(path: str) -> list[tuple[str, int | None]]:
     return steps
 
 
-def _accesses(steps: list[tuple[str, int | None]], positions: int) -> list[tuple[str, str]]:
+def _accesses(steps: list[tuple[str, int | None]], bound: _Bound) -> list[tuple[str, str]]:
     found = [("", "")]
     for name, most in steps:
         found = [(f"{shown}.{name}", _within(access, name)) for shown, access in found]
@@ -346,7 +431,7 @@ def _accesses(steps: list[tuple[str, int | None]], positions: int) -> list[tuple
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
                 for shown, access in found
-                for position in range(1 if positions == 1 else most or positions)
+                for position in range(bound(most))
             ]
     return [(shown[1:], access) for shown, access in found]
 
@@ -400,7 +485,7 @@ def _escaped(access: str) -> str:
 
 
 def _access(path: str) -> str:
-    ((_, access),) = _accesses(_steps(path), 1)
+    ((_, access),) = _accesses(_steps(path), _only(1))
     return access
 
 
@@ -491,19 +576,95 @@ def _stored(tables: Tables, operator: str) -> str:
     return "\n".join(lines).replace("}\nelse", "} else") + "\n"
 
 
-def live(matched: Plan, tables: Tables) -> str:
+def live(matched: Plan, tables: Tables, bridge: str) -> str:
     """
-    Match what arrives from now on, as lines on standard output.
+    Match in the node what arrives from now on; of each match, or marker, one text.
 
-    Once a second the node's own metrics make a line whose mark is null: the
-    sign that the match runs, and that the node is still there. An event in which
-    nothing was found, but a list was too long, makes a line of the mark alone.
+    An event in which nothing was found, but a list was too long, makes a text of the mark
+    alone. A marker passes the lookups of its leaf, and so comes out behind every event
+    that went in there before it.
+
+    @param bridge: Who has imported the markers that come out; those of others do not.
     """
     return (
-        f"export live=true\n{_matched(matched, tables, cut=True)}"
-        'merge { export internal=true, live=true | where @name == "tenzir.metrics.actor" '
-        f'| where name == "importer" | select {MARK}=null }}\nwrite_ndjson\n'
+        f"export live=true\nbatch timeout={int(BATCH_TIMEOUT * 1000)}ms\n"
+        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{identity(bridge)}"\n'
+        f"{_matched(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
     )
+
+
+def to_socket(path: str) -> str:
+    """
+    Write the texts of a pipeline, as lines, to a Unix socket that somebody listens on.
+    The pipeline fails when nobody does.
+    """
+    return f"to_unix_socket {_path(path)}, max_retry_count=2 {{ write_ndjson }}\n"
+
+
+def markers_from_socket(path: str) -> str:
+    """
+    Import the markers that come from a Unix socket that somebody listens on.
+    """
+    reading = "{ read_ndjson raw=true, _batch_timeout=10ms }"
+    return f"from_unix_socket {_path(path)} {reading}\n{_IMPORTED}"
+
+
+def markers_from_topic(topic: str) -> str:
+    """
+    Import the markers that are published, in the node, under a topic.
+    """
+    return f'subscribe "{identity(topic)}"\n{_IMPORTED}'
+
+
+def publish_markers(topic: str, bridge: str, number: int, leaves: Iterable[int]) -> str:
+    """
+    Publish markers under a topic.
+    """
+    events = ", ".join(
+        f'{{{MARKER_SOURCE}: "{identity(bridge)}", {MARKER_NUMBER}: {int(number)},'
+        f" {MARKER_LEAF}: {int(leaf)}}}"
+        for leaf in leaves
+    )
+    return f'from {events}\npublish "{identity(topic)}"\n'
+
+
+_IMPORTED = f'@name = "{MARKER}"\nimport\n'
+_IS_MARKER = f'@name == "{MARKER}"'
+_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]{0,106}", re.ASCII)
+
+
+def fits(path: str) -> bool:
+    """
+    Whether a path can be that of a Unix socket, and part of a pipeline.
+    """
+    return _PATH.fullmatch(path) is not None
+
+
+def _path(path: str) -> str:
+    if not fits(path):
+        raise Invalid("socket", path, "an absolute path of at most 107 plain characters")
+    return f'"{path}"'
+
+
+def start(pipeline: str, name: str, lifetime: float) -> str:
+    """
+    Run a pipeline in the node that has a sink of its own.
+
+    @param name: One that no other has. It is not listed, and gone with the node.
+    @param lifetime: Seconds after which the node ends it, unless L{renew} comes first.
+    """
+    return (
+        f'api "/pipeline/create", {{definition: {quoted(pipeline)}, id: "{identity(name)}", '
+        f'name: "{identity(name)}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
+    )
+
+
+def renew(names: Iterable[str]) -> str:
+    """
+    Let pipelines live on for their lifetime. The answer names those that are there.
+    """
+    listed = ", ".join(f'"{identity(name)}"' for name in names)
+    return f'api "/pipeline/reset-ttl", {{ids: [{listed}]}}\nwrite_ndjson\n'
 
 
 def retro(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
@@ -520,7 +681,7 @@ def retro(matched: Plan, tables: Tables, limit: int, since: float | None = None)
         moment = datetime.fromtimestamp(int(since), UTC)
         recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
     bounded = f"deduplicate {MARK}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{recent}{_matched(matched, tables)}{bounded}"
+    return f"export\n{recent}where not ({_IS_MARKER})\n{_matched(matched, tables)}{bounded}"
 
 
 def ping() -> str:
@@ -530,7 +691,7 @@ def ping() -> str:
     return 'api "/ping"\nwrite_ndjson\n'
 
 
-def launch(pipeline: str, stream: str, lifetime: float) -> str:
+def launch(pipeline: str, stream: str, lifetime: float, whole: bool = False) -> str:
     """
     Run a pipeline in the node, with its results kept for L{serve}.
 
@@ -539,29 +700,32 @@ def launch(pipeline: str, stream: str, lifetime: float) -> str:
 
     @param stream: A name that was never used before, for pipeline and results.
     @param lifetime: Seconds after which the node ends it by itself.
+    @param whole: Whether its results are texts already.
     """
     name = identity(stream)
-    definition = quoted(f"{pipeline}select line=print_ndjson(this)\n")
+    wrapped = "" if whole else "select line=print_ndjson(this)\n"
+    definition = quoted(f"{pipeline}{wrapped}")
     return (
         f'api "/pipeline/launch", {{definition: {definition}, id: "{name}", '
         f'serve_id: "{name}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
     )
 
 
-def serve(stream: str, token: str, most: int, wait: float) -> str:
+def serve(stream: str, token: str, most: int, wait: float, least: int | None = None) -> str:
     """
     Fetch the next results of a pipeline that was launched.
 
     @param token: What the fetch before answered; C{""} for the first.
     @param most: The most results.
-    @param wait: Seconds to wait until there are half as many.
+    @param wait: Seconds to wait until there are enough.
+    @param least: How many are enough; C{None} for half of the most.
     """
     if token and not _TOKEN.fullmatch(token):
         raise Invalid("continuation token", token, "letters, digits and -")
     continued = f'continuation_token: "{token}", ' if token else ""
     return (
         f'api "/serve", {{serve_id: "{identity(stream)}", {continued}'
-        f"max_events: {int(most)}, min_events: {int(most) // 2}, "
+        f"max_events: {int(most)}, min_events: {int(most) // 2 if least is None else int(least)}, "
         f'timeout: "{int(wait * 1000)}ms", schema: "never"}}\nwrite_ndjson\n'
     )
 
@@ -573,36 +737,70 @@ def end(stream: str) -> str:
     return f'api "/pipeline/delete", {{id: "{identity(stream)}"}}\nwrite_ndjson\n'
 
 
-def _matched(matched: Plan, tables: Tables, cut: bool = False) -> str:
-    lines = [f"{MARK} = {{s: @name}}"]
+def _matched(matched: Plan, tables: Tables, arriving: bool = False) -> str:
+    """
+    @param arriving: Whether this is the live match: with markers, and with the mark of
+        events that are not looked at as a whole.
+    """
+    lines: list[str] = []
+    leaf = 0
     for number, branch in enumerate(matched.branches):
-        opening = f"if {branch.condition} {{" if branch.condition else "{"
+        leaves = range(leaf, leaf + len(branch.levels))
+        condition = _passed(branch.condition, leaves if arriving else ())
+        opening = f"if {condition} {{" if branch.condition else "{"
         lines.append(f"}} else {opening}" if number else opening)
-        if branch.long:
-            lines.append(f"if {branch.long} {{")
-            lines += _looked_up(branch.all, tables, branch.cut if cut else "")
-            lines.append("} else {")
-            lines += _looked_up(branch.first, tables)
+        for depth, level in enumerate(branch.levels):
+            if level.condition:
+                condition = _passed(level.condition, leaves[depth : depth + 1] if arriving else ())
+                lines.append(f"}} else if {condition} {{" if depth else f"if {condition} {{")
+            elif depth:
+                lines.append("} else {")
+            cut = branch.cut if arriving and not depth else ""
+            lines += _looked_up(level.slots, tables, arriving, cut)
+        if len(branch.levels) > 1:
             lines.append("}")
-        else:
-            lines += _looked_up(branch.all, tables)
+        leaf = leaves.stop
     return "\n".join([*lines, "}", f"drop_null_fields {MARK}", ""])
 
 
-def _looked_up(slots: Iterable[Slot], tables: Tables, cut: str = "") -> Iterator[str]:
-    found = []
-    if cut:
-        yield f"{MARK}.{CUT} = true if {cut}"
+def _passed(condition: str, leaves: Sequence[int]) -> str:
+    """
+    A condition that markers of some leaves fulfil, too.
+    """
+    if not leaves:
+        return condition
+    own = " or ".join(f"{MARKER_LEAF}? == {leaf}" for leaf in leaves)
+    return f"{condition} or ({_IS_MARKER} and ({own}))"
+
+
+def _looked_up(
+    slots: Sequence[Slot], tables: Tables, arriving: bool, cut: str = ""
+) -> Iterator[str]:
+    # Each result has a column of its own: to add one to a record costs as much as the
+    # record is wide.
+    columns = {slot.name: f"{MARK}_{slot.name}" for slot in slots}
     for slot in slots:
         table = _name(tables.of(next(iter(slot.kinds))))
-        found.append(f"{MARK}.{slot.name} != null")
-        yield f'context_enrich "{table}", key={slot.expression}, into={MARK}.{slot.name}'
-    any_found = " or ".join(found) or "false"
+        yield f'context_enrich "{table}", key={slot.expression}, into={columns[slot.name]}'
+    found = " or ".join(f"{column} != null" for column in columns.values()) or "false"
+    parts = ["s: @name"]
+    if arriving:
+        found = f"{found} or {_IS_MARKER}"
+        parts.append(f"{IMPORTED}: @import_time")
     if cut:
-        yield f"if {any_found} {{\npass\n}} else if {MARK}.{CUT} == true {{"
-        yield f"select {MARK}\n}} else {{\nwhere false\n}}"
+        yield f"{MARK}_{CUT} = {cut}"
+        parts.append(f"{CUT}: {MARK}_{CUT}")
+        yield f"if {found} {{"
     else:
-        yield f"where {any_found}"
+        yield f"where {found}"
+    parts += [f"{name}: {column}" for name, column in columns.items()]
+    yield f"{MARK} = {{{', '.join(parts)}}}"
+    dropped = [*columns.values(), *([f"{MARK}_{CUT}"] if cut else [])]
+    if dropped:
+        yield f"drop {', '.join(dropped)}"
+    if cut:
+        yield f"}} else if {MARK}_{CUT} == true {{"
+        yield f"select {MARK}={{s: @name, {CUT}: true}}\n}} else {{\nwhere false\n}}"
 
 
 def _name(text: str) -> str:

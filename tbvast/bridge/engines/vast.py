@@ -20,7 +20,7 @@ from tbvast.bridge.engines.calls import Commands
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.limit import Limit
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match
+from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, Progress
 from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
 
@@ -68,6 +68,9 @@ class VastEngine:
     It matches live what its C{matcher} plugin does: equal values, no networks.
     The matcher cannot be read back, so that C{contents} is what this object has
     written. What would have to be escaped is left out, and logged by its kind.
+
+    It imports nothing that would come out of its matcher, so it does not tell how far that
+    has got: after every interruption all that is stored is searched.
 
     It says of one observable at a time that an event holds it. What else the event
     holds for the same indicators is looked up here.
@@ -187,15 +190,18 @@ class VastEngine:
             self._export = ("--low-priority",) if known else ()
         return self._export
 
-    def watch(self) -> Iterator[list[Match]]:
+    def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._watched(commands), commands.interrupt)
+        return Closable(self._watched(commands, progress), commands.interrupt)
 
-    def _watched(self, commands: Commands) -> Generator[list[Match], None, None]:
+    def _watched(
+        self, commands: Commands, progress: Callable[[Progress], None]
+    ) -> Generator[list[Match], None, None]:
         attached = commands.stream("watch", ("matcher", "attach", "json", MATCHER))
         with contextlib.closing(attached) as batches:
             next(batches)
             yield []  # it has started, but does not say when it is attached
+            progress(Progress())
             for lines in batches:
                 found = [match for line in lines if (match := self._sighted(line)) is not None]
                 if found:

@@ -1,0 +1,3 @@
+"""
+The telemetry engines, as they are driven.
+"""

@@ -1,0 +1,370 @@
+"""
+The ways between a live match that runs in a node and the bridge.
+
+All of it blocks, and belongs to the worker thread that watches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from tbvast.bridge.engines import tql
+from tbvast.bridge.engines.calls import CHUNK, LONGEST, Commands, Waiter, complaint
+from tbvast.engines.tenzir.markers import Round
+from tbvast.errors import EngineCallFailed, EngineError
+
+ATTACH = 5.0
+"""
+Seconds that a node has to connect to a socket of ours, before it is taken for one that
+cannot reach it.
+"""
+
+LIFETIME = 300.0
+"""
+Seconds after which the node ends the live match, unless it is told to go on: while nobody
+reads what it finds, it keeps everything in memory, about half a kilobyte an event.
+"""
+
+RENEWAL = 30.0
+"""
+Seconds between such words.
+"""
+
+PAGE = 1000
+"""
+The most matches that are fetched at once where they are fetched.
+"""
+
+_WATCH = "watch"
+_CREDENTIALS = struct.Struct("3i")
+
+
+class _Line(msgspec.Struct):
+    line: str
+
+
+class _Created(msgspec.Struct):
+    id: str = ""
+    error: object = None
+
+
+class _Renewed(msgspec.Struct):
+    reset: list[str] = []
+
+
+class _Served(msgspec.Struct):
+    data: _Line
+
+
+class _Page(msgspec.Struct):
+    next_continuation_token: str | None = None
+    state: str = ""
+    events: list[_Served] = []
+    error: object = None
+
+
+_T = TypeVar("_T")
+_line_decoder = msgspec.json.Decoder(_Line)
+
+Ask = Callable[[Commands, str], bytes]
+"""
+Runs a pipeline in a command, and returns what it wrote.
+"""
+
+
+class Feed(Protocol):
+    """
+    A live match in the node: markers in, matches and markers out.
+    """
+
+    def send(self, markers: Round) -> None:
+        """
+        Have markers imported.
+        """
+
+    def receive(self, wait: float) -> list[str]:
+        """
+        @param wait: The most seconds to wait.
+        @return: Texts of the match, in order; none if none came.
+        @raise EngineCallFailed: If the match has ended.
+        """
+
+
+class Unreachable(EngineCallFailed):
+    """
+    The node cannot reach a socket of ours.
+    """
+
+
+class _Pipelines:
+    """
+    Pipelines in the node that end when they are not needed.
+    """
+
+    def __init__(self, commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
+        self._commands = commands
+        self._ask = ask
+        self._names = names
+        self._renewed = time.monotonic()
+
+    def started(self, request: str) -> None:
+        answer = _read(self._ask(self._commands, request), _Created)
+        if answer.error is not None:
+            raise EngineCallFailed(_WATCH, complaint(str(answer.error)))
+
+    def renew(self) -> None:
+        """
+        Let them go on, from time to time.
+
+        @raise EngineCallFailed: If one has ended.
+        """
+        if time.monotonic() - self._renewed < RENEWAL:
+            return
+        there = _read(self._ask(self._commands, tql.renew(self._names)), _Renewed).reset
+        if set(there) != set(self._names):
+            raise EngineCallFailed(_WATCH, "the match has ended in the node")
+        self._renewed = time.monotonic()
+
+
+def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
+    """
+    End pipelines in the node, if they are there.
+    """
+    for name in names:
+        with contextlib.suppress(EngineError):
+            ask(commands, tql.end(name))
+
+
+def names(bridge: str) -> tuple[str, str]:
+    """
+    The names of the pipelines of one live match: that of the match, and that of the markers.
+    """
+    return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
+
+
+class SocketFeed:
+    """
+    The node connects to sockets of ours, which nobody else can.
+    """
+
+    def __init__(self, waiter: Waiter, pipelines: _Pipelines) -> None:
+        self._waiter = waiter
+        self._pipelines = pipelines
+        self._bridge = ""
+        self._listening: socket.socket | None = None
+        self._in: socket.socket | None = None
+        self._out: socket.socket | None = None
+        self._rest: list[bytes] = []
+        self._size = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(
+        cls,
+        commands: Commands,
+        owner: Commands,
+        ask: Ask,
+        note: Path,
+        pipeline: Callable[[str], str],
+    ) -> Iterator[SocketFeed]:
+        """
+        Start the match.
+
+        @param owner: Ends what is left in the node, even if C{commands} were interrupted.
+        @param note: An empty directory, whose name tells this match from others.
+        @param pipeline: The match, given the end of it.
+        @raise Unreachable: If the node does not connect.
+        """
+        bridge = note.name
+        match, markers = names(bridge)
+        with (
+            commands.waiting(_WATCH) as waiter,
+            contextlib.ExitStack() as closing,
+        ):
+            pipelines = _Pipelines(commands, ask, (match, markers))
+            feed = cls(waiter, pipelines)
+            feed._bridge = bridge
+            closing.callback(feed._close)
+            place = closing.enter_context(_place(note))
+            coming = closing.enter_context(_listening(place / "m"))
+            feed._listening = closing.enter_context(_listening(place / "e"))
+            closing.callback(end, owner, ask, (match, markers))
+            out = pipeline(tql.to_socket(str(place / "e")))
+            pipelines.started(tql.start(out, match, LIFETIME))
+            from_us = tql.markers_from_socket(str(place / "m"))
+            pipelines.started(tql.start(from_us, markers, LIFETIME))
+            feed._in = _accepted(waiter, coming)
+            yield feed
+
+    def send(self, markers: Round) -> None:
+        connection = self._connected(self._in)
+        data = b"".join(
+            msgspec.json.encode(
+                {
+                    tql.MARKER_SOURCE: self._bridge,
+                    tql.MARKER_NUMBER: markers.number,
+                    tql.MARKER_LEAF: leaf,
+                }
+            )
+            + b"\n"
+            for leaf in markers.leaves
+        )
+        while data:
+            if not self._waiter.writable(connection, ATTACH):
+                raise EngineCallFailed(_WATCH, "the node does not take markers")
+            try:
+                data = data[connection.send(data) :]
+            except OSError as e:
+                raise EngineCallFailed(_WATCH, f"the node takes no markers: {e}") from None
+        # Only when it has something to write does it connect.
+        if self._out is None and self._listening is not None:
+            self._out = _accepted(self._waiter, self._listening)
+
+    def receive(self, wait: float) -> list[str]:
+        self._pipelines.renew()
+        connection = self._connected(self._out)
+        if not self._waiter.readable(connection, wait):
+            return []
+        try:
+            chunk = connection.recv(CHUNK)
+        except OSError as e:
+            raise EngineCallFailed(_WATCH, f"the node has gone: {e}") from None
+        if not chunk:
+            raise EngineCallFailed(_WATCH, "the match has ended in the node")
+        *whole, tail = chunk.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*self._rest, whole[0]])
+            self._rest, self._size = [], 0
+        self._rest.append(tail)
+        self._size += len(tail)
+        if self._size > LONGEST:
+            raise EngineCallFailed(_WATCH, f"a line is longer than {LONGEST} bytes")
+        return [_text(line) for line in whole if line]
+
+    def _connected(self, connection: socket.socket | None) -> socket.socket:
+        if connection is None:
+            raise EngineCallFailed(_WATCH, "the node has not connected")
+        return connection
+
+    def _close(self) -> None:
+        for connection in (self._in, self._out):
+            if connection is not None:
+                connection.close()
+
+
+class ServedFeed:
+    """
+    What the match finds is fetched through the node's endpoint, page by page.
+    """
+
+    def __init__(self, commands: Commands, ask: Ask, bridge: str) -> None:
+        self._commands = commands
+        self._ask = ask
+        self._bridge = bridge
+        self._token = ""
+        self._pipelines = _Pipelines(commands, ask, names(bridge))
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(
+        cls,
+        commands: Commands,
+        owner: Commands,
+        ask: Ask,
+        bridge: str,
+        pipeline: Callable[[str], str],
+    ) -> Iterator[ServedFeed]:
+        """
+        @see: L{SocketFeed.opened}
+        """
+        match, markers = names(bridge)
+        feed = cls(commands, ask, bridge)
+        try:
+            feed._pipelines.started(tql.launch(pipeline(""), match, LIFETIME, whole=True))
+            feed._pipelines.started(tql.start(tql.markers_from_topic(markers), markers, LIFETIME))
+            yield feed
+        finally:
+            end(owner, ask, (match, markers))
+
+    def send(self, markers: Round) -> None:
+        published = tql.publish_markers(
+            names(self._bridge)[1], self._bridge, markers.number, markers.leaves
+        )
+        name = f"tbvast-marker-{secrets.token_hex(8)}"
+        self._pipelines.started(tql.start(published, name, LIFETIME))
+
+    def receive(self, wait: float) -> list[str]:
+        self._pipelines.renew()
+        fetch = tql.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
+        page = _read(self._ask(self._commands, fetch), _Page)
+        if page.error is not None or page.state == "failed":
+            raise EngineCallFailed(_WATCH, complaint(str(page.error or "it failed")))
+        if page.next_continuation_token is None:
+            raise EngineCallFailed(_WATCH, f"the match has ended in the node ({page.state})")
+        self._token = page.next_continuation_token
+        return [event.data.line for event in page.events]
+
+
+def _read(text: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError:
+        raise EngineCallFailed(_WATCH, f"it answered {text[:200]!r}") from None
+
+
+def _text(line: bytes) -> str:
+    try:
+        return _line_decoder.decode(line).line
+    except msgspec.MsgspecError:
+        raise EngineCallFailed(_WATCH, f"it answered {line[:200]!r}") from None
+
+
+@contextlib.contextmanager
+def _place(note: Path) -> Iterator[Path]:
+    """
+    A directory for sockets that only we can enter: C{note}, if its path is short enough
+    for that of a socket.
+    """
+    note = note.resolve()
+    if tql.fits(f"{note}/m"):
+        yield note
+        return
+    with tempfile.TemporaryDirectory(prefix="tbvast-") as place:
+        yield Path(place)
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.listen(8)
+        yield listening
+
+
+def _accepted(waiter: Waiter, listening: socket.socket) -> socket.socket:
+    """
+    The first connection from a process of our own user, or the system's.
+    """
+    deadline = time.monotonic() + ATTACH
+    while waiter.readable(listening, deadline - time.monotonic()):
+        connection, _ = listening.accept()
+        _, user, _ = _CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        if user in (0, os.getuid()):
+            connection.setblocking(False)
+            return connection
+        connection.close()
+    raise Unreachable(_WATCH, f"the node did not connect within {ATTACH:g} s")

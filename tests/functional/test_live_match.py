@@ -1,0 +1,408 @@
+"""
+The live match in a real node: whole whatever is fed in, and known to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import tql
+from tbvast.bridge.engines.tenzir import TenzirEngine
+from tbvast.demo.services import twistd
+from tbvast.errors import EngineCallFailed
+from tbvast.intel.matches import Entry, Match, Progress
+from tbvast.intel.observables import Kind, Observable
+from tests.doubles_engine import ADDRESS, HOST, event, unheeded
+from tests.functional.blocking import BlockingProcess, Client, PluginProcess
+from tests.functional.components import RealNode, free_port, require_tenzir, run, wait_until
+
+LIMIT = 120.0
+"""
+Seconds that anything may take.
+"""
+
+ADDRESS_VALUE = "203.0.113.66"
+NAME = "bad.example"
+PATTERNS = (f"[ipv4-addr:value = '{ADDRESS_VALUE}']", f"[domain-name:value = '{NAME}']")
+
+
+def indicator(number: int, pattern: str) -> dict[str, Any]:
+    return {
+        "type": "indicator",
+        "spec_version": "2.1",
+        "id": f"indicator--00000000-0000-4000-8000-{number:012x}",
+        "created": "2024-01-01T00:00:00.000Z",
+        "modified": "2024-01-01T00:00:00.000Z",
+        "pattern": pattern,
+        "pattern_type": "stix",
+        "valid_from": "2024-01-01T00:00:00Z",
+    }
+
+
+def eve(number: int, kind: str, hit: bool = True) -> dict[str, Any]:
+    """
+    A Suricata event; with C{hit}, one that holds one of the indicators' values.
+    """
+    name = NAME if hit and kind != "flow" else "good.example"
+    more: dict[str, dict[str, Any]] = {
+        "flow": {"flow": {"pkts_toserver": number}},
+        "dns": {
+            "dns": {
+                "type": "answer",
+                "rrname": name,
+                "answers": [{"rdata": f"10.0.0.{n}"} for n in range(number % 4)],
+            }
+        },
+        "http": {"http": {"hostname": name, "url": f"/{number}"}},
+        "tls": {"tls": {"sni": name, "version": "TLS 1.3"}},
+        "alert": {"alert": {"signature_id": number}, "http": {"hostname": name, "url": "/"}},
+        "stats": {"stats": {"uptime": number}},
+    }
+    return {
+        "timestamp": "2026-03-01T12:00:00.000000+0000",
+        "flow_id": number,
+        "event_type": kind,
+        "src_ip": "10.0.0.1",
+        "dest_ip": ADDRESS_VALUE if hit and kind == "flow" else "10.0.0.2",
+        **more[kind],
+    }
+
+
+class Sensor:
+    """
+    Feeds events into a node through a pipeline that runs in it, as a sensor does.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # its path is short enough
+        path = Path(self._folder.name) / "eve.sock"
+        pipeline = f'accept_unix_socket "{path}" {{ read_suricata _batch_timeout=10ms }}\nimport\n'
+        run(endpoint, tql.start(pipeline, "sensor", 3600.0), "")
+        wait_until(path.exists, LIMIT)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+
+    def feed(self, events: Iterable[dict[str, Any]]) -> None:
+        self._socket.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in events))
+
+    def close(self) -> None:
+        self._socket.close()
+        self._folder.cleanup()
+
+
+def stored(endpoint: str) -> int:
+    """
+    How many events of a sensor a node has.
+    """
+    counted = run(
+        endpoint,
+        'export\nwhere @name.starts_with("suricata.")\nsummarize count=count()\nwrite_ndjson',
+        "",
+    )
+    return int(json.loads(counted)["count"]) if counted.strip() else 0
+
+
+class BridgeTestCase(SynchronousTestCase):
+    """
+    A test with a bus and a bridge, as processes, and a node.
+    """
+
+    embedded = False
+
+    def setUp(self) -> None:
+        require_tenzir(self)
+        self.folder = Path(self.mktemp()).resolve()
+        for name in ("bus", "bridge"):
+            (self.folder / name).mkdir(parents=True)
+        if self.embedded:
+            self.endpoint = f"127.0.0.1:{free_port()}"
+            engine = f"--vast-listen={self.endpoint}"
+        else:
+            self.node = RealNode()
+            self.addCleanup(self.node.stop)
+            self.endpoint = self.node.endpoint
+            engine = f"--vast={self.endpoint}"
+        self.bus = PluginProcess(self.folder / "bus")
+        self.addCleanup(self.bus.stop)
+        config = self.folder / "tap.conf"
+        config.write_text("bridge:\n  heartbeat: 1.0\n  snapshot: 30\n  retro_match: no\n")
+        self.command = twistd(
+            "tbvast-bridge",
+            f"--config={config}",
+            f"--threatbus={self.bus.manage}",
+            f"--state-dir={self.folder / 'state'}",
+            engine,
+        )
+        self.bridge = BlockingProcess(self.command, self.folder / "bridge")
+        self.addCleanup(lambda: self.bridge.stop())
+        self.bridge.saw("The live match is running")
+        self.publish([indicator(n, pattern) for n, pattern in enumerate(PATTERNS, 1)])
+        self.bridge.saw("The engine took 2 entries")
+        self.sensor = Sensor(self.endpoint)
+        self.addCleanup(self.sensor.close)
+
+    def publish(self, documents: list[dict[str, Any]]) -> None:
+        client = Client(self.bus.manage)
+        try:
+            client.request("publish", documents=documents)
+        finally:
+            client.close()
+
+    def report(self) -> dict[str, Any]:
+        """
+        What the bridge says of its engine.
+        """
+        for each in self.bus.subscriptions():
+            if each["name"] == "tbvast-bridge" and each.get("report"):
+                found: dict[str, Any] = each["report"]["engine"]
+                return found
+        return {}
+
+    def sightings(self) -> int:
+        """
+        How many sightings are in the bus's journal; each is there once.
+        """
+        return int(self.bus.status()["journal"]["sightings"])
+
+    def sighted(self, count: int) -> None:
+        """
+        Wait until there are so many sightings, and no more.
+        """
+        wait_until(lambda: self.sightings() >= count, LIMIT)
+        time.sleep(1.0)
+        self.assertEqual(self.sightings(), count)
+
+    def covered(self) -> None:
+        """
+        Wait until it is known up to where everything is covered.
+        """
+        wait_until(lambda: self.report().get("covered"), LIMIT)
+        self.assertFalse(self.report()["catching_up"])
+
+    def signal(self, signal: int) -> None:
+        os.kill(self.bridge.pid, signal)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        wait_until(lambda: not self.bridge.alive, LIMIT)
+
+    def start_again(self) -> None:
+        (self.folder / "bridge" / "log").unlink()
+        self.bridge = BlockingProcess(self.command, self.folder / "bridge")
+
+
+class EmbeddedTests(BridgeTestCase):
+    """
+    A node that the bridge has started.
+    """
+
+    embedded = True
+
+    def test_mixed(self) -> None:
+        """
+        A batch of several schemas is matched, and so is what comes after it.
+        """
+        kinds = ("flow", "dns", "stats", "http", "alert", "tls")
+        self.sensor.feed(eve(n, kinds[n % 6]) for n in range(60))
+        self.sighted(50)
+        for number in range(60, 64):
+            self.sensor.feed([eve(number, "flow")])
+            time.sleep(0.3)
+        self.sighted(54)
+        report = self.report()
+        self.assertTrue(report["live"])
+        self.assertLess(report["behind"], 30)
+        self.assertNotIn("cannot reach", self.bridge.log)
+
+
+class OtherNodeTests(BridgeTestCase):
+    """
+    A node that outlives the bridge.
+    """
+
+    def test_small_batches(self) -> None:
+        """
+        A stream of mixed events in small batches, of which one in a hundred is a hit,
+        is matched as a whole.
+        """
+        kinds = ("flow", "dns", "http", "tls", "alert")
+        events = [eve(n, kinds[n % 5], n % 100 == n // 100 % 5) for n in range(5_000)]
+        for start in range(0, len(events), 50):
+            self.sensor.feed(events[start : start + 50])
+            time.sleep(0.02)
+        self.sighted(50)
+
+    def test_frozen_and_killed(self) -> None:
+        """
+        What matches while the bridge is frozen is sighted, though it is killed then.
+        """
+        self.covered()
+        self.signal(signal.SIGSTOP)
+        kinds = ("flow", "dns", "http", "tls", "alert")
+        self.sensor.feed(eve(n, kinds[n % 5]) for n in range(500))
+        wait_until(lambda: stored(self.endpoint) == 500, LIMIT)
+        time.sleep(float(os.environ.get("TBVAST_FROZEN", "10")))
+        self.kill()
+        self.start_again()
+        self.sighted(500)
+
+    def test_flooded_and_killed(self) -> None:
+        """
+        More than can be sighted at once is sighted all the same, though the bridge is
+        killed in the middle of it, and again while it catches up; also what comes while
+        it is down.
+        """
+        self.covered()
+        kinds = ("flow", "dns", "http", "tls", "alert")
+        self.sensor.feed(eve(n, kinds[n % 5]) for n in range(5_000))
+        wait_until(lambda: self.sightings() > 0, LIMIT)
+        self.kill()
+        self.sensor.feed(eve(n, "tls") for n in range(5_000, 5_100))
+        self.start_again()
+        self.bridge.saw("The live match is running")
+        self.kill()
+        self.start_again()
+        self.sighted(5_100)
+
+    def test_node_killed(self) -> None:
+        """
+        What the node has stored, and nobody has matched when the node is killed, is
+        sighted when it is back; and so is what comes then.
+        """
+        self.covered()
+        self.signal(signal.SIGSTOP)
+        lines = [json.dumps(eve(n, "tls")) for n in range(200)]
+        self.node.feed("\n".join(lines), "suricata")
+        self.node.kill()
+        self.signal(signal.SIGCONT)
+        self.node.start()
+        self.sighted(200)
+        self.node.feed("\n".join(json.dumps(eve(n, "tls")) for n in range(200, 210)), "suricata")
+        self.sighted(210)
+
+
+class EngineTests(SynchronousTestCase):
+    """
+    The engine alone, on a node.
+    """
+
+    def setUp(self) -> None:
+        self.binary = require_tenzir(self)
+        self.node = RealNode()
+        self.addCleanup(self.node.stop)
+
+    def engine(self, **options: Any) -> TenzirEngine:
+        engine = TenzirEngine(self.node.endpoint, self.binary, Path(self.mktemp()), **options)
+        engine.prepare()
+        return engine
+
+    @contextmanager
+    def watching(self, engine: TenzirEngine, progress: Any = unheeded) -> Iterator[Any]:
+        watch: Any = engine.watch(progress)
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            yield watch
+
+    def test_served(self) -> None:
+        """
+        Where the node cannot reach a socket, what it finds is fetched through its
+        endpoint, mixed schemas and all, and it is known how far it is.
+        """
+        engine = self.engine(local=False)
+        engine.add([[HOST, ADDRESS]])
+        told: list[Progress] = []
+        found: list[Match] = []
+        sensor = Sensor(self.node.endpoint)
+        self.addCleanup(sensor.close)
+        with self.watching(engine, told.append) as watch:
+            kinds = ("flow", "dns", "stats", "http", "alert", "tls")
+            for number in range(12):
+                each = eve(number, kinds[number % 6])
+                sensor.feed([{**each, "dest_ip": "203.0.113.7"}])
+            while len(found) < 12:
+                found += next(watch)
+        self.assertEqual(sorted(match.event["flow_id"] for match in found), [*range(12)])
+        self.assertTrue(told)
+
+    def test_falls_back(self) -> None:
+        """
+        A node that does not connect to the socket is asked through its endpoint.
+        """
+        engine = self.engine()
+        self.patch(tql, "markers_from_socket", lambda path: tql.markers_from_topic("nobody"))
+        engine.add([[ADDRESS]])
+        with self.watching(engine) as watch:
+            self.node.feed(json.dumps(event(1)), "suricata")
+            self.assertEqual(len(next(watch)), 1)
+
+    def test_no_marker(self) -> None:
+        """
+        A match whose markers do not come out is given up within seconds.
+        """
+        engine = self.engine(silence=3.0, pulse=0.1)
+        with self.watching(engine) as watch:
+            (name,) = (each.name for each in (engine._notes).iterdir())
+            run(self.node.endpoint, tql.end(f"tbvast-markers-{name}"), "")
+            e = self.assertRaises(EngineCallFailed, next, watch)
+        self.assertRegex(str(e), "marker")
+
+    def test_ended_in_node(self) -> None:
+        """
+        A match that has ended in the node is given up at once.
+        """
+        engine = self.engine()
+        with self.watching(engine) as watch:
+            (name,) = (each.name for each in (engine._notes).iterdir())
+            run(self.node.endpoint, tql.end(f"tbvast-live-{name}"), "")
+            self.assertRaises(EngineCallFailed, next, watch)
+
+    def test_markers_behind_events(self) -> None:
+        """
+        Under load, whatever is said to be covered has come out before that was said.
+        """
+        engine = self.engine(pulse=0.05)
+        engine.add([[Entry(Observable(Kind.DOMAIN, NAME), ("indicator--1",))]])
+        said: list[tuple[float, int]] = []
+        found: list[Match] = []
+
+        def progress(news: Progress) -> None:
+            if news.covered is not None:
+                said.append((news.covered.imported, len(found)))
+
+        sensor = Sensor(self.node.endpoint)
+        self.addCleanup(sensor.close)
+        count, rounds = 6_000, 5
+        kinds = ("dns", "tls", "alert")
+        with self.watching(engine, progress) as watch:
+            for round in range(rounds):
+                sensor.feed(
+                    eve(n, kinds[n % 3], n % 10 == 0)
+                    for n in range(round * count, (round + 1) * count)
+                )
+                expected = (round + 1) * count // 10
+                while len(found) < expected:
+                    found += next(watch)
+            while len({each for each, _ in said}) < 3:
+                sensor.feed([eve(1, "tls")])
+                found += next(watch)
+        for moment, before in dict(reversed(said)).items():
+            text = run(
+                self.node.endpoint,
+                f"export\nwhere @import_time < from_epoch({moment:.6f}s)\n"
+                f'where dns?.rrname? == "{NAME}" or tls?.sni? == "{NAME}"'
+                f' or http?.hostname? == "{NAME}"\n'
+                "summarize count=count()\nwrite_ndjson",
+                "",
+            )
+            self.assertLessEqual(json.loads(text)["count"] if text.strip() else 0, before)

@@ -1,0 +1,163 @@
+"""
+Tests for L{tbvast.engines.tenzir.markers}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines import rows, tql
+from tbvast.bridge.engines.rows import Marker
+from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, RARELY, Markers, Round, grouped
+from tbvast.intel.matches import Progress
+
+LOOKED_UP = [10, LOOKUPS, 5, 80, 80]
+
+
+class MarkersTests(SynchronousTestCase):
+    """
+    L{Markers} says how far a match has got.
+    """
+
+    def setUp(self) -> None:
+        self.markers = Markers(LOOKED_UP)
+        self.now = 100.0
+
+    def out(self, round: Round, date: float = 1e9) -> list[Progress]:
+        """
+        The markers of a round come out, a tenth of a second later.
+        """
+        self.now += 0.1
+        found = [
+            self.markers.passed(Marker(round.number, leaf, date + self.now), self.now)
+            for leaf in round.leaves
+        ]
+        return [each for each in found if each is not None]
+
+    def test_every_leaf(self) -> None:
+        """
+        Nothing is covered before every leaf has been passed, in rounds without a pause;
+        then what was imported before the round that came before the oldest of them.
+        """
+        passed: list[int] = []
+        told: list[Progress] = []
+        while not told or told[-1].covered is None:
+            self.assertEqual(self.markers.wait(self.now), 0.0)
+            round = self.markers.begin(self.now)
+            if told:
+                passed += round.leaves
+            told += self.out(round)
+        self.assertEqual(sorted(passed), list(range(len(LOOKED_UP))))
+        self.assertEqual(told[-1].covered, told[0].heard)
+        self.assertGreater(self.markers.wait(self.now), PULSE / 2)
+
+    def test_wide(self) -> None:
+        """
+        A leaf with many lookups is passed at first, and rarely then.
+        """
+        self.markers = Markers([10, 5 * LOOKUPS, 20])
+        passed: list[float] = []
+        while len(passed) < 3:
+            round = self.markers.begin(self.now)
+            if 1 in round.leaves:
+                passed.append(self.now)
+            self.out(round)
+            self.now += self.markers.wait(self.now)
+        self.assertLess(passed[0], 101)
+        for one, two in itertools.pairwise(passed):
+            self.assertGreaterEqual(two - one, RARELY * PULSE)
+            self.assertLess(two - one, (RARELY + 2) * PULSE)
+
+    def test_one_round(self) -> None:
+        """
+        There is one round at a time, and a word when its last marker is out.
+        """
+        self.out(self.markers.begin(self.now))
+        round = self.markers.begin(self.now)
+        self.assertRaises(ValueError, self.markers.begin, self.now)
+        *first, last = round.leaves
+        for leaf in first:
+            self.assertIsNone(self.markers.passed(Marker(round.number, leaf, 1e9), self.now))
+        self.assertTrue(self.markers.under_way)
+        self.assertIsNotNone(self.markers.passed(Marker(round.number, last, 1e9), self.now))
+        self.assertFalse(self.markers.under_way)
+
+    def test_others(self) -> None:
+        """
+        A marker of another round, or one that comes out again, says nothing.
+        """
+        first = self.markers.begin(self.now)
+        self.assertEqual(self.markers.again(), first)
+        self.out(first)
+        self.assertEqual(self.out(first), [])
+        second = self.markers.begin(self.now)
+        self.assertEqual(self.out(first), [])
+        self.assertEqual(len(self.out(second)), 1)
+
+    def test_behind(self) -> None:
+        """
+        How far it is behind is how long the slowest marker took.
+        """
+        self.out(self.markers.begin(self.now))
+        round = self.markers.begin(self.now)
+        self.now += 7
+        (told,) = self.out(round)
+        self.assertAlmostEqual(told.behind, 7.1)
+        self.assertLess(told.heard.ahead if told.heard else 0, 1e9 + 0.1)
+
+    def test_date_set_back(self) -> None:
+        """
+        If the date is set back, it is told until all that is not covered was imported
+        later.
+        """
+        date = 1e9 + 86400
+        while True:
+            (told,) = self.out(self.markers.begin(self.now), date)
+            if told.covered is not None:
+                break
+        (told,) = self.out(self.markers.begin(self.now), 1e9)
+        assert told.covered is not None
+        self.assertGreater(told.covered.imported, 1e9 + 86400)
+        self.assertLess(told.lowest, 1e9 + 60)
+
+    @given(st.lists(st.integers(0, 900), min_size=1))
+    def test_grouped(self, lookups: list[int]) -> None:
+        """
+        Every leaf is in one round, and no round costs much that need not.
+        """
+        groups = grouped(lookups)
+        self.assertEqual(sorted(leaf for each in groups for leaf in each), [*range(len(lookups))])
+        for group in groups:
+            if len(group) > 1:
+                self.assertLessEqual(sum(lookups[leaf] for leaf in group), LOOKUPS)
+
+
+class MarkerLineTests(SynchronousTestCase):
+    """
+    L{rows.markers} tells markers from matches.
+    """
+
+    def test_marker(self) -> None:
+        """
+        A line of a marker is read, and is no match; its time has nanoseconds.
+        """
+        mark = {"s": tql.MARKER, "t": "2026-11-29T09:06:28.717616983Z"}
+        fields = {tql.MARKER_SOURCE: "b1", tql.MARKER_NUMBER: 7, tql.MARKER_LEAF: 3}
+        lines = [json.dumps({**fields, tql.MARK: mark}), "other"]
+        (marker,), others = rows.markers(lines)
+        self.assertEqual((marker.number, marker.leaf), (7, 3))
+        self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
+        self.assertEqual(others, ["other"])
+
+    def test_event(self) -> None:
+        """
+        An event that speaks of markers is an event.
+        """
+        for mark in ({"s": "x.y"}, {"s": tql.MARKER}, None):
+            line = json.dumps({"a": tql.MARKER, tql.MARK: mark})
+            self.assertEqual(rows.markers([line]), ([], [line]))
