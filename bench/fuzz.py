@@ -148,7 +148,7 @@ class Asking:
                 raise AssertionError(f"{self.sent - self.replies} requests were not answered")
             delimiter, reply = self._dealer.recv_multipart()
             self.replies += 1
-            if delimiter or not (reply in TEXTS or (reply.startswith(b"{") and reply.endswith(b"}"))):
+            if delimiter or not (reply in TEXTS or reply[:1] + reply[-1:] == b"{}"):
                 self.odd.append(reply)
 
     def close(self) -> None:
@@ -725,7 +725,7 @@ class Run:
         Take what has come, and see whether all is well.
         """
         self._settle()
-        if any([subscriber.drain() for subscriber in self.subscribers]):
+        if sum(subscriber.drain() for subscriber in self.subscribers):
             self._moved = time.monotonic()
         if time.monotonic() - self._beat > BEAT:
             self._beat = time.monotonic()
