@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+
+SETTINGS = """\
+caf:
+  middleman:
+    enable-automatic-connections: false
+"""
+"""
+Of the command, so that it opens no port.
+"""
 
 TABLES = ("tbvast_ip", "tbvast_net", "tbvast_str")
 """
@@ -35,7 +43,7 @@ class Node:
         @param folder: Where a configuration for the command may be written.
         """
         settings = folder / "client.yaml"
-        settings.write_text(CLIENT_SETTINGS)
+        settings.write_text(SETTINGS)
         self._command = [
             binaries.client(),
             f"--endpoint={endpoint}",
