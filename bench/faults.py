@@ -126,11 +126,10 @@ SHOWN = 10
 The most of what was lost that is named.
 """
 
-FAKETIME = (
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
-    "/usr/lib/faketime/libfaketime.so.1",
-)
+FAKETIME = "*/faketime/libfaketime.so.1"
+"""
+Where Debian has it, below C{/usr/lib}.
+"""
 
 NO_FAKETIME = "no libfaketime, whose steps of the clock are a part of this: apt install libfaketime"
 
@@ -153,7 +152,7 @@ def faketime() -> str | None:
     """
     Where libfaketime is, if it is installed.
     """
-    return next((path for path in FAKETIME if Path(path).exists()), None)
+    return next(map(str, Path("/usr/lib").glob(FAKETIME)), None)
 
 
 class Clock:
