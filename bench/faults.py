@@ -114,6 +114,11 @@ RESTART = 0.1, 1.0
 Seconds after which a service that ended is started again.
 """
 
+QUIET = 10.0
+"""
+Seconds that the load goes on behind the last fault: what was hit has to work again.
+"""
+
 DAY = 86400
 
 STEPS = (60, 600, 3600, 6 * 3600, DAY)
@@ -804,9 +809,9 @@ class Run:
             done += self.fault()
             if tries % 40 == 0:
                 print(f"    {done} faults, {len(self.load.accepted):,} accepted", flush=True)
-        self._tend(1.0)
         while self._later:
             self._tend(0.5)
+        self._tend(QUIET)
         for service in self.services:
             service.clock.set(0)
         ending = threading.Thread(target=self.load.stop)

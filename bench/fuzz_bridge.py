@@ -26,7 +26,7 @@ from typing import Any
 from bench.engine import Node, flow
 from bench.fuzz import TURN, memory_lines, resident, show, verdict
 from bench.hostile import GOOD, Damage, Good, Hostile, line
-from bench.ledger import SHOWN, History
+from bench.ledger import LENGTH, SHOWN
 from tbvast.demo.services import free_ports, twistd
 from tests.functional.blocking import BlockingProcess
 from tests.functional.components import alive, children
@@ -42,7 +42,7 @@ STALLED = 60.0
 Seconds after which something that did not happen never will.
 """
 
-ODD_REPLIES = 4.0
+ODD_REPLIES = 2.0
 """
 Seconds, at least, between replies that are none; each costs the bridge a moment.
 """
@@ -52,9 +52,14 @@ EVENTS = 20
 Events that are imported at a time, each with one good indicator's address.
 """
 
-EVENT_INTERVAL = 5.0
+EVENT_INTERVAL = 3.0
 """
 Seconds between them.
+"""
+
+KEPT = 50_000
+"""
+Items of the journal that can be sent again.
 """
 
 SNAPSHOTS = 3
@@ -118,7 +123,6 @@ class BridgeRun:
         self._hostile = Hostile(self._random)
         self._damage = Damage(self._random)
         self._good = Good(self._random, time.time() - 100_000.0)
-        self._history = History()
         self.bus = JournalBus()
         (engine,) = free_ports(1)
         state = folder / "bridge"
@@ -135,7 +139,7 @@ class BridgeRun:
         self._store = state / "bridge.db"
         self.node = Node(f"127.0.0.1:{engine}", folder)
         self.bridge = BlockingProcess(twistd("tbvast-bridge", f"--config={config}"), folder)
-        self._journal: list[tuple[int, bytes]] = []
+        self._journal: dict[int, bytes] = {}
         self._places: dict[str, int] = {}
         self._in_force: dict[str, dict[str, Any]] = {}
         self._gone: set[str] = set()
@@ -145,6 +149,7 @@ class BridgeRun:
         self.expected: dict[tuple[str, int], int] = {}
         self._odd_at = self._event_at = time.monotonic()
         self._snapshots = 0
+        self._asked = 0
         self.bridge.saw("The live match is running")
         self._family = sorted(children(self.bridge.pid))
         self._node_pid = next(pid for pid in self._family if "tenzir" in command(pid))
@@ -154,9 +159,10 @@ class BridgeRun:
 
     # What the bus says
 
-    def _append(self, kind: bytes, raw: bytes) -> None:
+    def _append(self, item: bytes) -> None:
         number = self.bus.head + 1
-        self._journal.append((number, b'[%d,"%b",%b]' % (number, kind, raw)))
+        self._journal[number] = item
+        self._journal.pop(number - KEPT, None)
         self.bus.head = number
 
     def _append_good(self) -> None:
@@ -171,8 +177,8 @@ class BridgeRun:
             document = self._good.indicator()
             self._in_force[document["id"]] = document
         raw = line(document)
-        self._places[document["id"]] = self._history.add("journal", raw)
-        self._append(b"indicator", raw)
+        self._places[document["id"]] = self.bus.head + 1
+        self._append(b'[%d,"indicator",%b]' % (self.bus.head + 1, raw))
         self.sent["good"] += 1
 
     def _expired(self, id: str) -> None:
@@ -205,9 +211,7 @@ class BridgeRun:
             item = item.replace(b'"spec_version":"2', b'"spec_version":"' + self._random.choice(
                 (b"\xff", b"\x01", b"\\x", b"\\u12", b"\xc3(", b"\xed\xa0\x80")
             ), 1)  # fmt: skip
-        self._history.add("journal", item)
-        self._journal.append((number, item))
-        self.bus.head = number
+        self._append(item)
         self.sent["items"] += 1
 
     def _follow(self) -> None:
@@ -228,9 +232,11 @@ class BridgeRun:
                 self._at = bus.number
             else:
                 self._at = bus.began
+            if self._at + KEPT < bus.head:
+                raise AssertionError(f"the bridge went back to {self._at:,}")
         while self._at < bus.head:
             until = min(bus.head, self._at + self._random.choice((1, 5, 20, 100)))
-            items = b",".join(item for _, item in self._journal[self._at : until])
+            items = b",".join([self._journal[n] for n in range(self._at + 1, until + 1)])
             bus.send(b'batch {"after":%d,"until":%d,"items":[%b]}' % (self._at, until, items))
             self._at = until
 
@@ -248,6 +254,7 @@ class BridgeRun:
         self.bus.send(
             b'mark {"number":%d,"count":%d,"full":true,"failed":[]}' % (self.bus.number, len(items))
         )
+        # One that cannot be complete is asked for again.
         self.bus.snapshot = not whole
 
     def _hostile_frame(self) -> None:
@@ -323,25 +330,36 @@ class BridgeRun:
             bus.odd[action] = None  # it does not reply
         if action != "heartbeat" and self._random.random() < 0.5:
             bus.odd.setdefault("heartbeat", b'{"status":"error"}')
-        if self.sent["snapshots"] < SNAPSHOTS and self.sent["good"] > 200 * (
-            self.sent["snapshots"] + 1
-        ):
-            bus.snapshot = True
-            bus.odd["heartbeat"] = b'{"status":"error"}'
+
+    def _ask_for_snapshot(self, done: float) -> None:
+        """
+        @param done: How much of the run is over.
+        """
+        if not self.bus.snapshot and done * (SNAPSHOTS + 1) > self._asked + 1:
+            self._asked += 1
+            self.bus.snapshot = True
+            self.bus.odd["heartbeat"] = b'{"status":"error"}'
 
     def _events(self) -> None:
         if time.monotonic() - self._event_at < EVENT_INTERVAL:
             return
         self._event_at = time.monotonic()
-        held = self.node.held() or Counter()
-        there = [(id, value) for id, value in held if GOOD.decode() in id and value[:3] == "10."]
-        chosen = [each for each in there if each[0] in self._in_force][:400]
-        self._random.shuffle(chosen)
+        self._import(EVENTS)
+
+    def _import(self, count: int) -> None:
+        """
+        Have events happen; whether the indicator, or its event, comes first is the same.
+        """
+        addresses = [
+            (id, value)
+            for id, document in self._in_force.items()
+            if (value := document["pattern"].split("'")[1]).startswith("10.")
+        ]
         events = []
-        for id, address in chosen[:EVENTS]:
+        for id, address in self._random.sample(addresses, min(count, len(addresses))):
             self._flows += 1
             events.append(flow(self._flows, address))
-            self.expected[id, self._flows] = self._history.count
+            self.expected[id, self._flows] = self.bus.head
         if events and not self.node.import_events(events):
             self.problems.append("the engine did not take events")
 
@@ -371,6 +389,7 @@ class BridgeRun:
                 else:
                     self._hostile_frame()
             self._odd_reply()
+            self._ask_for_snapshot(self.hostile / messages)
             self._events()
             self._until(lambda: self.bus.head - self._applied() <= IN_FLIGHT)
         self.bus.odd.clear()
@@ -435,6 +454,7 @@ class BridgeRun:
             self._follow()
             time.sleep(1.0)
             held = good()
+        self._import(5 * EVENTS)
         lost = [key for key in wanted if key not in held]
         self._tell("in the engine", [key[0] for key in lost], len(wanted))
         surplus = [key for key in held if key not in wanted]
@@ -470,7 +490,11 @@ class BridgeRun:
         )
         place = self._places.get(lost[0].split(" ")[0])
         if place is not None:
-            self.problems += self._history.around(place)
+            self.problems += [
+                f"  {'>' if number == place else ' '} {number}: {self._journal[number][:LENGTH]!r}"
+                for number in range(place - SHOWN, place + SHOWN + 1)
+                if number in self._journal
+            ]
 
     def check(self, limit: int) -> None:
         """
