@@ -22,6 +22,7 @@ import json
 import random
 import secrets
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -74,6 +75,11 @@ BEAT = 3.0
 Seconds between the heartbeats of the subscribers.
 """
 
+DAYS = 3649
+"""
+Of the snapshots at the end; what a hostile request asks for is cut to another number.
+"""
+
 LARGEST = 1 << 20
 """
 Bytes of the largest indicators that have to arrive.
@@ -84,7 +90,7 @@ SAMPLE = 2000
 Hostile documents that came through, of which is seen whether an old client can read them.
 """
 
-SETTINGS = {"detached_timeout": 2.0, "queue_messages": 100_000}
+SETTINGS = {"detached_timeout": 2.0, "errors_per_minute": 600}
 """
 Of the plugin, so that subscriptions made by accident do not pile up.
 """
@@ -360,6 +366,7 @@ class Stix2Subscriber(Subscriber):
 
     @ivar seen: Called with the key of each good item.
     @ivar asked: Snapshot requests that came, by their ids.
+    @ivar asked_last: That of the last of L{DAYS}.
     @ivar sample: Some of the other documents that came.
     """
 
@@ -367,6 +374,7 @@ class Stix2Subscriber(Subscriber):
         super().__init__(*args, **more)
         self.seen: Callable[[str], None] = lambda key: None
         self.asked: list[bytes] = []
+        self.asked_last = b""
         self.sample: list[bytes] = []
         self._others = 0
         self._random = random.Random(0)
@@ -377,7 +385,10 @@ class Stix2Subscriber(Subscriber):
             self.ledger.arrived(key)
             self.seen(key)
         elif kind == b"snapshotrequest":
-            self.asked.append(json.loads(payload)["snapshot_id"].encode())
+            request = json.loads(payload)
+            self.asked.append(request["snapshot_id"].encode())
+            if request["snapshot"] == DAYS * 86400:
+                self.asked_last = self.asked[-1]
         else:
             self._others += 1
             if len(self.sample) < SAMPLE:
@@ -504,13 +515,17 @@ class Run:
     @ivar problems: What is wrong.
     """
 
-    def __init__(self, plugin: PluginProcess, seed: int) -> None:
+    def __init__(self, plugin: PluginProcess, journal: Path, seed: int) -> None:
+        """
+        @param journal: The plugin's journal, to be looked into if something is lost.
+        """
         self.sent: Counter[tuple[str, str]] = Counter()
         self.good: Counter[str] = Counter()
         self.problems: list[str] = []
         self.sizes: dict[str, list[int]] = {"plugin": [], "writer": []}
         self.host = plugin.manage
         self._plugin = plugin
+        self._journal = journal
         (self.writer,) = children(plugin.pid)
         self._random = random.Random(seed)
         self._hostile = Hostile(self._random)
@@ -752,7 +767,7 @@ class Run:
         while not condition():
             self.look()
             if time.monotonic() - self._moved > STALLED:
-                raise AssertionError("something does not arrive")
+                raise AssertionError(f"nothing moved for {STALLED:.0f} s")
             self.stix2.drain(0.01)
 
     # What is there afterwards
@@ -764,12 +779,12 @@ class Run:
         """
         new: list[Subscriber] = [
             Stix2Subscriber(
-                self.host, "new stix2", self._history, "stix2/indicator", snapshot=3650
+                self.host, "new stix2", self._history, "stix2/indicator", snapshot=DAYS
             ),
             VastSubscriber(self.host, "new vast", self._history, "threatbus/intel"),
         ]
         numbered = NumberedSubscriber(
-            self.host, "new tbvast/1", self._history, "stix2/indicator", snapshot=3650
+            self.host, "new tbvast/1", self._history, "stix2/indicator", snapshot=DAYS
         )
         new.append(numbered)
         snapshot = list(self._in_force.values())
@@ -778,8 +793,8 @@ class Run:
         old, self.subscribers = self.subscribers, [*self.subscribers, *new]
         self._arrive(0)
         # The answer of another application, with what is wrong among what is right.
-        self._until(lambda: bool(self.stix2.asked))
-        id = self.stix2.asked[-1]
+        self._until(lambda: bool(self.stix2.asked_last))
+        id = self.stix2.asked_last
         for _ in range(20):
             item = self._maker.indicator()
             place = self._history.add("sub", item.raw)
@@ -812,7 +827,10 @@ class Run:
         """
         for subscriber in (*self.subscribers, *getattr(self, "new", ())):
             if subscriber.name != "new tbvast/1":
-                self.problems += subscriber.ledger.problems()
+                shown = any("missing" in problem for problem in self.problems)
+                self.problems += subscriber.ledger.problems(neighbours=not shown)
+                if not shown and (lost := subscriber.ledger.first_missing):
+                    self.problems.append(f"    the journal has {self._journaled(lost)}")
             if isinstance(subscriber, NumberedSubscriber):
                 self.problems += subscriber.faults[:SHOWN]
         self.problems += [f"an odd reply: {each[:200]!r}" for each in self.asking.odd[:SHOWN]]
@@ -828,6 +846,19 @@ class Run:
             start = self._plugin.log.index("Traceback")
             text = self._plugin.log[max(0, start - 300) : start + 1500]
             self.problems.append(f"{traces} tracebacks in the log, the first:\n{text}")
+
+    def _journaled(self, key: str) -> str:
+        """
+        What the journal's file says of a document.
+        """
+        id = key.removeprefix("sighting ").partition(" ")[0]
+        with sqlite3.connect(f"file:{self._journal}?mode=ro", uri=True) as db:
+            rows = db.execute(
+                "SELECT number, stream, state, substr(body, 1, 600) FROM entries"
+                " WHERE instr(body, CAST(? AS BLOB))",
+                [id],
+            ).fetchall()
+        return str(rows)
 
     def unreadable(self) -> tuple[int, Counter[str]]:
         """
@@ -959,19 +990,19 @@ def main(arguments: Sequence[str]) -> int:
             return attack_bridge(Path(folder), options)
         plugin = PluginProcess(Path(folder), **SETTINGS)
         try:
-            return attack(plugin, options)
+            return attack(plugin, Path(folder), options)
         finally:
             plugin.stop()
             if options.log:
                 options.log.write_text(plugin.log)
 
 
-def attack(plugin: PluginProcess, options: Any) -> int:
+def attack(plugin: PluginProcess, folder: Path, options: Any) -> int:
     """
     @return: The exit status.
     """
     began = time.monotonic()
-    run = Run(plugin, options.seed)
+    run = Run(plugin, folder / "state" / "journal.db", options.seed)
     status: dict[str, Any] = {}
     try:
         run.send(options.messages, began + options.limit)

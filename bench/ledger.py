@@ -12,7 +12,7 @@ SHOWN = 10
 The most items, or neighbours, that a report names.
 """
 
-HISTORY = 20_000
+HISTORY = 200_000
 """
 How many of the messages that were sent last can be named as neighbours.
 """
@@ -36,7 +36,7 @@ class History:
         """
         @return: The place of the message.
         """
-        self._last.append((endpoint, message[:4096]))
+        self._last.append((endpoint, message[:LENGTH]))
         self.count += 1
         return self.count - 1
 
@@ -106,6 +106,13 @@ class Ledger:
         return len(self._open)
 
     @property
+    def first_missing(self) -> str:
+        """
+        The key of the first that has not come; empty if all have.
+        """
+        return next(iter(self._open), "")
+
+    @property
     def doubled(self) -> int:
         """
         How many came too often: once more than once is one.
@@ -119,7 +126,7 @@ class Ledger:
         """
         return [key for key in self.got if key not in self._due]
 
-    def problems(self) -> list[str]:
+    def problems(self, neighbours: bool = True) -> list[str]:
         """
         What is wrong, for people: the first that is missing, with its neighbours.
         """
@@ -129,7 +136,8 @@ class Ledger:
             found.append(
                 f"{self.name}: {len(self._open):,} of {self.due:,} missing, the first: {key}"
             )
-            found += self._history.around(place)
+            if neighbours:
+                found += self._history.around(place)
             found += [f"    missing: {each}" for each in list(self._open)[1:SHOWN]]
         twice = [key for key, count in self.got.items() if count > 1]
         if twice:
