@@ -85,6 +85,11 @@ LARGEST = 1 << 20
 Bytes of the largest indicators that have to arrive.
 """
 
+ROOM = 64
+"""
+Bytes that an indicator becomes longer when it is corrected, or removed.
+"""
+
 SAMPLE = 2000
 """
 Hostile documents that came through, of which is seen whether an old client can read them.
@@ -251,7 +256,7 @@ class Maker:
             more = {"description": ""}
         item = self._item(self._good.indicator(**more))
         if "description" in more:
-            rest = LARGEST - len(item.raw)
+            rest = LARGEST - ROOM - len(item.raw)
             item = self._item({**item.document, "description": "x" * rest})
         self._first[item.keys[0]] = item
         return item

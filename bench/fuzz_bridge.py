@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from tests.functional.blocking import BlockingProcess
 from tests.functional.components import alive, children
 from tests.functional.hostile_bus import HostileBus
 
-IN_FLIGHT = 3000
+IN_FLIGHT = 10_000
 """
 The most numbers that the bridge may be behind before more is sent.
 """
@@ -42,7 +43,7 @@ STALLED = 60.0
 Seconds after which something that did not happen never will.
 """
 
-ODD_REPLIES = 2.0
+ODD_REPLIES = 5.0
 """
 Seconds, at least, between replies that are none; each costs the bridge a moment.
 """
@@ -67,6 +68,8 @@ SNAPSHOTS = 3
 How many snapshots of everything the bus sends, the last one whole.
 """
 
+_NAMED = re.compile(rb'"type":"indicator","spec_version":"2.1","id":"indicator--[0-9a-f]{8}-')
+
 
 class JournalBus(HostileBus):
     """
@@ -74,6 +77,7 @@ class JournalBus(HostileBus):
 
     @ivar head: The number of its last item.
     @ivar began: Where the newest subscription began; C{-1} for a snapshot.
+    @ivar first: Whether it is of somebody who was not here before.
     @ivar odd: What replies next to an action, once.
     @ivar snapshot: Whether the next subscriber gets a snapshot.
     @ivar claims: What subscribers said that they have, and where the bus was then.
@@ -82,6 +86,7 @@ class JournalBus(HostileBus):
     def __init__(self) -> None:
         self.head = 0
         self.began = 0
+        self.first = True
         self.odd: dict[str, bytes | None] = {}
         self.snapshot = False
         self.claims: list[tuple[int, int]] = []
@@ -105,6 +110,7 @@ class JournalBus(HostileBus):
         else:
             self.resumes, self.number = True, 0
             self.began = resume.get("number", 0)
+        self.first = not resume
         return self.answer(request)
 
 
@@ -214,6 +220,12 @@ class BridgeRun:
         self._append(item)
         self.sent["items"] += 1
 
+    def _say(self, tail: bytes) -> None:
+        """
+        Send a frame to the subscription that is followed.
+        """
+        self.bus.send_raw([self._topic.encode() + tail])
+
     def _follow(self) -> None:
         """
         Send the newest subscription what it lacks.
@@ -232,12 +244,14 @@ class BridgeRun:
                 self._at = bus.number
             else:
                 self._at = bus.began
+                if bus.first:  # who waits for a snapshot; there is nothing in it
+                    self._say(b'mark {"number":0,"count":0,"full":false,"failed":[]}')
             if self._at + KEPT < bus.head:
                 raise AssertionError(f"the bridge went back to {self._at:,}")
         while self._at < bus.head:
             until = min(bus.head, self._at + self._random.choice((1, 5, 20, 100)))
             items = b",".join([self._journal[n] for n in range(self._at + 1, until + 1)])
-            bus.send(b'batch {"after":%d,"until":%d,"items":[%b]}' % (self._at, until, items))
+            self._say(b'batch {"after":%d,"until":%d,"items":[%b]}' % (self._at, until, items))
             self._at = until
 
     def _send_snapshot(self) -> None:
@@ -248,10 +262,15 @@ class BridgeRun:
             b'[%d,"indicator",%b]' % (self.bus.number, line(document))
             for document in self._in_force.values()
         ]
+        # What is wrong there costs nothing else, either, as long as it can be named; of
+        # what has no id, nobody knows what it should keep in force.
+        named = filter(_NAMED.search, (self._hostile.document() for _ in range(len(items) // 4)))
+        items += [b'[%d,"indicator",%b]' % (self.bus.number, raw) for raw in named]
+        self._random.shuffle(items)
         kept = items if whole else items[: len(items) // 2]
         for start in range(0, len(kept), 100):
-            self.bus.send(b'snapshot {"items":[%b]}' % b",".join(kept[start : start + 100]))
-        self.bus.send(
+            self._say(b'snapshot {"items":[%b]}' % b",".join(kept[start : start + 100]))
+        self._say(
             b'mark {"number":%d,"count":%d,"full":true,"failed":[]}' % (self.bus.number, len(items))
         )
         # One that cannot be complete is asked for again.
@@ -265,9 +284,9 @@ class BridgeRun:
         at, way = self._at, self._random.random()
         self.sent["frames"] += 1
         if way < 0.25:
-            self.bus.send(self._random.choice((b"indicator ", b"sighting ")) + raw)
+            self._say(self._random.choice((b"indicator ", b"sighting ")) + raw)
         elif way < 0.4:
-            self.bus.send(self._damage.noise())
+            self._say(self._damage.noise())
         elif way < 0.55:
             parts = self._damage.parts(lambda: b"batch " + raw)
             self.bus.send_raw([self._topic.encode() + parts[0], *parts[1:]])
@@ -275,14 +294,14 @@ class BridgeRun:
             kind = self._random.choice(
                 (b"batc", b"snapshotrequest", b"Batch", b"", b"marks", b"\0")
             )
-            self.bus.send(kind + b" " + raw)
+            self._say(kind + b" " + raw)
         elif way < 0.85:
-            self.bus.send(b"snapshot " + self._random.choice((
+            self._say(b"snapshot " + self._random.choice((
                 b'{"items":[[1,"indicator",%b]]}' % raw, b'{"items":null}', b"{}", b"[]", raw,
                 b'{"items":[[1,"indicator",%b' % raw, b'{"items":[%b]}' % (b"[" * 900 + b"]" * 900),
             )))  # fmt: skip
-        elif way < 0.995:
-            self.bus.send(b"mark " + self._random.choice((
+        elif way < 0.999:
+            self._say(b"mark " + self._random.choice((
                 b"{}", b"null", b'{"number":"x"}', b'{"number":%d}' % at,
                 b'{"number":1e400,"count":0,"full":true}',
                 b'{"number":%d,"count":-1,"full":true}' % at,
@@ -292,7 +311,7 @@ class BridgeRun:
             # These cannot be passed over: what they are of may be missing.
             self.sent["gaps"] += 1
             item = b'[%d,"indicator",%b]' % (at + 1, raw)
-            self.bus.send(b"batch " + self._random.choice((
+            self._say(b"batch " + self._random.choice((
                 b'{"after":%d,"until":%d,"items":[%b]}' % (at + 7, at + 8, item),
                 b'{"after":%d,"until":%d,"items":[%b]}' % (max(0, at - 5), at, item),
                 b'{"after":%d,"until":%d,"items":[%b]}' % (at, at - 9, item),
