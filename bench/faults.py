@@ -55,7 +55,7 @@ from bench.engine import Node, flow
 from tbvast.demo.services import free_ports, twistd
 from tests.functional.components import children
 
-SETTLE = 40.0
+SETTLE = 120.0
 """
 Seconds without any progress that everything has to come to rest after the last fault.
 """
