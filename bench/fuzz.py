@@ -1,12 +1,18 @@
 """
-A live plugin, and messages that nobody should send: it answers what is to be
-answered, and serves everybody afterwards.
+A live service, and messages that nobody should send: it goes on, and loses nothing good.
 
-C{python -m bench.fuzz} from the top of a checkout starts a plugin, and sends it 200,000
-messages: random bytes, valid messages that were damaged, messages of several frames
-and such that are no ZeroMQ, on each of the three endpoints. It prints what was sent, and
-what came of it; the exit status is 0 if the plugin served an old subscriber, and new
-ones of both dialects, at the end. A run with the same C{--seed} sends the same.
+C{python -m bench.fuzz} from the top of a checkout starts a plugin, and sends it 1,000,000
+messages on its three endpoints: STIX objects with one to three properties made wrong (see
+L{bench.hostile}), damaged messages, messages of several frames, noise, and such that are no
+ZeroMQ. Good indicators and sightings are among them, by request and on sub. At the end each
+of those has to be with an old subscriber of each dialect, with one of tbvast/1 and in a
+snapshot, exactly once; every request was answered; C{stix2} reads what an old subscriber
+got of the rest; and plugin and writer are the processes that they were, no larger than
+they may be. C{python -m bench.fuzz bridge} has a bridge against a hostile bus instead (see
+L{bench.fuzz_bridge}).
+
+The exit status is 0 if all of it holds. A run with the same C{--seed} sends the same, but
+for the identities that others choose.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import json
 import random
 import secrets
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -24,168 +31,98 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
+from bench.hostile import GOOD, Damage, Good, Hostile, key_of, line
+from bench.ledger import SHOWN, History, Ledger
 from tbvast.settings import HostPort
-from tests.functional.blocking import (
-    LIMIT,
-    Client,
-    Peer,
-    PluginProcess,
-    Publisher,
-    Sockets,
-    a_sighting,
-    an_indicator,
-    frame,
-)
+from tests.functional.blocking import LIMIT, Client, Peer, PluginProcess, Publisher, Sockets
+from tests.functional.components import alive, children
 
 WINDOW = 200
 """
 Requests that wait for their replies at a time.
 """
 
-ROUND = 1000
+TURN = 250
 """
-Messages between looks at whether everything is well.
+Hostile messages between two looks at whether everything is well, with the next good ones.
 """
 
-SETTINGS = {"detached_timeout": 2.0, "heartbeat_timeout": 5.0, "queue_messages": 10_000}
+ASKERS = 8
+"""
+Publish requests with good documents that are under way at a time.
+"""
+
+ON_SUB = 6
+"""
+Good documents that each turn sends on the sub endpoint.
+"""
+
+IN_FLIGHT = 1000
+"""
+The most good documents that are on their way before more is sent.
+"""
+
+STALLED = 30.0
+"""
+Seconds without a good document that arrives, after which those under way are lost.
+"""
+
+BEAT = 3.0
+"""
+Seconds between the heartbeats of the subscribers.
+"""
+
+DAYS = 3649
+"""
+Of the snapshots at the end; what a hostile request asks for is cut to another number.
+"""
+
+LARGEST = 1 << 20
+"""
+Bytes of the largest indicators that have to arrive.
+"""
+
+ROOM = 64
+"""
+Bytes that an indicator becomes longer when it is corrected, or removed.
+"""
+
+SAMPLE = 2000
+"""
+Hostile documents that came through, of which is seen whether an old client can read them.
+"""
+
+SETTINGS = {"detached_timeout": 2.0, "errors_per_minute": 600}
 """
 Of the plugin, so that subscriptions made by accident do not pile up.
 """
 
-IDS = tuple(f"{kind}--7a3c2d51-0b1e-4c5f-9d8e-2f6a7b8c9d0e" for kind in ("indicator", "sighting"))
+REQUESTS: tuple[bytes, ...] = tuple(
+    json.dumps(request).encode()
+    for request in (
+        {"action": "subscribe", "topic": "stix2/indicator", "snapshot": 1},
+        {"action": "subscribe", "topic": ["stix2/indicator", "stix2/sighting"]},
+        {"action": "subscribe", "topic": "threatbus/intel", "snapshot": 0},
+        {"action": "subscribe", "topic": "t", "protocol": "tbvast/1", "name": "fuzz"},
+        {
+            "action": "subscribe",
+            "topic": "stix2/indicator",
+            "protocol": "tbvast/1",
+            "resume": {"plugin": "x", "number": 1},
+        },
+        {"action": "unsubscribe", "topic": "a" * 32},
+        {"action": "heartbeat", "topic": "a" * 32, "report": {"a": [1, 2.5, "x"]}},
+        {"action": "status"},
+    )
+)
 
-EXTREMES = (
-    b"null", b"true", b"-1", b"0", b"1e999", b"-0.0", b"99999999999999999999", b'""', b'"\\ud800"',
-    b"[]", b"{}", b"[" * 2000 + b"]" * 2000, b'{"":' * 2000 + b"1" + b"}" * 2000, b'"' + b"x" * 5000
-    + b'"', b"\xff", b"\0", b"",
-)  # fmt: skip
+TEXTS = {b"Success", b"Unknown request"}
 """
-What stands where a value should.
+Replies of the vast dialect, which are no JSON.
 """
-
-
-class Fuzz:
-    """
-    Makes messages that are not what they should be, from a seed.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        known, seen = an_indicator(id=IDS[0]), a_sighting(id=IDS[1], sighting_of_ref=IDS[0])
-        envelope = {
-            "type": "snapshotenvelope",
-            "snapshot_type": 1,
-            "snapshot_id": "x",
-            "body": known,
-        }
-        self._requests = [
-            json.dumps(request).encode()
-            for request in (
-                {"action": "subscribe", "topic": "stix2/indicator", "snapshot": 1},
-                {"action": "subscribe", "topic": ["stix2/indicator", "stix2/sighting"]},
-                {"action": "subscribe", "topic": "threatbus/intel", "snapshot": 0},
-                {"action": "subscribe", "topic": "t", "protocol": "tbvast/1", "name": "fuzz"},
-                {"action": "unsubscribe", "topic": "a" * 32},
-                {"action": "heartbeat", "topic": "a" * 32, "report": {"a": [1, 2.5, "x"]}},
-                {"action": "publish", "documents": [known]},
-                {"action": "status"},
-            )
-        ]
-        self._reports = [
-            frame(known),
-            frame(seen),
-            frame({**known, "pattern": "[domain-name:value = 'a.example' OR url:value = 'b:c']"}),
-            frame({**seen, "x_threatbus_indicator": known, "x_threatbus_source": "fuzz"}),
-            b"threatbus/snapshotenvelope " + json.dumps(envelope).encode(),
-            b'vast/sightings {"ts": "2024-01-01T00:00:00Z", "reference": "threatbus__x"}',
-        ]
-
-    def choice(self, among: Sequence[Any]) -> Any:
-        return self._random.choice(among)
-
-    def anything(self) -> bytes:
-        """
-        Random bytes.
-        """
-        size = self.choice((0, 1, 2, 10, 100, 1000, 10_000))
-        return self._random.randbytes(self._random.randint(0, size))
-
-    def request(self) -> bytes:
-        """
-        A damaged request.
-        """
-        return self._damaged(self._requests)
-
-    def report(self) -> bytes:
-        """
-        A damaged frame of the sub endpoint, most often with a topic of it.
-        """
-        return self._damaged(self._reports)
-
-    def subscription(self) -> bytes:
-        """
-        What a subscriber might send to the pub endpoint.
-        """
-        verb = self.choice((b"\0", b"\1", b"\1", b"\2", b""))
-        letters = bytes(self.choice(b"abcdefghijklmnopqrstuvwxyz") for _ in range(32))
-        return verb + self.choice(
-            (letters, b"threatbus/intel" + letters[:10], b"", self.anything())
-        )
-
-    def parts(self, make: Callable[[], bytes]) -> list[bytes]:
-        """
-        A message of several frames.
-        """
-        return [
-            self.choice((b"", make(), self.anything())) for _ in range(self._random.randint(2, 12))
-        ]
-
-    def _damaged(self, among: Sequence[bytes]) -> bytes:
-        message = self.choice(among)
-        for _ in range(self._random.randint(1, 3)):
-            message = self.choice(
-                (self._flip, self._cut, self._insert, self._repeat, self._replace, self._splice)
-            )(message, among)
-        return bytes(message)
-
-    def _place(self, message: bytes) -> tuple[int, int]:
-        start = self._random.randint(0, len(message))
-        return start, min(len(message), start + self._random.randint(0, 40))
-
-    def _flip(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        damaged = bytearray(message)
-        for _ in range(self._random.randint(1, 8)):
-            if damaged:
-                damaged[self._random.randrange(len(damaged))] = self._random.randrange(256)
-        return bytes(damaged)
-
-    def _cut(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        start, end = self._place(message)
-        return message[:start] + self.choice((b"", message[end:]))
-
-    def _insert(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        start, _ = self._place(message)
-        return message[:start] + self.anything()[:100] + message[start:]
-
-    def _repeat(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        start, end = self._place(message)
-        return message[:end] + message[start:end] * self._random.randint(1, 50) + message[end:]
-
-    def _splice(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        start, _ = self._place(message)
-        other = self.choice(among)
-        return message[:start] + other[self._random.randint(0, len(other)) :]
-
-    def _replace(self, message: bytes, among: Sequence[bytes]) -> bytes:
-        # The value of one field, in what is still valid JSON otherwise.
-        start = message.find(b": ", self._random.randint(0, len(message)))
-        if start < 0:
-            return message
-        ends = [end for end in (message.find(mark, start) for mark in (b", ", b"}")) if end > 0]
-        end = min(ends, default=len(message))
-        return message[: start + 2] + bytes(self.choice(EXTREMES)) + message[end:]
 
 
 class Asking:
@@ -193,11 +130,13 @@ class Asking:
     Sends requests, and counts their replies.
 
     @ivar replies: How many came.
+    @ivar odd: Replies that are none.
     """
 
     def __init__(self, host: HostPort) -> None:
         self.sent = 0
         self.replies = 0
+        self.odd: list[bytes] = []
         self._sockets = Sockets()
         self._dealer = self._sockets.socket(zmq.DEALER, host.port, host.host)
 
@@ -218,9 +157,10 @@ class Asking:
         while self.sent - self.replies > waiting:
             if not self._dealer.poll(round(LIMIT * 1000)):
                 raise AssertionError(f"{self.sent - self.replies} requests were not answered")
-            delimiter, _ = self._dealer.recv_multipart()
-            assert delimiter == b""
+            delimiter, reply = self._dealer.recv_multipart()
             self.replies += 1
+            if delimiter or not (reply in TEXTS or reply[:1] + reply[-1:] == b"{}"):
+                self.odd.append(reply)
 
     def close(self) -> None:
         self._sockets.close()
@@ -253,192 +193,850 @@ class Sending:
             self._peer = None
 
 
+class Item:
+    """
+    A good document, and by what each kind of subscriber knows it.
+
+    @ivar raw: The document.
+    @ivar frame: The message that brings it to the sub endpoint.
+    @ivar document: It once more; empty for a report of a matcher of old.
+    @ivar keys: What arrives at a subscriber of the stix2 dialect, or of tbvast/1.
+    @ivar vast: What arrives at one of the vast dialect.
+    """
+
+    def __init__(
+        self, topic: str, document: dict[str, Any], keys: tuple[str, ...], vast: tuple[str, ...]
+    ) -> None:
+        self.document = document
+        self.raw = line(document)
+        self.frame = topic.encode() + b" " + self.raw
+        self.keys = keys
+        self.vast = vast
+
+
+class Maker:
+    """
+    Makes good items of all kinds.
+    """
+
+    def __init__(self, random: random.Random, good: Good) -> None:
+        self._random = random
+        self._good = good
+        self._settled: list[Item] = []
+        self._first: dict[str, Item] = {}
+
+    def settled(self, key: str) -> None:
+        """
+        An item has arrived: it can be changed, or removed, whatever way that takes.
+        """
+        item = self._first.pop(key, None)
+        if item is not None:
+            self._settled.append(item)
+
+    def make(self) -> Item:
+        way = self._random.random()
+        if self._settled and way < 0.1:
+            edited = self._changed(x_threatbus_update="EDIT")
+            if edited is not None:
+                return edited
+        if self._settled and 0.1 <= way < 0.14:
+            return self._changed(x_threatbus_update="REMOVE") or self.indicator()
+        if self._settled and 0.14 <= way < 0.16:
+            return self._changed(revoked=True) or self.indicator()
+        if self._settled and 0.16 <= way < 0.3:
+            return self.sighting(self._random.choice(self._settled).document["id"])
+        return self.indicator()
+
+    def indicator(self) -> Item:
+        way = self._random.random()
+        more: dict[str, Any] = {}
+        if way < 0.1:
+            more = {"name": "good", "labels": ["a"], "confidence": 50, "x_own": {"a": [1, "b"]}}
+        elif way < 0.1005:
+            more = {"description": ""}
+        item = self._item(self._good.indicator(**more))
+        if "description" in more:
+            rest = LARGEST - ROOM - len(item.raw)
+            item = self._item({**item.document, "description": "x" * rest})
+        self._first[item.keys[0]] = item
+        return item
+
+    def sighting(self, of: str) -> Item:
+        """
+        @param of: The id of an indicator.
+        """
+        document = self._good.sighting(of)
+        mark = document["x_threatbus_sighting_context"]["mark"]  # type: ignore[index]
+        key = f"sighting {mark}"
+        return Item("stix2/sighting", document, (key,), (key,))
+
+    def old_report(self, of: str) -> Item:
+        """
+        What a matcher of old says; only for the sub endpoint.
+        """
+        mark = self._good.id("sighting")
+        key = f"sighting {mark}"
+        report = {"ts": self._good.time(), "reference": f"threatbus__{of}", "mark": mark}
+        return Item("vast/sightings", report, (key,), (key,))
+
+    def _changed(self, **more: Any) -> Item | None:
+        """
+        @return: Nothing if that was edited before: a client of old could not tell the
+            second time from the first.
+        """
+        place = self._random.randrange(len(self._settled))
+        item = self._settled[place]
+        if "x_threatbus_update" in more and more == {
+            "x_threatbus_update": item.document.get("x_threatbus_update")
+        }:
+            return None
+        document = {k: v for k, v in item.document.items() if k != "x_threatbus_update"}
+        changed = self._item({**document, **more, "modified": self._good.time()})
+        self._settled[place] = self._settled[-1]
+        del self._settled[-1]
+        if more.get("x_threatbus_update") == "EDIT":
+            self._first[changed.keys[0]] = changed
+        return changed
+
+    def _item(self, document: dict[str, Any]) -> Item:
+        operation = "REMOVE" if document.get("revoked") else None
+        operation = operation or document.get("x_threatbus_update", "ADD")
+        values = [each.split("'")[1] for each in document["pattern"].split(" OR ")]
+        vast = tuple(f"{document['id']} {operation} {value}" for value in values)
+        return Item("stix2/indicator", document, (key_of(document),), vast)
+
+
+class Subscriber:
+    """
+    Receives, and keeps a ledger of the good items.
+
+    @ivar arrived: All that came, good or not.
+    """
+
+    def __init__(
+        self, host: HostPort, label: str, history: History, topic: Any, **more: Any
+    ) -> None:
+        """
+        @param label: What it is called in the report.
+        @param more: More of its request.
+        """
+        self.name = label
+        self.ledger = Ledger(label, history)
+        self.arrived = 0
+        self.client = Client(host)
+        self.reply = self.client.subscribe(topic, **more)
+        self._sub = self.client.socket(zmq.SUB, self.client.pub, host.host, RCVHWM=0)
+        self._sub.subscribe(self.client.topic)
+        self._skipped = len(self.client.topic)
+
+    def drain(self, wait: float = 0.0) -> bool:
+        """
+        Take what has come.
+
+        @param wait: Seconds to wait for the first of it.
+        @return: Whether there was something.
+        """
+        if not self._sub.poll(round(wait * 1000)):
+            return False
+        try:
+            while True:
+                kind, _, payload = self._sub.recv(zmq.NOBLOCK)[self._skipped :].partition(b" ")
+                self.arrived += 1
+                self.take(kind, payload)
+        except zmq.Again:
+            return True
+
+    def take(self, kind: bytes, payload: bytes) -> None:
+        """
+        @param kind: What stands behind the subscription's own topic.
+        """
+
+    def close(self) -> None:
+        self.client.unsubscribe()
+        self.client.close()
+
+
+def stix2_key(document: dict[str, Any]) -> str:
+    """
+    By what a good document is known.
+    """
+    if document["type"] == "sighting":
+        return f"sighting {document['x_threatbus_sighting_context']['mark']}"
+    return key_of(document)
+
+
+class Stix2Subscriber(Subscriber):
+    """
+    An unmodified Threat Bus application of 2022.
+
+    @ivar seen: Called with the key of each good item.
+    @ivar asked: Snapshot requests that came, by their ids.
+    @ivar asked_last: That of the last of L{DAYS}.
+    @ivar sample: Some of the other documents that came.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.seen: Callable[[str], None] = lambda key: None
+        self.asked: list[bytes] = []
+        self.asked_last = b""
+        self.sample: list[bytes] = []
+        self._others = 0
+        self._random = random.Random(0)
+
+    def take(self, kind: bytes, payload: bytes) -> None:
+        if GOOD in payload:
+            key = stix2_key(json.loads(payload))
+            self.ledger.arrived(key)
+            self.seen(key)
+        elif kind == b"snapshotrequest":
+            request = json.loads(payload)
+            self.asked.append(request["snapshot_id"].encode())
+            if request["snapshot"] == DAYS * 86400:
+                self.asked_last = self.asked[-1]
+        else:
+            self._others += 1
+            if len(self.sample) < SAMPLE:
+                self.sample.append(payload)
+            elif (place := self._random.randrange(self._others)) < SAMPLE:
+                self.sample[place] = payload
+
+
+class VastSubscriber(Subscriber):
+    """
+    A client of Threat Bus 2020.
+    """
+
+    def take(self, kind: bytes, payload: bytes) -> None:
+        if GOOD not in payload:
+            return
+        document = json.loads(payload)
+        if "ioc" in document:
+            id = document["reference"].removeprefix("threatbus__")
+            self.ledger.arrived(f"{id} {document['operation']} {document['ioc']}")
+        else:
+            self.ledger.arrived(f"sighting {document['mark']}")
+
+
+class _Batch(msgspec.Struct):
+    after: int
+    until: int
+    items: list[tuple[int, str, msgspec.Raw]]
+
+
+class _Part(msgspec.Struct):
+    items: list[tuple[int, str, msgspec.Raw]]
+
+
+class NumberedSubscriber(Subscriber):
+    """
+    A client of tbvast/1, which checks the numbers.
+
+    @ivar faults: What is wrong with them.
+    @ivar mark: What ended the snapshot.
+    @ivar in_snapshot: How many items it had.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, protocol="tbvast/1", name="numbered", **more)
+        self.faults: list[str] = []
+        self.mark: dict[str, Any] | None = None
+        self.in_snapshot = 0
+        self._at = self.reply["number"]
+
+    def take(self, kind: bytes, payload: bytes) -> None:
+        if kind == b"batch":
+            try:
+                batch = msgspec.json.decode(payload, type=_Batch)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+                self.faults.append(f"a frame cannot be read ({e}): {payload[:200]!r}")
+                return
+            if batch.after != self._at or batch.until <= batch.after:
+                self.faults.append(f"a frame of {batch.after} to {batch.until} follows {self._at}")
+            at = batch.after
+            for number, _, raw in batch.items:
+                if not at < number <= batch.until:
+                    self.faults.append(f"{number} follows {at} in a frame to {batch.until}")
+                at = number
+                self._item(bytes(raw))
+            self._at = batch.until
+        elif kind == b"snapshot":
+            for _, _, raw in msgspec.json.decode(payload, type=_Part).items:
+                self.in_snapshot += 1
+                self._item(bytes(raw))
+        elif kind == b"mark":
+            self.mark = json.loads(payload)
+            self._at = self.mark["number"]
+
+    def _item(self, raw: bytes) -> None:
+        if GOOD in raw:
+            self.ledger.arrived(stix2_key(json.loads(raw)))
+
+
+class Asker:
+    """
+    Publishes by request, one request at a time.
+    """
+
+    def __init__(self, host: HostPort) -> None:
+        self._sockets = Sockets()
+        self._req = self._sockets.socket(zmq.REQ, host.port, host.host)
+        self.asked: list[Item | None] = []
+        self.since = 0.0
+
+    def ask(self, items: list[Item | None], documents: list[bytes]) -> bytes:
+        """
+        @param items: For each document the item, if it is a good one.
+        @return: The request.
+        """
+        request = b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
+        self._req.send(request)
+        self.asked = items
+        self.since = time.monotonic()
+        return request
+
+    def answered(self) -> dict[str, Any] | None:
+        """
+        @return: The reply, if it has come.
+        @raise AssertionError: If it takes too long.
+        """
+        if not self._req.poll(0):
+            if time.monotonic() - self.since > LIMIT:
+                raise AssertionError("a publish request with good documents was not answered")
+            return None
+        reply: dict[str, Any] = json.loads(self._req.recv())
+        return reply
+
+    def close(self) -> None:
+        self._sockets.close()
+
+
 class Run:
     """
     One run against one plugin.
 
     @ivar sent: Messages by endpoint and kind.
+    @ivar good: How many good documents were sent, by the way they took.
+    @ivar problems: What is wrong.
     """
 
-    def __init__(self, host: HostPort, seed: int) -> None:
+    def __init__(self, plugin: PluginProcess, journal: Path, seed: int) -> None:
         """
-        @param host: The manage endpoint.
+        @param journal: The plugin's journal, to be looked into if something is lost.
         """
         self.sent: Counter[tuple[str, str]] = Counter()
-        self.host = host
-        self.fuzz = Fuzz(seed)
-        self.living = Client(host)
-        self.living.join(["stix2/indicator", "stix2/sighting"])
+        self.good: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.sizes: dict[str, list[int]] = {"plugin": [], "writer": []}
+        self.host = plugin.manage
+        self._plugin = plugin
+        self._journal = journal
+        (self.writer,) = children(plugin.pid)
+        self._random = random.Random(seed)
+        self._hostile = Hostile(self._random)
+        self._damage = Damage(self._random)
+        self._maker = Maker(self._random, Good(self._random, time.time() - 100_000.0))
+        self._history = History()
+        host, history = plugin.manage, self._history
+        self.stix2 = Stix2Subscriber(host, "stix2", history, ["stix2/indicator", "stix2/sighting"])
+        self.stix2.seen = self._maker.settled
+        self.intel = VastSubscriber(host, "vast intel", history, "threatbus/intel")
+        self.seen = VastSubscriber(host, "vast sightings", history, "threatbus/sighting")
+        self.numbered = NumberedSubscriber(
+            host, "tbvast/1", history, ["stix2/indicator", "stix2/sighting"]
+        )
+        self.subscribers = [self.stix2, self.intel, self.seen, self.numbered]
         self.asking = Asking(host)
-        self.reporting = Sending(host.host, self.living.sub, b"PUB")
-        self.listening = Sending(host.host, self.living.pub, b"SUB")
-        self._ways: list[tuple[str, str, Callable[[], None]]] = [
-            ("manage", "random bytes", lambda: self.asking.send(self.fuzz.anything())),
-            ("manage", "damaged", lambda: self.asking.send(self.fuzz.request())),
-            ("manage", "damaged", lambda: self.asking.send(self.fuzz.request())),
-            (
-                "manage",
-                "several frames",
-                lambda: self.asking.send(*self.fuzz.parts(self.fuzz.request)),
-            ),
-            ("sub", "random bytes", lambda: self.reporting.send(self.fuzz.anything())),
-            ("sub", "damaged", lambda: self.reporting.send(self.fuzz.report())),
-            ("sub", "damaged", lambda: self.reporting.send(self.fuzz.report())),
-            (
-                "sub",
-                "several frames",
-                lambda: self.reporting.send(*self.fuzz.parts(self.fuzz.report)),
-            ),
-            ("pub", "random bytes", lambda: self.listening.send(self.fuzz.anything()[:2000])),
-            ("pub", "subscriptions", lambda: self.listening.send(self.fuzz.subscription()[:2000])),
-            (
-                "pub",
-                "several frames",
-                lambda: self.listening.send(
-                    *(part[:2000] for part in self.fuzz.parts(self.fuzz.subscription))
-                ),
-            ),
-        ]
+        self._askers = [Asker(host) for _ in range(ASKERS)]
+        sub, pub = self.stix2.client.sub, self.stix2.client.pub
+        self._publisher = Publisher(host.host, sub, *(topic for topic, _ in _TOPICS))
+        self.reporting = Sending(host.host, sub, b"PUB")
+        self.listening = Sending(host.host, pub, b"SUB")
+        self._beat = time.monotonic()
+        self._moved = time.monotonic()
+        self._in_force: dict[str, str] = {}
+        self._ways: list[tuple[int, str, str, Callable[[], None]]] = [
+            (4, "manage", "noise", lambda: self._ask(self._damage.noise())),
+            (10, "manage", "damaged", lambda: self._ask(self._request())),
+            (4, "manage", "several frames", self._ask_in_parts),
+            (12, "manage", "STIX", lambda: self._ask(self._publish_request())),
+            (3, "sub", "noise", lambda: self.reporting.send(self._damage.noise())),
+            (8, "sub", "damaged", lambda: self.reporting.send(self._damaged_report())),
+            (4, "sub", "several frames", self._report_in_parts),
+            (30, "sub", "STIX", lambda: self._report(*self._stix())),
+            (5, "sub", "vast sighting", self._report_old),
+            (5, "sub", "envelope", lambda: self._report(_ENVELOPE, self._hostile.envelope())),
+            (3, "pub", "noise", lambda: self.listening.send(self._damage.noise()[:2000])),
+            (8, "pub", "subscriptions", lambda: self.listening.send(self._subscription())),
+            (4, "pub", "several frames", self._listen_in_parts),
+        ]  # fmt: skip
+        self._weights = [weight for weight, *_ in self._ways]
+
+    # Hostile messages
+
+    def _ask(self, request: bytes) -> None:
+        self._history.add("manage", request)
+        self.asking.send(request)
+
+    def _request(self) -> bytes:
+        one, other = self._random.choices(REQUESTS, k=2)
+        return self._damage.damaged(one, other)
+
+    def _ask_in_parts(self) -> None:
+        self.asking.send(*self._damage.parts(self._request))
+
+    def _publish_request(self) -> bytes:
+        documents = [self._hostile.document() for _ in range(self._random.choice((1, 1, 1, 2, 5)))]
+        request = b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
+        if self._random.random() < 0.2:
+            return self._damage.damaged(request, REQUESTS[0])
+        return request
+
+    def _report(self, *frame: bytes) -> None:
+        message = b" ".join(frame)
+        self._history.add("sub", message)
+        self._publisher.send(message)
+
+    def _stix(self) -> tuple[bytes, bytes]:
+        document = self._hostile.document()
+        topic = b"stix2/sighting" if b'"type":"sighting"' in document else b"stix2/indicator"
+        return topic, document
+
+    def _report_old(self) -> None:
+        self._report(b"vast/sightings", self._hostile.vast_sighting())
+
+    def _damaged_report(self) -> bytes:
+        report = b" ".join(self._stix())
+        return self._damage.damaged(report, b" ".join((_ENVELOPE, self._hostile.envelope())))
+
+    def _report_in_parts(self) -> None:
+        parts = self._damage.parts(self._damaged_report)
+        self.reporting.send(*parts)
+        self._publisher.send(b"stix2/indicator " + self._hostile.document(), *parts)
+
+    def _subscription(self) -> bytes:
+        verb = self._random.choice((b"\0", b"\1", b"\1", b"\2", b""))
+        letters = bytes(self._random.choice(b"abcdefghijklmnopqrstuvwxyz") for _ in range(32))
+        return verb + self._random.choice(
+            (letters, b"threatbus/intel" + letters[:10], b"", self._damage.noise()[:2000])
+        )
+
+    def _listen_in_parts(self) -> None:
+        self.listening.send(*(part[:2000] for part in self._damage.parts(self._subscription)))
+
+    # The run
 
     def send(self, messages: int, deadline: float) -> None:
         """
         @param deadline: When to end before all are sent, as C{time.monotonic()} says.
+        @raise AssertionError: If something is lost, or the plugin does not go on.
         """
-        for number in range(messages):
-            if number % ROUND == 0:
-                if time.monotonic() > deadline:
-                    break
-                self._look()
-            endpoint, kind, send = self.fuzz.choice(self._ways)
-            send()
-            self.sent[endpoint, kind] += 1
+        while self.sent.total() < messages:
+            if time.monotonic() > deadline:
+                self.problems.append("it took too long")
+                break
+            for _, endpoint, kind, send in self._random.choices(
+                self._ways, self._weights, k=min(TURN, messages - self.sent.total())
+            ):
+                send()
+                self.sent[endpoint, kind] += 1
+            self._turn()
         self.asking.receive()
+        self._until(lambda: not any(asker.asked for asker in self._askers))
+        self._arrive(0)
 
-    def _look(self) -> None:
+    def _turn(self) -> None:
         """
-        The old subscriber is still there; and somebody calls who speaks no ZeroMQ.
+        Send the next good items, see what has come, and whether all is well.
         """
+        self._publish()
+        for _ in range(ON_SUB):
+            self._send_good()
+        self._answer_snapshots()
+        self._noise()
+        self.look()
+        self._arrive(IN_FLIGHT)
+
+    def _expect(self, items: Sequence[Item], place: int) -> None:
+        for item in items:
+            sighting = item.keys[0].startswith("sighting")
+            self.stix2.ledger.expect(item.keys, place)
+            self.numbered.ledger.expect(item.keys, place)
+            (self.seen if sighting else self.intel).ledger.expect(item.vast, place)
+            if not sighting:
+                self._keep(item)
+
+    def _keep(self, item: Item) -> None:
+        # What a snapshot afterwards has to hold.
+        id = item.document["id"]
+        if item.document.get("revoked") or item.document.get("x_threatbus_update") == "REMOVE":
+            self._in_force.pop(id, None)
+        else:
+            self._in_force[id] = item.keys[0]
+
+    def _send_good(self) -> None:
+        item = self._maker.make()
+        if self._random.random() < 0.1 and self._in_force:
+            item = self._maker.old_report(next(iter(self._in_force)))
+        self._expect([item], self._history.add("sub", item.frame))
+        self._publisher.send(item.frame)
+        self.good["on sub"] += 1
+
+    def _publish(self) -> None:
+        for asker in self._askers:
+            if asker.asked:
+                continue
+            good = [self._maker.make() for _ in range(self._random.choice((1, 1, 2, 5)))]
+            entries: list[tuple[Item | None, bytes]] = [(item, item.raw) for item in good]
+            bad = self._random.randint(0, 5)
+            entries += [(None, self._hostile.document()) for _ in range(bad)]
+            self._random.shuffle(entries)
+            request = asker.ask([item for item, _ in entries], [raw for _, raw in entries])
+            self.sent["manage", "STIX"] += bad
+            self._expect(good, self._history.add("manage", request))
+            self.good["by request"] += len(good)
+
+    def _settle(self) -> None:
+        for asker in self._askers:
+            if not asker.asked:
+                continue
+            reply = asker.answered()
+            if reply is None:
+                continue
+            items, asker.asked = asker.asked, []
+            outcomes = reply.get("outcomes")
+            if outcomes is None or len(outcomes) != len(items):
+                outcomes = [f"no outcome: {str(reply)[:300]}"] * len(items)
+            for place, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+                if item is not None and outcome != "accepted":
+                    reason = reply.get("reasons", {}).get(str(place), "")
+                    self._problem(f"a good document is {outcome} ({reason}): {item.raw[:300]!r}")
+                    for subscriber in self.subscribers:
+                        subscriber.ledger.excuse((*item.keys, *item.vast))
+
+    def _problem(self, text: str) -> None:
+        if len(self.problems) < SHOWN:
+            self.problems.append(text)
+
+    def _answer_snapshots(self) -> None:
+        for id in self.stix2.asked[:SHOWN]:
+            self._report(_ENVELOPE, self._hostile.envelope(id))
+            self.sent["sub", "envelope"] += 1
+        self.stix2.asked.clear()
+
+    def _noise(self) -> None:
+        # Somebody calls who speaks no ZeroMQ, or stops in the middle of it.
+        if self._random.random() > 0.25:
+            return
         self.listening.close()  # with all its subscriptions
-        while self.living.waiting(0):
-            self.living.receive()
-        if self.living.heartbeat() != "success":
-            raise AssertionError("a subscription has ended")
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+        cut = greeting[: self._random.randint(0, len(greeting))]
         for endpoint, port in (
             ("manage", self.host.port),
-            ("sub", self.living.sub),
-            ("pub", self.living.pub),
+            ("sub", self.stix2.client.sub),
+            ("pub", self.stix2.client.pub),
         ):
             with socket.create_connection((self.host.host, port), LIMIT) as stranger:
-                stranger.sendall(self.fuzz.anything())
+                stranger.sendall(self._random.choice((b"", cut, greeting)) + self._damage.noise())
             self.sent[endpoint, "no ZeroMQ"] += 1
+
+    def look(self) -> None:
+        """
+        Take what has come, and see whether all is well.
+        """
+        self._settle()
+        if sum(subscriber.drain() for subscriber in self.subscribers):
+            self._moved = time.monotonic()
+        if time.monotonic() - self._beat > BEAT:
+            self._beat = time.monotonic()
+            for subscriber in self.subscribers:
+                if subscriber.client.heartbeat() != "success":
+                    raise AssertionError(f"the subscription {subscriber.name} has ended")
+            self._measure()
+        if not self._plugin.alive:
+            raise AssertionError("the plugin has ended")
+
+    def _measure(self) -> None:
+        self.sizes["plugin"].append(self._plugin.rss())
+        self.sizes["writer"].append(resident(self.writer))
+
+    def _arrive(self, most: int) -> None:
+        """
+        @param most: How many good items may still be under way.
+        """
+        ledgers = [subscriber.ledger for subscriber in self.subscribers]
+        self._until(lambda: max(ledger.missing for ledger in ledgers) <= most)
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        self._moved = time.monotonic()
+        while not condition():
+            self.look()
+            if time.monotonic() - self._moved > STALLED:
+                raise AssertionError(f"nothing moved for {STALLED:.0f} s")
+            self.stix2.drain(0.01)
+
+    # What is there afterwards
 
     def served(self) -> None:
         """
-        See that everybody is served.
-
-        @raise AssertionError: If somebody is not.
+        See that everybody is served: those who were there all the time, and new ones; and
+        that a snapshot holds all that is good and in force.
         """
-        last = an_indicator()
-        self.reporting.send(frame(last))  # behind all that was sent there
-        self.living.ids_until(last["id"])
-        clients = [Client(self.host) for _ in range(2)]
-        for client, topic in zip(clients, ("stix2/indicator", "threatbus/intel"), strict=True):
-            client.join(topic)
-        publisher = Publisher(self.host.host, self.living.sub)
-        document = an_indicator()
-        publisher.publish(document)
-        for client in (self.living, *clients):
-            _, payload = client.receive()
-            if document["id"] not in payload:
-                raise AssertionError(f"{payload!r} is not what was published last")
-            if client.heartbeat() != "success":
-                raise AssertionError("a subscription has ended")
-        publisher.close()
-        for client in (self.living, *clients):
-            client.unsubscribe()
-            client.close()
+        new: list[Subscriber] = [
+            Stix2Subscriber(
+                self.host, "new stix2", self._history, "stix2/indicator", snapshot=DAYS
+            ),
+            VastSubscriber(self.host, "new vast", self._history, "threatbus/intel"),
+        ]
+        numbered = NumberedSubscriber(
+            self.host, "new tbvast/1", self._history, "stix2/indicator", snapshot=DAYS
+        )
+        new.append(numbered)
+        snapshot = list(self._in_force.values())
+        for subscriber in (new[0], numbered):
+            subscriber.ledger.expect(snapshot, self._history.count)
+        old, self.subscribers = self.subscribers, [*self.subscribers, *new]
+        self._arrive(0)
+        # The answer of another application, with what is wrong among what is right.
+        self._until(lambda: bool(self.stix2.asked_last))
+        id = self.stix2.asked_last
+        for _ in range(20):
+            item = self._maker.indicator()
+            place = self._history.add("sub", item.raw)
+            for subscriber in (new[0], numbered):
+                if subscriber is new[0]:
+                    subscriber.ledger.expect(item.keys, place)
+            for body in (self._hostile.envelope(id), _envelope(id, item.raw)):
+                self._publisher.send(_ENVELOPE + b" " + body)
+        last = self._maker.indicator()
+        self._expect([last], self._history.add("sub", last.frame))
+        for subscriber in new:
+            keys = last.vast if isinstance(subscriber, VastSubscriber) else last.keys
+            subscriber.ledger.expect(keys, self._history.count - 1)
+        self._publisher.send(last.frame)
+        self._until(lambda: numbered.mark is not None)
+        # Envelopes that came before the mark are in the snapshot's part, and counted there.
+        self._arrive(0)
+        if numbered.mark is not None and numbered.mark["count"] != numbered.in_snapshot:
+            self._problem(f"{numbered.in_snapshot} items came before {numbered.mark}")
+        self.new = new
+        self.subscribers = old
+        for subscriber in new:
+            subscriber.close()
+
+    def check(self, limit: int) -> None:
+        """
+        Collect what is wrong.
+
+        @param limit: The most bytes of memory of each process.
+        """
+        for subscriber in (*self.subscribers, *getattr(self, "new", ())):
+            if subscriber.name != "new tbvast/1":
+                shown = any("missing" in problem for problem in self.problems)
+                self.problems += subscriber.ledger.problems(neighbours=not shown)
+                if not shown and (lost := subscriber.ledger.first_missing):
+                    self.problems.append(f"    the journal has {self._journaled(lost)}")
+            if isinstance(subscriber, NumberedSubscriber):
+                self.problems += subscriber.faults[:SHOWN]
+        self.problems += [f"an odd reply: {each[:200]!r}" for each in self.asking.odd[:SHOWN]]
+        if not self._plugin.alive:
+            self.problems.append("the plugin has ended")
+        if not alive(self.writer) or children(self._plugin.pid) != [self.writer]:
+            self.problems.append("the writer has ended")
+        self._measure()
+        for name, sizes in self.sizes.items():
+            if max(sizes) > limit:
+                self.problems.append(f"the {name} took {max(sizes) / 2**20:,.0f} MiB")
+        if traces := self._plugin.log.count("Traceback"):
+            start = self._plugin.log.index("Traceback")
+            text = self._plugin.log[max(0, start - 300) : start + 1500]
+            self.problems.append(f"{traces} tracebacks in the log, the first:\n{text}")
+
+    def _journaled(self, key: str) -> str:
+        """
+        What the journal's file says of a document.
+        """
+        id = key.removeprefix("sighting ").partition(" ")[0]
+        with sqlite3.connect(f"file:{self._journal}?mode=ro", uri=True) as db:
+            rows = db.execute(
+                "SELECT number, stream, state, substr(body, 1, 600) FROM entries"
+                " WHERE instr(body, CAST(? AS BLOB))",
+                [id],
+            ).fetchall()
+        return str(rows)
+
+    def unreadable(self) -> tuple[int, Counter[str]]:
+        """
+        How many of what old subscribers got were tried, and why an unmodified client
+        could not read them.
+        """
+        import stix2
+
+        reasons: Counter[str] = Counter()
+        for payload in self.stix2.sample:
+            try:
+                stix2.parse(payload.decode(), allow_custom=True)
+            except Exception as e:  # whatever would end the client
+                reasons[f"{type(e).__name__}: {str(e)[:150]}"] += 1
+                if reasons.total() <= SHOWN:
+                    print(f"    stix2 does not read {payload[:300]!r}", file=sys.stderr)
+        return len(self.stix2.sample), reasons
 
     def close(self) -> None:
-        self.asking.close()
-        self.reporting.close()
-        self.listening.close()
-        self.living.close()
+        for closing in (self.asking, *self._askers, self.reporting, self.listening):
+            closing.close()
+        for subscriber in self.subscribers:
+            subscriber.client.close()
+        self._publisher.context.destroy(linger=0)
 
 
-def table(run: Run, status: dict[str, Any], lines: Sequence[tuple[str, str]]) -> str:
+_ENVELOPE = b"threatbus/snapshotenvelope"
+_TOPICS = (
+    ("stix2/indicator", 0),
+    ("stix2/sighting", 0),
+    ("vast/sightings", 0),
+    (_ENVELOPE.decode(), 0),
+)
+
+
+def _envelope(id: bytes, body: bytes) -> bytes:
+    return b'{"type":"snapshotenvelope","snapshot_type":1,"snapshot_id":"%b","body":%b}' % (
+        id,
+        body,
+    )
+
+
+def resident(pid: int) -> int:
+    """
+    A process's resident memory in bytes; 0 if it has ended.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next(
+        (int(row.split()[1]) * 1024 for row in status.splitlines() if row.startswith("VmRSS")), 0
+    )
+
+
+def memory_lines(sizes: dict[str, list[int]]) -> list[tuple[str, str]]:
+    """
+    For each process how large it was, at the quarters of the run, and at most.
+    """
+    return [
+        (
+            f"{name} MiB",
+            " ".join(f"{at[(len(at) - 1) * part // 4] / 2**20:.0f}" for part in range(5))
+            + f", at most {max(at) / 2**20:.0f}",
+        )
+        for name, at in sizes.items()
+        if at
+    ]
+
+
+def table(run: Run, status: dict[str, Any], seconds: float) -> list[tuple[str, str]]:
     """
     What was sent, and what came of it.
-
-    @param lines: More of it.
     """
-    rows = [
-        f"{endpoint:8}{kind:16}{count:>9,}" for (endpoint, kind), count in sorted(run.sent.items())
+    sent = run.sent.total()
+    rows = [(f"{one:8}{kind}", f"{count:,}") for (one, kind), count in sorted(run.sent.items())]
+    rows += [
+        ("all", f"{sent:,}"),
+        ("seconds", f"{seconds:,.1f}"),
+        ("messages per second", f"{sent / seconds:,.0f}"),
+        ("requests answered", f"{run.asking.replies:,} of {run.asking.sent:,}"),
+        *((f"good {way}", f"{count:,}") for way, count in sorted(run.good.items())),
     ]
-    rows.append(f"{'all':24}{run.sent.total():>9,}")
-    rows.append("")
-    rows.append(f"{'requests answered':24}{run.asking.replies:>9,} of {run.asking.sent:,}")
-    for stream, counts in sorted(status["received"].items()):
-        for verdict, count in sorted(counts.items()):
-            rows.append(f"{f'{stream} {verdict}':24}{count:>9,}")
-    rows += [f"{name:24}{value:>9}" for name, value in lines]
-    return "\n".join(rows)
+    for subscriber in (*run.subscribers, *getattr(run, "new", ())):
+        ledger = subscriber.ledger
+        rows.append(
+            (
+                f"at {subscriber.name}",
+                f"{ledger.due:,} good: {ledger.missing:,} lost, {ledger.doubled:,} doubled; "
+                f"{subscriber.arrived:,} messages",
+            )
+        )
+    for stream, counts in sorted(status.get("received", {}).items()):
+        if isinstance(counts, dict):
+            rows += [(f"{stream} {verdict}", f"{n:,}") for verdict, n in sorted(counts.items())]
+    return rows + memory_lines(run.sizes)
+
+
+def show(rows: Sequence[tuple[str, str]]) -> None:
+    """
+    Print a table.
+    """
+    for name, value in rows:
+        print(f"    {name:28} {value}")
+    sys.stdout.flush()
+
+
+def options_of(arguments: Sequence[str]) -> Any:
+    parser = argparse.ArgumentParser("bench.fuzz", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("target", nargs="?", choices=("plugin", "bridge"), default="plugin")
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32))
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that it may take")
+    parser.add_argument("--memory", type=int, default=768, help="MiB that a process may take")
+    parser.add_argument("--log", type=Path, help="where to keep the log of the service")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
     """
     @return: The exit status.
     """
-    parser = argparse.ArgumentParser("bench.fuzz", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--messages", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32))
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds that it may take")
-    options = parser.parse_args(arguments)
-    print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    options = options_of(arguments)
+    print(f"{options.target}, seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tbvast-fuzz-") as folder:
+        if options.target == "bridge":
+            from bench.fuzz_bridge import attack_bridge
+
+            return attack_bridge(Path(folder), options)
         plugin = PluginProcess(Path(folder), **SETTINGS)
         try:
-            return attack(plugin, options.messages, options.seed, options.limit)
+            return attack(plugin, Path(folder), options)
         finally:
             plugin.stop()
+            if options.log:
+                options.log.write_text(plugin.log)
 
 
-def attack(plugin: PluginProcess, messages: int, seed: int, limit: float) -> int:
+def attack(plugin: PluginProcess, folder: Path, options: Any) -> int:
     """
-    @param limit: Seconds.
     @return: The exit status.
     """
     began = time.monotonic()
-    run = Run(plugin.manage, seed)
-    before = plugin.rss()
-    failure = ""
+    run = Run(plugin, folder / "state" / "journal.db", options.seed)
+    status: dict[str, Any] = {}
     try:
-        run.send(messages, began + limit)
+        run.send(options.messages, began + options.limit)
         seconds = time.monotonic() - began
         run.served()
         status = plugin.status()
     except (AssertionError, OSError) as e:
-        failure = str(e)
-        if plugin.alive:
-            failure += "; it still runs"
-        print(f"failed after {run.sent.total():,} messages: {failure}\n{plugin.log[-2000:]}")
-        return 1
-    finally:
-        run.close()
-    print(
-        table(
-            run,
-            status,
-            [
-                ("seconds", f"{seconds:,.1f}"),
-                ("messages per second", f"{run.sent.total() / seconds:,.0f}"),
-                ("memory before, MiB", f"{before / 2**20:,.1f}"),
-                ("memory after, MiB", f"{plugin.rss() / 2**20:,.1f}"),
-                ("tracebacks in the log", str(plugin.log.count("Traceback"))),
-            ],
-        )
-    )
-    print("everybody is served")
-    return 0
+        seconds = time.monotonic() - began
+        run.problems.append(f"failed after {run.sent.total():,} messages: {e}")
+    run.check(options.memory << 20)
+    tried, reasons = run.unreadable()
+    rows = table(run, status, seconds)
+    rows.append(("not read by stix2", f"{reasons.total():,} of {tried:,}"))
+    run.close()
+    show(rows)
+    return verdict([*run.problems, *(f"{n} not read: {why}" for why, n in reasons.most_common(20))])
+
+
+def verdict(problems: Sequence[str]) -> int:
+    """
+    Say what is wrong.
+
+    @return: The exit status.
+    """
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print("everybody is served, and nothing good is lost")
+    return bool(problems)
 
 
 if __name__ == "__main__":
