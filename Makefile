@@ -61,7 +61,7 @@ test: $(if $(CI),check) $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy tbvast tests
+	$(BIN)/mypy tbvast tests bench
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short

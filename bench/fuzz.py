@@ -883,8 +883,11 @@ class Run:
         return len(self.stix2.sample), reasons
 
     def close(self) -> None:
-        for closing in (self.asking, *self._askers, self.reporting, self.listening):
-            closing.close()
+        self.asking.close()
+        for asker in self._askers:
+            asker.close()
+        for sending in (self.reporting, self.listening):
+            sending.close()
         for subscriber in self.subscribers:
             subscriber.client.close()
         self._publisher.context.destroy(linger=0)

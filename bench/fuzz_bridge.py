@@ -173,6 +173,7 @@ class BridgeRun:
 
     def _append_good(self) -> None:
         way = self._random.random()
+        document: dict[str, Any]
         if self._in_force and way < 0.1:
             id = self._random.choice(list(self._in_force)[:500])
             document = {**self._in_force.pop(id), "modified": self._good.time()}

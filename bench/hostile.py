@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -533,7 +534,7 @@ class Good:
             ("ipv6", f"2001:db8:a{number >> 12:x}:b{number & 4095:x}::1"),
         ]
 
-    def indicator(self, **more: object) -> dict[str, object]:
+    def indicator(self, **more: Any) -> dict[str, Any]:
         """
         An indicator of an observable, or two, that no other one has.
         """

@@ -8,13 +8,20 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
-from bench.faults import Run
+import zmq
+
+from bench.faults import Service
+from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+from tbvast.demo.services import free_ports
 
 LIMIT = 600.0
 """
 Seconds to wait for anything.
 """
+
+SETTINGS = "bridge:\n  heartbeat: 1.0\n  snapshot: 30\n  retro_match_max_events: 0\n"
 
 _TAKEN = re.compile(r"The engine took (\d+) entries")
 
@@ -32,7 +39,7 @@ def waited(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-class Way(Run):
+class Way:
     """
     The whole way, once the live match is running; nothing is in it.
 
@@ -40,10 +47,29 @@ class Way(Run):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, 1, False)
-        self.engine = f"127.0.0.1:{self._engine_port}"
+        self._folder = folder
+        self._context = zmq.Context()
+        self._context.linger = 0
+        self._manage, pub, sub, engine = free_ports(4)
+        config = folder / "tap.conf"
+        config.write_text(SETTINGS)
+        (folder / "client.yaml").write_text(CLIENT_SETTINGS)
+        self.plugin = self._service(
+            "tbvast-plugin",
+            f"--state-dir={folder / 'plugin'}",
+            *(f"--manage={self._manage}", f"--pub={pub}", f"--sub={sub}"),
+        )
+        self.bridge = self._service(
+            "tbvast-bridge",
+            *(f"--config={config}", f"--threatbus=127.0.0.1:{self._manage}"),
+            *(f"--state-dir={folder / 'bridge'}", f"--vast-listen=127.0.0.1:{engine}"),
+        )
+        self.engine = f"127.0.0.1:{engine}"
         self._log = folder / "tbvast-bridge.log"
         waited(lambda: "The live match is running" in self._log.read_text())
+
+    def _service(self, name: str, *arguments: str) -> Service:
+        return Service(self._folder, name, None, Random(), *arguments)
 
     def held(self, count: int) -> None:
         """
