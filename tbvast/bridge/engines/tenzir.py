@@ -25,6 +25,7 @@ from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
 from tbvast.bridge.engines.limit import Limit
 from tbvast.engines.tenzir import feeds
+from tbvast.engines.tenzir.answers import Launched, Page
 from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
 from tbvast.engines.tenzir.markers import PULSE, Markers
 from tbvast.errors import (
@@ -98,26 +99,6 @@ The most seconds that one fetch of a retro search waits for a full page.
 _FROM_STDIN = ("-f", "/dev/stdin")  # where a command is to find its pipeline
 
 _T = TypeVar("_T")
-
-
-class _Launched(msgspec.Struct):
-    id: str = ""
-    error: Any = None
-
-
-class _Line(msgspec.Struct):
-    line: str
-
-
-class _Served(msgspec.Struct):
-    data: _Line
-
-
-class _Page(msgspec.Struct):
-    next_continuation_token: str | None = None
-    state: str = ""
-    events: list[_Served] = []
-    error: Any = None
 
 
 class _Named(msgspec.Struct):
@@ -348,7 +329,7 @@ class TenzirEngine:
         launched = tql.launch(pipeline, stream, timeout + ASKING)
         over = False
         try:
-            started = _answer(commands, "find", launched, _Launched)
+            started = _answer(commands, "find", launched, Launched)
             if started.error is not None:
                 raise EngineCallFailed("find", complaint(str(started.error)))
             token: str | None = ""
@@ -357,7 +338,7 @@ class TenzirEngine:
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
                 fetch = tql.serve(stream, token, PAGE, min(left, WAITING))
-                page = _answer(commands, "find", fetch, _Page)
+                page = _answer(commands, "find", fetch, Page)
                 if page.error is not None or page.state == "failed":
                     raise EngineCallFailed("find", complaint(str(page.error or "it failed")))
                 token = page.next_continuation_token

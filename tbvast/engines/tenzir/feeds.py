@@ -21,6 +21,7 @@ import msgspec
 
 from tbvast.bridge.engines import tql
 from tbvast.bridge.engines.calls import CHUNK, LONGEST, Commands, Waiter, complaint
+from tbvast.engines.tenzir.answers import Launched, Line, Page
 from tbvast.engines.tenzir.markers import Round
 from tbvast.errors import EngineCallFailed, EngineError
 
@@ -50,32 +51,12 @@ _WATCH = "watch"
 _CREDENTIALS = struct.Struct("3i")
 
 
-class _Line(msgspec.Struct):
-    line: str
-
-
-class _Created(msgspec.Struct):
-    id: str = ""
-    error: object = None
-
-
 class _Renewed(msgspec.Struct):
     reset: list[str] = []
 
 
-class _Served(msgspec.Struct):
-    data: _Line
-
-
-class _Page(msgspec.Struct):
-    next_continuation_token: str | None = None
-    state: str = ""
-    events: list[_Served] = []
-    error: object = None
-
-
 _T = TypeVar("_T")
-_line_decoder = msgspec.json.Decoder(_Line)
+_line_decoder = msgspec.json.Decoder(Line)
 
 Ask = Callable[[Commands, str], bytes]
 """
@@ -119,7 +100,7 @@ class _Pipelines:
         self._renewed = time.monotonic()
 
     def started(self, request: str) -> None:
-        answer = _read(self._ask(self._commands, request), _Created)
+        answer = _read(self._ask(self._commands, request), Launched)
         if answer.error is not None:
             raise EngineCallFailed(_WATCH, complaint(str(answer.error)))
 
@@ -307,7 +288,7 @@ class ServedFeed:
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
         fetch = tql.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
-        page = _read(self._ask(self._commands, fetch), _Page)
+        page = _read(self._ask(self._commands, fetch), Page)
         if page.error is not None or page.state == "failed":
             raise EngineCallFailed(_WATCH, complaint(str(page.error or "it failed")))
         if page.next_continuation_token is None:
