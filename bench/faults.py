@@ -41,7 +41,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -518,6 +518,18 @@ class Bus:
             return asking.recv_json() if asking.poll(round(limit * 1000)) else None
 
 
+def _outcomes(documents: list[dict[str, Any]], reply: dict[str, Any]) -> Iterator[str]:
+    """
+    What became of documents that may have been published before, when the reply was lost;
+    some of those were valid for a short time only.
+    """
+    outcomes = reply.get("outcomes", ["refused"])
+    for place, (document, outcome) in enumerate(zip(documents, outcomes, strict=False)):
+        reason = reply.get("reasons", {}).get(str(place), "")
+        ended = "valid_until" in document and "no longer valid" in reason
+        yield "repeated" if outcome == "outdated" and ended else outcome
+
+
 class Load:
     """
     What is published, removed and imported, until told to stop.
@@ -574,7 +586,7 @@ class Load:
         good = {"accepted", "repeated"}
         while not self._stopping.is_set() or documents:
             reply = self._bus.ask({"action": "publish", "documents": documents})
-            if reply and set(reply.get("outcomes", ["refused"])) <= good:
+            if reply and set(_outcomes(documents, reply)) <= good:
                 self.versions |= {version(document) for document in documents}
                 return
             if reply and "outcomes" in reply:

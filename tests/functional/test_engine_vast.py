@@ -44,8 +44,10 @@ class VastTestCase(SynchronousTestCase):
 
 class VastEngineTests(VastTestCase, EngineContract):
     """
-    L{VastEngine} is an engine.
+    L{VastEngine} is an engine, which does not tell what it has matched.
     """
+
+    tells_covered = False
 
     def make_engine(self) -> IEngine:
         return self.engine
