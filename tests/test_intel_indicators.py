@@ -427,14 +427,15 @@ class CompatibleTests(SynchronousTestCase):
 
     def test_missing(self) -> None:
         """
-        What is missing of the times is taken from the others, else from the epoch; it is
-        the same each time.
+        What is missing of the two versions is taken from the other one, else from the
+        epoch; what does not say since when it is valid is valid as of ever. It is the same
+        each time.
         """
         for times_given, created, modified, valid_from in (
-            ({"created": MAY}, MAY, MAY, MAY),
-            ({"modified": MAY}, MAY, MAY, MAY),
+            ({"created": MAY}, MAY, MAY, EPOCH),
+            ({"modified": MAY}, MAY, MAY, EPOCH),
             ({"valid_from": MAY}, EPOCH, EPOCH, MAY),
-            ({"created": MAY, "valid_until": MAY}, MAY, MAY, "2024-05-16T23:59:59.999999Z"),
+            ({"created": MAY, "valid_until": EPOCH}, MAY, MAY, "1969-12-31T23:59:59.999999Z"),
             ({}, EPOCH, EPOCH, EPOCH),
         ):
             raw = document(**{**dict.fromkeys(TIMES), **times_given})

@@ -282,7 +282,7 @@ LAXER = {
     "pattern_type": "it is stix",
     "created": "it is modified, else the epoch; any time zone, any precision",
     "modified": "it is created, else the epoch; any time zone, any precision",
-    "valid_from": "it is created; any time zone, any precision",
+    "valid_from": "the epoch: as of ever; any time zone, any precision",
     "valid_until": "any time zone, any precision",
     "first_seen": "any time zone, any precision",
     "last_seen": "any time zone, any precision",

@@ -281,8 +281,8 @@ def compatible(raw: bytes) -> bytes:
     """
     An indicator as Threat Bus's applications can read it: they end when they meet a
     time that is not in UTC, or in nanoseconds, or a document that does not say its
-    version. What is missing of C{created}, C{modified} and C{valid_from} is taken from the
-    others, else from the epoch.
+    version. What is missing of C{created} and C{modified} is taken from the other one, else
+    from the epoch, where validity without a beginning begins.
 
     @param raw: An indicator that has been decoded before.
     @return: C{raw} itself, if they can read it.
@@ -299,7 +299,7 @@ def _made_compatible(raw: bytes) -> bytes:
     if read.pattern_type == STIX and document.get("pattern_version") is not None:
         document["pattern_version"] = "2.1"
     created, modified = read.created or read.modified, read.modified or read.created
-    start, end = read.valid_from or created or EPOCH, read.valid_until
+    start, end = read.valid_from or EPOCH, read.valid_until
     if end is not None and read.valid_from is None and end <= start:
         start = end - MICROSECOND
     for name, time in (

@@ -419,7 +419,7 @@ class LostStoreTests(ServicesTestCase):
         again = bridge.again()
         self.ending(again)
         await self.started(again)
-        await again.saw("The store that was here is gone")
+        await again.saw("is gone: a new one was made, which the bus fills")
         await again.saw("with everything that is in force")
         await again.saw("The snapshot is complete: 20 items")
         await deferToThread(wait_until, lambda: len(store.ids()) == 20)

@@ -291,7 +291,7 @@ class ToleratedTests(SetAsideTestCase):
         self.assertEqual(follower.snapshot(), sum(follower.items.values()))
         self.assertLessEqual(ids, set(follower.items))
         aside = self.aside()["count"]
-        self.assertGreaterEqual(aside, 3)
+        self.assertGreaterEqual(aside, 2)  # a time outside the calendar is put right
 
         listening = self.client()
         listening.join("stix2/indicator")
