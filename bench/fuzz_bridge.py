@@ -68,7 +68,9 @@ SNAPSHOTS = 3
 How many snapshots of everything the bus sends, the last one whole.
 """
 
-_NAMED = re.compile(rb'"type":"indicator","spec_version":"2.1","id":"indicator--[0-9a-f]{8}-')
+_NAMED = re.compile(
+    rb'"type":"indicator","spec_version":"2.1","id":"indicator--[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"'
+)
 
 
 class JournalBus(HostileBus):
