@@ -597,7 +597,7 @@ class FullTests(QueuedTestCase):
         self.wire.reading = True
         with capturedLogs() as events:
             self.pass_time(5)
-        said = [e for e in events if "cannot be read" in (e["log_format"] or "")]
+        said = [e for e in events if "Cannot read the journal" in (e["log_format"] or "")]
         self.assertEqual(len(said), 1)
         self.journal.failing = False
         self.pass_time(10)

@@ -1,10 +1,10 @@
 """
-From where on past events are searched after an interruption. Pure.
+The start of the search over past events after an interruption. Pure.
 
-An engine dates its imports, and a date may be set: forward, and back. The moment up to
-which everything has been matched is therefore kept by two clocks: by the date, and by the
-seconds since the machine's start, which nobody sets. By the difference of the two it is
-seen that the date was set.
+An engine dates its imports, and an administrator may set the date forward or back. Two
+clocks therefore record the moment up to which everything has been matched: the date, and
+the seconds since the machine's start, which nobody sets. A change of their difference
+shows that the date was set.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from tbvast.intel.matches import Covered, Moment
 
 OVERLAP = 10.0
 """
-Seconds that are searched again: an engine may date what it imports, and hand it to the
-live match some seconds later.
+Seconds that are searched again: an engine may date an event and pass it to the live match
+some seconds later.
 """
 
 
 def covered(moment: Moment, lowest: float, boot: str) -> Covered:
     """
-    @param lowest: The least that the date was ahead since that moment.
+    @param lowest: The least lead of the date over the other clock since that moment.
     @param boot: The machine's start.
     """
     return Covered(min(moment.imported, moment.awake + lowest), moment.awake, boot)
@@ -28,15 +28,14 @@ def covered(moment: Moment, lowest: float, boot: str) -> Covered:
 
 def search_from(known: Covered, heard: Moment, boot: str) -> float | None:
     """
-    The date from which on events are searched, so that none is left out that was imported
-    after a moment.
+    The date from which a search covers every event that was imported after a moment.
 
     @param known: The moment.
-    @param heard: What has just been imported.
+    @param heard: The import that the live match has just reported.
     @param boot: The machine's start.
     @return: Seconds since the epoch; C{None} if all events have to be searched.
     """
     if boot and boot == known.boot:
-        # If the date was set back since, it tells that moment otherwise today.
+        # If the date was set back since, the moment has an earlier date today.
         return min(known.until, known.awake + heard.ahead) - OVERLAP
     return None if heard.imported < known.until else known.until - OVERLAP

@@ -1,5 +1,5 @@
 """
-Which of the sightings that wait are offered together.
+Chooses which waiting sightings are offered together.
 """
 
 from __future__ import annotations
@@ -9,34 +9,33 @@ import msgspec
 PAGE = 500
 PAGE_BYTES = 1 << 20
 """
-The most sightings that are offered at a time, and their bytes: well below the longest
-message that a bus takes. A longer one is offered alone.
+The most sightings of a page, and their bytes: well below the longest message that a bus
+accepts. A longer sighting is offered alone.
 """
 
 STRIKES = 3
 """
-How often a sighting is offered alone, while others are taken, before it is given up.
+How often a sighting is offered alone, while others are accepted, before it is given up.
 """
 
 STRIKE_DELAY = 60.0
 """
-Seconds after which a sighting that was not taken alone is offered again.
+Seconds before a sighting that failed alone is offered again.
 """
 
 MOST_POSTPONED = 8
 """
-How many sightings can be held back: where more are not taken one after the other, it is
-not for what they are.
+The most postponed sightings. If as many fail in a row, the sightings are not the cause.
 """
 
 
 class _Postponed(msgspec.Struct):
     """
-    A sighting that was not taken when it was offered alone.
+    A sighting that failed when it was offered alone.
 
-    @ivar strikes: How often that was, with others taken in between.
-    @ivar progress: How many pages had been taken then.
-    @ivar due: When it is to be offered again; seconds.
+    @ivar strikes: The number of failures, with others accepted in between.
+    @ivar progress: The number of pages accepted before the last strike.
+    @ivar due: When it is offered again; seconds.
     """
 
     strikes: int
@@ -46,14 +45,14 @@ class _Postponed(msgspec.Struct):
 
 class Pages:
     """
-    Finds the one sighting of a page for which the receiver cannot take the page, so that
-    it does not keep the others waiting.
+    Finds the one sighting that makes the receiver fail on a page, so that it does not
+    block the others.
 
-    A page that fails is halved, and halved again. What fails alone is postponed. It is
-    given up only when others were taken each time before it failed again: a receiver that
-    takes nothing at all is no reason to give anything up.
+    A page that fails is halved, and halved again. A sighting that fails alone is
+    postponed. It is given up only if others were accepted each time before it failed
+    again: a receiver that accepts nothing at all is no reason to give anything up.
 
-    @ivar size: How many sightings the next page may have.
+    @ivar size: The most sightings of the next page.
     """
 
     def __init__(self) -> None:
@@ -66,20 +65,20 @@ class Pages:
     @property
     def postponed(self) -> list[str]:
         """
-        The ids of the sightings that are left out of pages.
+        The ids of the sightings that pages leave out.
         """
         return list(self._postponed)
 
     @property
     def stuck(self) -> bool:
         """
-        Whether nothing is taken at all.
+        Whether the receiver accepts nothing at all.
         """
         return self._failed_alone >= MOST_POSTPONED
 
     def due(self, now: float) -> str | None:
         """
-        @return: The id of a sighting that is to be offered again, alone.
+        @return: The id of a sighting to offer again, alone.
         """
         for id, postponed in self._postponed.items():
             if postponed.due <= now:
@@ -88,13 +87,13 @@ class Pages:
 
     def forget(self, id: str) -> None:
         """
-        A postponed sighting does not wait any more.
+        Drop a postponed sighting: it no longer waits.
         """
         self._postponed.pop(id, None)
 
     def taken(self, ids: list[str]) -> None:
         """
-        Some sightings of a page were taken, or refused.
+        Record that the receiver accepted or refused some sightings of a page.
         """
         self._progress += 1
         self._failed_alone = 0
@@ -109,10 +108,10 @@ class Pages:
 
     def failed(self, ids: list[str], now: float) -> str | None:
         """
-        A page was not taken, though its receiver is there.
+        Record that a page failed, although its receiver is there.
 
         @param now: Seconds.
-        @return: The id of the sighting that is to be given up, if any.
+        @return: The id of the sighting to give up, if any.
         """
         if len(ids) > 1:
             self._suspects = set(ids)

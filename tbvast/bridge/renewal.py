@@ -1,9 +1,9 @@
 """
-A store that is made anew, for the one there is cannot be read.
+Rebuilds a store that cannot be read.
 
-The bus has every indicator: a store with a position in a journal that is not its own is sent
-all of them. Only this store has its sightings, so they are carried over, as far as they can be
-read.
+The bus has every indicator, and sends all of them to a store whose position is in another
+bus's journal. Only the store has its sightings, so the new store takes over those that are
+still readable.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from tbvast.wire.manage import Position
 
 NOWHERE = Position("renewed", 0)
 """
-A position in no bus's journal: whoever resumes there is sent everything that is in force,
-however many days of it a new bridge is to be sent.
+A position in no bus's journal. A bus sends everything in force to a bridge that resumes
+there, whatever number of days a new bridge asks for.
 """
 
 
 def renew(path: Path, now: Calendar = calendar) -> str:
     """
-    Move a store aside, and make a new one in its place.
+    Move a store aside, and create a new one in its place.
 
-    @return: What was done, in words.
-    @raise OSError: If it cannot be moved.
-    @raise StartupRefused: If a new one cannot be made.
+    @return: A description of the steps, for the log.
+    @raise OSError: If the store cannot be moved.
+    @raise StartupRefused: If a new one cannot be created.
     """
     aside = move_aside(path, "damaged", now())
     sightings, covered = _legible(aside)
@@ -50,14 +50,14 @@ def renew(path: Path, now: Calendar = calendar) -> str:
         store.close()
     return (
         f"a new one was made, which the bus fills, and {unsent} sightings were carried over"
-        f" that had not been sent; what it was is {aside}"
+        f" that had not been sent; the old one is {aside}"
     )
 
 
 def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], Covered | None]:
     """
-    @return: The sightings that can be read: id, when they were made, and the document of
-        those that have not been sent; and until when everything was matched.
+    @return: The readable sightings (id, creation time, and the document of an unsent one),
+        and the moment up to which everything was matched.
     """
     found: dict[str, tuple[str, int, bytes | None]] = {}
     covered: Covered | None = None
@@ -68,7 +68,7 @@ def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], Covered |
             row = database.execute("SELECT * FROM covered").fetchone()
             covered = None if row is None else msgspec.convert(dict(row), Covered)
         database.row_factory = None
-        # From both ends, up to what is damaged.
+        # From both ends, up to the damage.
         for order in ("ASC", "DESC"):
             with suppress(sqlite3.Error):
                 for row in database.execute(

@@ -1,3 +1,3 @@
 """
-The bus: what the plugin is made of.
+The parts of the bus plugin.
 """

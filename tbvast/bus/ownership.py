@@ -1,8 +1,8 @@
 """
-Whose an indicator is.
+Ownership of indicators.
 
-Where clients have keys, an indicator belongs to the client that published it first, by the
-name that the file of clients gives it. Without keys there is one owner: everybody.
+Where clients have keys, an indicator belongs to the client that published it first, under
+its name in the file of clients. Without keys, everybody owns everything.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ The owner of an indicator that anybody may replace or remove.
 
 class Publisher(msgspec.Struct, frozen=True, array_like=True):
     """
-    Somebody who publishes indicators, as the journal knows him.
+    A publisher of indicators, as recorded in the journal.
 
-    @ivar name: The owner of what he publishes.
-    @ivar manages: Whether he may replace and remove what others own.
+    @ivar name: The owner of the indicators that it publishes.
+    @ivar manages: Whether it may replace and remove indicators of other owners.
     """
 
     name: str
@@ -31,26 +31,26 @@ class Publisher(msgspec.Struct, frozen=True, array_like=True):
 
     def may_change(self, owner: str) -> bool:
         """
-        Whether he may replace or remove an indicator.
+        Whether it may replace or remove an indicator of an owner.
         """
         return self.manages or owner in (NOBODY, self.name)
 
 
 EVERYBODY = Publisher(NOBODY, True)
 """
-The publisher of everything, where there are no keys.
+The publisher of everything if there are no keys.
 """
 
 Run = tuple[int, Publisher]
 """
-How many items follow each other that one publisher gave.
+A number of consecutive items, and their one publisher.
 """
 
 
 def upstream_publisher(address: str) -> Publisher:
     """
-    Another bus as the publisher of its intel; no client can have its name, for that holds
-    no space.
+    Another bus as the publisher of its intel. No client can have this name: client names
+    contain no space.
 
     @param address: Its manage endpoint.
     """

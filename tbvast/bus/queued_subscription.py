@@ -1,5 +1,5 @@
 """
-Subscriptions of the old dialects: a queue in memory, and behind it the journal.
+Subscriptions of the old dialects: a queue in memory, backed by the journal.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from tbvast.zeromq.connections import PEER_MESSAGES
 
 HELD_MESSAGES = 2 * PEER_MESSAGES
 """
-The most frames that ZeroMQ holds for one peer: its queue, and the batch that is being
-written, which has several thousand bytes.
+The most frames that ZeroMQ holds for one peer: its queue, and the batch that it is
+writing, which has several thousand bytes.
 """
 
 HELD_BYTES = 4 * 2**20
 """
-The most that the kernel holds for one peer, where nobody can look: the largest send buffer
-of Linux, unless it is set otherwise.
+The most bytes that the kernel holds for one peer, if the connection cannot be inspected:
+the default limit of Linux for a send buffer.
 """
 
 ENCODER_BYTES = 16 * 1024
 """
-More than ZeroMQ gives the kernel at once, unless a frame is longer by itself.
+More than ZeroMQ passes to the kernel at once, unless a single frame is longer.
 """
 
 CHECKPOINTS = 16
 """
-How many earlier states one subscription remembers, until they have settled.
+The most checkpoints of one subscription that are not acknowledged yet.
 """
 
 PAGE_BYTES = 256 * 1024
 PAGE_ITEMS = {Dialect.STIX2: 2000, Dialect.VAST: 250}
 """
-What is read of the journal at a time. For the vast dialect each item is decoded, which
-takes its time.
+The most bytes and items of one page of the journal. The vast dialect has smaller pages,
+because each of its items has to be decoded.
 """
 
 
 class _NumberedFrames:
     """
-    Frames that wait, each with the number of its entry, and their size.
+    Waiting frames, each with the number of its entry, and their total size.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _NumberedFrames:
 
     def send(self, send: Send, budget: int) -> int:
         """
-        @return: How many were sent. Their size is to be taken off L{size}.
+        @return: The number of frames sent. The caller subtracts their size from L{size}.
         """
         frames = list(itertools.islice(self._frames, budget))
         sent = send(frames)
@@ -100,11 +100,11 @@ class _NumberedFrames:
 
 class _Checkpoint(msgspec.Struct, frozen=True, gc=False):
     """
-    What a subscription had been given at some time.
+    The progress of a subscription at some time.
 
-    @ivar at: When; seconds.
-    @ivar number: The number up to which everything was handed to ZeroMQ.
-    @ivar frames: How many frames that were, since the subscription was made.
+    @ivar at: The time; seconds.
+    @ivar number: The number up to which ZeroMQ had accepted everything.
+    @ivar frames: The number of frames accepted since the subscription was made.
     @ivar size: Their size.
     """
 
@@ -116,16 +116,17 @@ class _Checkpoint(msgspec.Struct, frozen=True, gc=False):
 
 class QueuedSubscription(Subscription):
     """
-    A subscription of an old dialect, whose subscriber cannot say what it has got.
+    A subscription of an old dialect, whose subscriber cannot acknowledge anything.
 
-    While it keeps up, it is sent what was just committed; frames that ZeroMQ does not take
-    wait in memory. What does not fit there, and what is committed while nobody is attached,
-    is read from the journal when there is room again. It has lost only what the journal has
-    pruned meanwhile.
+    While the subscriber keeps up, it gets each batch at its commit; frames that ZeroMQ does
+    not accept wait in memory. Entries that do not fit there, and those committed while
+    nobody is attached, are read from the journal once there is room. The subscriber loses
+    only the entries that the journal has pruned meanwhile.
 
     Frames may still be in ZeroMQ's queue, or the kernel's, when the process or the
-    connection ends. So it remembers the number up to which the subscriber's system
-    certainly has everything, and goes on after it: what follows is sent again.
+    connection ends. The subscription therefore remembers the number up to which the
+    subscriber's system certainly has everything, resumes after it, and sends the rest
+    again.
 
     @ivar settled: That number.
     """
@@ -144,8 +145,8 @@ class QueuedSubscription(Subscription):
         """
         @param args: As for L{Subscription}.
         @param replay: The same journal.
-        @param again: Called if its snapshot, which it has asked for, has to begin anew.
-        @param saved: What was remembered of it, if it has been there before.
+        @param again: Called if the requested snapshot has to start again.
+        @param saved: The saved state of the subscription, if it existed before.
         """
         super().__init__(request, *args)
         number = None if saved is None else saved.number
@@ -179,7 +180,7 @@ class QueuedSubscription(Subscription):
     @property
     def position(self) -> int:
         """
-        The number up to which everything was handed to ZeroMQ.
+        The number up to which ZeroMQ has accepted everything.
         """
         return self._queue.first - 1 if self._queue else self._queued_until
 
@@ -197,12 +198,12 @@ class QueuedSubscription(Subscription):
 
     def attach(self, topic: bytes) -> None:
         """
-        A ZeroMQ subscription arrived: of a new connection, perhaps, while an old one is
-        dead and has not been noticed. So what has not settled is sent again.
+        A ZeroMQ subscription arrived. It may be from a new connection while an old one is
+        dead, but not yet known to be. So everything unacknowledged is sent again.
         """
         super().attach(topic)
         self._rewind()
-        # The socket knows its new subscriber when this turn is over.
+        # The socket knows its new subscriber only after this turn.
         self._snapshot_due = self._snapshot_begun
 
     def detach(self, topic: bytes, now: float) -> None:
@@ -227,10 +228,10 @@ class QueuedSubscription(Subscription):
         try:
             numbers, tails = commit.numbered(self.request.dialect, self.streams)
         except Exception:
-            self._log.failure("A commit cannot be rendered; it is tried item by item")
+            self._log.failure("Cannot render a commit; retrying entry by entry")
             self._fall_behind()
             return
-        if numbers and numbers[0] <= self._queued_until:  # it was read already, or some of it
+        if numbers and numbers[0] <= self._queued_until:  # some or all of it was read already
             start = bisect_right(numbers, self._queued_until)
             numbers, tails = numbers[start:], tails[start:]
         frames = [self._prefix + tail for tail in tails]
@@ -258,7 +259,7 @@ class QueuedSubscription(Subscription):
             fits = (
                 count + len(more) <= room and self._queue.size + longer <= self._limits.queue_bytes
             )
-            if not fits and (count or self._queue):  # else it must be taken, or nothing ever is
+            if not fits and (count or self._queue):  # an empty queue takes one entry of any size
                 self._queued_until = entry - 1
                 break
             count, size = count + len(more), longer
@@ -273,7 +274,7 @@ class QueuedSubscription(Subscription):
 
     def pump(self) -> None:
         """
-        Send a bounded number of the frames that wait; if there are none, read the journal.
+        Send a bounded number of waiting frames; if none wait, read the journal.
         """
         if self.detached is not None or self.closed:
             return
@@ -329,7 +330,7 @@ class QueuedSubscription(Subscription):
             except Exception as e:
                 self.dropped += 1
                 self._log.error(
-                    "Entry {number} cannot be sent to {name}: {reason}",
+                    "Cannot send entry {number} to {name}: {reason}",
                     number=entry.number,
                     name=self.request.name or "somebody",
                     reason=str(e),
@@ -342,7 +343,7 @@ class QueuedSubscription(Subscription):
 
     def _check_pruned(self, after: int) -> None:
         """
-        Count what the journal had pruned before it could be read.
+        Count the entries that the journal pruned before this subscription read them.
         """
         since, until = max(after, self._pruned_until), self._replay.floor
         if until <= since:
@@ -354,14 +355,14 @@ class QueuedSubscription(Subscription):
         if count and not self.closed:
             self.dropped += count
             self._log.warn(
-                "The journal has pruned {count} entries before {name} could be sent them.",
+                "The journal has pruned {count} entries before {name} got them.",
                 count=count,
                 name=self.request.name or "somebody",
             )
 
     def _eb_pruned(self, failure: Failure) -> None:
         self._log.error(
-            "What was pruned cannot be counted: {reason}", reason=failure.getErrorMessage()
+            "Pruned entries cannot be counted: {reason}", reason=failure.getErrorMessage()
         )
 
     def _eb_read(self, failure: Failure) -> None:
@@ -369,11 +370,11 @@ class QueuedSubscription(Subscription):
             return
         self._reading = None
         self._missed = True
-        if self._unreadable:  # it is tried again, and again
+        if self._unreadable:  # logged already; the read is retried
             return
         self._unreadable = True
         self._log.error(
-            "The journal cannot be read for {name}: {reason}",
+            "Cannot read the journal for {name}: {reason}",
             name=self.request.name or "somebody",
             reason=failure.getErrorMessage(),
         )

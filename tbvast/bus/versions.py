@@ -1,9 +1,9 @@
 """
-Which of two versions of an indicator is the later one, by the bus's own date.
+Orders the versions of an indicator by the bus's own date.
 
-A version says when it was made, in C{modified}; that is some other machine's clock. As
-long as it lies in the bus's future it proves nothing, and the version counts as of its
-receipt. All times are in microseconds since the epoch.
+The C{modified} of a version comes from another machine's clock. As long as it lies in the
+bus's future it proves nothing, and the version counts as of its receipt. All times are in
+microseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from tbvast.intel.documents import from_microseconds, timestamp
 
 REMEMBERED = 16
 """
-The most decided versions that are remembered with an indicator, the newest of them.
+The most versions that are remembered with an indicator after their decision; the newest
+stay.
 """
 
 REMEMBERED_SPAN = 86_400_000_000
 """
-How long before an indicator's version another one may have been made that is remembered
-with it. An older one is recognised by its date, unless the bus's clock is set back by more.
+The greatest age, relative to the version in force, of a version that is remembered. The
+date identifies an older one, unless the bus's clock is set back by more.
 """
 
 STEP = 1_000_000
 """
-By how much the bus's clock has to go back before that is a step.
+The least change of the bus's clock backward that counts as a step.
 """
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """
-    The bus's clock was set back.
+    A step of the bus's clock backward.
 
     @ivar number: The journal's head at that moment.
-    @ivar date: The date from which it went on.
+    @ivar date: The date that the clock was set to.
     """
 
     number: int
@@ -48,7 +49,7 @@ class BusDates:
     """
     The dates that a bus has given to versions, across the steps of its clock.
 
-    @ivar steps: Those that still matter, by number; then also by date.
+    @ivar steps: The steps that still matter, in order of number, and so also of date.
     """
 
     def __init__(self, steps: Sequence[Step], last: int) -> None:
@@ -60,9 +61,9 @@ class BusDates:
 
     def has_stepped_back(self, now: int, head: int) -> bool:
         """
-        Look at the clock.
+        Check the clock for a step.
 
-        @param head: The journal's.
+        @param head: The journal's head.
         @return: Whether there is a new step.
         """
         stepped = now < self._last - STEP
@@ -74,10 +75,10 @@ class BusDates:
 
     def date_of(self, modified: int, received: int, number: int, now: int) -> int:
         """
-        As of when a version counts that the journal holds.
+        The effective date of a version in the journal.
 
-        @param modified: What it says itself.
-        @param received: When it was received, by the clock of then.
+        @param modified: The version's own date.
+        @param received: Its receipt, by the clock of that time.
         @param number: Its number in the journal.
         """
         if modified <= now:
@@ -91,17 +92,17 @@ class BusDates:
 
 def read_decided(text: str) -> list[int]:
     """
-    The versions that were decided on before, as L{write_decided} wrote them.
+    Read the remembered versions that L{write_decided} wrote.
     """
     return [int(each) for each in json.loads(text)] if text else []
 
 
 def write_decided(decided: Sequence[int], date: int) -> str:
     """
-    @param decided: Versions that were decided on: C{modified} of what was published, and
-        the negative of it of a removal; the newest last.
-    @param date: As of when the version in force counts.
-    @return: Those worth remembering, for one column of the journal; usually empty.
+    @param decided: The decided versions, the newest last: C{modified} of a publication,
+        and the negative of C{modified} of a removal.
+    @param date: The effective date of the version in force.
+    @return: The versions worth remembering, for one column of the journal; usually empty.
     """
     since = date - REMEMBERED_SPAN
     kept = [each for each in dict.fromkeys(decided) if each < 0 or each > since]

@@ -1,3 +1,3 @@
 """
-The telemetry engines, as they are driven.
+Drivers of the telemetry engines.
 """

@@ -1,5 +1,5 @@
 """
-Whether a document that is in the journal can be handed out.
+Checks whether a document of the journal can be delivered.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from tbvast.wire.topics import Stream
 
 MOST_BYTES = {Stream.INTEL: LARGEST_INDICATOR, Stream.SIGHTING: LARGEST_SIGHTING}
 """
-The most bytes of a document: a frame with a longer one around it may be refused.
+The most bytes of a document: subscribers may refuse a frame with a longer one.
 """
 
 
 def damage(stream: Stream, body: bytes, crc: int) -> str | None:
     """
-    @param crc: The checksum that was written with it.
-    @return: Why a document must not be handed out; C{None} if it may.
+    @param crc: The checksum that was written with the document.
+    @return: The reason not to deliver the document; C{None} if it is sound.
     """
     if not isinstance(body, bytes) or crc32(body) != crc:
         return "damaged: the checksum is not that of the document"
@@ -31,10 +31,10 @@ def damage(stream: Stream, body: bytes, crc: int) -> str | None:
 
 def check_document(stream: Stream, id: str, body: bytes) -> None:
     """
-    Check a document that has no checksum: whether it would be accepted now.
+    Check that a document without a checksum would be accepted today.
 
-    @param id: The id that it was accepted with.
-    @raise Exception: If not; it says why.
+    @param id: The id under which it was accepted.
+    @raise Exception: If it would not; the text gives the reason.
     """
     if (found := damage(stream, body, crc32(body))) is not None:
         raise ValueError(found)

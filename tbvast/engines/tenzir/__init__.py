@@ -1,3 +1,3 @@
 """
-Tenzir.
+The driver of Tenzir.
 """

@@ -1,5 +1,5 @@
 """
-What a Tenzir node answers to calls of its interface. Pure.
+The replies of a Tenzir node's API. Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import msgspec
 
 class Launched(msgspec.Struct):
     """
-    A pipeline was started, or not.
+    The reply to a pipeline start.
     """
 
     id: str = ""
@@ -18,7 +18,7 @@ class Launched(msgspec.Struct):
 
 class Line(msgspec.Struct):
     """
-    One result, as one text.
+    One result, as a string.
     """
 
     line: str
@@ -34,10 +34,10 @@ class Served(msgspec.Struct):
 
 class Page(msgspec.Struct):
     """
-    Results of a pipeline.
+    A page of a pipeline's results.
 
-    @ivar next_continuation_token: For the page that follows; C{None} if none does.
-    @ivar state: That of the pipeline.
+    @ivar next_continuation_token: The token for the next page; C{None} after the last one.
+    @ivar state: The state of the pipeline.
     """
 
     next_continuation_token: str | None = None

@@ -1,7 +1,7 @@
 """
-The ways between a live match that runs in a node and the bridge.
+The transports between the bridge and a live match that runs in a node.
 
-All of it blocks, and belongs to the worker thread that watches.
+Everything here blocks, and runs in the worker thread that watches.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from tbvast.errors import EngineCallFailed, EngineError
 
 ATTACH = 5.0
 """
-Seconds that a node has to connect to a socket of ours, before it is taken for one that
-cannot reach it.
+Seconds for a node to connect to a socket of ours. After that the socket counts as
+unreachable.
 """
 
 LIFETIME = 300.0
 """
-Seconds after which the node ends the live match, unless it is told to go on: while nobody
-reads what it finds, it keeps everything in memory, about half a kilobyte an event.
+Seconds after which the node ends the live match, unless the bridge renews it. While nobody
+reads its results, the node keeps everything in memory, about half a kilobyte an event.
 """
 
 RENEWAL = 30.0
 """
-Seconds between such words.
+Seconds between renewals.
 """
 
 PAGE = 1000
 """
-The most matches that are fetched at once where they are fetched.
+The most matches of one fetched page.
 """
 
 _WATCH = "watch"
@@ -60,7 +60,7 @@ _line_decoder = msgspec.json.Decoder(Line)
 
 Ask = Callable[[Commands, str], bytes]
 """
-Runs a pipeline in a command, and returns what it wrote.
+Runs a pipeline in a command, and returns the command's output.
 """
 
 
@@ -71,13 +71,13 @@ class Feed(Protocol):
 
     def send(self, markers: Round) -> None:
         """
-        Have markers imported.
+        Import markers.
         """
 
     def receive(self, wait: float) -> list[str]:
         """
         @param wait: The most seconds to wait.
-        @return: Texts of the match, in order; none if none came.
+        @return: The texts that the match has written, in order; empty if none came.
         @raise EngineCallFailed: If the match has ended.
         """
 
@@ -90,7 +90,7 @@ class Unreachable(EngineCallFailed):
 
 class _Pipelines:
     """
-    Pipelines in the node that end when they are not needed.
+    Pipelines in the node that end unless they are renewed.
     """
 
     def __init__(self, commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
@@ -106,7 +106,7 @@ class _Pipelines:
 
     def renew(self) -> None:
         """
-        Let them go on, from time to time.
+        Extend their lifetime, if it is due.
 
         @raise EngineCallFailed: If one has ended.
         """
@@ -120,7 +120,7 @@ class _Pipelines:
 
 def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
     """
-    End pipelines in the node, if they are there.
+    End pipelines in the node, if they exist.
     """
     for name in names:
         with contextlib.suppress(EngineError):
@@ -129,14 +129,14 @@ def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
 
 def names(bridge: str) -> tuple[str, str]:
     """
-    The names of the pipelines of one live match: that of the match, and that of the markers.
+    The names of one live match's two pipelines: the match, and the markers.
     """
     return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
 
 
 class SocketFeed:
     """
-    The node connects to sockets of ours, which nobody else can.
+    The node connects to sockets of ours, which other users cannot reach.
     """
 
     def __init__(self, waiter: Waiter, pipelines: _Pipelines) -> None:
@@ -162,9 +162,10 @@ class SocketFeed:
         """
         Start the match.
 
-        @param owner: Ends what is left in the node, even if C{commands} were interrupted.
-        @param note: An empty directory, whose name tells this match from others.
-        @param pipeline: The match, given the end of it.
+        @param owner: Ends the pipelines in the node, even after an interruption of
+            C{commands}.
+        @param note: An empty directory, whose name distinguishes this match from others.
+        @param pipeline: Builds the match from the last operator of its pipeline.
         @raise Unreachable: If the node does not connect.
         """
         bridge = note.name
@@ -203,12 +204,12 @@ class SocketFeed:
         )
         while data:
             if not self._waiter.writable(connection, ATTACH):
-                raise EngineCallFailed(_WATCH, "the node does not take markers")
+                raise EngineCallFailed(_WATCH, "the node does not read markers")
             try:
                 data = data[connection.send(data) :]
             except OSError as e:
-                raise EngineCallFailed(_WATCH, f"the node takes no markers: {e}") from None
-        # Only when it has something to write does it connect.
+                raise EngineCallFailed(_WATCH, f"cannot send markers to the node: {e}") from None
+        # The node connects only when it has something to write.
         if self._out is None and self._listening is not None:
             self._out = _accepted(self._waiter, self._listening)
 
@@ -246,7 +247,7 @@ class SocketFeed:
 
 class ServedFeed:
     """
-    What the match finds is fetched through the node's endpoint, page by page.
+    The bridge fetches the matches through the node's endpoint, page by page.
     """
 
     def __init__(self, commands: Commands, ask: Ask, bridge: str) -> None:
@@ -301,21 +302,20 @@ def _read(text: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.MsgspecError:
-        raise EngineCallFailed(_WATCH, f"it answered {text[:200]!r}") from None
+        raise EngineCallFailed(_WATCH, f"unexpected reply {text[:200]!r}") from None
 
 
 def _text(line: bytes) -> str:
     try:
         return _line_decoder.decode(line).line
     except msgspec.MsgspecError:
-        raise EngineCallFailed(_WATCH, f"it answered {line[:200]!r}") from None
+        raise EngineCallFailed(_WATCH, f"unexpected line {line[:200]!r}") from None
 
 
 @contextlib.contextmanager
 def _place(note: Path) -> Iterator[Path]:
     """
-    A directory for sockets that only we can enter: C{note}, if its path is short enough
-    for that of a socket.
+    A private directory for sockets: C{note}, if its path is short enough for a socket.
     """
     note = note.resolve()
     if tql.fits(f"{note}/m"):
@@ -336,7 +336,7 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 def _accepted(waiter: Waiter, listening: socket.socket) -> socket.socket:
     """
-    The first connection from a process of our own user, or the system's.
+    The first connection from a process of our own user, or of root.
     """
     deadline = time.monotonic() + ATTACH
     while waiter.readable(listening, deadline - time.monotonic()):

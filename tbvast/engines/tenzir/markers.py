@@ -1,9 +1,9 @@
 """
-How far a live match has got, by events of our own that pass through it.
+Tracks the progress of a live match by marker events that pass through it.
 
-Pure: no sockets, no clock. The lookups of a live match are a tree of branches, whose
-leaves work side by side: a marker overtakes what is under way in another leaf, but never
-in its own. So each leaf is passed by markers of its own, some leaves at a time.
+Pure: no sockets, no clock. The lookups of a live match form a tree, whose leaves work in
+parallel: a marker can overtake events in another leaf, but never in its own. So each leaf
+gets markers of its own, a few leaves at a time.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tbvast.intel.matches import Moment, Progress
 
 LOOKUPS = 120
 """
-About how many lookups the markers of one round pass: each costs some tenths of a
-millisecond.
+The approximate number of lookups that the markers of one round pass. Each costs some
+tenths of a millisecond.
 """
 
 PULSE = 2.0
 """
-Seconds between rounds, once every leaf has been passed.
+Seconds between rounds, once markers have passed every leaf.
 """
 
 
 RARELY = 150
 """
-Pulses between two rounds that pass a leaf with more than L{LOOKUPS} lookups: such a round
-holds up what arrives meanwhile.
+Pulses between two rounds through a leaf with more than L{LOOKUPS} lookups: such a round
+delays the events that arrive meanwhile.
 """
 
 
@@ -45,12 +45,12 @@ class Round(msgspec.Struct, frozen=True):
 
 class Markers:
     """
-    The markers of one live match. There is one round at a time.
+    The markers of one live match, one round at a time.
 
-    An event that was imported before the markers of the round before has left the
-    gathering of batches when these came out: it is in its leaf, if it has not passed, when
-    the markers of this round come in. Hence a marker that comes out says of its leaf
-    that all that was imported before the last round has come out too.
+    Take an event that was imported before the previous round. When that round's markers
+    came out, the event had left the stage that gathers batches: it has passed, or it is in
+    its leaf when the markers of this round enter. Hence a marker that comes out of a leaf
+    proves that everything imported before the previous round has come out of it, too.
     """
 
     def __init__(self, lookups: Sequence[int], pulse: float = PULSE) -> None:
@@ -76,7 +76,7 @@ class Markers:
     @property
     def under_way(self) -> bool:
         """
-        Whether markers have not come out yet.
+        Whether markers have yet to come out.
         """
         return bool(self._waiting)
 
@@ -88,7 +88,7 @@ class Markers:
 
     def silence(self, awake: float) -> float:
         """
-        @return: Seconds since the markers that have not come out were imported.
+        @return: Seconds since the import of the markers that have yet to come out.
         """
         return awake - self._sent if self._waiting else 0.0
 
@@ -121,7 +121,7 @@ class Markers:
 
     def again(self) -> Round:
         """
-        The first round once more: nothing may have listened to it yet.
+        The first round once more: the match may not have been listening yet.
         """
         return Round(self._number, self._groups[0])
 
@@ -134,9 +134,9 @@ class Markers:
 
     def passed(self, marker: Marker, awake: float) -> Progress | None:
         """
-        A marker has come out, and all matches before it have been dealt with.
+        Record that a marker has come out, and that all matches before it are processed.
 
-        @return: How far the match has got, when the last marker of the round is out.
+        @return: The progress of the match, when the last marker of the round is out.
         """
         if marker.number != self._number or marker.leaf not in self._waiting:
             return None
@@ -157,7 +157,7 @@ class Markers:
         self._seen.append(heard)
         behind = awake - self._sent
         if len(self._passed) < self._leaves:
-            self._next = awake  # until it is known how far all leaves are
+            self._next = awake  # until the progress of all leaves is known
             return Progress(heard, None, behind, min(each.ahead for each in self._seen))
         self._next = max(awake, self._sent + self._pulse)
         covered = min(self._passed.values(), key=lambda each: each.awake)
@@ -167,8 +167,8 @@ class Markers:
 
 def grouped(lookups: Sequence[int]) -> list[tuple[int, ...]]:
     """
-    The leaves of each round: neighbours, of about L{LOOKUPS} in all. The first has only
-    the cheapest leaf: it is there to show quickly that the match hears.
+    The leaves of each round: neighbours with about L{LOOKUPS} lookups in all. The first
+    round has only the cheapest leaf, to show quickly that the match hears.
     """
     cheapest = min(range(len(lookups)), key=lookups.__getitem__)
     groups: list[tuple[int, ...]] = []
