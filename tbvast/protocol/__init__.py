@@ -1,3 +1,3 @@
 """
-What is said on the endpoints: bytes in, typed values out. Pure.
+The protocols of the endpoints: bytes in, typed values out. Pure.
 """

@@ -1,9 +1,9 @@
 """
-A publish request that is not JSON as a whole, because some of its documents are not.
+Splits a publish request that is not JSON as a whole, because some of its documents are not.
 
-Only the damaged documents are to be refused, so it has to be found out where each begins
-and ends. A document that is JSON says so itself. One that is not ends where its brackets
-are closed, or before the next one that is, or begins like, a STIX object.
+Only the damaged documents are to be refused, so the splitter has to find the bounds of
+each. The decoder tells the end of a document that is JSON. A damaged one ends where its
+brackets are closed, or before the next document that is, or begins like, a STIX object.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CLOSING = {"[": "]", "{": "}"}
 
 MOST_FAILURES = 300
 """
-How often something may turn out to be no JSON, before the request is refused as a whole:
-each takes a look at all that stands before it.
+The most decoding failures, before the request is refused as a whole: each failure costs a
+scan of everything before it.
 """
 
 _decoder = json.JSONDecoder()
@@ -33,29 +33,29 @@ _decoder = json.JSONDecoder()
 
 class RequestUnsplittable(ProtocolInvalid):
     """
-    A publish request of which it cannot be told where its documents begin and end.
+    A publish request whose documents have no recognisable bounds.
     """
 
 
 def split_request(raw: bytes) -> tuple[bytes, ...] | None:
     """
-    The documents of a publish request, each as it is written, the damaged ones among them.
+    The documents of a publish request, unchanged, including the damaged ones.
 
     @param raw: A request that is not JSON as a whole.
-    @return: C{None} if it is no publish request.
-    @raise RequestUnsplittable: If it is one, and cannot be split.
+    @return: C{None} if it is not a publish request.
+    @raise RequestUnsplittable: If it is one, but cannot be split.
     """
     return _Splitter(raw).split()
 
 
 class _Splitter:
     """
-    Reads one request from the left to the right.
+    Reads one request from left to right.
     """
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
-        # One character for one byte, so that damaged UTF-8 is no matter here.
+        # One character for each byte, so that damaged UTF-8 does no harm here.
         self._text = raw.decode("latin-1")
         self._left = 4 * len(raw)
         self._failures = MOST_FAILURES
@@ -97,8 +97,8 @@ class _Splitter:
 
     def _check_other(self, action: Any, position: int) -> None:
         """
-        @raise RequestUnsplittable: If it is a publish request that something other than a
-            document is wrong with.
+        @raise RequestUnsplittable: If it is a publish request that is damaged outside of
+            its documents.
         """
         if action in ("publish", "documents"):
             raise RequestUnsplittable("request", self._raw[position:], _EXPECTED)
@@ -112,8 +112,8 @@ class _Splitter:
 
     def _documents(self, position: int) -> tuple[tuple[bytes, ...], int]:
         """
-        @param position: Of the array.
-        @return: The documents, and where the array ends.
+        @param position: The start of the array.
+        @return: The documents, and the end of the array.
         """
         found: list[bytes] = []
         position = self._after_space(position + 1)
@@ -129,7 +129,7 @@ class _Splitter:
 
     def _end(self, start: int) -> int:
         """
-        @return: Where a document ends; a comma or the array's end follows.
+        @return: The end of a document; a comma or the array's end follows.
         """
         try:
             _, end = self._value(start)
@@ -139,7 +139,7 @@ class _Splitter:
         if end >= 0 and self._at(self._after_space(end)) in (",", "]"):
             return end
         closed = self._closed(start)
-        # A bracket or a quotation mark that is missing makes what follows part of it.
+        # If a bracket or a quotation mark is missing, it seems to contain its successors.
         following = self._before_next(start, closed)
         end = closed if following < 0 else following
         if end < 0:
@@ -148,7 +148,8 @@ class _Splitter:
 
     def _closed(self, start: int) -> int:
         """
-        @return: Where a damaged document's brackets are closed; negative if they are not.
+        @return: The place where a damaged document closes its brackets; negative if it
+            does not.
         """
         expected: list[str] = []
         end = -1
@@ -166,9 +167,9 @@ class _Splitter:
 
     def _before_next(self, start: int, closed: int) -> int:
         """
-        @param closed: Where it ends by its brackets; negative if they are not closed.
-        @return: Where a document ends, if not there: before the next that is a STIX object,
-            or, if its brackets are not closed, at the end of the array; else negative.
+        @param closed: The document's end by its brackets; negative if they are not closed.
+        @return: An earlier end: before the next STIX object, or, if the brackets are not
+            closed, at the end of the array; negative if there is no such end.
         """
         limit = len(self._text) if closed < 0 else closed
         position = start
@@ -188,7 +189,7 @@ class _Splitter:
 
     def _spend(self, characters: int) -> None:
         """
-        @raise RequestUnsplittable: If too much was looked at more than once.
+        @raise RequestUnsplittable: If the splitter has rescanned too much.
         """
         self._left -= characters
         if self._left < 0:
@@ -196,7 +197,7 @@ class _Splitter:
 
     def _fail(self) -> None:
         """
-        @raise RequestUnsplittable: If too much was no JSON.
+        @raise RequestUnsplittable: If decoding has failed too often.
         """
         self._failures -= 1
         if self._failures < 0:

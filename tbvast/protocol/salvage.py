@@ -2,12 +2,12 @@
 Reads the items of a tbvast/1 frame that is not well-formed JSON as a whole.
 
 The strict decoder refuses a frame for one bad byte, or for one item that is nested too
-deep. This reader then finds where each item begins and ends, so that the readable ones
-are taken and each other one is refused alone.
+deep. This reader then finds the bounds of each item, so that the subscriber accepts the
+readable ones and refuses the others one by one.
 
-An item that is well-formed ends where its JSON value ends, and the next one begins behind
-it. Behind an item that is not, the next one begins at the first C{[NUMBER,"TYPE",}: within
-the string of a JSON value the quotation marks would be escaped.
+A well-formed item ends where its JSON value ends, and the next one begins after it. After
+a malformed item, the next one begins at the first C{[NUMBER,"TYPE",}: inside a JSON string
+the quotation marks would be escaped.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import msgspec
 
 NUMBER_END = 1 << 63
 """
-The numbers of a journal are below.
+An upper bound, not included, of the numbers in a journal.
 """
 
 WORK = 4
 """
-How many times its own length the reader goes through a frame at most; whatever it has not
-reached by then is refused in one piece. Only a frame that was made for it costs so much.
+The reader's budget, as a multiple of the frame's length. It refuses the rest of the frame as
+one item when the budget is spent, which only a maliciously built frame achieves.
 """
 
 
 LOOKED_THROUGH = 64
 """
-The decoder counts the lines before an error, which it goes through so much faster.
+The decoder counts the lines before an error, and does so this many times faster than it
+decodes.
 """
 
 STRAY = 8
 """
-Bytes between two items that are too few to have been one.
+The most bytes between two items that are too few to be an item.
 """
 
 
@@ -45,8 +46,8 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     """
     An item whose bounds are known.
 
-    @ivar kind: What it says that it is; at most 64 bytes.
-    @ivar raw: The document. It is balanced, though not sure to be readable.
+    @ivar kind: The type that it claims; at most 64 bytes.
+    @ivar raw: The document. Its brackets are balanced, but it may be unreadable.
     """
 
     number: int
@@ -56,9 +57,9 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 
 class Damaged(msgspec.Struct, frozen=True, gc=False):
     """
-    Bytes between two items that are none.
+    Bytes between two items that do not form an item.
 
-    @ivar number: The item's number, if it can still be read; C{0} if not.
+    @ivar number: The item's number, if it is still readable; C{0} if not.
     """
 
     number: int
@@ -80,15 +81,15 @@ _CLOSING = {b"]": b"[", b"}": b"{"}
 _scan = json.JSONDecoder(
     strict=False, parse_int=len, parse_float=len, parse_constant=len
 ).raw_decode
-# The one decoder that says where a value ends which others follow.
+# The only decoder that tells the end of a value that others follow.
 
 
 def read_range(payload: bytes) -> tuple[int, int, int] | None:
     """
-    What a batch says of itself before its items.
+    Read the head of a batch.
 
-    @return: The number that it begins after, that which it ends with, and where its items
-        begin; C{None} if that cannot be read.
+    @return: The number that it begins after, its last number, and the start of its items;
+        C{None} if the head is unreadable.
     """
     head = _HEAD.match(payload)
     if head is None:
@@ -99,7 +100,7 @@ def read_range(payload: bytes) -> tuple[int, int, int] | None:
 
 def part_start(payload: bytes) -> int | None:
     """
-    Where the items of a part of a snapshot begin; C{None} if that cannot be read.
+    The start of the items in a part of a snapshot; C{None} if its head is unreadable.
     """
     head = _PART_HEAD.match(payload)
     return None if head is None else head.end()
@@ -111,12 +112,12 @@ def salvage(
     """
     Find the items of a frame.
 
-    @param start: Where they begin; C{None} if that is not known, so that they begin with
-        the first bytes that look like one.
-    @param after: The numbers of items that are looked for behind a damaged one are higher.
-    @param until: They are not higher than this.
-    @return: All of them, in their order. The bytes between them that are not part of one
-        are damaged items.
+    @param start: The start of the first item; C{None} if it is not known: then the first
+        bytes that look like an item are the start.
+    @param after: After a damaged item, the search considers only numbers above this one.
+    @param until: The highest number that the search considers.
+    @return: All items, in order. Bytes between them that belong to no item are damaged
+        items.
     """
     reader = _Reader(payload, after, until)
     at = start
@@ -147,7 +148,7 @@ def salvage(
 
 class _Reader:
     """
-    Goes through one frame.
+    Reads one frame.
     """
 
     def __init__(self, payload: bytes, after: int, until: int) -> None:
@@ -161,8 +162,8 @@ class _Reader:
         """
         Read an item.
 
-        @return: The item, and where it ends; without an item, where at the earliest
-            another one may begin.
+        @return: The item and its end; without an item, C{None} and the earliest possible
+            start of another one.
         """
         head = _ITEM.match(self._payload, at)
         if head is None or self._work <= 0:
@@ -186,7 +187,7 @@ class _Reader:
 
     def _balanced(self, start: int) -> int:
         """
-        Where a value ends that is nested deeper than decoders go; C{-1} if it does not.
+        The end of a value that is nested too deep for decoders; C{-1} if it has no end.
         """
         open: list[bytes] = []
         for token in _TOKEN.finditer(self._payload, start):
@@ -204,7 +205,7 @@ class _Reader:
 
     def candidate(self, start: int) -> int | None:
         """
-        Where the next item may begin, at some place or behind it.
+        The next possible start of an item, at a position or after it.
         """
         if self._work <= 0:
             return None

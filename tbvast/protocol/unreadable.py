@@ -1,5 +1,5 @@
 """
-What arrived and could not be read.
+Items that arrived but cannot be read.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ The most characters of a reason.
 
 KEPT_BYTES = 64 * 1024
 """
-The most bytes that are kept of an item that cannot be read.
+The most bytes that are kept of an unreadable item.
 """
 
 MOST_IDS = 1000
 """
-The most ids that are read in an item that cannot be read.
+The most ids that are read in an unreadable item.
 """
 
 
 class Unreadable(msgspec.Struct, frozen=True, array_like=True):
     """
-    An item that cannot be read, while those around it are.
+    An unreadable item among readable ones.
 
     @ivar number: Its number in the bus's journal; C{0} if it is not known.
-    @ivar ids: The STIX ids that it may have: those that can still be read in it.
-    @ivar reason: Why, in words; at most L{REASON_LENGTH} characters.
-    @ivar raw: Its bytes; the first L{KEPT_BYTES} of them.
+    @ivar ids: The STIX ids that it may have: those that are still readable in it.
+    @ivar reason: The reason, in words; at most L{REASON_LENGTH} characters.
+    @ivar raw: The first L{KEPT_BYTES} of its bytes.
     """
 
     number: int
@@ -42,8 +42,7 @@ class Unreadable(msgspec.Struct, frozen=True, array_like=True):
 
 def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
     """
-    @param reason: Of any length, and with any characters; those that are not printable are
-        escaped.
+    @param reason: A text of any length, with any characters; unprintable ones are escaped.
     @param raw: All of the item's bytes.
     """
     ids = ids_in(raw)
@@ -59,8 +58,8 @@ def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
 
 def ids_in(raw: bytes) -> tuple[str, ...]:
     """
-    The ids of indicators and sightings that something says are its own, or those of what
-    is in it; none if there are too many to tell which it is.
+    The ids of indicators and sightings that an item claims, for itself or for a document
+    inside it; empty if there are too many to tell its own.
     """
     ids = tuple({match[1].decode(): None for match in _ID.finditer(raw)})
     return ids if len(ids) <= MOST_IDS else ()

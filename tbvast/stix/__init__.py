@@ -1,3 +1,3 @@
 """
-STIX documents: what they say, and which of them are accepted. Pure.
+STIX documents: their meaning, and the rules of their admission. Pure.
 """

@@ -1,14 +1,14 @@
 """
-Which documents may enter the bus.
+Admits documents to the bus, or refuses them.
 
-Whatever way a document comes, by the sub endpoint, a publish request, a snapshot envelope,
-from another bus, or out of a file, it is admitted here, or refused. It is admitted if every
-hop after this one can carry it, and if the library C{stix2} accepts it, without which the
-old programs end when they meet it.
+Every document passes through here, whether it comes from the sub endpoint, a publish
+request, a snapshot envelope, another bus or a file. It is admitted if every later hop can
+carry it, and if the library C{stix2} accepts it: the old programs crash on a document that
+C{stix2} refuses.
 
-A document that leaves out what others need is made whole: its version, the type of its
-pattern, C{created}, C{modified} and C{valid_from}; and its times are written in UTC, to the
-microsecond at the most. One that is whole stays byte for byte as it came.
+An incomplete document is completed with the properties that others need: its version, the
+type of its pattern, C{created}, C{modified} and C{valid_from}. Its times are rewritten in
+UTC, to the microsecond at most. A complete document stays byte for byte as it came.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ _is_indicator_id = is_id("indicator")
 
 def admit(raw: bytes) -> Item:
     """
-    Admit a document that says itself what it is.
+    Admit a document of either type.
 
-    @raise Invalid: If it is neither an indicator nor a sighting that may enter.
+    @raise Invalid: If it is neither a valid indicator nor a valid sighting.
     """
-    # Most say nothing of sightings, which is found out quicker than their type.
+    # Most do not contain the word, and a search for it is faster than decoding their type.
     if (b"sighting" in raw or b"\\" in raw) and len(raw) <= LARGEST_SIGHTING:
         try:
             if _typed_decoder.decode(raw).type == "sighting":
                 return admit_sighting(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            pass  # the indicator's says what is wrong
+            pass  # the indicator's check reports the error
     return admit_indicator(raw)
 
 
@@ -107,17 +107,17 @@ def admit_indicator(raw: bytes) -> Indicator:
     """
     Admit an indicator, or the removal of one; a removal needs no pattern.
 
-    @return: The indicator; its C{raw} is the document made whole.
-    @raise IndicatorInvalid: If it may not enter.
-    @raise PatternInvalid: If its pattern is none.
-    @raise ObservableInvalid: If it is an indicator of a value that is none: of an address
-        that is no address, say. What merely cannot be matched is carried.
+    @return: The indicator; its C{raw} is the completed document.
+    @raise IndicatorInvalid: If it is refused.
+    @raise PatternInvalid: If its pattern has a syntax error.
+    @raise ObservableInvalid: If its pattern has a malformed value, such as a malformed
+        address. A valid pattern that merely cannot be matched is admitted.
     """
     if len(raw) > LARGEST_INDICATOR:
         raise IndicatorInvalid("length", len(raw), f"at most {LARGEST_INDICATOR} bytes")
     plain: _Usual | None
     try:
-        # It skips nothing, so nothing else is in it: neither depth nor long numbers.
+        # This decoder skips nothing, so that no hidden part can be deep or have long numbers.
         plain = _plain_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         plain = _with_custom(raw)
@@ -169,7 +169,7 @@ _Identity = Annotated[str, msgspec.Meta(pattern=rf"^identity--{documents.UUID}\Z
 
 class _Usual(msgspec.Struct, gc=False):
     """
-    An indicator as most are: a part of what L{INDICATOR} allows.
+    The form of most indicators: a subset of the properties that L{INDICATOR} allows.
     """
 
     type: Literal["indicator"]
@@ -197,7 +197,7 @@ class _Usual(msgspec.Struct, gc=False):
 
 class _Plain(_Usual, forbid_unknown_fields=True, gc=False):
     """
-    One without custom properties.
+    A usual indicator without custom properties.
     """
 
 
@@ -207,8 +207,8 @@ _USUAL = frozenset(_Usual.__struct_fields__)
 
 def _with_custom(raw: bytes) -> _Usual | None:
     """
-    @return: An indicator that is usual but for custom properties; L{None} for another.
-    @raise IndicatorInvalid: If some hop could not carry it.
+    @return: An indicator that is usual except for custom properties; L{None} for any other.
+    @raise IndicatorInvalid: If some hop cannot carry it.
     """
     try:
         usual = _usual_decoder.decode(raw)
@@ -244,7 +244,7 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
                 "pattern", pattern, f"of object paths of at most {MOST_STEPS} steps"
             )
     if operation is not _REMOVE:
-        try:  # quicker than contextlib.suppress
+        try:  # faster than contextlib.suppress
             matchable(pattern)
         except PatternUnmatchable:
             pass
@@ -252,7 +252,7 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
 
 _BEGINNING = re.compile(r"[ \t\n\r\v\f]*(?:\([ \t\n\r\v\f]*)?\[")
 """
-What the parser of the old programs takes for the beginning of a pattern.
+The beginnings of a pattern that the parser of the old programs accepts.
 """
 
 _HEX = "[0-9a-fA-F]"
@@ -265,15 +265,14 @@ _HASH_VALUES = {
     )
 } | {"SSDEEP": re.compile("[a-zA-Z0-9/+:.]{1,128}")}
 """
-What the parser of the old programs takes for hashes, by the name in capitals, without
-hyphens.
+The hashes that the parser of the old programs accepts, by name in capitals, without hyphens.
 """
 
 
 def _check_tests(pattern: str, expression: Expression | Test) -> None:
     """
-    Check that the parser of the old programs can take each test: it knows no C{NOT EXISTS},
-    no list position below zero, and of a hash neither a list nor a part.
+    Check that the parser of the old programs accepts each test: it supports neither
+    C{NOT EXISTS} nor a negative list position, and no list or part of a hash.
     """
     if isinstance(expression, Observation):
         _check_tests(pattern, expression.test)
@@ -306,13 +305,13 @@ def _check_hash(pattern: str, name: object, value: object) -> None:
 
 _HARMLESS = 2 * MOST_STEPS
 """
-The length of a pattern that cannot hold too much of anything.
+The length up to which a pattern cannot exceed the limits of terms and steps.
 """
 
 
 def _admit_unusual_indicator(raw: bytes) -> Indicator:
     """
-    As L{admit_indicator}, by the table.
+    Like L{admit_indicator}, but by the table of properties.
     """
     document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     complete, document = _checked(document, INDICATOR, IndicatorInvalid)
@@ -343,8 +342,8 @@ _NUMBER = re.compile(r"\s*[0-9]{1,10}\s*")
 
 def _check_rule(rule: str) -> None:
     """
-    Check that the numbers of Suricata rules are numbers, wherever they may be one:
-    suricata-threatbus takes them for parts of regular expressions, and ends if they are none.
+    Check that each C{sid} of a Suricata rule is a number, wherever it may stand:
+    suricata-threatbus uses it in a regular expression, and crashes on anything else.
     """
     for sid in _SID.findall(rule):
         if _NUMBER.fullmatch(sid) is None:
@@ -355,8 +354,8 @@ def admit_sighting(raw: bytes) -> Sighting:
     """
     Admit a sighting.
 
-    @return: The sighting; its C{raw} is the document made whole.
-    @raise SightingInvalid: If it may not enter.
+    @return: The sighting; its C{raw} is the completed document.
+    @raise SightingInvalid: If it is refused.
     """
     document = _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
     complete, document = _checked(document, SIGHTING, SightingInvalid)
@@ -371,7 +370,7 @@ def admit_vast_sighting(raw: bytes) -> Sighting:
     """
     Admit the report of a VAST matcher.
 
-    @raise SightingInvalid: If it is none, or the sighting of it may not enter.
+    @raise SightingInvalid: If the report is malformed, or its sighting is refused.
     """
     _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
     return admit_sighting(decode_vast_sighting(raw).raw)
@@ -383,8 +382,8 @@ def _checked(
     """
     Check a document's properties, and the order of its times.
 
-    @return: The document, without those of the standard's properties that are C{null}
-        or an empty list; and whether there were none of these.
+    @return: Whether the document has no standard property that is C{null} or an empty list;
+        and the document without these.
     """
     try:
         for name in ("type", "id"):
@@ -407,7 +406,7 @@ def _checked(
 def _check_order(document: dict[str, Any], first: str, second: str, equal: bool) -> None:
     if first not in document or second not in document:
         return
-    # As they will be read: nanoseconds are rounded.
+    # Compare the times as readers will see them: nanoseconds are rounded.
     start, end = (timestamp(msgspec.convert(document[n], Time)) for n in (first, second))
     if end < start or (end == start and not equal):
         expected = f"{'no earlier' if equal else 'later'} than {first}, {document[first]}"
@@ -418,8 +417,8 @@ def _whole(
     raw: bytes, make_whole: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
 ) -> bytes:
     whole = make_whole(raw)
-    if len(whole) > most:  # numbers may take more when they are written again
-        raise refusal("length", len(whole), f"at most {most} bytes, with all that it needs")
+    if len(whole) > most:  # rewritten numbers may be longer
+        raise refusal("length", len(whole), f"at most {most} bytes when complete")
     return whole
 
 
@@ -455,7 +454,7 @@ def _read(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[s
 
 def _check_depth(raw: bytes, deepest: int, refusal: type[Invalid]) -> None:
     brackets = _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS)
-    for _ in range(deepest):  # each takes away the innermost
+    for _ in range(deepest):  # each pass removes the innermost level
         brackets = _EMPTY.sub(b"", brackets)
         if not brackets:
             return
@@ -468,7 +467,7 @@ _BRACKET = re.compile(rb'("(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|[\[\]{}]'
 
 def _too_deep(raw: bytes, deepest: int) -> tuple[str, bytes]:
     """
-    @return: The name of the property that is too deep, and what begins with its value.
+    @return: The name of the property that is too deep, and the bytes from its value on.
     """
     depth, name, start = 0, "document", 0
     for token in _BRACKET.finditer(raw):
@@ -486,7 +485,7 @@ def _too_deep(raw: bytes, deepest: int) -> tuple[str, bytes]:
 
 def _values(raw: bytes) -> dict[str, bytes]:
     """
-    An object's properties, each as it is written, as far as that can be told.
+    The raw values of an object's properties; empty if the object cannot be split.
     """
     try:
         values = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -506,7 +505,7 @@ def _first_unreadable(raw: bytes) -> tuple[str, bytes]:
 
 def _shown(path: str) -> str:
     """
-    A path with names of anybody's, as one line may show it.
+    Escape and shorten a path with untrusted names, to show it in one line.
     """
     text = ascii(path)[1:-1]
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

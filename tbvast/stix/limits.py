@@ -1,9 +1,9 @@
 """
-How large a document may be, so that every later hop can carry it.
+The limits of a document, so that every later hop can carry it.
 
-The hops put more around a document: the frames of pub and sub, a request, a snapshot
-envelope, and the sighting, which repeats its indicator. All of them have to fit into the
-shortest message that a service may be configured to take.
+The hops wrap a document: in the frames of pub and sub, in a request, in a snapshot
+envelope, and in a sighting, which repeats its indicator. Each of these has to fit into the
+lowest message limit that a service may be configured with.
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ The most bytes of a sighting, with the indicator and the event in it.
 
 SHORTEST_MESSAGE_LIMIT = 8 << 20
 """
-The least that C{max_message_bytes} may be set to: room for any document, with the
-envelopes around it.
+The lowest valid C{max_message_bytes}: room for any document, with its envelopes.
 """
 
 DEEPEST_INDICATOR = 32
 """
-How deep arrays and objects may nest in an indicator, itself included.
+The most levels of arrays and objects in an indicator, itself included.
 """
 
 DEEPEST_SIGHTING = 64
 """
-How deep they may nest in a sighting: room for an indicator, and for an event, in it.
-Every decoder on the way takes some hundreds.
+The most levels in a sighting: room for an indicator and an event. Every decoder on the way
+can read some hundreds.
 """
 
 LEAST_INTEGER = -(1 << 63)
 MOST_INTEGER = (1 << 64) - 1
 """
-What an integer may be: a signed or an unsigned one of 64 bits.
+The range of an integer: signed or unsigned, of 64 bits.
 """
 
 FIRST_YEAR = 1000
 """
-The first year of a time in UTC; the last is 9999. Earlier ones are written with fewer than
-four digits by Python on Linux, which nobody can read again.
+The first year of a time in UTC; the last is 9999. Python on Linux writes an earlier year with
+fewer than four digits, and no reader accepts that.
 """
 
 LONGEST_PATTERN = 1 << 16
 """
-The most characters of a STIX pattern. The parser of the old programs takes a second for
+The most characters of a STIX pattern. The parser of the old programs needs a second for
 some hundred thousand.
 """
 
@@ -62,13 +61,13 @@ L{tbvast.intel.grammar.DEEPEST} parentheses; it fails from 979 on.
 
 MOST_STEPS = 50
 """
-The most steps of an object path in a STIX pattern, which the same parser recurses for.
+The most steps of an object path in a STIX pattern. The same parser recurses for each.
 """
 
 MOST_SELECTORS = 100
 LONGEST_MARKED_LIST = 1000
 """
 The most selectors of a document's granular markings, and the most items of a list in a
-document that has any: the old programs walk through all of it for each selector, and
-through a list for each of its items.
+document that has any: the old programs walk through the whole document for each selector,
+and through a list for each of its items.
 """

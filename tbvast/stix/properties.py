@@ -1,9 +1,9 @@
 """
 The properties that STIX 2.1 defines for indicators and sightings, as tables of checks.
 
-A check is given a property's path and its value, as JSON decoded it, and raises L{Invalid}
-if the standard does not allow it. Beyond the standard's own rules stand those of the
-library C{stix2}, without which the old programs would end; each says so.
+A check gets a property's path and its decoded value, and raises L{Invalid} if the standard
+does not allow it. Some checks enforce rules of the library C{stix2} as well, because the old
+programs would crash without them; each of these says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HASHES = {
 
 _RESERVED = frozenset(("self", "allow_custom", "interoperability", "custom_properties"))
 """
-Names that the library C{stix2} uses for itself.
+Names that the library C{stix2} reserves.
 """
 
 _NO_SUBJECTS = frozenset(
@@ -55,7 +55,7 @@ _NO_SUBJECTS = frozenset(
     )
 )
 """
-The types of objects that cannot be sighted: what is no domain object.
+The types of objects that cannot be sighted, because they are not domain objects.
 """
 
 _EXTENSION_TYPES = (
@@ -65,7 +65,7 @@ _EXTENSION_TYPES = (
 
 def is_id(kind: str) -> Callable[[str], re.Match[str] | None]:
     """
-    @return: Whether a text is a STIX id of a type.
+    @return: A test for STIX ids of a type.
     """
     return re.compile(f"{kind}--{UUID}").fullmatch
 
@@ -87,7 +87,7 @@ def flag(path: str, value: Any) -> None:
 
 def anything(path: str, value: Any) -> None:
     """
-    What is only carried.
+    Accept any value: the property is only carried.
     """
 
 
@@ -145,7 +145,7 @@ def id_of(*kinds: str) -> Check:
 
 def subject(path: str, value: Any) -> None:
     """
-    The id of a domain object, or of an object of a type that the standard does not know.
+    Accept the id of a domain object, or of a type that the standard does not define.
     """
     match = _ID.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[1] in _NO_SUBJECTS or not 3 <= len(match[1]) <= 250:
@@ -171,7 +171,7 @@ def items(check: Check) -> Check:
 
 def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
     """
-    @param needed: Sets of properties of each of which one has to be there.
+    @param needed: Sets of properties; the record must have at least one property of each.
     """
 
     def check(path: str, value: Any) -> None:
@@ -186,10 +186,10 @@ def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
 
 def check_properties(table: Mapping[str, Check], document: dict[str, Any], path: str = "") -> None:
     """
-    Check each property of an object. What is C{null}, or an empty list, is as good as
-    not there, as it is for the library C{stix2}.
+    Check each property of an object. C{null} and an empty list count as missing, as they do
+    for the library C{stix2}.
 
-    @raise Invalid: If one is wrong.
+    @raise Invalid: If a property is wrong.
     """
     for name, value in document.items():
         check = table.get(name)
@@ -202,7 +202,7 @@ def check_properties(table: Mapping[str, Check], document: dict[str, Any], path:
 
 def is_custom(name: str) -> bool:
     """
-    Whether a property that the standard does not know may be called so.
+    Whether a name is allowed for a custom property.
     """
     return name not in _RESERVED and _CUSTOM.fullmatch(name) is not None
 
@@ -327,12 +327,12 @@ SIGHTING: dict[str, Check] = COMMON | {
 
 def check_markings(document: dict[str, Any]) -> None:
     """
-    Check that what granular markings select is there: for the library C{stix2}, which
-    ends on those that select nothing, something empty, something within one of the
-    standard's own objects, or the second of two equal items.
+    Check that each selector of the granular markings selects something. The library
+    C{stix2} fails on a selector of nothing, of an empty value, of a part of one of the
+    standard's own objects, or of the second of two equal items.
 
-    @param document: One whose properties have been checked.
-    @raise Invalid: If one does not.
+    @param document: A document whose properties have been checked.
+    @raise Invalid: If a selector selects nothing, or a limit is exceeded.
     """
     markings = document.get("granular_markings")
     if not markings:
@@ -368,7 +368,7 @@ def _selected(document: dict[str, Any], selector: str) -> bool:
     first, *steps = selector.split(".")
     value = document.get(first)
     opaque = first in _OBJECTS
-    nested = False  # an array directly in another, which is not looked into, either
+    nested = False  # stix2 does not look into an array directly in another, either
     for step in steps:
         if isinstance(value, dict) and not opaque:
             value, nested = value.get(step), False
@@ -389,5 +389,5 @@ _OBJECTS: Container[str] = frozenset(
     ("external_references", "kill_chain_phases", "granular_markings")
 )
 """
-What holds objects of the standard's own, which C{stix2} does not look into.
+Properties with objects of the standard's own, which C{stix2} does not look into.
 """

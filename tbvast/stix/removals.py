@@ -1,5 +1,5 @@
 """
-Removals of indicators whose documents can no longer be read.
+Removals of indicators whose documents are no longer readable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tbvast.intel.patterns import validate
 
 class _Essentials(msgspec.Struct):
     """
-    What a removal repeats of an indicator.
+    The properties of an indicator that its removal repeats.
     """
 
     pattern: str
@@ -26,12 +26,12 @@ _decoder = msgspec.json.Decoder(_Essentials)
 
 def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
     """
-    The removal of an indicator, made of hardly more than its id. Every subscriber can read
-    it.
+    Build the removal of an indicator from little more than its id. Every subscriber can
+    read it.
 
     @param version: In microseconds since the epoch.
-    @param body: The indicator's document, of which the pattern is taken if it can be read.
-        Otherwise the pattern only repeats the id, and matches nothing.
+    @param body: The indicator's document. If its pattern is readable, the removal repeats
+        it; otherwise the pattern contains only the id, and matches nothing.
     """
     pattern, pattern_type = f"[indicator:id = '{id}']", STIX
     try:

@@ -1,8 +1,8 @@
 """
 Keeps a sighting within the size and depth that every hop can carry.
 
-An event may be longer than any document. Its sighting is sent all the same, without what
-is long in it, and says how much was left out.
+An event may be longer than any document. Its sighting is sent all the same, without the
+long parts, and says how many bytes are missing.
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ INDICATOR = "x_threatbus_indicator"
 CONTEXT_LEFT_OUT = "x_tbvast_context_left_out"
 INDICATOR_LEFT_OUT = "x_tbvast_indicator_left_out"
 """
-The properties that say how many bytes of the event, or of the indicator, are not in the
-sighting.
+The properties that say how many bytes of the event, or of the indicator, the sighting
+lacks.
 """
 
 ROOM = 256 * 1024
 """
-Bytes that are left for what a bus may add to a sighting, or write in a longer form.
+Bytes of headroom: a bus may add properties to a sighting, or write some in a longer form.
 """
 
 LONGEST_TEXT = 1024
 MOST_ITEMS = 100
 """
-The most characters of a text, and items of a list or an object, where an event is too long.
+The most characters of a text, and items of a list or an object, in an event that is too
+long.
 """
 
 DEEPEST_CONTEXT = DEEPEST_SIGHTING - 4
 """
-How deep an event may nest.
+The most levels of an event.
 """
 
 
 def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - ROOM) -> bytes:
     """
-    Encode a sighting, without what is too long or too deep in its context, and without its
-    indicator if that is not enough.
+    Encode a sighting. Leave out the parts of its context that are too long or too deep, and
+    its indicator if that is not enough.
 
     @param document: The sighting; its context is a L{dict}, and its indicator, if it has
-        one, a L{msgspec.Raw}. It is changed.
+        one, a L{msgspec.Raw}. This function changes it.
     @param largest: The most bytes.
     @raise SightingInvalid: If it is too long even then.
     """
@@ -79,8 +80,7 @@ def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - R
 
 def fitted(raw: bytes) -> bytes:
     """
-    A sighting that was encoded before, as L{encode_fitting} encodes it; as it is, if it is
-    no sighting.
+    Encode an encoded sighting again with L{encode_fitting}. Anything else stays unchanged.
     """
     try:
         document: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -95,13 +95,13 @@ def _leave_indicator_out(document: dict[str, Any]) -> None:
 
 
 def _may_be_deep(raw: bytes) -> bool:
-    # It takes as many brackets; counted, as they are in most sightings, they are few.
+    # Depth takes as many brackets. Most sightings have few, and a count is cheap.
     return raw.count(b"[") + raw.count(b"{") > DEEPEST_INDICATOR
 
 
 def _is_deeper(value: Any, deepest: int) -> bool:
     """
-    Whether a value nests deeper than it may.
+    Whether a value nests too deep.
     """
     if isinstance(value, msgspec.Raw):
         try:
@@ -124,8 +124,7 @@ def _is_deeper(value: Any, deepest: int) -> bool:
 
 def _cut(value: Any, deepest: int) -> Any:
     """
-    A value without long texts, without what a long list or object holds beyond its first
-    items, and without what nests too deep.
+    A value with its texts, lists and objects cut, and without the parts that nest too deep.
     """
     if isinstance(value, str):
         return value[:LONGEST_TEXT]
@@ -143,7 +142,7 @@ def _cut(value: Any, deepest: int) -> Any:
 
 def _outline(context: dict[str, Any]) -> dict[str, Any]:
     """
-    What an event says of itself, without what it holds.
+    The top level of an event, without its lists and objects.
     """
     return {
         name[:LONGEST_TEXT]: _cut(value, 0)
