@@ -1,3 +1,3 @@
 """
-How a process lives.
+The life of a service's process.
 """

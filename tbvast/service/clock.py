@@ -1,9 +1,9 @@
 """
-The two clocks of a process: time that passes, and the calendar.
+The two clocks of a process: elapsed time, and the calendar.
 
-An administrator, or NTP, may set the calendar at any moment, forward or back. Whatever
-waits, times out or measures a duration therefore reads the reactor's clock, which only
-ever moves on. What a document or a journal says of a date reads the calendar.
+An administrator, or NTP, may set the calendar at any moment, forward or back. Delays,
+timeouts and durations therefore use the reactor's clock, which only moves forward. Only the
+dates of documents and journals use the calendar.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Tells the date: seconds since the epoch, in UTC. It may jump, forward and back.
 
 calendar: Calendar = time.time
 """
-The machine's own.
+The machine's calendar.
 """
 
 
 def awake() -> float:
     """
-    The seconds since the machine's start; those that it slept are counted.
+    The seconds since the machine's start, including its sleep.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot() -> str:
     """
-    What tells one start of the machine from another; C{""} if the system does not say.
+    The id of the machine's current boot; C{""} if the system does not provide one.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -43,11 +43,9 @@ def boot() -> str:
 
 def use_monotonic_time(reactor: Any) -> None:
     """
-    Have a reactor measure time by the machine's monotonic clock; its own choice is the
-    calendar. A delayed call then fires when its delay has passed, whatever is done to the
-    calendar.
+    Make a reactor measure time by the machine's monotonic clock; its default is the
+    calendar. A delayed call then fires after its delay, even if somebody sets the calendar.
 
-    @param reactor: One on which no call is waiting yet, for what waits was timed by the
-        clock before.
+    @param reactor: A reactor without delayed calls, for those were timed by the old clock.
     """
     reactor.seconds = time.monotonic

@@ -1,3 +1,3 @@
 """
-Files that keep what must survive a service: SQLite, and what guards it.
+The files that must survive a service: SQLite, and its guards.
 """

@@ -1,6 +1,6 @@
 """
-Watches a SQLite file that is in use: it may be deleted, replaced, cut or damaged while it is
-open, and SQLite itself would go on writing to what nobody finds again.
+Watches a SQLite file that is in use. Somebody may delete, replace, cut or damage it while it
+is open, and SQLite itself would go on writing to a file that has no name.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _DAMAGE_WHILE_READ = frozenset(
         sqlite3.SQLITE_IOERR_CORRUPTFS,
     }
 )
-# Other errors of the disk come and go: a full one has room again.
+# Other disk errors are transient: a full disk has room again.
 
 _COMPANIONS = ("-wal", "-shm")
 """
-The files that SQLite keeps beside an open one.
+The suffixes of the files that SQLite keeps beside an open one.
 """
 
 
 def damage_of(error: BaseException | None) -> sqlite3.Error | None:
     """
-    Find out whether a file is damaged.
+    Find the error that shows damage to a file.
 
-    @param error: What an operation raised; what it was raised from counts, too.
-    @return: The error that says so; C{None} if nothing does.
+    @param error: The exception of an operation; its causes count, too.
+    @return: The error; C{None} if there is no sign of damage.
     """
     while error is not None:
         if isinstance(error, sqlite3.Error):
             code = getattr(error, "sqlite_errorcode", None)
             if code is None:
-                # Not of SQLite, but of the module: a text that is none.
+                # From the module, not from SQLite: a text that is not valid UTF-8.
                 if isinstance(error, sqlite3.OperationalError):
                     return error
             elif code & 0xFF in _DAMAGE or code in _DAMAGE_WHILE_READ:
@@ -58,9 +58,9 @@ def damage_of(error: BaseException | None) -> sqlite3.Error | None:
 
 def beside(path: Path, word: str, now: float) -> Path:
     """
-    The path of another file in the same directory, which is not there yet.
+    An unused path for another file in the same directory.
 
-    @param word: What it is, e.g. C{rescued}.
+    @param word: The kind of the file, e.g. C{rescued}.
     @param now: The date in its name; seconds since the epoch.
     """
     date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
@@ -74,13 +74,13 @@ def beside(path: Path, word: str, now: float) -> Path:
 
 def move_aside(path: Path, word: str, now: float) -> Path:
     """
-    Give a file that nobody has open another name, with what SQLite keeps beside it.
+    Rename a file that nobody has open, with its companions.
 
-    @return: Its new path.
-    @raise OSError: If it cannot be moved.
+    @return: The new path.
+    @raise OSError: If the file cannot be moved.
     """
     aside = beside(path, word, now)
-    # The write-ahead log first: alone, it would be applied to the next file of this name.
+    # The write-ahead log first: left behind, it would be applied to the next file of this name.
     for companion in _COMPANIONS:
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{path}{companion}", f"{aside}{companion}")
@@ -91,9 +91,9 @@ def move_aside(path: Path, word: str, now: float) -> Path:
 
 def sync_directory(path: Path) -> None:
     """
-    Make the names of a directory durable.
+    Make the names in a directory durable.
 
-    @param path: One of its files.
+    @param path: A file of the directory.
     """
     directory = os.open(path.parent, os.O_RDONLY)
     try:
@@ -104,8 +104,8 @@ def sync_directory(path: Path) -> None:
 
 class FileGuard:
     """
-    Guards one open file. What uses the file is called inside, as of a context manager:
-    before and after it, the file has to be the one that was opened.
+    Guards one open file. Every use of the file runs inside this context manager, which checks
+    before and after it that the file is still the one that was opened.
     """
 
     def __init__(
@@ -117,11 +117,12 @@ class FileGuard:
         now: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param connection: The only one that writes to the file, which it has used already.
-        @param name: What the file is called in messages, e.g. C{the journal}.
-        @param replacement: Called if what was committed cannot be written again: makes
-            another file, and says what it has done.
-        @param now: The date.
+        @param connection: The only connection that writes to the file. It has to have used
+            the file already.
+        @param name: The name of the file in messages, e.g. C{the journal}.
+        @param replacement: Called if the committed data cannot be written again. It creates
+            another file, and returns a description of its steps.
+        @param now: The calendar.
         """
         self._replacement = replacement
         self._connection = connection
@@ -139,9 +140,9 @@ class FileGuard:
 
     def check(self) -> None:
         """
-        @raise FileLost: If the file is not there any more, or is another one, or shorter.
-            Then everything that was committed has been written to a file again, as far as
-            that was possible; the text says where.
+        @raise FileLost: If the file is missing, or is another one, or shorter. All committed
+            data has then been written to a file again, if that was possible; the text says
+            where.
         """
         if self._lost is None and (found := self._look()) is not None:
             self._give_up(found)
@@ -150,7 +151,7 @@ class FileGuard:
 
     def _look(self) -> str | None:
         """
-        @return: What has happened to the file; C{None} for nothing.
+        @return: A description of the change to the file; C{None} if there is no change.
         """
         for path, identity in self._files.items():
             found = _identity(path)
@@ -164,7 +165,7 @@ class FileGuard:
 
     def _give_up(self, what: str) -> None:
         """
-        @param what: What has happened to the file.
+        @param what: A description of the change to the file.
         """
         try:
             self._end(what, self._rescue())
@@ -181,13 +182,13 @@ class FileGuard:
         try:
             self._lost = f"{self._lost}; {self._replacement()}"
         except (TbvastError, OSError) as e:
-            self._lost = f"{self._lost}; it cannot be made anew ({e})"
+            self._lost = f"{self._lost}; it cannot be rebuilt ({e})"
 
     def _rescue(self) -> str:
         """
-        Write everything that was committed to a file again: the connection still has it.
+        Write all committed data to a file again: the connection still has it.
 
-        @return: Where it is.
+        @return: A description of the file's place.
         """
         if self._connection.in_transaction:
             self._connection.rollback()
@@ -207,9 +208,9 @@ class FileGuard:
             sync_directory(self._path)
             return f"all that was committed is in {copy}: to use it, move it to {self._path}"
         said = "all that was committed has been written to it again"
-        if here is not None:  # damaged, perhaps, so that somebody may want to look at it
-            said += f", and what was there is {move_aside(self._path, 'damaged', now)}"
-        # What is left of the log belongs to the file of before: it would be applied to this one.
+        if here is not None:  # it may be damaged, and worth a look
+            said += f", and the old file is {move_aside(self._path, 'damaged', now)}"
+        # The rest of the log belongs to the previous file, but would be applied to this one.
         for companion in self._companions:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(companion)
@@ -223,10 +224,10 @@ class FileGuard:
 
     def give_up(self, what: str) -> FileLost:
         """
-        Make sure that nobody uses the file any more, nor what is in it.
+        Refuse every further use of the file and its content.
 
-        @param what: What is wrong with it, e.g. C{is damaged}.
-        @return: An error to raise: this one is what every later L{check} raises.
+        @param what: The fault, e.g. C{is damaged}.
+        @return: An error to raise. Every later L{check} raises the same.
         """
         if self._lost is None:
             self._end(f"{self._path} {what}", "it cannot be used any more")
@@ -240,15 +241,15 @@ class FileGuard:
         traceback: TracebackType | None,
     ) -> None:
         """
-        @raise FileLost: Instead of an error that says that the file is damaged, and as
-            L{check} does.
+        @raise FileLost: In place of an error that shows damage to the file; and as L{check}
+            does.
         """
         damage = damage_of(error)
         if damage is not None and self._lost is None:
             self._give_up(f"{self._path} turned out to be damaged ({damage})")
         if self._lost is None:
             with contextlib.suppress(FileNotFoundError):
-                self._size = os.stat(self._path).st_size  # it may be shorter: it was vacuumed
+                self._size = os.stat(self._path).st_size  # shorter, perhaps, after a vacuum
         if self._lost is not None or error is None:
             self.check()
 

@@ -1,8 +1,8 @@
 """
-Items that could not be handled: kept for a person to look at, and never tried again.
+Items that could not be handled: kept for a person to inspect, and never retried.
 
-One bad item among many must cost one item. It is set aside: its bytes, where it failed and
-why go into a table, and what stands before and behind it goes on.
+One bad item among many must cost one item. It is set aside: its bytes, the stage of the
+failure and the reason go into a table, and its neighbours are processed as usual.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tbvast.errors import shown
 
 MOST_ITEMS = 1000
 """
-How many items the table holds; the oldest ones beyond it are deleted.
+The most items of the table; beyond it, the oldest are deleted.
 """
 
 MOST_BYTES = 64 * 1024
 """
-How many bytes of an item are kept: its beginning.
+The most bytes that are kept of an item, from its beginning.
 """
 
 MOST_REASON = 500
 """
-How many characters of a reason are kept.
+The most characters that are kept of a reason.
 """
 
 SET_ASIDE_TABLE = """
@@ -45,14 +45,14 @@ CREATE TABLE set_aside (
 )
 """
 """
-SQL that makes the table. A row's C{place} counts all that were ever set aside, and C{date}
-is in microseconds since the epoch.
+The SQL that creates the table. C{place} counts all items that were ever set aside, and
+C{date} is in microseconds since the epoch.
 """
 
 
 class Stage(enum.StrEnum):
     """
-    Where an item failed.
+    The stage at which an item failed.
     """
 
     INTAKE = "intake"
@@ -74,13 +74,12 @@ class SetAside(msgspec.Struct, frozen=True, array_like=True):
     """
     An item that could not be handled.
 
-    @ivar stage: Where it failed.
-    @ivar reason: Why.
+    @ivar stage: The stage of the failure.
+    @ivar reason: The reason, in words.
     @ivar body: Its bytes.
     @ivar stream: The type of the item; empty if it is not known.
     @ivar id: Its STIX id; empty if it is not known.
-    @ivar number: The number that it has in the journal; C{0} for none, or one that is not
-        known.
+    @ivar number: Its number in the journal; C{0} if it has none, or if it is not known.
     """
 
     stage: Stage
@@ -93,10 +92,10 @@ class SetAside(msgspec.Struct, frozen=True, array_like=True):
 
 class SetAsideReport(msgspec.Struct, frozen=True, array_like=True):
     """
-    What status says of the items that were set aside.
+    The report of set-aside items in the status.
 
-    @ivar count: How many there ever were.
-    @ivar newest: Where the newest one failed, and why; empty if there is none.
+    @ivar count: The number of items that were ever set aside.
+    @ivar newest: The stage and the reason of the newest one; empty if there is none.
     """
 
     count: int = 0
@@ -105,7 +104,7 @@ class SetAsideReport(msgspec.Struct, frozen=True, array_like=True):
 
 def reason_of(error: BaseException) -> str:
     """
-    An error as the reason why an item was set aside: one line, bounded.
+    An error as the reason for setting an item aside: one line, bounded.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return encodable(text)[:MOST_REASON]
@@ -113,7 +112,7 @@ def reason_of(error: BaseException) -> str:
 
 def encodable(text: str) -> str:
     """
-    A text that can be written as UTF-8, which lone surrogates cannot.
+    Replace lone surrogates in a text, so that UTF-8 can encode it.
     """
     return text.encode("utf-8", "replace").decode()
 
@@ -123,7 +122,7 @@ _ID = re.compile(rb'"id"\s{0,8}:\s{0,8}"([a-z][a-z0-9-]{0,63}--[0-9a-fA-F-]{36})
 
 def id_in(body: bytes) -> str:
     """
-    The first STIX id that a damaged document says is its own; empty if there is none.
+    The first STIX id that a damaged document claims; empty if there is none.
     """
     found = _ID.search(body)
     return "" if found is None else found[1].decode()
@@ -155,7 +154,7 @@ def keep(connection: sqlite3.Connection, items: Sequence[SetAside], date: int) -
 
 def report(connection: sqlite3.Connection) -> SetAsideReport:
     """
-    How many items were set aside, and why the newest one was.
+    Count the set-aside items, and describe the newest one.
     """
     found = connection.execute(
         "SELECT place, stage, id, reason FROM set_aside ORDER BY place DESC LIMIT 1"
@@ -168,7 +167,7 @@ def report(connection: sqlite3.Connection) -> SetAsideReport:
 
 def described(item: SetAside) -> str:
     """
-    An item as a line of a log names it.
+    Describe an item for a log line.
     """
     number = f", number {item.number}" if item.number else ""
     return f"{item.id or shown(item.body)}{number} ({item.stage}): {item.reason}"

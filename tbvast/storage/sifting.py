@@ -1,5 +1,5 @@
 """
-Does something with many items at once, and without those of them for which it fails.
+Applies an operation to many items at once, and leaves out those for which it fails.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _OF_AN_ITEM = frozenset(
 
 def is_of_an_item(error: BaseException) -> bool:
     """
-    Whether an error may be due to what was to be written or read; one of the disk, of the
-    file or of another process that uses it is not.
+    Whether the item itself may have caused an error. Errors of the disk, of the file or of
+    another process that uses the file have other causes.
     """
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
@@ -37,11 +37,13 @@ def sift(
     items: Sequence[T], do: Callable[[Sequence[T]], R]
 ) -> tuple[list[R], list[tuple[T, Exception]]]:
     """
-    Do something with items, in their order and as many at once as possible.
+    Apply an operation to items, in order and to as many at once as possible.
 
-    @param do: Does it with some of them, or with none of these if it raises.
-    @return: What it returned, each time, and the items for which it fails even alone.
-    @raise Exception: What C{do} raises, if that is due to no item.
+    @param do: The operation on some of the items. If it raises, it must have changed
+        nothing.
+    @return: The results of all successful calls, and the items for which C{do} fails even
+        alone, with their errors.
+    @raise Exception: An error of C{do} that no item caused.
     """
     try:
         return [do(items)], []

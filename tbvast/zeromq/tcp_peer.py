@@ -1,7 +1,7 @@
 """
-The TCP connection behind a ZeroMQ peer: how much it holds, and whether anybody is there.
+The TCP connection behind a ZeroMQ peer: the bytes that it holds, and whether the peer answers.
 
-ZeroMQ tells neither. Its descriptor is known, and Linux answers for it.
+ZeroMQ reports neither. But the descriptor is known, and Linux reports both.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ _TCP_INFO_BYTES = 104
 _RETRANSMITS, _PROBES = 2, 3
 _LAST_ACK = 56
 """
-Where C{struct tcp_info} has the retransmissions and the probes that were not answered, and
-the milliseconds since the last acknowledgement.
+The offsets in C{struct tcp_info} of the unanswered retransmissions and probes, and of the
+milliseconds since the last acknowledgement.
 """
 
 
 class TcpPeer:
     """
-    One connection of a socket that another thread reads, writes and closes.
+    One TCP connection, which another thread reads, writes and closes.
 
-    The number of its descriptor may belong to something else at any time, so every look
-    first compares the inode.
+    The system may reuse the descriptor's number at any time, so every access first compares
+    the inode.
     """
 
     def __init__(self, descriptor: int) -> None:
         """
-        @raise OSError: If it is not open.
+        @raise OSError: If the descriptor is not open.
         """
         self._descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
@@ -50,7 +50,7 @@ class TcpPeer:
     def unacknowledged(self) -> int | None:
         """
         @return: The bytes that the kernel holds because the peer has not acknowledged
-            them; C{None} if the connection is gone, or is none of TCP.
+            them; C{None} if the connection is gone, or is not a TCP connection.
         """
         if self.gone:
             return None
@@ -62,12 +62,11 @@ class TcpPeer:
 
     def unanswered(self, now: float) -> float:
         """
-        To be asked again and again, for how long cannot be told from one look: a system
-        whose program does not read is asked in ever longer intervals, and answers each time.
+        Call this repeatedly: one call cannot tell the duration. The kernel probes a system
+        whose program does not read at ever longer intervals, and it answers each time.
 
         @param now: Seconds.
-        @return: Seconds for which the peer's system has been seen to owe an answer, without
-            giving any.
+        @return: The observed seconds for which the peer's system has owed an answer.
         """
         owes, answered = self._owes()
         if not owes:
@@ -78,12 +77,12 @@ class TcpPeer:
 
     def _owes(self) -> tuple[bool, float]:
         """
-        @return: Whether something was sent repeatedly, or asked, without an answer, and how
-            long ago the last answer was: seconds.
+        @return: Whether a retransmission or a probe is unanswered, and the seconds since the
+            last answer.
         """
         if self.gone:
             return False, 0.0
-        # Without its family and type it would be asked for them, and it must not be closed.
+        # Given family and type, Python does not query them. It must not close the descriptor.
         borrowed = socket.socket(
             socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, self._descriptor
         )
@@ -100,7 +99,7 @@ class TcpPeer:
 
     def abort(self) -> None:
         """
-        End the connection; the thread that owns it finds it closed.
+        Shut the connection down; the thread that owns it finds it closed.
         """
         if self.gone:
             return
@@ -110,6 +109,6 @@ class TcpPeer:
         try:
             borrowed.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has ended by itself
+            pass  # it has ended on its own
         finally:
             borrowed.detach()
