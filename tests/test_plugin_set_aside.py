@@ -325,6 +325,22 @@ class WriteTests(AsideTestCase):
         self.assertEqual([o.item.id for o in self.expire()], [indicator_id(2)])
         self.assertEqual(self.expire(), [])
 
+    def test_unreadable_id(self) -> None:
+        """
+        An entry whose id is damaged, or may no longer be sent, ends without a word; the
+        others are told of.
+        """
+        ending: Any = {"valid_until": moment(100)}
+        self.append(*[an_indicator(n, **ending) for n in range(1, 5)])
+        self.write("UPDATE entries SET id = CAST(x'696e64ff' AS TEXT) WHERE number = 1")
+        nil = "indicator--00000000-0000-0000-0000-000000000000"
+        self.write("UPDATE entries SET id = ?, body = x'', crc = 0 WHERE number = 2", nil)
+        self.clock.advance(100)
+        outcomes = self.expire()
+        self.assertEqual([o.item.id for o in outcomes], [indicator_id(3), indicator_id(4)])
+        self.assertEqual([(row[0], row[2]) for row in self.aside()], [(1, "expiry")])
+        self.assertEqual((self.expire(), self.in_force()), ([], []))
+
     def test_comes_again(self) -> None:
         """
         In place of what was set aside, the same version is accepted again, and a later one;

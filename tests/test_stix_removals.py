@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.errors import Invalid
 from tbvast.intel.indicators import Operation, decode_indicator
+from tbvast.stix.admission import admit
 from tbvast.stix.removals import bare_removal
 from tbvast.wire.frames import render
 from tbvast.wire.topics import Dialect
@@ -60,3 +62,20 @@ class BareRemovalTests(SynchronousTestCase):
         """
         for version in (0, -(1 << 62), 1 << 62):
             self.assertEqual(bare_removal(indicator_id(1), version).modified, version)
+
+    def test_admitted(self) -> None:
+        """
+        Whatever is known of the indicator, its removal may enter every bus.
+        """
+        nameless = b'{"pattern":"","pattern_type":"snort"}'
+        for version, raw in ((-(1 << 62), b""), (VERSION, nameless)):
+            item = bare_removal(indicator_id(1), version, raw)
+            self.assertEqual(admit(item.raw).raw, item.raw)
+
+    def test_id(self) -> None:
+        """
+        There is none for an id that could not enter.
+        """
+        nil = "indicator--00000000-0000-0000-0000-000000000000"
+        for id in (nil, "", "x--y--" + nil[11:], indicator_id(1)[:-1] + "\ufffd"):
+            self.assertRaises(Invalid, bare_removal, id, VERSION)

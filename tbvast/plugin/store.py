@@ -26,7 +26,7 @@ import msgspec
 
 from tbvast.bus.ownership import EVERYBODY, NOBODY, Publisher, Run
 from tbvast.bus.versions import BusDates, Step, read_decided, shown_date, write_decided
-from tbvast.errors import JournalFailed
+from tbvast.errors import Invalid, JournalFailed
 from tbvast.intel.indicators import (
     Indicator,
     Operation,
@@ -443,13 +443,15 @@ class JournalStore:
                 " WHERE state = 1 AND valid_until <= ? ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
+            ended: list[tuple[int, Indicator]] = []
             try:
-                ended = [_withdrawn(id_, body, crc) for _, id_, _, body, crc in rows]
+                ended += [
+                    (number, _withdrawn(id_, body, crc)) for number, id_, _, body, crc in rows
+                ]
             except Exception:  # one of them: each on its own
-                ended = [batch.ending(*row) for row in rows]
-            batch.look_up(item.id for item in ended)
-            found = zip([row[0] for row in rows], ended, strict=True)
-            return [batch.expire(item) for number, item in found if batch.is_latest(number, item)]
+                ended += batch.endings(rows)
+            batch.look_up(item.id for _, item in ended)
+            return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
 
     def forget(self, since: float, size: int, limit: int) -> int:
         """
@@ -631,16 +633,27 @@ class _Batch:
         )
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
 
-    def ending(self, number: int, id: str, modified: int, body: bytes, crc: int) -> Indicator:
+    def endings(
+        self, rows: Iterable[tuple[int, str, int, bytes, int]]
+    ) -> Iterator[tuple[int, Indicator]]:
         """
-        As L{_withdrawn}, also of an entry that cannot be read, which is set aside: whoever was
-        sent it is told its end all the same.
+        As L{_withdrawn}, also of entries that cannot be read, which are set aside: whoever
+        was sent them is told their end all the same. Only one whose id nobody could read
+        ends without a word.
+
+        @param rows: Number, id, version, document and checksum of each.
+        @return: Number and removal.
         """
-        try:
-            return _withdrawn(id, body, crc)
-        except Exception as e:
-            self._set_aside(number, id, body, Stage.EXPIRY, e)
-            return bare_removal(id, modified, body if crc32(body) == crc else b"")
+        for number, id_, modified, body, crc in rows:
+            try:
+                yield number, _withdrawn(id_, body, crc)
+                continue
+            except Exception as e:
+                self._set_aside(number, id_, body, Stage.EXPIRY, e)
+            try:
+                yield number, bare_removal(id_, modified, body if crc32(body) == crc else b"")
+            except Invalid:
+                self._end_silently(number)
 
     def is_latest(self, number: int, item: Indicator) -> bool:
         """
@@ -650,10 +663,13 @@ class _Batch:
         latest = self._latest.get(item.id)
         if latest is not None and latest[_NUMBER] == number:
             return True
+        self._end_silently(number)
+        return False
+
+    def _end_silently(self, number: int) -> None:
         self._connection.execute(
             "UPDATE entries SET state = ? WHERE number = ?", (SUPERSEDED, number)
         )
-        return False
 
     def write(self) -> None:
         """

@@ -4,12 +4,16 @@ Removals of indicators whose documents are no longer readable.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from tbvast.errors import Invalid
-from tbvast.intel.documents import from_microseconds, timestamp
-from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
+from tbvast.intel.documents import from_microseconds, microseconds, timestamp
+from tbvast.intel.indicators import STIX, Indicator, Operation
 from tbvast.intel.patterns import validate
+from tbvast.stix.admission import admit_indicator
+from tbvast.stix.limits import FIRST_YEAR
 
 
 class _Essentials(msgspec.Struct):
@@ -23,6 +27,8 @@ class _Essentials(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Essentials)
 
+_FIRST = microseconds(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC))
+
 
 def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
     """
@@ -32,16 +38,19 @@ def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
     @param version: In microseconds since the epoch.
     @param body: The indicator's document. If its pattern is readable, the removal repeats
         it; otherwise the pattern contains only the id, and matches nothing.
+    @raise Invalid: If the id may not enter the bus: it is damaged, or of a journal that
+        0.1.0 has written. An old client ends when it meets it.
     """
     pattern, pattern_type = f"[indicator:id = '{id}']", STIX
     try:
         found = _decoder.decode(body)
         if found.pattern_type == STIX:
             validate(found.pattern)
-        pattern, pattern_type = found.pattern, found.pattern_type
+        if found.pattern:
+            pattern, pattern_type = found.pattern, found.pattern_type
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid):
         pass
-    time = timestamp(from_microseconds(version))
+    time = timestamp(from_microseconds(max(version, _FIRST)))
     raw = msgspec.json.encode(
         {
             "type": "indicator",
@@ -55,4 +64,4 @@ def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
             "x_threatbus_update": Operation.REMOVE.value,
         }
     )
-    return msgspec.structs.replace(decode_indicator(raw), modified=version)
+    return msgspec.structs.replace(admit_indicator(raw), modified=version)
