@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -267,3 +267,17 @@ class HousekeepingTests(KeeperTestCase):
         keeper.startService()
         self.assertEqual(len(self.handed_on), 1)
         self.successResultOf(keeper.stopService())
+
+    def test_defect(self) -> None:
+        """
+        A journal with a defect is asked again, too.
+        """
+        self.append(an_indicator(valid_until=moment(10)))
+        expire = self.journal.expire
+        self.patch(self.journal, "expire", lambda limit: fail(ZeroDivisionError()))
+        self.patch(self.journal, "forget", lambda *limits: fail(ZeroDivisionError()))
+        self.clock.pump([EXPIRY_INTERVAL] * int(FORGET_INTERVAL))
+        self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        self.patch(self.journal, "expire", expire)
+        self.clock.advance(EXPIRY_INTERVAL)
+        self.assertEqual(len(self.handed_on), 1)

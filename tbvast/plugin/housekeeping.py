@@ -70,6 +70,8 @@ class Housekeeping(MultiService):
                 self._log.info("{count} indicators are no longer valid.", count=len(expired))
         except JournalFailed as e:
             self._log.error("Nothing expires: {reason}", reason=str(e))
+        except Exception:  # it may be any: the timer would end with it
+            self._log.failure("Nothing expires; trying again")
 
     async def _forget(self) -> None:
         total = 0
@@ -78,5 +80,7 @@ class Housekeeping(MultiService):
                 total += count
         except JournalFailed as e:
             self._log.error("Nothing is let go of: {reason}", reason=str(e))
+        except Exception:
+            self._log.failure("Nothing is let go of; trying again")
         if total:
             self._log.info("The journal has let go of {count} old entries.", count=total)
