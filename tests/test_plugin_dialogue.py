@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,6 +22,7 @@ from tbvast.plugin.gate import Gate
 from tbvast.plugin.intake import RETRY_DELAY, Intake
 from tbvast.plugin.snapshots import JournalSource, Snapshots
 from tbvast.plugin.status import Statistics
+from tbvast.plugin.store import Outcome, Verdict
 from tbvast.plugin.subscriptions import Subscriptions
 from tbvast.wire import manage
 from tbvast.wire.manage import PROTOCOL, Position
@@ -299,6 +300,16 @@ class PublishTests(DialogueTestCase):
         self.assertEqual(list(reply.reasons), [1])
         self.assertEqual(self.journal.head, 2)
         self.assertEqual(self.publish().outcomes, [])
+
+    def test_set_aside(self) -> None:
+        """
+        The reply says of a document that it was set aside.
+        """
+        item = a_sighting(1)
+        self.patch(self.journal, "append", lambda *_: succeed([Outcome(Verdict.REFUSED, 0, item)]))
+        reply = self.publish(item.raw)
+        self.assertEqual(reply.outcomes, ["refused"])
+        self.assertIn("set aside", reply.reasons[0])
 
     def test_reply_waits(self) -> None:
         """

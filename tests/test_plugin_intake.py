@@ -335,6 +335,25 @@ class TurnTests(IntakeTestCase):
         self.assertEqual(len(spreads), 2)
 
 
+class SetAsideTests(IntakeTestCase):
+    """
+    What the journal could not keep.
+    """
+
+    def test_said(self) -> None:
+        """
+        The log counts it, and says of nobody that it is another's.
+        """
+        item = an_indicator(1)
+        self.journal.append = lambda items, publishers=(): succeed(  # type: ignore[method-assign]
+            [Outcome(Verdict.REFUSED, 0, item)]
+        )
+        with capturedLogs() as events:
+            self.receive(encode_report(item))
+        self.assertEqual([event.get("count") for event in events], [1])
+        self.assertEqual(self.intake.counts["indicator", "refused"], 1)
+
+
 class PublishTests(IntakeTestCase):
     """
     What is published by request.
@@ -627,7 +646,7 @@ class PermissionTests(IntakeTestCase):
         with capturedLogs() as events:
             self.receive(encode_report(removal), user=self.keys["other"])
         self.assertEqual(self.intake.counts["indicator", "refused"], 1)
-        (event,) = [event for event in events if "reason" in event]
+        (event,) = events  # nothing was set aside
         self.assertEqual((event["publisher"], event["id"]), ("other", removal.id))
         self.assertIn("it belongs to intel", event["reason"])
         self.clock.advance(0)

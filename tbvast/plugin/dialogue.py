@@ -151,7 +151,10 @@ def _unkept(failure: Failure) -> JournalFailed | None:
 
 
 def _reason(result: Outcome | Invalid) -> str:
-    return result.reason if isinstance(result, Outcome) else str(result)
+    if not isinstance(result, Outcome):
+        return str(result)
+    set_aside = result.verdict is Verdict.REFUSED and not result.reason
+    return "it could not be kept, and was set aside" if set_aside else result.reason
 
 
 def _published(results: list[Outcome | Invalid]) -> bytes:

@@ -319,7 +319,7 @@ class Intake:
 
     def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
-            if outcome.verdict is _REFUSED:
+            if outcome.verdict is _REFUSED and outcome.reason:
                 self._not_owned(item, outcome, publisher)
             if offer is not None:
                 offer.settle(index, outcome)
@@ -361,8 +361,9 @@ class Intake:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
-            if verdict is Verdict.REFUSED:
-                self._log.error("{count} items were set aside: see the status.", count=count)
+        # What is another's is refused with a reason.
+        if aside := sum(o.verdict is _REFUSED and not o.reason for o in outcomes):
+            self._log.error("{count} items were set aside: see the status.", count=aside)
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if not accepted:
             return succeed(None)

@@ -167,7 +167,8 @@ class Verdict(enum.StrEnum):
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """
-    @ivar verdict: L{Verdict.REFUSED} if the item could not be kept, and was set aside.
+    @ivar verdict: L{Verdict.REFUSED} if the item is another's, with a reason; or if it could
+        not be kept, and was set aside, without one.
     @ivar number: The item's number if it was accepted, or expired; else C{0}.
     @ivar item: The item as it is to be forwarded: a removal that came without
         its pattern has got it from the version that was in force.
