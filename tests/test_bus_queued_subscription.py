@@ -606,18 +606,33 @@ class FullTests(QueuedTestCase):
 
     def test_unreadable_entry(self) -> None:
         """
-        An entry that cannot be rendered is lost alone, and said.
+        An entry that cannot be rendered is lost alone, and set aside; the log names it if
+        that fails.
         """
         subscription = self.open("threatbus/intel")
         self.wire.reading = False
         self.commit_numbered(*range(1, 21))
         self.journal.damage(12, b'{"type":"indicator"')
         self.wire.reading = True
+        self.pass_time(20)
+        self.assertEqual(len(self.wire.received), 19)
+        self.assertEqual(subscription.dropped, 1)
+        self.assertEqual([(a.number, a.stage) for a in self.journal.aside], [(12, "delivery")])
+
+    def test_not_set_aside(self) -> None:
+        """
+        If an entry that cannot be rendered cannot be set aside either, the log names it.
+        """
+        self.open("threatbus/intel")
+        self.wire.reading = False
+        self.commit_numbered(*range(1, 21))
+        self.journal.damage(12, b'{"type":"indicator"')
+        self.journal.set_aside = lambda items: _failed()  # type: ignore[method-assign]
+        self.wire.reading = True
         with capturedLogs() as events:
             self.pass_time(20)
         self.assertEqual(len(self.wire.received), 19)
-        self.assertEqual(subscription.dropped, 1)
-        self.assertEqual([e["number"] for e in events if "number" in e], [12])
+        self.assertEqual(["number 12" in e["what"] for e in events if "what" in e], [True])
 
     def test_closed_while_reading(self) -> None:
         """
@@ -820,7 +835,7 @@ class UnreadableTests(QueuedTestCase):
         self.assertIn("cannot be counted", " ".join(str(e["log_format"]) for e in events))
 
 
-def _failed() -> Deferred[int]:
-    failed: Deferred[int] = Deferred()
+def _failed() -> Deferred[Any]:
+    failed: Deferred[Any] = Deferred()
     failed.errback(JournalFailed("the disk refuses"))
     return failed

@@ -19,6 +19,7 @@ from tbvast.interfaces import IJournal, IReplay
 from tbvast.plugin.commit import Commit
 from tbvast.plugin.reader import Entered
 from tbvast.plugin.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
+from tbvast.storage.set_aside import SetAside, Stage, described, id_in, reason_of
 from tbvast.wire.frames import render_entry
 from tbvast.wire.manage import Subscribe
 from tbvast.wire.topics import Dialect
@@ -322,24 +323,36 @@ class QueuedSubscription(Subscription):
         self._stuck(self)
 
     def _render(self, entries: Iterable[Entered]) -> tuple[list[int], list[bytes]]:
+        """
+        Render entries; one that cannot be rendered is set aside, as by a L{Commit}.
+        """
         numbers: list[int] = []
         frames: list[bytes] = []
+        bad: list[SetAside] = []
         for entry in entries:
             try:
                 tails = render_entry(self.request.dialect, entry.stream, entry.raw)
-            except Exception as e:
-                self.dropped += 1
-                self._log.error(
-                    "Cannot send entry {number} to {name}: {reason}",
-                    number=entry.number,
-                    name=self.request.name or "somebody",
-                    reason=str(e),
+            except Exception as e:  # it may be any: it was not to be expected
+                stream, id_ = entry.stream.value.decode(), id_in(entry.raw)
+                bad.append(
+                    SetAside(Stage.DELIVERY, reason_of(e), entry.raw, stream, id_, entry.number)
                 )
                 continue
             for tail in tails:
                 numbers.append(entry.number)
                 frames.append(self._prefix + tail)
+        if bad:
+            self.dropped += len(bad)
+            self._journal.set_aside(bad).addErrback(self._eb_set_aside, bad)
         return numbers, frames
+
+    def _eb_set_aside(self, failure: Failure, items: Sequence[SetAside]) -> None:
+        for each in items:
+            self._log.error(
+                "Cannot set aside {what}: {reason}",
+                what=described(each),
+                reason=failure.getErrorMessage(),
+            )
 
     def _check_pruned(self, after: int) -> None:
         """
