@@ -84,17 +84,26 @@ class Sensor:
     Feeds events into a node through a pipeline that runs in it, as a sensor does.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(
+        self, endpoint: str, read: str = "read_suricata _batch_timeout=10ms", then: str = ""
+    ) -> None:
+        """
+        @param read: Reads what is fed.
+        @param then: Is done with it before it is imported.
+        """
         self._folder = tempfile.TemporaryDirectory()  # its path is short enough
         path = Path(self._folder.name) / "eve.sock"
-        pipeline = f'accept_unix_socket "{path}" {{ read_suricata _batch_timeout=10ms }}\nimport\n'
-        run(endpoint, tql.start(pipeline, "sensor", 3600.0), "")
+        pipeline = f'accept_unix_socket "{path}" {{ {read} }}\n{then}\nimport\n'
+        run(endpoint, tql.start(pipeline, f"sensor-{id(self)}", 3600.0), "")
         wait_until(path.exists, LIMIT)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
 
     def feed(self, events: Iterable[dict[str, Any]]) -> None:
-        self._socket.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in events))
+        self.write(b"".join(json.dumps(each).encode() + b"\n" for each in events))
+
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
 
     def close(self) -> None:
         self._socket.close()
@@ -242,6 +251,19 @@ class OtherNodeTests(BridgeTestCase):
             self.sensor.feed(events[start : start + 50])
             time.sleep(0.02)
         self.sighted(50)
+
+    def test_other_encoding(self) -> None:
+        """
+        An event with a text that is not UTF-8 is sighted like those around it.
+        """
+        csv = Sensor(self.endpoint, "read_csv", '@name = "suricata.flow"')
+        self.addCleanup(csv.close)
+        csv.write(b"event_type,flow_id,src_ip,dest_ip,note\n")
+        csv.write(b"flow,1,10.0.0.1,%b,B\xf6den\n" % ADDRESS_VALUE.encode())
+        self.sighted(1)
+        self.sensor.feed([eve(2, "flow")])
+        self.sighted(2)
+        self.assertTrue(self.report()["live"])
 
     def test_frozen_and_killed(self) -> None:
         """

@@ -24,6 +24,7 @@ from tbvast.bridge.engines.calls import Commands, Result, complaint
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.fields import BUILT_IN, Source
 from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.json_text import decode_json
 from tbvast.engines.tenzir import feeds
 from tbvast.engines.tenzir.answers import Launched, Page
 from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
@@ -471,7 +472,7 @@ def _answer(commands: Commands, name: str, pipeline: str, kind: type[_T]) -> _T:
 
 def _decoded(name: str, text: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(text, type=kind)
+        return decode_json(text, kind)
     except msgspec.MsgspecError:
         raise EngineCallFailed(name, f"it answered {shown(text)}") from None
 

@@ -19,6 +19,7 @@ from zope.interface import implementer
 from tbvast.bridge.engines.calls import Commands
 from tbvast.bridge.engines.closable import Closable
 from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.json_text import decode_json
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, Progress
 from tbvast.intel.observables import Kind, Observable
@@ -210,7 +211,7 @@ class VastEngine:
 
     def _sighted(self, line: bytes) -> Match | None:
         try:
-            seen = msgspec.json.decode(line, type=_Sighted)
+            seen = decode_json(line, _Sighted)
         except msgspec.MsgspecError:
             self._log.warn("A sighting of the matcher cannot be read.", size=len(line))
             return None
@@ -287,7 +288,7 @@ def _reference(entry: Entry) -> str:
 
 def _match(name: str, line: bytes, entry: Entry, beside: Iterable[Entry]) -> Match:
     try:
-        event = msgspec.json.decode(line, type=dict[str, Any])
+        event = decode_json(line, dict[str, Any])
     except msgspec.MsgspecError:
         raise EngineCallFailed(name, "it answered what is not an event") from None
     return _matched(event, entry, beside)

@@ -21,6 +21,7 @@ import msgspec
 
 from tbvast.bridge.engines import tql
 from tbvast.bridge.engines.calls import CHUNK, LONGEST, Commands, Waiter, complaint
+from tbvast.engines.json_text import decode_json
 from tbvast.engines.tenzir.answers import Launched, Line, Page
 from tbvast.engines.tenzir.markers import Round
 from tbvast.errors import EngineCallFailed, EngineError
@@ -56,7 +57,6 @@ class _Renewed(msgspec.Struct):
 
 
 _T = TypeVar("_T")
-_line_decoder = msgspec.json.Decoder(Line)
 
 Ask = Callable[[Commands, str], bytes]
 """
@@ -300,14 +300,14 @@ class ServedFeed:
 
 def _read(text: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(text, type=kind)
+        return decode_json(text, kind)
     except msgspec.MsgspecError:
         raise EngineCallFailed(_WATCH, f"unexpected reply {text[:200]!r}") from None
 
 
 def _text(line: bytes) -> str:
     try:
-        return _line_decoder.decode(line).line
+        return decode_json(line, Line).line
     except msgspec.MsgspecError:
         raise EngineCallFailed(_WATCH, f"unexpected line {line[:200]!r}") from None
 

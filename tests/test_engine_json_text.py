@@ -1,0 +1,62 @@
+"""
+Tests for L{tbvast.engines.json_text}, and for its use.
+"""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.engines.tenzir import _decoded
+from tbvast.engines.json_text import decode_json
+from tbvast.engines.tenzir.answers import Line, Page
+from tbvast.engines.tenzir.feeds import _read, _text
+
+LINE = json.dumps({"line": json.dumps({"host": "B?den"})}).encode().replace(b"?", b"\xf6")
+"""
+As a node writes a text of C{read_csv} that is Latin-1.
+"""
+
+REPLACED = json.dumps({"host": "B\ufffdden"}, ensure_ascii=False)
+
+
+class DecodeTests(SynchronousTestCase):
+    """
+    Tests for L{decode_json}.
+    """
+
+    def test_replaced(self) -> None:
+        """
+        What is not UTF-8 is replaced.
+        """
+        self.assertEqual(decode_json(LINE, Line), Line(REPLACED))
+        self.assertEqual(decode_json(b'{"line":"\xc3\xb6"}', Line), Line("ö"))
+
+    def test_refused(self) -> None:
+        """
+        What is no JSON is not taken for it.
+        """
+        for text in (b"\xff", b'{"line":"\xff', b'{"line":1}', "{"):
+            self.assertRaises(msgspec.MsgspecError, decode_json, text, Line)
+
+
+class FeedTests(SynchronousTestCase):
+    """
+    One event in another encoding costs neither the live match nor a search.
+    """
+
+    def test_socket(self) -> None:
+        """
+        On a line of its own.
+        """
+        self.assertEqual(_text(LINE), REPLACED)
+
+    def test_page(self) -> None:
+        """
+        In a page of results.
+        """
+        page = b'{"events":[{"data":' + LINE + b"}]}"
+        for read in (_read(page, Page), _decoded("find", page, Page)):
+            self.assertEqual([event.data.line for event in read.events], [REPLACED])
