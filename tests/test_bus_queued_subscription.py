@@ -816,6 +816,35 @@ class AnyOrderTests(QueuedTestCase):
         self.assertEqual(self.only.dropped, 0)
 
 
+class DefectTests(QueuedTestCase):
+    """
+    One subscription that meets a defect.
+    """
+
+    def test_others(self) -> None:
+        """
+        The others are sent what waits for them, and settle.
+        """
+        odd = self.open()
+        self.attach()
+        other = self.subscriptions.open(a_request(*BOTH))
+        assert isinstance(other, QueuedSubscription)
+
+        def fails(*_: Any) -> Any:
+            raise ZeroDivisionError
+
+        self.patch(odd, "pump", fails)
+        self.patch(odd, "settle", fails)
+        for each in (odd, other):
+            self.subscriptions.attach(each.topic.encode())
+        self.turn()
+        self.commit_numbered(1)
+        self.pass_time(3)
+        self.assertEqual(len([f for f in self.wire.received if other.topic.encode() in f]), 1)
+        self.assertEqual(other.settled, 1)
+        self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+
 class UnreadableTests(QueuedTestCase):
     """
     Tests for what the journal refuses.

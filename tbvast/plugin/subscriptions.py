@@ -598,7 +598,10 @@ class Subscriptions(MultiService):
         self._settling_on = None
         until = self._clock.seconds() + TURN
         while self._settling:
-            self._settle_one(self._settling.pop(), SETTLE_AGE)
+            try:
+                self._settle_one(self._settling.pop(), SETTLE_AGE)
+            except Exception:
+                self._log.failure("While looking how far a subscriber has got")
             if self._settling and self._clock.seconds() > until:
                 self._settling_on = self._clock.callLater(0, self._settle_some)
                 return
@@ -757,7 +760,10 @@ class Subscriptions(MultiService):
         stuck, self._stuck = self._stuck, {}
         for subscription in list(stuck):
             del stuck[subscription]
-            subscription.pump()
+            try:
+                subscription.pump()
+            except Exception:
+                self._log.failure("While sending what waited for a subscriber")
             if self._clock.seconds() > until:
                 break
         if stuck:  # before those which got stuck again
