@@ -667,6 +667,16 @@ class CommitTests(SynchronousTestCase):
         self.assertEqual([each.number for each in self.aside], [2])
         self.assertIn("too long", self.aside[0].reason)
 
+    def test_long(self) -> None:
+        """
+        Of a sighting that is longer than an indicator may be nothing is set aside.
+        """
+        asked: list[Any] = []
+        item = a_sighting(1)
+        long = msgspec.structs.replace(item, raw=item.raw + b" " * LARGEST_INDICATOR)
+        Commit([(1, long)], asked.append).chunks(frozenset(Stream))
+        self.assertEqual(asked, [])
+
     def test_nothing_left(self) -> None:
         """
         Nothing is sent of a commit of which nothing can be.

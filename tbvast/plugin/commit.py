@@ -123,6 +123,8 @@ class Commit:
         """
         @param bad: Number, item and reason of each.
         """
+        if not bad:
+            return
         numbers = {number for number, _, _ in bad}
         self._all = [entry for entry in self._all if entry[0] not in numbers]
         self._refuse(
