@@ -133,7 +133,8 @@ def _explain(
         raise refusal("document", raw, f"JSON ({e})") from None
     if not isinstance(document, dict):
         raise refusal("document", document, "a JSON object")
-    for field in msgspec.structs.fields(decoder.type):
+    type_: Any = decoder.type
+    for field in msgspec.structs.fields(type_):
         name = field.encode_name
         if name not in document:
             if field.required:
