@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -228,6 +228,27 @@ class MakerTests(StoreTestCase):
         self.assertEqual(context["payload"], "x" * 1024)
         self.assertEqual(said["x_tbvast_context_left_out"], 12_000_000 - 1024)
         self.assertEqual(sighting.id, sighting_id(indicator_id(1), canonical(event), "tenzir"))
+
+    def test_cancelled(self) -> None:
+        """
+        A call that is cancelled, as when the engine goes, fails: it makes nothing, and
+        sets nothing aside, for its matches come again.
+        """
+
+        class Waiting:
+            def transform(self, event: dict[str, Any], *args: Any) -> Deferred[dict[str, Any]]:
+                return Deferred()
+
+        one = an_indicator(1)
+        self.know(one)
+        waiting: Any = Waiting()
+        maker = SightingMaker(self.clock.seconds, asking(Keeper(self.store)), "tenzir", waiting)
+        matches = [a_match({"n": n}, (IP, [one.id])) for n in range(3)]
+        making = Deferred.fromCoroutine(maker.make(matches, MatchType.LIVE))
+        self.assertNoResult(making)
+        making.cancel()
+        self.failureResultOf(making, CancelledError)
+        self.assertEqual(maker.unmade, 0)
 
     def test_transformed(self) -> None:
         """

@@ -11,7 +11,14 @@ from typing import Any
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    FirstError,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -102,6 +109,8 @@ class SightingMaker:
         @return: Without those of indicators that are no longer in force, or whose
             pattern the event does not fulfil: it wants more than was hit, or was
             changed since; and without those that cannot be made, which are set aside.
+        @raise CancelledError: If it was cancelled: nothing is set aside for that, and the
+            matches count as not dealt with.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
         bodies: dict[str, bytes] = await self._ask(Keeper.bodies, list(ids))
@@ -120,7 +129,11 @@ class SightingMaker:
             for id, hits in _hits_by_id(match).items()
             if id in wanted
         ]
-        sightings = [sighting for sighting in await gatherResults(made) if sighting is not None]
+        try:
+            found = await gatherResults(made, consumeErrors=True)
+        except FirstError as e:
+            e.subFailure.raiseException()
+        sightings = [sighting for sighting in found if sighting is not None]
         if unmade:
             self.unmade += len(unmade)
             await self._ask(Keeper.set_unmade_aside, unmade[:MOST_UNMADE], self._now())
@@ -164,6 +177,8 @@ class SightingMaker:
 def _eb_unmade(
     failure: Failure, id: str, match: Match, unmade: list[tuple[str, str, bytes]]
 ) -> None:
+    if failure.check(CancelledError):  # the matches come again
+        failure.raiseException()
     failure.trap(Exception)
     try:
         event = msgspec.json.encode(match.event)
