@@ -22,6 +22,15 @@ def decode_json(text: bytes | str, kind: type[_T]) -> _T:
     """
     try:
         return msgspec.json.decode(text, type=kind)
+    except (UnicodeDecodeError, msgspec.DecodeError):  # the latter from msgspec 0.23 on
+        if isinstance(text, str) or _is_utf8(text):
+            raise
+    return msgspec.json.decode(text.decode("utf-8", "replace"), type=kind)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        str(text, "utf-8")
     except UnicodeDecodeError:
-        whole = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        return msgspec.json.decode(whole, type=kind)
+        return False
+    return True
