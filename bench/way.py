@@ -13,7 +13,7 @@ from random import Random
 import zmq
 
 from bench.faults import Service
-from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+from tbvast.bridge.engines.tenzir import command_settings
 from tbvast.demo.services import free_ports
 
 LIMIT = 600.0
@@ -53,7 +53,7 @@ class Way:
         self._manage, pub, sub, engine = free_ports(4)
         config = folder / "tap.conf"
         config.write_text(SETTINGS)
-        (folder / "client.yaml").write_text(CLIENT_SETTINGS)
+        (folder / "client.yaml").write_text(command_settings(folder))
         self.plugin = self._service(
             "tbvast-plugin",
             f"--state-dir={folder / 'plugin'}",

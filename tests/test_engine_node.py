@@ -101,6 +101,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         settings = (self.state / "node.yaml").read_text()
         self.assertIn("enable-automatic-connections: false", settings)
         self.assertIn("import-buffer-timeout: 0s", settings)
+        self.assertIn(f'cache-directory: "{self.state}/cache"', settings)
         self.stop()
 
     def test_ready(self) -> None:

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.task import deferLater
 
 from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+from tbvast.bridge.engines.tenzir import command_settings
 from tbvast.client import BusSubscription, Listener, Wish
 from tbvast.commands.reading import read
 from tbvast.commands.screen import Screen, styled
@@ -95,7 +95,7 @@ class Demonstration:
             decode_indicator(submission.document).id: wanted.value
             for submission, wanted in zip(made, WANTED, strict=True)
         }
-        (folder / "client.yaml").write_text(CLIENT_SETTINGS)
+        (folder / "client.yaml").write_text(command_settings(folder))
         (folder / "tap.conf").write_text(BRIDGE_SETTINGS)
         self._plugin = RunningPlugin(reactor, folder / "plugin")
         self._bridge = RunningBridge(

@@ -18,8 +18,8 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.node import NODE_SETTINGS
-from tbvast.bridge.engines.tenzir import CLIENT_SETTINGS
+from tbvast.bridge.engines.node import node_settings
+from tbvast.bridge.engines.tenzir import command_settings
 from tbvast.errors import EngineMissing
 
 LIMIT = 60.0
@@ -140,8 +140,8 @@ class RealNode:
         """
         self.endpoint = f"127.0.0.1:{port or free_port()}"
         self._folder = Path(tempfile.mkdtemp(prefix="tbvast-node-"))
-        (self._folder / "node.yaml").write_text(NODE_SETTINGS)
-        (self._folder / "client.yaml").write_text(CLIENT_SETTINGS)
+        (self._folder / "node.yaml").write_text(node_settings(self._folder))
+        (self._folder / "client.yaml").write_text(command_settings(self._folder))
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

@@ -4,6 +4,7 @@ A Tenzir node of our own, as a child process.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -22,9 +23,11 @@ from tbvast.bridge.engines import binaries
 from tbvast.bridge.engines.binaries import Program
 from tbvast.errors import StartupRefused
 
-NODE_SETTINGS = """\
+_SETTINGS = """\
 # What tbvast gives to the node that it starts; written anew at each start.
 tenzir:
+  # As an option it would come too late: the node has made its default one by then.
+  cache-directory: {cache}
   # Else an import that stays open is matched a second late.
   import-buffer-timeout: 0s
   # The node's own log; it would be gigabytes otherwise.
@@ -34,6 +37,15 @@ caf:
     # Without this, the node would listen on a second port, of all interfaces.
     enable-automatic-connections: false
 """
+
+
+def node_settings(folder: Path) -> str:
+    """
+    @param folder: Where the node may keep what it can do without.
+    @return: The configuration file of a node that tbvast starts.
+    """
+    return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
+
 
 SHORTEST_DELAY = 0.5
 """
@@ -139,7 +151,7 @@ class EmbeddedNode(Service):
     def _write_settings(self) -> None:
         try:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._settings.write_text(NODE_SETTINGS, encoding="utf-8")
+            self._settings.write_text(node_settings(self._state), encoding="utf-8")
         except OSError as e:
             raise StartupRefused(
                 f"the engine's state directory {self._state} cannot be written: {e.strerror}"

@@ -5,6 +5,7 @@ Tenzir, the engine of today.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import secrets
 import shutil
@@ -48,16 +49,33 @@ The oldest version that is known to work. 6.19.1 is known not to: of a condition
 expression it gives an event the value of another one, and so finds what is not there.
 """
 
-CLIENT_SETTINGS = """\
+UNREACHABLE = 600.0
+"""
+Seconds after which a live match tries again a socket that the node could not reach. A node
+that was busy for a moment reaches it then; one in a container of its own never does.
+"""
+
+_SETTINGS = """\
 # What tbvast gives to each engine command that it runs.
 caf:
   middleman:
     # Without this, every command would listen on a port of all interfaces.
     enable-automatic-connections: false
 tenzir:
+  # By default, each command makes one where everybody may write.
+  cache-directory: {cache}
   # Without the others, which are not used, a command starts in five sixths of the time.
   plugins: [context]
 """
+
+
+def command_settings(folder: Path) -> str:
+    """
+    @param folder: Where a command may keep what it can do without.
+    @return: The configuration file of the engine's commands.
+    """
+    return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
+
 
 ASKING = 30.0
 """
@@ -171,12 +189,13 @@ class TenzirEngine:
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = state / "client.yaml"
-        settings.write_text(CLIENT_SETTINGS, encoding="utf-8")
+        settings.write_text(command_settings(state), encoding="utf-8")
         self._state = state
         self._notes = state / "live"
         self._notes.mkdir(mode=0o700, exist_ok=True)
         host = endpoint.rpartition(":")[0].strip("[]")
         self._local = host in LOOPBACK if local is None else local
+        self._socket_after = 0.0
         self._pulse = pulse
         self._awake = awake
         self._endpoint = endpoint
@@ -358,7 +377,7 @@ class TenzirEngine:
         self, commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
         self._end_left()
-        if self._local:
+        if self._local and self._monotonic() >= self._socket_after:
             try:
                 with (
                     self._noted() as note,
@@ -368,7 +387,7 @@ class TenzirEngine:
                 ):
                     yield from self._followed(to_us, progress)
             except Unreachable as e:
-                self._local = False
+                self._socket_after = self._monotonic() + UNREACHABLE
                 self._log.info(
                     "The node cannot reach a socket of the bridge's ({reason}): what the live"
                     " match finds is fetched through the node's endpoint.",
