@@ -128,10 +128,11 @@ class BridgeTestCase(SynchronousTestCase):
     """
 
     embedded = False
+    deep = ""
 
     def setUp(self) -> None:
         require_tenzir(self)
-        self.folder = Path(self.mktemp()).resolve()
+        self.folder = Path(self.mktemp()).resolve() / self.deep
         for name in ("bus", "bridge"):
             (self.folder / name).mkdir(parents=True)
         if self.embedded:
@@ -233,6 +234,14 @@ class EmbeddedTests(BridgeTestCase):
         self.assertTrue(report["live"])
         self.assertLess(report["behind"], 30)
         self.assertNotIn("cannot reach", self.bridge.log)
+
+
+class DeepTests(EmbeddedTests):
+    """
+    The path of the state directory is longer than one of a socket may be.
+    """
+
+    deep = "a-directory-with-a-long-name/" * 5
 
 
 class OtherNodeTests(BridgeTestCase):

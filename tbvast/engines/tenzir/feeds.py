@@ -48,6 +48,11 @@ PAGE = 1000
 The most matches of one fetched page.
 """
 
+SHORT_DIRECTORIES = ("/run", "/tmp", "/var/tmp")
+"""
+Where a directory for sockets is tried if the usual paths are too long for a socket.
+"""
+
 _WATCH = "watch"
 _CREDENTIALS = struct.Struct("3i")
 
@@ -178,7 +183,7 @@ class SocketFeed:
             feed = cls(waiter, pipelines)
             feed._bridge = bridge
             closing.callback(feed._close)
-            place = closing.enter_context(_place(note))
+            place = closing.enter_context(socket_directory(note))
             coming = closing.enter_context(_listening(place / "m"))
             feed._listening = closing.enter_context(_listening(place / "e"))
             closing.callback(end, owner, ask, (match, markers))
@@ -313,16 +318,29 @@ def _text(line: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _place(note: Path) -> Iterator[Path]:
+def socket_directory(preferred: Path) -> Iterator[Path]:
     """
-    A private directory for sockets: C{note}, if its path is short enough for a socket.
+    A private directory whose path is short enough for that of a socket: C{preferred}, or
+    one that is removed again.
+
+    @raise Unreachable: If there is none.
     """
-    note = note.resolve()
-    if tql.fits(f"{note}/m"):
-        yield note
+    preferred = preferred.resolve()
+    if tql.fits(f"{preferred}/m"):
+        yield preferred
         return
-    with tempfile.TemporaryDirectory(prefix="tbvast-") as place:
-        yield Path(place)
+    for parent in (tempfile.gettempdir(), *SHORT_DIRECTORIES):
+        with contextlib.ExitStack() as closing:
+            try:
+                made = closing.enter_context(
+                    tempfile.TemporaryDirectory(prefix="tbvast-", dir=parent)
+                )
+            except OSError:
+                continue
+            if tql.fits(f"{made}/m"):
+                yield Path(made)
+                return
+    raise Unreachable(_WATCH, "no directory for sockets has a path that is short enough")
 
 
 @contextlib.contextmanager
