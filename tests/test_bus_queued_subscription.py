@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.queued_subscription import (
     CHECKPOINTS,
+    ENCODER_BYTES,
     HELD_BYTES,
     HELD_MESSAGES,
     QueuedSubscription,
@@ -50,6 +51,7 @@ class Wire:
     @ivar received: The frames that arrived.
     @ivar reading: Whether the subscriber reads.
     @ivar known: Whether anybody can look into the kernel.
+    @ivar late: How many of the last frames the subscriber's system has not acknowledged yet.
     """
 
     def __init__(self, queue: int = 1_000_000, kernel: int = 1_000_000) -> None:
@@ -60,6 +62,7 @@ class Wire:
         self.received: list[bytes] = []
         self.reading = True
         self.known = True
+        self.late = 0
         self._sizes = queue, kernel
         self._queue: list[bytes] = []
         self._kernel: list[bytes] = []
@@ -78,8 +81,9 @@ class Wire:
         """
         while self._queue or self._kernel:
             if self.reading:
-                self.received += self._kernel
-                self._kernel.clear()
+                read = max(0, len(self._kernel) + len(self._queue) - self.late)
+                self.received += self._kernel[:read]
+                del self._kernel[:read]
             room = self._sizes[1] - len(self._kernel)
             if not room or not self._queue:
                 break
@@ -304,10 +308,32 @@ class RestartTests(QueuedTestCase):
             self.commit_numbered(number)
             self.pass_time(0.25)
         self.kill()
+        self.wire.late = 0
         self.attach()
         again = self.ids()[40:]
         self.assertEqual(again, list(range(40 - len(again), 40)))
         self.assertLessEqual(len(again), (2 * SETTLE_INTERVAL + SETTLE_AGE) / 0.25 + 1)
+
+    def test_never_all(self) -> None:
+        """
+        Nor is it of one whose system acknowledges late, so that the kernel holds something
+        at each look.
+        """
+        self.wire.late = 2
+        self.test_busy()
+
+    def test_full(self) -> None:
+        """
+        A kernel without room proves nothing: what ZeroMQ still has is sent again.
+        """
+        self.wire = Wire(queue=500, kernel=2)
+        self.restart()
+        self.open()
+        self.wire.reading = False
+        for number in range(1, 5):
+            self.commit(an_indicator(number, name="x" * ENCODER_BYTES))
+            self.pass_time(1)
+        self.assertEqual(self.only.settled, 0)
 
     def test_in_order(self) -> None:
         """

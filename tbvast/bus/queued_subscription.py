@@ -408,14 +408,7 @@ class QueuedSubscription(Subscription):
             self._queued_until = max(self._queued_until, until)
         elif not self._keeps_up and self._reading is None and not self._queue:
             self._stuck(self)  # the journal could not be read
-        held = HELD_BYTES if unacknowledged is None else unacknowledged + ENCODER_BYTES
-        found = 0
-        for count, each in enumerate(self._checkpoints, 1):
-            behind, size = self._given - each.frames, self._given_size - each.size
-            if (unacknowledged == 0 and now - each.at >= age) or (
-                behind >= HELD_MESSAGES and size >= held
-            ):
-                found = count
+        found = self._acknowledged(now, unacknowledged, age)
         changed = False
         if found:
             reached = self._checkpoints[found - 1]
@@ -428,6 +421,25 @@ class QueuedSubscription(Subscription):
                 changed = True
         self._add_checkpoint(now)
         return changed
+
+    def _acknowledged(self, now: float, unacknowledged: int | None, age: float) -> int:
+        """
+        @return: How many of the checkpoints the subscriber's system has acknowledged.
+        """
+        held, written = HELD_BYTES, -1
+        if unacknowledged is not None:
+            held = unacknowledged + ENCODER_BYTES
+            # The kernel has room, so ZeroMQ has written what it was given some time ago,
+            # and the kernel holds the last of that.
+            if unacknowledged <= ENCODER_BYTES:
+                aged = [each.size for each in self._checkpoints if now - each.at >= age]
+                written = max(aged, default=-1) - unacknowledged
+        found = 0
+        for count, each in enumerate(self._checkpoints, 1):
+            behind, size = self._given - each.frames, self._given_size - each.size
+            if each.size <= written or (behind >= HELD_MESSAGES and size >= held):
+                found = count
+        return found
 
     def _add_checkpoint(self, now: float) -> None:
         last = self._checkpoints[-1] if self._checkpoints else None

@@ -51,15 +51,14 @@ SAVE_DELAY = 1.0
 Seconds after which a change of the subscriptions is remembered.
 """
 
-SETTLE_INTERVAL = 1.0
+SETTLE_INTERVAL = 0.5
 """
 Seconds between looks how far each subscription has got, which is then remembered.
 """
 
-SETTLE_AGE = 0.5
+SETTLE_AGE = 0.4
 """
-Seconds after which a frame is no longer in ZeroMQ's own queue, if the peer's system has
-acknowledged all that the kernel had.
+Seconds after which a frame is no longer in ZeroMQ's own queue, if the kernel has room.
 """
 
 FLUSH_INTERVAL = 0.02
@@ -282,7 +281,7 @@ class Subscription:
 
         @param unacknowledged: The bytes that the kernel holds for the subscriber; C{None}
             if it is not known.
-        @param age: Seconds after which a frame is in the kernel if that holds nothing.
+        @param age: Seconds after which a frame is in the kernel if that has room.
         @param until: The number up to which all was spread.
         @return: Whether L{saved} may have changed.
         """
