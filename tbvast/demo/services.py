@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
@@ -216,6 +216,12 @@ class RunningCommand(ProcessProtocol):
         return CommandEnded(self.name, f"ended with exit status {self.status}", self.output)
 
 
+def _eb_first(failure: Failure) -> Failure:
+    if isinstance(failure.value, FirstError):
+        return failure.value.subFailure
+    return failure
+
+
 def _environment() -> dict[str, str]:
     """
     This process's environment, in which a child finds the same tbvast.
@@ -329,7 +335,8 @@ class RunningBridge(RunningCommand):
         signs = ["Subscribed to", "is ready: "]
         if self._live:
             signs.append("The live match is running")
-        return gatherResults([self.saw(sign) for sign in signs], consumeErrors=True)
+        seen = gatherResults([self.saw(sign) for sign in signs], consumeErrors=True)
+        return seen.addErrback(_eb_first)
 
     def again(self) -> RunningBridge:
         """
