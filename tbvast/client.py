@@ -31,6 +31,7 @@ from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, 
 from tbvast.interfaces import ICursor
 from tbvast.ops.ratelimit import RateLimit
 from tbvast.protocol.unreadable import Unreadable, unreadable
+from tbvast.service.flusher import Reported
 from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.delivery import decode_delivery
@@ -235,23 +236,6 @@ class Wish(msgspec.Struct, frozen=True):
     heartbeat: float
 
 
-class Reported(msgspec.Struct, frozen=True):
-    """
-    What became of some reports.
-
-    @ivar taken: Of each of them, whether it need not be sent again.
-    @ivar refused: Why the receiver never takes some of them, by position; they count as
-        taken.
-    @ivar reason: Why it took none; empty if it was asked and took them, or nobody is there.
-    @ivar poisoned: Whether one of them may be the reason: the receiver does well otherwise.
-    """
-
-    taken: list[bool]
-    refused: dict[int, str] = {}
-    reason: str = ""
-    poisoned: bool = False
-
-
 @implementer(ICursor)
 class Listener:
     """
@@ -392,19 +376,6 @@ class BusSubscription(Service):
         @see: L{Announcer.send}
         """
         return self._announcer is not None and self._announcer.send(frame)
-
-    def hand_in(self, documents: Sequence[bytes]) -> Deferred[list[bool]]:
-        """
-        As L{report_sightings}, for those who give up what the bus never takes.
-
-        @return: Fires with whether each one was taken, or need not be sent again.
-        """
-        return self.report_sightings(documents).addCallback(self._cb_handed_in)
-
-    def _cb_handed_in(self, reported: Reported) -> list[bool]:
-        for reason in reported.refused.values():
-            self._complain("The bus refused a sighting: {reason}", reason=shown(reason))
-        return reported.taken
 
     def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         """

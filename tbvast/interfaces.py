@@ -7,7 +7,16 @@ thread only, and return without blocking.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -340,6 +349,41 @@ class ISink(Interface):
             L{tbvast.errors.CommandRefused} if this context can never be handed
             over, and with another L{tbvast.errors.CommandFailed} if it was not
             taken this time.
+        """
+
+
+class IBacklog(Interface):
+    """
+    Sightings that wait for their receiver, each with a hashable key of the backlog's choice.
+
+    Every call fails with the error of what stores them.
+    """
+
+    def page(count: int, size: int, without: Collection[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
+        """
+        Read the oldest waiting sightings.
+
+        @param count: The most to return.
+        @param size: The most bytes of documents to return; a longer one is returned alone.
+        @param without: The keys of those to leave out.
+        @return: Keys and documents; empty if no other sighting waits.
+        """
+
+    def one(key: Any) -> Awaitable[list[tuple[Any, bytes]]]:
+        """
+        Read one sighting; empty if it does not wait.
+        """
+
+    def mark_sent(keys: Collection[Any]) -> Awaitable[None]:
+        """
+        Store durably that the receiver has taken some sightings.
+        """
+
+    def set_aside(reasons: Mapping[Any, str]) -> Awaitable[None]:
+        """
+        Set sightings aside that the receiver never takes; they no longer wait.
+
+        @param reasons: The reasons, by key.
         """
 
 

@@ -18,6 +18,8 @@ from tbvast.plugin.reader import JournalReader
 from tbvast.plugin.store import JournalStore
 from tbvast.plugin.subscriptions import Limits
 from tbvast.plugin.writer import Opened, Writer
+from tbvast.service.flusher import Reported
+from tbvast.wire.frames import SIGHTING_TOPIC
 from tbvast.wire.manage import Subscribe
 from tbvast.wire.topics import Dialect, dialect_of
 from tests.doubles import asking, call_now
@@ -75,7 +77,9 @@ class MemoryBusSubscription(Service):
     @ivar given: What it was made with.
     @ivar room: How many sightings the bus still takes.
     @ivar sent: What it was sent on its sub endpoint.
-    @ivar handed_in: What it was handed in by requests.
+    @ivar reported: The documents that it took by requests.
+    @ivar poison: Documents with which it takes no request.
+    @ivar refused: Why it never takes some documents.
     @ivar holding: Whether the bus takes its time to answer requests.
     """
 
@@ -85,7 +89,9 @@ class MemoryBusSubscription(Service):
         self.plugin = ""
         self.room = 1_000_000
         self.sent: list[bytes] = []
-        self.handed_in: list[bytes] = []
+        self.reported: list[bytes] = []
+        self.poison: set[bytes] = set()
+        self.refused: dict[bytes, str] = {}
         self.holding = False
         self._held: Deferred[None] | None = None
 
@@ -104,19 +110,25 @@ class MemoryBusSubscription(Service):
         self.sent.append(frame)
         return True
 
-    def hand_in(self, documents: Sequence[bytes]) -> Deferred[list[bool]]:
-        return Deferred.fromCoroutine(self._hand_in(documents))
+    def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
+        return Deferred.fromCoroutine(self._report(documents))
 
-    async def _hand_in(self, documents: Sequence[bytes]) -> list[bool]:
+    async def _report(self, documents: Sequence[bytes]) -> Reported:
+        if self.connected and not self.plugin:
+            return Reported([self.send(SIGHTING_TOPIC + b" " + raw) for raw in documents])
         if self.connected and self.holding:
             self._held = Deferred()
             await self._held
+        none = [False] * len(documents)
         if not self.connected:
-            return [False] * len(documents)
+            return Reported(none)
+        if self.poison.intersection(documents):
+            return Reported(none, {}, "no answer", True)
+        refused = {n: self.refused[raw] for n, raw in enumerate(documents) if raw in self.refused}
         taken = documents[: self.room]
         self.room -= len(taken)
-        self.handed_in.extend(taken)
-        return [True] * len(taken) + [False] * (len(documents) - len(taken))
+        self.reported.extend(raw for raw in taken if raw not in self.refused)
+        return Reported([True] * len(taken) + none[len(taken) :], refused)
 
     def release(self) -> None:
         """

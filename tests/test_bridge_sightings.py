@@ -4,6 +4,7 @@ Tests for L{tbvast.bridge.sightings}.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,21 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.keeper import Keeper
-from tbvast.bridge.outbox import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
+from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sightings import (
     LONGEST_CACHED,
-    RETRY_DELAY,
-    STUCK_DELAY,
-    Outbox,
     SightingMaker,
     SinkHanding,
     Wanted,
 )
 from tbvast.bridge.store import BridgeStore
-from tbvast.client import Reported
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Hit, Match, MatchType
 from tbvast.intel.observables import Kind, Observable
 from tbvast.intel.sightings import Sighting, canonical, decode_sighting, sighting_id
+from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
+from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tests.doubles import (
     MemorySink,
@@ -371,8 +370,8 @@ class Taker:
         self.refused: dict[bytes, str] = {}
         self.away = False
 
-    def __call__(self, documents: list[bytes]) -> Deferred[Reported]:
-        self.given.append(documents)
+    def __call__(self, documents: Sequence[bytes]) -> Deferred[Reported]:
+        self.given.append(list(documents))
         if self.answers:
             return self.answers.pop(0).addCallback(Reported)
         none = [False] * len(documents)
@@ -415,7 +414,7 @@ class OutboxTests(StoreTestCase):
         self.add(one)
         self.assertEqual(self.taker.given, [[one.raw]])
         self.assertEqual(self.unsent(), [])
-        self.assertEqual((self.outbox.made, self.outbox.handed_on), (1, 1))
+        self.assertEqual((self.outbox.made, self.outbox.delivered), (1, 1))
 
     def test_repeat(self) -> None:
         """
@@ -448,7 +447,7 @@ class OutboxTests(StoreTestCase):
         self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.taker.given[1:], [[two.raw]])
         self.assertEqual(self.unsent(), [])
-        self.assertEqual(self.outbox.handed_on, 2)
+        self.assertEqual(self.outbox.delivered, 2)
 
     def test_failed(self) -> None:
         """
@@ -546,7 +545,7 @@ class OutboxTests(StoreTestCase):
         self.assertEqual(self.unsent(), [])
         self.add(one)
         self.assertEqual(len(self.taker.given), 1)
-        self.assertEqual((self.outbox.handed_on, self.outbox.set_aside), (1, 1))
+        self.assertEqual((self.outbox.delivered, self.outbox.set_aside), (1, 1))
         self.assertEqual(self.aside(), 1)
         self.assertIn("no sighting", self.store.counts()["set_aside"]["newest"])
 
@@ -560,7 +559,7 @@ class OutboxTests(StoreTestCase):
         self.taker.poison.add(bad.raw)
         self.add(*all)
         self.assertEqual(self.unsent(), [bad.id])
-        self.assertEqual(self.outbox.handed_on, 198)
+        self.assertEqual(self.outbox.delivered, 198)
         self.assertLess(len(self.taker.given), 30)
         for number in range(200, 200 + STRIKES - 1):
             self.assertEqual(self.aside(), 0)

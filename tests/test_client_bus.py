@@ -17,10 +17,11 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast import client
-from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Reported, Wish
+from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
 from tbvast.errors import BusUnreachable
 from tbvast.interfaces import ICursor
 from tbvast.protocol.unreadable import Unreadable
+from tbvast.service.flusher import Reported
 from tbvast.settings import HostPort
 from tbvast.wire import manage
 from tbvast.wire.feed import Mark, encode_batch, encode_item, encode_mark, encode_part
@@ -1009,17 +1010,21 @@ class SnapshotTests(SubscriptionTestCase):
 
 class ReportTests(SubscriptionTestCase):
     """
-    How sightings are handed in.
+    How sightings are reported.
     """
 
     documents = [a_sighting(1).raw, a_sighting(2).raw]
+
+    def taken(self) -> Deferred[list[bool]]:
+        reported = self.subscription.report_sightings(self.documents)
+        return reported.addCallback(lambda reported: reported.taken)
 
     async def test_acknowledged(self) -> None:
         """
         Sightings are taken when the bus has said so.
         """
         await self.start()
-        handed = self.subscription.hand_in(self.documents)
+        handed = self.taken()
         self.assertNoResult(handed)
         self.assertEqual(await handed, [True, True])
         (request,) = self.bus.asked("publish")
@@ -1031,7 +1036,7 @@ class ReportTests(SubscriptionTestCase):
         """
         await self.start()
         self.bus.silent = True
-        handed = self.subscription.hand_in(self.documents)
+        handed = self.taken()
         await self.until(lambda: self.bus.asked("publish"))
         self.subscription._reports.close()
         self.assertEqual(self.successResultOf(handed), [False, False])
@@ -1042,9 +1047,9 @@ class ReportTests(SubscriptionTestCase):
         """
         await self.start()
         self.bus.refusal = manage.refused("the disk is full")
-        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.assertEqual(await self.taken(), [False, False])
         self.bus.refusal = manage.encode_published(["accepted"], {})
-        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.assertEqual(await self.taken(), [False, False])
         self.bus.refusal = b""
 
     async def test_refused_item(self) -> None:
@@ -1053,7 +1058,6 @@ class ReportTests(SubscriptionTestCase):
         """
         await self.start()
         self.bus.refusal = manage.encode_published(["refused", "accepted"], {0: "no sighting"})
-        self.assertEqual(await self.subscription.hand_in(self.documents), [True, True])
         reported = await self.subscription.report_sightings(self.documents)
         self.assertEqual(reported, Reported([True, True], {0: "no sighting"}))
         self.bus.refusal = b""
@@ -1099,17 +1103,17 @@ class ReportTests(SubscriptionTestCase):
         """
         self.bus.plugin = ""
         await self.start()
-        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.assertEqual(await self.taken(), [False, False])
         self.bus.listen()
         await self.until(lambda: self.ready)
-        self.assertEqual(await self.subscription.hand_in(self.documents), [True, True])
+        self.assertEqual(await self.taken(), [True, True])
         await self.until(lambda: len(self.bus.reports) == 2)
         self.assertEqual(self.bus.asked("publish"), [])
         self.assertEqual(self.bus.reports[0], SIGHTING_TOPIC + b" " + self.documents[0])
 
     async def test_disconnected(self) -> None:
         """
-        Without a subscription nothing is handed in.
+        Without a subscription nothing is reported.
         """
-        self.assertEqual(await self.subscription.hand_in(self.documents), [False, False])
+        self.assertEqual(await self.taken(), [False, False])
         self.assertFalse(self.subscription.send(SIGHTING_TOPIC + b" {}"))

@@ -13,9 +13,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import ICursor
+from tbvast.interfaces import IBacklog, ICursor
 from tbvast.plugin.commit import Commit
-from tbvast.plugin.upstream import PAGE_ITEMS, RETRY_DELAY, IntelCursor, Upstream
+from tbvast.plugin.upstream import IntelCursor, JournalBacklog, Upstream
+from tbvast.service.flusher import RETRY_DELAY
+from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings import UpstreamSettings
 from tbvast.wire.frames import Item, encode_report
 from tbvast.wire.manage import Position
@@ -197,9 +199,9 @@ class UpstreamTests(SynchronousTestCase):
         """
         What the other bus could not take is passed up when it is there, in order.
         """
-        sightings = [a_sighting(number) for number in range(PAGE_ITEMS + 10)]
+        sightings = [a_sighting(number) for number in range(PAGE + 10)]
         self.accept(*sightings)
-        self.assertEqual((self.bus.sent, self.clock.getDelayedCalls()), ([], []))
+        self.assertEqual((self.bus.sent, len(self.clock.getDelayedCalls())), ([], 1))
         self.bus.connect()
         self.assertEqual(self.bus.sent, [encode_report(item) for item in sightings])
 
@@ -220,7 +222,7 @@ class UpstreamTests(SynchronousTestCase):
         self.assertEqual(self.bus.sent, [encode_report(a_sighting(n)) for n in range(4)])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_handed_in(self) -> None:
+    def test_acknowledged(self) -> None:
         """
         A bus that speaks tbvast/1 is asked, and what it did not take is offered again.
         """
@@ -230,7 +232,7 @@ class UpstreamTests(SynchronousTestCase):
         self.assertEqual(self.passed_up(), Position("here", 2))
         self.bus.room = 2
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(self.bus.handed_in, [a_sighting(n).raw for n in range(3)])
+        self.assertEqual(self.bus.reported, [a_sighting(n).raw for n in range(3)])
         self.assertEqual((self.bus.sent, self.passed_up()), ([], Position("here", 3)))
 
     def test_not_before_durable(self) -> None:
@@ -247,7 +249,7 @@ class UpstreamTests(SynchronousTestCase):
         self.assertEqual(self.passed_up(), Position("here", 1))
         self.bus.release()
         self.assertEqual(self.passed_up(), Position("here", 2))
-        self.assertEqual(self.bus.handed_in, [a_sighting(1).raw, a_sighting(2).raw])
+        self.assertEqual(self.bus.reported, [a_sighting(1).raw, a_sighting(2).raw])
 
     def test_journal_fails(self) -> None:
         """
@@ -274,7 +276,7 @@ class UpstreamTests(SynchronousTestCase):
         self.upstream.spread(Commit([(2, a_sighting(2))]))
         self.start()
         self.bus.connect("up")
-        self.assertEqual(self.bus.handed_in, [a_sighting(1).raw])
+        self.assertEqual(self.bus.reported, [a_sighting(1).raw])
 
     def test_stopped_while_full(self) -> None:
         """
@@ -295,3 +297,110 @@ class UpstreamTests(SynchronousTestCase):
         self.start()
         self.assertFalse(self.bus.running)
         self.assertEqual(len(self.flushLoggedErrors(JournalFailed)), 1)
+
+    def test_poison(self) -> None:
+        """
+        A sighting with which the other bus takes no request keeps no other one waiting.
+        After a restart everything from it on is offered again; it is set aside when it was
+        not taken again and again while others were.
+        """
+        sightings = [a_sighting(n) for n in range(1, 100)]
+        bad = sightings[40]
+        self.bus.poison.add(bad.raw)
+        self.bus.connect("up")
+        self.accept(*sightings)
+        others = [each.raw for each in sightings if each is not bad]
+        self.assertEqual(sorted(self.bus.reported), sorted(others))
+        self.assertEqual(self.passed_up(), Position("here", 40))
+        self.successResultOf(self.upstream.stopService())
+        self.start()
+        self.bus.poison.add(bad.raw)
+        self.bus.connect("up")
+        self.assertEqual(sorted(self.bus.reported), sorted(others[40:]))
+        for number in range(100, 100 + STRIKES - 1):
+            self.assertEqual(self.journal.aside, [])
+            self.accept(a_sighting(number))
+            self.clock.advance(STRIKE_DELAY)
+        (aside,) = self.journal.aside
+        self.assertEqual((aside.id, aside.number, aside.body), (bad.id, 41, bad.raw))
+        self.assertEqual(self.passed_up(), Position("here", 98 + STRIKES))
+
+    def test_refused(self) -> None:
+        """
+        One that the other bus refuses is set aside, and not offered again.
+        """
+        self.bus.refused[a_sighting(2).raw] = "no sighting"
+        self.bus.connect("up")
+        self.accept(*(a_sighting(n) for n in range(1, 4)))
+        self.assertEqual(self.bus.reported, [a_sighting(1).raw, a_sighting(3).raw])
+        (aside,) = self.journal.aside
+        self.assertEqual((aside.id, aside.reason), (a_sighting(2).id, "no sighting"))
+        self.assertEqual(self.passed_up(), Position("here", 3))
+
+
+class BacklogTests(SynchronousTestCase):
+    """
+    Tests for L{JournalBacklog}.
+    """
+
+    def setUp(self) -> None:
+        self.journal = MemoryJournal(Clock(), "here")
+        self.backlog = JournalBacklog(self.journal, self.journal, "one")
+
+    def page(self, count: int = 100, without: Sequence[int] = ()) -> list[int]:
+        found = Deferred.fromCoroutine(self.backlog.page(count, PAGE_BYTES, without))
+        return [number for number, _ in self.successResultOf(found)]
+
+    def sent(self, *numbers: int) -> Position | None:
+        """
+        @return: What is stored then.
+        """
+        self.successResultOf(Deferred.fromCoroutine(self.backlog.mark_sent(numbers)))
+        position: Position | None = self.successResultOf(self.journal.position("one"))
+        return position
+
+    def accept(self, *items: Item) -> None:
+        self.successResultOf(self.journal.append(items))
+
+    def test_interface(self) -> None:
+        """
+        It is an L{IBacklog}.
+        """
+        verifyObject(IBacklog, self.backlog)
+
+    def test_order(self) -> None:
+        """
+        Pages go on where the last one ended; those that were not sent come before.
+        """
+        self.accept(*(a_sighting(n) for n in range(1, 7)))
+        self.assertEqual(self.page(4), [1, 2, 3, 4])
+        self.assertEqual(self.sent(1, 3), Position("here", 1))
+        self.assertEqual(self.page(1), [2])
+        self.assertEqual(self.page(), [2, 4])
+        self.assertEqual(self.page(2, [2]), [4])
+        self.assertEqual(self.sent(4), Position("here", 1))
+        self.assertEqual(self.page(without=[2]), [5, 6])
+        self.assertEqual(self.sent(5, 6), Position("here", 1))
+        self.assertEqual(self.page(without=[2]), [])
+        self.assertEqual(self.sent(2), Position("here", 6))
+        self.assertEqual(self.page(), [])
+
+    def test_one(self) -> None:
+        """
+        One is found by its number.
+        """
+        self.accept(a_sighting(1), an_indicator(1), a_sighting(2))
+        self.page()
+        for number, expected in ((2, []), (3, [(3, a_sighting(2).raw)]), (4, [])):
+            found = Deferred.fromCoroutine(self.backlog.one(number))
+            self.assertEqual(self.successResultOf(found), expected)
+
+    def test_pruned(self) -> None:
+        """
+        One that the journal has pruned meanwhile waits no longer.
+        """
+        self.accept(*(a_sighting(n) for n in range(1, 5)))
+        self.page()
+        self.journal.prune(2)
+        self.assertEqual(self.page(1), [3])
+        self.assertEqual(self.sent(3, 4), Position("here", 4))

@@ -26,8 +26,9 @@ from tbvast.bridge.engines.tenzir import TenzirEngine
 from tbvast.bridge.engines.threaded import EngineThreads
 from tbvast.bridge.engines.vast import VastEngine
 from tbvast.bridge.keeper import NO, YES, Keeper
+from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.session import EngineSession, Search
-from tbvast.bridge.sightings import Handing, Outbox, SightingMaker, SinkHanding
+from tbvast.bridge.sightings import SightingMaker, SinkHanding
 from tbvast.bridge.store import Changes
 from tbvast.client import BusSubscription, Wish
 from tbvast.errors import StoreFailed, shown
@@ -36,6 +37,7 @@ from tbvast.interfaces import IEngine
 from tbvast.ops.startup import SequentialService, ServiceProcess
 from tbvast.ops.worker import Worker
 from tbvast.service.clock import boot, calendar
+from tbvast.service.flusher import Deliver
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.wire.feed import FRAME_BYTES
 from tbvast.wire.manage import Position
@@ -135,7 +137,7 @@ class Bridge(SequentialService):
         engine = EngineThreads(reactor, self._driven)
         engine.setServiceParent(self)
         self._maker = SightingMaker(calendar, ask, settings.engine, self._transform())
-        self._outbox = Outbox(reactor, calendar, ask, self._handing())
+        self._outbox = Outbox(reactor, calendar, ask, self._deliver())
         self._outbox.setServiceParent(self)
         self._session = EngineSession(
             reactor,
@@ -226,7 +228,7 @@ class Bridge(SequentialService):
         transform.setServiceParent(self)
         return transform
 
-    def _handing(self) -> Handing:
+    def _deliver(self) -> Deliver:
         settings = self._settings
         if not settings.sink:
             return lambda documents: self._subscription.report_sightings(documents)
@@ -298,7 +300,7 @@ class Bridge(SequentialService):
             "store": self._counts,
             "sightings": {
                 "made": self._outbox.made,
-                "handed_on": self._outbox.handed_on,
+                "handed_on": self._outbox.delivered,
                 "set_aside": self._outbox.set_aside + self._maker.unmade,
             },
         }

@@ -1,135 +1,75 @@
 """
-Chooses which waiting sightings are offered together.
+The bridge's sightings, stored until the bus or a sink has taken them.
 """
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Collection, Iterable, Mapping
 
-PAGE = 500
-PAGE_BYTES = 1 << 20
-"""
-The most sightings of a page, and their bytes: well below the longest message that a bus
-accepts. A longer sighting is offered alone.
-"""
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
 
-STRIKES = 3
-"""
-How often a sighting is offered alone, while others are accepted, before it is given up.
-"""
-
-STRIKE_DELAY = 60.0
-"""
-Seconds before a sighting that failed alone is offered again.
-"""
-
-MOST_POSTPONED = 8
-"""
-The most postponed sightings. If as many fail in a row, the sightings are not the cause.
-"""
+from tbvast.bridge.keeper import Keeper
+from tbvast.intel.sightings import Sighting
+from tbvast.interfaces import IBacklog
+from tbvast.ops.worker import Ask
+from tbvast.service.clock import Calendar
+from tbvast.service.flusher import Deliver, Flusher
 
 
-class _Postponed(msgspec.Struct):
+@implementer(IBacklog)
+class StoredSightings:
     """
-    A sighting that failed when it was offered alone.
-
-    @ivar strikes: The number of failures, with others accepted in between.
-    @ivar progress: The number of pages accepted before the last strike.
-    @ivar due: When it is offered again; seconds.
+    The unsent sightings of the bridge's store, by their ids.
     """
 
-    strikes: int
-    progress: int
-    due: float
+    def __init__(self, ask: Ask, now: Calendar) -> None:
+        """
+        @param ask: Asks the L{Keeper}.
+        @param now: The date at which a sighting is set aside.
+        """
+        self._ask = ask
+        self._now = now
+
+    async def page(
+        self, count: int, size: int, without: Collection[str]
+    ) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = await self._ask(Keeper.unsent, count, size, list(without))
+        return found
+
+    async def one(self, key: str) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = await self._ask(Keeper.unsent_among, [key])
+        return found
+
+    async def mark_sent(self, keys: Collection[str]) -> None:
+        await self._ask(Keeper.mark_sent, list(keys))
+
+    async def set_aside(self, reasons: Mapping[str, str]) -> None:
+        await self._ask(Keeper.set_sightings_aside, dict(reasons), self._now())
 
 
-class Pages:
+class Outbox(Flusher):
     """
-    Finds the one sighting that makes the receiver fail on a page, so that it does not
-    block the others.
+    Stores sightings, and sends them.
 
-    A page that fails is halved, and halved again. A sighting that fails alone is
-    postponed. It is given up only if others were accepted each time before it failed
-    again: a receiver that accepts nothing at all is no reason to give anything up.
-
-    @ivar size: The most sightings of the next page.
+    @ivar made: The number of sightings; a repeat is not counted.
     """
 
-    def __init__(self) -> None:
-        self.size = PAGE
-        self._suspects: set[str] = set()
-        self._postponed: dict[str, _Postponed] = {}
-        self._progress = 0
-        self._failed_alone = 0
+    def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, deliver: Deliver) -> None:
+        """
+        @param now: The date from which a sighting is remembered.
+        @param ask: Asks the L{Keeper}.
+        """
+        super().__init__(clock, StoredSightings(ask, now), deliver)
+        self.made = 0
+        self._ask = ask
+        self._now = now
 
-    @property
-    def postponed(self) -> list[str]:
+    async def add(self, sightings: Iterable[Sighting]) -> None:
         """
-        The ids of the sightings that pages leave out.
+        Store sightings durably, and begin to send them.
         """
-        return list(self._postponed)
-
-    @property
-    def stuck(self) -> bool:
-        """
-        Whether the receiver accepts nothing at all.
-        """
-        return self._failed_alone >= MOST_POSTPONED
-
-    def due(self, now: float) -> str | None:
-        """
-        @return: The id of a sighting to offer again, alone.
-        """
-        for id, postponed in self._postponed.items():
-            if postponed.due <= now:
-                return id
-        return None
-
-    def forget(self, id: str) -> None:
-        """
-        Drop a postponed sighting: it no longer waits.
-        """
-        self._postponed.pop(id, None)
-
-    def taken(self, ids: list[str]) -> None:
-        """
-        Record that the receiver accepted or refused some sightings of a page.
-        """
-        self._progress += 1
-        self._failed_alone = 0
-        self._clear(ids)
-        for id in ids:
-            self._postponed.pop(id, None)
-
-    def _clear(self, ids: list[str]) -> None:
-        self._suspects.difference_update(ids)
-        if not self._suspects:
-            self.size = PAGE
-
-    def failed(self, ids: list[str], now: float) -> str | None:
-        """
-        Record that a page failed, although its receiver is there.
-
-        @param now: Seconds.
-        @return: The id of the sighting to give up, if any.
-        """
-        if len(ids) > 1:
-            self._suspects = set(ids)
-            self.size = len(ids) // 2
-            return None
-        (id,) = ids
-        self._clear(ids)
-        self._failed_alone += 1
-        if self.stuck:
-            self._postponed.clear()
-            self.size = 1
-            return None
-        postponed = self._postponed.setdefault(id, _Postponed(0, -1, now))
-        if self._progress != postponed.progress:
-            postponed.strikes += 1
-            postponed.progress = self._progress
-        postponed.due = now + STRIKE_DELAY
-        if postponed.strikes < STRIKES:
-            return None
-        del self._postponed[id]
-        return id
+        new = await self._ask(Keeper.remember, list(sightings), self._now())
+        self.made += new
+        if new:
+            self.flush()

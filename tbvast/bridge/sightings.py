@@ -5,12 +5,11 @@ From matches to sightings: made, kept, and handed on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from twisted.application.service import Service
 from twisted.internet.defer import (
     CancelledError,
     Deferred,
@@ -19,30 +18,22 @@ from twisted.internet.defer import (
     maybeDeferred,
     succeed,
 )
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.nesting import Nesting
-from tbvast.bridge.outbox import PAGE_BYTES, STRIKE_DELAY, Pages
-from tbvast.client import Reported
-from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable, shown
+from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
 from tbvast.intel.indicators import STIX, Indicator, decode_indicator
 from tbvast.intel.matches import Hit, Match, MatchType
 from tbvast.intel.observables import Kind, Observable, unescaped
 from tbvast.intel.patterns import Matchable, Term, matchable
 from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
-from tbvast.ops.ratelimit import RateLimit
 from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar
-from tbvast.storage.set_aside import MOST_BYTES, MOST_REASON, reason_of
-
-RETRY_DELAY = 2.0
-"""
-Seconds before sightings that were not taken are offered again.
-"""
+from tbvast.service.flusher import Reported
+from tbvast.storage.set_aside import MOST_BYTES, reason_of
 
 CACHED = 1024
 """
@@ -54,25 +45,9 @@ LONGEST_CACHED = 16_384
 Bytes of a document beyond which it is read each time.
 """
 
-STUCK_DELAY = 30.0
-"""
-Seconds before they are, if the receiver is there and takes none of them.
-"""
-
-WAITING_LINES_PER_MINUTE = 2
-LINES_PER_MINUTE = 20
-"""
-How often a minute the log says that sightings wait, or that one is not taken.
-"""
-
 MOST_UNMADE = 100
 """
 How many matches of one call are set aside at most; more are only counted.
-"""
-
-Handing = Callable[[list[bytes]], Deferred[Reported]]
-"""
-Hands on the documents of sightings.
 """
 
 
@@ -265,165 +240,6 @@ class Wanted:
                     yield term
 
 
-class Outbox(Service):
-    """
-    Sightings that are kept until they have been handed on.
-
-    @ivar made: How many sightings there were; a repeat is none.
-    @ivar handed_on: How many have been handed on.
-    @ivar set_aside: How many were given up.
-    """
-
-    _log = Logger()
-
-    def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, hand_on: Handing) -> None:
-        """
-        @param now: The date from which a sighting is remembered.
-        @param ask: Asks the L{Keeper}.
-        """
-        self.made = 0
-        self.handed_on = 0
-        self.set_aside = 0
-        self._pages = Pages()
-        self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
-        self._lines = RateLimit(clock, LINES_PER_MINUTE)
-        self._clock = clock
-        self._now = now
-        self._ask = ask
-        self._hand_on = hand_on
-        self._flushing: Deferred[None] | None = None
-        self._again = False
-        self._retry: IDelayedCall | None = None
-
-    def startService(self) -> None:
-        super().startService()
-        self.flush()
-
-    def stopService(self) -> Deferred[None]:
-        """
-        @return: Fires when what is being handed on has been.
-        """
-        super().stopService()
-        self._again = False
-        self._cancel_retry()
-        return self._flushing or succeed(None)
-
-    async def add(self, sightings: Iterable[Sighting]) -> None:
-        """
-        Keep sightings, durably, and begin to hand them on.
-        """
-        new = await self._ask(Keeper.remember, list(sightings), self._now())
-        self.made += new
-        if new:
-            self.flush()
-
-    def flush(self) -> None:
-        """
-        Hand on what waits, now: somebody may listen again.
-        """
-        if not self.running:
-            return
-        self._cancel_retry()
-        if self._flushing is not None:
-            self._again = True
-            return
-        self._again = False
-        self._flushing = Deferred.fromCoroutine(self._flush())
-        self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
-
-    def _eb_flush(self, failure: Failure) -> None:
-        self._log.failure("While handing on sightings", failure)
-        self._retry_later()
-
-    def _cb_flushed(self, _: None) -> None:
-        self._flushing = None
-        if self._again:
-            self.flush()
-
-    async def _flush(self) -> None:
-        pages = self._pages
-        while self.running:
-            again = pages.due(self._clock.seconds())
-            if again is not None:
-                waiting = await self._ask(Keeper.unsent_among, [again])
-                if not waiting:
-                    pages.forget(again)
-                    continue
-            else:
-                waiting = await self._ask(Keeper.unsent, pages.size, PAGE_BYTES, pages.postponed)
-            if not waiting:
-                if pages.postponed:
-                    self._retry_later(STRIKE_DELAY)
-                return
-            reported = await self._hand_on([body for _, body in waiting])
-            left = await self._settle([id for id, _ in waiting], reported)
-            if not left:
-                continue
-            if not reported.poisoned:
-                self._say_waiting("Sightings wait: {reason}", reported.reason or "nobody is there")
-                self._retry_later(RETRY_DELAY)
-                return
-            await self._failed(left, reported.reason)
-            if pages.stuck:
-                self._retry_later(STUCK_DELAY)
-                return
-
-    async def _settle(self, ids: list[str], reported: Reported) -> list[str]:
-        """
-        Take note of what became of a page.
-
-        @return: The ids of those that wait on.
-        """
-        done = [id for id, ok in zip(ids, reported.taken, strict=True) if ok]
-        refused = {ids[n]: reason for n, reason in reported.refused.items()}
-        if refused:
-            await self._give_up(refused)
-        if done:
-            sent = [id for id in done if id not in refused]
-            await self._ask(Keeper.mark_sent, sent)
-            self.handed_on += len(sent)
-            self._pages.taken(done)
-        return [id for id, ok in zip(ids, reported.taken, strict=True) if not ok]
-
-    async def _failed(self, ids: list[str], reason: str) -> None:
-        if len(ids) > 1:
-            self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
-        else:
-            self._say("A sighting is not taken, and is offered again later: {reason}", reason)
-        given_up = self._pages.failed(ids, self._clock.seconds())
-        if given_up is not None:
-            await self._give_up({given_up: f"never taken: {reason}"})
-
-    async def _give_up(self, reasons: dict[str, str]) -> None:
-        self.set_aside += len(reasons)
-        for id, reason in reasons.items():
-            self._say(f"Set the sighting {id} aside: {{reason}}", reason)
-        await self._ask(
-            Keeper.set_sightings_aside,
-            {id: reason[:MOST_REASON] for id, reason in reasons.items()},
-            self._now(),
-        )
-
-    def _say_waiting(self, text: str, reason: str) -> None:
-        if self._waiting_lines.allows():
-            self._log.warn(text, reason=shown(reason))
-
-    def _say(self, text: str, reason: str) -> None:
-        if self._lines.allows():
-            self._log.warn(text, reason=shown(reason))
-
-    def _retry_later(self, delay: float = RETRY_DELAY) -> None:
-        if self.running:
-            self._cancel_retry()
-            self._retry = self._clock.callLater(delay, self.flush)
-
-    def _cancel_retry(self) -> None:
-        if self._retry is not None:
-            if self._retry.active():
-                self._retry.cancel()
-            self._retry = None
-
-
 class _Reported(msgspec.Struct):
     x_threatbus_sighting_context: dict[str, Any]
     x_threatbus_indicator_value: str
@@ -440,7 +256,7 @@ class SinkHanding:
     def __init__(self, sink: ISink) -> None:
         self._sink = sink
 
-    def __call__(self, documents: list[bytes]) -> Deferred[Reported]:
+    def __call__(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         return gatherResults(map(self._send, documents), consumeErrors=True).addCallback(_reported)
 
     def _send(self, document: bytes) -> Deferred[bool | str]:

@@ -8,22 +8,22 @@ on again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.client import BusSubscription, Wish
-from tbvast.interfaces import ICursor, IJournal, IReplay
+from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.plugin.commit import Commit
 from tbvast.protocol.unreadable import Unreadable
+from tbvast.service.flusher import Flusher
 from tbvast.settings import HostPort, UpstreamSettings
-from tbvast.wire.frames import SIGHTING_TOPIC, Item
+from tbvast.storage.set_aside import SetAside, Stage, id_in
+from tbvast.wire.frames import Item
 from tbvast.wire.manage import Position
 from tbvast.wire.topics import Stream
 from tbvast.zeromq.connections import Factory
@@ -31,17 +31,6 @@ from tbvast.zeromq.curve import load_client_options
 
 NAME = "tbvast-plugin"
 HEARTBEAT = 5.0
-
-PAGE_ITEMS = 500
-PAGE_BYTES = 1 << 20
-"""
-Sightings that are read from the journal, and passed up, at a time.
-"""
-
-RETRY_DELAY = 2.0
-"""
-Seconds before sightings that the other bus could not take are offered again.
-"""
 
 Take = Callable[[Sequence[Item]], Deferred[Any]]
 """
@@ -92,13 +81,81 @@ class IntelCursor:
         await self.apply((), position)
 
 
+@implementer(IBacklog)
+class JournalBacklog:
+    """
+    The sightings of a journal that one other bus has not taken, by their numbers.
+
+    The journal stores the number before the first of them. After a crash, later ones that
+    the other bus has taken are sent to it again.
+    """
+
+    def __init__(self, journal: IJournal, replay: IReplay, reader: str) -> None:
+        """
+        @param replay: The same journal.
+        @param reader: The name under which the number is stored.
+        """
+        self._journal = journal
+        self._replay = replay
+        self._reader = reader
+        self._stored = 0
+        self._read_until: int | None = None
+        self._open: dict[int, None] = {}
+
+    async def page(
+        self, count: int, size: int, without: Collection[int]
+    ) -> list[tuple[int, bytes]]:
+        if self._read_until is None:
+            position = await self._replay.position(self._reader)
+            self._read_until = self._stored = position.number if position else 0
+        left_out = frozenset(without)
+        while wanted := [number for number in self._open if number not in left_out]:
+            found = dict(await self._entries(wanted[0] - 1, count, size))
+            for number in wanted:
+                if number not in found and (not found or number < max(found)):
+                    del self._open[number]  # the journal has pruned it
+            if again := [(each, found[each]) for each in wanted if each in found]:
+                return again
+        entries = await self._entries(self._read_until, count, size)
+        if entries:
+            self._open.update((number, None) for number, _ in entries)
+            self._read_until = entries[-1][0]
+        return entries
+
+    async def _entries(self, after: int, count: int, size: int) -> list[tuple[int, bytes]]:
+        entries = await self._replay.entries(after, (Stream.SIGHTING,), count, size)
+        return [(entry.number, entry.raw) for entry in entries]
+
+    async def one(self, key: int) -> list[tuple[int, bytes]]:
+        found = [entry for entry in await self._entries(key - 1, 1, 1) if entry[0] == key]
+        if not found:
+            self._open.pop(key, None)
+        return found
+
+    async def mark_sent(self, keys: Collection[int]) -> None:
+        for key in keys:
+            self._open.pop(key, None)
+        number = next(iter(self._open)) - 1 if self._open else self._read_until or 0
+        if number > self._stored:
+            await self._replay.set_position(self._reader, Position(self._journal.identity, number))
+            self._stored = number
+
+    async def set_aside(self, reasons: Mapping[int, str]) -> None:
+        items = [
+            SetAside(Stage.REPORT, reason, raw, Stream.SIGHTING.value.decode(), id_in(raw), number)
+            for number, reason in reasons.items()
+            for _, raw in await self.one(number)
+        ]
+        await self._journal.set_aside(items)
+        await self.mark_sent(reasons)
+
+
 class Upstream(Service):
     """
     One other bus.
 
-    Sightings are passed up from the journal, and the number of the last one is
-    remembered there: what could not be passed up now is later. A bus that speaks
-    tbvast/1 says when they are durable; another one is sent each of them once.
+    The sightings of the journal are reported to it. A bus that speaks tbvast/1 says when
+    they are durable; another one is sent each of them once.
     """
 
     _log = Logger()
@@ -118,21 +175,19 @@ class Upstream(Service):
         @param subscribe: Makes the subscription to the other bus.
         @raise KeyUnusable: If a key file cannot be used.
         """
-        self._reactor = reactor
-        self._journal = journal
-        self._replay = replay
-        self._reader = f"sightings {settings.threatbus}"
-        self._passing: Deferred[None] | None = None
-        self._again = False
-        self._retry: IDelayedCall | None = None
         self._cursor = IntelCursor(replay, f"intel {settings.threatbus}", take)
+        self._flusher = Flusher(
+            reactor,
+            JournalBacklog(journal, replay, f"sightings {settings.threatbus}"),
+            lambda documents: self._subscription.report_sightings(documents),
+        )
         self._subscription = subscribe(
             reactor,
             factory,
             HostPort.parse(settings.threatbus),
             Wish(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
             self._cursor,
-            ready=self.pass_up,
+            ready=self._flusher.flush,
             keys=load_client_options(settings.curve_key, settings.server_key),
         )
 
@@ -146,81 +201,21 @@ class Upstream(Service):
         await self._cursor.recall()
         if self.running:
             self._subscription.startService()
+            self._flusher.startService()
 
     def spread(self, commit: Commit) -> None:
         """
         Something was accepted.
         """
         if Stream.SIGHTING in commit.streams:
-            self.pass_up()
-
-    def pass_up(self) -> None:
-        """
-        Pass up the sightings that have not been.
-        """
-        self._forget_retry()
-        if not self.running:
-            return
-        if self._passing is not None:
-            self._again = True
-            return
-        self._again = False
-        self._passing = Deferred.fromCoroutine(self._pass_up())
-        self._passing.addErrback(self._eb_passing).addCallback(self._cb_passed)
-
-    def _eb_passing(self, failure: Failure) -> None:
-        self._log.failure("While passing sightings up", failure)
-        self._retry_later()
-
-    def _cb_passed(self, _: None) -> None:
-        self._passing = None
-        if self._again:
-            self.pass_up()
-
-    def _retry_later(self) -> None:
-        if self.running and self._subscription.connected:
-            self._retry = self._reactor.callLater(RETRY_DELAY, self.pass_up)
-
-    def _forget_retry(self) -> None:
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        self._retry = None
-
-    async def _pass_up(self) -> None:
-        before = await self._replay.position(self._reader)
-        position = before.number if before else 0
-        while page := await self._replay.entries(
-            position, (Stream.SIGHTING,), PAGE_ITEMS, PAGE_BYTES
-        ):
-            taken = await self._offer([entry.raw for entry in page])
-            if taken:
-                position = page[taken - 1].number
-                await self._replay.set_position(
-                    self._reader, Position(self._journal.identity, position)
-                )
-            if taken < len(page):
-                self._retry_later()
-                return
-
-    async def _offer(self, documents: Sequence[bytes]) -> int:
-        """
-        @return: How many of them, from the first on, the other bus took.
-        """
-        if self._subscription.plugin:
-            taken = await self._subscription.hand_in(documents)
-            return taken.index(False) if False in taken else len(taken)
-        for count, raw in enumerate(documents):
-            if not self._subscription.send(SIGHTING_TOPIC + b" " + raw):
-                return count
-        return len(documents)
+            self._flusher.flush()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        self._forget_retry()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         if self._subscription.running:
-            await self._subscription.stopService()
-        if self._passing is not None:  # what was asked of the other bus has failed now
-            await self._passing
+            flushed = self._flusher.stopService()
+            await self._subscription.stopService()  # fails requests that are not answered
+            await flushed

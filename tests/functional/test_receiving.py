@@ -1,5 +1,6 @@
 """
-What a bridge does with what a bus sends, however bad, and with sightings that nobody takes.
+What a bridge does with what a bus sends, however bad, and what becomes of sightings that
+nobody takes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from tbvast.demo.services import RunningBridge, RunningPlugin
 from tbvast.settings import HostPort
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 from tbvast.wire.feed import Mark, encode_batch, encode_item, encode_mark, encode_part
-from tbvast.wire.manage import encode_publish
+from tbvast.wire.manage import encode_publish, encode_published, encode_status
 from tbvast.wire.topics import Stream
-from tests.doubles import indicator_document, indicator_id
+from tests.doubles import a_sighting, indicator_document, indicator_id
 from tests.functional.components import import_events, require_tenzir, wait_until
 from tests.functional.hostile_bus import HostileBus
 from tests.functional.raw import RawClient
@@ -390,6 +391,56 @@ class OutboxTests(HostileBusTestCase):
 
         await self.so(sighted)
         await bridge.saw("A sighting is not taken")
+
+
+class UpstreamTests(ServicesTestCase):
+    """
+    A sighting that an upstream bus does not take.
+    """
+
+    timeout = 180
+
+    async def test_poison(self) -> None:
+        """
+        It holds up none of the others, which are passed up once; one that the other bus
+        refuses is set aside. After a kill the one that waits is offered again.
+        """
+        bus = HostileBus()
+        self.addCleanup(bus.close)
+        sightings = [json.loads(a_sighting(n).raw) for n in range(1, 40)]
+        bad, refused = sightings[7]["id"], sightings[20]["id"]
+
+        def publish(request: dict[str, Any]) -> bytes | None:
+            ids = [each["id"] for each in request["documents"]]
+            if bad in ids:
+                return b'{"status":"error"}'
+            bus.answer(request)
+            outcomes = ["refused" if id == refused else "accepted" for id in ids]
+            reasons = {n: "not of ours" for n, id in enumerate(ids) if id == refused}
+            return encode_published(outcomes, reasons)
+
+        def passed() -> list[str]:
+            return [each["id"] for each in bus.published]
+
+        bus.answers["publish"] = publish
+        upstream = f"[{{threatbus: 127.0.0.1:{bus.manage_port}}}]"
+        plugin = self.plugin(config(self.directory(), "plugin", upstream=upstream))
+        await plugin.start()
+        await deferToThread(bus.wait_for, bus.attached)
+        await plugin.ask(encode_publish([json.dumps(each).encode() for each in sightings]))
+        others = {each["id"] for each in sightings} - {bad}
+        await deferToThread(wait_until, lambda: set(passed()) >= others)
+        self.assertEqual(sorted(passed()), sorted(others))
+        await plugin.saw("A sighting is not taken")
+        aside = (await plugin.ask(encode_status()))["set_aside"]
+        self.assertEqual((aside["count"], "not of ours" in aside["newest"]), (1, True))
+        plugin.signal("KILL")
+        await plugin.wait()
+        bus.published.clear()
+        del bus.answers["publish"]
+        again = self.ending(plugin.again())
+        await again.start()
+        await deferToThread(wait_until, lambda: bad in passed())
 
 
 class LostStoreTests(ServicesTestCase):

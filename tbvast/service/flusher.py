@@ -1,0 +1,202 @@
+"""
+Sends waiting sightings until their receiver has taken them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.errors import shown
+from tbvast.interfaces import IBacklog
+from tbvast.ops.ratelimit import RateLimit
+from tbvast.service.pages import PAGE_BYTES, STRIKE_DELAY, Pages
+from tbvast.storage.set_aside import MOST_REASON
+
+RETRY_DELAY = 2.0
+"""
+Seconds before the receiver is offered what it did not take.
+"""
+
+STUCK_DELAY = 30.0
+"""
+The same, if the receiver is there and takes no sighting at all.
+"""
+
+WAITING_LINES_PER_MINUTE = 2
+LINES_PER_MINUTE = 20
+"""
+The most log lines a minute that say that sightings wait, or that one is not taken.
+"""
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """
+    What became of some reports.
+
+    @ivar taken: Of each of them, whether it need not be sent again.
+    @ivar refused: Why the receiver never takes some of them, by position; they count as
+        taken.
+    @ivar reason: Why it took none; empty if it was asked and took them, or nobody is there.
+    @ivar poisoned: Whether one of them may be the reason: the receiver does well otherwise.
+    """
+
+    taken: list[bool]
+    refused: dict[int, str] = {}
+    reason: str = ""
+    poisoned: bool = False
+
+
+Deliver = Callable[[Sequence[bytes]], Deferred[Reported]]
+"""
+Delivers the documents of sightings to a receiver.
+"""
+
+
+class Flusher(Service):
+    """
+    Sends the sightings of a backlog, in order and page by page. A sighting that its
+    receiver cannot take is postponed, then set aside; the others do not wait for it.
+
+    @ivar delivered: The number of sightings that the receiver took.
+    @ivar set_aside: The number that were given up.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, backlog: IBacklog, deliver: Deliver) -> None:
+        self.delivered = 0
+        self.set_aside = 0
+        self._pages = Pages()
+        self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
+        self._lines = RateLimit(clock, LINES_PER_MINUTE)
+        self._clock = clock
+        self._backlog = backlog
+        self._deliver = deliver
+        self._flushing: Deferred[None] | None = None
+        self._again = False
+        self._retry: IDelayedCall | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self.flush()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        @return: Fires when the page under way has been answered.
+        """
+        super().stopService()
+        self._again = False
+        self._cancel_retry()
+        return self._flushing or succeed(None)
+
+    def flush(self) -> None:
+        """
+        Send what waits now, without waiting for the next retry. Called when a sighting was
+        added, or the receiver is there again.
+        """
+        if not self.running:
+            return
+        self._cancel_retry()
+        if self._flushing is not None:
+            self._again = True
+            return
+        self._again = False
+        self._flushing = Deferred.fromCoroutine(self._flush())
+        self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
+
+    def _eb_flush(self, failure: Failure) -> None:
+        self._log.failure("While sending sightings", failure)
+        self._retry_later()
+
+    def _cb_flushed(self, _: None) -> None:
+        self._flushing = None
+        if self._again:
+            self.flush()
+
+    async def _flush(self) -> None:
+        pages = self._pages
+        while self.running:
+            again = pages.due(self._clock.seconds())
+            if again is not None:
+                waiting = await self._backlog.one(again)
+                if not waiting:
+                    pages.forget(again)
+                    continue
+            else:
+                waiting = await self._backlog.page(pages.size, PAGE_BYTES, pages.postponed)
+            if not waiting:
+                if pages.postponed:
+                    self._retry_later(STRIKE_DELAY)
+                return
+            reported = await self._deliver([body for _, body in waiting])
+            left = await self._commit([key for key, _ in waiting], reported)
+            if not left:
+                continue
+            if not reported.poisoned:
+                self._say_waiting("Sightings wait: {reason}", reported.reason or "nobody is there")
+                self._retry_later(RETRY_DELAY)
+                return
+            await self._failed(left, reported.reason)
+            if pages.stuck:
+                self._retry_later(STUCK_DELAY)
+                return
+
+    async def _commit(self, keys: Sequence[Hashable], reported: Reported) -> list[Hashable]:
+        """
+        Store the outcome of a page.
+
+        @return: The keys of the sightings that still wait.
+        """
+        taken = [key for key, ok in zip(keys, reported.taken, strict=True) if ok]
+        refused = {keys[n]: reason for n, reason in reported.refused.items()}
+        if refused:
+            await self._give_up(refused)
+        if taken:
+            sent = [key for key in taken if key not in refused]
+            await self._backlog.mark_sent(sent)
+            self.delivered += len(sent)
+            self._pages.taken(taken)
+        return [key for key, ok in zip(keys, reported.taken, strict=True) if not ok]
+
+    async def _failed(self, keys: Sequence[Hashable], reason: str) -> None:
+        if len(keys) > 1:
+            self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
+        else:
+            self._say("A sighting is not taken, and is offered again later: {reason}", reason)
+        given_up = self._pages.failed(keys, self._clock.seconds())
+        if given_up is not None:
+            await self._give_up({given_up: f"never taken: {reason}"})
+
+    async def _give_up(self, reasons: dict[Hashable, str]) -> None:
+        self.set_aside += len(reasons)
+        for key, reason in reasons.items():
+            self._say(f"Set the sighting {key} aside: {{reason}}", reason)
+        await self._backlog.set_aside(
+            {key: reason[:MOST_REASON] for key, reason in reasons.items()}
+        )
+
+    def _say_waiting(self, text: str, reason: str) -> None:
+        if self._waiting_lines.allows():
+            self._log.warn(text, reason=shown(reason))
+
+    def _say(self, text: str, reason: str) -> None:
+        if self._lines.allows():
+            self._log.warn(text, reason=shown(reason))
+
+    def _retry_later(self, delay: float = RETRY_DELAY) -> None:
+        if self.running:
+            self._cancel_retry()
+            self._retry = self._clock.callLater(delay, self.flush)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            if self._retry.active():
+                self._retry.cancel()
+            self._retry = None
