@@ -63,8 +63,8 @@ def unreadable(number: int = 1, **changes: Any) -> Indicator:
     return msgspec.structs.replace(item, raw=raw)
 
 
-def removal(number: int) -> Indicator:
-    return an_indicator(number, 2, pattern=None, x_threatbus_update="REMOVE")
+def removal(number: int, pattern: str | None = None) -> Indicator:
+    return an_indicator(number, 2, pattern=pattern, x_threatbus_update="REMOVE")
 
 
 class AsideTestCase(SynchronousTestCase):
@@ -208,9 +208,10 @@ class ReadTests(AsideTestCase):
         self.write("UPDATE entries SET crc = 'x' WHERE number = 4")
         self.write("UPDATE entries SET id = CAST(x'ff' AS TEXT) WHERE number = 5")
         self.damage(5)
-        self.assertEqual(self.in_force(), [3, 6, 7])
-        self.assertEqual(self.entries(), [3, 6, 7])
-        self.assertEqual([row[0] for row in self.aside()], [1, 2, 4, 5])
+        self.write("UPDATE entries SET body = CAST(body AS TEXT) WHERE number = 7")
+        self.assertEqual(self.in_force(), [3, 6])
+        self.assertEqual(self.entries(), [3, 6])
+        self.assertEqual([row[0] for row in self.aside()], [1, 2, 4, 5, 7])
         self.assertEqual(self.verdicts(an_indicator(8), removal(6)), ["accepted"] * 2)
 
     def test_too_long(self) -> None:
@@ -387,6 +388,17 @@ class WriteTests(AsideTestCase):
         )
         self.assertEqual(self.in_force(), [3, 4, 5])
         self.assertEqual([row[2] for row in self.aside()], ["append", "append"])
+
+    def test_unwritable_removal(self) -> None:
+        """
+        So is a removal, which the journal completes before it writes it.
+        """
+        self.append(an_indicator(1), an_indicator(2))
+        for pattern in (None, "[ipv4-addr:value = '192.0.2.1']"):
+            item = removal(1, pattern=pattern)
+            item = msgspec.structs.replace(item, modified=1 << 63)
+            self.assertEqual(self.verdicts(item, an_indicator(2, 2))[0], "refused")
+        self.assertEqual(self.in_force(), [1, 3])
 
     def test_unexpected(self) -> None:
         """

@@ -124,16 +124,22 @@ class JournalReader:
 
     def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
         """
-        Entries that must not be sent.
+        Entries that must not be sent, without those that were pruned meanwhile.
         """
         for number in numbers:
-            stream, id_, body, crc = self._connection.execute(
-                f"SELECT stream, id, {BODY}, crc FROM entries WHERE number = ?", (number,)
-            ).fetchone() or (0, "", b"", 0)
-            known = STREAM_OF_NUMBER.get(stream)
-            reason = damage(known, body, crc) if known else f"damaged: stream {stream!r}"
-            if reason is not None:
-                yield of_row(number, stream, id_, body, stage, reason)
+            for stream, id_, body, crc, type_ in self._connection.execute(
+                f"SELECT stream, id, {BODY}, crc, typeof(body) FROM entries WHERE number = ?",
+                (number,),
+            ):
+                known = STREAM_OF_NUMBER.get(stream)
+                if known is None:
+                    reason: str | None = f"damaged: stream {stream!r}"
+                elif type_ != "blob":
+                    reason = f"damaged: the document is stored as {type_}"
+                else:
+                    reason = damage(known, body, crc)
+                if reason is not None:
+                    yield of_row(number, stream, id_, body, stage, reason)
 
     def counts(self, now: float) -> dict[str, int]:
         """

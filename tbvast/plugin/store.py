@@ -892,7 +892,8 @@ class _Unwritable(Exception):
         Whether an item was to become the row; a removal may have been completed.
         """
         return item.id == self._id and (
-            item.raw == self._body or (isinstance(item, Indicator) and item.pattern is None)
+            item.raw == self._body
+            or (isinstance(item, Indicator) and item.operation is Operation.REMOVE)
         )
 
 
