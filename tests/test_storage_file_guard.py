@@ -176,16 +176,6 @@ class FileGuardTests(SynchronousTestCase):
         self.assertEqual(self.lost(), said)
         self.assertEqual(made, ["one"])
 
-    def test_given_up(self) -> None:
-        """
-        Somebody else may find that what is in it is of no use.
-        """
-        guard = FileGuard(self.connection, self.path, "the file", lambda: "another was made")
-        said = str(guard.give_up("holds nonsense"))
-        self.assertIn(f"{self.path} holds nonsense", said)
-        self.assertIn("another was made", said)
-        self.assertEqual(str(self.assertRaises(FileLost, guard.check)), said)
-
     def test_other_errors(self) -> None:
         """
         What a method refuses, or a full disk, is not of the file.

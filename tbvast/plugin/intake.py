@@ -315,7 +315,12 @@ class Intake:
 
     def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         self._committing -= 1
-        self.hand_on(outcomes).addCallback(lambda _: self._settle(outcomes, batch))
+        (
+            self.hand_on(outcomes)
+            .addCallback(lambda _: self._settle(outcomes, batch))
+            .addErrback(lambda failure: self._log.failure("While answering publishers", failure))
+            .addCallback(lambda _: self._go_on())
+        )
 
     def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
@@ -323,7 +328,6 @@ class Intake:
                 self._not_owned(item, outcome, publisher)
             if offer is not None:
                 offer.settle(index, outcome)
-        self._go_on()
 
     def _go_on(self) -> None:
         if self._paused and not self._retrying and len(self._waiting) < FULL // 2:

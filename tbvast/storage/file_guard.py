@@ -222,18 +222,6 @@ class FileGuard:
     def __enter__(self) -> None:
         self.check()
 
-    def give_up(self, what: str) -> FileLost:
-        """
-        Refuse every further use of the file and its content.
-
-        @param what: The fault, e.g. C{is damaged}.
-        @return: An error to raise. Every later L{check} raises the same.
-        """
-        if self._lost is None:
-            self._end(f"{self._path} {what}", "it cannot be used any more")
-            self._replace()
-        return FileLost(self._lost)
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
