@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.bridge.keeper import NO, PIECE, Keeper
 from tbvast.bridge.renewal import NOWHERE
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.store import BEGINNING, BridgeStore, Changes, DesiredPage
 from tbvast.errors import StoreFailed
 from tbvast.intel.matches import Covered, Entry
 from tbvast.ops.database import PAGE_BYTES
@@ -52,9 +53,16 @@ class PartsTests(SynchronousTestCase):
         return applied
 
     def entries(self) -> list[Entry]:
-        pages: list[list[Entry]] = self.ask(Keeper.entries)
-        self.assertLessEqual(max(map(len, pages)), PIECE)
-        return [entry for page in pages for entry in page]
+        pages = list(self.pages(lambda last: self.ask(Keeper.entries, last)))
+        self.assertLessEqual(max(len(page.entries) for page in pages), PIECE)
+        return [entry for page in pages for entry in page.entries]
+
+    def pages(self, ask: Callable[[tuple[int, int]], DesiredPage]) -> Iterator[DesiredPage]:
+        last: tuple[int, int] | None = BEGINNING
+        while last is not None:
+            page = ask(last)
+            yield page
+            last = page.last
 
     def test_entries(self) -> None:
         """
@@ -69,13 +77,13 @@ class PartsTests(SynchronousTestCase):
         """
         The ids, and what to search for.
         """
-        self.assertEqual(self.ask(Keeper.unsearched, 1, MANY), [])
+        self.assertEqual(self.ask(Keeper.unsearched, 1, MANY, BEGINNING), DesiredPage(None))
         self.know(MANY)
-        parts = self.ask(Keeper.unsearched, 1, MANY)
-        self.assertEqual([len(ids) for ids, _ in parts], [PIECE, PIECE, 1])
-        ids = [id for ids, _ in parts for id in ids]
+        pages = list(self.pages(lambda last: self.ask(Keeper.unsearched, 1, MANY, last)))
+        self.assertEqual([len(page.ids) for page in pages], [PIECE, PIECE, 1, 0])
+        ids = [id for page in pages for id in page.ids]
         self.assertEqual(ids, [indicator_id(number) for number in range(MANY)])
-        self.assertEqual({e for _, entries in parts for e in entries}, set(self.entries()))
+        self.assertEqual({e for page in pages for e in page.entries}, set(self.entries()))
 
     def test_reconciled(self) -> None:
         """

@@ -24,6 +24,7 @@ from tbvast.bridge.store import (
     SIGHTING_MEMORY_DAYS,
     BridgeStore,
     Changes,
+    DesiredPage,
 )
 from tbvast.errors import StartupRefused
 from tbvast.intel.indicators import Indicator, Operation
@@ -92,7 +93,7 @@ class StoreTestCase(SynchronousTestCase):
         return set(self.store.bodies(indicator_id(number) for number in range(20)))
 
     def unsearched(self) -> list[str]:
-        return self.store.unsearched(ALL, 100)[0]
+        return list(self.store.unsearched(ALL, 100).ids)
 
 
 class ApplyTests(StoreTestCase):
@@ -417,7 +418,7 @@ class TogetherTests(StoreTestCase):
         The search is told which observables are not enough.
         """
         self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
-        joint = {each.observable: each.joint for each in self.store.unsearched(ALL, 9)[1]}
+        joint = {each.observable: each.joint for each in self.store.unsearched(ALL, 9).entries}
         evil = Observable(Kind.DOMAIN, "evil.example")
         self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
 
@@ -631,7 +632,7 @@ class NetworkTests(StoreTestCase):
         A search for nested networks finds both where they overlap.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
-        _, entries = self.store.unsearched(ALL, 100)
+        entries = self.store.unsearched(ALL, 100).entries
         self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
 
 
@@ -678,9 +679,9 @@ class SearchedTests(StoreTestCase):
         What was searched for is not given again, in another process neither.
         """
         self.apply(an_indicator(1))
-        ids, entries = self.store.unsearched(ALL, 10)
-        self.assertEqual((ids, entries), ([indicator_id(1)], [entry(ip(1), 1)]))
-        self.store.mark_searched(ids, ALL)
+        page = self.store.unsearched(ALL, 10)
+        self.assertEqual((page.ids, page.entries), ((indicator_id(1),), (entry(ip(1), 1),)))
+        self.store.mark_searched(page.ids, ALL)
         self.reopen()
         self.assertEqual(self.unsearched(), [])
 
@@ -690,8 +691,14 @@ class SearchedTests(StoreTestCase):
         """
         first = self.apply(an_indicator(2)).number
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.unsearched(ALL, 1)[0], [indicator_id(2)])
-        self.assertEqual(self.store.unsearched(first, 10)[0], [indicator_id(2)])
+        self.assertEqual(self.store.unsearched(first, 10).ids, (indicator_id(2),))
+        page = self.store.unsearched(ALL, 1)
+        self.assertEqual(page.ids, (indicator_id(2),))
+        assert page.last is not None
+        page = self.store.unsearched(ALL, 1, page.last)
+        self.assertEqual(page.ids, (indicator_id(1),))
+        assert page.last is not None
+        self.assertEqual(self.store.unsearched(ALL, 1, page.last), DesiredPage(None))
 
     def test_not_wanted(self) -> None:
         """
@@ -724,7 +731,7 @@ class SearchedTests(StoreTestCase):
         self.apply(an_indicator(1))
         self.store.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.assertEqual(self.store.unsearched(ALL, 10)[1], [entry(ip(9), 1)])
+        self.assertEqual(self.store.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
 
     def test_changed_meanwhile(self) -> None:
         """

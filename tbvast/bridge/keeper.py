@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from tbvast.bridge.renewal import NOWHERE, renew
-from tbvast.bridge.store import BridgeStore, Changes, merged
+from tbvast.bridge.store import BridgeStore, Changes, DesiredPage, merged
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.intel.indicators import Indicator
 from tbvast.intel.matches import Covered, Entry
@@ -175,17 +175,11 @@ class Keeper:
         """
         return _pieces(self._store.begin(now, search))
 
-    def entries(self) -> Iterator[list[Entry]]:
+    def entries(self, after: tuple[int, int]) -> DesiredPage:
         """
-        @see: L{BridgeStore.entries}
+        @see: L{BridgeStore.entries_page}
         """
-        page = []
-        for entry in self._store.entries():
-            page.append(entry)
-            if len(page) == PIECE:
-                yield page
-                page = []
-        yield page
+        return self._store.entries_page(after, PIECE)
 
     def compare(self, held: list[Entry], start: int) -> None:
         """
@@ -202,13 +196,11 @@ class Keeper:
         held, self._held = self._held, []
         return _pieces(self._store.reconcile(held))
 
-    def unsearched(self, until: int, limit: int) -> Iterator[tuple[list[str], list[Entry]]]:
+    def unsearched(self, until: int, limit: int, after: tuple[int, int]) -> DesiredPage:
         """
         @see: L{BridgeStore.unsearched}
         """
-        ids, entries = self._store.unsearched(until, limit)
-        for start in range(0, max(len(ids), len(entries)), PIECE):
-            yield ids[start : start + PIECE], entries[start : start + PIECE]
+        return self._store.unsearched(until, min(limit, PIECE), after)
 
     def mark_searched(self, ids: list[str], until: int) -> None:
         """

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -30,10 +29,10 @@ from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.keeper import PIECE, Keeper
-from tbvast.bridge.store import Changes
+from tbvast.bridge.store import BEGINNING, Changes, DesiredPage
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.intel.matches import Covered, EngineIdentity, Entry, Match, MatchType, Progress
-from tbvast.intel.observables import Observable
+from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar, awake
@@ -663,8 +662,10 @@ class EngineSession(MultiService):
             return True
         self._covered = known
         since = None if heard is None else search_from(known, heard, self._boot)
-        entries = list(itertools.chain.from_iterable(await self._ask(Keeper.entries)))
-        return await self._find(entries, 0, timeout, since)
+        desired = _Desired()
+        while desired.last is not None:
+            desired.add(await self._ask(Keeper.entries, desired.last))
+        return await self._find(desired.entries, 0, timeout, since)
 
     async def _search_past(self, search: Search) -> None:
         while True:
@@ -680,15 +681,15 @@ class EngineSession(MultiService):
         """
         @return: Whether there was anything to search for.
         """
-        ids: list[str] = []
-        entries: list[Entry] = []
-        for more_ids, more_entries in await self._ask(Keeper.unsearched, until, SEARCH_BATCH):
-            ids += more_ids
-            entries += more_entries
+        desired = _Desired()
+        while desired.last is not None and (left := SEARCH_BATCH - len(desired.ids)) > 0:
+            desired.add(await self._ask(Keeper.unsearched, until, left, desired.last))
+        ids = desired.ids
         if ids:
             since = search.since(self._now())
-            await self._find(entries, search.limit, search.timeout, since)
-            await self._ask(Keeper.mark_searched, ids, until)
+            await self._find(desired.of_ids(), search.limit, search.timeout, since)
+            for start in range(0, len(ids), PIECE):
+                await self._ask(Keeper.mark_searched, ids[start : start + PIECE], until)
         return bool(ids)
 
     async def _find(
@@ -738,6 +739,47 @@ class EngineSession(MultiService):
             elapsed=self._clock.seconds() - running.started,
         )
         return outcome == "found"
+
+
+class _Desired:
+    """
+    The entries to search for, gathered page by page: the store has other calls to answer
+    in between, among them those of the live match.
+
+    @ivar last: Where the last page ended; C{None} if there are no more.
+    @ivar ids: The indicators.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[int, int] | None = BEGINNING
+        self.ids: list[str] = []
+        self._entries: dict[Observable, Entry] = {}
+
+    def add(self, page: DesiredPage) -> None:
+        self.last = page.last
+        self.ids += page.ids
+        for entry in page.entries:
+            known = self._entries.get(entry.observable)
+            if known is not None:
+                ids = tuple(sorted({*known.ids, *entry.ids}))
+                entry = Entry(entry.observable, ids, known.joint or entry.joint)
+            self._entries[entry.observable] = entry
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    def of_ids(self) -> list[Entry]:
+        """
+        The entries, without the indicators that are not among L{ids}.
+        """
+        ids = frozenset(self.ids)
+        return [
+            entry
+            if entry.observable.kind is not Kind.NETWORK or ids.issuperset(entry.ids)
+            else Entry(entry.observable, tuple(filter(ids.__contains__, entry.ids)), entry.joint)
+            for entry in self._entries.values()
+        ]
 
 
 class _Writing:

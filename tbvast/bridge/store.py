@@ -209,6 +209,28 @@ class Changes(msgspec.Struct, frozen=True, array_like=True):
     unmatched: dict[str, tuple[str, ...]] = {}
 
 
+class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
+    """
+    A page of what the engine should look for.
+
+    @ivar last: Where the page ended: given back, it asks for the next one. C{None} if
+        there are no more.
+    @ivar entries: The entries. Of networks, they also name the indicators of networks that
+        cover them.
+    @ivar ids: The indicators, where the page is one of indicators.
+    """
+
+    last: tuple[int, int] | None
+    entries: tuple[Entry, ...] = ()
+    ids: tuple[str, ...] = ()
+
+
+BEGINNING = (-1, -1)
+"""
+Asks for the first page.
+"""
+
+
 def merged(all: Sequence[Changes]) -> Changes:
     """
     Several changes, in their order, as one.
@@ -278,6 +300,13 @@ class _Wanting(msgspec.Struct, array_like=True):
     id: str
     wanted: tuple[_Term, ...]
     digest: int = 0
+
+
+class _Unsearched(msgspec.Struct, array_like=True):
+    number: int
+    id: str
+    wanted: tuple[_Term, ...]
+    change: int
 
 
 class BridgeStore:
@@ -866,26 +895,41 @@ class BridgeStore:
         """
         Everything that the engine should hold.
         """
-        with self._writing():
-            self._by_term.write_all()
-        last = -1
-        while page := self._one(
+        last: tuple[int, int] | None = BEGINNING
+        while last is not None:
+            page = self.entries_page(last, PAGE)
+            yield from page.entries
+            last = page.last
+
+    def entries_page(self, after: tuple[int, int], limit: int) -> DesiredPage:
+        """
+        A page of everything that the engine should hold.
+
+        @param limit: The most observables.
+        """
+        if after == BEGINNING:
+            with self._writing():
+                self._by_term.write_all()
+        page = self._one(
             list[_Wanting],
             "SELECT json_group_array(json_array(i.number, i.id, json(i.wanted), t.digest))"
             " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"
             " (SELECT DISTINCT digest FROM terms WHERE digest > ? ORDER BY digest LIMIT ?)",
-            last,
-            PAGE,
-        ):
-            last = max(each.digest for each in page)
-            ids: dict[Observable, list[str]] = {}
-            for each in page:
-                for observable in (term.observable for term in each.wanted):
-                    if len(each.wanted) == 1 or _key(observable) == each.digest:
-                        ids.setdefault(observable, []).append(each.id)
-            wider = self._covering_ids(o.value for o in ids if o.kind is Kind.NETWORK)
-            for observable, found in (ids | wider).items():
-                yield Entry(observable, tuple(sorted(found)))
+            after[0],
+            limit,
+        )
+        if not page:
+            return DesiredPage(None)
+        ids: dict[Observable, list[str]] = {}
+        for each in page:
+            for observable in (term.observable for term in each.wanted):
+                if len(each.wanted) == 1 or _key(observable) == each.digest:
+                    ids.setdefault(observable, []).append(each.id)
+        wider = self._covering_ids(o.value for o in ids if o.kind is Kind.NETWORK)
+        return DesiredPage(
+            (max(each.digest for each in page), 0),
+            tuple(Entry(o, tuple(sorted(found))) for o, found in (ids | wider).items()),
+        )
 
     def reconcile(self, held: Sequence[Entry]) -> Changes:
         """
@@ -901,22 +945,25 @@ class BridgeStore:
                 write.append(entry)
         return Changes(self._change, tuple(write), tuple(stale))
 
-    def unsearched(self, until: int, limit: int) -> tuple[list[str], list[Entry]]:
+    def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
         """
-        The oldest indicators for which no past events have been searched.
+        A page of the oldest indicators for which no past events have been searched.
 
         @param until: The number of the last change to look at.
         @param limit: The most indicators.
-        @return: Their ids, and what to search for.
         """
         found = self._one(
-            list[_Wanting],
-            "SELECT json_group_array(json_array(number, id, json(wanted)))"
-            " FROM (SELECT number, id, wanted FROM indicators WHERE state = 1 AND searched = 0"
-            " AND change <= ? ORDER BY change, number LIMIT ?)",
+            list[_Unsearched],
+            "SELECT json_group_array(json_array(number, id, json(wanted), change))"
+            " FROM (SELECT number, id, wanted, change FROM indicators WHERE state = 1"
+            " AND searched = 0 AND change <= ? AND (change, number) > (?, ?)"
+            " ORDER BY change, number LIMIT ?)",
             until,
+            *after,
             limit,
         )
+        if not found:
+            return DesiredPage(None)
         wanted: dict[Observable, list[str]] = {}
         joint: set[Observable] = set()
         for each in found:
@@ -924,11 +971,12 @@ class BridgeStore:
                 wanted.setdefault(term.observable, []).append(each.id)
                 if term.joint:
                     joint.add(term.observable)
-        ids = [each.id for each in found]
-        wider = self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
-        for observable, covering in wider.items():
-            wanted[observable] = list(set(covering).intersection(ids))
-        return ids, [Entry(o, tuple(sorted(some)), o in joint) for o, some in wanted.items()]
+        wanted |= self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
+        return DesiredPage(
+            (found[-1].change, found[-1].number),
+            tuple(Entry(o, tuple(sorted(some)), o in joint) for o, some in wanted.items()),
+            tuple(each.id for each in found),
+        )
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
