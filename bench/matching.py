@@ -17,6 +17,7 @@ searched for many indicators.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -42,6 +43,7 @@ from bench.report import machine, percentile, ratio, spread, table
 from bench.way import LIMIT, Way, waited
 from tbvast.bridge.engines import binaries, rows, tql
 from tbvast.bridge.engines.tenzir import TenzirEngine
+from tbvast.errors import EngineCallFailed
 from tbvast.intel.indicators import decode_indicator
 from tbvast.intel.matches import Entry
 from tbvast.intel.observables import Kind, Observable
@@ -277,11 +279,12 @@ class Matching(Way):
         What a live match beside the bridge's finds, as lines.
         """
         engine = TenzirEngine(self.engine, binaries.client(), self._folder / "beside")
-        for batch in engine.watch(lambda progress: None):
-            if not batch:
-                yield b"it runs"
-            for match in batch:
-                yield json.dumps(match.event).encode()
+        with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
+            for batch in engine.watch(lambda progress: None):
+                if not batch:
+                    yield b"it runs"
+                for match in batch:
+                    yield json.dumps(match.event).encode()
 
     def happen_now(self, number: int) -> float:
         """
@@ -323,12 +326,29 @@ class Matching(Way):
         """
         How many searches the bridge says that it has made.
         """
+        return int(self._report()["engine"]["searches"])
+
+    def _report(self) -> dict[str, Any]:
         (report,) = (
             each["report"]
             for each in self.status()["subscriptions"]
             if each["name"] == "tbvast-bridge"
         )
-        return int(report["engine"]["searches"])
+        found: dict[str, Any] = report
+        return found
+
+    def idle(self) -> None:
+        """
+        Wait until the bridge has nothing to search for. Its search, and one of the bench's
+        own, would use the same tables.
+        """
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            report = self._report()
+            if not (report["engine"]["catching_up"] or report["store"]["unsearched"]):
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"the bridge has searched for {LIMIT:.0f} s")
 
     def read(self) -> int:
         """
@@ -543,6 +563,7 @@ def measure_search(runs: int, stored: int, count: int) -> int:
             for round in range(runs):
                 documents, wanted = sought(count, stored, round)
                 for way, measured in enumerate((bench.through, bench.alone)):
+                    bench.idle()
                     before = bench.settled(bench.read), bench.settled(bench.searches)
                     times[way].append(measured(documents, wanted))
                     passes[way].append((bench.settled(bench.read) - before[0]) / stored)
