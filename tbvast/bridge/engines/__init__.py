@@ -1,3 +1,0 @@
-"""
-The engines a bridge can drive, each behind L{tbvast.interfaces.IEngine}.
-"""

@@ -1,0 +1,3 @@
+"""
+The bridge's store: indicators, and sightings that wait to be sent.
+"""

@@ -1,0 +1,3 @@
+"""
+The journal: everything that the bus has accepted, in a file.
+"""

@@ -1,3 +1,0 @@
-"""
-Threat intelligence as values: no sockets, no clock, no files.
-"""

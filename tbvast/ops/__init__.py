@@ -1,3 +1,0 @@
-"""
-What both services need to be run: logs, state directories, start and stop.
-"""

@@ -1,3 +1,0 @@
-"""
-The bus: subscriptions, snapshots and the journal behind three endpoints.
-"""

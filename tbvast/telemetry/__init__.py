@@ -1,0 +1,3 @@
+"""
+Which fields of events can hold an observable.
+"""
