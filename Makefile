@@ -44,7 +44,7 @@ $(BIN)/python:
 	exit 1
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m tbvast.demo
+	@$(BIN)/python -m devtools.demo
 
 # Whatever ends first, a service or the wait for a signal, both are ended.
 run: $(INSTALLED)
@@ -61,7 +61,7 @@ test: $(if $(CI),check) $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy tbvast tests bench
+	$(BIN)/mypy tbvast tests bench devtools
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tbvast.bridge.engines import binaries
+from tbvast.engines import binaries
 
 SETTINGS = """\
 caf:

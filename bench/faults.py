@@ -52,7 +52,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.engine import Node, flow
-from tbvast.demo.services import free_ports, twistd
+from devtools.services import free_ports, twistd
 from tests.functional.components import children
 
 SETTLE = 120.0
@@ -726,8 +726,8 @@ class Run:
         if name in ("plugin", "bridge"):
             return (self.plugin if name == "plugin" else self.bridge).pid
         parent, word = {
-            "writer": (self.plugin, "tbvast.plugin.writer"),
-            "store": (self.bridge, "tbvast.bridge.keeper"),
+            "writer": (self.plugin, "tbvast.bus.journal.worker"),
+            "store": (self.bridge, "tbvast.bridge.store.worker"),
             "node": (self.bridge, "tenzir-node "),
             "transform": (self.bridge, "cat "),
         }[name]

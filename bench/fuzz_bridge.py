@@ -28,7 +28,7 @@ from bench.engine import Node, flow
 from bench.fuzz import TURN, memory_lines, resident, show, verdict
 from bench.hostile import GOOD, Damage, Good, Hostile, line
 from bench.ledger import LENGTH, SHOWN
-from tbvast.demo.services import free_ports, twistd
+from devtools.services import free_ports, twistd
 from tests.functional.blocking import BlockingProcess
 from tests.functional.components import alive, children
 from tests.functional.hostile_bus import HostileBus

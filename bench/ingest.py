@@ -31,10 +31,10 @@ from bench.peers import Uninstallable, document, tbvast
 from bench.reopen import ask
 from bench.report import machine, ratio, spread, table
 from bench.way import Way, waited
-from tbvast.bridge.engines import rows, tql
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.matches import Entry
-from tbvast.intel.patterns import matchable
+from tbvast.engines.tenzir import pipelines, rows
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.pattern_conditions import matchable
+from tbvast.values import Entry
 from tests.functional.components import run
 from tests.functional.peers import (
     VAST_THREATBUS,
@@ -48,7 +48,7 @@ PIECE = 5000
 
 _COUNT = 'context_inspect "{}"\nsummarize entries=count()\nwrite_ndjson\n'
 
-OTHER = tql.Tables("bench_ip", "bench_net", "bench_str")
+OTHER = pipelines.Tables("bench_ip", "bench_net", "bench_str")
 """
 Tables that the engine alone fills.
 """
@@ -88,7 +88,7 @@ class Ingest(Way):
     def _taken(self, count: int, began: float) -> float:
         self.held(count)
         taken = time.monotonic() - began
-        held = json.loads(run(self.engine, _COUNT.format(tql.MAIN.ip), ""))["entries"]
+        held = json.loads(run(self.engine, _COUNT.format(pipelines.MAIN.ip), ""))["entries"]
         if held != count:
             raise AssertionError(f"{count} entries were published, {held} are held")
         return count / taken
@@ -104,10 +104,10 @@ class Ingest(Way):
             entries.append(Entry(observable, (indicator.id,)))
         text = rows.written(entries)
         for name in OTHER:
-            run(self.engine, tql.create(name), "")
+            run(self.engine, pipelines.create(name), "")
         os.sync()
         began = time.monotonic()
-        run(self.engine, tql.update(OTHER), text)
+        run(self.engine, pipelines.update(OTHER), text)
         return len(documents) / (time.monotonic() - began)
 
 

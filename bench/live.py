@@ -27,7 +27,7 @@ from bench.faults import indicator
 from bench.matching import Matching, event
 from bench.recall import document
 from bench.report import machine, percentile, table
-from tbvast.bridge.engines import tql
+from tbvast.engines.tenzir import pipelines
 from tests.functional.components import run
 from tests.slow_matcher import Value
 
@@ -115,7 +115,7 @@ class Sensor:
     def __init__(self, endpoint: str, folder: Path) -> None:
         path = folder / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ read_suricata _batch_timeout=10ms }}\nimport\n'
-        run(endpoint, tql.start(pipeline, "sensor", 3600.0), "")
+        run(endpoint, pipelines.start(pipeline, "sensor", 3600.0), "")
         while not path.exists():
             time.sleep(0.05)
         self.socket = socket.socket(socket.AF_UNIX)

@@ -41,13 +41,14 @@ from bench.recall import document
 from bench.reopen import ask
 from bench.report import machine, percentile, ratio, spread, table
 from bench.way import LIMIT, Way, waited
-from tbvast.bridge.engines import binaries, rows, tql
-from tbvast.bridge.engines.tenzir import TenzirEngine
+from tbvast.engines import binaries
+from tbvast.engines.tenzir import pipelines, rows
+from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.errors import EngineCallFailed
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.matches import Entry
-from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import matchable
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.pattern_conditions import matchable
+from tbvast.values import Entry
 from tests.functional.components import FORMATS, run
 from tests.slow_matcher import Value
 
@@ -239,12 +240,12 @@ class Matching(Way):
         through: list[float] = []
         alone: list[float] = []
         for name in OTHER:
-            run(self.engine, tql.create(name), "")
+            run(self.engine, pipelines.create(name), "")
         for number in numbers:
             observable = Observable(Kind.IP, address(number))
             text = rows.written([Entry(observable, (f"indicator--{number}",))])
             began = time.monotonic()
-            run(self.engine, tql.update(OTHER), text)
+            run(self.engine, pipelines.update(OTHER), text)
             alone.append((time.monotonic() - began) * 1000)
             began = time.monotonic()
             self.give([indicator(number)])

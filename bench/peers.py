@@ -24,7 +24,7 @@ from typing import Any
 
 import zmq
 
-from tbvast.demo.services import free_ports, twistd
+from devtools.services import free_ports, twistd
 from tests.functional.components import children
 from tests.functional.peers import THREATBUS, Uninstallable, installed, logging_to_console
 

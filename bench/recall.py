@@ -37,7 +37,7 @@ import zmq
 
 from bench.reopen import ask
 from bench.way import Way, waited
-from tbvast.bridge.engines import tql
+from tbvast.engines.tenzir import pipelines
 from tests import slow_matcher
 from tests.functional.components import FORMATS, import_events, run
 from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted, undone
@@ -606,7 +606,7 @@ class Recall(Way):
         waited(lambda: not self._busy())
 
     def _held(self) -> int:
-        answers = (run(self.engine, _COUNT.format(table), "") for table in tql.MAIN)
+        answers = (run(self.engine, _COUNT.format(table), "") for table in pipelines.MAIN)
         return sum(json.loads(answer or '{"count": 0}')["count"] for answer in answers)
 
     def _busy(self) -> bool:

@@ -13,8 +13,8 @@ from random import Random
 import zmq
 
 from bench.faults import Service
-from tbvast.bridge.engines.tenzir import command_settings
-from tbvast.demo.services import free_ports
+from devtools.services import free_ports
+from tbvast.engines.tenzir.engine import command_settings
 
 LIMIT = 600.0
 """

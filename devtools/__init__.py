@@ -1,3 +1,3 @@
 """
-The demonstration: a bus, a bridge and a real engine, on real input.
+What demo, tests and benches share; not installed.
 """

@@ -1,13 +1,15 @@
 """
-The demonstration itself.
+C{python -m devtools.demo}: from indicator to sighting, on real input.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,37 @@ from rich.text import Text
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.task import deferLater
 
-from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.tenzir import command_settings
-from tbvast.client import BusSubscription, Listener, Wish
-from tbvast.commands.reading import read
-from tbvast.commands.screen import Screen, styled
-from tbvast.commands.status import at, items
-from tbvast.commands.watch import header, line, row
-from tbvast.demo.score import Score
-from tbvast.demo.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
-from tbvast.demo.telemetry import WANTED, Found, Log, find, halves, read_logs
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.matches import MatchType
-from tbvast.intel.sightings import Sighting
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import encode_status
-from tbvast.wire.topics import STREAM_TOPICS, Stream
-from tbvast.zeromq.connections import Factory
+import tbvast
+from devtools.score import Score
+from devtools.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
+from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
+from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.cli.input_files import read
+from tbvast.cli.main import start
+from tbvast.cli.status import at, items
+from tbvast.cli.terminal import Screen, styled
+from tbvast.cli.watch import header, line, row
+from tbvast.engines import binaries
+from tbvast.engines.tenzir.engine import command_settings
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import encode_status
+from tbvast.protocol.topics import STREAM_TOPICS, Stream
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.sightings import Sighting
+from tbvast.values import MatchType
+from tbvast.zeromq.sockets import Factory
+
+DATA = Path(tbvast.__file__).parents[1] / "tests" / "data"
+"""
+Where the data is in a checkout.
+"""
+
+DESCRIPTION = """\
+Starts a bus, a bridge and an embedded engine on free ports, publishes indicators, and
+imports telemetry of Suricata and Zeek before and after that. Shows the sightings as
+they come; the exit status is 0 if every expected one came, and no other. Nothing is
+left running, and nothing is kept.
+"""
 
 BUNDLES = ("apt1", "poisonivy", "amnesty-cytrox", "amnesty-novispy")
 """
@@ -187,7 +203,7 @@ class Demonstration:
         bus = f"--threatbus={self._plugin.manage}"
         said = await self._command(
             "tbvast publish",
-            [sys.executable, "-m", "tbvast.cli", "publish", bus, "-", *self._bundles],
+            [sys.executable, "-m", "tbvast.cli.main", "publish", bus, "-", *self._bundles],
             self._lines,
         )
         for text in said:
@@ -303,3 +319,22 @@ async def demonstrate(reactor: Any, screen: Screen, data: Path) -> bool:
     """
     with tempfile.TemporaryDirectory(prefix="tbvast-demo-") as folder:
         return await Demonstration(reactor, screen, data, Path(folder)).run()
+
+
+def main() -> None:
+    """
+    @raise SystemExit: Always.
+    """
+    parser = argparse.ArgumentParser(prog="python -m devtools.demo", description=DESCRIPTION)
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        default=DATA,
+        help="the folder with the data (default: %(default)s)",
+    )
+    start(partial(demonstrate, data=parser.parse_args().data))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tbvast.commands.screen import styled
-from tbvast.demo.telemetry import Found, Wanted
-from tbvast.intel.matches import MatchType
+from devtools.telemetry import Found, Wanted
+from tbvast.cli.terminal import styled
+from tbvast.values import MatchType
 
 PHASES = (MatchType.RETRO, MatchType.LIVE)
 

@@ -18,12 +18,12 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 import tbvast
-from tbvast.bridge.engines.binaries import Program, launched
-from tbvast.client import ManageClient
+from tbvast.bus_client.subscription import ManageClient
+from tbvast.engines.binaries import Program, launched
 from tbvast.errors import TbvastError
+from tbvast.protocol.manage import decode_reply, encode_status
 from tbvast.settings import HostPort
-from tbvast.wire.manage import decode_reply, encode_status
-from tbvast.zeromq.connections import Factory
+from tbvast.zeromq.sockets import Factory
 
 KEPT = 200
 """

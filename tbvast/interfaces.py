@@ -22,13 +22,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from tbvast.bus.ownership import Run
-from tbvast.intel.matches import EngineIdentity, Entry, Match, MatchType, Progress
-from tbvast.intel.observables import Observable
+from tbvast.bus.journal.ownership import Run
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
+from tbvast.stix.observables import Observable
 from tbvast.storage.set_aside import SetAside, SetAsideReport
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.values import EngineIdentity, Entry, Match, MatchType, Progress
 
 
 class IEngine(Interface):
@@ -266,11 +266,11 @@ class IJournal(Interface):
         again before it is done; if one fails, so do those after it, until whoever called
         knows of the failure: nothing overtakes what is tried again.
 
-        @param items: L{tbvast.intel.indicators.Indicator} and
-            L{tbvast.intel.sightings.Sighting} values.
+        @param items: L{tbvast.stix.indicators.Indicator} and
+            L{tbvast.stix.sightings.Sighting} values.
         @param publishers: Whose they are, in order; of everybody if not given.
         @return: Fires once they are durable, with one
-            L{tbvast.plugin.journal.Outcome} per item.
+            L{tbvast.bus.journal.client.Outcome} per item.
         """
 
     def current(
@@ -400,7 +400,7 @@ class IKeeper(Interface):
 
         @param limit: The most to end.
         @return: Fires, once it is durable, with one
-            L{tbvast.plugin.store.Outcome} each: a removal with a number of its own.
+            L{tbvast.bus.journal.writer.Outcome} each: a removal with a number of its own.
         """
 
     def forget(age: float, size: int, limit: int) -> Deferred[int]:
@@ -446,7 +446,7 @@ class ICursor(Interface):
     """
 
     position = Attribute(
-        "The L{tbvast.wire.manage.Position} up to which everything was applied; C{None}"
+        "The L{tbvast.protocol.manage.Position} up to which everything was applied; C{None}"
         " if nothing was, or the bus has no numbers."
     )
 
@@ -459,8 +459,8 @@ class ICursor(Interface):
         It may be done, for the next ones to be applied, before that step is: L{settle}
         waits for it. If it fails, so does what was applied after it.
 
-        @param items: L{tbvast.intel.indicators.Indicator} and
-            L{tbvast.intel.sightings.Sighting} values; may be none.
+        @param items: L{tbvast.stix.indicators.Indicator} and
+            L{tbvast.stix.sightings.Sighting} values; may be none.
         @param position: C{None} if they have none.
         @param decided: Whether the bus has decided between the versions of an indicator:
             what it sends later is in force, whatever C{modified} says.
@@ -536,7 +536,7 @@ class IReplay(Interface):
         @param after: Only those with a higher number.
         @param limit: The most to return.
         @param size: Bytes of documents after which no more are returned.
-        @return: Fires with L{tbvast.plugin.store.Entered} values, by number; none
+        @return: Fires with L{tbvast.bus.journal.writer.Entered} values, by number; none
             if there are no more.
         """
 

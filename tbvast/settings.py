@@ -20,10 +20,10 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 import msgspec
 import yaml
 
-from tbvast.bridge.engines.fields import BY_KEY, SCHEMA, STEP, Mapped, Source
-from tbvast.bridge.engines.tql import POSITIONS
+from tbvast.engines.tenzir.pipelines import POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
+from tbvast.telemetry.known_fields import BY_KEY, SCHEMA, STEP, Mapped, Source
 
 LOOPBACK = "127.0.0.1"
 

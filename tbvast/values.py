@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.intel.observables import Kind, Observable
+from tbvast.stix.observables import Kind, Observable
 
 
 class MatchType(enum.StrEnum):

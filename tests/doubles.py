@@ -17,7 +17,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.journal.reader import Entered
+from tbvast.bus.journal.writer import Outcome, Verdict
 from tbvast.errors import (
     CommandFailed,
     EngineError,
@@ -25,16 +27,6 @@ from tbvast.errors import (
     EngineTimeout,
     JournalFailed,
 )
-from tbvast.intel.indicators import (
-    Indicator,
-    Operation,
-    decode_indicator,
-    with_operation,
-    with_version,
-)
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Progress
-from tbvast.intel.observables import Observable
-from tbvast.intel.sightings import Sighting, decode_sighting
 from tbvast.interfaces import (
     IContextTransform,
     IEngineClient,
@@ -44,15 +36,23 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
-from tbvast.ops.answering import PART, Result, Unencodable, answers, encode_request
-from tbvast.ops.worker import Ask
-from tbvast.plugin.reader import Entered
-from tbvast.plugin.store import Outcome, Verdict
+from tbvast.protocol.frames import Item, stream_of
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
+from tbvast.stix.indicators import (
+    Indicator,
+    Operation,
+    decode_indicator,
+    with_operation,
+    with_version,
+)
+from tbvast.stix.observables import Observable
 from tbvast.stix.removals import bare_removal
+from tbvast.stix.sightings import Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
-from tbvast.wire.frames import Item, stream_of
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
+from tbvast.values import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Progress
 from tests.doubles_engine import MemoryAdding
 
 DAY = 86400.0
@@ -145,7 +145,7 @@ def a_match(event: dict[str, Any], *hits: tuple[Observable, Sequence[str]]) -> M
 
 def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     """
-    A L{tbvast.ops.threads.Defer} whose thread is done at once.
+    A L{tbvast.service.threads.Defer} whose thread is done at once.
     """
     return maybeDeferred(f, *args)
 

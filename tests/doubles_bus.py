@@ -13,15 +13,15 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zmq.utils import z85
 
-from tbvast.plugin.journal import Journal
-from tbvast.plugin.reader import JournalReader
-from tbvast.plugin.store import JournalStore
-from tbvast.plugin.subscriptions import Limits
-from tbvast.plugin.writer import Opened, Writer
+from tbvast.bus.journal.client import Journal
+from tbvast.bus.journal.reader import JournalReader
+from tbvast.bus.journal.worker import Opened, Writer
+from tbvast.bus.journal.writer import JournalStore
+from tbvast.bus.subscriptions import Limits
+from tbvast.protocol.frames import SIGHTING_TOPIC
+from tbvast.protocol.manage import Subscribe
+from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.service.flusher import Reported
-from tbvast.wire.frames import SIGHTING_TOPIC
-from tbvast.wire.manage import Subscribe
-from tbvast.wire.topics import Dialect, dialect_of
 from tests.doubles import asking, call_now
 
 
@@ -72,7 +72,7 @@ def clients_file(path: Path, **may: str) -> dict[str, str]:
 
 class MemoryBusSubscription(Service):
     """
-    A L{tbvast.client.BusSubscription} to a bus that is there or not.
+    A L{tbvast.bus_client.subscription.BusSubscription} to a bus that is there or not.
 
     @ivar given: What it was made with.
     @ivar room: How many sightings the bus still takes.

@@ -17,11 +17,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.search_budget import Limit
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, Moment, Progress
-from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Progress
 
 SCHEMA = "suricata.http"
 

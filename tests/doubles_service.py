@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from twisted.internet.error import ReactorNotRunning
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
-from tbvast.ops.options import ServiceOptions
+from tbvast.service.options import ServiceOptions
 
 OptionsType = TypeVar("OptionsType", bound=ServiceOptions)
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.cursor}.
+Tests for L{tbvast.bridge.bus_cursor}.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.cursor import PIECE, StoreCursor
-from tbvast.bridge.keeper import Keeper
-from tbvast.bridge.store import BridgeStore, Changes
-from tbvast.intel.indicators import Indicator
+from tbvast.bridge.bus_cursor import PIECE, StoreCursor
+from tbvast.bridge.store.indicators import BridgeStore, Changes
+from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
+from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import unreadable
-from tbvast.wire.manage import Position
+from tbvast.stix.indicators import Indicator
 from tests.doubles import (
     SteppedThread,
     a_sighting,

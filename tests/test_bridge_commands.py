@@ -29,8 +29,8 @@ from tbvast.bridge.commands import (
     parse_command,
 )
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
-from tbvast.intel.matches import MatchType
 from tbvast.interfaces import IContextTransform, ISink
+from tbvast.values import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses
 
 LIVE = MatchType.LIVE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.coverage import covered, search_from
-from tbvast.intel.matches import Covered, Moment
+from tbvast.values import Covered, Moment
 
 BOOT = "this one"
 STEPS = st.lists(st.integers(-100_000, 100_000), min_size=1, max_size=6)

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.session}.
+Tests for L{tbvast.bridge.engine_session}.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge import session
+from tbvast.bridge import engine_session
 from tbvast.bridge.coverage import OVERLAP
-from tbvast.bridge.keeper import PIECE, Keeper
-from tbvast.bridge.session import EngineSession, Search, State
-from tbvast.bridge.store import BridgeStore, Changes
+from tbvast.bridge.engine_session import EngineSession, Search, State
+from tbvast.bridge.store.indicators import BridgeStore, Changes
+from tbvast.bridge.store.worker import PIECE, Keeper
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
-from tbvast.intel.indicators import Indicator
-from tbvast.intel.matches import Entry, Match, MatchType
-from tbvast.intel.observables import Kind, Observable
+from tbvast.stix.indicators import Indicator
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry, Match, MatchType
 from tests.doubles import (
     DAY,
     MemoryEngineClient,
@@ -99,12 +99,12 @@ class SessionTestCase(SynchronousTestCase):
         """
         changes = self.store.apply(indicators, self.clock.seconds(), self.search is not None)
         self.session.changed(changes)
-        self.clock.advance(session.GATHER)
+        self.clock.advance(engine_session.GATHER)
         return changes
 
     def come_back(self) -> None:
         self.node.up = True
-        self.clock.advance(session.WATCH_MOST)
+        self.clock.advance(engine_session.WATCH_MOST)
 
     def searched(self) -> bool:
         return not self.store.counts()["unsearched"]
@@ -253,16 +253,16 @@ class ChangeTests(SessionTestCase):
         """
         self.start()
         self.engine.calls.clear()
-        short = session.GATHER / 2
+        short = engine_session.GATHER / 2
         for number in range(1, 11):
             changes = self.store.apply([an_indicator(number)], self.clock.seconds(), False)
             self.session.changed(changes)
             self.clock.advance(short)
         self.assertEqual(self.engine.calls, [])
-        self.clock.advance(session.GATHER)
+        self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(len(self.engine.table), 10)
-        for number in range(round(session.GATHER_MOST / short) + 1):
+        for number in range(round(engine_session.GATHER_MOST / short) + 1):
             changes = self.store.apply([an_indicator(number, 2 + number)], 0.0, False)
             self.session.changed(
                 Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))
@@ -291,14 +291,14 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             entries |= self.many(PIECE)
-            self.clock.advance(session.GATHER)
+            self.clock.advance(engine_session.GATHER)
             (adding,) = self.engine.added
             self.assertEqual(sum(map(len, adding.pieces)), 2 * PIECE)
             entries |= self.many(2 * PIECE)
-            self.clock.advance(session.GATHER)
+            self.clock.advance(engine_session.GATHER)
             self.assertEqual(sum(map(len, adding.pieces)), 3 * PIECE)
             self.assertEqual(self.engine.calls, [])
-        self.clock.advance(session.GATHER)
+        self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(set(self.engine.table), set(entries))
 
@@ -314,11 +314,11 @@ class ChangeTests(SessionTestCase):
             gone, *_ = entries
             self.session.changed(Changes(self.store.change, erase=(gone,)))
             self.many(PIECE)
-            self.clock.advance(session.GATHER)
+            self.clock.advance(engine_session.GATHER)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
             self.session.changed(Changes(self.store.change, (entries[gone],)))
-        self.clock.advance(session.GATHER)
+        self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add", "remove", "add"])
         self.assertIn(gone, self.engine.table)
 
@@ -326,15 +326,15 @@ class ChangeTests(SessionTestCase):
         """
         One call is not given more and more.
         """
-        self.patch(session, "BATCH", 2 * PIECE)
+        self.patch(engine_session, "BATCH", 2 * PIECE)
         self.start()
         self.engine.calls.clear()
         with self.session.changing():
             for piece in range(3):
                 self.many(piece * PIECE)
-                self.clock.advance(session.GATHER)
+                self.clock.advance(engine_session.GATHER)
             self.assertEqual(self.engine.calls, ["add"])
-        self.clock.advance(session.GATHER)
+        self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add", "add"])
 
     def test_given_in_vain(self) -> None:
@@ -346,8 +346,8 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             entries |= self.many(PIECE)
-            self.clock.advance(session.GATHER)
-        self.clock.pump([session.GATHER, session.RETRY_FIRST])
+            self.clock.advance(engine_session.GATHER)
+        self.clock.pump([engine_session.GATHER, engine_session.RETRY_FIRST])
         self.assertEqual(set(self.engine.table), set(entries))
 
     def test_down_while_given(self) -> None:
@@ -405,7 +405,7 @@ class ChangeTests(SessionTestCase):
         """
         many = tuple(
             Entry(Observable(Kind.DOMAIN, f"{number}.example"), (indicator_id(number),))
-            for number in range(session.MOST_PENDING)
+            for number in range(engine_session.MOST_PENDING)
         )
         self.start()
         self.engine.held = {"add"}
@@ -416,7 +416,7 @@ class ChangeTests(SessionTestCase):
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()
         self.engine.release()
-        self.clock.pump([session.GATHER, 0.5])
+        self.clock.pump([engine_session.GATHER, 0.5])
         self.assertEqual(self.engine.calls, ["contents", "contents", "add"])
         self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
 
@@ -427,7 +427,7 @@ class ChangeTests(SessionTestCase):
         self.apply(an_indicator(1))
         self.start()
         self.engine.die()
-        self.clock.advance(session.CHECK_INTERVAL)
+        self.clock.advance(engine_session.CHECK_INTERVAL)
         self.assertEqual(set(self.engine.table), {ip(1)})
 
 
@@ -458,10 +458,10 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch()
         self.assertFalse(self.session.live)
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertTrue(self.session.live)
         self.engine.end_watch(EngineCallFailed("watch", "no"))
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertEqual(self.engine.watching, 1)
 
     def test_not_kept(self) -> None:
@@ -470,7 +470,7 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertTrue(self.session.live)
 
     def test_begun(self) -> None:
@@ -533,8 +533,8 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.mark()
         self.assertEqual(self.store.covered, known)
-        self.clock.advance(session.RETRY_FIRST)
-        first = session.CATCH_UP_TIMEOUT
+        self.clock.advance(engine_session.RETRY_FIRST)
+        first = engine_session.CATCH_UP_TIMEOUT
         self.assertEqual(self.engine.limits, [(0, first), (0, 2 * first)])
         self.engine.mark()
         self.assertNotEqual(self.store.covered, known)
@@ -551,7 +551,7 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.end_watch()
         self.engine.held = set()
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertEqual(self.engine.since[-1], known.until - OVERLAP)
         self.engine.mark()
         self.assertNotEqual(self.store.covered, known)
@@ -619,7 +619,7 @@ class RecentTests(SessionTestCase):
         self.clock.advance(10 * DAY)
         self.start()
         self.apply(an_indicator(1))
-        self.clock.advance(session.CALM)
+        self.clock.advance(engine_session.CALM)
         (since,) = self.engine.since
         self.assertEqual(since, self.clock.seconds() - 2 * DAY)
 
@@ -633,11 +633,11 @@ class SearchTests(SessionTestCase):
 
     def start(self) -> None:
         super().start()
-        self.clock.advance(session.CALM)
+        self.clock.advance(engine_session.CALM)
 
     def apply(self, *indicators: Indicator) -> Changes:
         changes = super().apply(*indicators)
-        self.clock.advance(session.CALM)
+        self.clock.advance(engine_session.CALM)
         return changes
 
     def test_found(self) -> None:
@@ -675,7 +675,7 @@ class SearchTests(SessionTestCase):
         self.apply(an_indicator(1))
         self.assertEqual(self.engine.searched, [])
         self.engine.release()
-        self.clock.advance(session.CALM)
+        self.clock.advance(engine_session.CALM)
         self.assertEqual(self.engine.searched, [[entry(1)]])
 
     def test_marked_afterwards(self) -> None:
@@ -703,7 +703,7 @@ class SearchTests(SessionTestCase):
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
         self.assertFalse(self.searched())
         self.failure = None
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertEqual(len(self.delivered), 1)
         self.assertTrue(self.searched())
 
@@ -714,9 +714,9 @@ class SearchTests(SessionTestCase):
         self.start()
         for number in range(1, 6):
             super().apply(an_indicator(number))
-            self.clock.advance(session.CALM / 2)
+            self.clock.advance(engine_session.CALM / 2)
         self.assertEqual(self.engine.searched, [])
-        self.clock.pump([session.CALM] * 2)
+        self.clock.pump([engine_session.CALM] * 2)
         self.assertEqual([len(entries) for entries in self.engine.searched], [5])
 
     def test_never_calm(self) -> None:
@@ -724,9 +724,9 @@ class SearchTests(SessionTestCase):
         Where it never ends, what is there is looked for after a while.
         """
         self.start()
-        for number in range(round(session.CALM_MOST / session.CALM) * 2):
+        for number in range(round(engine_session.CALM_MOST / engine_session.CALM) * 2):
             super().apply(an_indicator(number))
-            self.clock.advance(session.CALM - session.GATHER)
+            self.clock.advance(engine_session.CALM - engine_session.GATHER)
         self.assertTrue(self.engine.searched)
 
     def test_given_up(self) -> None:
@@ -766,7 +766,7 @@ class SearchTests(SessionTestCase):
         self.start()
         self.apply(an_indicator(1))
         self.assertFalse(self.searched())
-        self.clock.advance(session.RETRY_FIRST)
+        self.clock.advance(engine_session.RETRY_FIRST)
         self.assertTrue(self.searched())
 
     def test_timeout(self) -> None:

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.sightings}.
+Tests for L{tbvast.bridge.sighting_factory}.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.keeper import Keeper
 from tbvast.bridge.outbox import Outbox
-from tbvast.bridge.sightings import (
+from tbvast.bridge.sighting_factory import (
     LONGEST_CACHED,
     SightingMaker,
     SinkHanding,
     Wanted,
 )
-from tbvast.bridge.store import BridgeStore
+from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bridge.store.worker import Keeper
 from tbvast.errors import CommandFailed, CommandRefused
-from tbvast.intel.indicators import Indicator
-from tbvast.intel.matches import Hit, Match, MatchType
-from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.sightings import Sighting, canonical, decode_sighting, sighting_id
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
+from tbvast.stix.indicators import Indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
+from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.sightings import Sighting, canonical, decode_sighting, sighting_id
+from tbvast.values import Hit, Match, MatchType
 from tests.doubles import (
     MemorySink,
     MemoryTransform,

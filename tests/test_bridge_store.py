@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.store}.
+Tests for L{tbvast.bridge.store.indicators}.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store import (
+from tbvast.bridge.store.indicators import (
     _GATHERED,
     _NUMBERED,
     FIRST_SCHEMA,
@@ -27,12 +27,12 @@ from tbvast.bridge.store import (
     DesiredPage,
 )
 from tbvast.errors import StartupRefused
-from tbvast.intel.indicators import Indicator, Operation
-from tbvast.intel.matches import Covered, Entry
-from tbvast.intel.observables import Kind, Observable
-from tbvast.ops.database import connect, migrate
-from tbvast.ops.digests import digest
-from tbvast.wire.manage import REPORT_BYTES, Position
+from tbvast.protocol.manage import REPORT_BYTES, Position
+from tbvast.stix.indicators import Indicator, Operation
+from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.digest_index import digest
+from tbvast.storage.sqlite import connect, migrate
+from tbvast.values import Covered, Entry
 from tests.doubles import DAY, a_sighting, an_indicator, indicator_document, indicator_id, moment
 
 ALL = 1 << 60

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.keeper}.
+Tests for L{tbvast.bridge.store.worker}.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bridge.keeper import NO, PIECE, Keeper
-from tbvast.bridge.renewal import NOWHERE
-from tbvast.bridge.store import BEGINNING, BridgeStore, Changes, DesiredPage
+from tbvast.bridge.store.indicators import BEGINNING, BridgeStore, Changes, DesiredPage
+from tbvast.bridge.store.renewal import NOWHERE
+from tbvast.bridge.store.worker import NO, PIECE, Keeper
 from tbvast.errors import StoreFailed
-from tbvast.intel.matches import Covered, Entry
-from tbvast.ops.database import PAGE_BYTES
-from tbvast.ops.worker import Worker
-from tbvast.wire.manage import Position
+from tbvast.protocol.manage import Position
+from tbvast.storage.sqlite import PAGE_BYTES
+from tbvast.storage.worker_client import Worker
+from tbvast.values import Covered, Entry
 from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
 
 MANY = 2 * PIECE + 1
@@ -134,7 +134,7 @@ class ProcessTests(TestCase):
     def worker(self) -> Worker:
         arguments = [str(self.path), NO]
         return Worker(
-            *(reactor, "the keeper", "tbvast.bridge.keeper", arguments),
+            *(reactor, "the keeper", "tbvast.bridge.store.worker", arguments),
             StoreFailed,
             self.lost.append,
         )

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.gate}.
+Tests for L{tbvast.bus.access_control}.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 
-from tbvast.bus.ownership import EVERYBODY
+from tbvast.bus.access_control import EVERYTHING, Client, Gate, Permission, read_clients
+from tbvast.bus.journal.ownership import EVERYBODY
 from tbvast.errors import StartupRefused
-from tbvast.plugin.gate import EVERYTHING, Client, Gate, Permission, read_clients
-from tbvast.wire.topics import Stream
+from tbvast.protocol.topics import Stream
 
 
 def a_key(number: int = 0) -> str:

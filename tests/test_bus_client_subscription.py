@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.client}, against a bus that a test plays.
+Tests for L{tbvast.bus_client.subscription}, against a bus that a test plays.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tbvast import client
-from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.bus_client import subscription
+from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
 from tbvast.errors import BusUnreachable
 from tbvast.interfaces import ICursor
+from tbvast.protocol import manage
+from tbvast.protocol.frames import SIGHTING_TOPIC, Item
+from tbvast.protocol.manage import Position
+from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark, encode_part
+from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
 from tbvast.settings import HostPort
-from tbvast.wire import manage
-from tbvast.wire.feed import Mark, encode_batch, encode_item, encode_mark, encode_part
-from tbvast.wire.frames import SIGHTING_TOPIC, Item
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
-from tbvast.zeromq.connections import (
+from tbvast.zeromq.sockets import (
     Connection,
     Factory,
     RouterConnection,
@@ -284,7 +284,7 @@ class ManageClientTests(ClientTestCase):
         self.bus.silent = True
         late = self.manage.ask(manage.encode_heartbeat("late"))
         await self.until(lambda: self.bus.requests)
-        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.clock.advance(subscription.REQUEST_TIMEOUT)
         self.failureResultOf(late, BusUnreachable)
         asked = self.manage.ask(manage.encode_heartbeat("next"))
         await self.until(lambda: len(self.bus.requests) == 2)
@@ -427,7 +427,7 @@ class SubscriptionTestCase(ClientTestCase):
         Subscribe again, after a delay.
         """
         await self.until(lambda: not self.subscription.connected)
-        self.clock.advance(client.RETRY_FIRST)
+        self.clock.advance(subscription.RETRY_FIRST)
         await self.subscribed(times)
 
     async def applied(self, *ids: str) -> None:
@@ -501,7 +501,7 @@ class SubscribingTests(SubscriptionTestCase):
         self.bus.silent = True
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: self.bus.asked("heartbeat"))
-        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.clock.advance(subscription.REQUEST_TIMEOUT)
         self.bus.silent = False
         await self.again(2)
 
@@ -513,13 +513,13 @@ class SubscribingTests(SubscriptionTestCase):
         self.subscription.startService()
         for count, delay in ((1, 0.5), (2, 1.0), (3, 2.0)):
             await self.until(lambda n=count: len(self.bus.requests) == n)  # type: ignore[misc]
-            self.clock.advance(client.REQUEST_TIMEOUT)
+            self.clock.advance(subscription.REQUEST_TIMEOUT)
             (call,) = self.clock.getDelayedCalls()
             self.assertAlmostEqual(call.getTime() - self.clock.seconds(), delay)
             self.clock.advance(delay)
         await self.until(lambda: len(self.bus.requests) == 4)
         self.bus.silent = False
-        self.clock.advance(client.REQUEST_TIMEOUT)
+        self.clock.advance(subscription.REQUEST_TIMEOUT)
         self.clock.advance(4.0)
         await self.subscribed(1)
 
@@ -532,8 +532,10 @@ class SubscribingTests(SubscriptionTestCase):
         await self.until(self.clock.getDelayedCalls)
         await self.until(lambda: not self.subscription.connected and self.bus.requests)
         self.bus.refusal = b""
-        await self.until(lambda: self.clock.getDelayedCalls()[0].getTime() == client.RETRY_FIRST)
-        self.clock.advance(client.RETRY_FIRST)
+        await self.until(
+            lambda: self.clock.getDelayedCalls()[0].getTime() == subscription.RETRY_FIRST
+        )
+        self.clock.advance(subscription.RETRY_FIRST)
         await self.subscribed(1)
 
     async def test_stop(self) -> None:
@@ -667,7 +669,7 @@ class FeedTests(SubscriptionTestCase):
         Numbers that the bus leaves out again and again are done without.
         """
         await self.start()
-        for times in range(1, client.SAME_GAP):
+        for times in range(1, subscription.SAME_GAP):
             self.bus.send(batch(5, 6, 6))
             await self.until(lambda: not self.subscription.connected)
             (call,) = self.clock.getDelayedCalls()
@@ -701,7 +703,7 @@ class FeedTests(SubscriptionTestCase):
         """
         When what waits is too long, no more is read until that is being applied.
         """
-        self.patch(client, "MOST_WAITING_BYTES", 1000)
+        self.patch(subscription, "MOST_WAITING_BYTES", 1000)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
@@ -738,7 +740,7 @@ class FeedTests(SubscriptionTestCase):
         """
         When too much waits, no more is read until that is being applied.
         """
-        self.patch(client, "MOST_WAITING", 1)
+        self.patch(subscription, "MOST_WAITING", 1)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
@@ -807,7 +809,7 @@ class FeedTests(SubscriptionTestCase):
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: not self.subscription.connected)
         self.bus.knows = True
-        self.clock.advance(client.RETRY_FIRST)
+        self.clock.advance(subscription.RETRY_FIRST)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.cursor.holding = None
         holding.callback(None)
@@ -830,7 +832,7 @@ class FeedTests(SubscriptionTestCase):
                 self.bus.knows = False
                 self.clock.advance(HEARTBEAT)
                 await self.until(lambda: not self.subscription.connected)
-                self.clock.advance(client.RETRY_FIRST)
+                self.clock.advance(subscription.RETRY_FIRST)
             stopped = self.subscription.stopService()
             await self.until(lambda: not self.subscription.connected)
             self.assertNoResult(stopped)
@@ -850,10 +852,12 @@ class FeedTests(SubscriptionTestCase):
         self.subscription.startService()
         await self.until(lambda: self.bus.requests)
         await self.until(
-            lambda: [c.getTime() for c in self.clock.getDelayedCalls()] == [client.RETRY_FIRST]
+            lambda: (
+                [c.getTime() for c in self.clock.getDelayedCalls()] == [subscription.RETRY_FIRST]
+            )
         )
         self.bus.refusal = b""
-        self.clock.advance(client.RETRY_FIRST)
+        self.clock.advance(subscription.RETRY_FIRST)
         await self.subscribed(1)
 
     async def test_cannot_begin(self) -> None:
@@ -865,7 +869,7 @@ class FeedTests(SubscriptionTestCase):
         self.subscription.startService()
         await self.until(lambda: self.flushLoggedErrors(OSError))
         self.cursor.failure = None
-        self.clock.advance(client.RETRY_FIRST)
+        self.clock.advance(subscription.RETRY_FIRST)
         await self.subscribed(1)
         self.assertEqual(self.cursor.applied, ["begin"])
 
@@ -926,11 +930,11 @@ class SnapshotTests(SubscriptionTestCase):
             self.assertEqual(self.cursor.position, Position("another", 100))
             self.assertNotIn("end", self.cursor.applied)
             self.assertTrue(self.subscription.connected)
-            self.clock.advance(client.INCOMPLETE_FIRST * 2 ** (times - 1) - 0.1)
+            self.clock.advance(subscription.INCOMPLETE_FIRST * 2 ** (times - 1) - 0.1)
             self.assertTrue(self.subscription.connected)
             self.clock.advance(0.1)
             await self.until(lambda: not self.subscription.connected)
-            self.clock.advance(client.RETRY_MOST)
+            self.clock.advance(subscription.RETRY_MOST)
             await self.subscribed(times + 1)
         self.bus.send(part(1, 2), encode_mark(Mark(9, 2, True)))
         await self.until(lambda: "end" in self.cursor.applied)
@@ -1005,7 +1009,7 @@ class SnapshotTests(SubscriptionTestCase):
         self.bus.send(encode_mark(Mark(0, 0, True, ("journal",))))
         await self.until(lambda: not self.subscription.connected)
         (call,) = self.clock.getDelayedCalls()
-        self.assertAlmostEqual(call.getTime() - self.clock.seconds(), 2 * client.RETRY_FIRST)
+        self.assertAlmostEqual(call.getTime() - self.clock.seconds(), 2 * subscription.RETRY_FIRST)
 
 
 class ReportTests(SubscriptionTestCase):
@@ -1093,7 +1097,7 @@ class ReportTests(SubscriptionTestCase):
                     await self.until(lambda: self.subscription._gap is not None)
             else:
                 self.bus.silent = True
-                self.clock.advance(client.REPORT_TIMEOUT)
+                self.clock.advance(subscription.REPORT_TIMEOUT)
             reported = await silent
             self.assertEqual((reported.taken, reported.poisoned), ([False, False], beats))
 

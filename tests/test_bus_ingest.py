@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.intake}.
+Tests for L{tbvast.bus.ingest}.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.ownership import EVERYBODY, upstream_publisher
+from tbvast.bus.access_control import Gate
+from tbvast.bus.fanout import Commit
+from tbvast.bus.ingest import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
+from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
+from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.subscriptions import TURN
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.gate import Gate
-from tbvast.plugin.intake import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.plugin.subscriptions import TURN
-from tbvast.wire.frames import REPORT_TOPICS, Envelope, Item, encode_report
-from tbvast.wire.topics import Dialect, Stream
+from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
+from tbvast.protocol.topics import Dialect, Stream
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
-from tests.doubles_plugin import clients_file
+from tests.doubles_bus import clients_file
 
 ERRORS_PER_MINUTE = 5
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.journal}, and what it is made of.
+Tests for L{tbvast.bus.journal.client}, and what it is made of.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.ownership import EVERYBODY, Publisher, runs_of
+from tbvast.bus.journal.client import JournalService
+from tbvast.bus.journal.ownership import EVERYBODY, Publisher, runs_of
+from tbvast.bus.journal.reader import Entered
+from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
 from tbvast.errors import JournalFailed
-from tbvast.intel.documents import from_microseconds, timestamp
-from tbvast.intel.indicators import Indicator, Operation, decode_indicator
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
-from tbvast.plugin.journal import JournalService
-from tbvast.plugin.reader import Entered
-from tbvast.plugin.store import JournalStore, Outcome, Verdict
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
+from tbvast.stix.documents import from_microseconds, timestamp
+from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tests.doubles import (
     DAY,
     MemoryJournal,
@@ -40,7 +40,7 @@ from tests.doubles import (
     indicator_id,
     moment,
 )
-from tests.doubles_plugin import FileJournal
+from tests.doubles_bus import FileJournal
 from tests.functional.components import children
 
 ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED, REFUSED = Verdict

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.housekeeping}, and for what a journal forgets.
+Tests for L{tbvast.bus.journal.retention}, and for what a journal forgets.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tbvast.bus.journal.retention import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
+from tbvast.bus.journal.writer import Outcome, Verdict
 from tbvast.errors import JournalFailed
-from tbvast.intel.indicators import Indicator, Operation, decode_indicator
 from tbvast.interfaces import IKeeper
-from tbvast.plugin.housekeeping import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.wire.frames import Item
-from tbvast.wire.topics import Stream
+from tbvast.protocol.frames import Item
+from tbvast.protocol.topics import Stream
+from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
-from tests.doubles_plugin import FileJournal
+from tests.doubles_bus import FileJournal
 
 PLENTY = 1 << 40
 

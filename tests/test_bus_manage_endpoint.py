@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.dialogue}.
+Tests for L{tbvast.bus.manage_endpoint}.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.plugin.dialogue import Addresses, Dialogue
-from tbvast.plugin.feed import FedSubscription
-from tbvast.plugin.gate import Gate
-from tbvast.plugin.intake import RETRY_DELAY, Intake
-from tbvast.plugin.snapshots import JournalSource, Snapshots
-from tbvast.plugin.status import Statistics
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.plugin.subscriptions import Subscriptions
-from tbvast.wire import manage
-from tbvast.wire.manage import PROTOCOL, Position
+from tbvast.bus.access_control import Gate
+from tbvast.bus.ingest import RETRY_DELAY, Intake
+from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.manage_endpoint import Addresses, Dialogue
+from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.statistics import Statistics
+from tbvast.bus.subscriptions import Subscriptions
+from tbvast.protocol import manage
+from tbvast.protocol.manage import PROTOCOL, Position
 from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
-from tests.doubles_plugin import clients_file, some_limits
+from tests.doubles_bus import clients_file, some_limits
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30

@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bus.fanout import Commit
 from tbvast.bus.queued_subscription import (
     CHECKPOINTS,
     ENCODER_BYTES,
@@ -25,10 +26,8 @@ from tbvast.bus.queued_subscription import (
     HELD_MESSAGES,
     QueuedSubscription,
 )
-from tbvast.errors import JournalFailed
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.snapshots import JournalSource, Snapshots
-from tbvast.plugin.subscriptions import (
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.subscriptions import (
     FLUSH_AGE,
     RETRY_INTERVAL,
     SETTLE_AGE,
@@ -36,9 +35,10 @@ from tbvast.plugin.subscriptions import (
     Subscription,
     Subscriptions,
 )
-from tbvast.wire.frames import Item
+from tbvast.errors import JournalFailed
+from tbvast.protocol.frames import Item
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_plugin import a_request, some_limits
+from tests.doubles_bus import a_request, some_limits
 
 BOTH = ("stix2/indicator", "stix2/sighting")
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.feed} and L{tbvast.plugin.commit}.
+Tests for L{tbvast.bus.replayed_subscription} and L{tbvast.bus.fanout}.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bus.fanout import Commit
+from tbvast.bus.replayed_subscription import PAGE_ITEMS, FedSubscription
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.feed import PAGE_ITEMS, FedSubscription
-from tbvast.plugin.snapshots import JournalSource, Snapshots
-from tbvast.plugin.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
-from tbvast.wire.delivery import decode_delivery
-from tbvast.wire.feed import FRAME_BYTES, Batch, Mark, Part
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import PROTOCOL, Position
-from tbvast.wire.topics import Dialect, Stream
+from tbvast.protocol.delivery import decode_delivery
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import PROTOCOL, Position
+from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part
+from tbvast.protocol.topics import Dialect, Stream
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_plugin import a_request, some_limits
+from tests.doubles_bus import a_request, some_limits
 
 INTEL = frozenset([Stream.INTEL])
 BOTH = frozenset(Stream)

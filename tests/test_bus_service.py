@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.bus}, with its sockets on the loopback address.
+Tests for L{tbvast.bus.service}, with its sockets on the loopback address.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.client import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, check_open
+from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
 from tbvast.errors import JournalFailed, StartupRefused
-from tbvast.plugin.bus import JOURNAL_NAME, Bus, advertised_host, check_open
+from tbvast.protocol import manage
+from tbvast.protocol.frames import Item, encode_report, render
+from tbvast.protocol.topics import Dialect
 from tbvast.settings import HostPort, PluginSettings
-from tbvast.wire import manage
-from tbvast.wire.frames import Item, encode_report, render
-from tbvast.wire.topics import Dialect
-from tbvast.zeromq.connections import (
+from tbvast.zeromq.sockets import (
     DealerConnection,
     EndpointUnusable,
     Factory,

@@ -21,21 +21,21 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tbvast.bus.access_control import Gate
+from tbvast.bus.fanout import Commit, render_each
+from tbvast.bus.ingest import Intake
+from tbvast.bus.journal.client import JournalService
+from tbvast.bus.journal.reader import Entered
+from tbvast.bus.journal.soundness import check_document, damage
+from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
-from tbvast.intel.indicators import Indicator, Operation, decode_indicator
-from tbvast.plugin.commit import Commit, render_each
-from tbvast.plugin.gate import Gate
-from tbvast.plugin.intake import Intake
-from tbvast.plugin.journal import JournalService
-from tbvast.plugin.reader import Entered
-from tbvast.plugin.snapshots import JournalSource, Snapshots
-from tbvast.plugin.soundness import check_document, damage
-from tbvast.plugin.store import JournalStore, Outcome, Verdict
-from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.protocol.frames import Item, encode_report, render_intel, stream_of
+from tbvast.protocol.topics import Dialect, Stream
+from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
-from tbvast.wire.frames import Item, encode_report, render_intel, stream_of
-from tbvast.wire.topics import Dialect, Stream
 from tests.doubles import (
     MemoryJournal,
     MemoryPub,
@@ -45,7 +45,7 @@ from tests.doubles import (
     moment,
     sighting_id,
 )
-from tests.doubles_plugin import FileJournal, a_request, some_limits
+from tests.doubles_bus import FileJournal, a_request, some_limits
 
 ALL = 1 << 60
 
@@ -615,7 +615,7 @@ class UpgradeTests(SynchronousTestCase):
 
 class SoundnessTests(SynchronousTestCase):
     """
-    Tests for L{tbvast.plugin.soundness}.
+    Tests for L{tbvast.bus.journal.soundness}.
     """
 
     def test_sound(self) -> None:

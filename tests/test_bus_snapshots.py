@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.snapshots}.
+Tests for L{tbvast.bus.snapshots}.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tbvast.bus.snapshots import ANSWER_TIME, PAGE, JournalSource, Snapshots
+from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.interfaces import ISnapshotSource
-from tbvast.plugin.snapshots import ANSWER_TIME, PAGE, JournalSource, Snapshots
-from tbvast.plugin.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
-from tbvast.wire.frames import Envelope
+from tbvast.protocol.frames import Envelope
 from tests.doubles import (
     DAY,
     MemoryJournal,
@@ -25,7 +25,7 @@ from tests.doubles import (
     a_sighting,
     an_indicator,
 )
-from tests.doubles_plugin import a_request, some_limits
+from tests.doubles_bus import a_request, some_limits
 
 
 class JournalSourceTests(SynchronousTestCase):

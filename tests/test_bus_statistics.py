@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.status}.
+Tests for L{tbvast.bus.statistics}.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast import __version__
+from tbvast.bus.access_control import Gate
+from tbvast.bus.ingest import Intake
+from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
+from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
-from tbvast.plugin.gate import Gate
-from tbvast.plugin.intake import Intake
-from tbvast.plugin.status import SAMPLE_INTERVAL, Statistics
-from tbvast.plugin.subscriptions import Subscriptions
-from tbvast.wire.frames import encode_report
+from tbvast.protocol.frames import encode_report
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_plugin import a_request, some_limits
+from tests.doubles_bus import a_request, some_limits
 
 
 class StatisticsTests(SynchronousTestCase):

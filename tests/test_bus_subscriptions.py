@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.subscriptions}.
+Tests for L{tbvast.bus.subscriptions}.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import JournalFailed, ProtocolInvalid
-from tbvast.intel.indicators import Indicator
-from tbvast.intel.sightings import Sighting
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.subscriptions import (
+from tbvast.bus.fanout import Commit
+from tbvast.bus.subscriptions import (
     LOSSES_PER_MINUTE,
     PUMP_FRAMES,
     RETRY_INTERVAL,
@@ -26,9 +23,12 @@ from tbvast.plugin.subscriptions import (
     Subscription,
     Subscriptions,
 )
-from tbvast.wire.topics import Stream
+from tbvast.errors import JournalFailed, ProtocolInvalid
+from tbvast.protocol.topics import Stream
+from tbvast.stix.indicators import Indicator
+from tbvast.stix.sightings import Sighting
 from tests.doubles import BusyClock, MemoryPub, a_sighting, an_indicator
-from tests.doubles_plugin import a_request, some_limits
+from tests.doubles_bus import a_request, some_limits
 
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:

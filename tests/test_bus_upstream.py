@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.plugin.upstream}.
+Tests for L{tbvast.bus.upstream}.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tbvast.bus.fanout import Commit
+from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.upstream import IntelCursor, JournalBacklog, Upstream
+from tbvast.protocol.frames import Item, encode_report
+from tbvast.protocol.manage import Position
 from tbvast.service.flusher import RETRY_DELAY
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings import UpstreamSettings
-from tbvast.wire.frames import Item, encode_report
-from tbvast.wire.manage import Position
-from tbvast.zeromq.connections import Factory
+from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_plugin import MemoryBusSubscription
+from tests.doubles_bus import MemoryBusSubscription
 
 
 class IntelCursorTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.cli}.
+Tests for L{tbvast.cli.main}.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli import INTERRUPTED, NOT_ALL, UNREACHABLE, USAGE, parser, run
-from tbvast.commands.keys import KeyFiles, keygen
-from tbvast.commands.publish import publish, remove
-from tbvast.commands.screen import Screen
-from tbvast.commands.status import status
-from tbvast.commands.watch import watch
+from tbvast.cli.keys import KeyFiles, keygen
+from tbvast.cli.main import INTERRUPTED, NOT_ALL, UNREACHABLE, USAGE, parser, run
+from tbvast.cli.publish import publish, remove
+from tbvast.cli.status import status
+from tbvast.cli.terminal import Screen
+from tbvast.cli.watch import watch
 from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
+from tbvast.protocol.topics import Stream
 from tbvast.settings import HostPort
-from tbvast.wire.topics import Stream
 from tbvast.zeromq.curve import KeyUnusable
 
 BUS = HostPort("localhost", 13370)

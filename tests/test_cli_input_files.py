@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.reading}.
+Tests for L{tbvast.cli.input_files}.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.commands.reading import Reading, read
-from tbvast.intel.indicators import decode_indicator, make_indicator
-from tbvast.intel.observables import guess
+from tbvast.cli.input_files import Reading, read
+from tbvast.stix.indicators import decode_indicator, make_indicator
+from tbvast.stix.observables import guess
 from tests.doubles import indicator_document, indicator_id
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

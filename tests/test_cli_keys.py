@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.keys}.
+Tests for L{tbvast.cli.keys}.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.commands.keys import KeyFiles, keygen
-from tbvast.commands.screen import Screen
+from tbvast.bus.access_control import EVERYTHING, read_clients
+from tbvast.cli.keys import KeyFiles, keygen
+from tbvast.cli.terminal import Screen
 from tbvast.errors import SettingsInvalid
-from tbvast.plugin.gate import EVERYTHING, read_clients
 from tbvast.zeromq.curve import KeyUnusable, load_key_pair, load_public_key, make_key_pair
 
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.publish}.
+Tests for L{tbvast.cli.publish}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.commands.publish import (
+from tbvast.cli.input_files import Reading, Submission, read
+from tbvast.cli.publish import (
     BATCH,
     BATCH_BYTES,
     Tally,
@@ -21,7 +22,6 @@ from tbvast.commands.publish import (
     removals,
     summary,
 )
-from tbvast.commands.reading import Reading, Submission, read
 from tbvast.errors import SettingsInvalid
 from tests.doubles import indicator_id
 

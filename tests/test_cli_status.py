@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.status}.
+Tests for L{tbvast.cli.status}.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.commands.screen import Screen
-from tbvast.commands.status import age, lines, shown, tables
+from tbvast.cli.status import age, lines, shown, tables
+from tbvast.cli.terminal import Screen
 from tests.doubles import indicator_id
-from tests.test_cli_screen import HOSTILE, MemoryTerminal
+from tests.test_cli_terminal import HOSTILE, MemoryTerminal
 
 STATUS: dict[str, Any] = {
     "status": "success",

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.screen}.
+Tests for L{tbvast.cli.terminal}.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.commands.screen import Complaints, Screen, styled, visible, visible_json
+from tbvast.cli.terminal import Complaints, Screen, styled, visible, visible_json
 
 HOSTILE = "\x1b[2J\x9b1m\r\n\t\u202e\u2028[red]:smile:[/red]"
 

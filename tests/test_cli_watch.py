@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.commands.watch}.
+Tests for L{tbvast.cli.watch}.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.commands.screen import Screen
-from tbvast.commands.watch import Row, Watching, about, fields, header, line, row
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.sightings import Sighting
+from tbvast.cli.terminal import Screen
+from tbvast.cli.watch import Row, Watching, about, fields, header, line, row
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.sightings import Sighting
 from tests.doubles import indicator_document, indicator_id, sighting_id
-from tests.test_cli_screen import HOSTILE, MemoryTerminal, harmless
+from tests.test_cli_terminal import HOSTILE, MemoryTerminal, harmless
 
 
 def indicator(number: int = 1, **changes: Any) -> Any:

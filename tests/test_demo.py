@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.demo.score import Score
-from tbvast.demo.telemetry import (
+from devtools.score import Score
+from devtools.telemetry import (
     SURICATA,
     WANTED,
     Event,
@@ -25,7 +25,7 @@ from tbvast.demo.telemetry import (
     time_of,
 )
 from tbvast.errors import StartupRefused
-from tbvast.intel.matches import MatchType
+from tbvast.values import MatchType
 
 DATA = Path(__file__).with_name("data")
 DOCUMENTED = [15, 11, 11, 15, 9, 9, 11, 6, 2, 4, 2, 1, 1, 2]

@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.errors import EngineCallFailed, EngineInterrupted
-from tbvast.intel.matches import Match
 from tbvast.interfaces import IEngine, IEngineClient
+from tbvast.values import Match
 from tests.doubles_engine import (
     ADDRESS,
     EngineContract,

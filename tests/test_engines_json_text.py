@@ -9,9 +9,9 @@ import json
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines.tenzir import _decoded
 from tbvast.engines.json_text import decode_json
 from tbvast.engines.tenzir.answers import Line, Page
+from tbvast.engines.tenzir.engine import _decoded
 from tbvast.engines.tenzir.feeds import _read, _text
 
 LINE = json.dumps({"line": json.dumps({"host": "B?den"})}).encode().replace(b"?", b"\xf6")

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.engines.limit}.
+Tests for L{tbvast.engines.search_budget}.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import limit
-from tbvast.bridge.engines.limit import Limit
-from tbvast.intel.matches import Entry, Hit, Match
-from tbvast.intel.observables import Kind, Observable
+from tbvast.engines import search_budget
+from tbvast.engines.search_budget import Limit
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry, Hit, Match
 
 CONJUNCTION = "ab"
 """
@@ -115,7 +115,7 @@ class LimitTests(SynchronousTestCase):
         """
         Not every combination that there may be is remembered; it is rather let through.
         """
-        self.patch(limit, "MOST_COMBINATIONS", 1)
+        self.patch(search_budget, "MOST_COMBINATIONS", 1)
         values = [Observable(Kind.DOMAIN, str(number)) for number in range(5)]
         enough = Limit(1, [Entry(each, ("i",), joint=True) for each in values])
         events = [

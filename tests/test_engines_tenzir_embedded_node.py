@@ -16,9 +16,9 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import node
-from tbvast.bridge.engines.binaries import Program
-from tbvast.bridge.engines.node import EmbeddedNode
+from tbvast.engines.binaries import Program
+from tbvast.engines.tenzir import embedded_node
+from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.errors import StartupRefused
 
 PROGRAM = Program("/nowhere/tenzir-engine", "tenzir-node")
@@ -153,9 +153,9 @@ class EmbeddedNodeTests(SynchronousTestCase):
             self.assertEqual(len(self.clock.processes), count)
             self.clock.advance(0.01)
             self.assertEqual(len(self.clock.processes), count + 1)
-        self.clock.advance(node.STEADY)
+        self.clock.advance(embedded_node.STEADY)
         self.process.end(1)
-        self.clock.advance(node.SHORTEST_DELAY)
+        self.clock.advance(embedded_node.SHORTEST_DELAY)
         self.assertEqual(len(self.clock.processes), 10)
         self.stop()
 
@@ -167,7 +167,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.process.protocol.outReceived(b"127.0.0.1:5158\n")
         self.process.end(1)
         ready = self.node.when_ready()
-        self.clock.advance(node.SHORTEST_DELAY)
+        self.clock.advance(embedded_node.SHORTEST_DELAY)
         self.assertNoResult(ready)
         self.process.protocol.outReceived(b"127.0.0.1:5158\n")
         self.successResultOf(ready)
@@ -190,7 +190,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         """
         self.node.startService()
         stopped = self.node.stopService()
-        self.clock.advance(node.STOP_LIMIT)
+        self.clock.advance(embedded_node.STOP_LIMIT)
         self.assertEqual(self.process.signals, ["TERM", "KILL"])
         self.process.end(1)
         self.successResultOf(stopped)

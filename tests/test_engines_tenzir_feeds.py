@@ -9,8 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import tql
-from tbvast.engines.tenzir import feeds
+from tbvast.engines.tenzir import feeds, pipelines
 from tbvast.engines.tenzir.feeds import Unreachable, socket_directory
 
 
@@ -41,7 +40,7 @@ class SocketDirectoryTests(SynchronousTestCase):
         for temporary in (self.short, self.long):
             self.patch(tempfile, "tempdir", str(temporary))
             with socket_directory(self.long) as place:
-                self.assertTrue(tql.fits(f"{place}/m"), place)
+                self.assertTrue(pipelines.fits(f"{place}/m"), place)
                 self.assertEqual(place.stat().st_mode & 0o777, 0o700)
             self.assertFalse(place.exists())
             self.assertEqual(list(temporary.iterdir()), [])

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import rows, tql
-from tbvast.bridge.engines.rows import Marker
+from tbvast.engines.tenzir import pipelines, rows
 from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, RARELY, Markers, Round, grouped
-from tbvast.intel.matches import Progress
+from tbvast.engines.tenzir.rows import Marker
+from tbvast.values import Progress
 
 LOOKED_UP = [10, LOOKUPS, 5, 80, 80]
 
@@ -146,9 +146,13 @@ class MarkerLineTests(SynchronousTestCase):
         """
         A line of a marker is read, and is no match; its time has nanoseconds.
         """
-        mark = {"s": tql.MARKER, "t": "2026-11-29T09:06:28.717616983Z"}
-        fields = {tql.MARKER_SOURCE: "b1", tql.MARKER_NUMBER: 7, tql.MARKER_LEAF: 3}
-        lines = [json.dumps({**fields, tql.MARK: mark}), "other"]
+        mark = {"s": pipelines.MARKER, "t": "2026-11-29T09:06:28.717616983Z"}
+        fields = {
+            pipelines.MARKER_SOURCE: "b1",
+            pipelines.MARKER_NUMBER: 7,
+            pipelines.MARKER_LEAF: 3,
+        }
+        lines = [json.dumps({**fields, pipelines.MARK: mark}), "other"]
         (marker,), others = rows.markers(lines)
         self.assertEqual((marker.number, marker.leaf), (7, 3))
         self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
@@ -158,6 +162,6 @@ class MarkerLineTests(SynchronousTestCase):
         """
         An event that speaks of markers is an event.
         """
-        for mark in ({"s": "x.y"}, {"s": tql.MARKER}, None):
-            line = json.dumps({"a": tql.MARKER, tql.MARK: mark})
+        for mark in ({"s": "x.y"}, {"s": pipelines.MARKER}, None):
+            line = json.dumps({"a": pipelines.MARKER, pipelines.MARK: mark})
             self.assertEqual(rows.markers([line]), ([], [line]))

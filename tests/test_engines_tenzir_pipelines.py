@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import rows, tql
-from tbvast.bridge.engines.fields import (
+from tbvast.engines.tenzir import pipelines, rows
+from tbvast.errors import Invalid, ObservableInvalid
+from tbvast.stix.observables import Kind, Observable, normalise
+from tbvast.telemetry.known_fields import (
     BUILT_IN,
     BY_KEY,
     Field,
@@ -32,14 +34,12 @@ from tbvast.bridge.engines.fields import (
     mapped,
     names,
 )
-from tbvast.errors import Invalid, ObservableInvalid
-from tbvast.intel.matches import Entry, Hit, Match
-from tbvast.intel.observables import Kind, Observable, normalise
+from tbvast.values import Entry, Hit, Match
 
 DNS = Source("suricata.dns", addresses("src_ip") + names("dns.answers[].rdata"))
 
 
-def expressions(plan: tql.Plan) -> dict[str, str]:
+def expressions(plan: pipelines.Plan) -> dict[str, str]:
     """
     The expressions of a plan by the paths that they are reported as.
     """
@@ -48,14 +48,14 @@ def expressions(plan: tql.Plan) -> dict[str, str]:
 
 class PlanTests(SynchronousTestCase):
     """
-    L{tql.plan} works out what is looked up.
+    L{pipelines.plan} works out what is looked up.
     """
 
     def test_positions(self) -> None:
         """
         Each position of a list is a field of its own.
         """
-        plan = tql.plan([Source("x.y", names("a[].b"))], positions=3)
+        plan = pipelines.plan([Source("x.y", names("a[].b"))], positions=3)
         self.assertEqual(
             [slot.field for slot in plan.branches[0].all], ["a[0].b", "a[1].b", "a[2].b"]
         )
@@ -66,7 +66,7 @@ class PlanTests(SynchronousTestCase):
         A path can say how many elements of a list are looked at; in an event with
         short lists it is still the first.
         """
-        branch = tql.plan([Source("x.y", names("a[5]", "b[]"))], positions=2).branches[0]
+        branch = pipelines.plan([Source("x.y", names("a[5]", "b[]"))], positions=2).branches[0]
         self.assertEqual(
             [slot.field for slot in branch.all],
             ["a[0]", "a[1]", "a[2]", "a[3]", "a[4]", "b[0]", "b[1]"],
@@ -77,7 +77,7 @@ class PlanTests(SynchronousTestCase):
         """
         An address is looked up as itself, and in the networks.
         """
-        plan = tql.plan([Source("x.y", addresses("a"))])
+        plan = pipelines.plan([Source("x.y", addresses("a"))])
         self.assertEqual(
             [(slot.expression, set(slot.kinds)) for slot in plan.branches[0].all],
             [("ip(a?)", {Kind.IP}), ("ip(a?)", {Kind.NETWORK})],
@@ -87,14 +87,14 @@ class PlanTests(SynchronousTestCase):
         """
         Kinds that are not looked for cost no lookup.
         """
-        plan = tql.plan([DNS], kinds={Kind.DOMAIN})
+        plan = pipelines.plan([DNS], kinds={Kind.DOMAIN})
         self.assertEqual({slot.kinds for slot in plan.slots.values()}, {frozenset({Kind.DOMAIN})})
 
     def test_short_lists(self) -> None:
         """
         An event whose lists are short is spared the later positions.
         """
-        branch = tql.plan([DNS], positions=4).branches[0]
+        branch = pipelines.plan([DNS], positions=4).branches[0]
         self.assertEqual(branch.levels[0].condition, "dns?.answers?[1]? != null")
         self.assertEqual((len(branch.first), len(branch.all)), (3, 6))
 
@@ -103,18 +103,18 @@ class PlanTests(SynchronousTestCase):
         Only the live match tells of lists that are longer than what is looked at.
         """
         source = Source("x.y", names("a[]", "b[24].c[]", "d"))
-        plan = tql.plan([source], positions=4)
+        plan = pipelines.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
-        self.assertIn(f"_tbvast_cut = {branch.cut}\n", tql.live(plan, tql.MAIN, "b"))
-        self.assertNotIn("cut", tql.retro(plan, tql.RETRO, 1))
+        self.assertIn(f"_tbvast_cut = {branch.cut}\n", pipelines.live(plan, pipelines.MAIN, "b"))
+        self.assertNotIn("cut", pipelines.retro(plan, pipelines.RETRO, 1))
 
     def test_order(self) -> None:
         """
         Schemas named in full come before those that only begin alike, and every
         other event is looked at as a whole.
         """
-        plan = tql.plan([Source("a.*", names("b")), Source("a.b", names("c"))])
+        plan = pipelines.plan([Source("a.*", names("b")), Source("a.b", names("c"))])
         self.assertEqual(
             [branch.condition for branch in plan.branches],
             ['@name == "a.b"', '@name.starts_with("a.")', ""],
@@ -126,7 +126,7 @@ class PlanTests(SynchronousTestCase):
         """
         Of two beginnings the longer one comes first.
         """
-        plan = tql.plan([Source("a*", names("b")), Source("a.b.*", names("c"))])
+        plan = pipelines.plan([Source("a*", names("b")), Source("a.b.*", names("c"))])
         self.assertEqual(
             [branch.condition for branch in plan.branches],
             ['@name.starts_with("a.b.")', '@name.starts_with("a")', ""],
@@ -137,7 +137,7 @@ class PlanTests(SynchronousTestCase):
         No two kinds of text have the same key, but those that look different, and
         those that are told apart by the field.
         """
-        plan = tql.plan([Source("x.y", digests("a") + certificates("a") + file_names("b"))])
+        plan = pipelines.plan([Source("x.y", digests("a") + certificates("a") + file_names("b"))])
         found = {min(slot.kinds): slot.expression for slot in plan.branches[0].all}
         undone = 'a?.replace(":", "").to_lower()'
         self.assertEqual(
@@ -154,11 +154,13 @@ class PlanTests(SynchronousTestCase):
         If told so, the names above a name are looked up, but no top-level domain.
         """
         source = Source("x.y", hosts("a") + locations("b"))
-        plain = {slot.expression for slot in tql.plan([source]).branches[0].all}
-        more = {slot.expression for slot in tql.plan([source], subdomains=True).branches[0].all}
+        plain = {slot.expression for slot in pipelines.plan([source]).branches[0].all}
+        more = {
+            slot.expression for slot in pipelines.plan([source], subdomains=True).branches[0].all
+        }
         above = more - plain
         self.assertTrue(plain < more)
-        self.assertEqual(len(above), tql.LABELS - 1)
+        self.assertEqual(len(above), pipelines.LABELS - 1)
         for expression in above:
             self.assertIn('a?.to_lower().trim_end(".").replace_regex(', expression)
         name = ".".join("gfedcba")
@@ -173,14 +175,14 @@ class PlanTests(SynchronousTestCase):
         """
         A name with dots in it is one name.
         """
-        plan = tql.plan([Source("x.y", addresses("id.orig_h", flat=True))])
+        plan = pipelines.plan([Source("x.y", addresses("id.orig_h", flat=True))])
         self.assertEqual(expressions(plan)["id.orig_h"], 'ip(this["id.orig_h"]?)')
 
     def test_reserved(self) -> None:
         """
         A name that means something in TQL is still the name of a field.
         """
-        plan = tql.plan([Source("x.y", addresses("match.in[].a", "b.true"))], positions=2)
+        plan = pipelines.plan([Source("x.y", addresses("match.in[].a", "b.true"))], positions=2)
         self.assertEqual(
             [slot.expression for slot in plan.branches[0].all if slot.kinds == {Kind.IP}],
             [
@@ -195,7 +197,7 @@ class PlanTests(SynchronousTestCase):
         """
         The parts of a URL are put together.
         """
-        plan = tql.plan([Source("x.y", (), (Request("h", "u", "p", "q"),))])
+        plan = pipelines.plan([Source("x.y", (), (Request("h", "u", "p", "q"),))])
         (slot,) = plan.branches[0].all
         self.assertEqual(slot.field, "u")
         for part in ("h?.to_lower()", "string(p?)", '"?" + q?', 'u?.starts_with("/")'):
@@ -205,8 +207,8 @@ class PlanTests(SynchronousTestCase):
         """
         A blank in a URL is written as it is in an indicator's.
         """
-        whole = tql.plan([Source("x.y", locations("u"))]).branches[0].all
-        parts = tql.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].all
+        whole = pipelines.plan([Source("x.y", locations("u"))]).branches[0].all
+        parts = pipelines.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].all
         for slot in (*whole, *parts):
             self.assertIn('.replace(" ", "%20")', slot.expression)
 
@@ -215,7 +217,7 @@ class PlanTests(SynchronousTestCase):
         Of a whole URL's host neither a trailing dot counts, nor a port that goes without
         saying, nor who asks; a path need not follow it.
         """
-        (slot,) = tql.plan([Source("x.y", locations("u"))]).branches[0].all
+        (slot,) = pipelines.plan([Source("x.y", locations("u"))]).branches[0].all
         for regex in (r"^([^/?]*)\\?", "^.*@", ":(?:80|443)?$", r"\\.(:[0-9]+)?$"):
             self.assertIn(f'replace_regex("{regex}", ', slot.expression)
 
@@ -225,14 +227,14 @@ class PlanTests(SynchronousTestCase):
         A field's path is names joined by dots, or refused.
         """
         field = Field(path, Form.NAME, frozenset({Kind.DOMAIN}))
-        self._only_names(path, lambda: tql.plan([Source("x.y", (field,))]))
+        self._only_names(path, lambda: pipelines.plan([Source("x.y", (field,))]))
 
     @given(st.text())
     def test_schemas(self, schema: str) -> None:
         """
         A schema's name is a name, or refused.
         """
-        self._only_names(schema, lambda: tql.plan([Source(schema, names("a"))]))
+        self._only_names(schema, lambda: pipelines.plan([Source(schema, names("a"))]))
 
     def _only_names(self, text: str, call: Callable[[], object]) -> None:
         try:
@@ -247,9 +249,9 @@ class PlanTests(SynchronousTestCase):
         Names of tables, streams and tokens are names, or refused.
         """
         for text in ("", 'a"b', "A", "a b", "a\n", "é", "a" * 65):
-            self.assertRaises(Invalid, tql.create, text)
-            self.assertRaises(Invalid, tql.end, text)
-        self.assertRaises(Invalid, tql.serve, "a", 'x"', 1, 1.0)
+            self.assertRaises(Invalid, pipelines.create, text)
+            self.assertRaises(Invalid, pipelines.end, text)
+        self.assertRaises(Invalid, pipelines.serve, "a", 'x"', 1, 1.0)
 
 
 class PipelineTests(SynchronousTestCase):
@@ -267,7 +269,7 @@ class PipelineTests(SynchronousTestCase):
         """
         No pipeline writes under a key that is null.
         """
-        for text in (tql.update(tql.MAIN), tql.erase(tql.MAIN)):
+        for text in (pipelines.update(pipelines.MAIN), pipelines.erase(pipelines.MAIN)):
             writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
             self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 4)
 
@@ -276,8 +278,8 @@ class PipelineTests(SynchronousTestCase):
         Every pipeline can be quoted within another.
         """
         for text in _pipelines():
-            tql.quoted(text)
-        self.assertRaises(Invalid, tql.quoted, "é")
+            pipelines.quoted(text)
+        self.assertRaises(Invalid, pipelines.quoted, "é")
 
     def test_balanced(self) -> None:
         """
@@ -293,45 +295,49 @@ class PipelineTests(SynchronousTestCase):
         A quoted pipeline reads back as itself.
         """
         for text in _pipelines():
-            self.assertEqual(json.loads(tql.quoted(text)), text)  # its escapes are JSON's
+            self.assertEqual(json.loads(pipelines.quoted(text)), text)  # its escapes are JSON's
 
     def test_limit(self) -> None:
         """
         A limit bounds the events with the same hits; none leaves them alone.
         """
-        plan = tql.plan([DNS])
-        self.assertIn("deduplicate _tbvast, limit=7\n", tql.retro(plan, tql.RETRO, 7))
-        self.assertNotIn("deduplicate", tql.retro(plan, tql.RETRO, 0))
+        plan = pipelines.plan([DNS])
+        self.assertIn("deduplicate _tbvast, limit=7\n", pipelines.retro(plan, pipelines.RETRO, 7))
+        self.assertNotIn("deduplicate", pipelines.retro(plan, pipelines.RETRO, 0))
 
     def test_retro_tables(self) -> None:
         """
         A search looks only into the tables made for it.
         """
-        searched = set(re.findall(r'context_enrich "(\w+)"', tql.retro(tql.plan(), tql.RETRO, 0)))
-        self.assertEqual(searched, set(tql.RETRO))
+        searched = set(
+            re.findall(
+                r'context_enrich "(\w+)"', pipelines.retro(pipelines.plan(), pipelines.RETRO, 0)
+            )
+        )
+        self.assertEqual(searched, set(pipelines.RETRO))
 
 
 def _pipelines() -> list[str]:
-    plan = tql.plan(BUILT_IN)
+    plan = pipelines.plan(BUILT_IN)
     return [
-        tql.create("a"),
-        tql.drop("a"),
-        tql.listing(),
-        tql.inspect("a"),
-        tql.update(tql.MAIN),
-        tql.erase(tql.RETRO),
-        tql.live(plan, tql.MAIN, "b"),
-        tql.to_socket("/a/b"),
-        tql.markers_from_socket("/a/b"),
-        tql.markers_from_topic("a"),
-        tql.publish_markers("a", "b", 1, [0, 1]),
-        tql.start(tql.live(plan, tql.MAIN, "b"), "a", 1.5),
-        tql.renew(["a", "b"]),
-        tql.retro(plan, tql.RETRO, 3),
-        tql.launch(tql.retro(plan, tql.RETRO, 3), "a", 1.5),
-        tql.serve("a", "b-1", 10, 0.5),
-        tql.end("a"),
-        tql.ping(),
+        pipelines.create("a"),
+        pipelines.drop("a"),
+        pipelines.listing(),
+        pipelines.inspect("a"),
+        pipelines.update(pipelines.MAIN),
+        pipelines.erase(pipelines.RETRO),
+        pipelines.live(plan, pipelines.MAIN, "b"),
+        pipelines.to_socket("/a/b"),
+        pipelines.markers_from_socket("/a/b"),
+        pipelines.markers_from_topic("a"),
+        pipelines.publish_markers("a", "b", 1, [0, 1]),
+        pipelines.start(pipelines.live(plan, pipelines.MAIN, "b"), "a", 1.5),
+        pipelines.renew(["a", "b"]),
+        pipelines.retro(plan, pipelines.RETRO, 3),
+        pipelines.launch(pipelines.retro(plan, pipelines.RETRO, 3), "a", 1.5),
+        pipelines.serve("a", "b-1", 10, 0.5),
+        pipelines.end("a"),
+        pipelines.ping(),
     ]
 
 
@@ -353,7 +359,7 @@ class CutTests(SynchronousTestCase):
             '{"_tbvast":null}',
         ]
         self.assertEqual(list(rows.cut(lines)), ["a.b", "a.c"])
-        slots = {"f0": tql.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
+        slots = {"f0": pipelines.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
         (found,) = rows.matches(lines[:2], slots)
         self.assertEqual(found.hits, (Hit("x", Kind.IP, "1.2.3.4", ("i",)),))
 
@@ -478,14 +484,14 @@ class RowTests(SynchronousTestCase):
         self.assertRaises(Invalid, rows.entry, line)
 
 
-SLOTS = tql.plan([DNS], positions=2).slots
+SLOTS = pipelines.plan([DNS], positions=2).slots
 
 
 def line(mark: Any, **event: Any) -> bytes:
     """
     A line of a match.
     """
-    return json.dumps({**event, tql.MARK: mark}).encode()
+    return json.dumps({**event, pipelines.MARK: mark}).encode()
 
 
 def slot_of(field: str, kind: Kind) -> str:

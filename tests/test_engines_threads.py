@@ -11,10 +11,10 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.engines.threaded import ThreadedEngine
+from tbvast.engines.threads import ThreadedEngine
 from tbvast.errors import EngineCallFailed, EngineInterrupted
-from tbvast.intel.matches import Entry, Match, Progress
 from tbvast.interfaces import IAdding, IEngineClient
+from tbvast.values import Entry, Match, Progress
 from tests.doubles_engine import (
     ABSENT,
     ADDRESS,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines.vast import expressible, located, query
-from tbvast.intel.matches import Entry
-from tbvast.intel.observables import Kind, Observable
+from tbvast.engines.vast import expressible, located, query
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry
 
 values = st.text() | st.text("ab.-:/'\"\\\\ \n\0|&;=()$é") | st.from_regex(r"[a-z0-9.:/-]+\Z")
 entries = st.builds(

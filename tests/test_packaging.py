@@ -92,7 +92,7 @@ class WheelTests(SynchronousTestCase):
         self.assertIn(b"Redistribution and use", self.read("licenses/LICENSE"))
         scripts = ConfigParser()
         scripts.read_string(self.read("entry_points.txt").decode())
-        self.assertEqual(dict(scripts["console_scripts"]), {"tbvast": "tbvast.cli:main"})
+        self.assertEqual(dict(scripts["console_scripts"]), {"tbvast": "tbvast.cli.main:main"})
 
 
 class CountTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.wire.frames}.
+Tests for L{tbvast.protocol.frames}.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid, SightingInvalid
-from tbvast.intel.indicators import Indicator, decode_indicator
-from tbvast.intel.sightings import Sighting
-from tbvast.wire.delivery import decode_delivery
-from tbvast.wire.frames import (
+from tbvast.protocol.delivery import decode_delivery
+from tbvast.protocol.frames import (
     REPORT_TOPICS,
     Envelope,
     Item,
@@ -28,7 +26,9 @@ from tbvast.wire.frames import (
     render_intel,
     stream_of,
 )
-from tbvast.wire.topics import Dialect, Stream
+from tbvast.protocol.topics import Dialect, Stream
+from tbvast.stix.indicators import Indicator, decode_indicator
+from tbvast.stix.sightings import Sighting
 from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
 
 P2P = b"a" * 32

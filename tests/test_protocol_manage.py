@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.wire.manage}.
+Tests for L{tbvast.protocol.manage}.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ProtocolInvalid
-from tbvast.wire import manage
-from tbvast.wire.manage import (
+from tbvast.protocol import manage
+from tbvast.protocol.manage import (
     PROTOCOL,
     Heartbeat,
     Publish,
@@ -27,7 +27,7 @@ from tbvast.wire.manage import (
     decode_request,
     decode_subscribed,
 )
-from tbvast.wire.topics import Dialect
+from tbvast.protocol.topics import Dialect
 
 P2P = "a" * 32
 

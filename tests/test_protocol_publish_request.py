@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ProtocolInvalid
+from tbvast.protocol.manage import Publish, decode_request, encode_publish
 from tbvast.protocol.publish_request import RequestUnsplittable, split_request
-from tbvast.wire.manage import Publish, decode_request, encode_publish
 from tests import documents
 
 GOOD = [documents.valid(Random(number)) for number in range(3)]

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.wire.feed} and L{tbvast.wire.delivery}.
+Tests for L{tbvast.protocol.replay} and L{tbvast.protocol.delivery}.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid
-from tbvast.intel.indicators import Indicator
-from tbvast.protocol.unreadable import KEPT_BYTES
-from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING, SHORTEST_MESSAGE_LIMIT
-from tbvast.wire.delivery import decode_delivery
-from tbvast.wire.feed import (
+from tbvast.protocol.delivery import decode_delivery
+from tbvast.protocol.frames import Item, stream_of
+from tbvast.protocol.replay import (
     FRAME_BYTES,
     Batch,
     Mark,
@@ -29,8 +27,10 @@ from tbvast.wire.feed import (
     encode_mark,
     encode_part,
 )
-from tbvast.wire.frames import Item, stream_of
-from tbvast.wire.topics import Stream
+from tbvast.protocol.topics import Stream
+from tbvast.protocol.unreadable import KEPT_BYTES
+from tbvast.stix.indicators import Indicator
+from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING, SHORTEST_MESSAGE_LIMIT
 from tests.doubles import a_sighting, an_indicator
 
 TOPIC = b"a" * 32

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.protocol.salvage}, alone and within L{tbvast.wire.feed}.
+Tests for L{tbvast.protocol.salvage}, alone and within L{tbvast.protocol.replay}.
 """
 
 from __future__ import annotations
@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.protocol.replay import (
+    Batch,
+    Part,
+    Torn,
+    decode_feed,
+    encode_batch,
+    encode_item,
+    encode_part,
+)
 from tbvast.protocol.salvage import Damaged, Found, salvage
-from tbvast.wire.feed import Batch, Part, Torn, decode_feed, encode_batch, encode_item, encode_part
-from tbvast.wire.topics import Stream
+from tbvast.protocol.topics import Stream
 from tests.doubles import indicator_document, indicator_id
 
 DEEP = b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}"

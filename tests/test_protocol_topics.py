@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.wire.topics}.
+Tests for L{tbvast.protocol.topics}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.wire.topics import (
+from tbvast.protocol.topics import (
     STIX2_TOPIC_LENGTH,
     STREAM_TOPICS,
     Dialect,

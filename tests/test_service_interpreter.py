@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.process}.
+Tests for L{tbvast.service.interpreter}.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.process import COLLECT_AFTER, SWITCH_INTERVAL, settle
+from tbvast.service.interpreter import COLLECT_AFTER, SWITCH_INTERVAL, settle
 
 
 class SettleTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.logs}.
+Tests for L{tbvast.service.logging}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.errors import StartupRefused
-from tbvast.ops.logs import ServiceLog
+from tbvast.service.logging import ServiceLog
 
 
 class ServiceLogTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.options}.
+Tests for L{tbvast.service.options}.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.options import ServiceOptions
+from tbvast.service.options import ServiceOptions
 from tbvast.settings import BridgeSettings, PluginSettings
-from tests.doubles_ops import parse_as_twistd
+from tests.doubles_service import parse_as_twistd
 
 
 class PluginOptions(ServiceOptions):

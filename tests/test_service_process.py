@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.startup}.
+Tests for L{tbvast.service.process}.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from zope.interface import implementer
 
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
-from tbvast.ops.options import ServiceOptions
-from tbvast.ops.startup import SequentialService, ServiceProcess, check_free, refusing
+from tbvast.service.options import ServiceOptions
+from tbvast.service.process import SequentialService, ServiceProcess, check_free, refusing
 from tbvast.settings import HostPort, PluginSettings
-from tests.doubles_ops import ProcessDouble, ReactorDouble, parse_as_twistd
+from tests.doubles_service import ProcessDouble, ReactorDouble, parse_as_twistd
 
 
 class Options(ServiceOptions):

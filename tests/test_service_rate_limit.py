@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.ratelimit}.
+Tests for L{tbvast.service.rate_limit}.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.ratelimit import RateLimit
+from tbvast.service.rate_limit import RateLimit
 
 
 class RateLimitTests(SynchronousTestCase):

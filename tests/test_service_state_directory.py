@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.state}.
+Tests for L{tbvast.service.state_directory}.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import StartupRefused
-from tbvast.ops.state import StateDirectory, default_directory
+from tbvast.service.state_directory import StateDirectory, default_directory
 
 
 class DefaultDirectoryTests(SynchronousTestCase):

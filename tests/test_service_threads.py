@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.threads}, with real threads.
+Tests for L{tbvast.service.threads}, with real threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
-from tbvast.ops.threads import Threads
+from tbvast.service.threads import Threads
 from tests.doubles import WAIT_LIMIT
 
 

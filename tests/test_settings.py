@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import tql
-from tbvast.bridge.engines.fields import Mapped, Source, addresses, file_names
+from tbvast.engines.tenzir import pipelines
 from tbvast.errors import SettingsInvalid
 from tbvast.settings import (
     SECTIONS,
@@ -26,6 +25,7 @@ from tbvast.settings import (
     load,
     override,
 )
+from tbvast.telemetry.known_fields import Mapped, Source, addresses, file_names
 
 EXAMPLE = Path(__file__).parent.parent / "tap.conf.example"
 
@@ -252,7 +252,7 @@ bridge:
             except SettingsInvalid as e:
                 self.assertNotIn("\n", str(e))
             else:
-                tql.plan([each.source for each in settings.bridge.fields])
+                pipelines.plan([each.source for each in settings.bridge.fields])
 
     def test_engine_that_cannot(self) -> None:
         """

@@ -17,11 +17,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import rows
-from tbvast.bridge.store import BridgeStore
+from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bus.journal.writer import JournalStore
+from tbvast.engines.tenzir import rows
 from tbvast.errors import Invalid, ObservableInvalid, PatternInvalid
-from tbvast.intel.documents import microseconds
-from tbvast.intel.indicators import (
+from tbvast.protocol.frames import (
+    Item,
+    decode_envelope,
+    decode_report,
+    encode_report,
+    render,
+    stream_of,
+)
+from tbvast.protocol.manage import Publish, decode_request, encode_publish
+from tbvast.protocol.replay import Batch, decode_feed, encode_batch, encode_item
+from tbvast.protocol.topics import Dialect
+from tbvast.protocol.vast_dialect import (
+    decode_vast_sighting,
+    encode_vast_intel,
+    encode_vast_sighting,
+)
+from tbvast.stix import admission
+from tbvast.stix.admission import admit, admit_indicator, admit_sighting, admit_vast_sighting
+from tbvast.stix.documents import microseconds
+from tbvast.stix.indicators import (
     Indicator,
     Operation,
     compatible,
@@ -29,19 +48,6 @@ from tbvast.intel.indicators import (
     split_bundle,
     with_operation,
 )
-from tbvast.intel.matches import Entry, MatchType
-from tbvast.intel.sightings import (
-    Sighting,
-    compatible_sighting,
-    decode_sighting,
-    event_time,
-    make_sighting,
-)
-from tbvast.intel.vastformat import decode_vast_sighting, encode_vast_intel, encode_vast_sighting
-from tbvast.ops.answering import encode_request
-from tbvast.plugin.store import JournalStore
-from tbvast.stix import admission
-from tbvast.stix.admission import admit, admit_indicator, admit_sighting, admit_vast_sighting
 from tbvast.stix.limits import (
     DEEPEST_INDICATOR,
     DEEPEST_SIGHTING,
@@ -52,17 +58,15 @@ from tbvast.stix.limits import (
     MOST_TERMS,
 )
 from tbvast.stix.properties import INDICATOR, SIGHTING
-from tbvast.wire.feed import Batch, decode_feed, encode_batch, encode_item
-from tbvast.wire.frames import (
-    Item,
-    decode_envelope,
-    decode_report,
-    encode_report,
-    render,
-    stream_of,
+from tbvast.stix.sightings import (
+    Sighting,
+    compatible_sighting,
+    decode_sighting,
+    event_time,
+    make_sighting,
 )
-from tbvast.wire.manage import Publish, decode_request, encode_publish
-from tbvast.wire.topics import Dialect
+from tbvast.storage.worker_server import encode_request
+from tbvast.values import Entry, MatchType
 from tests import documents
 from tests.doubles import a_sighting, an_indicator, indicator_document
 

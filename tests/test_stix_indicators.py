@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.intel.indicators}.
+Tests for L{tbvast.stix.indicators}.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import IndicatorInvalid, PatternInvalid
-from tbvast.intel.documents import from_microseconds, microseconds
-from tbvast.intel.indicators import (
+from tbvast.stix.documents import from_microseconds, microseconds
+from tbvast.stix.indicators import (
     Operation,
     compatible,
     decode_indicator,
@@ -25,8 +25,8 @@ from tbvast.intel.indicators import (
     split_bundle,
     with_operation,
 )
-from tbvast.intel.observables import Kind, Observable, guess
-from tbvast.intel.patterns import observables
+from tbvast.stix.observables import Kind, Observable, guess
+from tbvast.stix.pattern_conditions import observables
 
 STIX = FilePath(__file__).sibling("data").child("stix")
 TIMES = ("created", "modified", "valid_from", "valid_until")

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.nesting}.
+Tests for L{tbvast.stix.network_index}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.nesting import Nesting
+from tbvast.stix.network_index import Nesting
 
 networks = st.one_of(
     st.tuples(st.integers(0, 7), st.integers(0, 32)).map(

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.intel.observables}.
+Tests for L{tbvast.stix.observables}.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ObservableInvalid, PatternUnmatchable
-from tbvast.intel.observables import (
+from tbvast.stix.observables import (
     UNESCAPED,
     Kind,
     Observable,
@@ -19,7 +19,7 @@ from tbvast.intel.observables import (
     refang,
     unescaped,
 )
-from tbvast.intel.patterns import observables
+from tbvast.stix.pattern_conditions import observables
 
 JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
 SHA256 = "2e4c462b3424afcc04f43429d5f001e4ef9a28143bfeefb9af2254b4df3a7c1a"

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.intel.grammar} and L{tbvast.intel.patterns}.
+Tests for L{tbvast.stix.pattern_grammar} and L{tbvast.stix.pattern_conditions}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ObservableInvalid, PatternInvalid, PatternUnmatchable
-from tbvast.intel.grammar import (
+from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.pattern_conditions import (
+    _NORMAL,
+    matchable,
+    observables,
+    sure_observable,
+    surely_matchable,
+    validate,
+)
+from tbvast.stix.pattern_grammar import (
     DEEPEST,
     AnyIndex,
     Comparison,
@@ -35,15 +44,6 @@ from tbvast.intel.grammar import (
     Timestamp,
     Within,
     parse,
-)
-from tbvast.intel.observables import Kind, Observable
-from tbvast.intel.patterns import (
-    _NORMAL,
-    matchable,
-    observables,
-    sure_observable,
-    surely_matchable,
-    validate,
 )
 
 STIX = FilePath(__file__).sibling("data").child("stix")

@@ -7,11 +7,11 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid
-from tbvast.intel.indicators import Operation, decode_indicator
+from tbvast.protocol.frames import render
+from tbvast.protocol.topics import Dialect
 from tbvast.stix.admission import admit
+from tbvast.stix.indicators import Operation, decode_indicator
 from tbvast.stix.removals import bare_removal
-from tbvast.wire.frames import render
-from tbvast.wire.topics import Dialect
 from tests.doubles import an_indicator, indicator_id
 
 VERSION = 1_716_000_000_123_456

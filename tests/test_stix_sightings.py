@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.intel.sightings} and L{tbvast.intel.vastformat}.
+Tests for L{tbvast.stix.sightings} and L{tbvast.protocol.vast_dialect}.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import SightingInvalid
-from tbvast.intel.documents import microseconds
-from tbvast.intel.indicators import Indicator, decode_indicator, removal
-from tbvast.intel.matches import MatchType
-from tbvast.intel.sightings import (
+from tbvast.protocol.vast_dialect import (
+    decode_vast_sighting,
+    encode_vast_intel,
+    encode_vast_sighting,
+)
+from tbvast.stix.documents import microseconds
+from tbvast.stix.indicators import Indicator, decode_indicator, removal
+from tbvast.stix.sightings import (
     Sighting,
     canonical,
     decode_sighting,
@@ -24,11 +28,7 @@ from tbvast.intel.sightings import (
     make_sighting,
     sighting_id,
 )
-from tbvast.intel.vastformat import (
-    decode_vast_sighting,
-    encode_vast_intel,
-    encode_vast_sighting,
-)
+from tbvast.values import MatchType
 
 NOW = datetime(2024, 5, 17, 12, 30, tzinfo=UTC)
 SEEN = datetime(2011, 8, 14, 7, 38, 53, 914038, tzinfo=UTC)

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.digests}.
+Tests for L{tbvast.storage.digest_index}.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import connect, migrate, transaction
-from tbvast.ops.digests import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.storage.sqlite import connect, migrate, transaction
 
 FEW = 4
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import FileLost
-from tbvast.ops.database import PAGE_BYTES, connect
 from tbvast.storage.file_guard import FileGuard, beside, damage_of, move_aside
+from tbvast.storage.sqlite import PAGE_BYTES, connect
 
 ROWS = 400
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.database}.
+Tests for L{tbvast.storage.sqlite}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.ops.database import FromLater, connect, insert, migrate, own, snapshot, transaction
+from tbvast.storage.sqlite import FromLater, connect, insert, migrate, own, snapshot, transaction
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"

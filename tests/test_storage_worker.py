@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.ops.worker} and L{tbvast.ops.answering}, with a real process.
+Tests for L{tbvast.storage.worker_client} and L{tbvast.storage.worker_server}, with a real process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
 from tbvast.errors import JournalFailed
-from tbvast.ops.answering import Unencodable, serve
-from tbvast.ops.worker import Worker, WorkerBroken
-from tbvast.wire.frames import Item
+from tbvast.protocol.frames import Item
+from tbvast.storage.worker_client import Worker, WorkerBroken
+from tbvast.storage.worker_server import Unencodable, serve
 from tests.doubles import a_sighting, an_indicator, moment
 
 

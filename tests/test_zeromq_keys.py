@@ -16,15 +16,6 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.zeromq.connections import (
-    Connection,
-    DealerConnection,
-    Factory,
-    RouterConnection,
-    SocketOptions,
-    SubConnection,
-    XPubConnection,
-)
 from tbvast.zeromq.curve import (
     ZAP_DOMAIN,
     KeyPair,
@@ -35,6 +26,15 @@ from tbvast.zeromq.curve import (
     load_public_key,
     make_key_pair,
     server_options,
+)
+from tbvast.zeromq.sockets import (
+    Connection,
+    DealerConnection,
+    Factory,
+    RouterConnection,
+    SocketOptions,
+    SubConnection,
+    XPubConnection,
 )
 from tbvast.zeromq.zap import Doorkeeper
 from tests.doubles import until

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.zeromq.connections}, with real sockets on the loopback address.
+Tests for L{tbvast.zeromq.sockets}, with real sockets on the loopback address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.zeromq.connections import (
+from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
     PEER_MESSAGES,

@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
-from tbvast.bridge.keeper import Keeper
-from tbvast.bridge.store import Changes
-from tbvast.intel.indicators import Indicator
+from tbvast.bridge.store.indicators import Changes
+from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
-from tbvast.ops.worker import Ask
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import Position
+from tbvast.stix.indicators import Indicator
+from tbvast.storage.worker_client import Ask
 
 PIECE = 2000
 """

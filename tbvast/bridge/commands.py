@@ -30,10 +30,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bridge.processes import BackOff, Child, Children, Exit, Finished, OneShots, Output
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
-from tbvast.intel.matches import MatchType
 from tbvast.interfaces import IContextTransform, ISink
+from tbvast.service.child_process import BackOff, Child, Children, Exit, Finished, OneShots, Output
+from tbvast.values import MatchType
 
 LONGEST_ANSWER = 16 * 1024 * 1024
 """

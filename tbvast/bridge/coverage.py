@@ -9,7 +9,7 @@ shows that the date was set.
 
 from __future__ import annotations
 
-from tbvast.intel.matches import Covered, Moment
+from tbvast.values import Covered, Moment
 
 OVERLAP = 10.0
 """

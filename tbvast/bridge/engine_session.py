@@ -28,14 +28,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
-from tbvast.bridge.keeper import PIECE, Keeper
-from tbvast.bridge.store import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.indicators import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.worker import PIECE, Keeper
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
-from tbvast.intel.matches import Covered, EngineIdentity, Entry, Match, MatchType, Progress
-from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IAdding, IEngineClient
-from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar, awake
+from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.worker_client import Ask
+from tbvast.values import Covered, EngineIdentity, Entry, Match, MatchType, Progress
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 30.0

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from tbvast.bridge.keeper import Keeper
-from tbvast.intel.sightings import Sighting
+from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import IBacklog
-from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Deliver, Flusher
+from tbvast.stix.sightings import Sighting
+from tbvast.storage.worker_client import Ask
 
 
 @implementer(IBacklog)

@@ -17,32 +17,32 @@ from twisted.internet.endpoints import HostnameEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bridge.bus_cursor import StoreCursor
 from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
-from tbvast.bridge.cursor import StoreCursor
-from tbvast.bridge.engines.binaries import client
-from tbvast.bridge.engines.fields import mapped
-from tbvast.bridge.engines.node import EmbeddedNode
-from tbvast.bridge.engines.tenzir import TenzirEngine
-from tbvast.bridge.engines.threaded import EngineThreads
-from tbvast.bridge.engines.vast import VastEngine
-from tbvast.bridge.keeper import NO, YES, Keeper
+from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
-from tbvast.bridge.session import EngineSession, Search
-from tbvast.bridge.sightings import SightingMaker, SinkHanding
-from tbvast.bridge.store import Changes
-from tbvast.client import BusSubscription, Wish
+from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
+from tbvast.bridge.store.indicators import Changes
+from tbvast.bridge.store.worker import NO, YES, Keeper
+from tbvast.bus_client.subscription import BusSubscription, Wish
+from tbvast.engines.binaries import client
+from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.engines.tenzir.engine import TenzirEngine
+from tbvast.engines.threads import EngineThreads
+from tbvast.engines.vast import VastEngine
 from tbvast.errors import StoreFailed, shown
-from tbvast.intel.matches import Match, MatchType
 from tbvast.interfaces import IEngine
-from tbvast.ops.startup import SequentialService, ServiceProcess
-from tbvast.ops.worker import Worker
+from tbvast.protocol.manage import Position
+from tbvast.protocol.replay import FRAME_BYTES
 from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
+from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings import BridgeSettings, HostPort
-from tbvast.wire.feed import FRAME_BYTES
-from tbvast.wire.manage import Position
-from tbvast.zeromq.connections import Factory
+from tbvast.storage.worker_client import Worker
+from tbvast.telemetry.known_fields import mapped
+from tbvast.values import Match, MatchType
 from tbvast.zeromq.curve import load_client_options
+from tbvast.zeromq.sockets import Factory
 
 STORE_NAME = "bridge.db"
 
@@ -105,7 +105,7 @@ class Bridge(SequentialService):
         self._keeper = Worker(
             self._reactor,
             "the store's keeper",
-            "tbvast.bridge.keeper",
+            "tbvast.bridge.store.worker",
             [str(self._state / STORE_NAME), YES if self._settings.retro_match else NO],
             StoreFailed,
             self._process.fail,

@@ -21,19 +21,19 @@ from twisted.internet.defer import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bridge.keeper import Keeper
-from tbvast.bridge.nesting import Nesting
+from tbvast.bridge.store.worker import Keeper
 from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
-from tbvast.intel.indicators import STIX, Indicator, decode_indicator
-from tbvast.intel.matches import Hit, Match, MatchType
-from tbvast.intel.observables import Kind, Observable, unescaped
-from tbvast.intel.patterns import Matchable, Term, matchable
-from tbvast.intel.sightings import Sighting, make_sighting
 from tbvast.interfaces import IContextTransform, ISink
-from tbvast.ops.worker import Ask
 from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Reported
+from tbvast.stix.indicators import STIX, Indicator, decode_indicator
+from tbvast.stix.network_index import Nesting
+from tbvast.stix.observables import Kind, Observable, unescaped
+from tbvast.stix.pattern_conditions import Matchable, Term, matchable
+from tbvast.stix.sightings import Sighting, make_sighting
 from tbvast.storage.set_aside import MOST_BYTES, reason_of
+from tbvast.storage.worker_client import Ask
+from tbvast.values import Hit, Match, MatchType
 
 CACHED = 1024
 """

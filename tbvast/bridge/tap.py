@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tbvast.bridge.bridge import Bridge
 from tbvast.bridge.commands import StdoutSink
-from tbvast.ops.options import ServiceOptions
-from tbvast.ops.startup import ServiceProcess, refusing
+from tbvast.bridge.service import Bridge
 from tbvast.service.clock import use_monotonic_time
+from tbvast.service.options import ServiceOptions
+from tbvast.service.process import ServiceProcess, refusing
 from tbvast.settings import BridgeSettings
 
 

@@ -14,9 +14,9 @@ import msgspec
 import zmq.utils.z85
 from twisted.logger import Logger
 
-from tbvast.bus.ownership import EVERYBODY, Publisher
+from tbvast.bus.journal.ownership import EVERYBODY, Publisher
 from tbvast.errors import StartupRefused, shown
-from tbvast.wire.topics import Stream
+from tbvast.protocol.topics import Stream
 from tbvast.zeromq.curve import KEY_LENGTH
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from tbvast.plugin.soundness import MOST_BYTES
+from tbvast.bus.journal.soundness import MOST_BYTES
+from tbvast.protocol.frames import Item, render, render_all, stream_of
+from tbvast.protocol.replay import chunks, encode_item
+from tbvast.protocol.topics import Dialect, Stream
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
-from tbvast.wire.feed import chunks, encode_item
-from tbvast.wire.frames import Item, render, render_all, stream_of
-from tbvast.wire.topics import Dialect, Stream
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ class Commit:
 
     def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:
         """
-        @return: As L{tbvast.wire.feed.chunks}; the last one ends with the commit.
+        @return: As L{tbvast.protocol.replay.chunks}; the last one ends with the commit.
         """
         found = self._chunks.get(streams)
         if found is None:

@@ -13,17 +13,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.ownership import Publisher, runs_of
+from tbvast.bus.access_control import TO_PUBLISH, Gate
+from tbvast.bus.fanout import Commit
+from tbvast.bus.journal.ownership import Publisher, runs_of
+from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.subscriptions import TURN
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import IJournal
-from tbvast.ops.ratelimit import RateLimit
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.gate import TO_PUBLISH, Gate
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.plugin.subscriptions import TURN
+from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
+from tbvast.service.rate_limit import RateLimit
 from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
-from tbvast.wire.frames import Envelope, Item, decode_report, stream_of
 
 BATCH = 2000
 """

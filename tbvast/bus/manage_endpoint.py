@@ -13,19 +13,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bus.access_control import TO_SUBSCRIBE, Gate
+from tbvast.bus.ingest import Intake
+from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.snapshots import Snapshots
+from tbvast.bus.statistics import Statistics
+from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import IJournal
-from tbvast.ops.ratelimit import RateLimit
-from tbvast.plugin.feed import FedSubscription
-from tbvast.plugin.gate import TO_SUBSCRIBE, Gate
-from tbvast.plugin.intake import Intake
-from tbvast.plugin.snapshots import Snapshots
-from tbvast.plugin.status import Statistics
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.plugin.subscriptions import Subscriptions
+from tbvast.protocol import manage
 from tbvast.protocol.publish_request import RequestUnsplittable
-from tbvast.wire import manage
-from tbvast.wire.topics import streams_of
+from tbvast.protocol.topics import streams_of
+from tbvast.service.rate_limit import RateLimit
 
 
 class Addresses(msgspec.Struct, frozen=True):

@@ -15,15 +15,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bus.fanout import Commit
+from tbvast.bus.journal.reader import Entered
+from tbvast.bus.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
 from tbvast.interfaces import IJournal, IReplay
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.reader import Entered
-from tbvast.plugin.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
+from tbvast.protocol.frames import render_entry
+from tbvast.protocol.manage import Subscribe
+from tbvast.protocol.topics import Dialect
 from tbvast.storage.set_aside import SetAside, Stage, described, id_in, reason_of
-from tbvast.wire.frames import render_entry
-from tbvast.wire.manage import Subscribe
-from tbvast.wire.topics import Dialect
-from tbvast.zeromq.connections import PEER_MESSAGES
+from tbvast.zeromq.sockets import PEER_MESSAGES
 
 HELD_MESSAGES = 2 * PEER_MESSAGES
 """

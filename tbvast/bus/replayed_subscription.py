@@ -12,11 +12,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bus.fanout import Commit
+from tbvast.bus.journal.reader import Entered
+from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, IReplay
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.reader import Entered
-from tbvast.plugin.subscriptions import Subscription
-from tbvast.wire.feed import (
+from tbvast.protocol.manage import Subscribe
+from tbvast.protocol.replay import (
     Mark,
     chunks,
     encode_batch,
@@ -24,8 +25,7 @@ from tbvast.wire.feed import (
     encode_mark,
     encode_part,
 )
-from tbvast.wire.manage import Subscribe
-from tbvast.wire.topics import Stream
+from tbvast.protocol.topics import Stream
 
 PAGE_ITEMS = 2000
 PAGE_BYTES = 256 * 1024

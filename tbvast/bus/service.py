@@ -16,27 +16,28 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.ownership import EVERYBODY, upstream_publisher
+from tbvast.bus.access_control import Gate
+from tbvast.bus.fanout import Commit
+from tbvast.bus.ingest import Intake
+from tbvast.bus.journal.client import Journal, JournalService
+from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
+from tbvast.bus.journal.retention import Housekeeping
+from tbvast.bus.manage_endpoint import Addresses, Dialogue
 from tbvast.bus.queued_subscription import QueuedSubscription
+from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.statistics import Statistics
+from tbvast.bus.subscriptions import Limits, Subscription, Subscriptions
+from tbvast.bus.upstream import Upstream
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
-from tbvast.ops.startup import SequentialService
-from tbvast.plugin.commit import Commit
-from tbvast.plugin.dialogue import Addresses, Dialogue
-from tbvast.plugin.feed import FedSubscription
-from tbvast.plugin.gate import Gate
-from tbvast.plugin.housekeeping import Housekeeping
-from tbvast.plugin.intake import Intake
-from tbvast.plugin.journal import Journal, JournalService
-from tbvast.plugin.snapshots import JournalSource, Snapshots
-from tbvast.plugin.status import Statistics
-from tbvast.plugin.subscriptions import Limits, Subscription, Subscriptions
-from tbvast.plugin.upstream import Upstream
+from tbvast.protocol.frames import REPORT_TOPICS
 from tbvast.service.clock import calendar
+from tbvast.service.process import SequentialService
 from tbvast.settings import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
-from tbvast.wire.frames import REPORT_TOPICS
-from tbvast.zeromq.connections import (
+from tbvast.zeromq.curve import load_key_pair, server_options
+from tbvast.zeromq.sockets import (
     KEEPALIVE,
     Factory,
     GuardedXPubConnection,
@@ -46,7 +47,6 @@ from tbvast.zeromq.connections import (
     is_loopback,
     tcp_address,
 )
-from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.zap import Doorkeeper
 
 JOURNAL_NAME = "journal.db"

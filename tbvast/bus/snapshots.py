@@ -13,13 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from tbvast.bus.fanout import Refuse, leave_out, render_each
+from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, ISnapshotSource
-from tbvast.plugin.commit import Refuse, leave_out, render_each
-from tbvast.plugin.subscriptions import Subscription
+from tbvast.protocol.frames import Envelope, encode_snapshot_request, render
+from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
-from tbvast.wire.frames import Envelope, encode_snapshot_request, render
-from tbvast.wire.topics import Stream
 
 PAGE = 1000
 """

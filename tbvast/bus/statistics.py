@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from tbvast import __version__
+from tbvast.bus.ingest import Intake
+from tbvast.bus.subscriptions import Subscription, Subscriptions
 from tbvast.interfaces import IJournal
-from tbvast.plugin.intake import Intake
-from tbvast.plugin.subscriptions import Subscription, Subscriptions
-from tbvast.wire.manage import PROTOCOL
+from tbvast.protocol.manage import PROTOCOL
 
 SAMPLE_INTERVAL = 5.0
 """

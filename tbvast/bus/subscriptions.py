@@ -19,12 +19,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tbvast.bus.fanout import Commit, render_each
 from tbvast.errors import ProtocolInvalid
-from tbvast.ops.ratelimit import RateLimit
-from tbvast.plugin.commit import Commit, render_each
-from tbvast.wire.frames import render_intel
-from tbvast.wire.manage import PROTOCOL, Subscribe
-from tbvast.wire.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
+from tbvast.protocol.frames import render_intel
+from tbvast.protocol.manage import PROTOCOL, Subscribe
+from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
+from tbvast.service.rate_limit import RateLimit
 
 SWEEP_INTERVAL = 1.0
 """

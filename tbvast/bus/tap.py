@@ -7,10 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tbvast.ops.options import ServiceOptions
-from tbvast.ops.startup import ServiceProcess, check_free, refusing
-from tbvast.plugin.bus import Bus
+from tbvast.bus.service import Bus
 from tbvast.service.clock import use_monotonic_time
+from tbvast.service.options import ServiceOptions
+from tbvast.service.process import ServiceProcess, check_free, refusing
 from tbvast.settings import HostPort, PluginSettings
 
 

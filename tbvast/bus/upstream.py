@@ -16,18 +16,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.client import BusSubscription, Wish
+from tbvast.bus.fanout import Commit
+from tbvast.bus_client.subscription import BusSubscription, Wish
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
-from tbvast.plugin.commit import Commit
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings import HostPort, UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
-from tbvast.zeromq.connections import Factory
 from tbvast.zeromq.curve import load_client_options
+from tbvast.zeromq.sockets import Factory
 
 NAME = "tbvast-plugin"
 HEARTBEAT = 5.0

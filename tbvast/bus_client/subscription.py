@@ -29,16 +29,16 @@ from zope.interface import implementer
 
 from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, shown
 from tbvast.interfaces import ICursor
-from tbvast.ops.ratelimit import RateLimit
+from tbvast.protocol import manage
+from tbvast.protocol.delivery import decode_delivery
+from tbvast.protocol.frames import SIGHTING_TOPIC, Item
+from tbvast.protocol.manage import Position
+from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
+from tbvast.service.rate_limit import RateLimit
 from tbvast.settings import HostPort
-from tbvast.wire import manage
-from tbvast.wire.delivery import decode_delivery
-from tbvast.wire.feed import Batch, Delivery, Mark, Part, Torn
-from tbvast.wire.frames import SIGHTING_TOPIC, Item
-from tbvast.wire.manage import Position
-from tbvast.zeromq.connections import (
+from tbvast.zeromq.sockets import (
     DealerConnection,
     Factory,
     SocketOptions,

@@ -12,16 +12,16 @@ from datetime import datetime
 import msgspec
 
 from tbvast.errors import Invalid, ObservableInvalid, PatternUnmatchable
-from tbvast.intel.indicators import (
+from tbvast.stix.admission import admit_indicator
+from tbvast.stix.indicators import (
     STIX,
     Indicator,
     Operation,
     make_indicator,
     split_bundle,
 )
-from tbvast.intel.observables import guess
-from tbvast.intel.patterns import matchable
-from tbvast.stix.admission import admit_indicator
+from tbvast.stix.observables import guess
+from tbvast.stix.pattern_conditions import matchable
 
 SOURCE = "tbvast"
 """

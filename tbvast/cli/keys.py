@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from tbvast.commands.screen import Screen
+from tbvast.bus.access_control import NAME
+from tbvast.cli.terminal import Screen
 from tbvast.errors import SettingsInvalid
-from tbvast.plugin.gate import NAME
-from tbvast.zeromq.connections import SocketOptions
 from tbvast.zeromq.curve import load_client_options, load_public_key, make_key_pair
+from tbvast.zeromq.sockets import SocketOptions
 
 
 class KeyFiles(msgspec.Struct, frozen=True):

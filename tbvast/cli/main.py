@@ -15,11 +15,11 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
 
 from tbvast import __version__
-from tbvast.commands.keys import KeyFiles, keygen
-from tbvast.commands.publish import publish, remove
-from tbvast.commands.screen import Complaints, Screen
-from tbvast.commands.status import status
-from tbvast.commands.watch import STREAMS, watch
+from tbvast.cli.keys import KeyFiles, keygen
+from tbvast.cli.publish import publish, remove
+from tbvast.cli.status import status
+from tbvast.cli.terminal import Complaints, Screen
+from tbvast.cli.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
 from tbvast.service.clock import use_monotonic_time
 from tbvast.settings import HostPort

@@ -13,10 +13,10 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from tbvast.client import Announcer, ManageClient
-from tbvast.commands.keys import KeyFiles
-from tbvast.commands.reading import SOURCE, Reading, Submission, read
-from tbvast.commands.screen import Screen
+from tbvast.bus_client.subscription import Announcer, ManageClient
+from tbvast.cli.input_files import SOURCE, Reading, Submission, read
+from tbvast.cli.keys import KeyFiles
+from tbvast.cli.terminal import Screen
 from tbvast.errors import (
     BusRefused,
     BusUnreachable,
@@ -24,15 +24,15 @@ from tbvast.errors import (
     ProtocolInvalid,
     SettingsInvalid,
 )
-from tbvast.intel.documents import STIX_ID
-from tbvast.intel.indicators import decode_indicator, make_indicator, removal
-from tbvast.intel.observables import guess
+from tbvast.protocol import manage
+from tbvast.protocol.frames import INDICATOR_TOPIC
+from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.service.clock import calendar
 from tbvast.settings import HostPort
-from tbvast.wire import manage
-from tbvast.wire.frames import INDICATOR_TOPIC
-from tbvast.wire.topics import STREAM_TOPICS, Stream
-from tbvast.zeromq.connections import Factory, SocketOptions
+from tbvast.stix.documents import STIX_ID
+from tbvast.stix.indicators import decode_indicator, make_indicator, removal
+from tbvast.stix.observables import guess
+from tbvast.zeromq.sockets import Factory, SocketOptions
 
 BATCH = 1000
 """

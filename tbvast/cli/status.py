@@ -11,14 +11,14 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from tbvast.client import ManageClient
-from tbvast.commands.keys import KeyFiles
-from tbvast.commands.screen import Screen, styled
+from tbvast.bus_client.subscription import ManageClient
+from tbvast.cli.keys import KeyFiles
+from tbvast.cli.terminal import Screen, styled
 from tbvast.errors import BusRefused, ProtocolInvalid
+from tbvast.protocol import manage
+from tbvast.protocol.topics import streams_of
 from tbvast.settings import HostPort
-from tbvast.wire import manage
-from tbvast.wire.topics import streams_of
-from tbvast.zeromq.connections import Factory
+from tbvast.zeromq.sockets import Factory
 
 _STREAMS = {"INTEL": "intel", "SIGHTING": "sighting"}
 

@@ -12,18 +12,18 @@ import msgspec
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 
-from tbvast.client import BusSubscription, Listener, Wish
-from tbvast.commands.keys import KeyFiles
-from tbvast.commands.screen import Screen, visible
+from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.cli.keys import KeyFiles
+from tbvast.cli.terminal import Screen, visible
 from tbvast.errors import Invalid, PatternUnmatchable
-from tbvast.intel.documents import from_microseconds, timestamp
-from tbvast.intel.indicators import STIX, Indicator
-from tbvast.intel.patterns import matchable
-from tbvast.intel.sightings import Sighting
+from tbvast.protocol.frames import Item
+from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.settings import HostPort
-from tbvast.wire.frames import Item
-from tbvast.wire.topics import STREAM_TOPICS, Stream
-from tbvast.zeromq.connections import Factory
+from tbvast.stix.documents import from_microseconds, timestamp
+from tbvast.stix.indicators import STIX, Indicator
+from tbvast.stix.pattern_conditions import matchable
+from tbvast.stix.sightings import Sighting
+from tbvast.zeromq.sockets import Factory
 
 STREAMS: Mapping[str, Stream] = {"intel": Stream.INTEL, "sighting": Stream.SIGHTING}
 """

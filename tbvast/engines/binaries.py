@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from tbvast.bridge.engines import launch
 from tbvast.errors import EngineMissing, shown
+from tbvast.service import launch
 
 HINT = (
     "no engine is installed: pip install 'tbvast[engine]', "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 
-from tbvast.intel.matches import Match
+from tbvast.values import Match
 
 
 class Closable(Iterator[list[Match]]):

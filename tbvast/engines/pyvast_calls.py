@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from tbvast.bridge.engines.binaries import Program, launched
+from tbvast.engines.binaries import Program, launched
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from tbvast.intel.matches import Entry, Hit, Match
-from tbvast.intel.observables import Kind, Observable
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry, Hit, Match
 
 MOST_COMBINATIONS = 50_000
 """

@@ -23,9 +23,9 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from tbvast.errors import EngineInterrupted
-from tbvast.intel.matches import EngineIdentity, Entry, Match, Progress
-from tbvast.intel.observables import Observable
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
+from tbvast.stix.observables import Observable
+from tbvast.values import EngineIdentity, Entry, Match, Progress
 
 THREADS = 6
 """

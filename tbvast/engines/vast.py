@@ -16,14 +16,14 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bridge.engines.calls import Commands
-from tbvast.bridge.engines.closable import Closable
-from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.interruptible import Closable
 from tbvast.engines.json_text import decode_json
+from tbvast.engines.pyvast_calls import Commands
+from tbvast.engines.search_budget import Limit
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
-from tbvast.intel.matches import EngineIdentity, Entry, Hit, Match, Progress
-from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import EngineIdentity, Entry, Hit, Match, Progress
 
 MATCHER = "tbvast"
 """

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tbvast.errors import ProtocolInvalid
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.sightings import decode_sighting
-from tbvast.wire.feed import Delivery, decode_feed
-from tbvast.wire.frames import Item
-from tbvast.wire.topics import Stream
+from tbvast.protocol.frames import Item
+from tbvast.protocol.replay import Delivery, decode_feed
+from tbvast.protocol.topics import Stream
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.sightings import decode_sighting
 
 _ITEMS: dict[bytes, Callable[[bytes], Item]] = {
     Stream.INTEL.value: decode_indicator,

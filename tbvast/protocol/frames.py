@@ -10,11 +10,11 @@ from typing import Literal
 import msgspec
 
 from tbvast.errors import IndicatorInvalid, ProtocolInvalid, SightingInvalid
-from tbvast.intel.indicators import Indicator, compatible, decode_indicator
-from tbvast.intel.sightings import Sighting, compatible_sighting, decode_sighting
-from tbvast.intel.vastformat import encode_vast_intel, encode_vast_sighting
+from tbvast.protocol.topics import Dialect, Stream
+from tbvast.protocol.vast_dialect import encode_vast_intel, encode_vast_sighting
 from tbvast.stix.admission import admit_indicator, admit_sighting, admit_vast_sighting
-from tbvast.wire.topics import Dialect, Stream
+from tbvast.stix.indicators import Indicator, compatible, decode_indicator
+from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
 Item = Indicator | Sighting
 """

@@ -14,7 +14,7 @@ import msgspec
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
-from tbvast.wire.topics import Dialect, dialect_of
+from tbvast.protocol.topics import Dialect, dialect_of
 
 PROTOCOL = "tbvast/1"
 """

@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from tbvast.errors import Invalid, ProtocolInvalid
-from tbvast.intel.indicators import decode_indicator
-from tbvast.intel.sightings import decode_sighting
+from tbvast.protocol.frames import Item
 from tbvast.protocol.salvage import (
     NUMBER_END,
     Damaged,
@@ -30,9 +29,10 @@ from tbvast.protocol.salvage import (
     read_range,
     salvage,
 )
+from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable, unreadable
-from tbvast.wire.frames import Item
-from tbvast.wire.topics import Stream
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.sightings import decode_sighting
 
 FRAME_BYTES = 64 * 1024
 """

@@ -14,12 +14,12 @@ from tbvast.errors import (
     PatternUnmatchable,
     SightingInvalid,
 )
-from tbvast.intel import documents
-from tbvast.intel.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
-from tbvast.intel.indicators import STIX, Indicator
-from tbvast.intel.observables import Kind
-from tbvast.intel.patterns import Term, matchable
-from tbvast.intel.sightings import Sighting, canonical, event_time
+from tbvast.stix import documents
+from tbvast.stix.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
+from tbvast.stix.indicators import STIX, Indicator
+from tbvast.stix.observables import Kind
+from tbvast.stix.pattern_conditions import Term, matchable
+from tbvast.stix.sightings import Sighting, canonical, event_time
 
 PREFIX = "threatbus__"
 """

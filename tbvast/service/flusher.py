@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from tbvast.errors import shown
 from tbvast.interfaces import IBacklog
-from tbvast.ops.ratelimit import RateLimit
 from tbvast.service.pages import PAGE_BYTES, STRIKE_DELAY, Pages
+from tbvast.service.rate_limit import RateLimit
 from tbvast.storage.set_aside import MOST_REASON
 
 RETRY_DELAY = 2.0

@@ -22,10 +22,10 @@ from zmq import ZMQError
 
 from tbvast.errors import StartupRefused, TbvastError
 from tbvast.interfaces import IReloadable
-from tbvast.ops.logs import ServiceLog
-from tbvast.ops.options import ServiceOptions
-from tbvast.ops.process import settle
-from tbvast.ops.state import StateDirectory, default_directory
+from tbvast.service.interpreter import settle
+from tbvast.service.logging import ServiceLog
+from tbvast.service.options import ServiceOptions
+from tbvast.service.state_directory import StateDirectory, default_directory
 from tbvast.settings import HostPort
 
 STATUS_BYTES = 100

@@ -27,20 +27,10 @@ from tbvast.errors import (
     PatternUnmatchable,
     SightingInvalid,
 )
-from tbvast.intel import documents
-from tbvast.intel.documents import Time, timestamp
-from tbvast.intel.grammar import (
-    Exists,
-    Expression,
-    Observation,
-    Observations,
-    Qualified,
-    Test,
-    Tests,
-    count_terms,
-    parse,
-)
-from tbvast.intel.indicators import (
+from tbvast.protocol.vast_dialect import decode_vast_sighting
+from tbvast.stix import documents
+from tbvast.stix.documents import Time, timestamp
+from tbvast.stix.indicators import (
     STIX,
     Indicator,
     Operation,
@@ -49,9 +39,6 @@ from tbvast.intel.indicators import (
     interpret,
     is_compatible,
 )
-from tbvast.intel.patterns import matchable, surely_matchable, validate
-from tbvast.intel.sightings import Sighting, compatible_sighting, decode_sighting
-from tbvast.intel.vastformat import decode_vast_sighting
 from tbvast.stix.limits import (
     DEEPEST_INDICATOR,
     DEEPEST_SIGHTING,
@@ -64,6 +51,18 @@ from tbvast.stix.limits import (
     MOST_STEPS,
     MOST_TERMS,
 )
+from tbvast.stix.pattern_conditions import matchable, surely_matchable, validate
+from tbvast.stix.pattern_grammar import (
+    Exists,
+    Expression,
+    Observation,
+    Observations,
+    Qualified,
+    Test,
+    Tests,
+    count_terms,
+    parse,
+)
 from tbvast.stix.properties import (
     INDICATOR,
     SIGHTING,
@@ -73,6 +72,7 @@ from tbvast.stix.properties import (
     is_custom,
     is_id,
 )
+from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
 Item = Indicator | Sighting
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 
 from tbvast.errors import IndicatorInvalid
-from tbvast.intel import documents
-from tbvast.intel.documents import (
+from tbvast.stix import documents
+from tbvast.stix.documents import (
     EPOCH,
     MICROSECOND,
     Time,
@@ -21,8 +21,8 @@ from tbvast.intel.documents import (
     microseconds,
     timestamp,
 )
-from tbvast.intel.observables import Observable, pattern_for
-from tbvast.intel.patterns import surely_matchable, validate
+from tbvast.stix.observables import Observable, pattern_for
+from tbvast.stix.pattern_conditions import surely_matchable, validate
 
 STIX = "stix"
 """
@@ -54,7 +54,7 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
     @ivar valid_until: In microseconds since the epoch; L{None} for no end.
     @ivar operation: A revoked indicator is one to L{Operation.REMOVE}.
     @ivar raw: The document, byte for byte as it came.
-    @ivar surely_matchable: What L{tbvast.intel.patterns.surely_matchable} says of the
+    @ivar surely_matchable: What L{tbvast.stix.pattern_conditions.surely_matchable} says of the
         pattern, if it was asked.
     """
 
@@ -127,7 +127,7 @@ def decode_indicator(raw: bytes) -> Indicator:
     Read an indicator: a STIX 2.1 document, or a STIX 2.0 one.
 
     Whether the pattern can be matched is another question, which
-    L{tbvast.intel.patterns.matchable} answers.
+    L{tbvast.stix.pattern_conditions.matchable} answers.
 
     @raise IndicatorInvalid: If C{raw} is no indicator.
     @raise PatternInvalid: If its pattern is not one.

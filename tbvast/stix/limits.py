@@ -56,7 +56,7 @@ MOST_TERMS = 400
 """
 The most comparisons and qualifiers of a STIX pattern; a list of values is one comparison.
 The parser of the old programs recurses once for each, and four times for each of
-L{tbvast.intel.grammar.DEEPEST} parentheses; it fails from 979 on.
+L{tbvast.stix.pattern_grammar.DEEPEST} parentheses; it fails from 979 on.
 """
 
 MOST_STEPS = 50

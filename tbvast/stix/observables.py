@@ -50,7 +50,7 @@ class Observable(
     One value that can be seen in an event, in its normal form.
 
     @ivar kind: What the value is.
-    @ivar value: The normal form: L{tbvast.intel.observables.normalise} made it.
+    @ivar value: The normal form: L{tbvast.stix.observables.normalise} made it.
     """
 
     kind: Kind

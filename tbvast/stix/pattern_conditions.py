@@ -11,7 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from tbvast.errors import ObservableInvalid, PatternUnmatchable
-from tbvast.intel.grammar import (
+from tbvast.stix.observables import Kind, Observable, normalise
+from tbvast.stix.pattern_grammar import (
     Comparison,
     Exists,
     Expression,
@@ -26,7 +27,6 @@ from tbvast.intel.grammar import (
     Within,
     parse,
 )
-from tbvast.intel.observables import Kind, Observable, normalise
 
 __all__ = [
     "PATTERN_RULES",

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from tbvast.errors import Invalid
-from tbvast.intel.documents import UUID, Time
+from tbvast.stix.documents import UUID, Time
 from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
 
 Check = Callable[[str, Any], None]

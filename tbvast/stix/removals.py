@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import msgspec
 
 from tbvast.errors import Invalid
-from tbvast.intel.documents import from_microseconds, microseconds, timestamp
-from tbvast.intel.indicators import STIX, Indicator, Operation
-from tbvast.intel.patterns import validate
 from tbvast.stix.admission import admit_indicator
+from tbvast.stix.documents import from_microseconds, microseconds, timestamp
+from tbvast.stix.indicators import STIX, Indicator, Operation
 from tbvast.stix.limits import FIRST_YEAR
+from tbvast.stix.pattern_conditions import validate
 
 
 class _Essentials(msgspec.Struct):

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tbvast.errors import SightingInvalid
-from tbvast.intel import documents
-from tbvast.intel.documents import (
+from tbvast.stix import documents
+from tbvast.stix.documents import (
     EPOCH,
     STIX_ID,
     Time,
@@ -20,9 +20,9 @@ from tbvast.intel.documents import (
     microseconds,
     timestamp,
 )
-from tbvast.intel.matches import MatchType
 from tbvast.stix.limits import FIRST_YEAR
 from tbvast.stix.sighting_size import encode_fitting
+from tbvast.values import MatchType
 
 SOURCE = "tbvast-bridge"
 """
@@ -123,7 +123,7 @@ _SIGHTING_TIMES = ("created", "modified", "first_seen", "last_seen")
 def compatible_sighting(raw: bytes) -> bytes:
     """
     A sighting as Threat Bus's applications can read it, as
-    L{tbvast.intel.indicators.compatible} makes indicators. What is missing of C{created}
+    L{tbvast.stix.indicators.compatible} makes indicators. What is missing of C{created}
     and C{modified} is taken from the other, else from when it was seen, else from the epoch.
 
     @param raw: A sighting that has been decoded before.

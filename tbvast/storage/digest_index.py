@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.ops.database import insert, transaction
+from tbvast.storage.sqlite import insert, transaction
 
 BITS = 48
 """

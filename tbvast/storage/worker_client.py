@@ -21,7 +21,7 @@ from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connec
 from twisted.python.failure import Failure
 
 from tbvast.errors import TbvastError
-from tbvast.ops.answering import (
+from tbvast.storage.worker_server import (
     DONE,
     HEAD,
     LOST,
@@ -69,7 +69,7 @@ class Worker:
     ) -> None:
         """
         @param name: What it is called in messages, e.g. C{the journal's writer}.
-        @param module: What the process runs, which calls L{tbvast.ops.answering.serve}.
+        @param module: What the process runs, which calls L{tbvast.storage.worker_server.serve}.
         @param refusal: Makes the error that a request fails with if the worker refuses
             it, or is not there any more.
         @param lost: Called, once, with how or why, if the process ends before it should.

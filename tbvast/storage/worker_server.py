@@ -1,5 +1,5 @@
 """
-What a process does that a L{tbvast.ops.worker.Worker} asks, and what goes to and fro.
+What a process does that a L{tbvast.storage.worker_client.Worker} asks, and what goes to and fro.
 
 A request names a method of one object, and has its arguments; the types of these and of
 the result are those that the method is annotated with.
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 import msgspec
 
 from tbvast.errors import FileLost
-from tbvast.ops.process import settle
+from tbvast.service.interpreter import settle
 
 PART, DONE, REFUSED, BROKEN, LOST = b".", b"+", b"-", b"!", b"x"
 """

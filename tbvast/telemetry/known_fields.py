@@ -15,7 +15,7 @@ from functools import partial
 
 import msgspec
 
-from tbvast.intel.observables import Kind
+from tbvast.stix.observables import Kind
 
 STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
 """

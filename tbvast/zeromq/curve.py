@@ -18,7 +18,7 @@ import zmq
 import zmq.auth
 
 from tbvast.errors import TbvastError
-from tbvast.zeromq.connections import SocketOptions
+from tbvast.zeromq.sockets import SocketOptions
 
 ZAP_DOMAIN = b"tbvast"
 """

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import zmq.utils.z85
 
-from tbvast.zeromq.connections import Factory, RouterConnection
 from tbvast.zeromq.curve import ZAP_DOMAIN
+from tbvast.zeromq.sockets import Factory, RouterConnection
 
 _ADDRESS = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"

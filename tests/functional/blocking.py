@@ -23,8 +23,8 @@ from typing import Any
 import zmq
 
 import tbvast
-from tbvast.bridge.engines.binaries import Program, launched
-from tbvast.demo.services import STOP_LIMIT, free_ports, twistd
+from devtools.services import STOP_LIMIT, free_ports, twistd
+from tbvast.engines.binaries import Program, launched
 from tbvast.settings import HostPort
 from tests.functional.components import wait_until
 

@@ -17,9 +17,9 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.node import node_settings
-from tbvast.bridge.engines.tenzir import command_settings
+from tbvast.engines import binaries
+from tbvast.engines.tenzir.embedded_node import node_settings
+from tbvast.engines.tenzir.engine import command_settings
 from tbvast.errors import EngineMissing
 
 LIMIT = 60.0

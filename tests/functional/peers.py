@@ -22,7 +22,7 @@ from unittest import SkipTest
 import msgspec
 from twisted.internet.threads import deferToThread
 
-from tbvast.wire.manage import encode_publish
+from tbvast.protocol.manage import encode_publish
 from tests.functional.raw import LIMIT, RawClient
 from tests.functional.services import RunningCommand, RunningPlugin, ServicesTestCase
 

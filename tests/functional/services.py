@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from twisted.internet import reactor as installed_reactor
 from twisted.trial.unittest import TestCase
 
-from tbvast.demo.services import RunningBridge, RunningCommand, RunningPlugin
+from devtools.services import RunningBridge, RunningCommand, RunningPlugin
 from tbvast.settings import HostPort
 
 __all__ = ["RunningBridge", "RunningCommand", "RunningPlugin", "ServicesTestCase"]

@@ -12,9 +12,9 @@ from typing import Any
 
 import stix2
 
+from tbvast.protocol.manage import encode_publish
+from tbvast.protocol.replay import Batch, Mark, Part, decode_feed
 from tbvast.stix.limits import LARGEST_INDICATOR, SHORTEST_MESSAGE_LIMIT
-from tbvast.wire.feed import Batch, Mark, Part, decode_feed
-from tbvast.wire.manage import encode_publish
 from tests import documents
 from tests.functional.blocking import (
     Client,

@@ -13,8 +13,8 @@ from functools import partial
 
 from twisted.internet.threads import deferToThread
 
-from tbvast.demo.services import RunningCommand, twistd
-from tbvast.wire.manage import encode_publish
+from devtools.services import RunningCommand, twistd
+from tbvast.protocol.manage import encode_publish
 from tests.functional.components import alive, require_tenzir, wait_until
 from tests.functional.raw import RawClient
 from tests.functional.services import ServicesTestCase

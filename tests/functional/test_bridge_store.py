@@ -12,10 +12,10 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from tbvast.bridge.bridge import STORE_NAME
-from tbvast.demo.services import RunningBridge, RunningPlugin
-from tbvast.ops.database import PAGE_BYTES
-from tbvast.wire.manage import encode_publish, encode_status
+from devtools.services import RunningBridge, RunningPlugin
+from tbvast.bridge.service import STORE_NAME
+from tbvast.protocol.manage import encode_publish, encode_status
+from tbvast.storage.sqlite import PAGE_BYTES
 from tests.functional.blocking import an_indicator
 from tests.functional.components import require_tenzir
 from tests.functional.services import ServicesTestCase

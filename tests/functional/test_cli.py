@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.cli}, as a command, with the real plugin.
+Tests for L{tbvast.cli.main}, as a command, with the real plugin.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import msgspec
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 
-from tbvast.demo.services import RunningCommand, free_ports
+from devtools.services import RunningCommand, free_ports
+from tbvast.protocol import manage
 from tbvast.settings import HostPort
-from tbvast.wire import manage
-from tbvast.zeromq.connections import Factory, RouterConnection, SubConnection
+from tbvast.zeromq.sockets import Factory, RouterConnection, SubConnection
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.services import RunningPlugin, ServicesTestCase
 
@@ -34,7 +34,7 @@ class Tool(RunningCommand):
     def __init__(self, *arguments: str, stdin: bytes = b"") -> None:
         super().__init__(reactor, "tbvast")
         self._out = self._err = b""
-        self.run([sys.executable, "-m", "tbvast.cli", *arguments], stdin)
+        self.run([sys.executable, "-m", "tbvast.cli.main", *arguments], stdin)
 
     def outReceived(self, data: bytes) -> None:
         self._out += data

@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tbvast.demo.services import RunningBridge, RunningPlugin
-from tbvast.intel.documents import timestamp
+from devtools.services import RunningBridge, RunningPlugin
+from tbvast.protocol.manage import encode_heartbeat, encode_publish, encode_status
 from tbvast.settings import HostPort
-from tbvast.wire.manage import encode_heartbeat, encode_publish, encode_status
+from tbvast.stix.documents import timestamp
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.components import require_tenzir
 from tests.functional.raw import RawClient

@@ -23,7 +23,7 @@ from unittest import SkipTest
 import zmq
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.demo.services import free_ports
+from devtools.services import free_ports
 from tbvast.settings import HostPort
 from tests.functional.blocking import (
     LIMIT,

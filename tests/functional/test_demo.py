@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.demo}: it shows what it says, and leaves nothing behind.
+Tests for L{devtools.demo}: it shows what it says, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from tbvast.demo.services import RunningCommand
+from devtools.services import RunningCommand
 from tests.functional.components import alive, children, require_tenzir, wait_until
 from tests.functional.services import ServicesTestCase
 
@@ -31,7 +31,7 @@ class DemoTests(ServicesTestCase):
     def start(self, *arguments: str) -> RunningCommand:
         command = self.ending(RunningCommand(reactor, "demo"))
         command.run(
-            [sys.executable, "-m", "tbvast.demo", *arguments],
+            [sys.executable, "-m", "devtools.demo", *arguments],
             environment={"TMPDIR": str(self.temporary)},
         )
         return command

@@ -24,10 +24,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
-from tbvast.bridge.engines import calls
-from tbvast.bridge.engines.calls import Commands, complaint
-from tbvast.bridge.engines.threaded import EngineThreads
-from tbvast.bridge.engines.vast import VastEngine
+from tbvast.engines import pyvast_calls
+from tbvast.engines.pyvast_calls import Commands, complaint
+from tbvast.engines.threads import EngineThreads
+from tbvast.engines.vast import VastEngine
 from tbvast.errors import (
     EngineCallFailed,
     EngineInterrupted,
@@ -35,7 +35,7 @@ from tbvast.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
-from tbvast.intel.matches import Match
+from tbvast.values import Match
 from tests.doubles_engine import unheeded
 from tests.functional.components import alive, children, wait_until
 
@@ -111,7 +111,7 @@ class RunTests(CommandsTestCase):
         text = "for line in sys.stdin:\n    print('warning: ' + 'w' * 1000, file=sys.stderr)\n"
         result = self.commands(text).run("x", [], "line\n" * 5_000, timeout=LIMIT)
         self.assertTrue(result.warnings.startswith("warning: www"))
-        self.assertLessEqual(len(result.warnings), calls.COMPLAINTS)
+        self.assertLessEqual(len(result.warnings), pyvast_calls.COMPLAINTS)
 
     def test_failure(self) -> None:
         """
@@ -333,7 +333,7 @@ class StreamTests(CommandsTestCase):
 
 PARENT = """
 import sys
-from tbvast.bridge.engines.calls import Commands
+from tbvast.engines.pyvast_calls import Commands
 for lines in Commands(sys.argv[1], "h:1").stream("x", []):
     print("started", flush=True)
 """

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 import tbvast
-from tbvast.bridge.engines.node import EmbeddedNode
+from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tests.functional.components import (
     alive,
     children,
@@ -30,7 +30,7 @@ BRIDGE = """
 import sys
 from pathlib import Path
 from twisted.internet import reactor
-from tbvast.bridge.engines.node import EmbeddedNode
+from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 
 node = EmbeddedNode(reactor, sys.argv[1], Path(sys.argv[2]))
 node.startService()

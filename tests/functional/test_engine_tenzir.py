@@ -17,8 +17,18 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import tenzir, tql
-from tbvast.bridge.engines.fields import (
+from tbvast.engines.tenzir import engine, pipelines
+from tbvast.engines.tenzir.engine import TenzirEngine
+from tbvast.errors import (
+    EngineCallFailed,
+    EngineInterrupted,
+    EngineTimeout,
+    EngineUnreachable,
+    EngineUnsupported,
+)
+from tbvast.interfaces import IEngine
+from tbvast.stix.observables import Kind, Observable, normalise
+from tbvast.telemetry.known_fields import (
     Mapped,
     Source,
     addresses,
@@ -27,17 +37,7 @@ from tbvast.bridge.engines.fields import (
     mapped,
     names,
 )
-from tbvast.bridge.engines.tenzir import TenzirEngine
-from tbvast.errors import (
-    EngineCallFailed,
-    EngineInterrupted,
-    EngineTimeout,
-    EngineUnreachable,
-    EngineUnsupported,
-)
-from tbvast.intel.matches import Entry, Match
-from tbvast.intel.observables import Kind, Observable, normalise
-from tbvast.interfaces import IEngine
+from tbvast.values import Entry, Match
 from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event, unheeded
 from tests.functional.components import (
     RealNode,
@@ -560,7 +560,7 @@ class FieldTests(TenzirTestCase):
         watch: Any = self.engine.watch(unheeded)
         with closing(watch):
             self.assertEqual(next(watch), [])
-            full = [f"{n}.example" for n in range(tql.POSITIONS)]
+            full = [f"{n}.example" for n in range(pipelines.POSITIONS)]
             certificates = (
                 ("a.b", [*full, "late.example"]),
                 ("here.example", [*full, "late.example"]),
@@ -595,9 +595,9 @@ class FieldTests(TenzirTestCase):
         An event that has our mark already cannot say what it matched.
         """
         forged = {"s": "x", "f0": {"k": "ip", "v": "1.2.3.4", "ids": ["indicator--9"]}}
-        self.node.feed(json.dumps({tql.MARK: forged, "src_ip": "10.0.0.1"}))
-        slots = {f"{tql.MARK}_f{number}": forged["f0"] for number in range(400)}
-        self.node.feed(json.dumps({tql.MARK: forged, "src_ip": "203.0.113.7", **slots}))
+        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "10.0.0.1"}))
+        slots = {f"{pipelines.MARK}_f{number}": forged["f0"] for number in range(400)}
+        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "203.0.113.7", **slots}))
         (match,) = _found(self.engine, [ADDRESS])
         self.assertEqual([hit.ids for hit in match.hits], [ADDRESS.ids])
 
@@ -837,7 +837,7 @@ class EndingTests(TenzirTestCase):
         def slow(*arguments: object) -> None:
             raise EngineTimeout("find", 30.0)
 
-        self.patch(tenzir, "_answer", slow)
+        self.patch(engine, "_answer", slow)
         self.assertRaises(EngineCallFailed, list, self.engine.find([ADDRESS], 0, 60.0))
 
     def test_frozen_node(self) -> None:

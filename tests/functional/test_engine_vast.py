@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines.vast import VastEngine, query
+from tbvast.engines.vast import VastEngine, query
 from tbvast.errors import EngineCallFailed, EngineMissing
-from tbvast.intel.matches import Entry
-from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry
 from tests.doubles_engine import ADDRESS, HOST, EngineContract
 from tests.functional import stand_in
 from tests.functional.components import wait_until

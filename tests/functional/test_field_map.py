@@ -8,7 +8,7 @@ import json
 
 from twisted.internet.threads import deferToThread
 
-from tbvast.wire.manage import encode_publish
+from tbvast.protocol.manage import encode_publish
 from tests.functional.components import require_tenzir, run
 from tests.functional.raw import RawClient
 from tests.functional.services import ServicesTestCase

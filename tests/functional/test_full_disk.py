@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import resource
 
-from tbvast.wire.manage import encode_publish
+from tbvast.protocol.manage import encode_publish
 from tests.functional.components import children
 from tests.functional.services import ServicesTestCase
 from tests.functional.test_main_job import indicator

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tbvast.demo.services import RunningCommand
+from devtools.services import RunningCommand
 from tests.functional.components import require_tenzir
 from tests.functional.services import ServicesTestCase
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.engines import tql
-from tbvast.bridge.engines.tenzir import TenzirEngine
-from tbvast.demo.services import twistd
+from devtools.services import twistd
+from tbvast.engines.tenzir import pipelines
+from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.errors import EngineCallFailed
-from tbvast.intel.matches import Entry, Match, Progress
-from tbvast.intel.observables import Kind, Observable
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry, Match, Progress
 from tests.doubles_engine import ADDRESS, HOST, event, unheeded
 from tests.functional.blocking import BlockingProcess, Client, PluginProcess
 from tests.functional.components import RealNode, free_port, require_tenzir, run, wait_until
@@ -94,7 +94,7 @@ class Sensor:
         self._folder = tempfile.TemporaryDirectory()  # its path is short enough
         path = Path(self._folder.name) / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ {read} }}\n{then}\nimport\n'
-        run(endpoint, tql.start(pipeline, f"sensor-{id(self)}", 3600.0), "")
+        run(endpoint, pipelines.start(pipeline, f"sensor-{id(self)}", 3600.0), "")
         wait_until(path.exists, LIMIT)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
@@ -371,7 +371,9 @@ class EngineTests(SynchronousTestCase):
         A node that does not connect to the socket is asked through its endpoint.
         """
         engine = self.engine()
-        self.patch(tql, "markers_from_socket", lambda path: tql.markers_from_topic("nobody"))
+        self.patch(
+            pipelines, "markers_from_socket", lambda path: pipelines.markers_from_topic("nobody")
+        )
         engine.add([[ADDRESS]])
         with self.watching(engine) as watch:
             self.node.feed(json.dumps(event(1)), "suricata")
@@ -384,7 +386,7 @@ class EngineTests(SynchronousTestCase):
         engine = self.engine(silence=3.0, pulse=0.1)
         with self.watching(engine) as watch:
             (name,) = (each.name for each in (engine._notes).iterdir())
-            run(self.node.endpoint, tql.end(f"tbvast-markers-{name}"), "")
+            run(self.node.endpoint, pipelines.end(f"tbvast-markers-{name}"), "")
             e = self.assertRaises(EngineCallFailed, next, watch)
         self.assertRegex(str(e), "marker")
 
@@ -395,7 +397,7 @@ class EngineTests(SynchronousTestCase):
         engine = self.engine()
         with self.watching(engine) as watch:
             (name,) = (each.name for each in (engine._notes).iterdir())
-            run(self.node.endpoint, tql.end(f"tbvast-live-{name}"), "")
+            run(self.node.endpoint, pipelines.end(f"tbvast-live-{name}"), "")
             self.assertRaises(EngineCallFailed, next, watch)
 
     def test_markers_behind_events(self) -> None:

@@ -17,9 +17,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tbvast.demo.services import RunningBridge, RunningPlugin
-from tbvast.intel.documents import timestamp
-from tbvast.wire.manage import encode_publish
+from devtools.services import RunningBridge, RunningPlugin
+from tbvast.protocol.manage import encode_publish
+from tbvast.stix.documents import timestamp
 from tests.functional.components import (
     alive,
     children,
@@ -310,7 +310,7 @@ class MainJobTests(ServicesTestCase):
         """
         await self.start()
         processes = descendants(self.engine_side.pid)
-        (keeper,) = [pid for pid in processes if "tbvast.bridge.keeper" in command_line(pid)]
+        (keeper,) = [pid for pid in processes if "tbvast.bridge.store.worker" in command_line(pid)]
         os.kill(keeper, signal.SIGKILL)
         await self.engine_side.saw("cannot go on: the store's keeper ended with signal 9")
         self.assertEqual(await self.engine_side.wait(), 1)

@@ -11,7 +11,7 @@ from random import Random
 
 from twisted.internet.threads import deferToThread
 
-from tbvast.wire.manage import encode_publish
+from tbvast.protocol.manage import encode_publish
 from tests.documents import document
 from tests.functional.components import wait_until
 from tests.functional.peers import SURICATA_THREATBUS, PeersTestCase, publish, write_command

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.threads import deferToThread
 
-from tbvast.demo.services import free_ports
+from devtools.services import free_ports
 from tbvast.settings import HostPort
 from tests.functional.components import import_events, require_tenzir, wait_until
 from tests.functional.peers import REPEAT, THREATBUS, PeersTestCase, RunningPeer, sighting
@@ -115,7 +115,7 @@ class ThreatbusTests(PeersTestCase):
         tool = self.ending(RunningCommand(self.reactor, "tbvast"))
         tool.run(
             [
-                *(sys.executable, "-m", "tbvast.cli", "publish"),
+                *(sys.executable, "-m", "tbvast.cli.main", "publish"),
                 *(f"--threatbus=127.0.0.1:{self.manage}", "-"),
             ],
             bundle,

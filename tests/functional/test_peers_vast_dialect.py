@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 from twisted.internet.threads import deferToThread
 
-from tbvast.wire.manage import encode_status
+from tbvast.protocol.manage import encode_status
 from tests.functional.peers import PeersTestCase, publish, sighting
 from tests.functional.raw import LIMIT
 from tests.functional.test_main_job import indicator

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 
-from tbvast.zeromq.connections import PEER_MESSAGES
+from tbvast.zeromq.sockets import PEER_MESSAGES
 from tests.functional.blocking import Client, PluginProcess, Publisher, an_indicator
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL

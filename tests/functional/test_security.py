@@ -17,7 +17,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 import tbvast
-from tbvast.demo.services import free_ports, twistd
+from devtools.services import free_ports, twistd
 from tbvast.settings import HostPort
 from tbvast.zeromq.curve import (
     client_options,
@@ -590,7 +590,7 @@ class CommandTests(KeysTestCase):
         """
         paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
-            [sys.executable, "-m", "tbvast.cli", *arguments, f"--threatbus={self.bus.manage}"],
+            [sys.executable, "-m", "tbvast.cli.main", *arguments, f"--threatbus={self.bus.manage}"],
             input=stdin,
             capture_output=True,
             encoding="utf-8",

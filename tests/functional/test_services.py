@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.demo.services}, with the real plugin.
+Tests for L{devtools.services}, with the real plugin.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import signal
 
 from twisted.internet.defer import Deferred
 
-from tbvast.demo.services import CommandEnded
-from tbvast.wire.manage import encode_publish
+from devtools.services import CommandEnded
+from tbvast.protocol.manage import encode_publish
 from tests.doubles import until
 from tests.functional.components import alive, children
 from tests.functional.services import ServicesTestCase

@@ -19,8 +19,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.demo.services import free_ports, twistd
-from tbvast.wire.feed import decode_feed
+from devtools.services import free_ports, twistd
+from tbvast.protocol.replay import decode_feed
 from tests.functional.blocking import (
     LIMIT,
     Client,

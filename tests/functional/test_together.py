@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.threads import deferToThread
 
-from tbvast.wire.manage import encode_publish
+from tbvast.protocol.manage import encode_publish
 from tests.functional.components import import_events, require_tenzir
 from tests.functional.raw import RawClient
 from tests.functional.services import ServicesTestCase

@@ -12,8 +12,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from tbvast.intel.documents import timestamp
-from tbvast.wire.manage import encode_status
+from tbvast.protocol.manage import encode_status
+from tbvast.stix.documents import timestamp
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.blocking import LIMIT
 from tests.functional.components import require_tenzir, wait_until
@@ -171,7 +171,7 @@ class OwnersTests(KeysTestCase):
         """
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "tbvast.cli", name),
+                *(sys.executable, "-m", "tbvast.cli.main", name),
                 f"--threatbus={self.bus.manage}",
                 f"--curve-key={self.keys.secret(client)}",
                 f"--server-key={self.keys.public('bus')}",

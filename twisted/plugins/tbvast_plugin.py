@@ -6,7 +6,7 @@ from twisted.application.service import ServiceMaker
 
 tbvast_plugin = ServiceMaker(
     "tbvast-plugin",
-    "tbvast.plugin.tap",
+    "tbvast.bus.tap",
     "A Threat Bus: spreads indicators and sightings over ZeroMQ.",
     "tbvast-plugin",
 )

@@ -19,23 +19,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tbvast.bridge.nesting import Nesting
 from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
-from tbvast.intel.indicators import STIX, Indicator, Operation, decode_indicator
-from tbvast.intel.matches import Covered, Entry
-from tbvast.intel.observables import Kind, Observable, unescaped
-from tbvast.intel.patterns import PATTERN_RULES, Term, matchable, sure_observable
-from tbvast.intel.sightings import Sighting
-from tbvast.ops.database import connect, insert, migrate, transaction
-from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
+from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import ids_in
+from tbvast.stix.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
+from tbvast.stix.network_index import Nesting
+from tbvast.stix.observables import Kind, Observable, unescaped
+from tbvast.stix.pattern_conditions import PATTERN_RULES, Term, matchable, sure_observable
 from tbvast.stix.sighting_size import fitted
+from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
+from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
-from tbvast.wire.manage import Position
+from tbvast.storage.sqlite import connect, insert, migrate, transaction
+from tbvast.values import Covered, Entry
 
 SIGHTING_MEMORY_DAYS = 30
 """

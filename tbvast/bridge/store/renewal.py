@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.store import BridgeStore
+from tbvast.bridge.store.indicators import BridgeStore
 from tbvast.errors import Invalid
-from tbvast.intel.matches import Covered
-from tbvast.intel.sightings import decode_sighting
+from tbvast.protocol.manage import Position
 from tbvast.service.clock import Calendar, calendar
+from tbvast.stix.sightings import decode_sighting
 from tbvast.storage.file_guard import move_aside
-from tbvast.wire.manage import Position
+from tbvast.values import Covered
 
 NOWHERE = Position("renewed", 0)
 """

@@ -1,7 +1,7 @@
 """
 The process that keeps the bridge's store, and what it can be asked.
 
-    python -m tbvast.bridge.keeper PATH yes|no
+    python -m tbvast.bridge.store.worker PATH yes|no
 
 The second argument says whether past events are searched.
 """
@@ -17,20 +17,20 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.renewal import NOWHERE, renew
-from tbvast.bridge.store import BridgeStore, Changes, DesiredPage, merged
+from tbvast.bridge.store.indicators import BridgeStore, Changes, DesiredPage, merged
+from tbvast.bridge.store.renewal import NOWHERE, renew
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
-from tbvast.intel.indicators import Indicator
-from tbvast.intel.matches import Covered, Entry
-from tbvast.intel.observables import Observable
-from tbvast.intel.sightings import Sighting
-from tbvast.ops.answering import serve
-from tbvast.ops.database import own
+from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
+from tbvast.stix.indicators import Indicator
+from tbvast.stix.observables import Observable
+from tbvast.stix.sightings import Sighting
 from tbvast.storage.file_guard import FileGuard, damage_of
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item, sift
-from tbvast.wire.manage import Position
+from tbvast.storage.sqlite import own
+from tbvast.storage.worker_server import serve
+from tbvast.values import Covered, Entry
 
 PIECE = 5000
 """

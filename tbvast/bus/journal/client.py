@@ -17,20 +17,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.ownership import Run, runs_of
+from tbvast.bus.journal.ownership import Run, runs_of
+from tbvast.bus.journal.reader import Entered, JournalReader
+from tbvast.bus.journal.worker import Forgotten, Opened, Settled, Writer
+from tbvast.bus.journal.writer import Outcome, Verdict
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
-from tbvast.ops.answering import Unencodable, encode_request
-from tbvast.ops.threads import Defer, Threads
-from tbvast.ops.worker import Ask, Worker
-from tbvast.plugin.reader import Entered, JournalReader
-from tbvast.plugin.store import Outcome, Verdict
-from tbvast.plugin.writer import Forgotten, Opened, Settled, Writer
+from tbvast.protocol.frames import Item, stream_of
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
+from tbvast.service.threads import Defer, Threads
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
-from tbvast.wire.frames import Item, stream_of
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.storage.worker_client import Ask, Worker
+from tbvast.storage.worker_server import Unencodable, encode_request
 
 GUARD_INTERVAL = 1.0
 """
@@ -246,7 +246,7 @@ class JournalService(MultiService):
         self._writer = Worker(
             self._reactor,
             "the journal's writer",
-            "tbvast.plugin.writer",
+            "tbvast.bus.journal.worker",
             [str(self._path), str(uuid.uuid4())],
             JournalFailed,
             self._lost,

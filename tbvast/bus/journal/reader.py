@@ -12,10 +12,8 @@ from zlib import crc32
 
 import msgspec
 
-from tbvast.errors import FileLost, JournalFailed
-from tbvast.ops.database import connect, snapshot
-from tbvast.plugin.soundness import MOST_BYTES, damage
-from tbvast.plugin.store import (
+from tbvast.bus.journal.soundness import MOST_BYTES, damage
+from tbvast.bus.journal.writer import (
     BODY,
     DAMAGED,
     IN_FORCE,
@@ -27,10 +25,12 @@ from tbvast.plugin.store import (
     readable_text,
     translated,
 )
+from tbvast.errors import FileLost, JournalFailed
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.storage.sqlite import connect, snapshot
 
 
 class Entered(msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +61,7 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         """
-        @param path: A file that a L{tbvast.plugin.store.JournalStore} has made.
+        @param path: A file that a L{tbvast.bus.journal.writer.JournalStore} has made.
         @raise JournalFailed: If it cannot be read.
         """
         self._path = path

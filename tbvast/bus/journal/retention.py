@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from tbvast.bus.journal.writer import Outcome
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IKeeper
-from tbvast.plugin.store import Outcome
 
 EXPIRY_INTERVAL = 1.0
 FORGET_INTERVAL = 60.0

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from zlib import crc32
 
+from tbvast.protocol.frames import stream_of
+from tbvast.protocol.topics import Stream
 from tbvast.stix.admission import admit
 from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING
-from tbvast.wire.frames import stream_of
-from tbvast.wire.topics import Stream
 
 MOST_BYTES = {Stream.INTEL: LARGEST_INDICATOR, Stream.SIGHTING: LARGEST_SIGHTING}
 """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tbvast.intel.documents import from_microseconds, timestamp
+from tbvast.stix.documents import from_microseconds, timestamp
 
 REMEMBERED = 16
 """

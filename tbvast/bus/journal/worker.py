@@ -1,7 +1,7 @@
 """
 The process that writes to the journal, and what it can be asked.
 
-    python -m tbvast.plugin.writer PATH IDENTITY
+    python -m tbvast.bus.journal.worker PATH IDENTITY
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from tbvast.bus.ownership import Run
+from tbvast.bus.journal.ownership import Run
+from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict, translated
 from tbvast.errors import JournalFailed
-from tbvast.ops.answering import serve
-from tbvast.ops.database import own
-from tbvast.plugin.store import JournalStore, Outcome, Verdict, translated
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Position
 from tbvast.storage.set_aside import SetAside
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import Position
+from tbvast.storage.sqlite import own
+from tbvast.storage.worker_server import serve
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):

@@ -24,26 +24,26 @@ from zlib import crc32
 
 import msgspec
 
-from tbvast.bus.ownership import EVERYBODY, NOBODY, Publisher, Run
-from tbvast.bus.versions import BusDates, Step, read_decided, shown_date, write_decided
+from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.journal.soundness import check_document, damage
+from tbvast.bus.journal.versions import BusDates, Step, read_decided, shown_date, write_decided
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.intel.indicators import (
+from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Position
+from tbvast.protocol.topics import Stream
+from tbvast.service.clock import calendar
+from tbvast.stix.indicators import (
     Indicator,
     Operation,
     decode_indicator,
     with_operation,
     with_version,
 )
-from tbvast.ops.database import connect, insert, migrate, transaction
-from tbvast.ops.digests import UNTIL, DigestIndex, digest, digests, index_table, settled
-from tbvast.plugin.soundness import check_document, damage
-from tbvast.service.clock import calendar
 from tbvast.stix.removals import bare_removal
+from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
 from tbvast.storage.file_guard import FileGuard, damage_of
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, id_in, keep, reason_of
-from tbvast.wire.frames import Item
-from tbvast.wire.manage import Position
-from tbvast.wire.topics import Stream
+from tbvast.storage.sqlite import connect, insert, migrate, transaction
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

@@ -19,8 +19,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from tbvast.bridge.engines import binaries
-from tbvast.bridge.engines.binaries import Program
+from tbvast.engines import binaries
+from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
 
 _SETTINGS = """\

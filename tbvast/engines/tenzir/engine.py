@@ -20,13 +20,11 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bridge.engines import rows, tql
-from tbvast.bridge.engines.calls import Commands, Result, complaint
-from tbvast.bridge.engines.closable import Closable
-from tbvast.bridge.engines.fields import BUILT_IN, Source
-from tbvast.bridge.engines.limit import Limit
+from tbvast.engines.interruptible import Closable
 from tbvast.engines.json_text import decode_json
-from tbvast.engines.tenzir import feeds
+from tbvast.engines.pyvast_calls import Commands, Result, complaint
+from tbvast.engines.search_budget import Limit
+from tbvast.engines.tenzir import feeds, pipelines, rows
 from tbvast.engines.tenzir.answers import Launched, Page
 from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
 from tbvast.engines.tenzir.markers import PULSE, Markers
@@ -38,10 +36,11 @@ from tbvast.errors import (
     Invalid,
     shown,
 )
-from tbvast.intel.matches import EngineIdentity, Entry, Match, Progress
-from tbvast.intel.observables import Kind, Observable
 from tbvast.interfaces import IEngine
 from tbvast.service.clock import awake
+from tbvast.stix.observables import Kind, Observable
+from tbvast.telemetry.known_fields import BUILT_IN, Source
+from tbvast.values import EngineIdentity, Entry, Match, Progress
 
 OLDEST = (6, 20)
 """
@@ -158,7 +157,7 @@ class TenzirEngine:
         state: Path,
         *,
         sources: Sequence[Source] = BUILT_IN,
-        positions: int = tql.POSITIONS,
+        positions: int = pipelines.POSITIONS,
         subdomains: bool = False,
         oldest: tuple[int, int] = OLDEST,
         silence: float = SILENCE,
@@ -170,7 +169,7 @@ class TenzirEngine:
         """
         @param endpoint: The node's, C{HOST:PORT}.
         @param binary: The path of the command; see
-            L{tbvast.bridge.engines.binaries.client}.
+            L{tbvast.engines.binaries.client}.
         @param state: A directory for a small configuration file, and for sockets; made
             if it is not there.
         @param sources: Which fields hold what.
@@ -220,14 +219,14 @@ class TenzirEngine:
             ),
         )
 
-    def _planned(self, kinds: Collection[Kind]) -> tql.Plan:
-        return tql.plan(self._sources, self._positions, kinds, self._subdomains)
+    def _planned(self, kinds: Collection[Kind]) -> pipelines.Plan:
+        return pipelines.plan(self._sources, self._positions, kinds, self._subdomains)
 
     def identify(self) -> EngineIdentity:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
         try:
             # The command's own `version` does not ask the node.
-            version = _answer(self._commands, "identify", tql.ping(), _Pong).version
+            version = _answer(self._commands, "identify", pipelines.ping(), _Pong).version
         except EngineCallFailed as e:
             # What the two say to each other changes with the version.
             if "unexpected_message" in e.reason:
@@ -242,36 +241,39 @@ class TenzirEngine:
 
     def prepare(self) -> None:
         there = self._tables()
-        for table in tql.MAIN:
+        for table in pipelines.MAIN:
             if table not in there:
                 self._create(table)
         with self._searching:
             self._renew(there)
 
     def _tables(self) -> set[str]:
-        lines = _run(self._commands, "prepare", tql.listing())
+        lines = _run(self._commands, "prepare", pipelines.listing())
         return {_decoded("prepare", line, _Named).name for line in lines}
 
     def _create(self, table: str) -> None:
         try:
-            _run(self._commands, "prepare", tql.create(table))
+            _run(self._commands, "prepare", pipelines.create(table))
         except EngineCallFailed as e:
             if "already exists" not in e.reason:  # another bridge was faster
                 raise
 
     def _renew(self, there: set[str]) -> None:
-        for table in tql.RETRO:
+        for table in pipelines.RETRO:
             if table in there:
-                _run(self._commands, "prepare", tql.drop(table))
+                _run(self._commands, "prepare", pipelines.drop(table))
             self._create(table)
         self._stale.clear()
 
     def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
         texts = map(rows.written, pieces)
-        _accepted("add", self._commands.feed("add", [tql.update(tql.MAIN)], texts, timeout=WRITING))
+        _accepted(
+            "add",
+            self._commands.feed("add", [pipelines.update(pipelines.MAIN)], texts, timeout=WRITING),
+        )
 
     def remove(self, observables: Sequence[Observable]) -> None:
-        self._write("remove", tql.erase(tql.MAIN), rows.named(observables))
+        self._write("remove", pipelines.erase(pipelines.MAIN), rows.named(observables))
 
     def _write(self, name: str, pipeline: str, lines: str) -> None:
         if lines:
@@ -279,8 +281,8 @@ class TenzirEngine:
 
     def contents(self) -> list[Entry]:
         found = []
-        for table in tql.MAIN:
-            for line in _run(self._commands, "contents", tql.inspect(table), WRITING):
+        for table in pipelines.MAIN:
+            for line in _run(self._commands, "contents", pipelines.inspect(table), WRITING):
                 found.append(rows.entry(line))
         return found
 
@@ -312,8 +314,8 @@ class TenzirEngine:
             self._forget()
             self._stale.update(entry.observable for entry in entries)
             try:
-                self._write("find", tql.update(tql.RETRO), rows.written(entries))
-                search = tql.retro(plan, tql.RETRO, limit, since)
+                self._write("find", pipelines.update(pipelines.RETRO), rows.written(entries))
+                search = pipelines.retro(plan, pipelines.RETRO, limit, since)
                 with contextlib.closing(
                     self._searched(commands, search, timeout, deadline)
                 ) as pages:
@@ -332,7 +334,7 @@ class TenzirEngine:
         """
         Remove what earlier searches left in their tables.
         """
-        self._write("find", tql.erase(tql.RETRO), rows.named(self._stale))
+        self._write("find", pipelines.erase(pipelines.RETRO), rows.named(self._stale))
         self._stale.clear()
 
     def _searched(
@@ -346,7 +348,7 @@ class TenzirEngine:
         """
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
-        launched = tql.launch(pipeline, stream, timeout + ASKING)
+        launched = pipelines.launch(pipeline, stream, timeout + ASKING)
         over = False
         try:
             started = _answer(commands, "find", launched, Launched)
@@ -357,7 +359,7 @@ class TenzirEngine:
                 left = deadline - self._monotonic()
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
-                fetch = tql.serve(stream, token, PAGE, min(left, WAITING))
+                fetch = pipelines.serve(stream, token, PAGE, min(left, WAITING))
                 page = _answer(commands, "find", fetch, Page)
                 if page.error is not None or page.state == "failed":
                     raise EngineCallFailed("find", complaint(str(page.error or "it failed")))
@@ -367,7 +369,7 @@ class TenzirEngine:
         finally:
             if not over:
                 with contextlib.suppress(EngineError):
-                    _run(self._commands, "find", tql.end(stream))
+                    _run(self._commands, "find", pipelines.end(stream))
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
@@ -402,7 +404,7 @@ class TenzirEngine:
             yield from self._followed(served, progress)
 
     def _pipeline(self, bridge: str) -> Callable[[str], str]:
-        matched = tql.live(self._plan, tql.MAIN, bridge)
+        matched = pipelines.live(self._plan, pipelines.MAIN, bridge)
         return lambda end: matched + end
 
     def _end_left(self) -> None:
@@ -496,7 +498,7 @@ def _decoded(name: str, text: bytes, kind: type[_T]) -> _T:
         raise EngineCallFailed(name, f"it answered {shown(text)}") from None
 
 
-def _matches(name: str, lines: Iterable[bytes | str], plan: tql.Plan) -> list[Match]:
+def _matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:
     try:
         return rows.matches(lines, plan.slots)
     except Invalid as e:

@@ -19,9 +19,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from tbvast.bridge.engines import tql
-from tbvast.bridge.engines.calls import CHUNK, LONGEST, Commands, Waiter, complaint
 from tbvast.engines.json_text import decode_json
+from tbvast.engines.pyvast_calls import CHUNK, LONGEST, Commands, Waiter, complaint
+from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.answers import Launched, Line, Page
 from tbvast.engines.tenzir.markers import Round
 from tbvast.errors import EngineCallFailed, EngineError
@@ -117,7 +117,7 @@ class _Pipelines:
         """
         if time.monotonic() - self._renewed < RENEWAL:
             return
-        there = _read(self._ask(self._commands, tql.renew(self._names)), _Renewed).reset
+        there = _read(self._ask(self._commands, pipelines.renew(self._names)), _Renewed).reset
         if set(there) != set(self._names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
@@ -129,7 +129,7 @@ def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
     """
     for name in names:
         with contextlib.suppress(EngineError):
-            ask(commands, tql.end(name))
+            ask(commands, pipelines.end(name))
 
 
 def names(bridge: str) -> tuple[str, str]:
@@ -179,18 +179,18 @@ class SocketFeed:
             commands.waiting(_WATCH) as waiter,
             contextlib.ExitStack() as closing,
         ):
-            pipelines = _Pipelines(commands, ask, (match, markers))
-            feed = cls(waiter, pipelines)
+            running = _Pipelines(commands, ask, (match, markers))
+            feed = cls(waiter, running)
             feed._bridge = bridge
             closing.callback(feed._close)
             place = closing.enter_context(socket_directory(note))
             coming = closing.enter_context(_listening(place / "m"))
             feed._listening = closing.enter_context(_listening(place / "e"))
             closing.callback(end, owner, ask, (match, markers))
-            out = pipeline(tql.to_socket(str(place / "e")))
-            pipelines.started(tql.start(out, match, LIFETIME))
-            from_us = tql.markers_from_socket(str(place / "m"))
-            pipelines.started(tql.start(from_us, markers, LIFETIME))
+            out = pipeline(pipelines.to_socket(str(place / "e")))
+            running.started(pipelines.start(out, match, LIFETIME))
+            from_us = pipelines.markers_from_socket(str(place / "m"))
+            running.started(pipelines.start(from_us, markers, LIFETIME))
             feed._in = _accepted(waiter, coming)
             yield feed
 
@@ -199,9 +199,9 @@ class SocketFeed:
         data = b"".join(
             msgspec.json.encode(
                 {
-                    tql.MARKER_SOURCE: self._bridge,
-                    tql.MARKER_NUMBER: markers.number,
-                    tql.MARKER_LEAF: leaf,
+                    pipelines.MARKER_SOURCE: self._bridge,
+                    pipelines.MARKER_NUMBER: markers.number,
+                    pipelines.MARKER_LEAF: leaf,
                 }
             )
             + b"\n"
@@ -278,22 +278,24 @@ class ServedFeed:
         match, markers = names(bridge)
         feed = cls(commands, ask, bridge)
         try:
-            feed._pipelines.started(tql.launch(pipeline(""), match, LIFETIME, whole=True))
-            feed._pipelines.started(tql.start(tql.markers_from_topic(markers), markers, LIFETIME))
+            feed._pipelines.started(pipelines.launch(pipeline(""), match, LIFETIME, whole=True))
+            feed._pipelines.started(
+                pipelines.start(pipelines.markers_from_topic(markers), markers, LIFETIME)
+            )
             yield feed
         finally:
             end(owner, ask, (match, markers))
 
     def send(self, markers: Round) -> None:
-        published = tql.publish_markers(
+        published = pipelines.publish_markers(
             names(self._bridge)[1], self._bridge, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        self._pipelines.started(tql.start(published, name, LIFETIME))
+        self._pipelines.started(pipelines.start(published, name, LIFETIME))
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        fetch = tql.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
+        fetch = pipelines.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
         page = _read(self._ask(self._commands, fetch), Page)
         if page.error is not None or page.state == "failed":
             raise EngineCallFailed(_WATCH, complaint(str(page.error or "it failed")))
@@ -326,7 +328,7 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
     @raise Unreachable: If there is none.
     """
     preferred = preferred.resolve()
-    if tql.fits(f"{preferred}/m"):
+    if pipelines.fits(f"{preferred}/m"):
         yield preferred
         return
     for parent in (tempfile.gettempdir(), *SHORT_DIRECTORIES):
@@ -337,7 +339,7 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
                 )
             except OSError:
                 continue
-            if tql.fits(f"{made}/m"):
+            if pipelines.fits(f"{made}/m"):
                 yield Path(made)
                 return
     raise Unreachable(_WATCH, "no directory for sockets has a path that is short enough")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tbvast.bridge.engines.rows import Marker
-from tbvast.intel.matches import Moment, Progress
+from tbvast.engines.tenzir.rows import Marker
+from tbvast.values import Moment, Progress
 
 LOOKUPS = 120
 """

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from tbvast.bridge.engines.fields import (
+from tbvast.errors import Invalid
+from tbvast.stix.observables import UNESCAPED, Kind
+from tbvast.telemetry.known_fields import (
     BUILT_IN,
     SCHEMA,
     STEP,
@@ -23,8 +25,6 @@ from tbvast.bridge.engines.fields import (
     Source,
     anything,
 )
-from tbvast.errors import Invalid
-from tbvast.intel.observables import UNESCAPED, Kind
 
 MARKER = "tbvast.marker"
 """

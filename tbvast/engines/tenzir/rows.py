@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.engines.tql import (
+from tbvast.engines.tenzir.pipelines import (
     CUT,
     IMPORTED,
     MARK,
@@ -22,13 +22,13 @@ from tbvast.bridge.engines.tql import (
     Slot,
 )
 from tbvast.errors import Invalid
-from tbvast.intel.matches import Entry, Hit, Match
-from tbvast.intel.observables import Kind, Observable
+from tbvast.stix.observables import Kind, Observable
+from tbvast.values import Entry, Hit, Match
 
 
 class _Row(msgspec.Struct):
     """
-    One line of input to L{tbvast.bridge.engines.tql.update}, and the value of
+    One line of input to L{tbvast.engines.tenzir.pipelines.update}, and the value of
     one entry of a table.
     """
 
@@ -105,7 +105,7 @@ def _encoder_lines(rows: list[_Row]) -> bytes:
 
 def entry(line: bytes) -> Entry:
     """
-    Read a line of L{tbvast.bridge.engines.tql.inspect}.
+    Read a line of L{tbvast.engines.tenzir.pipelines.inspect}.
 
     @raise Invalid: If it is none.
     """
