@@ -11,7 +11,9 @@ CONFIG ?= $(wildcard tap.conf)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo run test check bench wheel clean
+DIAGRAMS := $(patsubst %.dot,%.svg,$(wildcard docs/diagrams/*.dot))
+
+.PHONY: help demo run test check bench diagrams wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +22,7 @@ help:
 	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
 	@echo 'make check   lint, format and types'
 	@echo 'make bench   measure, in small, beside the peers'
+	@echo 'make diagrams  draw docs/diagrams/*.dot again, with Graphviz'
 	@echo 'make wheel   build a wheel in dist/'
 	@echo 'make clean   remove everything that was made'
 	@echo 'PYTHON=...   the interpreter to make $(VENV) with'
@@ -65,6 +68,13 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short
+
+# The drawings are committed: only those whose source has changed are drawn.
+diagrams: $(DIAGRAMS)
+
+docs/diagrams/%.svg: docs/diagrams/%.dot
+	@command -v dot >/dev/null || { echo 'no dot found: apt install graphviz' >&2; exit 1; }
+	dot -Tsvg -o $@ $<
 
 wheel: $(INSTALLED)
 	rm -rf build/lib
