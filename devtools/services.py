@@ -22,7 +22,7 @@ from tbvast.bus_client.subscription import ManageClient
 from tbvast.engines.binaries import Program, launched
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 KEPT = 200

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-import ipaddress
 import math
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 import yaml
@@ -24,54 +23,11 @@ from tbvast.engines.tenzir.pipelines import POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 from tbvast.telemetry.known_fields import BY_KEY, SCHEMA, STEP, Mapped, Source
+from tbvast.values import HostPort, is_host
 
 LOOPBACK = "127.0.0.1"
 
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-
-
-def _is_host(text: str) -> bool:
-    """
-    Whether C{text} is an IP address or can be a host name.
-    """
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return len(text) <= 253 and _HOST_NAME.fullmatch(text) is not None
-    return True
-
-
-class HostPort(msgspec.Struct, frozen=True):
-    """
-    Where something listens.
-
-    @ivar host: An IP address, without brackets, or a host name.
-    @ivar port: From 1 to 65535.
-    """
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """
-        @param text: C{HOST:PORT}; an IPv6 address stands in square brackets.
-        @raise ValueError: If C{text} is something else.
-        """
-        host, colon, port = text.rpartition(":")
-        if not colon or re.fullmatch("[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
-            raise ValueError("the port is missing or not from 1 to 65535")
-        bracketed = host.startswith("[") and host.endswith("]")
-        bare = host[1:-1] if bracketed else host
-        if bracketed != (":" in bare) or not _is_host(bare):
-            raise ValueError("the host is missing or malformed")
-        return cls(bare, int(port))
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -210,7 +166,7 @@ class Host(Form, frozen=True):
         if not isinstance(value, str):
             raise ValueError(value)
         bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
-        if not _is_host(bare):
+        if not is_host(bare):
             raise ValueError(value)
         return bare
 

@@ -20,7 +20,7 @@ from tbvast.cli.terminal import Screen
 from tbvast.cli.watch import watch
 from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
 from tbvast.protocol.topics import Stream
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
 BUS = HostPort("localhost", 13370)

@@ -22,7 +22,7 @@ from tbvast.cli.terminal import Complaints, Screen
 from tbvast.cli.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
 from tbvast.service.clock import use_monotonic_time
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
 DONE = 0

@@ -28,10 +28,10 @@ from tbvast.protocol import manage
 from tbvast.protocol.frames import INDICATOR_TOPIC
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.service.clock import calendar
-from tbvast.settings import HostPort
 from tbvast.stix.documents import STIX_ID
 from tbvast.stix.indicators import decode_indicator, make_indicator, removal
 from tbvast.stix.observables import guess
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
 BATCH = 1000

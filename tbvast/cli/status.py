@@ -17,7 +17,7 @@ from tbvast.cli.terminal import Screen, styled
 from tbvast.errors import BusRefused, ProtocolInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.topics import streams_of
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 _STREAMS = {"INTEL": "intel", "SIGHTING": "sighting"}

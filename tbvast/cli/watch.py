@@ -18,11 +18,11 @@ from tbvast.cli.terminal import Screen, visible
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
-from tbvast.settings import HostPort
 from tbvast.stix.documents import from_microseconds, timestamp
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.pattern_conditions import matchable
 from tbvast.stix.sightings import Sighting
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 STREAMS: Mapping[str, Stream] = {"intel": Stream.INTEL, "sighting": Stream.SIGHTING}

@@ -25,7 +25,7 @@ import zmq
 import tbvast
 from devtools.services import STOP_LIMIT, free_ports, twistd
 from tbvast.engines.binaries import Program, launched
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tests.functional.components import wait_until
 
 LIMIT = 60.0
