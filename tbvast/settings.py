@@ -19,10 +19,9 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 import yaml
 
-from tbvast.engines.tenzir.pipelines import POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
-from tbvast.telemetry.known_fields import BY_KEY, SCHEMA, STEP, Mapped, Source
+from tbvast.telemetry.known_fields import BY_KEY, POSITIONS, SCHEMA, STEP, Mapped, Source
 from tbvast.values import HostPort, is_host
 
 LOOPBACK = "127.0.0.1"
