@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.service.options import ServiceOptions
-from tbvast.settings import BridgeSettings, PluginSettings
+from tbvast.settings.schema import BridgeSettings, PluginSettings
 from tests.doubles_service import parse_as_twistd
 
 

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.settings}.
+Tests for L{tbvast.settings.schema}.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import pipelines
 from tbvast.errors import SettingsInvalid
-from tbvast.settings import (
+from tbvast.settings.schema import (
     SECTIONS,
     BridgeSettings,
     PluginSettings,
