@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.settings.schema}.
+Tests for L{tbvast.settings}.
 """
 
 from __future__ import annotations
@@ -14,16 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import pipelines
 from tbvast.errors import SettingsInvalid
-from tbvast.settings.schema import (
-    SECTIONS,
-    BridgeSettings,
-    PluginSettings,
-    Settings,
-    decode,
-    keys,
-    load,
-    override,
-)
+from tbvast.settings.loader import decode, load, override
+from tbvast.settings.schema import SECTIONS, BridgeSettings, PluginSettings, Settings
+from tbvast.settings.types import keys_of
 from tbvast.telemetry.known_fields import Mapped, Source, addresses, file_names
 
 EXAMPLE = Path(__file__).parent.parent / "tap.conf.example"
@@ -362,7 +355,9 @@ class OverrideTests(SynchronousTestCase):
             with self.subTest(name, text=text):
                 self.refuse(BridgeSettings(), name, text, message)
 
-    @given(st.sampled_from([(s, name) for s in SECTIONS for name in keys(SECTIONS[s])]), st.text())
+    @given(
+        st.sampled_from([(s, name) for s in SECTIONS for name in keys_of(SECTIONS[s])]), st.text()
+    )
     def test_any_text(self, key: tuple[str, str], text: str) -> None:
         """
         Any text for any key gives settings that the file could have given, or one
@@ -399,10 +394,10 @@ class ExampleTests(SynchronousTestCase):
         document = yaml.safe_load(text)
         self.assertEqual(list(document), list(SECTIONS))
         for section, settings in SECTIONS.items():
-            self.assertEqual(list(document[section]), list(keys(settings)))
+            self.assertEqual(list(document[section]), list(keys_of(settings)))
         found = [
             (name, " ".join(comment.replace("#", " ").split()))
             for comment, name in re.findall(r"((?:^  # .*\n)+)  (\w+):", text, re.MULTILINE)
         ]
-        said = [(name, key.help) for s in SECTIONS.values() for name, key in keys(s).items()]
+        said = [(name, key.help) for s in SECTIONS.values() for name, key in keys_of(s).items()]
         self.assertEqual(found, said)
