@@ -79,7 +79,7 @@ bridge:
 
     def test_bad_values(self) -> None:
         """
-        A value that cannot be used is named with its key and what was expected.
+        An unacceptable value is named with its key and the accepted values.
         """
         for section, line, message in [
             ("plugin", "manage: 0", "plugin.manage: 0 is not a whole number from 1 to 65535"),
@@ -124,7 +124,7 @@ bridge:
 
     def test_fields(self) -> None:
         """
-        A field map says which fields hold what, as a list or with commas.
+        A field map lists the paths of each kind, as a list or with commas.
         """
         settings = decode(
             b"""
@@ -149,12 +149,12 @@ bridge:
 
     def test_bad_fields(self) -> None:
         """
-        What of a field map cannot be used is named with its place.
+        An unacceptable part of a field map is named with its path.
         """
         paths = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
         schema = "a schema's name, or the beginning of one and a *"
         for text, message in [
-            ("[]", "bridge.fields: [] is not a mapping of schemas to what their fields hold"),
+            ("[]", "bridge.fields: [] is not a mapping of schemas to their fields"),
             ("{a b: {}}", f"bridge.fields.a b: 'a b' is not {schema}"),
             ("{'*': {}}", f"bridge.fields.*: '*' is not {schema}"),
             ("{a: 1}", "bridge.fields.a: 1 is not a mapping of keys to values"),
@@ -191,17 +191,19 @@ bridge:
 
     def test_engine_that_cannot(self) -> None:
         """
-        What only one engine can do is refused with the other.
+        Settings that only one engine supports are refused with the other.
         """
         for key, line in (("subdomains", "subdomains: yes"), ("fields", "fields: {a: {ip: b}}")):
             self.refuse(
                 f"bridge:\n  engine: vast\n  {line}\n",
-                f"bridge.engine: 'vast' is not an engine that can do {key}: tenzir",
+                f"bridge.engine: 'vast' is not an engine that supports {key}: tenzir",
             )
         e = self.assertRaises(
             SettingsInvalid, override, BridgeSettings(subdomains=True), {"engine": "vast"}
         )
-        self.assertEqual(str(e), "--engine: 'vast' is not an engine that can do subdomains: tenzir")
+        self.assertEqual(
+            str(e), "--engine: 'vast' is not an engine that supports subdomains: tenzir"
+        )
 
     def test_unknown_key(self) -> None:
         """
@@ -256,7 +258,7 @@ bridge:
 
     def test_stumbling_blocks(self) -> None:
         """
-        What PyYAML itself raises other errors for is refused in one line too.
+        Errors that PyYAML does not wrap are one line too.
         """
         for text in [
             b'a: !!int ""',
@@ -316,7 +318,7 @@ class OverrideTests(SynchronousTestCase):
 
     def test_values(self) -> None:
         """
-        What the command line gives replaces what was there; the rest stays.
+        Options replace the settings of the file; the others stay.
         """
         self.assertEqual(
             override(PluginSettings(pub=7), {"manage": "9", "host": ""}),
@@ -377,7 +379,7 @@ class OverrideTests(SynchronousTestCase):
 
 class ExampleTests(SynchronousTestCase):
     """
-    C{tap.conf.example} tells the truth.
+    C{tap.conf.example} agrees with the schema.
     """
 
     def test_valid(self) -> None:
@@ -388,7 +390,7 @@ class ExampleTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """
-        It has every key, in the order of the fields, under what is said of it.
+        It has every key, in the order of the fields, below its help.
         """
         text = EXAMPLE.read_text()
         document = yaml.safe_load(text)

@@ -18,7 +18,7 @@ class HostPortTests(SynchronousTestCase):
 
     def test_forms(self) -> None:
         """
-        Addresses and names are taken; an IPv6 address goes without its brackets.
+        Addresses and names are accepted; the brackets of an IPv6 address are removed.
         """
         for text, host, port in [
             ("localhost:13370", "localhost", 13370),
@@ -32,7 +32,7 @@ class HostPortTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        Everything else is refused.
+        Malformed endpoints are refused.
         """
         for text in [
             "",
@@ -59,7 +59,7 @@ class HostPortTests(SynchronousTestCase):
     @given(st.text())
     def test_any_text(self, text: str) -> None:
         """
-        Any text is either refused or read the same way again.
+        Any text is either refused or survives a round trip.
         """
         try:
             parsed = HostPort.parse(text)

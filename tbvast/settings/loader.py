@@ -24,8 +24,7 @@ def load(path: str) -> Settings:
     Read a configuration file.
 
     @param path: The file's path.
-    @raise SettingsInvalid: If the file cannot be read, or anything in it cannot
-        be used.
+    @raise SettingsInvalid: If the file cannot be read or is not valid.
     """
     try:
         text = Path(path).read_bytes()
@@ -39,8 +38,9 @@ def decode(text: bytes, name: str = "configuration") -> Settings:
     """
     Validate the text of a configuration file.
 
-    @param name: What error messages call the file.
-    @raise SettingsInvalid: If anything in it cannot be used.
+    @param text: YAML, in UTF-8 or UTF-16.
+    @param name: The name of the file in errors.
+    @raise SettingsInvalid: If the text is not valid.
     """
     document = require_mapping(_parse_yaml(text, name), name)
     refuse_unknown(document, "", SECTIONS)
@@ -57,8 +57,10 @@ def override(settings: S, given: Mapping[str, str]) -> S:
     """
     Apply command line options.
 
-    @param given: What the command line gives, by the name of the key.
-    @raise SettingsInvalid: If it cannot be used; it names the option.
+    @param settings: The settings without them.
+    @param given: The arguments of the options, by the name of the key.
+    @return: New settings with the options applied.
+    @raise SettingsInvalid: If an argument is not acceptable; the error names the option.
     """
     known = keys_of(type(settings))
     values = {}
@@ -74,14 +76,17 @@ def override(settings: S, given: Mapping[str, str]) -> S:
 
 def option_name(name: str) -> str:
     """
-    The command line option that sets a key: C{--state-dir} for C{state_dir}.
+    The command line option that sets a key, e.g. C{--state-dir} for C{state_dir}.
     """
     return "--" + name.replace("_", "-")
 
 
 def _parse_yaml(text: bytes, name: str) -> Any:
     """
-    The value of a YAML document, no key of which is given twice.
+    Decode a YAML document.
+
+    @param name: The name of the document in errors.
+    @raise SettingsInvalid: If it is malformed, or a mapping has a key twice.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -101,7 +106,7 @@ def _parse_yaml(text: bytes, name: str) -> Any:
     except SettingsInvalid:
         raise
     except Exception as e:
-        # PyYAML lets through what its own constructors and decoder stumble over.
+        # PyYAML does not wrap the errors of its own constructors and decoder.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise SettingsInvalid(name, text, f"valid YAML: {reason}") from e
 
@@ -110,9 +115,12 @@ def _repeated_keys(
     node: yaml.Node, path: str, seen: set[int]
 ) -> Iterator[tuple[str, yaml.ScalarNode, yaml.ScalarNode]]:
     """
-    The keys that a mapping, at any depth, has twice: path, first and second.
+    The keys that occur twice in a mapping, at any depth.
 
-    @param seen: The nodes visited so far, for an alias may name its own parent.
+    @param path: The path of the mapping; empty at the top.
+    @param seen: The ids of the nodes visited so far, because an alias may name its
+        own parent.
+    @return: For each, its path, its first node and its second one.
     """
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return

@@ -33,39 +33,42 @@ from tbvast.telemetry.known_fields import Mapped
 LOOPBACK = "127.0.0.1"
 
 LEVELS = ("debug", "info", "warn", "error", "critical")
+"""
+The log levels, lowest first.
+"""
 
 _PORT = WholeNumber(1, 65535)
 _MESSAGE_BYTES = WholeNumber(SHORTEST_MESSAGE_LIMIT, 2**30, "bytes")
-_loglevel = Key(f"The least level that is logged: {', '.join(LEVELS)}.", Choice(LEVELS), "LEVEL")
+_loglevel = Key(f"Lowest level that is logged: {', '.join(LEVELS)}.", Choice(LEVELS), "LEVEL")
 _state_dir = Key(
-    "Directory for everything that must survive a restart; empty: the one systemd "
-    "gives, or the user's own state directory.",
+    "Directory for all data that must survive a restart; empty: the state directory set by "
+    "systemd, or else the user's.",
     DirectoryPath(),
     "DIR",
 )
 _client_key = Key(
-    "The key to show to the bus, a file ending in .key_secret that tbvast keygen made; "
-    "empty: none.",
+    "Secret key with which to connect to the bus, a file ending in .key_secret made by tbvast "
+    "keygen; empty: none.",
     FilePath(),
 )
 _server_key = Key(
-    "The public key of the bus, a file ending in .key; nobody else is talked to.",
+    "Public key of the bus, a file ending in .key; connections to any other bus fail.",
     FilePath(),
 )
 _max_message_bytes = Key(
-    "The longest message accepted, in bytes; at least 8388608, so that every document fits in.",
+    "Longest accepted message, in bytes; at least 8388608, so that every valid document fits.",
     _MESSAGE_BYTES,
 )
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Another bus that a plugin subscribes to; each field's L{Key} says what it means.
+    Another bus that the plugin subscribes to. Each field's L{Key} documents it.
     """
 
     threatbus: Annotated[str, Key("The manage endpoint of the bus.", Endpoint())]
     snapshot: Annotated[
-        int, Key("Days of past indicators to ask the bus for.", WholeNumber(0, 36_500, "days"))
+        int, Key("Days of past indicators to request from the bus.", WholeNumber(0, 36_500, "days"))
     ] = 0
     curve_key: Annotated[str, _client_key] = ""
     server_key: Annotated[str, _server_key] = ""
@@ -73,7 +76,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class UpstreamList(ValueType, frozen=True):
     """
-    A list of other buses.
+    A list of L{UpstreamSettings}.
     """
 
     @property
@@ -91,45 +94,53 @@ class UpstreamList(ValueType, frozen=True):
 
 class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What C{tbvast-plugin} is told; each field's L{Key} says what it means.
+    The settings of C{tbvast-plugin}. Each field's L{Key} documents it.
     """
 
     host: Annotated[
         str,
         Key(
-            "Address that the three endpoints listen on; empty: loopback only.",
+            "Address on which the three endpoints listen; empty: loopback only.",
             Host(LOOPBACK),
             "HOST",
         ),
     ] = LOOPBACK
     manage: Annotated[
-        int, Key("Port of the manage endpoint: subscribe, heartbeat.", _PORT, "PORT")
+        int,
+        Key(
+            "Port of the manage endpoint, for requests such as subscribe and heartbeat.",
+            _PORT,
+            "PORT",
+        ),
     ] = 13370
     pub: Annotated[
-        int, Key("Port of the pub endpoint: what subscribers receive.", _PORT, "PORT")
+        int, Key("Port of the pub endpoint, from which subscribers receive.", _PORT, "PORT")
     ] = 13371
-    sub: Annotated[int, Key("Port of the sub endpoint: what others send.", _PORT, "PORT")] = 13372
+    sub: Annotated[int, Key("Port of the sub endpoint, to which others send.", _PORT, "PORT")] = (
+        13372
+    )
     curve_key: Annotated[
         str,
         Key(
-            "The bus's own key, a file ending in .key_secret that tbvast keygen made: then "
-            "only those in clients are let in; empty: everybody is.",
+            "The bus's secret key, a file ending in .key_secret made by tbvast keygen; then only "
+            "the clients listed in clients may connect; empty: no keys, everybody may connect.",
             FilePath(),
         ),
     ] = ""
     clients: Annotated[
         str,
         Key(
-            "File of those who are let in: KEY NAME [PERMISSION,...] a line; read again on SIGHUP.",
+            "File of the clients that may connect: KEY NAME [PERMISSION,...] on each line; read "
+            "again on SIGHUP.",
             FilePath(),
         ),
     ] = ""
     upstream: Annotated[
         tuple[UpstreamSettings, ...],
         Key(
-            "Other buses, whose intel is taken in, and to whom sightings are passed up; each "
-            "has threatbus: HOST:PORT and may have snapshot: DAYS, curve_key and server_key, "
-            "as in bridge.",
+            "Other buses, from which intel is received and to which sightings are forwarded; each "
+            "has threatbus: HOST:PORT and may have snapshot: DAYS, curve_key and server_key, as in"
+            " bridge.",
             UpstreamList(),
         ),
     ] = ()
@@ -143,8 +154,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     advertise: Annotated[
         str,
         Key(
-            "Host that clients of the vast dialect are told to connect to; empty: the "
-            "address that the endpoints listen on.",
+            "Host to which clients of the vast dialect are told to connect; empty: the address on "
+            "which the endpoints listen.",
             Host(),
         ),
     ] = ""
@@ -153,72 +164,74 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout: Annotated[
         float,
         Key(
-            "Seconds without a heartbeat that end a subscription which had heartbeats.",
+            "Seconds without a heartbeat after which a subscription ends, if it has ever had one.",
             Seconds(0.1, 86400),
         ),
     ] = 30.0
     detached_timeout: Annotated[
         float,
         Key(
-            "Seconds that a subscription lives without its ZeroMQ subscription; who comes back "
-            "in time gets what it has missed.",
+            "Seconds for which a subscription outlives its ZeroMQ subscription; a client that "
+            "returns in time gets everything it has missed.",
             Seconds(0.1, 86400),
         ),
     ] = 60.0
     max_message_bytes: Annotated[int, _max_message_bytes] = 10 * 2**20
     max_subscriptions: Annotated[
-        int, Key("The most subscriptions at a time.", WholeNumber(1, 1_000_000))
+        int, Key("Maximum number of subscriptions at a time.", WholeNumber(1, 1_000_000))
     ] = 10_000
     max_client_subscriptions: Annotated[
         int,
         Key(
-            "The most subscriptions of one client at a time; a client is a key, or an "
-            "address where there are no keys.",
+            "Maximum number of subscriptions of one client at a time; a client is identified by "
+            "its key, or by its address where there are no keys.",
             WholeNumber(1, 1_000_000),
         ),
     ] = 10_000
     max_topics: Annotated[
-        int, Key("The most topics in one subscribe request.", WholeNumber(1, 10_000))
+        int, Key("Maximum number of topics in one subscribe request.", WholeNumber(1, 10_000))
     ] = 100
     max_snapshot_days: Annotated[
         int,
-        Key("The longest snapshot that can be asked for, in days.", WholeNumber(0, 36_500, "days")),
+        Key("Longest snapshot that a client can request, in days.", WholeNumber(0, 36_500, "days")),
     ] = 3650
     queue_messages: Annotated[
         int,
         Key(
-            "The most messages that wait in memory for one subscriber; what is beyond is read "
-            "from the journal.",
+            "Maximum number of messages queued in memory for one subscriber; further messages are "
+            "read from the journal.",
             WholeNumber(1, 100_000_000),
         ),
     ] = 100_000
     queue_bytes: Annotated[
         int,
         Key(
-            "The most bytes that wait in memory for one subscriber; what is beyond is read "
-            "from the journal.",
+            "Maximum size in bytes of the messages queued in memory for one subscriber; further "
+            "messages are read from the journal.",
             WholeNumber(1024, 2**40, "bytes"),
         ),
     ] = 64 * 2**20
     retention_days: Annotated[
         int,
         Key(
-            "Days that the journal keeps what is no longer in force: old versions, what "
-            "has ended, and sightings. Indicators in force always stay.",
+            "Days for which the journal keeps superseded versions, ended indicators and sightings."
+            " Indicators in force always stay.",
             WholeNumber(0, 36_500, "days"),
         ),
     ] = 90
     retention_bytes: Annotated[
         int,
         Key(
-            "Size of the journal beyond which the oldest of that is let go of earlier, in bytes.",
+            "Size of the journal in bytes above which the oldest entries no longer in force are "
+            "deleted sooner.",
             WholeNumber(2**20, 2**50, "bytes"),
         ),
     ] = 10 * 2**30
     errors_per_minute: Annotated[
         int,
         Key(
-            "The most errors logged per minute for each kind of bad input; the rest are counted.",
+            "Maximum number of errors logged per minute for each kind of bad input; further errors"
+            " are only counted.",
             WholeNumber(0, 100_000),
         ),
     ] = 60
@@ -227,7 +240,7 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
         """
         Check the keys against each other.
 
-        @param labels: The names of keys in errors, where they are not the keys' paths.
+        @param labels: By key, the option that set it; errors name other keys by their path.
         @raise SettingsInvalid: If two endpoints have the same port.
         """
         seen: dict[int, str] = {}
@@ -243,7 +256,7 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What C{tbvast-bridge} is told; each field's L{Key} says what it means.
+    The settings of C{tbvast-bridge}. Each field's L{Key} documents it.
     """
 
     threatbus: Annotated[str, Key("The manage endpoint of the bus.", Endpoint(), "HOST:PORT")] = (
@@ -254,7 +267,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Annotated[
         int,
         Key(
-            "Days of past indicators to ask the bus for, at a first start; 0: none.",
+            "Days of past indicators to request from the bus at a first start; 0: none.",
             WholeNumber(0, 36_500, "days"),
             "DAYS",
         ),
@@ -270,7 +283,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     vast_listen: Annotated[
         str,
-        Key("Where an embedded node listens.", Endpoint(), "HOST:PORT"),
+        Key("Endpoint on which an embedded node listens.", Endpoint(), "HOST:PORT"),
     ] = "127.0.0.1:5158"
     vast_binary: Annotated[
         str,
@@ -279,7 +292,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Annotated[
         str,
         Key(
-            "What the node is: tenzir, or vast for its predecessor.",
+            "Engine of the node: tenzir, or vast for its predecessor.",
             Choice(("tenzir", "vast")),
             "tenzir|vast",
         ),
@@ -294,7 +307,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     retro_match_max_events: Annotated[
         int,
         Key(
-            "The most stored events reported per observable; 0: all.",
+            "Maximum number of stored events reported per observable; 0: all.",
             WholeNumber(0, 1_000_000_000, "events"),
             "N",
         ),
@@ -302,34 +315,35 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     retro_match_days: Annotated[
         int,
         Key(
-            "Days of stored events that are searched, by when they arrived; 0: all.",
+            "Days of stored events that are searched, by their time of import; 0: all.",
             WholeNumber(0, 36_500, "days"),
             "DAYS",
         ),
     ] = 0
     retro_match_timeout: Annotated[
         float,
-        Key("Seconds after which one search ends.", Seconds(0.1, 86400), "SECONDS"),
+        Key("Time limit of one search, in seconds.", Seconds(0.1, 86400), "SECONDS"),
     ] = 300.0
     subdomains: Annotated[
         bool,
         Key(
-            "Whether a domain is also matched by every name below it; only with tenzir.",
+            "Whether an indicator's domain also matches every name below it; only with tenzir.",
             YesNo(),
         ),
     ] = False
     fields: Annotated[
         tuple[Mapped, ...],
         Key(
-            "Fields of your own events, by schema, as docs/matching.md says; only with tenzir.",
+            "Fields of your own events, by schema, as described in docs/matching.md; only with "
+            "tenzir.",
             FieldMap(),
         ),
     ] = ()
     transform_context: Annotated[
         str,
         Key(
-            "Command that gets each matched event as JSON on standard input and prints "
-            "what the sighting carries instead; %ioc and %matchtype are replaced in its "
+            "Command that reads each matched event as JSON from standard input and prints the "
+            "context that the sighting carries instead; %ioc and %matchtype are replaced in its "
             "arguments; empty: none.",
             Command(),
             "CMD",
@@ -338,9 +352,9 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     sink: Annotated[
         str,
         Key(
-            "Command that gets each matched event on standard input instead of the bus; "
-            "%ioc and %matchtype are replaced in its arguments; STDOUT: print it; empty: "
-            "the bus.",
+            "Command that receives each matched event on standard input, in place of a sighting on"
+            " the bus; %ioc and %matchtype are replaced in its arguments; STDOUT: print the event;"
+            " empty: report to the bus.",
             Command(),
             "CMD|STDOUT",
         ),
@@ -348,8 +362,8 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     sink_stream: Annotated[
         bool,
         Key(
-            "Whether one running sink command gets many events, one per line; otherwise "
-            "the command is run for each.",
+            "Whether one running sink command receives many events, one per line; otherwise the "
+            "command runs once for each event.",
             YesNo(),
         ),
     ] = False
@@ -363,7 +377,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         """
         Check the keys against each other.
 
-        @param labels: The names of keys in errors, where they are not the keys' paths.
+        @param labels: By key, the option that set it; errors name other keys by their path.
         @raise SettingsInvalid: If a key needs an engine other than the configured one.
         """
         if self.engine == "tenzir":
@@ -371,7 +385,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("subdomains", "fields"):
             if getattr(self, name):
                 label = labels.get("engine", "bridge.engine")
-                raise SettingsInvalid(label, self.engine, f"an engine that can do {name}: tenzir")
+                raise SettingsInvalid(label, self.engine, f"an engine that supports {name}: tenzir")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -388,5 +402,5 @@ SECTIONS: Mapping[str, type[PluginSettings | BridgeSettings]] = {
     "bridge": BridgeSettings,
 }
 """
-The sections of the configuration file.
+The sections of the configuration file, by name.
 """

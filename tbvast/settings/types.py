@@ -1,5 +1,5 @@
 """
-The types of configuration values: what each accepts, and how errors describe it.
+The types of configuration values, and the declaration of keys.
 """
 
 from __future__ import annotations
@@ -20,36 +20,44 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 class ValueType(msgspec.Struct, frozen=True):
     """
-    What the value of a key has to look like.
+    The type of a key's value: it validates the value and describes itself in errors.
     """
 
     @property
     def expected(self) -> str:
         """
-        It in words, to follow "is not".
+        The accepted values in words, which follow "is not" in an error.
         """
         raise NotImplementedError
 
     def check(self, value: Any) -> Any:
         """
-        @param value: As the YAML file gives it.
+        Validate a value from the configuration file.
+
+        @param value: The value as YAML decodes it.
         @return: The value of the field.
-        @raise ValueError: If it does not look like this.
+        @raise ValueError: If the value is not acceptable.
         """
         raise NotImplementedError
 
     def parse(self, text: str) -> Any:
         """
-        @param text: As the command line gives it.
+        Validate a value from the command line.
+
+        @param text: The option's argument.
         @return: The value of the field.
-        @raise ValueError: If it does not look like this.
+        @raise ValueError: If the value is not acceptable.
         """
         return self.check(text)
 
 
 class WholeNumber(ValueType, frozen=True):
     """
-    A whole number within bounds, both included.
+    A whole number within bounds.
+
+    @ivar low: The lowest number accepted.
+    @ivar high: The highest number accepted.
+    @ivar unit: The unit, in the plural; may be empty.
     """
 
     low: int
@@ -74,7 +82,10 @@ class WholeNumber(ValueType, frozen=True):
 
 class Seconds(ValueType, frozen=True):
     """
-    A time in seconds within bounds, both included.
+    A time span within bounds.
+
+    @ivar low: The shortest time accepted, in seconds.
+    @ivar high: The longest time accepted, in seconds.
     """
 
     low: float
@@ -118,7 +129,9 @@ class YesNo(ValueType, frozen=True):
 
 class Choice(ValueType, frozen=True):
     """
-    One of a few words.
+    One of several words.
+
+    @ivar words: The words accepted.
     """
 
     words: tuple[str, ...]
@@ -137,7 +150,7 @@ class Host(ValueType, frozen=True):
     """
     An IP address or a host name.
 
-    @ivar empty: What an empty value stands for.
+    @ivar empty: The host for which an empty value stands.
     """
 
     empty: str = ""
@@ -159,7 +172,9 @@ class Host(ValueType, frozen=True):
 
 class Endpoint(ValueType, frozen=True):
     """
-    C{HOST:PORT}, or one of a few words instead.
+    C{HOST:PORT}, or a word instead.
+
+    @ivar words: The words accepted.
     """
 
     words: tuple[str, ...] = ()
@@ -176,8 +191,8 @@ class Endpoint(ValueType, frozen=True):
 
 class Command(ValueType, frozen=True):
     """
-    A command with its arguments, quoted as for a shell but run without one; or
-    nothing.
+    A command with its arguments, or nothing. It is quoted as for a shell, but run
+    without one.
     """
 
     @property
@@ -227,12 +242,12 @@ class FilePath(ValueType, frozen=True):
 
 class Key(msgspec.Struct, frozen=True):
     """
-    What there is to say about one key, besides its name and default.
+    The declaration of a key; name and default are those of the field.
 
     @ivar help: One or two sentences, with the unit.
-    @ivar type: What it accepts.
-    @ivar metavar: What stands for the value in the help of the command line
-        option; empty if the key is no option.
+    @ivar type: The type of its value.
+    @ivar metavar: The placeholder of the value in the help of the command line
+        option; empty if the key is not an option.
     """
 
     help: str
@@ -243,7 +258,10 @@ class Key(msgspec.Struct, frozen=True):
 @functools.cache
 def keys_of(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     """
-    The keys of a section by name, in the order of its fields.
+    The keys of a section.
+
+    @param section: The struct that declares them, each with a L{Key} annotation.
+    @return: The keys by name, in the order of the fields.
     """
     hints = get_type_hints(section, include_extras=True)
     return {name: hints[name].__metadata__[0] for name in section.__struct_fields__}

@@ -1,6 +1,7 @@
 """
-Validation of the parts of a configuration file, with errors that name key, value and
-expectation.
+Validation of mappings, sections and field maps.
+
+Errors name the key's path, the value found and the values accepted.
 """
 
 from __future__ import annotations
@@ -20,15 +21,22 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_PATH_LOOKUPS = 256
 """
-The most elements that one path of a field map may stand for.
+The maximum number of elements for which one path of a field map may stand.
 """
 
-_PATHS = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
+_EXPECTED_PATHS = (
+    "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
+)
 
 
 def require_mapping(value: Any, where: str) -> dict[Any, Any]:
     """
-    A mapping of the file; an empty one where there is nothing.
+    Validate a mapping.
+
+    @param value: The value as YAML decodes it.
+    @param where: The path of its key.
+    @return: The mapping; an empty one for an empty value.
+    @raise SettingsInvalid: If the value is not a mapping.
     """
     if value is None:
         return {}
@@ -39,7 +47,12 @@ def require_mapping(value: Any, where: str) -> dict[Any, Any]:
 
 def refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]) -> None:
     """
-    @raise SettingsInvalid: If a key is not known; it names the nearest that is.
+    Refuse unknown keys.
+
+    @param found: The mapping whose keys are checked.
+    @param prefix: The path of the mapping, which precedes a key in errors.
+    @param known: The names of the known keys; at least one.
+    @raise SettingsInvalid: If a key is unknown; the error names the most similar known key.
     """
     for name in found:
         if name not in known:
@@ -51,14 +64,19 @@ def refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]
 
 def key_label(name: Any) -> str:
     """
-    A key as part of a path: on one line, bounded.
+    A key as part of a path in an error: escaped to one line and bounded in length.
     """
     return repr(str(name))[1:-1][:SHOWN]
 
 
 def validate_section(value: Any, path: str, section: type[T]) -> T:
     """
-    Validate one section; one that is missing or empty has only defaults.
+    Validate one section of the file.
+
+    @param value: The value as YAML decodes it; an empty one means all defaults.
+    @param path: The path of the section, for errors.
+    @param section: The struct that declares its keys.
+    @raise SettingsInvalid: If a key is unknown, missing, or has an unacceptable value.
     """
     found: dict[Any, Any] = require_mapping(value, path)
     known = keys_of(section)
@@ -76,7 +94,7 @@ def validate_section(value: Any, path: str, section: type[T]) -> T:
 
 def _required_keys(section: type[msgspec.Struct]) -> list[str]:
     """
-    The keys of a section that have no default.
+    The keys of a section without a default.
     """
     return [
         field.name
@@ -87,26 +105,33 @@ def _required_keys(section: type[msgspec.Struct]) -> list[str]:
 
 class FieldMap(ValueType, frozen=True):
     """
-    Which fields hold what, by schema.
+    The fields of events that hold observables, by schema and kind.
     """
 
     @property
     def expected(self) -> str:
-        return "a mapping of schemas to what their fields hold"
+        return "a mapping of schemas to their fields"
 
     def check(self, value: Any) -> tuple[Mapped, ...]:
         if value is None:
             return ()
         if not isinstance(value, dict):
             raise ValueError(value)
-        return tuple(_validate_source(schema, said) for schema, said in value.items())
+        return tuple(_validate_source(schema, keys) for schema, keys in value.items())
 
 
-def _validate_source(schema: Any, said: Any) -> Mapped:
+def _validate_source(schema: Any, keys: Any) -> Mapped:
+    """
+    Validate the entry of one schema.
+
+    @param schema: The name of the schema.
+    @param keys: Its mapping of kinds to paths, as YAML decodes it.
+    @raise SettingsInvalid: If either is not acceptable.
+    """
     where = f"bridge.fields.{key_label(schema)}"
     if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
         raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
-    found = require_mapping(said, where)
+    found = require_mapping(keys, where)
     refuse_unknown(found, f"{where}.", [*BY_KEY, "replace"])
     replace = found.get("replace", False)
     if type(replace) is not bool:
@@ -122,17 +147,21 @@ def _validate_source(schema: Any, said: Any) -> Mapped:
 
 def _validate_paths(where: str, value: Any) -> list[str]:
     """
-    @param value: A list of paths, or one text with commas.
+    Validate the paths of one kind.
+
+    @param where: The path of the key, for errors.
+    @param value: A list of paths, or one text with commas between them.
+    @raise SettingsInvalid: If one is malformed, or stands for too many elements.
     """
     paths = value.split(",") if isinstance(value, str) else value
     if not isinstance(paths, list) or not paths:
-        raise SettingsInvalid(where, value, _PATHS)
+        raise SettingsInvalid(where, value, _EXPECTED_PATHS)
     found = []
     for each in paths:
         path = each.strip() if isinstance(each, str) else ""
         steps = [STEP.fullmatch(step) for step in path.split(".")]
         lists = [int(step[3] or POSITIONS) for step in steps if step is not None and step[2]]
         if None in steps or len(path) > 200 or math.prod(lists) > MAX_PATH_LOOKUPS:
-            raise SettingsInvalid(where, each, _PATHS)
+            raise SettingsInvalid(where, each, _EXPECTED_PATHS)
         found.append(path)
     return found
