@@ -25,7 +25,7 @@ from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.cli.input_files import read
 from tbvast.cli.main import start
 from tbvast.cli.status import at, items
-from tbvast.cli.terminal import Screen, styled
+from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.cli.watch import header, line, row
 from tbvast.engines import binaries
 from tbvast.engines.tenzir.engine import command_settings
@@ -138,9 +138,9 @@ class Demonstration:
             await self._play()
         finally:
             await self._end()
-        self._screen.show(self._score.table(WANTED))
+        self._screen.render(self._score.table(WANTED))
         for text in self._score.lines():
-            self._screen.tell(text)
+            self._screen.write_line(text)
         good = self._score.perfect
         self._say("Every expected sighting came, and no other." if good else "Not as expected.")
         return good
@@ -207,7 +207,7 @@ class Demonstration:
             self._lines,
         )
         for text in said:
-            self._screen.tell(f"  {text}")
+            self._screen.write_line(f"  {text}")
         status = await self._plugin.ask(encode_status())
         return int(status["journal"]["indicators"])
 
@@ -294,16 +294,16 @@ class Demonstration:
 
     @property
     def _width(self) -> int:
-        return self._screen.width if self._screen.rich else NARROW
+        return self._screen.width if self._screen.is_terminal else NARROW
 
     def _say(self, text: str) -> None:
-        self._show(styled(text, "bold cyan"))
+        self._show(escaped_text(text, "bold cyan"))
 
     def _show(self, text: Text) -> None:
-        if self._screen.rich:
-            self._screen.show(text)
+        if self._screen.is_terminal:
+            self._screen.render(text)
         else:
-            self._screen.tell(text.plain)
+            self._screen.write_line(text.plain)
 
 
 def _amount(logs: Sequence[Log]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from devtools.telemetry import Found, Wanted
-from tbvast.cli.terminal import styled
+from tbvast.cli.terminal import escaped_text
 from tbvast.values import MatchType
 
 PHASES = (MatchType.RETRO, MatchType.LIVE)
@@ -88,7 +88,7 @@ class Score:
                 _cell(self.found(phase, each.value), _of(self.expected[phase], each.value))
                 for phase in PHASES
             )
-            table.add_row(each.kind, styled(each.value), *cells)
+            table.add_row(each.kind, escaped_text(each.value), *cells)
         return table
 
     def lines(self) -> Sequence[str]:

@@ -67,7 +67,7 @@ def drawn(status: Any) -> str:
     out = MemoryTerminal()
     screen = Screen(out, io.StringIO())
     for table in tables(status, "localhost:13370"):
-        screen.show(table)
+        screen.render(table)
     return out.getvalue()
 
 

@@ -18,7 +18,7 @@ from tbvast import __version__
 from tbvast.cli.keys import KeyFiles, keygen
 from tbvast.cli.publish import publish, remove
 from tbvast.cli.status import status
-from tbvast.cli.terminal import Complaints, Screen
+from tbvast.cli.terminal import Screen, TerminalLogObserver
 from tbvast.cli.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
 from tbvast.service.clock import use_monotonic_time
@@ -224,16 +224,16 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
     except CancelledError:
         return INTERRUPTED
     except BrokenPipeError:
-        screen.abandon()
+        screen.discard_output()
         return DONE
     except (SettingsInvalid, KeyUnusable) as e:
-        screen.complain(str(e))
+        screen.write_error(str(e))
         return USAGE
     except BusUnreachable as e:
-        screen.complain(str(e))
+        screen.write_error(str(e))
         return UNREACHABLE
     except TbvastError as e:
-        screen.complain(str(e))
+        screen.write_error(str(e))
         return NOT_ALL
     finally:
         ended.callback(None)
@@ -253,7 +253,7 @@ def start(command: Command) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         _make_lenient(stream)
     screen = Screen(sys.stdout, sys.stderr)
-    globalLogBeginner.beginLoggingTo([Complaints(screen)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([TerminalLogObserver(screen)], redirectStandardIO=False)
     try:
         react(partial(_run, screen=screen, command=command))
     except KeyboardInterrupt:  # before there was a reactor to take it

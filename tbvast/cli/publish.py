@@ -236,9 +236,9 @@ async def publish(
             await _deliver(reactor, screen, bus, options, reading.submissions, tally, announce=True)
     finally:
         for line in tally.lines:
-            screen.complain(line)
+            screen.write_error(line)
         for line in summary(tally, reading):
-            screen.tell(line)
+            screen.write_line(line)
     return tally.good
 
 
@@ -255,8 +255,8 @@ async def remove(
         await _deliver(reactor, screen, bus, options, submissions, tally, announce=False)
     finally:
         for line in tally.lines:
-            screen.complain(line)
-        screen.tell(str(tally))
+            screen.write_error(line)
+        screen.write_line(str(tally))
     return tally.good
 
 
@@ -292,7 +292,7 @@ async def _deliver(
             if acknowledges:
                 await _publish(client, submissions, tally, advance)
             else:
-                screen.complain(
+                screen.write_error(
                     f"{bus} is a Threat Bus: it does not say what it makes of indicators"
                 )
                 await _announce(reactor, client, bus, keys, submissions, tally, advance)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tbvast.bus_client.subscription import ManageClient
 from tbvast.cli.keys import KeyFiles
-from tbvast.cli.terminal import Screen, styled
+from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.errors import BusRefused, ProtocolInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.topics import streams_of
@@ -113,7 +113,7 @@ def tables(status: Any, bus: str) -> Iterator[Table]:
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(
-        title=styled(title, "bold"),
+        title=escaped_text(title, "bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 2, 0, 0),
@@ -122,14 +122,14 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     )
     for column in columns:
         table.add_column(
-            styled(column), justify="right" if column in numbers else "left", overflow="fold"
+            escaped_text(column), justify="right" if column in numbers else "left", overflow="fold"
         )
     return table
 
 
 def _bus(status: Any, bus: str) -> Table:
     table = _table(f"Bus {bus}", "", "indicators", "sightings", numbers=("indicators", "sightings"))
-    table.caption = styled(
+    table.caption = escaped_text(
         f"tbvast {shown(at(status, 'version'))}, up for {age(at(status, 'uptime'))},"
         f" {shown(at(status, 'journal', 'head'))} entries in the journal"
     )
@@ -154,13 +154,13 @@ def _bus(status: Any, bus: str) -> Table:
     if aside:
         rows.append(("set aside, of either", aside, None))
     for name, *values in rows:
-        table.add_row(styled(name), *(styled(shown(value)) for value in values))
+        table.add_row(escaped_text(name), *(escaped_text(shown(value)) for value in values))
     return table
 
 
 def _set_aside(count: Any, newest: str) -> Table:
     table = _table(f"{shown(count)} set aside", "the newest: where it failed, and why")
-    table.add_row(styled(newest))
+    table.add_row(escaped_text(newest))
     return table
 
 
@@ -180,7 +180,7 @@ def _subscriptions(subscriptions: Sequence[Any]) -> Table:
             age(at(each, "silent")),
             *(shown(at(each, number)) for number in numbers),
         )
-        table.add_row(*map(styled, cells))
+        table.add_row(*map(escaped_text, cells))
     return table
 
 
@@ -220,7 +220,7 @@ def _engines(subscriptions: Sequence[Any]) -> Table:
     table = _table("Bridges", "", *(shown(at(each, "name")) for each in subscriptions))
     for label, *path in _ENGINE_ROWS:
         cells = [shown(at(each, "report", *path)) for each in subscriptions]
-        table.add_row(label, *map(styled, cells))
+        table.add_row(label, *map(escaped_text, cells))
     return table
 
 
@@ -247,14 +247,14 @@ async def status(
     if answer.get("status") != "success":
         raise BusRefused("tell its status", str(answer.get("status")))
     if as_json:
-        screen.put_json(msgspec.json.format(reply, indent=2))
-    elif screen.rich:
+        screen.write_json(msgspec.json.format(reply, indent=2))
+    elif screen.is_terminal:
         for table in tables(answer, str(bus)):
-            screen.show(table)
-            screen.tell("")
+            screen.render(table)
+            screen.write_line("")
     else:
         for path, value in lines(answer):
-            screen.put(path, value)
+            screen.write_fields(path, value)
     return True
 
 
@@ -262,5 +262,5 @@ def _unmatched(bridge: str, listed: Mapping[str, Any]) -> Table:
     table = _table(f"Not matched by {bridge}, or not all of it: the newest", "indicator", "why")
     for id, reasons in listed.items():
         why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else shown(reasons)
-        table.add_row(styled(id), styled(why))
+        table.add_row(escaped_text(id), escaped_text(why))
     return table

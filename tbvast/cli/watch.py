@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.cli.keys import KeyFiles
-from tbvast.cli.terminal import Screen, visible
+from tbvast.cli.terminal import Screen, escape_controls
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
@@ -202,7 +202,7 @@ def line(row: Row, width: int, zone: tzinfo | None = None) -> Text:
 
 
 def _aligned(cells: tuple[str, ...], width: int) -> str:
-    *first, last = map(visible, cells)
+    *first, last = map(escape_controls, cells)
     padded = [
         f"{cell[: size - 1]}…" if len(cell) > size else cell.ljust(size)
         for cell, size in zip(first, _WIDTHS, strict=True)
@@ -260,14 +260,14 @@ class Watching:
     def _write(self, item: Item) -> None:
         screen = self._screen
         if self._json:
-            screen.put_json(msgspec.json.format(item.raw, indent=-1))
-        elif not screen.rich:
-            screen.put(*fields(row(item)))
+            screen.write_json(msgspec.json.format(item.raw, indent=-1))
+        elif not screen.is_terminal:
+            screen.write_fields(*fields(row(item)))
         else:
             if not self._begun:
                 self._begun = True
-                screen.show(header(screen.width))
-            screen.show(line(row(item), screen.width))
+                screen.render(header(screen.width))
+            screen.render(line(row(item), screen.width))
 
 
 async def watch(
