@@ -22,7 +22,7 @@ from devtools.score import Score
 from devtools.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
 from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
-from tbvast.cli.input_files import read
+from tbvast.cli.input_files import read_input
 from tbvast.cli.main import start
 from tbvast.cli.status import at, items
 from tbvast.cli.terminal import Screen, escaped_text
@@ -106,7 +106,7 @@ class Demonstration:
                 MatchType.LIVE: find(WANTED, self._future),
             }
         )
-        made = read("", self._lines, datetime.fromtimestamp(0, UTC)).submissions
+        made = read_input("", self._lines, datetime.fromtimestamp(0, UTC)).submissions
         self._values = {
             decode_indicator(submission.document).id: wanted.value
             for submission, wanted in zip(made, WANTED, strict=True)
