@@ -24,9 +24,9 @@ from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.cli.input_files import read_input
 from tbvast.cli.main import start
-from tbvast.cli.status import at, items
+from tbvast.cli.status import list_at, value_at
 from tbvast.cli.terminal import Screen, escaped_text
-from tbvast.cli.watch import header, line, row
+from tbvast.cli.watch import make_row, terminal_header, terminal_line
 from tbvast.engines import binaries
 from tbvast.engines.tenzir.engine import command_settings
 from tbvast.protocol.frames import Item
@@ -160,7 +160,7 @@ class Demonstration:
         published = await self._publish()
 
         self._say("Looking for them in the past.")
-        self._show(header(self._width))
+        self._show(terminal_header(self._width))
         await self._until(lambda: self._score.complete(MatchType.RETRO))
         await self._searched(published)
 
@@ -237,9 +237,12 @@ class Demonstration:
         deadline = self._reactor.seconds() + LIMIT
         while self._reactor.seconds() < deadline:
             status = await self._plugin.ask(encode_status())
-            for subscription in items(status, "subscriptions"):
-                store = at(subscription, "report", "store")
-                if at(store, "indicators") == indicators and at(store, "unsearched") == 0:
+            for subscription in list_at(status, "subscriptions"):
+                store = value_at(subscription, "report", "store")
+                if (
+                    value_at(store, "indicators") == indicators
+                    and value_at(store, "unsearched") == 0
+                ):
                     return
             await deferLater(self._reactor, ASK_AGAIN)
 
@@ -282,11 +285,11 @@ class Demonstration:
             look()
 
     def _sighted(self, sighting: Sighting, now: float) -> None:
-        shown = row(sighting)
-        self._show(line(shown, self._width))
+        shown = make_row(sighting)
+        self._show(terminal_line(shown, self._width))
         time = sighting.last_seen or 0
         found = Found(self._values.get(sighting.indicator, sighting.indicator), time)
-        phase = MatchType.LIVE if shown.what == MatchType.LIVE else MatchType.RETRO
+        phase = MatchType.LIVE if shown.action == MatchType.LIVE else MatchType.RETRO
         since = self._since.get(time, now) if phase is MatchType.LIVE else self._published
         self._score.came(phase, found, now - since)
 
