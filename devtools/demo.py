@@ -23,7 +23,7 @@ from devtools.services import CommandEnded, RunningBridge, RunningCommand, Runni
 from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.cli.input_files import read_input
-from tbvast.cli.main import start
+from tbvast.cli.main import run_process
 from tbvast.cli.status import list_at, value_at
 from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.cli.watch import make_row, terminal_header, terminal_line
@@ -336,7 +336,7 @@ def main() -> None:
         default=DATA,
         help="the folder with the data (default: %(default)s)",
     )
-    start(partial(demonstrate, data=parser.parse_args().data))
+    run_process(partial(demonstrate, data=parser.parse_args().data))
 
 
 if __name__ == "__main__":
