@@ -204,7 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _bus_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """
-    Which bus to ask, and how, as every command that connects one takes it.
+    The arguments of every command that connects to a bus.
     """
     return {
         "bus": options.threatbus,
