@@ -217,12 +217,12 @@ class Demonstration:
         """
         self._published = self._reactor.seconds()
         bus = f"--threatbus={self._plugin.manage}"
-        said = await self._run_command(
+        output = await self._run_command(
             "tbvast publish",
             [sys.executable, "-m", "tbvast.cli.main", "publish", bus, "-", *self._bundles],
             self._lines,
         )
-        for text in said:
+        for text in output:
             self._screen.write_line(f"  {text}")
         status = await self._plugin.ask(encode_status())
         return int(status["journal"]["indicators"])

@@ -138,7 +138,7 @@ class RunningCommand(ProcessProtocol):
         self._line_waiters.append((text, times - len(lines), waiting))
 
         def too_late(result: Any, seconds: float) -> Any:
-            reason = f"did not say {text!r} within {seconds:g} s"
+            reason = f"did not write {text!r} within {seconds:g} s"
             raise CommandEnded(self.name, reason, self.output)
 
         return waiting.addTimeout(limit, self._reactor, onTimeoutCancel=too_late)

@@ -273,8 +273,8 @@ class CommandFailed(TbvastError):
         self.stderr = stderr
 
     def __str__(self) -> str:
-        said = self.stderr.strip().splitlines()
-        end = f" (its last line: {shown(said[-1])})" if said else ""
+        lines = self.stderr.strip().splitlines()
+        end = f" (its last line: {shown(lines[-1])})" if lines else ""
         return f"command {self.program}: {self.reason}{end}"
 
 

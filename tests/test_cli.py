@@ -98,11 +98,11 @@ class ParserTests(SynchronousTestCase):
             (["watch", "--count", "-1"], "-1"),
             (["watch", "--snapshot", "many"], "'many' is not a whole number"),
         ):
-            said = io.StringIO()
-            with redirect_stderr(said):
+            output = io.StringIO()
+            with redirect_stderr(output):
                 error = self.assertRaises(SystemExit, make_parser().parse_args, arguments)
             self.assertEqual(error.code, 2)
-            self.assertIn(words, said.getvalue())
+            self.assertIn(words, output.getvalue())
 
 
 class RunTests(SynchronousTestCase):

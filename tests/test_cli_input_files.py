@@ -144,13 +144,13 @@ class DocumentTests(SynchronousTestCase):
         contents = contents_of(raw)
         self.assertEqual(len(contents.submissions), 997)
         lines = raw.decode().splitlines()
-        for said, number, word in zip(
+        for refused, number, word in zip(
             contents.refused,
             (6, 501, 1000),
             ("pattern: '[ipv4-addr:value = '", "id: 'indicator--nonsense'", "'tomorrow'"),
             strict=True,
         ):
-            name, line, rest = said.split(":", 2)
+            name, line, rest = refused.split(":", 2)
             self.assertEqual((name, lines[int(line) - 1].strip()), ("in", "{"))
             self.assertTrue(rest.startswith(f" indicator {number}: "), rest)
             self.assertIn(word, rest)

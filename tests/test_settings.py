@@ -401,5 +401,7 @@ class ExampleTests(SynchronousTestCase):
             (name, " ".join(comment.replace("#", " ").split()))
             for comment, name in re.findall(r"((?:^  # .*\n)+)  (\w+):", text, re.MULTILINE)
         ]
-        said = [(name, key.help) for s in SECTIONS.values() for name, key in keys_of(s).items()]
-        self.assertEqual(found, said)
+        documented = [
+            (name, key.help) for s in SECTIONS.values() for name, key in keys_of(s).items()
+        ]
+        self.assertEqual(found, documented)
