@@ -36,7 +36,7 @@ import zmq
 
 from bench.hostile import GOOD, Damage, Good, Hostile, key_of, line
 from bench.ledger import SHOWN, History, Ledger
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tests.functional.blocking import LIMIT, Client, Peer, PluginProcess, Publisher, Sockets
 from tests.functional.components import alive, children
 

@@ -1,3 +1,3 @@
 """
-What demo, tests and benches share; not installed.
+Code shared by the demo, the tests and the benches; not installed.
 """

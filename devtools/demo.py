@@ -1,5 +1,5 @@
 """
-C{python -m devtools.demo}: from indicator to sighting, on real input.
+The demonstration C{python -m devtools.demo}: from indicator to sighting, on real input.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ from twisted.internet.task import deferLater
 import tbvast
 from devtools.score import Score
 from devtools.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
-from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
+from devtools.telemetry import (
+    INDICATORS,
+    Log,
+    Occurrence,
+    find_occurrences,
+    read_logs,
+    split_past_and_future,
+)
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
-from tbvast.cli.input_files import read
-from tbvast.cli.main import start
-from tbvast.cli.status import at, items
-from tbvast.cli.terminal import Screen, styled
-from tbvast.cli.watch import header, line, row
+from tbvast.cli.input_files import read_input
+from tbvast.cli.main import run_process
+from tbvast.cli.status import list_at, value_at
+from tbvast.cli.terminal import Screen, escaped_text
+from tbvast.cli.watch import make_row, terminal_header, terminal_line
 from tbvast.engines import binaries
 from tbvast.engines.tenzir.engine import command_settings
 from tbvast.protocol.frames import Item
@@ -39,19 +46,19 @@ from tbvast.zeromq.sockets import Factory
 
 DATA = Path(tbvast.__file__).parents[1] / "tests" / "data"
 """
-Where the data is in a checkout.
+The data directory of a checkout.
 """
 
 DESCRIPTION = """\
 Starts a bus, a bridge and an embedded engine on free ports, publishes indicators, and
 imports telemetry of Suricata and Zeek before and after that. Shows the sightings as
-they come; the exit status is 0 if every expected one came, and no other. Nothing is
-left running, and nothing is kept.
+they arrive; the exit status is 0 if every expected one came, and no other. Leaves no
+process and no file behind.
 """
 
 BUNDLES = ("apt1", "poisonivy", "amnesty-cytrox", "amnesty-novispy")
 """
-The STIX bundles that are published, too; nothing in them is in the telemetry.
+The STIX bundles that are also published; their indicators do not occur in the telemetry.
 """
 
 BRIDGE_SETTINGS = """\
@@ -60,56 +67,57 @@ bridge:
   retro_match_max_events: 0
 """
 
-LIMIT = 60.0
+TIMEOUT_SECONDS = 60.0
 """
-Seconds that sightings are waited for.
-"""
-
-QUIET = 1.5
-"""
-Seconds, after all that is expected, for what is not.
+Time limit for the expected sightings of a phase.
 """
 
-ASK_AGAIN = 0.25
+QUIET_SECONDS = 1.5
 """
-Seconds between looks at how the bridge is doing.
+The time to wait, after all expected sightings, for unexpected ones.
 """
 
-NARROW = 110
+POLL_SECONDS = 0.25
 """
-Columns of the table where there is no terminal to ask.
+The interval at which the bridge's status is polled.
+"""
+
+DEFAULT_WIDTH = 110
+"""
+The width of the lines without a terminal, in columns.
 """
 
 
 class Demonstration:
     """
-    A bus, a bridge and an engine, and what there is to see of them.
+    Runs a bus, a bridge and an engine, and checks their sightings.
     """
 
     def __init__(self, reactor: Any, screen: Screen, data: Path, folder: Path) -> None:
         """
-        @param data: The folder with the telemetry and the STIX bundles.
-        @param folder: An empty one for all that is kept meanwhile.
-        @raise StartupRefused: If the data is not there.
+        @param screen: The streams of the command.
+        @param data: The directory of the telemetry and the STIX bundles.
+        @param folder: An empty directory for state and configuration.
+        @raise StartupRefused: If the data cannot be read.
         @raise EngineMissing: If no engine is installed.
         """
         self._reactor = reactor
         self._screen = screen
         self._client = binaries.client()
         self._folder = folder
-        self._past, self._future = halves(read_logs(data))
+        self._past, self._future = split_past_and_future(read_logs(data))
         self._bundles = [str(data / "stix" / f"{name}.json") for name in BUNDLES]
-        self._lines = "".join(f"{each.value}\n" for each in WANTED).encode()
+        self._lines = "".join(f"{each.value}\n" for each in INDICATORS).encode()
         self._score = Score(
             {
-                MatchType.RETRO: find(WANTED, self._past),
-                MatchType.LIVE: find(WANTED, self._future),
+                MatchType.RETRO: find_occurrences(INDICATORS, self._past),
+                MatchType.LIVE: find_occurrences(INDICATORS, self._future),
             }
         )
-        made = read("", self._lines, datetime.fromtimestamp(0, UTC)).submissions
+        made = read_input("", self._lines, datetime.fromtimestamp(0, UTC)).submissions
         self._values = {
             decode_indicator(submission.document).id: wanted.value
-            for submission, wanted in zip(made, WANTED, strict=True)
+            for submission, wanted in zip(made, INDICATORS, strict=True)
         }
         (folder / "client.yaml").write_text(command_settings(folder))
         (folder / "tap.conf").write_text(BRIDGE_SETTINGS)
@@ -125,64 +133,70 @@ class Demonstration:
             Wish(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
             Listener(self._received),
         )
-        self._since: dict[int, float] = {}
+        self._import_times: dict[int, float] = {}
         self._published = 0.0
-        self._changed: list[Callable[[], None]] = []
+        self._observers: list[Callable[[], None]] = []
 
     async def run(self) -> bool:
         """
-        @return: Whether all sightings that were expected came, and no others.
+        Run the demonstration.
+
+        @return: Whether every expected sighting arrived, and no other.
         @raise CommandEnded: If a service ended, or a command failed.
         """
         try:
-            await self._play()
+            await self._run_phases()
         finally:
-            await self._end()
-        self._screen.show(self._score.table(WANTED))
+            await self._stop()
+        self._screen.render(self._score.table(INDICATORS))
         for text in self._score.lines():
-            self._screen.tell(text)
+            self._screen.write_line(text)
         good = self._score.perfect
-        self._say("Every expected sighting came, and no other." if good else "Not as expected.")
+        self._announce(
+            "Every expected sighting came, and no other." if good else "Not as expected."
+        )
         return good
 
-    async def _play(self) -> None:
+    async def _run_phases(self) -> None:
         begun = self._reactor.seconds()
-        self._say("Starting tbvast-plugin and tbvast-bridge, which starts an embedded engine.")
+        self._announce("Starting tbvast-plugin and tbvast-bridge, which starts an embedded engine.")
         await self._plugin.start()
         await self._bridge.start()
         self._subscription.startService()
-        self._say(f"They are ready, after {self._reactor.seconds() - begun:.1f} s.")
+        self._announce(f"They are ready, after {self._reactor.seconds() - begun:.1f} s.")
 
-        self._say(f"Importing what is to be the past: {_amount(self._past)}.")
+        self._announce(f"Importing past events: {_describe(self._past)}.")
         await self._import(self._past)
 
-        self._say(f"Publishing {len(BUNDLES)} STIX bundles, and {len(WANTED)} observables.")
+        self._announce(
+            f"Publishing {len(BUNDLES)} STIX bundles, and {len(INDICATORS)} observables."
+        )
         published = await self._publish()
 
-        self._say("Looking for them in the past.")
-        self._show(header(self._width))
-        await self._until(lambda: self._score.complete(MatchType.RETRO))
-        await self._searched(published)
+        self._announce("Searching the past events for them.")
+        self._show(terminal_header(self._width))
+        await self._wait_until(lambda: self._score.complete(MatchType.RETRO))
+        await self._wait_until_searched(published)
 
-        self._say(f"Importing what happens now: {_amount(self._future)}.")
+        self._announce(f"Importing new events: {_describe(self._future)}.")
         await self._import(self._future)
-        await self._until(lambda: self._score.complete(MatchType.LIVE))
-        await deferLater(self._reactor, QUIET)
+        await self._wait_until(lambda: self._score.complete(MatchType.LIVE))
+        await deferLater(self._reactor, QUIET_SECONDS)
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         if self._subscription.running:
             await self._subscription.stopService()
         self._factory.shutdown()
         await self._bridge.stop()
         await self._plugin.stop()
 
-    # What is done
+    # Actions
 
     async def _import(self, logs: Sequence[Log]) -> None:
         for log in logs:
             now = self._reactor.seconds()
-            self._since.update(dict.fromkeys(log.times, now))
-            await self._command(
+            self._import_times.update(dict.fromkeys(log.times, now))
+            await self._run_command(
                 f"the import of {log.name}",
                 [
                     self._client,
@@ -197,25 +211,27 @@ class Demonstration:
 
     async def _publish(self) -> int:
         """
-        @return: How many indicators the bus has.
+        Publish the bundles and the indicators.
+
+        @return: The number of indicators on the bus.
         """
         self._published = self._reactor.seconds()
         bus = f"--threatbus={self._plugin.manage}"
-        said = await self._command(
+        output = await self._run_command(
             "tbvast publish",
             [sys.executable, "-m", "tbvast.cli.main", "publish", bus, "-", *self._bundles],
             self._lines,
         )
-        for text in said:
-            self._screen.tell(f"  {text}")
+        for text in output:
+            self._screen.write_line(f"  {text}")
         status = await self._plugin.ask(encode_status())
         return int(status["journal"]["indicators"])
 
-    async def _command(self, name: str, arguments: Sequence[str], stdin: bytes) -> list[str]:
+    async def _run_command(self, name: str, arguments: Sequence[str], stdin: bytes) -> list[str]:
         """
         Run a command to its end.
 
-        @return: The lines that it said.
+        @return: The lines of its output.
         @raise CommandEnded: If it failed.
         """
         command = RunningCommand(self._reactor, name)
@@ -228,24 +244,27 @@ class Demonstration:
             raise CommandEnded(name, f"ended with exit status {status}", command.output)
         return command.lines
 
-    # What is waited for
+    # Conditions
 
-    async def _searched(self, indicators: int) -> None:
+    async def _wait_until_searched(self, indicators: int) -> None:
         """
-        Wait until the bridge has looked for all indicators in the past.
+        Wait until the bridge has searched past events for all indicators.
         """
-        deadline = self._reactor.seconds() + LIMIT
+        deadline = self._reactor.seconds() + TIMEOUT_SECONDS
         while self._reactor.seconds() < deadline:
             status = await self._plugin.ask(encode_status())
-            for subscription in items(status, "subscriptions"):
-                store = at(subscription, "report", "store")
-                if at(store, "indicators") == indicators and at(store, "unsearched") == 0:
+            for subscription in list_at(status, "subscriptions"):
+                store = value_at(subscription, "report", "store")
+                if (
+                    value_at(store, "indicators") == indicators
+                    and value_at(store, "unsearched") == 0
+                ):
                     return
-            await deferLater(self._reactor, ASK_AGAIN)
+            await deferLater(self._reactor, POLL_SECONDS)
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
         """
-        Wait for a condition that what arrives may change, but not for ever.
+        Wait until arriving sightings meet a condition, up to a time limit.
 
         @raise CommandEnded: If a service ends meanwhile.
         """
@@ -257,16 +276,16 @@ class Demonstration:
             if not true.called and condition():
                 true.callback(None)
 
-        self._changed.append(look)
+        self._observers.append(look)
         services = (self._plugin, self._bridge)
         waited: list[Deferred[Any]] = [true, *(service.wait() for service in services)]
         either = DeferredList(waited, fireOnOneCallback=True, consumeErrors=True)
         try:
-            await either.addTimeout(LIMIT, self._reactor)
+            await either.addTimeout(TIMEOUT_SECONDS, self._reactor)
         except TimeoutError:
-            pass  # the summary says what is missing
+            pass  # the summary lists the missing sightings
         finally:
-            self._changed.remove(look)
+            self._observers.remove(look)
         for service in services:
             if service.status is not None:
                 raise CommandEnded(
@@ -277,45 +296,47 @@ class Demonstration:
         now = self._reactor.seconds()
         for item in items:
             if isinstance(item, Sighting):
-                self._sighted(item, now)
-        for look in list(self._changed):
+                self._count_sighting(item, now)
+        for look in list(self._observers):
             look()
 
-    def _sighted(self, sighting: Sighting, now: float) -> None:
-        shown = row(sighting)
-        self._show(line(shown, self._width))
+    def _count_sighting(self, sighting: Sighting, now: float) -> None:
+        shown = make_row(sighting)
+        self._show(terminal_line(shown, self._width))
         time = sighting.last_seen or 0
-        found = Found(self._values.get(sighting.indicator, sighting.indicator), time)
-        phase = MatchType.LIVE if shown.what == MatchType.LIVE else MatchType.RETRO
-        since = self._since.get(time, now) if phase is MatchType.LIVE else self._published
-        self._score.came(phase, found, now - since)
+        found = Occurrence(self._values.get(sighting.indicator, sighting.indicator), time)
+        phase = MatchType.LIVE if shown.action == MatchType.LIVE else MatchType.RETRO
+        since = self._import_times.get(time, now) if phase is MatchType.LIVE else self._published
+        self._score.count(phase, found, now - since)
 
-    # What is shown
+    # Output
 
     @property
     def _width(self) -> int:
-        return self._screen.width if self._screen.rich else NARROW
+        return self._screen.width if self._screen.is_terminal else DEFAULT_WIDTH
 
-    def _say(self, text: str) -> None:
-        self._show(styled(text, "bold cyan"))
+    def _announce(self, text: str) -> None:
+        self._show(escaped_text(text, "bold cyan"))
 
     def _show(self, text: Text) -> None:
-        if self._screen.rich:
-            self._screen.show(text)
+        if self._screen.is_terminal:
+            self._screen.render(text)
         else:
-            self._screen.tell(text.plain)
+            self._screen.write_line(text.plain)
 
 
-def _amount(logs: Sequence[Log]) -> str:
+def _describe(logs: Sequence[Log]) -> str:
     events = sum(len(log.events) for log in logs)
     return f"{events:,} events of Suricata and Zeek"
 
 
 async def demonstrate(reactor: Any, screen: Screen, data: Path) -> bool:
     """
-    Show it all, and leave nothing behind.
+    Run the demonstration in a temporary directory.
 
-    @see: L{Demonstration.run}
+    @param screen: The streams of the command.
+    @param data: The directory of the telemetry and the STIX bundles.
+    @return: Whether every expected sighting arrived, and no other.
     """
     with tempfile.TemporaryDirectory(prefix="tbvast-demo-") as folder:
         return await Demonstration(reactor, screen, data, Path(folder)).run()
@@ -323,7 +344,9 @@ async def demonstrate(reactor: Any, screen: Screen, data: Path) -> bool:
 
 def main() -> None:
     """
-    @raise SystemExit: Always.
+    Run the demonstration as a command.
+
+    @raise SystemExit: Always, with the exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m devtools.demo", description=DESCRIPTION)
     parser.add_argument(
@@ -331,9 +354,9 @@ def main() -> None:
         metavar="DIR",
         type=Path,
         default=DATA,
-        help="the folder with the data (default: %(default)s)",
+        help="the data directory (default: %(default)s)",
     )
-    start(partial(demonstrate, data=parser.parse_args().data))
+    run_process(partial(demonstrate, data=parser.parse_args().data))
 
 
 if __name__ == "__main__":

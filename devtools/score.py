@@ -1,5 +1,5 @@
 """
-What was expected, what came, and when.
+The sightings of the demonstration, compared with those expected.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from devtools.telemetry import Found, Wanted
-from tbvast.cli.terminal import styled
+from devtools.telemetry import DemoIndicator, Occurrence
+from tbvast.cli.terminal import escaped_text
 from tbvast.values import MatchType
 
 PHASES = (MatchType.RETRO, MatchType.LIVE)
@@ -21,25 +21,29 @@ PHASES = (MatchType.RETRO, MatchType.LIVE)
 
 class Score:
     """
-    Sightings as they come, held against those that are expected.
+    Counts arriving sightings and compares them with those expected.
 
-    @ivar missing: What has not come yet, by phase.
-    @ivar unexpected: What should not have come, by phase.
-    @ivar delays: Seconds from when each that was expected could be made until it
-        came, by phase.
+    @ivar missing: The expected sightings that have not arrived, by phase.
+    @ivar unexpected: The sightings that were not expected, by phase.
+    @ivar delays: The delays of the expected sightings, in seconds, by phase.
     """
 
-    def __init__(self, expected: Mapping[MatchType, Counter[Found]]) -> None:
+    def __init__(self, expected: Mapping[MatchType, Counter[Occurrence]]) -> None:
+        """
+        @param expected: The number of sightings of each occurrence, by phase.
+        """
         self.expected = expected
         self.missing = {phase: counts.copy() for phase, counts in expected.items()}
-        self.unexpected: dict[MatchType, Counter[Found]] = {p: Counter() for p in expected}
+        self.unexpected: dict[MatchType, Counter[Occurrence]] = {p: Counter() for p in expected}
         self.delays: dict[MatchType, list[float]] = {phase: [] for phase in expected}
 
-    def came(self, phase: MatchType, found: Found, delay: float) -> None:
+    def count(self, phase: MatchType, found: Occurrence, delay: float) -> None:
         """
         Count a sighting.
 
-        @param delay: Seconds since it could be made.
+        @param phase: The phase to which it belongs.
+        @param found: The occurrence that was sighted.
+        @param delay: Seconds since publication (retro) or import (live).
         """
         missing = self.missing[phase]
         if missing[found] > 0:
@@ -50,26 +54,28 @@ class Score:
 
     def complete(self, phase: MatchType) -> bool:
         """
-        Whether all that is expected has come.
+        Whether every expected sighting has arrived.
         """
         return not +self.missing[phase]
 
     @property
     def perfect(self) -> bool:
         """
-        Whether all that was expected has come, and nothing else.
+        Whether every expected sighting has arrived, and no other.
         """
         return all(self.complete(phase) and not self.unexpected[phase] for phase in self.expected)
 
-    def found(self, phase: MatchType, value: str) -> int:
+    def found_count(self, phase: MatchType, value: str) -> int:
         """
-        How many of the sightings of a value that are expected have come.
+        The number of expected sightings of a value that have arrived.
         """
         return _of(self.expected[phase], value) - _of(self.missing[phase], value)
 
-    def table(self, wanted: Iterable[Wanted]) -> Table:
+    def table(self, indicators: Iterable[DemoIndicator]) -> Table:
         """
-        What was found of what was to be found, by indicator.
+        The table of arrived and expected sightings.
+
+        @param indicators: Its rows.
         """
         table = Table(
             title=Text("sightings, found of expected", "bold"),
@@ -83,17 +89,17 @@ class Score:
             total = self.expected[phase].total()
             found = total - self.missing[phase].total()
             table.add_column(phase.lower(), _cell(found, total), justify="right")
-        for each in wanted:
+        for each in indicators:
             cells = (
-                _cell(self.found(phase, each.value), _of(self.expected[phase], each.value))
+                _cell(self.found_count(phase, each.value), _of(self.expected[phase], each.value))
                 for phase in PHASES
             )
-            table.add_row(each.kind, styled(each.value), *cells)
+            table.add_row(each.kind, escaped_text(each.value), *cells)
         return table
 
     def lines(self) -> Sequence[str]:
         """
-        What else there is to say at the end.
+        The lines below the table: delays, missing and unexpected sightings.
         """
         lines = []
         for phase, since in zip(PHASES, ("publication", "import"), strict=True):
@@ -113,7 +119,7 @@ class Score:
         return lines
 
 
-def _of(counts: Counter[Found], value: str) -> int:
+def _of(counts: Counter[Occurrence], value: str) -> int:
     return sum(count for found, count in counts.items() if found.value == value)
 
 

@@ -1,5 +1,5 @@
 """
-Commands that run as child processes, and are read, awaited and ended.
+Commands and services that run as child processes.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from tbvast.bus_client.subscription import ManageClient
 from tbvast.engines.binaries import Program, launched
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
-KEPT = 200
+MAX_OUTPUT_LINES = 200
 """
-The most lines of a command's output that are kept: the last ones.
-"""
-
-START_LIMIT = 30.0
-"""
-Seconds that a service has to become ready.
+The maximum number of lines kept of a command's output.
 """
 
-STOP_LIMIT = 15.0
+START_TIMEOUT_SECONDS = 30.0
 """
-Seconds from SIGTERM to SIGKILL.
+Time limit for a service to become ready.
+"""
+
+STOP_TIMEOUT_SECONDS = 15.0
+"""
+The time from SIGTERM to SIGKILL.
 """
 
 
 class CommandEnded(TbvastError):
     """
-    A command ended, or did not do in time what was waited for.
+    A command ended, or exceeded a time limit.
 
-    @ivar name: What the command is called.
-    @ivar reason: What happened to it.
-    @ivar output: The end of what it said.
+    @ivar name: The name of the command.
+    @ivar reason: The event, a verb phrase that follows the name.
+    @ivar output: The end of its output.
     """
 
     def __init__(self, name: str, reason: str, output: str) -> None:
@@ -63,24 +63,24 @@ class CommandEnded(TbvastError):
 
 class RunningCommand(ProcessProtocol):
     """
-    A command that runs as a child process, which does not outlive this one.
+    A command that runs as a child process and does not outlive this process.
 
     @ivar lines: The last lines of its standard output and error.
-    @ivar status: Its exit status, once it has ended: 128 and the signal's number
-        if one ended it.
+    @ivar status: Its exit status, or 128 plus the number of the signal that ended it;
+        L{None} while it runs.
     """
 
     def __init__(self, reactor: Any, name: str) -> None:
         """
-        @param name: What the command is called in errors.
+        @param name: The name of the command in errors.
         """
         self.name = name
         self.lines: list[str] = []
         self.status: int | None = None
         self._reactor = reactor
-        self._rest = b""
-        self._waiting: list[tuple[str, int, Deferred[str]]] = []
-        self._ending: list[Deferred[int]] = []
+        self._unfinished = b""
+        self._line_waiters: list[tuple[str, int, Deferred[str]]] = []
+        self._exit_waiters: list[Deferred[int]] = []
 
     def run(
         self,
@@ -91,9 +91,9 @@ class RunningCommand(ProcessProtocol):
         """
         Start the command.
 
-        @param arguments: The program's path first.
-        @param stdin: All of its standard input.
-        @param environment: What is to be different from this process's own.
+        @param arguments: The program's path and its arguments.
+        @param stdin: The whole standard input.
+        @param environment: Variables that replace or extend those of this process.
         @raise OSError: If it cannot be started.
         """
         program, *rest = arguments
@@ -108,7 +108,7 @@ class RunningCommand(ProcessProtocol):
     @property
     def pid(self) -> int:
         """
-        The process's id; only while it runs.
+        The id of the process, while it runs.
         """
         transport: Any = self.transport
         return int(transport.pid)
@@ -116,19 +116,18 @@ class RunningCommand(ProcessProtocol):
     @property
     def output(self) -> str:
         """
-        The end of what it said.
+        The end of its output, as one text.
         """
         return "\n".join(self.lines)
 
-    def saw(self, text: str, limit: float = START_LIMIT, times: int = 1) -> Deferred[str]:
+    def saw(self, text: str, limit: float = START_TIMEOUT_SECONDS, times: int = 1) -> Deferred[str]:
         """
         Wait for a line of output.
 
-        @param text: What it holds.
-        @param limit: Seconds.
-        @param times: How many such lines there have to be.
-        @return: Fires with the last of them, which may have come before; fails with
-            L{CommandEnded}.
+        @param text: A part of the line.
+        @param limit: The time limit, in seconds.
+        @param times: The number of such lines to wait for, with those already written.
+        @return: Fires with the last of them; fails with L{CommandEnded}.
         """
         lines = [line for line in self.lines if text in line]
         if len(lines) >= times:
@@ -136,17 +135,19 @@ class RunningCommand(ProcessProtocol):
         if self.status is not None:
             return fail(self._ended())
         waiting: Deferred[str] = Deferred()
-        self._waiting.append((text, times - len(lines), waiting))
+        self._line_waiters.append((text, times - len(lines), waiting))
 
         def too_late(result: Any, seconds: float) -> Any:
-            reason = f"did not say {text!r} within {seconds:g} s"
+            reason = f"did not write {text!r} within {seconds:g} s"
             raise CommandEnded(self.name, reason, self.output)
 
         return waiting.addTimeout(limit, self._reactor, onTimeoutCancel=too_late)
 
     def signal(self, name: str) -> None:
         """
-        @param name: E.g. C{"TERM"}; nothing happens once it has ended.
+        Send a signal; to a process that has ended, none is sent.
+
+        @param name: E.g. C{"TERM"}.
         """
         transport: Any = self.transport
         try:
@@ -156,24 +157,26 @@ class RunningCommand(ProcessProtocol):
 
     def wait(self) -> Deferred[int]:
         """
-        @return: Fires with the exit status, when it has ended.
+        Wait for the end of the process.
+
+        @return: Fires with its exit status.
         """
         if self.status is not None:
             return succeed(self.status)
         ending: Deferred[int] = Deferred()
-        self._ending.append(ending)
+        self._exit_waiters.append(ending)
         return ending
 
     def stop(self) -> Deferred[int]:
         """
-        End it: with SIGTERM, and with SIGKILL if that is not enough.
+        End the process with SIGTERM, and after a time limit with SIGKILL.
 
-        @return: As L{wait}.
+        @return: Fires with its exit status.
         """
         if self.status is not None or self.transport is None:
             return succeed(self.status or 0)
         self.signal("TERM")
-        late = self._reactor.callLater(STOP_LIMIT, self.signal, "KILL")
+        late = self._reactor.callLater(STOP_TIMEOUT_SECONDS, self.signal, "KILL")
 
         def ended(status: int) -> int:
             if late.active():
@@ -183,32 +186,32 @@ class RunningCommand(ProcessProtocol):
         return self.wait().addCallback(ended)
 
     def outReceived(self, data: bytes) -> None:
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        *whole, self._unfinished = (self._unfinished + data).split(b"\n")
         for line in whole:
-            self._said(line.decode("utf-8", "replace"))
+            self._add_line(line.decode("utf-8", "replace"))
 
     errReceived = outReceived
 
-    def _said(self, line: str) -> None:
+    def _add_line(self, line: str) -> None:
         self.lines.append(line)
-        del self.lines[:-KEPT]
-        waiting, self._waiting = self._waiting, []
+        del self.lines[:-MAX_OUTPUT_LINES]
+        waiting, self._line_waiters = self._line_waiters, []
         for awaited, times, seen in waiting:
             left = times - (awaited in line)
             if left:
-                self._waiting.append((awaited, left, seen))
+                self._line_waiters.append((awaited, left, seen))
             else:
                 seen.callback(line)
 
     def processEnded(self, reason: Failure) -> None:
         value: Any = reason.value
         self.status = value.exitCode if value.signal is None else 128 + value.signal
-        if self._rest:
-            self._said(self._rest.decode("utf-8", "replace"))
-        waiting, self._waiting = self._waiting, []
+        if self._unfinished:
+            self._add_line(self._unfinished.decode("utf-8", "replace"))
+        waiting, self._line_waiters = self._line_waiters, []
         for *_, awaited in waiting:
             awaited.errback(self._ended())
-        ending, self._ending = self._ending, []
+        ending, self._exit_waiters = self._exit_waiters, []
         for ended in ending:
             ended.callback(self.status)
 
@@ -216,7 +219,7 @@ class RunningCommand(ProcessProtocol):
         return CommandEnded(self.name, f"ended with exit status {self.status}", self.output)
 
 
-def _eb_first(failure: Failure) -> Failure:
+def _unwrap_first_error(failure: Failure) -> Failure:
     if isinstance(failure.value, FirstError):
         return failure.value.subFailure
     return failure
@@ -224,7 +227,7 @@ def _eb_first(failure: Failure) -> Failure:
 
 def _environment() -> dict[str, str]:
     """
-    This process's environment, in which a child finds the same tbvast.
+    The environment of this process, with a path on which a child finds the same tbvast.
     """
     paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -241,17 +244,17 @@ def twistd(*arguments: str) -> list[str]:
 
 class RunningPlugin(RunningCommand):
     """
-    C{twistd tbvast-plugin}, on free ports of the loopback address.
+    C{twistd tbvast-plugin} on free ports of the loopback address.
 
-    @ivar manage: Its manage endpoint.
-    @ivar pub: Its pub endpoint.
-    @ivar sub: Its sub endpoint.
+    @ivar manage: The manage endpoint.
+    @ivar pub: The pub endpoint.
+    @ivar sub: The sub endpoint.
     """
 
     def __init__(self, reactor: Any, state: Path, *options: str) -> None:
         """
-        @param state: Its state directory; another one may take it over after it.
-        @param options: More of its options.
+        @param state: The state directory; L{again} uses it too.
+        @param options: Further command line options.
         """
         super().__init__(reactor, "tbvast-plugin")
         self._state = state
@@ -260,7 +263,9 @@ class RunningPlugin(RunningCommand):
 
     def start(self) -> Deferred[Any]:
         """
-        @return: Fires when it answers; fails with L{CommandEnded}.
+        Start the service.
+
+        @return: Fires when it answers requests; fails with L{CommandEnded}.
         """
         self.run(
             twistd(
@@ -274,7 +279,9 @@ class RunningPlugin(RunningCommand):
 
     def ask(self, request: bytes) -> Deferred[dict[str, Any]]:
         """
-        @return: Fires with the answer of its manage endpoint.
+        Send a request to the manage endpoint.
+
+        @return: Fires with the reply.
         """
         factory = Factory(self._reactor)
 
@@ -287,7 +294,10 @@ class RunningPlugin(RunningCommand):
 
     def again(self) -> RunningPlugin:
         """
-        @return: One to start when this has ended, with the same ports and state.
+        Prepare a restart.
+
+        @return: A plugin with the same ports and state, to be started after the end of
+            this one.
         """
         other = RunningPlugin(self._reactor, self._state, *self._options)
         other.manage, other.pub, other.sub = self.manage, self.pub, self.sub
@@ -296,9 +306,9 @@ class RunningPlugin(RunningCommand):
 
 class RunningBridge(RunningCommand):
     """
-    C{twistd tbvast-bridge}, with an embedded engine on a free port.
+    C{twistd tbvast-bridge} with an embedded engine on a free port.
 
-    @ivar engine: Where the engine listens.
+    @ivar engine: The endpoint of the engine.
     """
 
     def __init__(
@@ -306,8 +316,8 @@ class RunningBridge(RunningCommand):
     ) -> None:
         """
         @param bus: The manage endpoint of the bus.
-        @param state: Its state directory, the engine's within.
-        @param options: More of its options.
+        @param state: The state directory, which contains that of the engine.
+        @param options: Further command line options.
         @param live: Whether to match arriving events.
         """
         super().__init__(reactor, "tbvast-bridge")
@@ -319,7 +329,9 @@ class RunningBridge(RunningCommand):
 
     def start(self) -> Deferred[Any]:
         """
-        @return: Fires when it has subscribed, and its engine matches; fails with
+        Start the service.
+
+        @return: Fires when it has subscribed and its engine matches; fails with
             L{CommandEnded}.
         """
         self.run(
@@ -336,11 +348,14 @@ class RunningBridge(RunningCommand):
         if self._live:
             signs.append("The live match is running")
         seen = gatherResults([self.saw(sign) for sign in signs], consumeErrors=True)
-        return seen.addErrback(_eb_first)
+        return seen.addErrback(_unwrap_first_error)
 
     def again(self) -> RunningBridge:
         """
-        @return: One to start when this has ended, with the same engine and state.
+        Prepare a restart.
+
+        @return: A bridge with the same engine and state, to be started after the end of
+            this one.
         """
         other = RunningBridge(
             self._reactor, self._bus, self._state, *self._options, live=self._live
@@ -351,7 +366,9 @@ class RunningBridge(RunningCommand):
 
 def free_ports(count: int) -> list[int]:
     """
-    @return: Ports of the loopback address that nothing listens on, all different.
+    Find free ports of the loopback address.
+
+    @return: Different ports on which nothing listens.
     """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:

@@ -1,8 +1,8 @@
 """
-The telemetry of the demonstration, and what is to be found in it.
+The telemetry of the demonstration, and the indicators that occur in it.
 
-The match here is not the one that is shown: it looks at the files as they are, at
-every value of every event, and knows nothing of engines.
+The matcher here is independent of the product: it compares every value of every event
+of the files, and uses no engine.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from tbvast.errors import StartupRefused
 
 Event = dict[str, Any]
 
-SURICATA = "from_stdin { read_suricata } | import"
-ZEEK = "from_stdin { read_zeek_json } | import"
+SURICATA_PIPELINE = "from_stdin { read_suricata } | import"
+ZEEK_PIPELINE = "from_stdin { read_zeek_json } | import"
 
 LOGS = (
-    ("suricata/eve-verify.json.gz", SURICATA),
-    ("suricata/eve-m57.json.gz", SURICATA),
-    ("suricata/eve-small.json", SURICATA),
-    ("zeek-json/conn.log.json.gz", ZEEK),
-    ("zeek-json/dns.log.json.gz", ZEEK),
-    ("zeek-json/files.log.json.gz", ZEEK),
-    ("zeek-json/http.log.json.gz", ZEEK),
-    ("zeek-json/ssh.log.json.gz", ZEEK),
+    ("suricata/eve-verify.json.gz", SURICATA_PIPELINE),
+    ("suricata/eve-m57.json.gz", SURICATA_PIPELINE),
+    ("suricata/eve-small.json", SURICATA_PIPELINE),
+    ("zeek-json/conn.log.json.gz", ZEEK_PIPELINE),
+    ("zeek-json/dns.log.json.gz", ZEEK_PIPELINE),
+    ("zeek-json/files.log.json.gz", ZEEK_PIPELINE),
+    ("zeek-json/http.log.json.gz", ZEEK_PIPELINE),
+    ("zeek-json/ssh.log.json.gz", ZEEK_PIPELINE),
 )
 """
-The files, below the folder of the data, and the pipelines that import them.
+The files, relative to the data directory, and the pipelines that import them.
 """
 
-ALONE = ("smtp", "stats")
+IMPORTED_ALONE = ("smtp", "stats")
 """
-Kinds of events that the engine, in its version 6.20, may refuse to import together
-with others.
+The types of events that version 6.20 of the engine may refuse to import together with
+others.
 """
 
 _TIMES = ("timestamp", "ts")
@@ -50,7 +50,9 @@ class Log(NamedTuple):
     """
     Events that are imported together.
 
-    @ivar pipeline: What imports them.
+    @ivar name: The name of the file, and the type of events if it is split.
+    @ivar pipeline: The pipeline that imports them.
+    @ivar events: The events.
     """
 
     name: str
@@ -60,32 +62,36 @@ class Log(NamedTuple):
     @property
     def text(self) -> bytes:
         """
-        What the pipeline reads.
+        The input of the pipeline.
         """
         return b"".join(json.dumps(event).encode() + b"\n" for event in self.events)
 
     @property
     def times(self) -> Iterator[int]:
         """
-        When the events happened, as L{time_of} says it.
+        The times of the events, see L{time_of}.
         """
         return map(time_of, self.events)
 
 
-class Wanted(NamedTuple):
+class DemoIndicator(NamedTuple):
     """
-    A value that is to be found.
+    An indicator that the demonstration publishes.
+
+    @ivar kind: The kind of its observable.
+    @ivar value: The value of its observable.
     """
 
     kind: str
     value: str
 
 
-class Found(NamedTuple):
+class Occurrence(NamedTuple):
     """
-    An event that holds a value.
+    The occurrence of an indicator's value in an event.
 
-    @ivar time: Of the event, in microseconds since the epoch.
+    @ivar value: The value.
+    @ivar time: The time of the event, in microseconds since the epoch.
     """
 
     value: str
@@ -94,11 +100,10 @@ class Found(NamedTuple):
 
 def read_logs(data: Path) -> list[Log]:
     """
-    Read all the telemetry; an event that is equal to one before it is left out, for
-    it would be the same sighting.
+    Read all telemetry, without repeated events, because they give the same sighting.
 
-    @param data: The folder with the data.
-    @raise StartupRefused: If it is not there.
+    @param data: The data directory.
+    @raise StartupRefused: If a file cannot be read.
     """
     seen: set[str] = set()
     try:
@@ -117,7 +122,7 @@ def _read(path: Path, pipeline: str, seen: set[str]) -> Log:
     if path.suffix == ".gz":
         raw = gzip.decompress(raw)
     events = [json.loads(line) for line in raw.splitlines()]
-    if pipeline == ZEEK:  # which wants to be told what the file's name says
+    if pipeline == ZEEK_PIPELINE:  # its reader needs the type of the log, which the file's name has
         kind = path.name.partition(".")[0]
         events = [{"_path": kind, **event} for event in events]
     new = {text: event for event in events if (text := _canonical(event)) not in seen}
@@ -127,32 +132,34 @@ def _read(path: Path, pipeline: str, seen: set[str]) -> Log:
 
 def _parts(log: Log) -> Iterator[Log]:
     """
-    A log in parts that the engine imports.
+    Split a log into parts that the engine imports.
     """
-    for kind in ALONE:
+    for kind in IMPORTED_ALONE:
         alone = [event for event in log.events if event.get("event_type") == kind]
         if alone:
             yield log._replace(name=f"{log.name}, {kind}", events=alone)
-    yield log._replace(events=[e for e in log.events if e.get("event_type") not in ALONE])
+    yield log._replace(events=[e for e in log.events if e.get("event_type") not in IMPORTED_ALONE])
 
 
-def halves(logs: Sequence[Log]) -> tuple[list[Log], list[Log]]:
+def split_past_and_future(logs: Sequence[Log]) -> tuple[list[Log], list[Log]]:
     """
-    What is past, and what is to come: every other event of each log, so that most
-    values are in both.
+    Split logs into past and future: every other event of each log, so that most
+    values occur in both.
     """
     past = [log._replace(events=log.events[::2]) for log in logs]
     future = [log._replace(events=log.events[1::2]) for log in logs]
     return past, [log for log in future if log.events]
 
 
-def find(wanted: Iterable[Wanted], logs: Iterable[Log]) -> Counter[Found]:
+def find_occurrences(
+    indicators: Iterable[DemoIndicator], logs: Iterable[Log]
+) -> Counter[Occurrence]:
     """
-    How often each value is found: an event counts once, wherever the value stands.
+    Count the occurrences of indicators; an event counts once for each value.
     """
-    tests = [(each.value, _MATCHERS[each.kind](each.value)) for each in wanted]
+    tests = [(each.value, _MATCHERS[each.kind](each.value)) for each in indicators]
     return Counter(
-        Found(value, time_of(event))
+        Occurrence(value, time_of(event))
         for log in logs
         for event in log.events
         for value, test in tests
@@ -162,7 +169,9 @@ def find(wanted: Iterable[Wanted], logs: Iterable[Log]) -> Counter[Found]:
 
 def time_of(event: Event) -> int:
     """
-    @return: In microseconds since the epoch.
+    The time of an event.
+
+    @return: Microseconds since the epoch.
     """
     text = next(event[name] for name in _TIMES if name in event)
     time = datetime.fromisoformat(text)
@@ -175,7 +184,7 @@ def _canonical(event: Event) -> str:
 
 def _values(value: Any) -> Iterator[str]:
     """
-    Every text in an event, however deep.
+    Every text in a value, at any depth.
     """
     if isinstance(value, str):
         yield value
@@ -190,7 +199,7 @@ def _values(value: Any) -> Iterator[str]:
 Test = Callable[[Event], bool]
 
 
-def _same(value: str) -> Test:
+def _equal_text(value: str) -> Test:
     folded = value.lower()
     return lambda event: any(text.lower() == folded for text in _values(event))
 
@@ -217,7 +226,7 @@ def _network(value: str) -> Test:
 
 
 def _url(value: str) -> Test:
-    wanted = value.partition("://")[2]
+    address = value.partition("://")[2]
 
     def test(event: Event) -> bool:
         http = event.get("http", {})
@@ -225,37 +234,41 @@ def _url(value: str) -> Test:
             (http.get("hostname"), http.get("url")),
             (event.get("host"), event.get("uri")),
         )
-        return any(f"{host}{rest}" == wanted for host, rest in seen)
+        return any(f"{host}{rest}" == address for host, rest in seen)
 
     return test
 
 
 _MATCHERS: Mapping[str, Callable[[str], Test]] = {
-    "address": _same,
+    "address": _equal_text,
     "network": _network,
-    "domain": _same,
+    "domain": _equal_text,
     "URL": _url,
-    "SHA-256": _same,
-    "MD5": _same,
+    "SHA-256": _equal_text,
+    "MD5": _equal_text,
     "e-mail": _mailbox,
 }
 
-WANTED = (
-    Wanted("address", "138.201.208.22"),
-    Wanted("address", "93.191.156.41"),
-    Wanted("address", "13.107.253.70"),
-    Wanted("network", "138.201.208.0/24"),
-    Wanted("domain", "mamzon.ru"),
-    Wanted("domain", "madmaskiner.dk"),
-    Wanted("domain", "irc.freenode.net"),
-    Wanted("domain", "dl.javafx.com"),
-    Wanted("URL", "http://madmaskiner.dk/wp-content/uploads/2015/07/Siemens-GS58NAW40_5.jpg"),
-    Wanted("URL", "http://www.powershellgallery.com/api/v2/FindPackagesById()?id=%27AzureAD%27"),
-    Wanted("URL", "http://www.nmap.org/"),
-    Wanted("SHA-256", "2e4c462b3424afcc04f43429d5f001e4ef9a28143bfeefb9af2254b4df3a7c1a"),
-    Wanted("MD5", "70041821acf87389e40ddcb092004184"),
-    Wanted("e-mail", "xH@xH.com"),
+INDICATORS = (
+    DemoIndicator("address", "138.201.208.22"),
+    DemoIndicator("address", "93.191.156.41"),
+    DemoIndicator("address", "13.107.253.70"),
+    DemoIndicator("network", "138.201.208.0/24"),
+    DemoIndicator("domain", "mamzon.ru"),
+    DemoIndicator("domain", "madmaskiner.dk"),
+    DemoIndicator("domain", "irc.freenode.net"),
+    DemoIndicator("domain", "dl.javafx.com"),
+    DemoIndicator(
+        "URL", "http://madmaskiner.dk/wp-content/uploads/2015/07/Siemens-GS58NAW40_5.jpg"
+    ),
+    DemoIndicator(
+        "URL", "http://www.powershellgallery.com/api/v2/FindPackagesById()?id=%27AzureAD%27"
+    ),
+    DemoIndicator("URL", "http://www.nmap.org/"),
+    DemoIndicator("SHA-256", "2e4c462b3424afcc04f43429d5f001e4ef9a28143bfeefb9af2254b4df3a7c1a"),
+    DemoIndicator("MD5", "70041821acf87389e40ddcb092004184"),
+    DemoIndicator("e-mail", "xH@xH.com"),
 )
 """
-What is looked for: harmless values that happen to be in the telemetry.
+The published indicators: harmless values that happen to occur in the telemetry.
 """

@@ -1,5 +1,5 @@
 """
-What can go wrong, as classes with data.
+The errors that tbvast raises, as classes with data.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from typing import Any
 
 SHOWN = 120
 """
-The most characters of a refused value that an error message repeats.
+The maximum number of characters that an error message quotes of a refused value.
 """
 
 
 def shown(value: Any) -> str:
     """
-    A value as an error message may show it: quoted, escaped, bounded.
+    Format a value for an error message: quoted, escaped and bounded in length.
     """
     length = len(value) if isinstance(value, str | bytes) else 0
     try:
         text = ascii(value[:SHOWN] if length else value)
-    except (RecursionError, ValueError):  # nested too deep, or a number too long to be written
+    except (RecursionError, ValueError):  # nested too deeply, or too long a number
         text = f"a value of the type {type(value).__name__}"
     if length <= SHOWN and len(text) <= SHOWN:
         return text
@@ -28,17 +28,17 @@ def shown(value: Any) -> str:
 
 class TbvastError(Exception):
     """
-    The base of everything tbvast raises on purpose; C{str} of it is one line.
+    The base of all errors of tbvast. Their C{str} is one line.
     """
 
 
 class Invalid(TbvastError):
     """
-    Input that is not what was expected.
+    Invalid input.
 
-    @ivar field: Where: a key's path, a property, an option.
-    @ivar value: What was found there.
-    @ivar expected: What would have been right, in words.
+    @ivar field: The place of the input: the path of a key, a property, an option.
+    @ivar value: The value found there.
+    @ivar expected: The values accepted there, in words that follow "is not".
     """
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
@@ -53,7 +53,7 @@ class Invalid(TbvastError):
 
 class ObservableInvalid(Invalid):
     """
-    A value that is none of its kind: an address that is no address, say.
+    A value that is malformed for its kind of observable, e.g. an IP address.
     """
 
 
@@ -61,7 +61,7 @@ class PatternInvalid(Invalid):
     """
     Text that is not a STIX 2.1 pattern.
 
-    @ivar position: The offset, in characters, at which it stopped making sense.
+    @ivar position: The offset, in characters, of the first error.
     """
 
     def __init__(self, pattern: str, position: int, expected: str) -> None:
@@ -80,9 +80,9 @@ class PatternInvalid(Invalid):
 
 class PatternUnmatchable(TbvastError):
     """
-    A valid pattern that no single event can decide, or that tbvast cannot match.
+    A valid pattern that no single event can satisfy, or that tbvast cannot match.
 
-    @ivar reason: Why, as a short phrase that can be counted and listed.
+    @ivar reason: The reason, a short phrase that is the same for all such patterns.
     """
 
     def __init__(self, reason: str) -> None:
@@ -92,50 +92,50 @@ class PatternUnmatchable(TbvastError):
 
 class IndicatorInvalid(Invalid):
     """
-    A document that is not an indicator which can be accepted.
+    A document that is not a valid indicator.
     """
 
 
 class SightingInvalid(Invalid):
     """
-    A document that is not a sighting which can be accepted.
+    A document that is not a valid sighting.
     """
 
 
 class ProtocolInvalid(Invalid):
     """
-    A message that the wire protocol does not know.
+    A message that is not valid in the wire protocol.
     """
 
 
 class SettingsInvalid(Invalid):
     """
-    A configuration key or command line option that cannot be used.
+    A configuration key or command line option with an unacceptable value.
     """
 
 
 class StartupRefused(TbvastError):
     """
-    A service cannot start; C{str} of it says why and what to do, in one line.
+    A service cannot start. C{str} gives the reason and the remedy.
     """
 
 
 class JournalFailed(TbvastError):
     """
-    The journal could not keep, or could not read, what it was asked to.
+    The journal could not write or read.
     """
 
 
 class StoreFailed(TbvastError):
     """
-    The bridge's store could not keep, or could not read, what it was asked to.
+    The bridge's store could not write or read.
     """
 
 
 class FileLost(TbvastError):
     """
-    A file that is in use was removed, replaced, cut or damaged: nothing more can be kept in
-    it. C{str} of it says what has become of it, and where its contents are, in one line.
+    An open file was removed, replaced, truncated or damaged, so that it cannot be written
+    any more. C{str} tells what happened to it, and where its contents are.
     """
 
 
@@ -144,7 +144,7 @@ class BusUnreachable(TbvastError):
     A bus did not answer on its manage endpoint.
 
     @ivar address: The manage endpoint, C{HOST:PORT}.
-    @ivar seconds: How long the answer was waited for.
+    @ivar seconds: The time limit for the answer.
     """
 
     def __init__(self, address: str, seconds: float) -> None:
@@ -158,10 +158,10 @@ class BusUnreachable(TbvastError):
 
 class BusRefused(TbvastError):
     """
-    A bus answered, and the answer was no.
+    A bus refused a request.
 
-    @ivar request: What was asked of it.
-    @ivar answer: What it said.
+    @ivar request: The request, a verb phrase that follows "refused to".
+    @ivar answer: The reason in its answer.
     """
 
     def __init__(self, request: str, answer: str) -> None:
@@ -175,22 +175,22 @@ class BusRefused(TbvastError):
 
 class EngineError(TbvastError):
     """
-    The base of what an engine call raises.
+    The base of the errors of engine calls.
     """
 
 
 class EngineMissing(EngineError):
     """
-    No engine is installed; C{str} of it says how to install one.
+    No engine is installed. C{str} tells how to install one.
     """
 
 
 class EngineUnsupported(EngineError):
     """
-    The engine is not one that tbvast can drive.
+    The engine or its version is not supported.
 
-    @ivar found: What it calls itself, with its version.
-    @ivar expected: What it would have to be.
+    @ivar found: The name and version of the engine.
+    @ivar expected: The names and versions that are supported.
     """
 
     def __init__(self, found: str, expected: str) -> None:
@@ -204,10 +204,10 @@ class EngineUnsupported(EngineError):
 
 class EngineUnreachable(EngineError):
     """
-    The node could not be asked: it is down, or not there yet.
+    No connection to the node: it is down, or not ready yet.
 
     @ivar endpoint: The node's endpoint, C{HOST:PORT}.
-    @ivar reason: What the attempt ended with.
+    @ivar reason: The reason of the failure.
     """
 
     def __init__(self, endpoint: str, reason: str) -> None:
@@ -221,10 +221,10 @@ class EngineUnreachable(EngineError):
 
 class EngineCallFailed(EngineError):
     """
-    The node was asked and did not do it.
+    The node did not carry out a call.
 
-    @ivar call: Which call, e.g. C{"add"}.
-    @ivar reason: What the engine said, bounded in length.
+    @ivar call: The name of the call, e.g. C{"add"}.
+    @ivar reason: The engine's message, bounded in length.
     """
 
     def __init__(self, call: str, reason: str) -> None:
@@ -238,9 +238,9 @@ class EngineCallFailed(EngineError):
 
 class EngineTimeout(EngineCallFailed):
     """
-    The node did not finish in time; the call was ended.
+    The node exceeded the time limit of a call, which was ended.
 
-    @ivar seconds: The time it had.
+    @ivar seconds: The time limit.
     """
 
     def __init__(self, call: str, seconds: float) -> None:
@@ -253,17 +253,17 @@ class EngineTimeout(EngineCallFailed):
 
 class EngineInterrupted(EngineError):
     """
-    The call was ended because L{tbvast.interfaces.IEngine.interrupt} was called.
+    The call was ended by L{tbvast.interfaces.IEngine.interrupt}.
     """
 
 
 class CommandFailed(TbvastError):
     """
-    A command that was to take or change an event did not do it.
+    A sink or transform command failed on an event.
 
     @ivar program: The program, as the configuration names it.
-    @ivar reason: What went wrong; holds nothing of the event.
-    @ivar stderr: The end of what the command said on standard error.
+    @ivar reason: The reason; it contains nothing of the event.
+    @ivar stderr: The end of the command's standard error.
     """
 
     def __init__(self, program: str, reason: str, stderr: str = "") -> None:
@@ -273,12 +273,12 @@ class CommandFailed(TbvastError):
         self.stderr = stderr
 
     def __str__(self) -> str:
-        said = self.stderr.strip().splitlines()
-        end = f" (its last line: {shown(said[-1])})" if said else ""
+        lines = self.stderr.strip().splitlines()
+        end = f" (its last line: {shown(lines[-1])})" if lines else ""
         return f"command {self.program}: {self.reason}{end}"
 
 
 class CommandRefused(CommandFailed):
     """
-    This event cannot be given to the command; trying it again would not help.
+    The command cannot be given this event. A retry would fail as well.
     """

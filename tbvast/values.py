@@ -1,15 +1,61 @@
 """
-What travels between a bridge and its engine.
+Values that cross the seams between packages.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+import ipaddress
+import re
+from typing import Any, Self
 
 import msgspec
 
 from tbvast.stix.observables import Kind, Observable
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
+
+
+def is_host(text: str) -> bool:
+    """
+    Whether C{text} is an IP address or can be a host name.
+    """
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return len(text) <= 253 and _HOST_NAME.fullmatch(text) is not None
+    return True
+
+
+class HostPort(msgspec.Struct, frozen=True):
+    """
+    A TCP endpoint.
+
+    @ivar host: An IP address, without brackets, or a host name.
+    @ivar port: From 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        @param text: C{HOST:PORT}; an IPv6 address stands in square brackets.
+        @raise ValueError: If C{text} is malformed.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon or re.fullmatch("[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
+            raise ValueError("the port is missing or not from 1 to 65535")
+        bracketed = host.startswith("[") and host.endswith("]")
+        bare = host[1:-1] if bracketed else host
+        if bracketed != (":" in bare) or not is_host(bare):
+            raise ValueError("the host is missing or malformed")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 class MatchType(enum.StrEnum):

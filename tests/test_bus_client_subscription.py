@@ -27,7 +27,7 @@ from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark,
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import (
     Connection,
     Factory,

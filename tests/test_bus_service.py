@@ -20,7 +20,8 @@ from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.protocol import manage
 from tbvast.protocol.frames import Item, encode_report, render
 from tbvast.protocol.topics import Dialect
-from tbvast.settings import HostPort, PluginSettings
+from tbvast.settings.schema import PluginSettings
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import (
     DealerConnection,
     EndpointUnusable,

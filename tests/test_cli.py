@@ -13,14 +13,14 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.cli.keys import KeyFiles, keygen
-from tbvast.cli.main import INTERRUPTED, NOT_ALL, UNREACHABLE, USAGE, parser, run
+from tbvast.cli.main import INCOMPLETE, INTERRUPTED, UNREACHABLE, USAGE, make_parser, run
 from tbvast.cli.publish import publish, remove
 from tbvast.cli.status import status
 from tbvast.cli.terminal import Screen
 from tbvast.cli.watch import watch
 from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
 from tbvast.protocol.topics import Stream
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
 BUS = HostPort("localhost", 13370)
@@ -29,7 +29,7 @@ ASKED = {"bus": BUS, "keys": KeyFiles()}
 
 class ParserTests(SynchronousTestCase):
     def command(self, *arguments: str) -> Any:
-        options = parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         return options.command(options)
 
     def test_publish(self) -> None:
@@ -70,7 +70,7 @@ class ParserTests(SynchronousTestCase):
 
     def test_keys(self) -> None:
         """
-        Whatever asks a bus can show it a key.
+        Every command with a connection to a bus has the options of its keys.
         """
         for arguments in (["publish", "-"], ["remove", "x"], ["watch"], ["status"]):
             command = self.command(*arguments, "--curve-key=a", "--server-key=b")
@@ -85,7 +85,7 @@ class ParserTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        What cannot be understood is told, with its value, and exit status 2.
+        Invalid arguments are reported, with exit status 2.
         """
         for arguments, words in (
             ([], "COMMAND"),
@@ -98,11 +98,11 @@ class ParserTests(SynchronousTestCase):
             (["watch", "--count", "-1"], "-1"),
             (["watch", "--snapshot", "many"], "'many' is not a whole number"),
         ):
-            said = io.StringIO()
-            with redirect_stderr(said):
-                error = self.assertRaises(SystemExit, parser().parse_args, arguments)
+            output = io.StringIO()
+            with redirect_stderr(output):
+                error = self.assertRaises(SystemExit, make_parser().parse_args, arguments)
             self.assertEqual(error.code, 2)
-            self.assertIn(words, said.getvalue())
+            self.assertIn(words, output.getvalue())
 
 
 class RunTests(SynchronousTestCase):
@@ -127,11 +127,11 @@ class RunTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """
-        What goes wrong is one line, and an exit status.
+        An error is one line and an exit status.
         """
         for error, expected in (
             (BusUnreachable("localhost:13370", 5), UNREACHABLE),
-            (BusRefused("publish", "no"), NOT_ALL),
+            (BusRefused("publish", "no"), INCOMPLETE),
             (SettingsInvalid("FILE", "x\x1b", "a file"), USAGE),
             (KeyUnusable("a.key", "no such file"), USAGE),
         ):
@@ -145,7 +145,7 @@ class RunTests(SynchronousTestCase):
 
     def test_interrupted(self) -> None:
         """
-        When the reactor stops, the command is cancelled, and waited for.
+        When the reactor stops, it cancels the command and waits for its end.
         """
         stopping: Deferred[None] = Deferred()
 
@@ -165,7 +165,7 @@ class RunTests(SynchronousTestCase):
 
     def test_defect(self) -> None:
         """
-        A defect is not hidden.
+        An unexpected exception is not hidden.
         """
         outcome: Deferred[bool] = Deferred()
         status = self.run_with(outcome)

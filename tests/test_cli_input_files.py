@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli.input_files import Reading, read
+from tbvast.cli.input_files import InputContents, read_input
 from tbvast.stix.indicators import decode_indicator, make_indicator
 from tbvast.stix.observables import guess
 from tests.doubles import indicator_document, indicator_id
@@ -21,12 +21,12 @@ from tests.doubles import indicator_document, indicator_id
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def reading_of(raw: bytes | str) -> Reading:
-    return read("in", raw.encode() if isinstance(raw, str) else raw, NOW)
+def contents_of(raw: bytes | str) -> InputContents:
+    return read_input("in", raw.encode() if isinstance(raw, str) else raw, NOW)
 
 
-def patterns(reading: Reading) -> list[str | None]:
-    return [decode_indicator(s.document).pattern for s in reading.submissions]
+def patterns(contents: InputContents) -> list[str | None]:
+    return [decode_indicator(s.document).pattern for s in contents.submissions]
 
 
 class LinesTests(SynchronousTestCase):
@@ -38,19 +38,19 @@ class LinesTests(SynchronousTestCase):
         """
         Every line is an observable, but for blank ones and comments.
         """
-        reading = reading_of("# C2\n\n 192.0.2.1 \r\nhxxp://evil[.]example/a#b\n  # end\n")
-        self.assertEqual(reading.refused, [])
+        contents = contents_of("# C2\n\n 192.0.2.1 \r\nhxxp://evil[.]example/a#b\n  # end\n")
+        self.assertEqual(contents.refused, [])
         self.assertEqual(
-            patterns(reading),
+            patterns(contents),
             ["[ipv4-addr:value = '192.0.2.1']", "[url:value = 'http://evil.example/a#b']"],
         )
-        self.assertEqual([s.where for s in reading.submissions], ["in:3", "in:4"])
+        self.assertEqual([s.location for s in contents.submissions], ["in:3", "in:4"])
 
     def test_document(self) -> None:
         """
-        An observable's indicator is that which the intel package makes.
+        An observable becomes the indicator that C{make_indicator} makes.
         """
-        [submission] = reading_of("evil[.]example").submissions
+        [submission] = contents_of("evil[.]example").submissions
         expected = make_indicator(guess("evil.example"), now=NOW, source="tbvast")
         self.assertEqual(json.loads(submission.document), json.loads(expected))
 
@@ -58,48 +58,48 @@ class LinesTests(SynchronousTestCase):
         """
         A bad line is named; the others are read.
         """
-        reading = reading_of("192.0.2.1\n192.0.2.999\nevil.example\n")
-        self.assertEqual(len(reading.submissions), 2)
-        [line] = reading.refused
+        contents = contents_of("192.0.2.1\n192.0.2.999\nevil.example\n")
+        self.assertEqual(len(contents.submissions), 2)
+        [line] = contents.refused
         self.assertTrue(line.startswith("in:2: "), line)
         self.assertIn("'192.0.2.999'", line)
 
     def test_not_utf8(self) -> None:
-        reading = reading_of(b"192.0.2.1\n\xff\xfe\n")
-        self.assertEqual(len(reading.submissions), 1)
-        self.assertEqual(reading.refused, [r"in:2: observable: b'\xff\xfe' is not UTF-8"])
+        contents = contents_of(b"192.0.2.1\n\xff\xfe\n")
+        self.assertEqual(len(contents.submissions), 1)
+        self.assertEqual(contents.refused, [r"in:2: observable: b'\xff\xfe' is not UTF-8"])
 
     def test_byte_order_mark(self) -> None:
-        self.assertEqual(len(reading_of(b"\xef\xbb\xbf192.0.2.1\n").submissions), 1)
+        self.assertEqual(len(contents_of(b"\xef\xbb\xbf192.0.2.1\n").submissions), 1)
 
     def test_objects(self) -> None:
         """
         Lines may be STIX objects, and observables between them.
         """
         raw = b"\n".join([indicator_document(1), b"192.0.2.9", b'{"type":"malware"}', b"{broken"])
-        reading = reading_of(raw)
-        self.assertEqual([s.where for s in reading.submissions], ["in:1", "in:2"])
-        self.assertEqual(reading.submissions[0].document, indicator_document(1))
-        self.assertEqual(reading.ignored, {"malware": 1})
-        self.assertTrue(reading.refused[0].startswith("in:4: document: "))
+        contents = contents_of(raw)
+        self.assertEqual([s.location for s in contents.submissions], ["in:1", "in:2"])
+        self.assertEqual(contents.submissions[0].document, indicator_document(1))
+        self.assertEqual(contents.ignored, {"malware": 1})
+        self.assertTrue(contents.refused[0].startswith("in:4: document: "))
 
     def test_address_in_brackets(self) -> None:
         """
         A defanged or bracketed address is a line, not a JSON list.
         """
-        reading = reading_of("[.]\n192[.]0[.]2[.]1\n")
-        self.assertEqual(patterns(reading), ["[ipv4-addr:value = '192.0.2.1']"])
+        contents = contents_of("[.]\n192[.]0[.]2[.]1\n")
+        self.assertEqual(patterns(contents), ["[ipv4-addr:value = '192.0.2.1']"])
 
     def test_nothing(self) -> None:
         for raw in (b"", b"\n\n", b"# nothing\n"):
-            self.assertEqual(reading_of(raw), Reading())
+            self.assertEqual(contents_of(raw), InputContents())
 
     @given(st.binary(max_size=200))
     def test_anything(self, raw: bytes) -> None:
         """
-        Whatever is read is a valid indicator, or refused.
+        Any input gives valid indicators, or is refused.
         """
-        for submission in reading_of(raw).submissions:
+        for submission in contents_of(raw).submissions:
             decode_indicator(submission.document)
 
     @given(st.lists(st.sampled_from(["192.0.2.1", "x", "", "#", "a.b", "{}", "[]"]), max_size=9))
@@ -107,8 +107,8 @@ class LinesTests(SynchronousTestCase):
         """
         Every line is taken, refused, ignored, blank or a comment.
         """
-        reading = reading_of("\n".join(["#", *lines]))
-        counted = len(reading.submissions) + len(reading.refused) + reading.ignored.total()
+        contents = contents_of("\n".join(["#", *lines]))
+        counted = len(contents.submissions) + len(contents.refused) + contents.ignored.total()
         self.assertEqual(counted, sum(line not in ("", "#") for line in lines))
 
 
@@ -122,68 +122,68 @@ class DocumentTests(SynchronousTestCase):
         return json.dumps(document, indent=indent).encode()
 
     def test_object(self) -> None:
-        [submission] = reading_of(indicator_document(1)).submissions
+        [submission] = contents_of(indicator_document(1)).submissions
         self.assertEqual(submission.document, indicator_document(1))
-        self.assertEqual(submission.where, "in:1: indicator 1")
+        self.assertEqual(submission.location, "in:1: indicator 1")
 
     def test_list(self) -> None:
         raw = b"\n[ " + indicator_document(1) + b",\n" + indicator_document(2) + b"]"
-        wheres = [s.where for s in reading_of(raw).submissions]
-        self.assertEqual(wheres, ["in:2: indicator 1", "in:3: indicator 2"])
+        locations = [s.location for s in contents_of(raw).submissions]
+        self.assertEqual(locations, ["in:2: indicator 1", "in:3: indicator 2"])
 
     def test_bundle_with_bad_ones(self) -> None:
         """
-        A bundle of 1,000 with 3 bad ones: each is named with its line and what is
-        wrong, and the 997 are there.
+        Of a bundle of 1,000 with 3 bad ones, 997 are read; each bad one is named with its
+        line and the problem.
         """
         objects = [indicator_document(n) for n in range(1000)]
         objects[5] = indicator_document(5, pattern="[ipv4-addr:value = ")
         objects[500] = indicator_document(500, id="indicator--nonsense")
         objects[999] = indicator_document(999, valid_until="tomorrow")
         raw = self.bundle(*objects, indent=2)
-        reading = reading_of(raw)
-        self.assertEqual(len(reading.submissions), 997)
+        contents = contents_of(raw)
+        self.assertEqual(len(contents.submissions), 997)
         lines = raw.decode().splitlines()
-        for said, number, word in zip(
-            reading.refused,
+        for refused, number, word in zip(
+            contents.refused,
             (6, 501, 1000),
             ("pattern: '[ipv4-addr:value = '", "id: 'indicator--nonsense'", "'tomorrow'"),
             strict=True,
         ):
-            name, line, rest = said.split(":", 2)
+            name, line, rest = refused.split(":", 2)
             self.assertEqual((name, lines[int(line) - 1].strip()), ("in", "{"))
             self.assertTrue(rest.startswith(f" indicator {number}: "), rest)
             self.assertIn(word, rest)
 
     def test_ignored(self) -> None:
         """
-        Objects that are no indicators are counted by type.
+        Objects of other types are counted by type.
         """
         raw = self.bundle(b'{"type":"malware"}', indicator_document(1), b'{"type":"malware"}', b"7")
-        reading = reading_of(raw)
-        self.assertEqual(reading.ignored, {"malware": 2, "not a STIX object": 1})
-        self.assertEqual(len(reading.submissions), 1)
+        contents = contents_of(raw)
+        self.assertEqual(contents.ignored, {"malware": 2, "not a STIX object": 1})
+        self.assertEqual(len(contents.submissions), 1)
 
     def test_no_json(self) -> None:
         for raw in ("{", "[{]", '{"type": 1}', '{"a": "b"}', "{\n}"):
-            reading = reading_of(raw)
-            self.assertEqual((reading.submissions, len(reading.refused)), ([], 1), raw)
-            self.assertTrue(reading.refused[0].startswith("in: "), reading.refused)
+            contents = contents_of(raw)
+            self.assertEqual((contents.submissions, len(contents.refused)), ([], 1), raw)
+            self.assertTrue(contents.refused[0].startswith("in: "), contents.refused)
 
     def test_deep(self) -> None:
-        self.assertEqual(len(reading_of(b"[{" * 100_000).refused), 1)
+        self.assertEqual(len(contents_of(b"[{" * 100_000).refused), 1)
 
     def test_too_long(self) -> None:
         """
-        A document that no bus would take is refused here.
+        A document that is too long for any bus is refused.
         """
-        reading = reading_of(indicator_document(1, name="x" * (11 << 20)))
-        self.assertEqual(reading.submissions, [])
-        self.assertIn("is not at most", reading.refused[0])
+        contents = contents_of(indicator_document(1, name="x" * (11 << 20)))
+        self.assertEqual(contents.submissions, [])
+        self.assertIn("is not at most", contents.refused[0])
 
     def test_unmatchable(self) -> None:
         """
-        What no engine can be asked for is published, and counted by reason.
+        Indicators that no engine can match are published, and counted by reason.
         """
         raw = self.bundle(
             indicator_document(1),
@@ -191,10 +191,10 @@ class DocumentTests(SynchronousTestCase):
             indicator_document(4, pattern="rule x {}", pattern_type="yara"),
             indicator_document(5, pattern=None, x_threatbus_update="REMOVE"),
         )
-        reading = reading_of(raw)
-        self.assertEqual(len(reading.submissions), 4)
+        contents = contents_of(raw)
+        self.assertEqual(len(contents.submissions), 4)
         self.assertEqual(
-            reading.unmatchable,
+            contents.unmatchable,
             {
                 "object path process:name": 1,
                 "pattern type yara": 1,
@@ -203,19 +203,20 @@ class DocumentTests(SynchronousTestCase):
 
     def test_admission(self) -> None:
         """
-        What the bus would refuse is not even sent; what it would make whole is sent whole.
+        Documents that the bus would refuse are refused; those that it would complete are
+        completed.
         """
-        reading = reading_of(
+        contents = contents_of(
             self.bundle(
                 indicator_document(1, pattern="[ipv4-addr:value = '1.2.3.999']"),
                 indicator_document(2, confidence="high"),
                 indicator_document(3, spec_version=None),
             )
         )
-        self.assertEqual(len(reading.refused), 2)
-        self.assertIn("ip: '1.2.3.999' is not", reading.refused[0])
-        self.assertIn("confidence: 'high' is not a whole number", reading.refused[1])
-        (submission,) = reading.submissions
+        self.assertEqual(len(contents.refused), 2)
+        self.assertIn("ip: '1.2.3.999' is not", contents.refused[0])
+        self.assertIn("confidence: 'high' is not a whole number", contents.refused[1])
+        (submission,) = contents.submissions
         self.assertEqual(
             msgspec.json.decode(submission.document),
             msgspec.json.decode(indicator_document(3)),
@@ -223,12 +224,12 @@ class DocumentTests(SynchronousTestCase):
 
     def test_add(self) -> None:
         """
-        Readings add up.
+        Contents add up.
         """
-        reading = reading_of(indicator_document(1))
-        reading.add(reading_of("x\n"))
-        reading.add(reading_of(b'{"type":"malware"}'))
-        self.assertEqual([s.where for s in reading.submissions], ["in:1: indicator 1"])
-        self.assertEqual(len(reading.refused), 1)
-        self.assertEqual(reading.ignored, {"malware": 1})
-        self.assertIn(indicator_id(1).encode(), reading.submissions[0].document)
+        contents = contents_of(indicator_document(1))
+        contents.add(contents_of("x\n"))
+        contents.add(contents_of(b'{"type":"malware"}'))
+        self.assertEqual([s.location for s in contents.submissions], ["in:1: indicator 1"])
+        self.assertEqual(len(contents.refused), 1)
+        self.assertEqual(contents.ignored, {"malware": 1})
+        self.assertIn(indicator_id(1).encode(), contents.submissions[0].document)

@@ -25,7 +25,7 @@ from tbvast.zeromq.curve import KeyUnusable, load_key_pair, load_public_key, mak
 
 class KeygenTests(SynchronousTestCase):
     """
-    A pair is made, and said where.
+    Tests for L{keygen}.
     """
 
     def setUp(self) -> None:
@@ -39,7 +39,7 @@ class KeygenTests(SynchronousTestCase):
 
     def test_made(self) -> None:
         """
-        The files are as a service wants them, and the last line as the gate does.
+        A service accepts the files, and access control the last line.
         """
         self.assertTrue(self.successResultOf(self.make("feed")))
         public, secret = self.folder / "feed.key", self.folder / "feed.key_secret"
@@ -57,7 +57,7 @@ class KeygenTests(SynchronousTestCase):
 
     def test_there_already(self) -> None:
         """
-        A key that is there is not replaced.
+        An existing key is not replaced.
         """
         self.successResultOf(self.make("feed"))
         before = (self.folder / "feed.key_secret").read_bytes()
@@ -72,8 +72,8 @@ class KeygenTests(SynchronousTestCase):
 
     def test_name(self) -> None:
         """
-        A name that the file of clients could not hold, or that leads elsewhere, is
-        refused, and nothing is made.
+        A name that the file of clients cannot hold, or that is a path, is refused, and
+        nothing is made.
         """
         for name in ("", "a b", "../feed", "a\n", "x" * 65):
             error = self.failureResultOf(self.make(name), SettingsInvalid).value
@@ -83,7 +83,7 @@ class KeygenTests(SynchronousTestCase):
 
 class KeyFilesTests(SynchronousTestCase):
     """
-    The keys that a command shows.
+    Tests for L{KeyFiles}.
     """
 
     def test_none(self) -> None:
@@ -99,7 +99,7 @@ class KeyFilesTests(SynchronousTestCase):
 
     def test_one(self) -> None:
         """
-        One alone is no use; the option that is missing is named.
+        A single key is refused; the error names the missing option.
         """
         for keys, missing in (
             (KeyFiles("a", ""), "--server-key"),

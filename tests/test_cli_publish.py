@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli.input_files import Reading, Submission, read
+from tbvast.cli.input_files import InputContents, Submission, read_input
 from tbvast.cli.publish import (
-    BATCH,
-    BATCH_BYTES,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_DOCUMENTS,
     Tally,
-    batches,
+    make_removals,
     read_inputs,
-    removals,
-    summary,
+    split_batches,
+    summary_lines,
 )
 from tbvast.errors import SettingsInvalid
 from tests.doubles import indicator_id
@@ -29,23 +29,30 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class BatchesTests(SynchronousTestCase):
-    @given(st.lists(st.sampled_from((1, 1000, BATCH_BYTES // 3, BATCH_BYTES, BATCH_BYTES + 1))))
+    @given(
+        st.lists(
+            st.sampled_from((1, 1000, MAX_BATCH_BYTES // 3, MAX_BATCH_BYTES, MAX_BATCH_BYTES + 1))
+        )
+    )
     def test_bounded(self, sizes: list[int]) -> None:
         """
-        All documents are there, in order, in portions that are no longer than may
-        be; unless one document alone is.
+        All documents are there, in order, in batches within the bounds; only a single
+        document may exceed them.
         """
         submissions = [Submission(str(i), b"x" * size) for i, size in enumerate(sizes)]
-        portions = list(batches(submissions))
-        self.assertEqual([s for portion in portions for s in portion], submissions)
-        for portion in portions:
-            size = sum(len(s.document) for s in portion)
-            self.assertTrue(0 < len(portion) <= BATCH)
-            self.assertTrue(size <= BATCH_BYTES or len(portion) == 1)
+        batches = list(split_batches(submissions))
+        self.assertEqual([s for batch in batches for s in batch], submissions)
+        for batch in batches:
+            size = sum(len(s.document) for s in batch)
+            self.assertTrue(0 < len(batch) <= MAX_BATCH_DOCUMENTS)
+            self.assertTrue(size <= MAX_BATCH_BYTES or len(batch) == 1)
 
     def test_many(self) -> None:
-        submissions = [Submission("", b"{}")] * (2 * BATCH + 1)
-        self.assertEqual([len(p) for p in batches(submissions)], [BATCH, BATCH, 1])
+        submissions = [Submission("", b"{}")] * (2 * MAX_BATCH_DOCUMENTS + 1)
+        self.assertEqual(
+            [len(p) for p in split_batches(submissions)],
+            [MAX_BATCH_DOCUMENTS, MAX_BATCH_DOCUMENTS, 1],
+        )
 
 
 class TallyTests(SynchronousTestCase):
@@ -53,13 +60,13 @@ class TallyTests(SynchronousTestCase):
         tally = Tally(("accepted", "repeated"))
         tally.count(Submission("in:1", b""), "accepted")
         tally.count(Submission("in:2", b""), "repeated")
-        self.assertTrue(tally.good)
+        self.assertTrue(tally.successful)
         self.assertEqual(tally.lines, [])
         self.assertEqual(str(tally), "2 indicators: 1 accepted, 1 repeated")
 
     def test_bad(self) -> None:
         """
-        What is bad has a line of its own, and a word for it.
+        Every unsuccessful document has a line, in words.
         """
         tally = Tally(("accepted",), {"accepted": "removed"})
         tally.refuse("in:1: id: None is not an id")
@@ -67,7 +74,7 @@ class TallyTests(SynchronousTestCase):
         tally.count(Submission("in:3", b"", "indicator--3"), "unknown")
         tally.count(Submission("in:5", b""), "what a later bus says")
         tally.count(Submission("in:4", b""), "accepted")
-        self.assertFalse(tally.good)
+        self.assertFalse(tally.successful)
         self.assertEqual(
             tally.lines,
             [
@@ -85,7 +92,7 @@ class TallyTests(SynchronousTestCase):
     def test_nothing(self) -> None:
         tally = Tally(("accepted",))
         tally.outcomes["not sent"] += 0
-        self.assertTrue(tally.good)
+        self.assertTrue(tally.successful)
         self.assertEqual(str(tally), "0 indicators")
 
 
@@ -93,12 +100,12 @@ class SummaryTests(SynchronousTestCase):
     def test_all(self) -> None:
         tally = Tally(("accepted",))
         tally.count(Submission("in:1", b""), "accepted")
-        reading = Reading(
+        contents = InputContents(
             ignored=Counter(relationship=2, malware=1),
             unmatchable=Counter({"EXISTS": 1, "NOT": 2}),
         )
         self.assertEqual(
-            list(summary(tally, reading)),
+            list(summary_lines(tally, contents)),
             [
                 "1 indicator: 1 accepted",
                 "3 other objects ignored: 1 malware, 2 relationship",
@@ -112,10 +119,10 @@ class SummaryTests(SynchronousTestCase):
 class RemovalsTests(SynchronousTestCase):
     def test_ids(self) -> None:
         """
-        An id stands for itself, an observable for what C{publish} made of it.
+        An id stands for itself, an observable for the indicator that C{publish} makes.
         """
-        [published] = read("in", b"hxxps://Evil.example/a", NOW).submissions
-        made = removals([indicator_id(1), "http://evil[.]example/a"], NOW)
+        [published] = read_input("in", b"hxxps://Evil.example/a", NOW).submissions
+        made = make_removals([indicator_id(1), "http://evil[.]example/a"], NOW)
         documents = [json.loads(s.document) for s in made]
         self.assertEqual(
             [d["id"] for d in documents],
@@ -125,7 +132,7 @@ class RemovalsTests(SynchronousTestCase):
 
     def test_neither(self) -> None:
         for name in ("", "blub", "malware--00000000-0000-4000-8000-000000000001"):
-            error = self.assertRaises(SettingsInvalid, removals, [name], NOW)
+            error = self.assertRaises(SettingsInvalid, make_removals, [name], NOW)
             self.assertEqual((error.field, error.value), ("ID", name))
 
 
@@ -140,5 +147,5 @@ class ReadInputsTests(SynchronousTestCase):
         for path in paths:
             with open(path, "w") as f:
                 f.write("evil.example\n")
-        wheres = [s.where for s in read_inputs(paths, NOW).submissions]
-        self.assertEqual(wheres, [f"{path}:1" for path in paths])
+        locations = [s.location for s in read_inputs(paths, NOW).submissions]
+        self.assertEqual(locations, [f"{path}:1" for path in paths])

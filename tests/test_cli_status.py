@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli.status import age, lines, shown, tables
+from tbvast.cli.status import format_duration, format_value, plain_lines, tables
 from tbvast.cli.terminal import Screen
 from tests.doubles import indicator_id
 from tests.test_cli_terminal import HOSTILE, MemoryTerminal
@@ -67,14 +67,14 @@ def drawn(status: Any) -> str:
     out = MemoryTerminal()
     screen = Screen(out, io.StringIO())
     for table in tables(status, "localhost:13370"):
-        screen.show(table)
+        screen.render(table)
     return out.getvalue()
 
 
 class TablesTests(SynchronousTestCase):
     def test_all(self) -> None:
         """
-        Bus, subscriptions and engines are shown.
+        The tables show bus, subscriptions and engines.
         """
         text = drawn(STATUS)
         for words in (
@@ -93,7 +93,7 @@ class TablesTests(SynchronousTestCase):
 
     def test_set_aside(self) -> None:
         """
-        It says how many items were set aside, and why the newest one was.
+        The tables show the number of items set aside, and the reason of the newest.
         """
         self.assertNotIn("set aside, of either", drawn(STATUS))
         aside = {"count": 3, "newest": "expiry: some-id: it is damaged"}
@@ -105,7 +105,8 @@ class TablesTests(SynchronousTestCase):
 
     def test_unmatched(self) -> None:
         """
-        What a bridge does not match is listed, with the reasons; and what it searches for.
+        The tables list the indicators that a bridge does not match, with the reasons, and
+        its search in progress.
         """
         store = {"unmatched": {"NOT": 7}, "unmatched_ids": {indicator_id(5): ["NOT", "EXISTS"]}}
         searching = {"observables": 10, "seconds": 2.5, "found": 3}
@@ -147,24 +148,24 @@ class TablesTests(SynchronousTestCase):
     )
     def test_anything(self, status: Any) -> None:
         """
-        Nothing that a bus may say is too strange to be shown.
+        Any reply of a bus can be shown.
         """
         drawn(status)
-        list(lines(status))
+        list(plain_lines(status))
 
 
-class LinesTests(SynchronousTestCase):
+class PlainLinesTests(SynchronousTestCase):
     def test_paths(self) -> None:
         """
         A plain line has the path of a value, and the value.
         """
         self.assertEqual(
-            list(lines({"a": {"b": 1, "c": None}, "d": [True, {"e": "x"}], "f": 0.5})),
+            list(plain_lines({"a": {"b": 1, "c": None}, "d": [True, {"e": "x"}], "f": 0.5})),
             [("a.b", "1"), ("a.c", "null"), ("d.0", "true"), ("d.1.e", "x"), ("f", "0.5")],
         )
 
 
-class CellTests(SynchronousTestCase):
+class FormatTests(SynchronousTestCase):
     def test_shown(self) -> None:
         for value, expected in (
             (None, "-"),
@@ -175,7 +176,7 @@ class CellTests(SynchronousTestCase):
             ({}, "-"),
             ("", "-"),
         ):
-            self.assertEqual(shown(value), expected)
+            self.assertEqual(format_value(value), expected)
 
     def test_age(self) -> None:
         for seconds, expected in (
@@ -186,4 +187,4 @@ class CellTests(SynchronousTestCase):
             (None, "-"),
             (True, "-"),
         ):
-            self.assertEqual(age(seconds), expected)
+            self.assertEqual(format_duration(seconds), expected)

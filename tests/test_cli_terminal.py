@@ -17,14 +17,20 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.cli.terminal import Complaints, Screen, styled, visible, visible_json
+from tbvast.cli.terminal import (
+    Screen,
+    TerminalLogObserver,
+    escape_controls,
+    escape_json_controls,
+    escaped_text,
+)
 
 HOSTILE = "\x1b[2J\x9b1m\r\n\t\u202e\u2028[red]:smile:[/red]"
 
 
 class MemoryTerminal(io.StringIO):
     """
-    A stream that says it is a terminal.
+    A stream that claims to be a terminal.
     """
 
     def isatty(self) -> bool:
@@ -35,27 +41,27 @@ def harmless(text: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in text)
 
 
-class VisibleTests(SynchronousTestCase):
+class EscapeTests(SynchronousTestCase):
     def test_escapes(self) -> None:
         self.assertEqual(
-            visible("a\x1b[31m\x9b\t\r\n\u202eb\U000e0001ü"),
+            escape_controls("a\x1b[31m\x9b\t\r\n\u202eb\U000e0001ü"),
             r"a\x1b[31m\x9b\t\r\n\u202eb\U000e0001ü",
         )
 
     @given(st.text())
     def test_harmless(self, text: str) -> None:
         """
-        Nothing can act on a terminal, and what is harmless stays as it is.
+        Escaped text is harmless, and harmless text stays as it is.
         """
-        self.assertTrue(harmless(visible(text)))
-        self.assertEqual(visible(visible(text)), visible(text))
+        self.assertTrue(harmless(escape_controls(text)))
+        self.assertEqual(escape_controls(escape_controls(text)), escape_controls(text))
 
     @given(st.text() | st.dictionaries(st.text(), st.text()))
     def test_json(self, value: Any) -> None:
         """
-        A JSON document means the same, and cannot act on a terminal.
+        An escaped JSON document is harmless and decodes to the same value.
         """
-        text = visible_json(msgspec.json.encode(value))
+        text = escape_json_controls(msgspec.json.encode(value))
         self.assertTrue(harmless(text))
         self.assertEqual(json.loads(text), value)
 
@@ -63,34 +69,36 @@ class VisibleTests(SynchronousTestCase):
 class ScreenTests(SynchronousTestCase):
     def test_pipe(self) -> None:
         """
-        To a pipe go plain lines, fields with tabs between them, and JSON.
+        A pipe receives plain lines, tab-separated fields, and JSON.
         """
         out = io.StringIO()
         screen = Screen(out, io.StringIO())
-        self.assertFalse(screen.rich)
-        screen.tell(f"a{HOSTILE}")
-        screen.put("b\tc", "d")
-        screen.put_json(b'{"e":"\x7f"}')
-        self.assertEqual(out.getvalue(), f"a{visible(HOSTILE)}\nb\\tc\td\n" + '{"e":"\\u007f"}\n')
+        self.assertFalse(screen.is_terminal)
+        screen.write_line(f"a{HOSTILE}")
+        screen.write_fields("b\tc", "d")
+        screen.write_json(b'{"e":"\x7f"}')
+        self.assertEqual(
+            out.getvalue(), f"a{escape_controls(HOSTILE)}\nb\\tc\td\n" + '{"e":"\\u007f"}\n'
+        )
 
     def test_terminal(self) -> None:
         """
-        What is shown on a terminal is not taken for markup.
+        Text on a terminal is not interpreted as markup.
         """
         out = MemoryTerminal()
         screen = Screen(out, io.StringIO())
-        self.assertTrue(screen.rich)
-        screen.show(styled(HOSTILE))
-        self.assertEqual(out.getvalue().strip(), visible(HOSTILE))
+        self.assertTrue(screen.is_terminal)
+        screen.render(escaped_text(HOSTILE))
+        self.assertEqual(out.getvalue().strip(), escape_controls(HOSTILE))
 
-    def test_complain(self) -> None:
+    def test_error(self) -> None:
         err = io.StringIO()
-        Screen(io.StringIO(), err).complain(HOSTILE)
-        self.assertEqual(err.getvalue(), f"tbvast: {visible(HOSTILE)}\n")
+        Screen(io.StringIO(), err).write_error(HOSTILE)
+        self.assertEqual(err.getvalue(), f"tbvast: {escape_controls(HOSTILE)}\n")
 
     def test_progress(self) -> None:
         """
-        There is a bar on a terminal only.
+        Only a terminal gets a progress bar.
         """
         for err, bar in ((MemoryTerminal(), True), (io.StringIO(), False)):
             with Screen(io.StringIO(), err).progress("[b]bus", 3) as advance:
@@ -99,17 +107,17 @@ class ScreenTests(SynchronousTestCase):
             self.assertEqual("[b]bus" in err.getvalue(), bar)
 
 
-class ComplaintsTests(SynchronousTestCase):
+class LogObserverTests(SynchronousTestCase):
     def test_log(self) -> None:
         """
-        Warnings and worse are one line each on standard error; the rest is not
-        said.
+        Warnings and errors are one line each on standard error; lower levels are
+        left out.
         """
         err = io.StringIO()
-        complaints = Complaints(Screen(io.StringIO(), err))
-        verifyObject(ILogObserver, complaints)
-        log = Logger(observer=complaints)
-        log.info("not said")
+        observer = TerminalLogObserver(Screen(io.StringIO(), err))
+        verifyObject(ILogObserver, observer)
+        log = Logger(observer=observer)
+        log.info("left out")
         log.warn("{what} is gone", what="the\nbus")
         log.failure("While testing", Failure(ValueError("x")))
         self.assertEqual(

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.cli.terminal import Screen
-from tbvast.cli.watch import Row, Watching, about, fields, header, line, row
+from tbvast.cli.watch import (
+    MessagePrinter,
+    Row,
+    describe_event,
+    make_row,
+    plain_fields,
+    terminal_header,
+    terminal_line,
+)
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import indicator_document, indicator_id, sighting_id
@@ -33,13 +41,13 @@ def sighting(**document: Any) -> Sighting:
 class RowTests(SynchronousTestCase):
     def test_indicator(self) -> None:
         self.assertEqual(
-            row(indicator(7)),
+            make_row(indicator(7)),
             Row(1_000_000, "indicator", "ADD", "192.0.2.7", "", indicator_id(7)),
         )
 
     def test_values(self) -> None:
         """
-        All observables are listed, up to a few; else the pattern.
+        The first observables are listed; without observables, the pattern.
         """
         listed = ", ".join(f"'{n}.example'" for n in range(7))
         for pattern, value in (
@@ -47,7 +55,7 @@ class RowTests(SynchronousTestCase):
             (f"[domain-name:value IN ({listed})]", None),
             ("[process:name = 'x']", "[process:name = 'x']"),
         ):
-            shown = row(indicator(pattern=pattern)).value
+            shown = make_row(indicator(pattern=pattern)).value
             if value == pattern and "OR" in pattern:
                 self.assertEqual(shown, "http://a.example/, 192.0.2.1")
             elif value is None:
@@ -56,15 +64,15 @@ class RowTests(SynchronousTestCase):
                 self.assertEqual(shown, value)
 
     def test_other_patterns(self) -> None:
-        self.assertEqual(row(indicator(pattern="rule", pattern_type="yara")).value, "rule")
+        self.assertEqual(make_row(indicator(pattern="rule", pattern_type="yara")).value, "rule")
 
     def test_removal(self) -> None:
-        shown = row(indicator(pattern=None, x_threatbus_update="REMOVE"))
-        self.assertEqual((shown.what, shown.value), ("REMOVE", ""))
+        shown = make_row(indicator(pattern=None, x_threatbus_update="REMOVE"))
+        self.assertEqual((shown.action, shown.value), ("REMOVE", ""))
 
     def test_sighting(self) -> None:
         event = {"event_type": "dns", "src_ip": "192.0.2.1", "dest_ip": "192.0.2.2"}
-        shown = row(
+        shown = make_row(
             sighting(
                 x_threatbus_indicator_value="evil.example",
                 x_threatbus_match_type="LIVE",
@@ -85,9 +93,9 @@ class RowTests(SynchronousTestCase):
 
     def test_together(self) -> None:
         """
-        What was seen together is shown together.
+        Observables that were seen together are shown together.
         """
-        shown = row(
+        shown = make_row(
             sighting(
                 x_threatbus_indicator_value="a.example",
                 x_threatbus_indicator_values=["a.example", "192.0.2.1"],
@@ -97,14 +105,14 @@ class RowTests(SynchronousTestCase):
 
     def test_sparse_sighting(self) -> None:
         """
-        A sighting of somebody else need not have our properties, nor their types.
+        Sightings of other programs may lack our properties, or have them with other types.
         """
         for document in ({}, {"x_threatbus_sighting_context": 1, "x_threatbus_match_type": []}):
-            shown = row(sighting(**document))
-            self.assertEqual((shown.what, shown.value, shown.about), ("", "", ""))
+            shown = make_row(sighting(**document))
+            self.assertEqual((shown.action, shown.value, shown.event), ("", "", ""))
 
 
-class AboutTests(SynchronousTestCase):
+class DescribeEventTests(SynchronousTestCase):
     def test_kinds(self) -> None:
         for event, expected in (
             ({"event_type": "flow", "src_ip": "a", "dest_ip": "b"}, "flow a → b"),
@@ -112,49 +120,51 @@ class AboutTests(SynchronousTestCase):
             ({"src_endpoint": {"ip": "a"}, "dst_endpoint": {"ip": "b"}}, "a → b"),
             ({"id": 5, "src_endpoint": "x", "event_type": 3}, ""),
         ):
-            self.assertEqual(about(event), expected)
+            self.assertEqual(describe_event(event), expected)
 
 
 class LineTests(SynchronousTestCase):
     def test_plain(self) -> None:
         self.assertEqual(
-            fields(Row(1_500_000, "sighting", "LIVE", "v", "e", "i")),
+            plain_fields(Row(1_500_000, "sighting", "LIVE", "v", "e", "i")),
             ("1970-01-01T00:00:01.500000Z", "sighting", "LIVE", "v", "e", "i"),
         )
-        self.assertEqual(fields(Row(0, "indicator", "ADD", "v", "", "i"))[0], "")
+        self.assertEqual(plain_fields(Row(0, "indicator", "ADD", "v", "", "i"))[0], "")
 
     def test_aligned(self) -> None:
-        shown = line(Row(1_500_000, "sighting", "LIVE", "v" * 50, "e", "i"), 100, UTC).plain
+        shown = terminal_line(
+            Row(1_500_000, "sighting", "LIVE", "v" * 50, "e", "i"), 100, UTC
+        ).plain
         self.assertEqual(shown, f"1970-01-01 00:00:01 sighting  LIVE    {'v' * 29}… e")
-        self.assertEqual(header(100).plain.index("value"), shown.index("v"))
+        self.assertEqual(terminal_header(100).plain.index("value"), shown.index("v"))
 
     @given(st.text(), st.text(), st.integers(40, 200))
-    def test_safe(self, value: str, about: str, width: int) -> None:
+    def test_safe(self, value: str, event: str, width: int) -> None:
         """
-        Whatever is in a message: a line fits the terminal, and cannot act on it.
+        The line of any message fits the terminal, and is harmless.
         """
-        shown = line(Row(0, "sighting", "LIVE", value, about, "i"), width, UTC).plain
+        shown = terminal_line(Row(0, "sighting", "LIVE", value, event, "i"), width, UTC).plain
         self.assertTrue(harmless(shown))
         self.assertTrue(len(shown) < width)
 
 
-class WatchingTests(SynchronousTestCase):
-    def watching(self, out: io.StringIO, as_json: bool = False, count: int = 0) -> Watching:
-        return Watching(Screen(out, io.StringIO()), as_json, count)
+class MessagePrinterTests(SynchronousTestCase):
+    def printer(self, out: io.StringIO, as_json: bool = False, count: int = 0) -> MessagePrinter:
+        return MessagePrinter(Screen(out, io.StringIO()), as_json, count)
 
     def test_plain(self) -> None:
         out = io.StringIO()
-        self.watching(out).receive([indicator(1, name=HOSTILE), indicator(2)])
+        self.printer(out).receive([indicator(1, name=HOSTILE), indicator(2)])
         lines = out.getvalue().splitlines()
         self.assertEqual([text.split("\t")[3] for text in lines], ["192.0.2.1", "192.0.2.2"])
 
     def test_json(self) -> None:
         """
-        A document is one line, whatever it was before.
+        A document is printed on one line.
         """
         out = io.StringIO()
         document = json.dumps(json.loads(indicator_document(1, name=HOSTILE)), indent=4)
-        self.watching(out, as_json=True).receive([decode_indicator(document.encode())])
+        self.printer(out, as_json=True).receive([decode_indicator(document.encode())])
         [text] = out.getvalue().splitlines()
         self.assertEqual(json.loads(text), json.loads(document))
         self.assertTrue(harmless(text))
@@ -164,50 +174,50 @@ class WatchingTests(SynchronousTestCase):
         On a terminal there is one header above the lines.
         """
         out = MemoryTerminal()
-        watching = self.watching(out)
-        watching.receive([indicator(1)])
-        watching.receive([indicator(2)])
+        printer = self.printer(out)
+        printer.receive([indicator(1)])
+        printer.receive([indicator(2)])
         first, *rest = out.getvalue().splitlines()
         self.assertIn("value", first)
         self.assertEqual(len(rest), 2)
 
     def test_count(self) -> None:
         """
-        It is enough after so many; the rest is not written.
+        It is done after the maximum number; the rest is not printed.
         """
         out = io.StringIO()
-        watching = self.watching(out, count=3)
-        watching.receive([indicator(1), indicator(2)])
-        self.assertNoResult(watching.enough)
-        watching.receive([indicator(3), indicator(4)])
-        watching.receive([indicator(5)])
-        self.assertIsNone(self.successResultOf(watching.enough))
+        printer = self.printer(out, count=3)
+        printer.receive([indicator(1), indicator(2)])
+        self.assertNoResult(printer.done)
+        printer.receive([indicator(3), indicator(4)])
+        printer.receive([indicator(5)])
+        self.assertIsNone(self.successResultOf(printer.done))
         self.assertEqual(len(out.getvalue().splitlines()), 3)
 
     def test_repeats(self) -> None:
         """
-        What a bus that came back sends once more is not written again; another
-        version, or a removal, is.
+        A message that a restarted bus repeats is not printed again; another version, or
+        a removal, is.
         """
         out = io.StringIO()
-        watching = self.watching(out, count=4)
-        watching.receive([indicator(1), sighting(), indicator(1)])
-        watching.receive([sighting(), indicator(1)])
+        printer = self.printer(out, count=4)
+        printer.receive([indicator(1), sighting(), indicator(1)])
+        printer.receive([sighting(), indicator(1)])
         self.assertEqual(len(out.getvalue().splitlines()), 2)
-        watching.receive([indicator(1, version=2), indicator(1, x_threatbus_update="REMOVE")])
+        printer.receive([indicator(1, version=2), indicator(1, x_threatbus_update="REMOVE")])
         self.assertEqual(len(out.getvalue().splitlines()), 4)
-        self.assertIsNone(self.successResultOf(watching.enough))
+        self.assertIsNone(self.successResultOf(printer.done))
 
     def test_broken_pipe(self) -> None:
         """
-        When nobody reads any more, it ends.
+        It fails when the reader of standard output has gone.
         """
 
         class Broken(io.StringIO):
             def write(self, text: str) -> int:
                 raise BrokenPipeError
 
-        watching = self.watching(Broken())
-        watching.receive([indicator(1)])
-        watching.receive([indicator(2)])
-        self.failureResultOf(watching.enough, BrokenPipeError)
+        printer = self.printer(Broken())
+        printer.receive([indicator(1)])
+        printer.receive([indicator(2)])
+        self.failureResultOf(printer.done, BrokenPipeError)

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.service.options import ServiceOptions
-from tbvast.settings import BridgeSettings, PluginSettings
+from tbvast.settings.schema import BridgeSettings, PluginSettings
 from tests.doubles_service import parse_as_twistd
 
 
@@ -127,9 +127,9 @@ class ServiceOptionsTests(SynchronousTestCase):
         text = " ".join(str(BridgeOptions()).split())
         for part in [
             "--live-match= Whether new events are matched as they arrive. (yes|no, default: yes)",
-            "--snapshot= Days of past indicators to ask the bus for, at a first start; 0: none. "
-            "(DAYS, default: 0)",
-            "--retro-match-timeout= Seconds after which one search ends. (SECONDS, default: 300)",
+            "--snapshot= Days of past indicators to request from the bus at a first start; 0: none."
+            " (DAYS, default: 0)",
+            "--retro-match-timeout= Time limit of one search, in seconds. (SECONDS, default: 300)",
             "(CMD|STDOUT, default: empty)",
         ]:
             self.assertIn(part, text)

@@ -22,7 +22,8 @@ from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.service.options import ServiceOptions
 from tbvast.service.process import SequentialService, ServiceProcess, check_free, refusing
-from tbvast.settings import HostPort, PluginSettings
+from tbvast.settings.schema import PluginSettings
+from tbvast.values import HostPort
 from tests.doubles_service import ProcessDouble, ReactorDouble, parse_as_twistd
 
 

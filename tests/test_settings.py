@@ -14,77 +14,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import pipelines
 from tbvast.errors import SettingsInvalid
-from tbvast.settings import (
-    SECTIONS,
-    BridgeSettings,
-    HostPort,
-    PluginSettings,
-    Settings,
-    decode,
-    keys,
-    load,
-    override,
-)
+from tbvast.settings.loader import decode, load, override
+from tbvast.settings.schema import SECTIONS, BridgeSettings, PluginSettings, Settings
+from tbvast.settings.types import keys_of
 from tbvast.telemetry.known_fields import Mapped, Source, addresses, file_names
 
 EXAMPLE = Path(__file__).parent.parent / "tap.conf.example"
-
-
-class HostPortTests(SynchronousTestCase):
-    """
-    Tests for L{HostPort}.
-    """
-
-    def test_forms(self) -> None:
-        """
-        Addresses and names are taken; an IPv6 address goes without its brackets.
-        """
-        for text, host, port in [
-            ("localhost:13370", "localhost", 13370),
-            ("127.0.0.1:1", "127.0.0.1", 1),
-            ("[::1]:65535", "::1", 65535),
-            ("bus_1.example.org.:80", "bus_1.example.org.", 80),
-        ]:
-            with self.subTest(text):
-                self.assertEqual(HostPort.parse(text), HostPort(host, port))
-                self.assertEqual(str(HostPort(host, port)), text)
-
-    def test_refused(self) -> None:
-        """
-        Everything else is refused.
-        """
-        for text in [
-            "",
-            "localhost",
-            ":13370",
-            "localhost:",
-            "localhost:0",
-            "localhost:65536",
-            "localhost:-1",
-            "localhost:１",
-            "localhost: 1",
-            "::1:13370",
-            "[::1:13370",
-            "[localhost]:1",
-            "a b:1",
-            "tcp://a:1",
-            "-a:1",
-            "a..b:1",
-            "a\n:1",
-        ]:
-            with self.subTest(text):
-                self.assertRaises(ValueError, HostPort.parse, text)
-
-    @given(st.text())
-    def test_any_text(self, text: str) -> None:
-        """
-        Any text is either refused or read the same way again.
-        """
-        try:
-            parsed = HostPort.parse(text)
-        except ValueError:
-            return
-        self.assertEqual(HostPort.parse(str(parsed)), parsed)
 
 
 class DecodeTests(SynchronousTestCase):
@@ -144,7 +79,7 @@ bridge:
 
     def test_bad_values(self) -> None:
         """
-        A value that cannot be used is named with its key and what was expected.
+        An unacceptable value is named with its key and the accepted values.
         """
         for section, line, message in [
             ("plugin", "manage: 0", "plugin.manage: 0 is not a whole number from 1 to 65535"),
@@ -189,7 +124,7 @@ bridge:
 
     def test_fields(self) -> None:
         """
-        A field map says which fields hold what, as a list or with commas.
+        A field map lists the paths of each kind, as a list or with commas.
         """
         settings = decode(
             b"""
@@ -214,12 +149,12 @@ bridge:
 
     def test_bad_fields(self) -> None:
         """
-        What of a field map cannot be used is named with its place.
+        An unacceptable part of a field map is named with its path.
         """
         paths = "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
         schema = "a schema's name, or the beginning of one and a *"
         for text, message in [
-            ("[]", "bridge.fields: [] is not a mapping of schemas to what their fields hold"),
+            ("[]", "bridge.fields: [] is not a mapping of schemas to their fields"),
             ("{a b: {}}", f"bridge.fields.a b: 'a b' is not {schema}"),
             ("{'*': {}}", f"bridge.fields.*: '*' is not {schema}"),
             ("{a: 1}", "bridge.fields.a: 1 is not a mapping of keys to values"),
@@ -256,17 +191,19 @@ bridge:
 
     def test_engine_that_cannot(self) -> None:
         """
-        What only one engine can do is refused with the other.
+        Settings that only one engine supports are refused with the other.
         """
         for key, line in (("subdomains", "subdomains: yes"), ("fields", "fields: {a: {ip: b}}")):
             self.refuse(
                 f"bridge:\n  engine: vast\n  {line}\n",
-                f"bridge.engine: 'vast' is not an engine that can do {key}: tenzir",
+                f"bridge.engine: 'vast' is not an engine that supports {key}: tenzir",
             )
         e = self.assertRaises(
             SettingsInvalid, override, BridgeSettings(subdomains=True), {"engine": "vast"}
         )
-        self.assertEqual(str(e), "--engine: 'vast' is not an engine that can do subdomains: tenzir")
+        self.assertEqual(
+            str(e), "--engine: 'vast' is not an engine that supports subdomains: tenzir"
+        )
 
     def test_unknown_key(self) -> None:
         """
@@ -321,7 +258,7 @@ bridge:
 
     def test_stumbling_blocks(self) -> None:
         """
-        What PyYAML itself raises other errors for is refused in one line too.
+        Errors that PyYAML does not wrap are one line too.
         """
         for text in [
             b'a: !!int ""',
@@ -381,7 +318,7 @@ class OverrideTests(SynchronousTestCase):
 
     def test_values(self) -> None:
         """
-        What the command line gives replaces what was there; the rest stays.
+        Options replace the settings of the file; the others stay.
         """
         self.assertEqual(
             override(PluginSettings(pub=7), {"manage": "9", "host": ""}),
@@ -420,7 +357,9 @@ class OverrideTests(SynchronousTestCase):
             with self.subTest(name, text=text):
                 self.refuse(BridgeSettings(), name, text, message)
 
-    @given(st.sampled_from([(s, name) for s in SECTIONS for name in keys(SECTIONS[s])]), st.text())
+    @given(
+        st.sampled_from([(s, name) for s in SECTIONS for name in keys_of(SECTIONS[s])]), st.text()
+    )
     def test_any_text(self, key: tuple[str, str], text: str) -> None:
         """
         Any text for any key gives settings that the file could have given, or one
@@ -440,7 +379,7 @@ class OverrideTests(SynchronousTestCase):
 
 class ExampleTests(SynchronousTestCase):
     """
-    C{tap.conf.example} tells the truth.
+    C{tap.conf.example} agrees with the schema.
     """
 
     def test_valid(self) -> None:
@@ -451,16 +390,18 @@ class ExampleTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """
-        It has every key, in the order of the fields, under what is said of it.
+        It has every key, in the order of the fields, below its help.
         """
         text = EXAMPLE.read_text()
         document = yaml.safe_load(text)
         self.assertEqual(list(document), list(SECTIONS))
         for section, settings in SECTIONS.items():
-            self.assertEqual(list(document[section]), list(keys(settings)))
+            self.assertEqual(list(document[section]), list(keys_of(settings)))
         found = [
             (name, " ".join(comment.replace("#", " ").split()))
             for comment, name in re.findall(r"((?:^  # .*\n)+)  (\w+):", text, re.MULTILINE)
         ]
-        said = [(name, key.help) for s in SECTIONS.values() for name, key in keys(s).items()]
-        self.assertEqual(found, said)
+        documented = [
+            (name, key.help) for s in SECTIONS.values() for name, key in keys_of(s).items()
+        ]
+        self.assertEqual(found, documented)

@@ -11,7 +11,7 @@ from tbvast.bridge.service import Bridge
 from tbvast.service.clock import use_monotonic_time
 from tbvast.service.options import ServiceOptions
 from tbvast.service.process import ServiceProcess, refusing
-from tbvast.settings import BridgeSettings
+from tbvast.settings.schema import BridgeSettings
 
 
 class Options(ServiceOptions):

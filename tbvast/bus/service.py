@@ -34,7 +34,7 @@ from tbvast.interfaces import IReloadable
 from tbvast.protocol.frames import REPORT_TOPICS
 from tbvast.service.clock import calendar
 from tbvast.service.process import SequentialService
-from tbvast.settings import PluginSettings
+from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.sockets import (

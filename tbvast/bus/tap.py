@@ -11,7 +11,8 @@ from tbvast.bus.service import Bus
 from tbvast.service.clock import use_monotonic_time
 from tbvast.service.options import ServiceOptions
 from tbvast.service.process import ServiceProcess, check_free, refusing
-from tbvast.settings import HostPort, PluginSettings
+from tbvast.settings.schema import PluginSettings
+from tbvast.values import HostPort
 
 
 class Options(ServiceOptions):

@@ -24,8 +24,9 @@ from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
-from tbvast.settings import HostPort, UpstreamSettings
+from tbvast.settings.schema import UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 

@@ -37,7 +37,7 @@ from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import (
     DealerConnection,
     Factory,

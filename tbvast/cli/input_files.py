@@ -1,5 +1,5 @@
 """
-What is to be published: STIX documents, or lines of observables, as read.
+The indicators in input files: STIX documents, or lines of observables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tbvast.stix.pattern_conditions import matchable
 
 SOURCE = "tbvast"
 """
-The label of the indicators that are made of plain observables.
+The label of the indicators made of plain observables.
 """
 
 _BOM = b"\xef\xbb\xbf"
@@ -33,37 +33,38 @@ _BOM = b"\xef\xbb\xbf"
 
 class Submission(msgspec.Struct, frozen=True):
     """
-    A document that is to be published.
+    A document to publish.
 
-    @ivar where: Where it stands, to begin a line about it with.
+    @ivar location: Its place in the input, e.g. C{"iocs.txt:3"}.
+    @ivar document: An indicator, or a removal, as JSON.
     @ivar id: The indicator's id; may be empty.
     @ivar removes: Whether the document is a removal.
     """
 
-    where: str
+    location: str
     document: bytes
     id: str = ""
     removes: bool = False
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """
-        What a line about it begins with, once the bus has it.
+        Location and id, which begin a line about the document.
         """
-        return f"{self.where}: {self.id}" if self.id not in ("", self.where) else self.where
+        if self.id in ("", self.location):
+            return self.location
+        return f"{self.location}: {self.id}"
 
 
 @dataclass
-class Reading:
+class InputContents:
     """
-    What was read.
+    The documents found in input files.
 
-    @ivar submissions: In the order of the input.
-    @ivar refused: What was no indicator: a line about each, which begins with
-        where it stands.
-    @ivar ignored: How many objects were no indicators and never meant to be, by
-        type.
-    @ivar unmatchable: How many indicators no engine will be asked for, by reason.
+    @ivar submissions: The valid indicators, in the order of the input.
+    @ivar refused: For each invalid one, a line that begins with its location.
+    @ivar ignored: The number of objects of other types, by type.
+    @ivar unmatchable: The number of indicators that no engine can match, by reason.
     """
 
     submissions: list[Submission] = field(default_factory=list)
@@ -71,9 +72,9 @@ class Reading:
     ignored: Counter[str] = field(default_factory=Counter)
     unmatchable: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Reading) -> None:
+    def add(self, other: InputContents) -> None:
         """
-        Take what was read elsewhere in, too.
+        Append the contents of another file.
         """
         self.submissions += other.submissions
         self.refused += other.refused
@@ -81,30 +82,31 @@ class Reading:
         self.unmatchable += other.unmatchable
 
 
-def read(name: str, raw: bytes, now: datetime) -> Reading:
+def read_input(name: str, raw: bytes, now: datetime) -> InputContents:
     """
     Read a STIX bundle, an object, a list of objects, or lines that are each an
     object or a plain observable.
 
-    @param name: What the input is called.
-    @param raw: All of it.
+    @param name: The name of the input, for locations.
+    @param raw: The whole input.
     @param now: The version of the indicators made of observables.
+    @return: The contents; invalid parts are listed, not raised.
     """
-    reading = Reading()
+    contents = InputContents()
     text = raw.removeprefix(_BOM)
     if _is_document(text):
-        _read_document(reading, name, text)
+        _read_document(contents, name, text)
     else:
-        _read_lines(reading, name, text, now)
-    return reading
+        _read_lines(contents, name, text, now)
+    return contents
 
 
 def _is_document(text: bytes) -> bool:
     """
-    Whether the whole is one JSON document, or meant to be.
+    Whether the whole input is meant as one JSON document.
     """
     start = text.lstrip()[:64]
-    if start[:1] == b"[":  # or an address in brackets, which may be a line
+    if start[:1] == b"[":  # a JSON list, or a line with an address in brackets
         return start[1:].lstrip()[:1] in (b"{", b"]", b"")
     if start[:1] != b"{":
         return False
@@ -120,21 +122,21 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def _read_document(reading: Reading, name: str, text: bytes) -> None:
+def _read_document(contents: InputContents, name: str, text: bytes) -> None:
     try:
-        contents = split_bundle(text)
+        bundle = split_bundle(text)
     except Invalid as e:
-        reading.refused.append(f"{name}: {e}")
+        contents.refused.append(f"{name}: {e}")
         return
-    reading.ignored.update(contents.others)
-    for number, (line, document) in enumerate(_with_lines(text, contents.indicators), 1):
-        _read_object(reading, f"{name}:{line}: indicator {number}", document)
+    contents.ignored.update(bundle.others)
+    for number, (line, document) in enumerate(_with_lines(text, bundle.indicators), 1):
+        _read_object(contents, f"{name}:{line}: indicator {number}", document)
 
 
 def _with_lines(text: bytes, documents: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
     """
-    @param documents: Parts of C{text}, in order.
-    @return: Each with the number of the line that it begins on.
+    @param documents: Substrings of C{text}, in order.
+    @return: Each with the number of its first line.
     """
     line, seen = 1, 0
     for document in documents:
@@ -145,61 +147,62 @@ def _with_lines(text: bytes, documents: tuple[bytes, ...]) -> Iterator[tuple[int
         seen = start + len(document)
 
 
-def _read_lines(reading: Reading, name: str, text: bytes, now: datetime) -> None:
+def _read_lines(contents: InputContents, name: str, text: bytes, now: datetime) -> None:
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
-        where = f"{name}:{number}"
+        location = f"{name}:{number}"
         if not line or line.startswith(b"#"):
             continue
         if line.startswith(b"{"):
-            _read_object_line(reading, where, line)
+            _read_object_line(contents, location, line)
         else:
-            _read_observable(reading, where, line, now)
+            _read_observable(contents, location, line, now)
 
 
-def _read_object_line(reading: Reading, where: str, line: bytes) -> None:
+def _read_object_line(contents: InputContents, location: str, line: bytes) -> None:
     try:
-        contents = split_bundle(line)
+        bundle = split_bundle(line)
     except Invalid as e:
-        reading.refused.append(f"{where}: {e}")
+        contents.refused.append(f"{location}: {e}")
         return
-    reading.ignored.update(contents.others)
-    for document in contents.indicators:
-        _read_object(reading, where, document)
+    contents.ignored.update(bundle.others)
+    for document in bundle.indicators:
+        _read_object(contents, location, document)
 
 
-def _read_observable(reading: Reading, where: str, line: bytes, now: datetime) -> None:
+def _read_observable(contents: InputContents, location: str, line: bytes, now: datetime) -> None:
     try:
         text = line.decode("utf-8")
         observable = guess(text)
     except UnicodeDecodeError:
-        reading.refused.append(f"{where}: {ObservableInvalid('observable', line, 'UTF-8')}")
+        contents.refused.append(f"{location}: {ObservableInvalid('observable', line, 'UTF-8')}")
     except Invalid as e:
-        reading.refused.append(f"{where}: {e}")
+        contents.refused.append(f"{location}: {e}")
     else:
         document = make_indicator(observable, now=now, source=SOURCE, original=text)
-        reading.submissions.append(Submission(where, document, admit_indicator(document).id))
+        contents.submissions.append(Submission(location, document, admit_indicator(document).id))
 
 
-def _read_object(reading: Reading, where: str, document: bytes) -> None:
+def _read_object(contents: InputContents, location: str, document: bytes) -> None:
     try:
         indicator = admit_indicator(document)
     except Invalid as e:
-        reading.refused.append(f"{where}: {e}")
+        contents.refused.append(f"{location}: {e}")
         return
-    reading.submissions.append(
-        Submission(where, indicator.raw, indicator.id, indicator.operation is Operation.REMOVE)
+    contents.submissions.append(
+        Submission(location, indicator.raw, indicator.id, indicator.operation is Operation.REMOVE)
     )
-    reason = unmatchable(indicator)
+    reason = unmatchable_reason(indicator)
     if reason is not None:
-        reading.unmatchable[reason] += 1
+        contents.unmatchable[reason] += 1
 
 
-def unmatchable(indicator: Indicator) -> str | None:
+def unmatchable_reason(indicator: Indicator) -> str | None:
     """
-    Why an engine cannot be asked for an indicator, as a phrase that can be counted.
+    The reason why no engine can match an indicator.
 
-    @return: L{None} if it can be, or need not.
+    @return: A phrase that is the same for all such indicators; L{None} if an engine can
+        match it, or if it is a removal.
     """
     if indicator.operation is Operation.REMOVE:
         return None

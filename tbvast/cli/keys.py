@@ -1,5 +1,5 @@
 """
-C{tbvast keygen}, and the keys that the other commands show to a bus.
+The command C{tbvast keygen}, and the keys with which the other commands connect.
 """
 
 from __future__ import annotations
@@ -18,37 +18,46 @@ from tbvast.zeromq.sockets import SocketOptions
 
 class KeyFiles(msgspec.Struct, frozen=True):
     """
-    Where the keys for a bus are; two empty paths if it wants none.
+    The key files for a connection to a bus; both paths are empty if it has no keys.
 
-    @ivar own: The path of one's own secret file.
-    @ivar server: The path of the bus's public file.
+    @ivar client: The path of the client's secret key.
+    @ivar server: The path of the bus's public key.
     """
 
-    own: str = ""
+    client: str = ""
     server: str = ""
 
     def load(self) -> SocketOptions:
         """
-        @raise SettingsInvalid: If only one of them is named.
-        @raise KeyUnusable: If one cannot be used.
+        Load the keys.
+
+        @return: Socket options with the keys.
+        @raise SettingsInvalid: If only one path is given.
+        @raise KeyUnusable: If a file cannot be read or holds no such key.
         """
-        if bool(self.own) != bool(self.server):
-            missing = "--server-key" if self.own else "--curve-key"
-            raise SettingsInvalid(missing, "", "there: one's own key and the bus's belong together")
-        return load_client_options(self.own, self.server)
+        if bool(self.client) != bool(self.server):
+            missing = "--server-key" if self.client else "--curve-key"
+            raise SettingsInvalid(
+                missing, "", "the path of a key: --curve-key and --server-key require each other"
+            )
+        return load_client_options(self.client, self.server)
 
 
 async def keygen(reactor: Any, screen: Screen, directory: str, name: str) -> bool:
     """
+    Make a key pair, and write the line for the bus's file of clients.
+
+    @param directory: The directory for the files; made if missing.
+    @param name: The name of the files and of the client.
     @return: C{True}.
-    @raise SettingsInvalid: If nobody can be called that.
-    @raise KeyUnusable: If the files cannot be made.
+    @raise SettingsInvalid: If a client cannot have the name.
+    @raise KeyUnusable: If the files cannot be written or exist already.
     """
     if NAME.fullmatch(name) is None:
         raise SettingsInvalid("--name", name, "a name of 1 to 64 letters, digits and _.@-")
     public, secret = make_key_pair(Path(directory), name)
-    screen.put("public key", str(public))
-    screen.put("secret key", str(secret))
-    screen.tell("For the bus's file of clients; what the client may do can be added:")
-    screen.tell(f"{load_public_key(str(public)).decode('ascii')} {name}")
+    screen.write_fields("public key", str(public))
+    screen.write_fields("secret key", str(secret))
+    screen.write_line("For the bus's file of clients; permissions can be added:")
+    screen.write_line(f"{load_public_key(str(public)).decode('ascii')} {name}")
     return True

@@ -1,5 +1,5 @@
 """
-C{tbvast}: the command for people.
+The command C{tbvast}: its command line and its process.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from tbvast import __version__
 from tbvast.cli.keys import KeyFiles, keygen
 from tbvast.cli.publish import publish, remove
 from tbvast.cli.status import status
-from tbvast.cli.terminal import Complaints, Screen
+from tbvast.cli.terminal import Screen, TerminalLogObserver
 from tbvast.cli.watch import STREAMS, watch
 from tbvast.errors import BusUnreachable, SettingsInvalid, TbvastError
 from tbvast.service.clock import use_monotonic_time
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
-DONE = 0
-NOT_ALL = 1
+SUCCESS = 0
+INCOMPLETE = 1
 USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
+"""
+The exit statuses.
+"""
 
-_STATUSES = """\
+_EXIT_STATUSES = """\
 exit status:
-  0    all of it was done
-  1    not all of it was done: the bus refused something, has a later version or does not
-       know it, or an input was not valid; standard error says what, and what to do
+  0    everything was done
+  1    something was not done: the bus refused it, has a later version or does not know
+       it, or an input was not valid; standard error has the reason and the remedy
   2    the command line or a file cannot be used
   3    the bus did not answer
   130  interrupted, by Ctrl-C
@@ -43,35 +46,37 @@ exit status:
 
 _PUBLISH = """\
 Publish indicators. A FILE holds a STIX 2.1 bundle, an object, or a list of objects;
-or a line for each object or plain observable: an address, a network, a domain, a URL,
-an e-mail address, an MD5, SHA-1 or SHA-256. Blank lines and those that begin with #
-are left out; hxxp:// and [.] are understood. What is not valid is named on standard
-error, the rest is published; once it is counted as accepted, it is on the bus's disk.
+or lines, each an object or a plain observable: an address, a network, a domain, a URL,
+an e-mail address, an MD5, SHA-1 or SHA-256. Blank lines and lines that begin with #
+are skipped; hxxp:// and [.] are understood. Invalid items are reported on standard
+error, the rest is published; an item counted as accepted is on the bus's disk.
 """
 
 _REMOVE = """\
-Remove indicators from the bus, and so from every bridge's engine.
+Remove indicators from the bus, and thereby from every bridge's engine.
 """
 
 _WATCH = """\
-Show indicators and sightings as they come, until Ctrl-C; across a restart of the bus,
-too. On a terminal a table; otherwise lines of the time, indicator or sighting, what
-it does or how it was found, the value, the event, and the indicator's id, with tabs
-between them.
+Show indicators and sightings as they arrive, until Ctrl-C, even across a restart of
+the bus. On a terminal it shows a table; otherwise lines of tab-separated fields: the
+time, indicator or sighting, its operation or match type, the value, the event, and the
+indicator's id.
 """
 
 _STATUS = """\
-Show how a bus is doing, who has subscribed to it, and how the bridges' engines are
-doing. On a terminal tables; otherwise a line for each value, with a tab before it.
+Show the state of a bus, its subscriptions, and the bridges' engines. On a terminal it
+shows tables; otherwise a line for each value: its path, a tab, and the value.
 """
 
 _KEYGEN = """\
-Make a CURVE key pair: DIR/NAME.key, which may be given away, and DIR/NAME.key_secret,
-which only its owner can read. The last line printed is the one for the bus's file of
-clients.
+Make a CURVE key pair: DIR/NAME.key, which may be published, and DIR/NAME.key_secret,
+which only its owner can read. The last line printed is for the bus's file of clients.
 """
 
 Command = Callable[[Any, Screen], Coroutine[Deferred[Any], Any, bool]]
+"""
+A command: called with the reactor and a L{Screen}, it tells whether everything was done.
+"""
 
 
 def _host_port(text: str) -> HostPort:
@@ -81,15 +86,17 @@ def _host_port(text: str) -> HostPort:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT: {e}") from None
 
 
-def _whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """
-    The command line.
+    Make the parser of the command line.
+
+    @return: It parses to options whose C{command} makes a L{Command} of them.
     """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -103,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--curve-key",
         metavar="FILE",
         default="",
-        help="the key to show to the bus: a file ending in .key_secret that keygen made",
+        help="the secret key for the connection: a file ending in .key_secret made by keygen",
     )
     common.add_argument(
         "--server-key",
@@ -111,30 +118,32 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="the public key of the bus, a file ending in .key; needed with --curve-key",
     )
-    whole = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="tbvast",
-        description="Publish indicators on a Threat Bus, and see what comes of them.",
-        epilog=_STATUSES,
+        description="Publish indicators on a Threat Bus, and watch their sightings.",
+        epilog=_EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"tbvast {__version__}")
-    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"tbvast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, help: str, description: str, asks: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, help: str, description: str, connects: bool = True
+    ) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=help,
             description=description,
-            epilog=_STATUSES,
-            parents=[common] if asks else [],
+            epilog=_EXIT_STATUSES,
+            parents=[common] if connects else [],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     command = add("publish", "publish indicators", _PUBLISH)
     command.add_argument(
-        "file", metavar="FILE", nargs="+", help="what to read; - is standard input"
+        "file", metavar="FILE", nargs="+", help="a file to read; - is standard input"
     )
-    command.set_defaults(command=lambda o: partial(publish, **_bus(o), files=o.file))
+    command.set_defaults(command=lambda o: partial(publish, **_bus_arguments(o), files=o.file))
 
     command = add("remove", "remove indicators", _REMOVE)
     command.add_argument(
@@ -143,23 +152,23 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="indicator--UUID; or a plain observable, as it was published",
     )
-    command.set_defaults(command=lambda o: partial(remove, **_bus(o), names=o.id))
+    command.set_defaults(command=lambda o: partial(remove, **_bus_arguments(o), names=o.id))
 
-    command = add("watch", "show indicators and sightings as they come", _WATCH)
+    command = add("watch", "show indicators and sightings as they arrive", _WATCH)
     command.add_argument(
         "stream", nargs="?", choices=tuple(STREAMS), help="only these (default: both)"
     )
     command.add_argument(
         "--snapshot",
         metavar="DAYS",
-        type=_whole,
+        type=_whole_number,
         default=0,
         help="begin with the indicators of the last DAYS days (default: %(default)s)",
     )
     command.add_argument(
         "--count",
         metavar="N",
-        type=_whole,
+        type=_whole_number,
         default=0,
         help="end after N messages; 0: never (default: %(default)s)",
     )
@@ -167,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(
         command=lambda o: partial(
             watch,
-            **_bus(o),
+            **_bus_arguments(o),
             streams=tuple(STREAMS.values()) if o.stream is None else (STREAMS[o.stream],),
             snapshot=o.snapshot,
             count=o.count,
@@ -175,25 +184,27 @@ def parser() -> argparse.ArgumentParser:
         )
     )
 
-    command = add("status", "show how a bus is doing", _STATUS)
-    _add_json(command, "print the bus's own answer")
-    command.set_defaults(command=lambda o: partial(status, **_bus(o), as_json=o.json))
+    command = add("status", "show the state of a bus", _STATUS)
+    _add_json(command, "print the bus's reply itself")
+    command.set_defaults(command=lambda o: partial(status, **_bus_arguments(o), as_json=o.json))
 
-    command = add("keygen", "make a key pair", _KEYGEN, asks=False)
-    command.add_argument("directory", metavar="DIR", help="where to; made if it is not there")
+    command = add("keygen", "make a key pair", _KEYGEN, connects=False)
+    command.add_argument(
+        "directory", metavar="DIR", help="the directory for the files; made if missing"
+    )
     command.add_argument(
         "--name",
         metavar="NAME",
         default="tbvast",
-        help="what the files and the client are called (default: %(default)s)",
+        help="the name of the files and of the client (default: %(default)s)",
     )
     command.set_defaults(command=lambda o: partial(keygen, directory=o.directory, name=o.name))
-    return whole
+    return parser
 
 
-def _bus(options: argparse.Namespace) -> dict[str, Any]:
+def _bus_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """
-    Which bus to ask, and how, as every command that asks one takes it.
+    The arguments of every command that connects to a bus.
     """
     return {
         "bus": options.threatbus,
@@ -207,8 +218,10 @@ def _add_json(command: argparse.ArgumentParser, help: str) -> None:
 
 async def run(reactor: Any, screen: Screen, command: Command) -> int:
     """
-    Run a command; cancelled when the reactor is stopped, by Ctrl-C say.
+    Run a command. It is cancelled when the reactor stops, e.g. on Ctrl-C.
 
+    @param screen: The streams for its output and errors.
+    @param command: The command.
     @return: The exit status.
     """
     running = Deferred.fromCoroutine(command(reactor, screen))
@@ -220,21 +233,21 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
 
     reactor.addSystemEventTrigger("before", "shutdown", interrupt)
     try:
-        return DONE if await running else NOT_ALL
+        return SUCCESS if await running else INCOMPLETE
     except CancelledError:
         return INTERRUPTED
     except BrokenPipeError:
-        screen.abandon()
-        return DONE
+        screen.discard_output()
+        return SUCCESS
     except (SettingsInvalid, KeyUnusable) as e:
-        screen.complain(str(e))
+        screen.write_error(str(e))
         return USAGE
     except BusUnreachable as e:
-        screen.complain(str(e))
+        screen.write_error(str(e))
         return UNREACHABLE
     except TbvastError as e:
-        screen.complain(str(e))
-        return NOT_ALL
+        screen.write_error(str(e))
+        return INCOMPLETE
     finally:
         ended.callback(None)
 
@@ -244,34 +257,37 @@ async def _run(reactor: Any, screen: Screen, command: Command) -> NoReturn:
     raise SystemExit(await run(reactor, screen, command))
 
 
-def start(command: Command) -> NoReturn:
+def run_process(command: Command) -> NoReturn:
     """
-    Run a command as what this process is for.
+    Run a command in this process: with a reactor, the standard streams and the log.
 
-    @raise SystemExit: Always.
+    @param command: The command.
+    @raise SystemExit: Always, with the exit status.
     """
     for stream in (sys.stdout, sys.stderr):
-        _make_lenient(stream)
+        _escape_unencodable(stream)
     screen = Screen(sys.stdout, sys.stderr)
-    globalLogBeginner.beginLoggingTo([Complaints(screen)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([TerminalLogObserver(screen)], redirectStandardIO=False)
     try:
         react(partial(_run, screen=screen, command=command))
-    except KeyboardInterrupt:  # before there was a reactor to take it
+    except KeyboardInterrupt:  # before the reactor handled the signal
         raise SystemExit(INTERRUPTED) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
-    @param arguments: Instead of the command line's.
-    @raise SystemExit: Always.
+    Run the command C{tbvast}.
+
+    @param arguments: The arguments; those of the process by default.
+    @raise SystemExit: Always, with the exit status.
     """
-    options = parser().parse_args(arguments)
-    start(options.command(options))
+    options = make_parser().parse_args(arguments)
+    run_process(options.command(options))
 
 
-def _make_lenient(stream: TextIO) -> None:
+def _escape_unencodable(stream: TextIO) -> None:
     """
-    Have characters that the terminal does not know be written as escapes.
+    Make a stream write characters outside its encoding as escapes.
     """
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:

@@ -1,5 +1,5 @@
 """
-C{tbvast publish} and C{tbvast remove}: indicators for the bus.
+The commands C{tbvast publish} and C{tbvast remove}.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from tbvast.bus_client.subscription import Announcer, ManageClient
-from tbvast.cli.input_files import SOURCE, Reading, Submission, read
+from tbvast.cli.input_files import SOURCE, InputContents, Submission, read_input
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen
 from tbvast.errors import (
@@ -28,40 +28,40 @@ from tbvast.protocol import manage
 from tbvast.protocol.frames import INDICATOR_TOPIC
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.service.clock import calendar
-from tbvast.settings import HostPort
 from tbvast.stix.documents import STIX_ID
 from tbvast.stix.indicators import decode_indicator, make_indicator, removal
 from tbvast.stix.observables import guess
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
-BATCH = 1000
+MAX_BATCH_DOCUMENTS = 1000
 """
-The most documents in one request.
-"""
-
-BATCH_BYTES = 2**20
-"""
-The most bytes of documents in one request, unless one document alone is longer.
+The maximum number of documents in one request.
 """
 
-ANSWER = 60.0
+MAX_BATCH_BYTES = 2**20
 """
-Seconds that the bus has to make a batch durable.
-"""
-
-LISTEN = 5.0
-"""
-Seconds that a Threat Bus has to listen, or to take more.
+The maximum size of the documents in one request, unless a single one is longer.
 """
 
-LINGER = 5000
+PUBLISH_TIMEOUT_SECONDS = 60.0
 """
-Milliseconds that a Threat Bus has to take the last documents.
+Time limit for the bus to commit a batch.
 """
 
-AGAIN = 0.05
+ACCEPT_TIMEOUT_SECONDS = 5.0
 """
-Seconds after which a Threat Bus is offered again what it did not take.
+Time limit for a Threat Bus to accept the next document.
+"""
+
+LINGER_MILLISECONDS = 5000
+"""
+Time limit for a Threat Bus to accept the last documents.
+"""
+
+RETRY_SECONDS = 0.05
+"""
+The interval at which a document is sent again that a Threat Bus did not accept.
 """
 
 INPUT_NAME = "standard input"
@@ -75,31 +75,35 @@ ACCEPTED = "accepted"
 REMOVED_BEFORE = "removed before"
 REPEATED = "repeated"
 
-_SAID = {
+_PROBLEMS = {
     REFUSED: "refused by the bus",
     UNKNOWN: "not known to the bus, so that there is nothing to remove",
     OUTDATED: "not taken by the bus",
 }
 
-PUBLISHED = {REPEATED: "repeated (in force already)"}
-REMOVED = {ACCEPTED: "removed"}
+PUBLISH_WORDS = {REPEATED: "repeated (in force already)"}
 """
-What outcomes are called where that is not their name.
+The outcomes that C{publish} does not call by their names.
+"""
+
+REMOVE_WORDS = {ACCEPTED: "removed"}
+"""
+The outcomes that C{remove} does not call by their names.
 """
 
 
 class Tally:
     """
-    What became of documents.
+    The outcomes of documents.
 
-    @ivar outcomes: How many had each outcome.
-    @ivar lines: A line about each whose outcome is bad, with where it stands.
+    @ivar outcomes: The number of documents with each outcome.
+    @ivar lines: For each unsuccessful document, a line that begins with its location.
     """
 
     def __init__(self, good: Iterable[str], words: dict[str, str] | None = None) -> None:
         """
-        @param good: The only outcomes that are what the user wanted.
-        @param words: What outcomes are called, where that is not their name.
+        @param good: The outcomes that count as success.
+        @param words: The words for outcomes that are not called by their names.
         """
         self.outcomes: Counter[str] = Counter()
         self.lines: list[str] = []
@@ -108,7 +112,9 @@ class Tally:
 
     def refuse(self, line: str) -> None:
         """
-        Count a document that was not even sent.
+        Count a document that was refused before it was sent.
+
+        @param line: The location and the reason.
         """
         self.outcomes[REFUSED] += 1
         self.lines.append(line)
@@ -116,16 +122,20 @@ class Tally:
     def count(self, submission: Submission, outcome: str, reason: str = "") -> None:
         """
         Count a document.
+
+        @param submission: The document.
+        @param outcome: Its outcome, as the bus names it.
+        @param reason: The reason that the bus gives; may be empty.
         """
         self.outcomes[outcome] += 1
         if outcome not in self._good:
             end = f": {reason}" if reason else ""
-            self.lines.append(f"{submission.name}: {_SAID.get(outcome, outcome)}{end}")
+            self.lines.append(f"{submission.label}: {_PROBLEMS.get(outcome, outcome)}{end}")
 
     @property
-    def good(self) -> bool:
+    def successful(self) -> bool:
         """
-        Whether all is as the user wanted.
+        Whether every document was successful.
         """
         return not any(
             count for outcome, count in self.outcomes.items() if outcome not in self._good
@@ -143,15 +153,15 @@ class Tally:
         )
 
 
-def batches(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
+def split_batches(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
     """
-    Submissions in portions, each for one request.
+    Split submissions into batches, each for one request.
     """
     batch: list[Submission] = []
     size = 0
     for submission in submissions:
         length = len(submission.document) + 1
-        if batch and (len(batch) == BATCH or size + length > BATCH_BYTES):
+        if batch and (len(batch) == MAX_BATCH_DOCUMENTS or size + length > MAX_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(submission)
@@ -160,30 +170,36 @@ def batches(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
         yield batch
 
 
-def read_inputs(names: Sequence[str], now: datetime) -> Reading:
+def read_inputs(names: Sequence[str], now: datetime) -> InputContents:
     """
-    @param names: Paths; C{-} is standard input.
+    Read input files.
+
+    @param names: Their paths; C{-} is standard input.
+    @param now: The version of the indicators made of observables.
     @raise SettingsInvalid: If one cannot be read.
     """
-    reading = Reading()
+    contents = InputContents()
     for name in names:
         if name == "-":
-            reading.add(read(INPUT_NAME, sys.stdin.buffer.read(), now))
+            contents.add(read_input(INPUT_NAME, sys.stdin.buffer.read(), now))
             continue
         try:
             raw = Path(name).read_bytes()
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             raise SettingsInvalid("FILE", name, f"a file that can be read: {reason}") from e
-        reading.add(read(name, raw, now))
-    return reading
+        contents.add(read_input(name, raw, now))
+    return contents
 
 
-def removals(names: Sequence[str], now: datetime) -> list[Submission]:
+def make_removals(names: Sequence[str], now: datetime) -> list[Submission]:
     """
+    Make removals of indicators.
+
     @param names: Ids of indicators; or observables, which stand for the indicators
-        that are made of them when they are published.
-    @raise SettingsInvalid: If one is neither.
+        that C{publish} makes of them.
+    @param now: The version of the removals.
+    @raise SettingsInvalid: If a name is neither an id nor an observable.
     """
     submissions = []
     for name in names:
@@ -206,17 +222,18 @@ def _id_of_observable(text: str, now: datetime) -> str:
     return decode_indicator(make_indicator(observable, now=now, source=SOURCE)).id
 
 
-def summary(tally: Tally, reading: Reading) -> Iterator[str]:
+def summary_lines(tally: Tally, contents: InputContents) -> Iterator[str]:
     """
-    What to say at the end of C{publish}.
+    The lines that C{publish} writes at the end.
     """
     yield str(tally)
-    if reading.ignored:
-        types = ", ".join(f"{count} {type}" for type, count in sorted(reading.ignored.items()))
-        yield f"{reading.ignored.total()} other objects ignored: {types}"
-    if reading.unmatchable:
-        yield f"{reading.unmatchable.total()} of the indicators cannot be matched by tbvast-bridge:"
-        for reason, count in reading.unmatchable.most_common():
+    if contents.ignored:
+        types = ", ".join(f"{count} {type}" for type, count in sorted(contents.ignored.items()))
+        yield f"{contents.ignored.total()} other objects ignored: {types}"
+    if contents.unmatchable:
+        count = contents.unmatchable.total()
+        yield f"{count} of the indicators cannot be matched by tbvast-bridge:"
+        for reason, count in contents.unmatchable.most_common():
             yield f"  {count} for {reason}"
 
 
@@ -224,87 +241,114 @@ async def publish(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, files: Sequence[str]
 ) -> bool:
     """
-    @return: Whether all of it is in force on the bus.
+    Publish the indicators of files.
+
+    @param bus: The manage endpoint of the bus.
+    @param keys: The keys for the connection.
+    @param files: Paths; C{-} is standard input.
+    @return: Whether every indicator was successful.
+    @raise SettingsInvalid: If a file cannot be read.
+    @raise KeyUnusable: If a key cannot be used.
+    @raise BusUnreachable: If the bus does not answer.
+    @raise BusRefused: If the bus accepts no indicators.
     """
     options = keys.load()
-    reading = read_inputs(files, _now())
-    tally = Tally((ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), PUBLISHED)
-    for line in reading.refused:
+    contents = read_inputs(files, _now())
+    tally = Tally((ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), PUBLISH_WORDS)
+    for line in contents.refused:
         tally.refuse(line)
     try:
-        if reading.submissions:
-            await _deliver(reactor, screen, bus, options, reading.submissions, tally, announce=True)
+        if contents.submissions:
+            await _send(
+                reactor,
+                screen,
+                bus,
+                options,
+                contents.submissions,
+                tally,
+                allow_unacknowledged=True,
+            )
     finally:
         for line in tally.lines:
-            screen.complain(line)
-        for line in summary(tally, reading):
-            screen.tell(line)
-    return tally.good
+            screen.write_error(line)
+        for line in summary_lines(tally, contents):
+            screen.write_line(line)
+    return tally.successful
 
 
 async def remove(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, names: Sequence[str]
 ) -> bool:
     """
-    @return: Whether all of them are removed.
+    Remove indicators.
+
+    @param bus: The manage endpoint of the bus.
+    @param keys: The keys for the connection.
+    @param names: Ids of indicators, or published observables.
+    @return: Whether every indicator is removed.
+    @raise SettingsInvalid: If a name is neither an id nor an observable.
+    @raise KeyUnusable: If a key cannot be used.
+    @raise BusUnreachable: If the bus does not answer.
+    @raise BusRefused: If the bus knows no removals.
     """
     options = keys.load()
-    submissions = removals(names, _now())
-    tally = Tally((ACCEPTED, REMOVED_BEFORE), REMOVED)
+    submissions = make_removals(names, _now())
+    tally = Tally((ACCEPTED, REMOVED_BEFORE), REMOVE_WORDS)
     try:
-        await _deliver(reactor, screen, bus, options, submissions, tally, announce=False)
+        await _send(reactor, screen, bus, options, submissions, tally, allow_unacknowledged=False)
     finally:
         for line in tally.lines:
-            screen.complain(line)
-        screen.tell(str(tally))
-    return tally.good
+            screen.write_error(line)
+        screen.write_line(str(tally))
+    return tally.successful
 
 
 def _now() -> datetime:
     return datetime.fromtimestamp(calendar(), UTC)
 
 
-async def _deliver(
+async def _send(
     reactor: Any,
     screen: Screen,
     bus: HostPort,
     keys: SocketOptions,
     submissions: Sequence[Submission],
     tally: Tally,
-    announce: bool,
+    allow_unacknowledged: bool,
 ) -> None:
     """
     Send documents to a bus.
 
-    @param announce: Whether they may go to the sub endpoint of a Threat Bus, which
-        says nothing about what it makes of them.
-    @raise BusUnreachable: If the bus does not answer; what is left is counted.
-    @raise BusRefused: If it cannot take any; what is left is counted.
+    @param tally: Counts every document; those left over after an error as not sent.
+    @param allow_unacknowledged: Whether they may go to the sub endpoint of a Threat Bus, which
+        does not acknowledge them.
+    @raise BusUnreachable: If the bus does not answer.
+    @raise BusRefused: If the bus accepts none.
     """
     factory = Factory(reactor, linger=0)
     client = ManageClient(reactor, factory, bus, keys)
     before = tally.outcomes.total()
     try:
-        acknowledges = await _acknowledges(client)
-        if not acknowledges and not announce:
+        acknowledges = await _acknowledges_documents(client)
+        if not acknowledges and not allow_unacknowledged:
             raise BusRefused("remove", f"{bus} is a Threat Bus, which knows no such request")
         with screen.progress(str(bus), len(submissions)) as advance:
             if acknowledges:
-                await _publish(client, submissions, tally, advance)
+                await _publish_batches(client, submissions, tally, advance)
             else:
-                screen.complain(
-                    f"{bus} is a Threat Bus: it does not say what it makes of indicators"
+                screen.write_error(
+                    f"{bus} is a Threat Bus: it does not say whether it accepts indicators"
                 )
-                await _announce(reactor, client, bus, keys, submissions, tally, advance)
+                await _send_unacknowledged(reactor, client, bus, keys, submissions, tally, advance)
     finally:
         left = len(submissions) - (tally.outcomes.total() - before)
         tally.outcomes[NOT_SENT] += left
         factory.shutdown()
 
 
-async def _acknowledges(client: ManageClient) -> bool:
+async def _acknowledges_documents(client: ManageClient) -> bool:
     """
-    Whether a bus is one that knows the publish request.
+    Whether the bus knows the publish request.
     """
     reply = await client.ask(manage.encode_status())
     try:
@@ -318,15 +362,15 @@ async def _acknowledges(client: ManageClient) -> bool:
     raise BusRefused("answer", str(answer.get("status")))
 
 
-async def _publish(
+async def _publish_batches(
     client: ManageClient,
     submissions: Sequence[Submission],
     tally: Tally,
     advance: Callable[[int], None],
 ) -> None:
-    for batch in batches(submissions):
+    for batch in split_batches(submissions):
         request = manage.encode_publish([submission.document for submission in batch])
-        reply = await client.ask(request, ANSWER)
+        reply = await client.ask(request, PUBLISH_TIMEOUT_SECONDS)
         try:
             published = manage.decode_published(reply)
         except ProtocolInvalid as e:
@@ -341,7 +385,7 @@ async def _publish(
         advance(len(batch))
 
 
-async def _announce(
+async def _send_unacknowledged(
     reactor: Any,
     client: ManageClient,
     bus: HostPort,
@@ -351,16 +395,16 @@ async def _announce(
     advance: Callable[[int], None],
 ) -> None:
     address = HostPort(bus.host, await _sub_port(client))
-    factory = Factory(reactor, LINGER)
+    factory = Factory(reactor, LINGER_MILLISECONDS)
     try:
         announcer = Announcer(factory, f"tcp://{address}", lambda: None, keys)
         for submission in submissions:
             frame = INDICATOR_TOPIC + b" " + submission.document
-            deadline = reactor.seconds() + LISTEN
+            deadline = reactor.seconds() + ACCEPT_TIMEOUT_SECONDS
             while not announcer.send(frame):
                 if reactor.seconds() > deadline:
-                    raise BusUnreachable(str(address), LISTEN)
-                await deferLater(reactor, AGAIN)
+                    raise BusUnreachable(str(address), ACCEPT_TIMEOUT_SECONDS)
+                await deferLater(reactor, RETRY_SECONDS)
             tally.count(submission, SENT)
             advance(1)
     finally:
@@ -369,7 +413,7 @@ async def _announce(
 
 async def _sub_port(client: ManageClient) -> int:
     """
-    The port of a bus's sub endpoint, which only a subscription tells.
+    The port of the bus's sub endpoint, which only the reply to a subscribe request has.
     """
     topics = STREAM_TOPICS[Stream.SIGHTING][:1]
     reply = await client.ask(manage.encode_subscribe(topics, 0, "tbvast publish"))

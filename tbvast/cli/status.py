@@ -1,5 +1,5 @@
 """
-C{tbvast status}: how a bus is doing, and who has subscribed to it.
+The command C{tbvast status}: the state of a bus, its subscriptions and engines.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from rich.table import Table
 
 from tbvast.bus_client.subscription import ManageClient
 from tbvast.cli.keys import KeyFiles
-from tbvast.cli.terminal import Screen, styled
+from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.errors import BusRefused, ProtocolInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.topics import streams_of
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 _STREAMS = {"INTEL": "intel", "SIGHTING": "sighting"}
 
 
-def at(document: Any, *path: str) -> Any:
+def value_at(document: Any, *path: str) -> Any:
     """
-    A value inside a document from elsewhere.
+    A value in an untrusted document.
 
-    @return: L{None} if there is no such value.
+    @param path: The keys that lead to it.
+    @return: The value; L{None} if there is none.
     """
     for key in path:
         if not isinstance(document, Mapping):
@@ -36,17 +37,20 @@ def at(document: Any, *path: str) -> Any:
     return document
 
 
-def items(document: Any, *path: str) -> list[Any]:
+def list_at(document: Any, *path: str) -> list[Any]:
     """
-    A list inside a document from elsewhere; empty if there is no such list.
+    A list in an untrusted document.
+
+    @param path: The keys that lead to it.
+    @return: The list; an empty one if there is none.
     """
-    value = at(document, *path)
+    value = value_at(document, *path)
     return value if isinstance(value, list) else []
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """
-    A value as a cell shows it.
+    Format a value for a cell of a table.
     """
     if value is None:
         return "-"
@@ -61,9 +65,9 @@ def shown(value: Any) -> str:
     return str(value) or "-"
 
 
-def age(seconds: Any) -> str:
+def format_duration(seconds: Any) -> str:
     """
-    A time span, for people.
+    Format a time span with its largest unit; C{-} if it is not a number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return "-"
@@ -74,16 +78,20 @@ def age(seconds: Any) -> str:
     return f"{whole} s"
 
 
-def lines(status: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def plain_lines(status: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """
-    A status as plain lines: the path of a value, and the value.
+    The plain lines of a status.
+
+    @param status: The status, or a part of it.
+    @param path: The path of that part.
+    @return: The path of each value, and the value.
     """
     if isinstance(status, Mapping):
         for key, value in status.items():
-            yield from lines(value, f"{path}.{key}" if path else str(key))
+            yield from plain_lines(value, f"{path}.{key}" if path else str(key))
     elif isinstance(status, list):
         for position, value in enumerate(status):
-            yield from lines(value, f"{path}.{position}")
+            yield from plain_lines(value, f"{path}.{position}")
     else:
         plain = isinstance(status, str)
         yield path, status if plain else msgspec.json.encode(status).decode()
@@ -91,29 +99,29 @@ def lines(status: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def tables(status: Any, bus: str) -> Iterator[Table]:
     """
-    A status as tables.
+    The tables of a status.
 
-    @param bus: What to call the bus.
+    @param bus: The name of the bus.
     """
     yield _bus(status, bus)
-    newest = at(status, "set_aside", "newest")
+    newest = value_at(status, "set_aside", "newest")
     if newest:
-        yield _set_aside(at(status, "set_aside", "count"), shown(newest))
-    subscriptions = items(status, "subscriptions")
+        yield _set_aside(value_at(status, "set_aside", "count"), format_value(newest))
+    subscriptions = list_at(status, "subscriptions")
     if subscriptions:
         yield _subscriptions(subscriptions)
-    reporting = [each for each in subscriptions if at(each, "report", "engine") is not None]
+    reporting = [each for each in subscriptions if value_at(each, "report", "engine") is not None]
     if reporting:
         yield _engines(reporting)
     for each in reporting:
-        listed = at(each, "report", "store", "unmatched_ids")
+        listed = value_at(each, "report", "store", "unmatched_ids")
         if isinstance(listed, Mapping) and listed:
-            yield _unmatched(shown(at(each, "name")), listed)
+            yield _unmatched(format_value(value_at(each, "name")), listed)
 
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(
-        title=styled(title, "bold"),
+        title=escaped_text(title, "bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 2, 0, 0),
@@ -122,45 +130,52 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     )
     for column in columns:
         table.add_column(
-            styled(column), justify="right" if column in numbers else "left", overflow="fold"
+            escaped_text(column), justify="right" if column in numbers else "left", overflow="fold"
         )
     return table
 
 
 def _bus(status: Any, bus: str) -> Table:
     table = _table(f"Bus {bus}", "", "indicators", "sightings", numbers=("indicators", "sightings"))
-    table.caption = styled(
-        f"tbvast {shown(at(status, 'version'))}, up for {age(at(status, 'uptime'))},"
-        f" {shown(at(status, 'journal', 'head'))} entries in the journal"
+    table.caption = escaped_text(
+        f"tbvast {format_value(value_at(status, 'version'))},"
+        f" up for {format_duration(value_at(status, 'uptime'))},"
+        f" {format_value(value_at(status, 'journal', 'head'))} entries in the journal"
     )
     table.caption_justify = "left"
     rows = [
-        ("in force, kept", at(status, "journal", "indicators"), at(status, "journal", "sightings")),
+        (
+            "in force, kept",
+            value_at(status, "journal", "indicators"),
+            value_at(status, "journal", "sightings"),
+        ),
         (
             "accepted per second, last minute",
-            at(status, "rates", "indicator"),
-            at(status, "rates", "sighting"),
+            value_at(status, "rates", "indicator"),
+            value_at(status, "rates", "sighting"),
         ),
     ]
     for verdict in ("accepted", "repeated", "outdated", "unknown"):
-        counts = [at(status, "received", stream, verdict) for stream in ("indicator", "sighting")]
+        counts = [
+            value_at(status, "received", stream, verdict) for stream in ("indicator", "sighting")
+        ]
         if any(counts):
             rows.append((f"{verdict} since the start", *counts))
     for verdict in ("refused", "forbidden"):
-        count = at(status, "received", "message", verdict)
+        count = value_at(status, "received", "message", verdict)
         if count:
             rows.append((f"{verdict} since the start, of either", count, None))
-    aside = at(status, "set_aside", "count")
+    aside = value_at(status, "set_aside", "count")
     if aside:
         rows.append(("set aside, of either", aside, None))
     for name, *values in rows:
-        table.add_row(styled(name), *(styled(shown(value)) for value in values))
+        table.add_row(escaped_text(name), *(escaped_text(format_value(value)) for value in values))
     return table
 
 
 def _set_aside(count: Any, newest: str) -> Table:
-    table = _table(f"{shown(count)} set aside", "the newest: where it failed, and why")
-    table.add_row(styled(newest))
+    table = _table(f"{format_value(count)} set aside", "the newest: where it failed, and why")
+    table.add_row(escaped_text(newest))
     return table
 
 
@@ -173,14 +188,14 @@ def _subscriptions(subscriptions: Sequence[Any]) -> Table:
     )
     for each in subscriptions:
         cells = (
-            shown(at(each, "name")),
-            _streams(items(each, "topics")),
-            shown(at(each, "dialect")),
-            shown(at(each, "attached")),
-            age(at(each, "silent")),
-            *(shown(at(each, number)) for number in numbers),
+            format_value(value_at(each, "name")),
+            _streams(list_at(each, "topics")),
+            format_value(value_at(each, "dialect")),
+            format_value(value_at(each, "attached")),
+            format_duration(value_at(each, "silent")),
+            *(format_value(value_at(each, number)) for number in numbers),
         )
-        table.add_row(*map(styled, cells))
+        table.add_row(*map(escaped_text, cells))
     return table
 
 
@@ -197,19 +212,19 @@ _ENGINE_ROWS = (
     ("live match", "engine", "live"),
     ("live match running for, s", "engine", "live_for"),
     ("live match behind by, s", "engine", "behind"),
-    ("searching what was missed", "engine", "catching_up"),
+    ("searching missed events", "engine", "catching_up"),
     ("all matched up to", "engine", "covered"),
     ("matches", "engine", "matched"),
     ("searches of past events", "engine", "searches"),
     ("search in progress", "engine", "searching"),
-    ("events with longer lists than are looked at", "engine", "cut"),
+    ("events with longer lists than are searched", "engine", "cut"),
     ("entries on their way to the engine", "engine", "pending"),
     ("indicators", "store", "indicators"),
     ("indicators not searched for yet", "store", "unsearched"),
     ("indicators not valid yet", "store", "not_yet"),
     ("indicators not matched, or not all of them", "store", "unmatched"),
     ("sightings made", "sightings", "made"),
-    ("sightings handed on", "sightings", "handed_on"),
+    ("sightings sent", "sightings", "handed_on"),
     ("sightings waiting", "store", "unsent"),
     ("set aside", "store", "set_aside", "count"),
     ("the newest of them", "store", "set_aside", "newest"),
@@ -217,10 +232,10 @@ _ENGINE_ROWS = (
 
 
 def _engines(subscriptions: Sequence[Any]) -> Table:
-    table = _table("Bridges", "", *(shown(at(each, "name")) for each in subscriptions))
+    table = _table("Bridges", "", *(format_value(value_at(each, "name")) for each in subscriptions))
     for label, *path in _ENGINE_ROWS:
-        cells = [shown(at(each, "report", *path)) for each in subscriptions]
-        table.add_row(label, *map(styled, cells))
+        cells = [format_value(value_at(each, "report", *path)) for each in subscriptions]
+        table.add_row(label, *map(escaped_text, cells))
     return table
 
 
@@ -228,9 +243,16 @@ async def status(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, as_json: bool
 ) -> bool:
     """
+    Print the status of a bus.
+
+    @param bus: The manage endpoint of the bus.
+    @param keys: The keys for the connection.
+    @param as_json: Whether to print the reply of the bus itself.
     @return: C{True}.
+    @raise SettingsInvalid: If only one key is given.
+    @raise KeyUnusable: If a key cannot be used.
     @raise BusUnreachable: If the bus does not answer.
-    @raise BusRefused: If it is one that has no status.
+    @raise BusRefused: If the bus does not know the status request.
     """
     options = keys.load()
     factory = Factory(reactor, linger=0)
@@ -241,26 +263,26 @@ async def status(
     try:
         answer = manage.decode_reply(reply)
     except ProtocolInvalid as e:
-        raise BusRefused("tell its status", e.expected) from e
+        raise BusRefused("report its status", e.expected) from e
     if answer.get("status") == "unknown request":
-        raise BusRefused("tell its status", f"{bus} is a Threat Bus, which knows no such request")
+        raise BusRefused("report its status", f"{bus} is a Threat Bus, which knows no such request")
     if answer.get("status") != "success":
-        raise BusRefused("tell its status", str(answer.get("status")))
+        raise BusRefused("report its status", str(answer.get("status")))
     if as_json:
-        screen.put_json(msgspec.json.format(reply, indent=2))
-    elif screen.rich:
+        screen.write_json(msgspec.json.format(reply, indent=2))
+    elif screen.is_terminal:
         for table in tables(answer, str(bus)):
-            screen.show(table)
-            screen.tell("")
+            screen.render(table)
+            screen.write_line("")
     else:
-        for path, value in lines(answer):
-            screen.put(path, value)
+        for path, value in plain_lines(answer):
+            screen.write_fields(path, value)
     return True
 
 
 def _unmatched(bridge: str, listed: Mapping[str, Any]) -> Table:
     table = _table(f"Not matched by {bridge}, or not all of it: the newest", "indicator", "why")
     for id, reasons in listed.items():
-        why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else shown(reasons)
-        table.add_row(styled(id), styled(why))
+        why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else format_value(reasons)
+        table.add_row(escaped_text(id), escaped_text(why))
     return table

@@ -1,5 +1,5 @@
 """
-Where a command's words go: a terminal that people look at, or a pipe.
+The output of a command, on a terminal or into a pipe.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
 _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_ESCAPED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """
-    A text of which nothing can act on a terminal, or hide on it.
+    Escape control and bidirectional characters, so that untrusted text cannot affect
+    the terminal.
 
-    Control characters, line ends and direction marks are written as escapes.
+    @param text: Any text; line ends are escaped too.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_visible, text))
+    return "".join(map(_escape, text))
 
 
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in _HIDDEN:
+def _escape(character: str) -> str:
+    if unicodedata.category(character) not in _ESCAPED_CATEGORIES:
         return character
     if character in _ESCAPES:
         return _ESCAPES[character]
@@ -42,109 +43,125 @@ def _visible(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def visible_json(document: bytes) -> str:
+def escape_json_controls(document: bytes) -> str:
     """
-    A JSON document as text; of which nothing can act on a terminal either.
+    Decode a JSON document and escape it as L{escape_controls} does, but as JSON.
 
-    @param document: Valid JSON, in which such characters only stand in strings.
+    @param document: Valid JSON, in which such characters occur only in strings.
+    @return: Text that decodes to the same value; line ends between tokens stay.
     """
     text = document.decode("utf-8", "replace")
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in _HIDDEN else _json_escape(c) for c in text
+        c if c == "\n" or unicodedata.category(c) not in _ESCAPED_CATEGORIES else _escape_in_json(c)
+        for c in text
     )
 
 
-def _json_escape(character: str) -> str:
+def _escape_in_json(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 @implementer(ILogObserver)
-class Complaints:
+class TerminalLogObserver:
     """
-    A log observer: what somebody at a terminal should know goes there.
+    Writes log events to standard error, one line each: warnings and above.
     """
 
     def __init__(self, screen: Screen) -> None:
+        """
+        @param screen: The streams of the command.
+        """
         self._screen = screen
 
     def __call__(self, event: LogEvent) -> None:
         if event["log_level"] >= LogLevel.warn:
             failure = event.get("log_failure")
             reason = f" ({failure.type.__name__}: {failure.value})" if failure else ""
-            self._screen.complain(formatEvent(event) + reason)
+            self._screen.write_error(formatEvent(event) + reason)
 
 
 class Screen:
     """
     The standard streams of a command.
 
-    @ivar rich: Whether standard output is a terminal, for tables and colours.
+    Everything written is escaped by L{escape_controls}.
+
+    @ivar is_terminal: Whether standard output is a terminal; then commands write tables
+        and colours.
     """
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
+        """
+        @param out: Standard output.
+        @param err: Standard error.
+        """
         self._out = out
         self._err = err
-        self.rich = out.isatty()
-        # Nothing that is shown may be taken for markup, an emoji or a number.
+        self.is_terminal = out.isatty()
+        # Rich must not interpret untrusted text as markup, emoji or numbers.
         self._console = Console(file=out, markup=False, emoji=False, highlight=False)
 
     @property
     def width(self) -> int:
         """
-        Columns of the terminal.
+        The width of the terminal, in columns.
         """
         return self._console.width
 
-    def tell(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """
         Write a line to standard output.
         """
-        print(visible(line), file=self._out, flush=True)
+        print(escape_controls(line), file=self._out, flush=True)
 
-    def put(self, *fields: str) -> None:
+    def write_fields(self, *fields: str) -> None:
         """
-        Write a line of fields, with tabs between them, to standard output.
+        Write a line of tab-separated fields to standard output.
         """
-        print("\t".join(map(visible, fields)), file=self._out, flush=True)
+        print("\t".join(map(escape_controls, fields)), file=self._out, flush=True)
 
-    def put_json(self, document: bytes) -> None:
+    def write_json(self, document: bytes) -> None:
         """
         Write a JSON document to standard output.
 
         @param document: Valid JSON.
         """
-        print(visible_json(document), file=self._out, flush=True)
+        print(escape_json_controls(document), file=self._out, flush=True)
 
-    def show(self, renderable: RenderableType) -> None:
+    def render(self, renderable: RenderableType) -> None:
         """
-        Write a table, say, to a standard output that is a terminal.
+        Render text with styles, or a table, on standard output.
+
+        @param renderable: Its texts must be escaped already, see L{escaped_text}.
         """
         self._console.print(renderable)
 
-    def complain(self, reason: str) -> None:
+    def write_error(self, reason: str) -> None:
         """
-        Write one line to standard error.
+        Write a line to standard error, with the name of the command.
         """
-        print(f"tbvast: {visible(reason)}", file=self._err, flush=True)
+        print(f"tbvast: {escape_controls(reason)}", file=self._err, flush=True)
 
-    def abandon(self) -> None:
+    def discard_output(self) -> None:
         """
-        Write nothing more to standard output, which nobody reads any more.
+        Redirect standard output to the null device, because its reader has gone.
 
-        Python would complain about what it cannot write at the very end.
+        Otherwise Python's last flush, at exit, would report a broken pipe.
         """
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """
-        A bar on standard error, if that is a terminal.
+        Show a progress bar on standard error, if that is a terminal.
 
-        @param total: Its steps.
-        @return: What to call with the number of steps that were made.
+        @param label: The text beside the bar.
+        @param total: The number of steps.
+        @return: A context manager; its value is called with the number of steps done
+            since the call before.
         """
         bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -155,13 +172,15 @@ class Screen:
             transient=True,
             disable=not self._err.isatty(),
         )
-        task = bar.add_task(visible(what), total=total)
+        task = bar.add_task(escape_controls(label), total=total)
         with bar:
             yield lambda steps: bar.advance(task, steps)
 
 
-def styled(text: str, style: str = "") -> Text:
+def escaped_text(text: str, style: str = "") -> Text:
     """
-    A text from elsewhere, to be shown.
+    Escape untrusted text for L{Screen.render}.
+
+    @param style: A style of rich.
     """
-    return Text(visible(text), style=style)
+    return Text(escape_controls(text), style=style)

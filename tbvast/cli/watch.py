@@ -1,5 +1,5 @@
 """
-C{tbvast watch}: what goes over the bus, as it comes.
+The command C{tbvast watch}: indicators and sightings as they arrive.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.cli.keys import KeyFiles
-from tbvast.cli.terminal import Screen, visible
+from tbvast.cli.terminal import Screen, escape_controls
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
-from tbvast.settings import HostPort
 from tbvast.stix.documents import from_microseconds, timestamp
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.pattern_conditions import matchable
 from tbvast.stix.sightings import Sighting
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 STREAMS: Mapping[str, Stream] = {"intel": Stream.INTEL, "sighting": Stream.SIGHTING}
 """
-The streams, as users name them.
+The streams, by the names that users give them.
 """
 
-HEARTBEAT = 5.0
+HEARTBEAT_SECONDS = 5.0
 """
-Seconds between heartbeats to the bus.
-"""
-
-MOST_VALUES = 5
-"""
-How many observables of one indicator are listed.
+The interval of heartbeats to the bus.
 """
 
-MEMORY = 100_000
+MAX_LISTED_VALUES = 5
 """
-How many of the messages seen are known again: a bus that comes back sends some of
-them once more.
+The maximum number of observables listed for one message.
+"""
+
+MAX_REMEMBERED_MESSAGES = 100_000
+"""
+The maximum number of messages remembered to recognise repeats: a bus that was
+restarted sends some again.
 """
 
 _STYLES = {
@@ -58,28 +58,28 @@ _WIDTHS = (19, 9, 7, 30)
 
 class Row(msgspec.Struct, frozen=True):
     """
-    What there is to see of a message.
+    The columns of a message.
 
-    @ivar time: When it was seen, of a sighting; its version, of an indicator. In
-        microseconds since the epoch; C{0} if the message does not say.
-    @ivar kind: C{indicator} or C{sighting}.
-    @ivar what: What the indicator does, or how the sighting was made.
-    @ivar value: The observables.
-    @ivar about: The event of a sighting, in a few words.
+    @ivar time: The time of a sighting, or the version of an indicator, in microseconds
+        since the epoch; C{0} if the message has none.
+    @ivar kind: C{"indicator"} or C{"sighting"}.
+    @ivar action: The operation of an indicator, or the match type of a sighting.
+    @ivar value: The observables, or the pattern of an indicator that has none.
+    @ivar event: The event of a sighting, in a few words; empty for an indicator.
     @ivar id: The indicator's id.
     """
 
     time: int
     kind: str
-    what: str
+    action: str
     value: str
-    about: str
+    event: str
     id: str
 
 
-class _Document(msgspec.Struct):
+class _SightingProperties(msgspec.Struct):
     """
-    What is shown of a sighting beside what every sighting has.
+    The properties of a sighting that only some sightings have.
     """
 
     x_threatbus_indicator_value: Any = None
@@ -88,28 +88,28 @@ class _Document(msgspec.Struct):
     x_threatbus_sighting_context: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Document)
+_decoder = msgspec.json.Decoder(_SightingProperties)
 
 
-def row(item: Item) -> Row:
+def make_row(item: Item) -> Row:
     """
-    What there is to see of a message.
+    Extract the columns of a message.
     """
     if isinstance(item, Sighting):
         return _sighting(item)
     return Row(
         time=item.modified,
         kind="indicator",
-        what=item.operation.value,
+        action=item.operation.value,
         value=_values(item),
-        about="",
+        event="",
         id=item.id,
     )
 
 
 def _values(indicator: Indicator) -> str:
     """
-    An indicator's observables, or else its pattern.
+    The observables of an indicator, or its pattern if it has none.
     """
     pattern = indicator.pattern or ""
     if indicator.pattern_type != STIX or not pattern:
@@ -118,9 +118,9 @@ def _values(indicator: Indicator) -> str:
         terms = matchable(pattern).terms
     except (Invalid, PatternUnmatchable):
         return pattern
-    values = [term.text for term in terms[:MOST_VALUES]]
-    if len(terms) > MOST_VALUES:
-        values.append(f"and {len(terms) - MOST_VALUES} more")
+    values = [term.text for term in terms[:MAX_LISTED_VALUES]]
+    if len(terms) > MAX_LISTED_VALUES:
+        values.append(f"and {len(terms) - MAX_LISTED_VALUES} more")
     return ", ".join(values)
 
 
@@ -130,31 +130,32 @@ def _sighting(sighting: Sighting) -> Row:
     return Row(
         time=sighting.last_seen or 0,
         kind="sighting",
-        what=_text(document.x_threatbus_match_type),
-        value=_seen(document.x_threatbus_indicator_values)
+        action=_text(document.x_threatbus_match_type),
+        value=_joint_values(document.x_threatbus_indicator_values)
         or _text(document.x_threatbus_indicator_value),
-        about=about(context) if isinstance(context, dict) else "",
+        event=describe_event(context) if isinstance(context, dict) else "",
         id=sighting.indicator,
     )
 
 
-def _seen(values: Any) -> str:
+def _joint_values(values: Any) -> str:
     """
-    What was seen together, if anything was.
+    The observables that were seen together; empty if there was only one.
     """
     if not isinstance(values, list):
         return ""
-    return " AND ".join(value for value in values[:MOST_VALUES] if isinstance(value, str))
+    return " AND ".join(value for value in values[:MAX_LISTED_VALUES] if isinstance(value, str))
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def about(event: Mapping[str, Any]) -> str:
+def describe_event(event: Mapping[str, Any]) -> str:
     """
-    An event in a few words: what it is, and between whom; as far as it is one of
-    Suricata, Zeek or OCSF.
+    Describe an event in a few words: its type and its two ends.
+
+    @param event: An event of Suricata, Zeek or OCSF; others have an empty description.
     """
     ends = [event.get("src_ip"), event.get("dest_ip")]
     if not any(ends):
@@ -168,41 +169,41 @@ def about(event: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (kind, between)))
 
 
-def fields(row: Row) -> tuple[str, ...]:
+def plain_fields(row: Row) -> tuple[str, ...]:
     """
-    A message as the fields of a plain line.
+    The fields of a message's line in a pipe.
     """
     time = timestamp(from_microseconds(row.time)) if row.time else ""
-    return (time, row.kind, row.what, row.value, row.about, row.id)
+    return (time, row.kind, row.action, row.value, row.event, row.id)
 
 
-def header(width: int) -> Text:
+def terminal_header(width: int) -> Text:
     """
-    What stands above the lines on a terminal.
+    The header above the lines on a terminal.
 
-    @param width: Columns of the terminal.
+    @param width: The width of the terminal, in columns.
     """
     return Text(_aligned(("time", "message", "", "value", "event or indicator"), width), "bold")
 
 
-def line(row: Row, width: int, zone: tzinfo | None = None) -> Text:
+def terminal_line(row: Row, width: int, zone: tzinfo | None = None) -> Text:
     """
-    A message as a line on a terminal.
+    A message's line on a terminal.
 
-    @param width: Columns of the terminal.
-    @param zone: Of the times; the local one by default.
+    @param width: The width of the terminal, in columns; the line is shorter.
+    @param zone: The time zone of the times; the local one by default.
     """
     time = ""
     if row.time:
         time = from_microseconds(row.time).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
-    text = Text(_aligned((time, row.kind, row.what, row.value, row.about or row.id), width))
+    text = Text(_aligned((time, row.kind, row.action, row.value, row.event or row.id), width))
     start = sum(_WIDTHS[:2]) + 2
-    text.stylize(_STYLES.get(row.what, ""), start, start + _WIDTHS[2])
+    text.stylize(_STYLES.get(row.action, ""), start, start + _WIDTHS[2])
     return text
 
 
 def _aligned(cells: tuple[str, ...], width: int) -> str:
-    *first, last = map(visible, cells)
+    *first, last = map(escape_controls, cells)
     padded = [
         f"{cell[: size - 1]}…" if len(cell) > size else cell.ljust(size)
         for cell, size in zip(first, _WIDTHS, strict=True)
@@ -211,30 +212,32 @@ def _aligned(cells: tuple[str, ...], width: int) -> str:
     return text if len(text) < width else f"{text[: width - 2]}…"
 
 
-class Watching:
+class MessagePrinter:
     """
-    What arrives, each message once, until there is enough of it.
+    Prints messages, each once, up to a maximum number.
 
-    @ivar enough: Fires when there is.
+    @ivar done: Fires when that number has been printed; fails with L{OSError} if
+        standard output cannot be written.
     """
 
     def __init__(self, screen: Screen, as_json: bool, count: int) -> None:
         """
-        @param as_json: Whether to write documents instead of lines.
-        @param count: Messages that are enough; C{0} if there is never enough.
+        @param screen: The streams of the command.
+        @param as_json: Whether to print STIX documents instead of lines.
+        @param count: The maximum number of messages; C{0} for no maximum.
         """
-        self.enough: Deferred[None] = Deferred()
+        self.done: Deferred[None] = Deferred()
         self._screen = screen
         self._json = as_json
         self._left: int | None = count if count else None
-        self._begun = False
+        self._header_written = False
         self._seen: dict[tuple[str, int], None] = {}
 
     def receive(self, items: list[Item]) -> None:
         """
-        Write messages out.
+        Print messages.
         """
-        if self.enough.called:
+        if self.done.called:
             return
         try:
             for item in items:
@@ -243,31 +246,31 @@ class Watching:
                     if self._left is not None:
                         self._left -= 1
         except OSError:
-            self.enough.errback()
+            self.done.errback()
             return
         if self._left == 0:
-            self.enough.callback(None)
+            self.done.callback(None)
 
     def _is_new(self, item: Item) -> bool:
         key = (item.id, hash(item.raw))
         if key in self._seen:
             return False
         self._seen[key] = None
-        if len(self._seen) > MEMORY:
+        if len(self._seen) > MAX_REMEMBERED_MESSAGES:
             del self._seen[next(iter(self._seen))]
         return True
 
     def _write(self, item: Item) -> None:
         screen = self._screen
         if self._json:
-            screen.put_json(msgspec.json.format(item.raw, indent=-1))
-        elif not screen.rich:
-            screen.put(*fields(row(item)))
+            screen.write_json(msgspec.json.format(item.raw, indent=-1))
+        elif not screen.is_terminal:
+            screen.write_fields(*plain_fields(make_row(item)))
         else:
-            if not self._begun:
-                self._begun = True
-                screen.show(header(screen.width))
-            screen.show(line(row(item), screen.width))
+            if not self._header_written:
+                self._header_written = True
+                screen.render(terminal_header(screen.width))
+            screen.render(terminal_line(make_row(item), screen.width))
 
 
 async def watch(
@@ -281,27 +284,35 @@ async def watch(
     as_json: bool,
 ) -> bool:
     """
+    Print the messages of a bus until the command is cancelled.
+
+    @param bus: The manage endpoint of the bus.
+    @param keys: The keys for the connection.
+    @param streams: The streams to subscribe to.
     @param snapshot: Days of past indicators to begin with.
-    @param count: Messages after which to end; C{0} for not at all.
+    @param count: The number of messages after which to end; C{0} for no end.
+    @param as_json: Whether to print STIX documents instead of lines.
     @return: C{True}.
+    @raise SettingsInvalid: If only one key is given.
+    @raise KeyUnusable: If a key cannot be used.
     """
-    watching = Watching(screen, as_json, count)
+    printer = MessagePrinter(screen, as_json, count)
     wish = Wish(
         topics=tuple(STREAM_TOPICS[stream][0] for stream in streams),
         snapshot=snapshot,
         name="tbvast watch",
-        heartbeat=HEARTBEAT,
+        heartbeat=HEARTBEAT_SECONDS,
     )
     options = keys.load()
     factory = Factory(reactor)
     subscription = BusSubscription(
-        reactor, factory, bus, wish, Listener(watching.receive), keys=options
+        reactor, factory, bus, wish, Listener(printer.receive), keys=options
     )
     subscription.startService()
     try:
-        await watching.enough
+        await printer.done
     except CancelledError:
-        pass  # Ctrl-C is how it usually ends
+        pass  # Ctrl-C is the usual end
     finally:
         await subscription.stopService()
         factory.shutdown()

@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 
 from twisted.python import usage
 
-from tbvast import __version__, settings
+from tbvast import __version__
 from tbvast.errors import SettingsInvalid
+from tbvast.settings.loader import load, option_name, override
+from tbvast.settings.schema import BridgeSettings, PluginSettings
+from tbvast.settings.types import keys_of
 
 
 def _documented(value: Any) -> str:
@@ -36,7 +39,7 @@ class ServiceOptions(usage.Options):
     """
 
     service: ClassVar[str]
-    settings_type: ClassVar[type[settings.PluginSettings | settings.BridgeSettings]]
+    settings_type: ClassVar[type[PluginSettings | BridgeSettings]]
     settings: Any
     pid_file_open = False
     optParameters: ClassVar[list[list[str | None]]]
@@ -48,12 +51,12 @@ class ServiceOptions(usage.Options):
             ["config", None, None, "Configuration file, in YAML. (FILE, default: none)"]
         ] + [
             [
-                settings.option(name).removeprefix("--"),
+                option_name(name).removeprefix("--"),
                 None,
                 None,
                 f"{key.help} ({key.metavar}, default: {_documented(getattr(defaults, name))})",
             ]
-            for name, key in settings.keys(cls.settings_type).items()
+            for name, key in keys_of(cls.settings_type).items()
             if key.metavar
         ]
 
@@ -95,18 +98,18 @@ class ServiceOptions(usage.Options):
         self._leave_pid_file()
         chosen: Any = self.settings_type()
         if self["config"] is not None:
-            whole = settings.load(self["config"])
+            whole = load(self["config"])
             chosen = next(
                 section
                 for section in (whole.plugin, whole.bridge)
                 if isinstance(section, self.settings_type)
             )
         given = {
-            name: self[settings.option(name).removeprefix("--")]
-            for name, key in settings.keys(self.settings_type).items()
-            if key.metavar and self[settings.option(name).removeprefix("--")] is not None
+            name: self[option_name(name).removeprefix("--")]
+            for name, key in keys_of(self.settings_type).items()
+            if key.metavar and self[option_name(name).removeprefix("--")] is not None
         }
-        self.settings = settings.override(chosen, given)
+        self.settings = override(chosen, given)
 
     def _leave_pid_file(self) -> None:
         """

@@ -26,7 +26,7 @@ from tbvast.service.interpreter import settle
 from tbvast.service.logging import ServiceLog
 from tbvast.service.options import ServiceOptions
 from tbvast.service.state_directory import StateDirectory, default_directory
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 
 STATUS_BYTES = 100
 """

@@ -22,6 +22,11 @@ STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
 A part of a path between dots.
 """
 
+POSITIONS = 8
+"""
+How many elements of each list are looked at, unless a path says otherwise.
+"""
+
 SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?", re.ASCII)
 """
 What a source can have as its schema.

@@ -23,9 +23,9 @@ from typing import Any
 import zmq
 
 import tbvast
-from devtools.services import STOP_LIMIT, free_ports, twistd
+from devtools.services import STOP_TIMEOUT_SECONDS, free_ports, twistd
 from tbvast.engines.binaries import Program, launched
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tests.functional.components import wait_until
 
 LIMIT = 60.0
@@ -435,7 +435,7 @@ class BlockingProcess:
         """
         self._process.terminate()
         try:
-            return self._process.wait(STOP_LIMIT)
+            return self._process.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()

@@ -18,7 +18,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.trial.unittest import TestCase
 
 from devtools.services import RunningBridge, RunningCommand, RunningPlugin
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 
 __all__ = ["RunningBridge", "RunningCommand", "RunningPlugin", "ServicesTestCase"]
 

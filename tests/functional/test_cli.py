@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from devtools.services import RunningCommand, free_ports
 from tbvast.protocol import manage
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory, RouterConnection, SubConnection
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.services import RunningPlugin, ServicesTestCase

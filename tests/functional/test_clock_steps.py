@@ -18,8 +18,8 @@ from twisted.internet.threads import deferToThread
 
 from devtools.services import RunningBridge, RunningPlugin
 from tbvast.protocol.manage import encode_heartbeat, encode_publish, encode_status
-from tbvast.settings import HostPort
 from tbvast.stix.documents import timestamp
+from tbvast.values import HostPort
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.components import require_tenzir
 from tests.functional.raw import RawClient

@@ -24,7 +24,7 @@ import zmq
 from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tests.functional.blocking import (
     LIMIT,
     PROBE,

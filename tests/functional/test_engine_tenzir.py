@@ -29,6 +29,7 @@ from tbvast.errors import (
 from tbvast.interfaces import IEngine
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
+    POSITIONS,
     Mapped,
     Source,
     addresses,
@@ -560,7 +561,7 @@ class FieldTests(TenzirTestCase):
         watch: Any = self.engine.watch(unheeded)
         with closing(watch):
             self.assertEqual(next(watch), [])
-            full = [f"{n}.example" for n in range(pipelines.POSITIONS)]
+            full = [f"{n}.example" for n in range(POSITIONS)]
             certificates = (
                 ("a.b", [*full, "late.example"]),
                 ("here.example", [*full, "late.example"]),

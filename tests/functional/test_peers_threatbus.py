@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.threads import deferToThread
 
 from devtools.services import free_ports
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tests.functional.components import import_events, require_tenzir, wait_until
 from tests.functional.peers import REPEAT, THREATBUS, PeersTestCase, RunningPeer, sighting
 from tests.functional.raw import RawClient

@@ -19,8 +19,8 @@ from devtools.services import RunningBridge, RunningPlugin
 from tbvast.protocol.manage import encode_publish, encode_published, encode_status
 from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark, encode_part
 from tbvast.protocol.topics import Stream
-from tbvast.settings import HostPort
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
+from tbvast.values import HostPort
 from tests.doubles import a_sighting, indicator_document, indicator_id
 from tests.functional.components import import_events, require_tenzir, wait_until
 from tests.functional.hostile_bus import HostileBus

@@ -18,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 import tbvast
 from devtools.services import free_ports, twistd
-from tbvast.settings import HostPort
+from tbvast.values import HostPort
 from tbvast.zeromq.curve import (
     client_options,
     load_key_pair,

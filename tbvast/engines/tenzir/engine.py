@@ -39,7 +39,7 @@ from tbvast.errors import (
 from tbvast.interfaces import IEngine
 from tbvast.service.clock import awake
 from tbvast.stix.observables import Kind, Observable
-from tbvast.telemetry.known_fields import BUILT_IN, Source
+from tbvast.telemetry.known_fields import BUILT_IN, POSITIONS, Source
 from tbvast.values import EngineIdentity, Entry, Match, Progress
 
 OLDEST = (6, 20)
@@ -157,7 +157,7 @@ class TenzirEngine:
         state: Path,
         *,
         sources: Sequence[Source] = BUILT_IN,
-        positions: int = pipelines.POSITIONS,
+        positions: int = POSITIONS,
         subdomains: bool = False,
         oldest: tuple[int, int] = OLDEST,
         silence: float = SILENCE,

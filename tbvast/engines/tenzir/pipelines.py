@@ -17,6 +17,7 @@ from tbvast.errors import Invalid
 from tbvast.stix.observables import UNESCAPED, Kind
 from tbvast.telemetry.known_fields import (
     BUILT_IN,
+    POSITIONS,
     SCHEMA,
     STEP,
     Field,
@@ -61,11 +62,6 @@ Within L{MARK}: when the event was imported.
 CUT = "cut"
 """
 Within L{MARK}: whether a list of the event is longer than what was looked at of it.
-"""
-
-POSITIONS = 8
-"""
-How many elements of each list are looked at, unless told otherwise.
 """
 
 RESERVED = frozenset(

@@ -1,0 +1,3 @@
+"""
+The configuration file and the command line, as typed and validated settings.
+"""

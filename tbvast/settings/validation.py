@@ -1,0 +1,167 @@
+"""
+Validation of mappings, sections and field maps.
+
+Errors name the key's path, the value found and the values accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from tbvast.errors import SHOWN, SettingsInvalid
+from tbvast.settings.types import ValueType, keys_of
+from tbvast.telemetry.known_fields import BY_KEY, POSITIONS, SCHEMA, STEP, Mapped, Source
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_PATH_LOOKUPS = 256
+"""
+The maximum number of elements for which one path of a field map may stand.
+"""
+
+_EXPECTED_PATHS = (
+    "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
+)
+
+
+def require_mapping(value: Any, where: str) -> dict[Any, Any]:
+    """
+    Validate a mapping.
+
+    @param value: The value as YAML decodes it.
+    @param where: The path of its key.
+    @return: The mapping; an empty one for an empty value.
+    @raise SettingsInvalid: If the value is not a mapping.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsInvalid(where, value, "a mapping of keys to values")
+    return value
+
+
+def refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]) -> None:
+    """
+    Refuse unknown keys.
+
+    @param found: The mapping whose keys are checked.
+    @param prefix: The path of the mapping, which precedes a key in errors.
+    @param known: The names of the known keys; at least one.
+    @raise SettingsInvalid: If a key is unknown; the error names the most similar known key.
+    """
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise SettingsInvalid(
+                prefix + key_label(name), name, f"a known key; the nearest is {prefix}{near}"
+            )
+
+
+def key_label(name: Any) -> str:
+    """
+    A key as part of a path in an error: escaped to one line and bounded in length.
+    """
+    return repr(str(name))[1:-1][:SHOWN]
+
+
+def validate_section(value: Any, path: str, section: type[T]) -> T:
+    """
+    Validate one section of the file.
+
+    @param value: The value as YAML decodes it; an empty one means all defaults.
+    @param path: The path of the section, for errors.
+    @param section: The struct that declares its keys.
+    @raise SettingsInvalid: If a key is unknown, missing, or has an unacceptable value.
+    """
+    found: dict[Any, Any] = require_mapping(value, path)
+    known = keys_of(section)
+    refuse_unknown(found, f"{path}.", known)
+    values = {}
+    for name in dict.fromkeys([*found, *_required_keys(section)]):
+        try:
+            values[name] = known[name].type.check(found.get(name))
+        except ValueError as e:
+            raise SettingsInvalid(
+                f"{path}.{name}", found.get(name), known[name].type.expected
+            ) from e
+    return section(**values)
+
+
+def _required_keys(section: type[msgspec.Struct]) -> list[str]:
+    """
+    The keys of a section without a default.
+    """
+    return [
+        field.name
+        for field in msgspec.structs.fields(section)
+        if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
+    ]
+
+
+class FieldMap(ValueType, frozen=True):
+    """
+    The fields of events that hold observables, by schema and kind.
+    """
+
+    @property
+    def expected(self) -> str:
+        return "a mapping of schemas to their fields"
+
+    def check(self, value: Any) -> tuple[Mapped, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            raise ValueError(value)
+        return tuple(_validate_source(schema, keys) for schema, keys in value.items())
+
+
+def _validate_source(schema: Any, keys: Any) -> Mapped:
+    """
+    Validate the entry of one schema.
+
+    @param schema: The name of the schema.
+    @param keys: Its mapping of kinds to paths, as YAML decodes it.
+    @raise SettingsInvalid: If either is not acceptable.
+    """
+    where = f"bridge.fields.{key_label(schema)}"
+    if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
+        raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
+    found = require_mapping(keys, where)
+    refuse_unknown(found, f"{where}.", [*BY_KEY, "replace"])
+    replace = found.get("replace", False)
+    if type(replace) is not bool:
+        raise SettingsInvalid(f"{where}.replace", replace, "yes or no")
+    fields = tuple(
+        field
+        for key, paths in found.items()
+        if key != "replace"
+        for field in BY_KEY[key](*_validate_paths(f"{where}.{key}", paths))
+    )
+    return Mapped(Source(schema, fields), replace)
+
+
+def _validate_paths(where: str, value: Any) -> list[str]:
+    """
+    Validate the paths of one kind.
+
+    @param where: The path of the key, for errors.
+    @param value: A list of paths, or one text with commas between them.
+    @raise SettingsInvalid: If one is malformed, or stands for too many elements.
+    """
+    paths = value.split(",") if isinstance(value, str) else value
+    if not isinstance(paths, list) or not paths:
+        raise SettingsInvalid(where, value, _EXPECTED_PATHS)
+    found = []
+    for each in paths:
+        path = each.strip() if isinstance(each, str) else ""
+        steps = [STEP.fullmatch(step) for step in path.split(".")]
+        lists = [int(step[3] or POSITIONS) for step in steps if step is not None and step[2]]
+        if None in steps or len(path) > 200 or math.prod(lists) > MAX_PATH_LOOKUPS:
+            raise SettingsInvalid(where, each, _EXPECTED_PATHS)
+        found.append(path)
+    return found
