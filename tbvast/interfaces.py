@@ -23,12 +23,11 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from tbvast.bus.journal.ownership import Run
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
 from tbvast.storage.set_aside import SetAside, SetAsideReport
-from tbvast.values import EngineIdentity, Entry, Match, MatchType, Progress
+from tbvast.values import EngineIdentity, Entry, Match, MatchType, Position, Progress
 
 
 class IEngine(Interface):
@@ -446,7 +445,7 @@ class ICursor(Interface):
     """
 
     position = Attribute(
-        "The L{tbvast.protocol.manage.Position} up to which everything was applied; C{None}"
+        "The L{tbvast.values.Position} up to which everything was applied; C{None}"
         " if nothing was, or the bus has no numbers."
     )
 

@@ -1,5 +1,5 @@
 """
-What travels between a bridge and its engine.
+The values that cross the seams of tbvast: between bus and client, bridge and engine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,18 @@ from typing import Any
 import msgspec
 
 from tbvast.stix.observables import Kind, Observable
+
+
+class Position(msgspec.Struct, frozen=True):
+    """
+    A subscriber's position in a bus's journal.
+
+    @ivar plugin: The bus's identity.
+    @ivar number: The number of the last item that the subscriber applied.
+    """
+
+    plugin: str
+    number: int
 
 
 class MatchType(enum.StrEnum):

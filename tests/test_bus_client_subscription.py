@@ -22,12 +22,12 @@ from tbvast.errors import BusUnreachable
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark, encode_part
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
 from tbvast.settings import HostPort
+from tbvast.values import Position
 from tbvast.zeromq.sockets import (
     Connection,
     Factory,

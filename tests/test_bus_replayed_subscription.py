@@ -21,9 +21,10 @@ from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
 from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import PROTOCOL, Position
+from tbvast.protocol.manage import PROTOCOL
 from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part
 from tbvast.protocol.topics import Dialect, Stream
+from tbvast.values import Position
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
 from tests.doubles_bus import a_request, some_limits
 

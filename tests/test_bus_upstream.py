@@ -17,10 +17,10 @@ from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
 from tbvast.protocol.frames import Item, encode_report
-from tbvast.protocol.manage import Position
 from tbvast.service.flusher import RETRY_DELAY
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings import UpstreamSettings
+from tbvast.values import Position
 from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
 from tests.doubles_bus import MemoryBusSubscription

@@ -28,6 +28,7 @@ from tbvast.protocol.manage import (
     decode_subscribed,
 )
 from tbvast.protocol.topics import Dialect
+from tbvast.values import Position
 
 P2P = "a" * 32
 
@@ -255,7 +256,7 @@ class ReplyTests(SynchronousTestCase):
         }
         reply = manage.subscribed(P2P, "bus.example", 13371, 13372, None)
         self.assertEqual(json.loads(reply), plain)
-        beginning = manage.Position("some plugin", 17)
+        beginning = Position("some plugin", 17)
         reply = manage.subscribed(P2P, "bus.example", 13371, 13372, beginning)
         self.assertEqual(
             json.loads(reply),

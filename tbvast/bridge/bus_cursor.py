@@ -14,11 +14,11 @@ from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
 from tbvast.storage.worker_client import Ask
+from tbvast.values import Position
 
 PIECE = 2000
 """

@@ -32,7 +32,6 @@ from tbvast.engines.threads import EngineThreads
 from tbvast.engines.vast import VastEngine
 from tbvast.errors import StoreFailed, shown
 from tbvast.interfaces import IEngine
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import FRAME_BYTES
 from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
@@ -40,7 +39,7 @@ from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.storage.worker_client import Worker
 from tbvast.telemetry.known_fields import mapped
-from tbvast.values import Match, MatchType
+from tbvast.values import Match, MatchType, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 

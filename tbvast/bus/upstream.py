@@ -20,12 +20,12 @@ from tbvast.bus.fanout import Commit
 from tbvast.bus_client.subscription import BusSubscription, Wish
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings import HostPort, UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
+from tbvast.values import Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 

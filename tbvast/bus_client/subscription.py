@@ -32,12 +32,12 @@ from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings import HostPort
+from tbvast.values import Position
 from tbvast.zeromq.sockets import (
     DealerConnection,
     Factory,

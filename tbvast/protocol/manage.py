@@ -15,6 +15,7 @@ import msgspec
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
+from tbvast.values import Position
 
 PROTOCOL = "tbvast/1"
 """
@@ -31,18 +32,6 @@ REPORT_BYTES = 65536
 """
 The most bytes of what a subscriber says of itself with a heartbeat.
 """
-
-
-class Position(msgspec.Struct, frozen=True):
-    """
-    Where somebody has got to in a bus's journal.
-
-    @ivar plugin: The bus's identity.
-    @ivar number: The number of the last item that was applied.
-    """
-
-    plugin: str
-    number: int
 
 
 class Subscribe(msgspec.Struct, frozen=True):
