@@ -1,24 +1,20 @@
 """
-Tests for L{tbvast.bus_client.subscription}, against a bus that a test plays.
+Tests for L{tbvast.bus_client.subscription}, against a scripted bus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
-import zmq
-from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast.bus_client import subscription
-from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
-from tbvast.errors import BusUnreachable
+from tbvast.bus_client.manage_client import REQUEST_TIMEOUT
+from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
@@ -26,25 +22,11 @@ from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark,
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
-from tbvast.settings import HostPort
 from tbvast.values import Position
-from tbvast.zeromq.sockets import (
-    Connection,
-    Factory,
-    RouterConnection,
-    SubConnection,
-    XPubConnection,
-)
-from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id, until
-
-reactor: Any = real_reactor
+from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
+from tests.doubles_scripted_bus import ClientTestCase
 
 HEARTBEAT = 5.0
-
-
-def port_of(connection: Connection) -> int:
-    address: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
-    return int(address.rstrip(b"\0").rpartition(b":")[2])
 
 
 def batch(after: int, until: int, *numbers: int) -> bytes:
@@ -55,118 +37,6 @@ def batch(after: int, until: int, *numbers: int) -> bytes:
 def part(*numbers: int) -> bytes:
     items = [encode_item(n, Stream.INTEL, indicator_document(n)) for n in numbers]
     return encode_part(b",".join(items))
-
-
-class Bus:
-    """
-    A bus: what it was asked is kept, and what it answers is up to the test.
-
-    @ivar requests: What was asked, in order.
-    @ivar silent: Whether it answers nothing.
-    @ivar deaf_to: An action that it does not answer.
-    @ivar knows: Whether it knows who sends a heartbeat.
-    @ivar plugin: Its identity; empty for a Threat Bus host.
-    @ivar number: The number of its journal's last item.
-    @ivar refusal: What it says instead of doing what it is asked.
-    @ivar heard: The topics that subscribers have asked the pub endpoint for.
-    @ivar reports: What the sub endpoint has received.
-    """
-
-    def __init__(self, factory: Factory) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.silent = False
-        self.deaf_to = ""
-        self.knows = True
-        self.plugin = "bus"
-        self.number = 0
-        self.refusal = b""
-        self.heard: list[bytes] = []
-        self.reports: list[bytes] = []
-        self.silenced: list[list[bytes]] = []
-        self._router = RouterConnection(factory, self._asked)
-        self._pub = XPubConnection(factory, self._subscribed)
-        self._sub = SubConnection(factory, self._reported)
-        for connection in (self._router, self._pub, self._sub):
-            connection.bind("tcp://127.0.0.1:*")
-        self.address = HostPort("127.0.0.1", port_of(self._router))
-        self.sub_port = port_of(self._sub)
-        self._topics = 0
-
-    @property
-    def topic(self) -> str:
-        """
-        The topic of the last subscription.
-        """
-        return f"topic{self._topics:04}/"
-
-    def listen(self) -> None:
-        """
-        Begin to listen to reports.
-        """
-        self._sub.subscribe(SIGHTING_TOPIC)
-
-    def listen_no_more(self) -> None:
-        """
-        Listen to no reports any more.
-        """
-        self._sub.socket.set(zmq.UNSUBSCRIBE, SIGHTING_TOPIC)
-
-    def leave(self) -> None:
-        """
-        Close the sub endpoint.
-        """
-        self._sub.shutdown()
-
-    def actions(self) -> list[str]:
-        return [request["action"] for request in self.requests]
-
-    def asked(self, action: str) -> list[dict[str, Any]]:
-        return [request for request in self.requests if request["action"] == action]
-
-    def send(self, *frames: bytes) -> None:
-        """
-        Send to the last subscription.
-        """
-        for frame in frames:
-            self._pub.send_now([self.topic.encode() + frame])
-
-    def reply_late(self, reply: bytes) -> None:
-        """
-        Answer what was not answered.
-        """
-        for envelope in self.silenced:
-            self._router.send_now([*envelope, reply])
-
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, message in messages:
-            request = msgspec.json.decode(message[-1])
-            self.requests.append(request)
-            if self.silent or request["action"] == self.deaf_to:
-                self.silenced.append(message[:-1])
-            else:
-                self._router.send_now([*message[:-1], self._answer(request)])
-
-    def _answer(self, request: dict[str, Any]) -> bytes:
-        if self.refusal:
-            return self.refusal
-        if request["action"] == "subscribe":
-            self._topics += 1
-            beginning = Position(self.plugin, self.number) if self.plugin else None
-            resume = request.get("resume")
-            if beginning and resume and resume["plugin"] == self.plugin:
-                beginning = Position(self.plugin, resume["number"])
-            return manage.subscribed(
-                self.topic, "127.0.0.1", port_of(self._pub), self.sub_port, beginning
-            )
-        if request["action"] == "publish":
-            return manage.encode_published(["accepted"] * len(request["documents"]), {})
-        return manage.SUCCESS if self.knows else manage.ERROR
-
-    def _subscribed(self, messages: list[list[bytes]]) -> None:
-        self.heard.extend(m[0][1:] for m in messages if m[0][:1] == b"\1")
-
-    def _reported(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        self.reports.extend(message[0] for _, message in messages)
 
 
 @implementer(ICursor)
@@ -222,134 +92,6 @@ class MemoryCursor:
     async def end_snapshot(self, position: Position) -> None:
         self.applied.append("end")
         self.position = position
-
-
-class ClientTestCase(TestCase):
-    """
-    A test with a bus, and a clock that is the client's.
-    """
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.factory = Factory(reactor, linger=0)
-        self.addCleanup(self.factory.shutdown)
-        self.bus = Bus(self.factory)
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        await until(reactor, condition)
-
-
-class ManageClientTests(ClientTestCase):
-    """
-    Tests for L{ManageClient}.
-    """
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.manage = ManageClient(self.clock, self.factory, self.bus.address)
-        self.addCleanup(self.manage.close)
-
-    async def test_answer(self) -> None:
-        """
-        A question is answered, and leaves no timer.
-        """
-        reply = await self.manage.ask(manage.encode_heartbeat("x"))
-        self.assertEqual(reply, manage.SUCCESS)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    async def test_in_turn(self) -> None:
-        """
-        Questions are asked one at a time, in order, over one socket.
-        """
-        replies = [self.manage.ask(manage.encode_heartbeat(str(n))) for n in range(5)]
-        for reply in replies:
-            await reply
-        self.assertEqual([request["topic"] for request in self.bus.requests], list("01234"))
-
-    async def test_unreachable(self) -> None:
-        """
-        Who does not answer in time is unreachable; the message says where and how long.
-        """
-        self.bus.silent = True
-        asked = self.manage.ask(manage.encode_heartbeat("x"), 3.0)
-        await self.until(lambda: self.bus.requests)
-        self.clock.advance(3.0)
-        error = self.failureResultOf(asked, BusUnreachable).value
-        self.assertEqual(str(error), f"no answer from the bus at {self.bus.address} within 3 s")
-
-    async def test_late_answer(self) -> None:
-        """
-        A late answer is not taken for that to the next question.
-        """
-        self.bus.silent = True
-        late = self.manage.ask(manage.encode_heartbeat("late"))
-        await self.until(lambda: self.bus.requests)
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
-        self.failureResultOf(late, BusUnreachable)
-        asked = self.manage.ask(manage.encode_heartbeat("next"))
-        await self.until(lambda: len(self.bus.requests) == 2)
-        late_envelope, next_envelope = self.bus.silenced
-        self.bus.silenced = [late_envelope]
-        self.bus.reply_late(b"late")
-        self.bus.silenced = [next_envelope]
-        self.bus.reply_late(b"next")
-        self.assertEqual(await asked, b"next")
-
-    async def test_close(self) -> None:
-        """
-        When it is closed, what was asked is not waited for.
-        """
-        self.bus.silent = True
-        asked = self.manage.ask(manage.encode_heartbeat("x"))
-        await self.until(lambda: self.bus.requests)
-        self.manage.close()
-        self.failureResultOf(asked, BusUnreachable)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-
-class AnnouncerTests(ClientTestCase):
-    """
-    Tests for L{Announcer}.
-    """
-
-    async def test_waits(self) -> None:
-        """
-        Nothing is sent until the bus listens to it; then it is told, and all arrives.
-        """
-        ready: list[None] = []
-        announcer = Announcer(
-            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
-        )
-        self.addCleanup(announcer.close)
-        frame = SIGHTING_TOPIC + b" {}"
-        self.assertFalse(announcer.send(frame))
-        self.bus.listen()
-        await self.until(lambda: ready)
-        self.assertTrue(announcer.send(frame))
-        self.assertFalse(announcer.send(b"another topic"))
-        await self.until(lambda: self.bus.reports)
-        self.assertEqual(self.bus.reports, [frame])
-
-    async def test_away(self) -> None:
-        """
-        When the bus no longer listens, or is gone, nothing is sent until it listens
-        again.
-        """
-        ready: list[None] = []
-        announcer = Announcer(
-            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
-        )
-        self.addCleanup(announcer.close)
-        frame = SIGHTING_TOPIC + b" {}"
-        for times in (1, 2):
-            self.bus.listen()
-            await self.until(lambda n=times: len(ready) == n)  # type: ignore[misc]
-            self.bus.listen_no_more()
-            await self.until(lambda: not announcer.send(frame))
-        self.bus.listen()
-        await self.until(lambda: len(ready) == 3)
-        self.bus.leave()
-        await self.until(lambda: not announcer.send(frame))
 
 
 class ListenerTests(SynchronousTestCase):
@@ -501,7 +243,7 @@ class SubscribingTests(SubscriptionTestCase):
         self.bus.silent = True
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: self.bus.asked("heartbeat"))
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
+        self.clock.advance(REQUEST_TIMEOUT)
         self.bus.silent = False
         await self.again(2)
 
@@ -513,13 +255,13 @@ class SubscribingTests(SubscriptionTestCase):
         self.subscription.startService()
         for count, delay in ((1, 0.5), (2, 1.0), (3, 2.0)):
             await self.until(lambda n=count: len(self.bus.requests) == n)  # type: ignore[misc]
-            self.clock.advance(subscription.REQUEST_TIMEOUT)
+            self.clock.advance(REQUEST_TIMEOUT)
             (call,) = self.clock.getDelayedCalls()
             self.assertAlmostEqual(call.getTime() - self.clock.seconds(), delay)
             self.clock.advance(delay)
         await self.until(lambda: len(self.bus.requests) == 4)
         self.bus.silent = False
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
+        self.clock.advance(REQUEST_TIMEOUT)
         self.clock.advance(4.0)
         await self.subscribed(1)
 

@@ -15,7 +15,9 @@ from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, check_open
-from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import Announcer
+from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
 from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.protocol import manage
 from tbvast.protocol.frames import Item, encode_report, render

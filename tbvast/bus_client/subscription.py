@@ -1,5 +1,5 @@
 """
-The other end of a bus: what subscribes to it, and what reports to it.
+A subscription to a bus, which is made again whenever it is lost.
 
 It works with a tbvast plugin and with a Threat Bus 2022.5.16 host.
 """
@@ -16,7 +16,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import (
     CancelledError,
     Deferred,
-    DeferredLock,
     TimeoutError,
     gatherResults,
     succeed,
@@ -27,6 +26,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import Announcer
 from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, shown
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
@@ -39,18 +40,10 @@ from tbvast.service.rate_limit import RateLimit
 from tbvast.settings import HostPort
 from tbvast.values import Position
 from tbvast.zeromq.sockets import (
-    DealerConnection,
     Factory,
     SocketOptions,
     SubConnection,
-    XPubConnection,
-    read_subscription,
 )
-
-REQUEST_TIMEOUT = 5.0
-"""
-Seconds that a bus is given to answer, as Threat Bus's applications do.
-"""
 
 UNFED_QUEUE = 100_000
 FED_QUEUE = 200
@@ -63,16 +56,6 @@ MOST_WAITING = 10_000
 MOST_WAITING_BYTES = 64 << 20
 """
 Items that wait to be applied, and their size, beyond which no more are read.
-"""
-
-LONGEST_REPLY = 64 << 20
-"""
-The most bytes of a bus's reply.
-"""
-
-MOST_BUS_TOPICS = 1000
-"""
-The most topics that a bus can listen to.
 """
 
 SAME_GAP = 3
@@ -102,122 +85,6 @@ Seconds between attempts to subscribe: they double, up to the most.
 ERRORS_PER_MINUTE = 60
 
 _DAY = 86400.0
-
-
-class ManageClient:
-    """
-    Asks a bus's manage endpoint, one question at a time.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        factory: Factory,
-        bus: HostPort,
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param keys: L{tbvast.zeromq.curve.client_options}, if the bus wants any.
-        """
-        self._reactor = reactor
-        self._factory = factory
-        self._bus = bus
-        self._keys = keys
-        self._turn = DeferredLock()
-        self._connection: DealerConnection | None = None
-        self._waiting: Deferred[bytes] | None = None
-
-    def ask(self, request: bytes, timeout: float = REQUEST_TIMEOUT) -> Deferred[bytes]:
-        """
-        @param timeout: Seconds that the bus has, once it is this question's turn.
-        @return: Fires with the reply, or fails with L{BusUnreachable}.
-        """
-        return self._turn.run(self._ask, request, timeout)
-
-    def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
-        if self._connection is None:
-            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
-            self._connection = DealerConnection(self._factory, self._answered, options)
-            self._connection.connect(f"tcp://{self._bus}")
-        waiting: Deferred[bytes] = Deferred(self._abandon)
-        self._waiting = waiting
-        self._connection.send_now((b"", request))
-
-        def too_late(result: Any, seconds: float) -> Any:
-            raise BusUnreachable(str(self._bus), seconds)
-
-        return waiting.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
-
-    def _answered(self, messages: list[list[bytes]]) -> None:
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(b"".join(messages[-1][1:]))
-
-    def _abandon(self, waiting: Deferred[bytes]) -> None:
-        # A late answer must not be taken for that to the next question.
-        self._waiting = None
-        self.close()
-
-    def close(self) -> None:
-        """
-        Let go of the socket, and of the answer to the question that was asked; the
-        next question makes a new one.
-        """
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.errback(BusUnreachable(str(self._bus), 0.0))
-        if self._connection is not None:
-            self._connection.shutdown()
-            self._connection = None
-
-
-class Announcer:
-    """
-    Sends reports to a bus's sub endpoint, once the bus listens.
-
-    A PUB socket drops what nobody listens to, so nothing is sent before the
-    bus's own ZeroMQ subscription has been seen.
-    """
-
-    def __init__(
-        self,
-        factory: Factory,
-        address: str,
-        ready: Callable[[], None],
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param address: E.g. C{tcp://localhost:13372}.
-        @param ready: Called whenever the bus has begun to listen to a topic.
-        @param keys: As for L{ManageClient}.
-        """
-        self._ready = ready
-        self._topics: set[bytes] = set()
-        # Without a connection nothing is queued: what cannot be sent has to be known.
-        options = {**(keys or {}), zmq.IMMEDIATE: 1}
-        self._connection = XPubConnection(factory, self._heard, options)
-        self._connection.connect(address)
-
-    def _heard(self, messages: list[list[bytes]]) -> None:
-        begun = False
-        for verb, topic in map(read_subscription, (m[0] for m in messages)):
-            if verb == 1 and len(self._topics) < MOST_BUS_TOPICS:
-                self._topics.add(topic)
-                begun = True
-            elif verb == 0:
-                self._topics.discard(topic)
-        if begun:
-            self._ready()
-
-    def send(self, frame: bytes) -> bool:
-        """
-        @return: Whether the frame is on its way; it is not while the bus does
-            not listen, or its queue is full.
-        """
-        return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
-
-    def close(self) -> None:
-        self._connection.shutdown()
 
 
 class Wish(msgspec.Struct, frozen=True):

@@ -13,7 +13,8 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from tbvast.bus_client.subscription import Announcer, ManageClient
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import Announcer
 from tbvast.cli.input_files import SOURCE, Reading, Submission, read
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen

@@ -1,0 +1,54 @@
+"""
+Tests for L{tbvast.bus_client.report_publisher}.
+"""
+
+from __future__ import annotations
+
+from tbvast.bus_client.report_publisher import Announcer
+from tbvast.protocol.frames import SIGHTING_TOPIC
+from tests.doubles_scripted_bus import ClientTestCase
+
+
+class AnnouncerTests(ClientTestCase):
+    """
+    Tests for L{Announcer}.
+    """
+
+    async def test_waits(self) -> None:
+        """
+        Nothing is sent until the bus listens to it; then it is told, and all arrives.
+        """
+        ready: list[None] = []
+        announcer = Announcer(
+            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
+        )
+        self.addCleanup(announcer.close)
+        frame = SIGHTING_TOPIC + b" {}"
+        self.assertFalse(announcer.send(frame))
+        self.bus.listen()
+        await self.until(lambda: ready)
+        self.assertTrue(announcer.send(frame))
+        self.assertFalse(announcer.send(b"another topic"))
+        await self.until(lambda: self.bus.reports)
+        self.assertEqual(self.bus.reports, [frame])
+
+    async def test_away(self) -> None:
+        """
+        When the bus no longer listens, or is gone, nothing is sent until it listens
+        again.
+        """
+        ready: list[None] = []
+        announcer = Announcer(
+            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
+        )
+        self.addCleanup(announcer.close)
+        frame = SIGHTING_TOPIC + b" {}"
+        for times in (1, 2):
+            self.bus.listen()
+            await self.until(lambda n=times: len(ready) == n)  # type: ignore[misc]
+            self.bus.listen_no_more()
+            await self.until(lambda: not announcer.send(frame))
+        self.bus.listen()
+        await self.until(lambda: len(ready) == 3)
+        self.bus.leave()
+        await self.until(lambda: not announcer.send(frame))
