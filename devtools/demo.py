@@ -21,7 +21,7 @@ import tbvast
 from devtools.score import Score
 from devtools.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
 from devtools.telemetry import WANTED, Found, Log, find, halves, read_logs
-from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.cli.input_files import read
 from tbvast.cli.main import start
 from tbvast.cli.status import at, items
@@ -122,7 +122,7 @@ class Demonstration:
             reactor,
             self._factory,
             self._plugin.manage,
-            Wish(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
+            SubscriptionRequest(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
             Listener(self._received),
         )
         self._since: dict[int, float] = {}

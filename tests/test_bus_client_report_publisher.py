@@ -4,14 +4,14 @@ Tests for L{tbvast.bus_client.report_publisher}.
 
 from __future__ import annotations
 
-from tbvast.bus_client.report_publisher import Announcer
+from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.protocol.frames import SIGHTING_TOPIC
 from tests.doubles_scripted_bus import ClientTestCase
 
 
-class AnnouncerTests(ClientTestCase):
+class ReportPublisherTests(ClientTestCase):
     """
-    Tests for L{Announcer}.
+    Tests for L{ReportPublisher}.
     """
 
     async def test_waits(self) -> None:
@@ -19,16 +19,16 @@ class AnnouncerTests(ClientTestCase):
         Nothing is sent until the bus listens to it; then it is told, and all arrives.
         """
         ready: list[None] = []
-        announcer = Announcer(
+        publisher = ReportPublisher(
             self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
         )
-        self.addCleanup(announcer.close)
+        self.addCleanup(publisher.close)
         frame = SIGHTING_TOPIC + b" {}"
-        self.assertFalse(announcer.send(frame))
+        self.assertFalse(publisher.send(frame))
         self.bus.listen()
         await self.until(lambda: ready)
-        self.assertTrue(announcer.send(frame))
-        self.assertFalse(announcer.send(b"another topic"))
+        self.assertTrue(publisher.send(frame))
+        self.assertFalse(publisher.send(b"another topic"))
         await self.until(lambda: self.bus.reports)
         self.assertEqual(self.bus.reports, [frame])
 
@@ -38,17 +38,17 @@ class AnnouncerTests(ClientTestCase):
         again.
         """
         ready: list[None] = []
-        announcer = Announcer(
+        publisher = ReportPublisher(
             self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
         )
-        self.addCleanup(announcer.close)
+        self.addCleanup(publisher.close)
         frame = SIGHTING_TOPIC + b" {}"
         for times in (1, 2):
             self.bus.listen()
             await self.until(lambda n=times: len(ready) == n)  # type: ignore[misc]
             self.bus.listen_no_more()
-            await self.until(lambda: not announcer.send(frame))
+            await self.until(lambda: not publisher.send(frame))
         self.bus.listen()
         await self.until(lambda: len(ready) == 3)
         self.bus.leave()
-        await self.until(lambda: not announcer.send(frame))
+        await self.until(lambda: not publisher.send(frame))

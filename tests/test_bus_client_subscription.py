@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bus_client import subscription
 from tbvast.bus_client.manage_client import REQUEST_TIMEOUT
-from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
@@ -141,7 +141,7 @@ class SubscriptionTestCase(ClientTestCase):
             self.clock,
             self.factory,
             self.bus.address,
-            Wish(("stix2/indicator",), self.snapshot, "a test", HEARTBEAT),
+            SubscriptionRequest(("stix2/indicator",), self.snapshot, "a test", HEARTBEAT),
             self.cursor,
             lambda: {"state": "well"},
             lambda: self.ready.append(None),

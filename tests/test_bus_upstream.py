@@ -163,15 +163,15 @@ class UpstreamTests(SynchronousTestCase):
         )
         return position
 
-    def test_wish(self) -> None:
+    def test_request(self) -> None:
         """
         It subscribes to the intel of the other bus, with the snapshot that was
         wanted, from where it was.
         """
-        (_, factory, bus, wish, cursor), _ = self.bus.given
+        (_, factory, bus, request, cursor), _ = self.bus.given
         self.assertIs(factory, self.factory)
         self.assertEqual(str(bus), "up.example:13370")
-        self.assertEqual((wish.topics, wish.snapshot), (("stix2/indicator",), 3))
+        self.assertEqual((request.topics, request.snapshot), (("stix2/indicator",), 3))
         self.assertTrue(self.bus.running)
         self.successResultOf(Deferred.fromCoroutine(cursor.apply((), Position("up", 7))))
         self.successResultOf(self.upstream.stopService())

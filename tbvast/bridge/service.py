@@ -24,7 +24,7 @@ from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
 from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import NO, YES, Keeper
-from tbvast.bus_client.subscription import BusSubscription, Wish
+from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.engines.tenzir.engine import TenzirEngine
@@ -170,7 +170,9 @@ class Bridge(SequentialService):
             reactor,
             self._factory,
             HostPort.parse(settings.threatbus),
-            Wish((INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat),
+            SubscriptionRequest(
+                (INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat
+            ),
             StoreCursor(
                 ask,
                 position,

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.fanout import Commit
-from tbvast.bus_client.subscription import BusSubscription, Wish
+from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
@@ -185,7 +185,7 @@ class Upstream(Service):
             reactor,
             factory,
             HostPort.parse(settings.threatbus),
-            Wish(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
+            SubscriptionRequest(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
             self._cursor,
             ready=self._flusher.flush,
             keys=load_client_options(settings.curve_key, settings.server_key),

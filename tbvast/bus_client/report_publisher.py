@@ -16,7 +16,7 @@ The most topics that a bus can listen to.
 """
 
 
-class Announcer:
+class ReportPublisher:
     """
     Sends reports to a bus's sub endpoint, once the bus listens.
 

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bus_client.manage_client import ManageClient
-from tbvast.bus_client.report_publisher import Announcer
+from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, shown
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
@@ -87,7 +87,7 @@ ERRORS_PER_MINUTE = 60
 _DAY = 86400.0
 
 
-class Wish(msgspec.Struct, frozen=True):
+class SubscriptionRequest(msgspec.Struct, frozen=True):
     """
     What a subscriber wants of a bus.
 
@@ -166,7 +166,7 @@ class BusSubscription(Service):
         reactor: Any,
         factory: Factory,
         bus: HostPort,
-        wish: Wish,
+        request: SubscriptionRequest,
         cursor: ICursor,
         report: Callable[[], dict[str, Any]] | None = None,
         ready: Callable[[], None] | None = None,
@@ -189,7 +189,7 @@ class BusSubscription(Service):
         self._reactor = reactor
         self._factory = factory
         self._bus = bus
-        self._wish = wish
+        self._request = request
         self._cursor = cursor
         self._report = report
         self._ready = ready
@@ -198,7 +198,7 @@ class BusSubscription(Service):
         self._manage = ManageClient(reactor, factory, bus, self._keys)
         self._reports = ManageClient(reactor, factory, bus, self._keys)
         self._complaints = RateLimit(reactor, ERRORS_PER_MINUTE)
-        self._announcer: Announcer | None = None
+        self._publisher: ReportPublisher | None = None
         self._sub: SubConnection | None = None
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
@@ -240,9 +240,9 @@ class BusSubscription(Service):
         """
         Send a report to the bus's sub endpoint.
 
-        @see: L{Announcer.send}
+        @see: L{ReportPublisher.send}
         """
-        return self._announcer is not None and self._announcer.send(frame)
+        return self._publisher is not None and self._publisher.send(frame)
 
     def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         """
@@ -337,12 +337,12 @@ class BusSubscription(Service):
 
     async def _subscribe(self) -> manage.Subscribed:
         resume = self._cursor.position
-        days = self._wish.snapshot
+        days = self._request.snapshot
         if self._lost is not None:
-            missed = self._reactor.seconds() - self._lost + self._wish.heartbeat
+            missed = self._reactor.seconds() - self._lost + self._request.heartbeat
             days = max(days, math.ceil(missed / _DAY))
         reply = await self._manage.ask(
-            manage.encode_subscribe(self._wish.topics, days, self._wish.name, resume)
+            manage.encode_subscribe(self._request.topics, days, self._request.name, resume)
         )
         try:
             subscribed = manage.decode_subscribed(reply)
@@ -382,7 +382,7 @@ class BusSubscription(Service):
             self._log.info(
                 "Subscribed to {bus} for {topics}, {beginning}.",
                 bus=str(self._bus),
-                topics=", ".join(self._wish.topics),
+                topics=", ".join(self._request.topics),
                 beginning=beginning,
             )
 
@@ -402,7 +402,9 @@ class BusSubscription(Service):
         sub.connect(f"tcp://{host}")
         if self._ready is not None:
             address = HostPort(self._bus.host, subscribed.sub_port)
-            self._announcer = Announcer(self._factory, f"tcp://{address}", self._ready, self._keys)
+            self._publisher = ReportPublisher(
+                self._factory, f"tcp://{address}", self._ready, self._keys
+            )
         self.connected = True
         self.plugin = subscribed.plugin if subscribed.protocol == manage.PROTOCOL else ""
 
@@ -413,12 +415,12 @@ class BusSubscription(Service):
                 self._again.cancel()
             self._again = None
         self._reports.close()
-        for connection in (self._sub, self._announcer):
+        for connection in (self._sub, self._publisher):
             if isinstance(connection, SubConnection):
                 connection.shutdown()
             elif connection is not None:
                 connection.close()
-        self._sub = self._announcer = None
+        self._sub = self._publisher = None
 
     async def _keep(self, subscribed: manage.Subscribed) -> None:
         """
@@ -428,7 +430,7 @@ class BusSubscription(Service):
         speaks = subscribed.protocol == manage.PROTOCOL and self._report is not None
         try:
             while True:
-                if await self._gap_within(self._wish.heartbeat):
+                if await self._gap_within(self._request.heartbeat):
                     return
                 report = self._report() if speaks and self._report is not None else None
                 beat = manage.encode_heartbeat(subscribed.topic, report)

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from tbvast.bus_client.manage_client import ManageClient
-from tbvast.bus_client.report_publisher import Announcer
+from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.cli.input_files import SOURCE, Reading, Submission, read
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen
@@ -354,11 +354,11 @@ async def _announce(
     address = HostPort(bus.host, await _sub_port(client))
     factory = Factory(reactor, LINGER)
     try:
-        announcer = Announcer(factory, f"tcp://{address}", lambda: None, keys)
+        publisher = ReportPublisher(factory, f"tcp://{address}", lambda: None, keys)
         for submission in submissions:
             frame = INDICATOR_TOPIC + b" " + submission.document
             deadline = reactor.seconds() + LISTEN
-            while not announcer.send(frame):
+            while not publisher.send(frame):
                 if reactor.seconds() > deadline:
                     raise BusUnreachable(str(address), LISTEN)
                 await deferLater(reactor, AGAIN)

@@ -12,7 +12,7 @@ import msgspec
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 
-from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen, visible
 from tbvast.errors import Invalid, PatternUnmatchable
@@ -286,7 +286,7 @@ async def watch(
     @return: C{True}.
     """
     watching = Watching(screen, as_json, count)
-    wish = Wish(
+    request = SubscriptionRequest(
         topics=tuple(STREAM_TOPICS[stream][0] for stream in streams),
         snapshot=snapshot,
         name="tbvast watch",
@@ -295,7 +295,7 @@ async def watch(
     options = keys.load()
     factory = Factory(reactor)
     subscription = BusSubscription(
-        reactor, factory, bus, wish, Listener(watching.receive), keys=options
+        reactor, factory, bus, request, Listener(watching.receive), keys=options
     )
     subscription.startService()
     try:
