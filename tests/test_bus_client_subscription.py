@@ -204,7 +204,7 @@ class SubscribingTests(SubscriptionTestCase):
         for count in (1, 2, 3):
             self.clock.advance(HEARTBEAT)
             await self.until(lambda n=count: len(self.bus.asked("heartbeat")) == n)  # type: ignore[misc]
-            await self.until(lambda: self.subscription._gap is not None)
+            await self.until(lambda: self.subscription._breaking is not None)
         beat = self.bus.asked("heartbeat")[0]
         self.assertEqual((beat["topic"], beat["report"]), (self.bus.topic, {"state": "well"}))
 
@@ -449,7 +449,7 @@ class FeedTests(SubscriptionTestCase):
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(b"nonsense " + b"x" * 1000)
         await self.until(lambda: self.subscription._waiting == 1)
         sub = self.subscription._sub
@@ -469,7 +469,7 @@ class FeedTests(SubscriptionTestCase):
         calls = self.cursor.calls
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
         await self.until(lambda: self.subscription._waiting == 49)
         holding, self.cursor.holding = self.cursor.holding, None
@@ -486,7 +486,7 @@ class FeedTests(SubscriptionTestCase):
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(batch(1, 2, 2))
         await self.until(lambda: self.subscription._waiting == 1)
         sub = self.subscription._sub
@@ -520,13 +520,13 @@ class FeedTests(SubscriptionTestCase):
         settling = self.cursor.settling = Deferred()
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
-        self.assertFalse(self.subscription._taking.called)
+        self.assertFalse(self.subscription._applying.called)
         self.bus.send(batch(1, 2, 2))
         await self.until(lambda: self.subscription._waiting == 1)
         self.cursor.settling = None
         settling.callback(None)
         await self.applied(indicator_id(1), indicator_id(2))
-        await self.until(lambda: self.subscription._taking.called)
+        await self.until(lambda: self.subscription._applying.called)
 
     async def test_not_settled(self) -> None:
         """
@@ -546,7 +546,7 @@ class FeedTests(SubscriptionTestCase):
         await self.start()
         holding = self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.knows = False
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: not self.subscription.connected)
@@ -569,7 +569,7 @@ class FeedTests(SubscriptionTestCase):
             await self.start()
             holding = self.cursor.holding = Deferred()
             self.bus.send(batch(0, 1, 1))
-            await self.until(lambda: not self.subscription._taking.called)
+            await self.until(lambda: not self.subscription._applying.called)
             if lost:
                 self.bus.knows = False
                 self.clock.advance(HEARTBEAT)
@@ -689,7 +689,7 @@ class SnapshotTests(SubscriptionTestCase):
         self.cursor.position = Position("another", 100)
         await self.start()
         self.bus.send(part(1, 2), encode_mark(Mark(0, 1, True)))
-        await self.until(lambda: self.subscription._incomplete)
+        await self.until(lambda: self.subscription._incomplete_snapshots)
         self.assertEqual(self.cursor.position, Position("another", 100))
 
     async def test_refused_item(self) -> None:
@@ -836,7 +836,7 @@ class ReportTests(SubscriptionTestCase):
                 await self.until(lambda: self.subscription._answered == self.clock.seconds())
                 for _ in range(5):
                     self.clock.advance(HEARTBEAT)
-                    await self.until(lambda: self.subscription._gap is not None)
+                    await self.until(lambda: self.subscription._breaking is not None)
             else:
                 self.bus.silent = True
                 self.clock.advance(subscription.REPORT_TIMEOUT)

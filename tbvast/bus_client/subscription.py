@@ -202,20 +202,20 @@ class BusSubscription(Service):
         self._sub: SubConnection | None = None
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
-        self._taking: Deferred[None] = succeed(None)
+        self._applying: Deferred[None] = succeed(None)
         self._arrivals: list[Delivery | Item | Unreadable] = []
         self._waiting = 0
         self._waiting_bytes = 0
         self._answered = -math.inf
         self._expected = 0
         self._torn = False
-        self._gaps: tuple[str, int, int] | None = None
-        self._same_gaps = 0
+        self._last_gap: tuple[str, int, int] | None = None
+        self._same_gap_count = 0
         self._snapshot: _Snapshot | None = None
-        self._holding = False
-        self._incomplete = 0
-        self._again: IDelayedCall | None = None
-        self._gap: Deferred[None] | None = None
+        self._position_held = False
+        self._incomplete_snapshots = 0
+        self._snapshot_retry: IDelayedCall | None = None
+        self._breaking: Deferred[None] | None = None
         self._broken = False
 
     def startService(self) -> None:
@@ -230,7 +230,7 @@ class BusSubscription(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         self._running.cancel()
-        return gatherResults([self._running, self._taking]).addCallback(self._cb_stopped)
+        return gatherResults([self._running, self._applying]).addCallback(self._cb_stopped)
 
     def _cb_stopped(self, _: Any) -> None:
         self._manage.close()
@@ -285,7 +285,7 @@ class BusSubscription(Service):
     async def _run(self) -> None:
         delay, complained = RETRY_FIRST, False
         while True:
-            await self._taken()
+            await self._applied()
             try:
                 subscribed = await self._subscribe()
             except CancelledError:
@@ -300,7 +300,7 @@ class BusSubscription(Service):
             else:
                 complained = False
                 try:
-                    if await self._stood(subscribed):
+                    if await self._maintain(subscribed):
                         delay = RETRY_FIRST
                 except CancelledError:
                     raise
@@ -309,7 +309,7 @@ class BusSubscription(Service):
             await deferLater(self._reactor, delay)
             delay = min(delay * 2, RETRY_MOST)
 
-    async def _stood(self, subscribed: manage.Subscribed) -> bool:
+    async def _maintain(self, subscribed: manage.Subscribed) -> bool:
         """
         Use a subscription until it is lost.
 
@@ -317,23 +317,23 @@ class BusSubscription(Service):
         """
         began = self._reactor.seconds()
         try:
-            await self._keep(subscribed)
+            await self._send_heartbeats(subscribed)
         except BusUnreachable as e:
-            self._complain("{reason}; subscribing again.", reason=str(e))
+            self._warn("{reason}; subscribing again.", reason=str(e))
         finally:
             self._disconnect()
             self._lost = self._reactor.seconds()
         self._manage.close()
         return not self._broken or self._lost - began > RETRY_MOST
 
-    def _taken(self) -> Deferred[None]:
+    def _applied(self) -> Deferred[None]:
         """
         @return: Fires when what has arrived was applied, or could not be. Cancelling
             it does not keep that from being applied.
         """
-        taken: Deferred[None] = Deferred()
-        self._taking.addCallback(lambda _: taken.callback(None))
-        return taken
+        applied: Deferred[None] = Deferred()
+        self._applying.addCallback(lambda _: applied.callback(None))
+        return applied
 
     async def _subscribe(self) -> manage.Subscribed:
         resume = self._cursor.position
@@ -363,7 +363,7 @@ class BusSubscription(Service):
         here = Position(subscribed.plugin, subscribed.number)
         numbered = subscribed.protocol == manage.PROTOCOL
         self._expected = subscribed.number
-        self._torn = self._holding = False
+        self._torn = self._position_held = False
         self._snapshot = None
         if numbered and resume is not None:
             if here != resume:
@@ -410,10 +410,10 @@ class BusSubscription(Service):
 
     def _disconnect(self) -> None:
         self.connected = False
-        if self._again is not None:
-            if self._again.active():
-                self._again.cancel()
-            self._again = None
+        if self._snapshot_retry is not None:
+            if self._snapshot_retry.active():
+                self._snapshot_retry.cancel()
+            self._snapshot_retry = None
         self._reports.close()
         for connection in (self._sub, self._publisher):
             if isinstance(connection, SubConnection):
@@ -422,7 +422,7 @@ class BusSubscription(Service):
                 connection.close()
         self._sub = self._publisher = None
 
-    async def _keep(self, subscribed: manage.Subscribed) -> None:
+    async def _send_heartbeats(self, subscribed: manage.Subscribed) -> None:
         """
         Send heartbeats until the bus no longer knows the subscription, or something
         of it went missing.
@@ -430,38 +430,38 @@ class BusSubscription(Service):
         speaks = subscribed.protocol == manage.PROTOCOL and self._report is not None
         try:
             while True:
-                if await self._gap_within(self._request.heartbeat):
+                if await self._breaks_within(self._request.heartbeat):
                     return
                 report = self._report() if speaks and self._report is not None else None
                 beat = manage.encode_heartbeat(subscribed.topic, report)
                 reply = await self._manage.ask(beat)
                 if reply != manage.SUCCESS and not _is_success(reply):
-                    self._complain(
+                    self._warn(
                         "{bus} has forgotten the subscription; subscribing again.",
                         bus=str(self._bus),
                     )
                     return
                 self._answered = self._reactor.seconds()
         except CancelledError:
-            await self._leave(subscribed)
+            await self._unsubscribe(subscribed)
             raise
 
-    async def _gap_within(self, seconds: float) -> bool:
+    async def _breaks_within(self, seconds: float) -> bool:
         """
         @return: Whether something went missing in that time.
         """
-        self._gap = Deferred()
+        self._breaking = Deferred()
         if self._broken:
             return True
         try:
-            await self._gap.addTimeout(seconds, self._reactor)
+            await self._breaking.addTimeout(seconds, self._reactor)
         except TimeoutError:
             return False
         finally:
-            self._gap = None
+            self._breaking = None
         return True
 
-    async def _leave(self, subscribed: manage.Subscribed) -> None:
+    async def _unsubscribe(self, subscribed: manage.Subscribed) -> None:
         try:
             await self._manage.ask(manage.encode_unsubscribe(subscribed.topic), timeout=1.0)
         except BusUnreachable:
@@ -481,15 +481,15 @@ class BusSubscription(Service):
             self._arrivals.append(delivery)
             self._waiting_bytes += sum(map(len, message))
             self._waiting += len(delivery.items) if isinstance(delivery, Batch | Part | Torn) else 1
-        if self._taking.called:
-            self._taking = Deferred.fromCoroutine(self._take_all(sub))
-            self._taking.addErrback(self._eb_not_taken)
-        if not self._taking.called and (
+        if self._applying.called:
+            self._applying = Deferred.fromCoroutine(self._drain(sub))
+            self._applying.addErrback(self._eb_not_applied)
+        if not self._applying.called and (
             self._waiting >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
         ):
             sub.pause()
 
-    async def _take_all(self, sub: SubConnection) -> None:
+    async def _drain(self, sub: SubConnection) -> None:
         """
         Apply what arrives until nothing more has; the more arrives meanwhile, the more
         is applied at once.
@@ -499,11 +499,11 @@ class BusSubscription(Service):
             self._waiting = self._waiting_bytes = 0
             if sub is self._sub:
                 sub.resume()
-            await self._take(sub, deliveries)
+            await self._apply_batch(sub, deliveries)
             if not self._arrivals:
                 await self._cursor.settle()
 
-    async def _take(
+    async def _apply_batch(
         self, sub: SubConnection, deliveries: Sequence[Delivery | Item | Unreadable]
     ) -> None:
         """
@@ -512,74 +512,74 @@ class BusSubscription(Service):
         @param sub: Where it arrived; nothing more of it is applied once another
             subscription was made.
         """
-        taken = _Taken()
+        pending = _Pending()
         for delivery in deliveries:
             if self._broken or sub is not self._sub:
                 return
             if isinstance(delivery, Batch) and not self.plugin:  # of a bus that has no numbers
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Batch):
                 if self._snapshot is not None:
                     self._end_incomplete("its end did not come")
-                if delivery.after > self._expected and not self._passes(delivery, taken):
-                    await self._apply(taken)
-                    self._missed()
+                if delivery.after > self._expected and not self._skips_gap(delivery, pending):
+                    await self._apply(pending)
+                    self._report_loss()
                     return
                 if delivery.until > self._expected:
                     self._expected = delivery.until
-                    taken.position = Position(self.plugin, delivery.until)
+                    pending.position = Position(self.plugin, delivery.until)
                     self._torn = False
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Part):
                 if self._snapshot is not None:
                     self._snapshot.add(delivery)
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Mark):
-                await self._apply(taken)
-                taken = _Taken()
+                await self._apply(pending)
+                pending = _Pending()
                 if sub is self._sub:
                     await self._end_snapshot(delivery)
             elif isinstance(delivery, Torn):
                 self._torn = True
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Unreadable):
                 self._torn = True
-                taken.refused.append(delivery)
+                pending.refused.append(delivery)
             else:
-                taken.items.append(delivery)
-        await self._apply(taken)
+                pending.items.append(delivery)
+        await self._apply(pending)
 
-    def _passes(self, batch: Batch, taken: _Taken) -> bool:
+    def _skips_gap(self, batch: Batch, pending: _Pending) -> bool:
         """
         Decide whether to do without the numbers that are missing before a batch.
 
         The bus reads them from its journal: asked for them again, it sends the same.
         """
         gap = (self.plugin, self._expected, batch.after)
-        self._same_gaps = self._same_gaps + 1 if gap == self._gaps else 1
-        self._gaps = gap
-        if self._same_gaps < SAME_GAP - self._torn:
+        self._same_gap_count = self._same_gap_count + 1 if gap == self._last_gap else 1
+        self._last_gap = gap
+        if self._same_gap_count < SAME_GAP - self._torn:
             return False
         reason = f"the numbers from {self._expected + 1} to {batch.after} cannot be had"
-        taken.refused.append(Unreadable(batch.after, (), reason, b""))
+        pending.refused.append(Unreadable(batch.after, (), reason, b""))
         return True
 
-    async def _apply(self, taken: _Taken) -> None:
-        if taken.refused:
-            self.refused += len(taken.refused)
-            for each in taken.refused:
-                self._complain("Set aside what the bus sent: {reason}", reason=each.reason)
-            await self._cursor.set_aside(taken.refused)
-        self.received += len(taken.items)
-        position = None if self._holding else taken.position
-        if taken.items or position is not None:
+    async def _apply(self, pending: _Pending) -> None:
+        if pending.refused:
+            self.refused += len(pending.refused)
+            for each in pending.refused:
+                self._warn("Set aside what the bus sent: {reason}", reason=each.reason)
+            await self._cursor.set_aside(pending.refused)
+        self.received += len(pending.items)
+        position = None if self._position_held else pending.position
+        if pending.items or position is not None:
             # A bus that numbers its items has decided what each of them changes.
-            await self._cursor.apply(taken.items, position, decided=bool(self.plugin))
+            await self._cursor.apply(pending.items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
         snapshot = self._snapshot
         if snapshot is None:
-            self._complain("{bus} ended a snapshot that it had not begun.", bus=str(self._bus))
+            self._warn("{bus} ended a snapshot that it had not begun.", bus=str(self._bus))
             return
         if not mark.failed and snapshot.count != mark.count:
             self._end_incomplete(f"{snapshot.count} of its {mark.count} items came")
@@ -591,15 +591,15 @@ class BusSubscription(Service):
             failed="" if not mark.failed else f", but nothing of {shown(', '.join(mark.failed))}",
         )
         if mark.failed:
-            self._missed()
+            self._report_loss()
             return
         self._snapshot = None
-        self._incomplete = 0
+        self._incomplete_snapshots = 0
         position = Position(self.plugin, mark.number)
         if not (mark.full and snapshot.ending):
             await self._cursor.apply((), position)
         elif snapshot.nameless:
-            self._complain(
+            self._warn(
                 "Of {count} items of the snapshot not even the id can be read:"
                 " nothing is ended that it does not hold.",
                 count=snapshot.nameless,
@@ -613,43 +613,41 @@ class BusSubscription(Service):
         End a snapshot that is not whole. What it held stays, and what follows is applied,
         but the position stays where it was: it is asked for again.
         """
-        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete, 30), INCOMPLETE_MOST)
-        self._incomplete += 1
+        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete_snapshots, 30), INCOMPLETE_MOST)
+        self._incomplete_snapshots += 1
         self._snapshot = None
-        self._holding = True
-        self._complain(
+        self._position_held = True
+        self._warn(
             "The snapshot of {bus} is incomplete: {reason}. Nothing is ended by it;"
             " asking for another one in {delay:g} s.",
             bus=str(self._bus),
             reason=reason,
             delay=delay,
         )
-        self._again = self._reactor.callLater(delay, self._break)
+        self._snapshot_retry = self._reactor.callLater(delay, self._break)
 
-    def _missed(self) -> None:
-        self._complain(
-            "Something that {bus} sent went missing; subscribing again.", bus=str(self._bus)
-        )
+    def _report_loss(self) -> None:
+        self._warn("Something that {bus} sent went missing; subscribing again.", bus=str(self._bus))
         self._break()
 
-    def _complain(self, text: str, **values: Any) -> None:
+    def _warn(self, text: str, **values: Any) -> None:
         """
         Say something that whoever is on the other end can bring about at will.
         """
         if self._complaints.allows():
             self._log.warn(text, **values)
 
-    def _eb_not_taken(self, failure: Failure) -> None:
+    def _eb_not_applied(self, failure: Failure) -> None:
         self._log.failure("What the bus sent cannot be applied", failure)
         self._break()
 
     def _break(self) -> None:
         self._broken = True
-        if self._gap is not None and not self._gap.called:
-            self._gap.callback(None)
+        if self._breaking is not None and not self._breaking.called:
+            self._breaking.callback(None)
 
 
-class _Taken:
+class _Pending:
     """
     What of some frames is to be applied.
     """
