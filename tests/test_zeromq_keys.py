@@ -36,7 +36,7 @@ from tbvast.zeromq.sockets import (
     SubConnection,
     XPubConnection,
 )
-from tbvast.zeromq.zap import Doorkeeper
+from tbvast.zeromq.zap import ZapHandler
 from tests.doubles import until
 
 reactor: Any = real_reactor
@@ -167,7 +167,7 @@ class KeyFileTests(SynchronousTestCase):
 
 class AnswerTests(SynchronousTestCase):
     """
-    What a L{Doorkeeper} answers.
+    What a L{ZapHandler} answers.
     """
 
     key = bytes(range(32))
@@ -177,7 +177,7 @@ class AnswerTests(SynchronousTestCase):
         self.known = True
         factory = Factory(reactor, linger=0)
         self.addCleanup(factory.shutdown)
-        self.keeper = Doorkeeper(factory, self.lets_in)
+        self.handler = ZapHandler(factory, self.lets_in)
 
     def lets_in(self, key: str) -> bool:
         self.asked.append(key)
@@ -200,7 +200,7 @@ class AnswerTests(SynchronousTestCase):
         """
         Who is known gets in, and is called by the key.
         """
-        answer = self.keeper.answer(self.request())
+        answer = self.handler.answer(self.request())
         user = zmq.utils.z85.encode(self.key)
         self.assertEqual(answer, [b"1.0", b"7", b"200", b"OK", user, b""])
         self.assertEqual(self.asked, [user.decode()])
@@ -210,7 +210,7 @@ class AnswerTests(SynchronousTestCase):
         Who is not known does not get in, and has no name.
         """
         self.known = False
-        answer = self.keeper.answer(self.request())
+        answer = self.handler.answer(self.request())
         self.assertEqual((answer[:3], answer[4]), ([b"1.0", b"7", b"400"], b""))
 
     def test_not_by_key(self) -> None:
@@ -224,21 +224,21 @@ class AnswerTests(SynchronousTestCase):
             {"key": b"short"},
             {"key": b""},
         ):
-            self.assertEqual(self.keeper.answer(self.request(**changes))[2], b"400")
+            self.assertEqual(self.handler.answer(self.request(**changes))[2], b"400")
         self.assertEqual(self.asked, [])
 
     def test_other_version(self) -> None:
         """
         Another version of ZAP is not understood.
         """
-        self.assertEqual(self.keeper.answer(self.request(version=b"2.0"))[2], b"500")
+        self.assertEqual(self.handler.answer(self.request(version=b"2.0"))[2], b"500")
 
     @given(st.lists(st.binary(max_size=40), max_size=10))
     def test_malformed(self, request: list[bytes]) -> None:
         """
         Whatever is asked, there is an answer of six frames, and it is no.
         """
-        answer = self.keeper.answer(request)
+        answer = self.handler.answer(request)
         self.assertEqual(len(answer), 6)
         self.assertIn(answer[2], (b"400", b"500"))
 
@@ -260,7 +260,7 @@ class SocketTests(TestCase):
             self.asked.append(key)
             return key == known
 
-        Doorkeeper(self.factory, lets_in)
+        ZapHandler(self.factory, lets_in)
         self.received: list[tuple[str, list[bytes]]] = []
 
     def listening(self, kind: Any) -> str:

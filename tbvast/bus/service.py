@@ -47,7 +47,7 @@ from tbvast.zeromq.sockets import (
     is_loopback,
     tcp_address,
 )
-from tbvast.zeromq.zap import Doorkeeper
+from tbvast.zeromq.zap import ZapHandler
 
 JOURNAL_NAME = "journal.db"
 
@@ -252,7 +252,7 @@ class Bus(SequentialService):
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
-            Doorkeeper(self._factory, self._gate.lets_in)
+            ZapHandler(self._factory, self._gate.lets_in)
         options: SocketOptions = {
             **keys,
             **KEEPALIVE,

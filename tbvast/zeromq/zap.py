@@ -17,7 +17,7 @@ _ADDRESS = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 
 
-class Doorkeeper:
+class ZapHandler:
     """
     Answers for all sockets of a context, from its reactor's thread.
 
