@@ -311,7 +311,7 @@ class SubscribingTests(SubscriptionTestCase):
         self.successResultOf(self.subscription.stopService())
 
 
-class FeedTests(SubscriptionTestCase):
+class ReplayTests(SubscriptionTestCase):
     """
     What a bus that speaks tbvast/1 sends.
     """

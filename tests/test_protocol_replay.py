@@ -21,7 +21,7 @@ from tbvast.protocol.replay import (
     Part,
     Torn,
     chunks,
-    decode_feed,
+    decode_replay,
     encode_batch,
     encode_item,
     encode_mark,
@@ -62,7 +62,7 @@ def encoded(listed: list[Item]) -> bytes:
 
 def decoded(tail: bytes) -> Any:
     kind, _, payload = tail.partition(b" ")
-    return decode_feed(kind, payload)
+    return decode_replay(kind, payload)
 
 
 class RoundTripTests(SynchronousTestCase):
@@ -180,7 +180,7 @@ class RefusedTests(SynchronousTestCase):
         What is none of tbvast/1 is left to others.
         """
         for kind in (b"", b"indicator", b"Batch", b"batch2"):
-            self.assertIsNone(decode_feed(kind, b"{}"))
+            self.assertIsNone(decode_replay(kind, b"{}"))
 
     def test_payloads(self) -> None:
         """
@@ -194,7 +194,7 @@ class RefusedTests(SynchronousTestCase):
             b'{"number":%d,"count":1,"full":true}' % (1 << 63),
         ):
             with self.subTest(payload=payload[:50]):
-                self.assertRaises(ProtocolInvalid, decode_feed, b"mark", payload)
+                self.assertRaises(ProtocolInvalid, decode_replay, b"mark", payload)
 
     def test_nothing_readable(self) -> None:
         """
@@ -209,7 +209,7 @@ class RefusedTests(SynchronousTestCase):
             (b"snapshot", b'{"items":[', b'{"items":[' + b"[" * 10_000),
         ):
             with self.subTest(kind=kind, payload=payload[:50]):
-                found: Any = decode_feed(kind, payload)
+                found: Any = decode_replay(kind, payload)
                 self.assertIsInstance(found, Torn if kind == b"batch" else Part)
                 self.assertEqual(found.items, ())
                 (refused,) = found.refused

@@ -15,7 +15,7 @@ from tbvast.protocol.replay import (
     Batch,
     Part,
     Torn,
-    decode_feed,
+    decode_replay,
     encode_batch,
     encode_item,
     encode_part,
@@ -89,7 +89,7 @@ class FrameTests(SynchronousTestCase):
         """
         raws = [raw for _, raw in documents]
         expected = [raw for readable, raw in documents if readable]
-        found: Any = decode_feed(b"batch", batch_of(raws))
+        found: Any = decode_replay(b"batch", batch_of(raws))
         self.assertIsInstance(found, Batch)
         self.assertEqual((found.after, found.until), (0, len(raws)))
         self.assertEqual([item.raw for item in found.items], expected)
@@ -97,7 +97,7 @@ class FrameTests(SynchronousTestCase):
             [each.number for each in found.refused],
             [n for n, (readable, _) in enumerate(documents, 1) if not readable],
         )
-        part: Any = decode_feed(b"snapshot", part_of(raws))
+        part: Any = decode_replay(b"snapshot", part_of(raws))
         self.assertEqual([item.raw for item in part.items], expected)
         self.assertEqual(len(part.items) + len(part.refused), len(raws))
 
@@ -110,7 +110,7 @@ class FrameTests(SynchronousTestCase):
         for kind, payload in ((b"batch", batch_of(documents)), (b"snapshot", part_of(documents))):
             at = data.draw(st.integers(0, len(payload) - 1))
             byte = data.draw(st.integers(0, 255))
-            found: Any = decode_feed(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
+            found: Any = decode_replay(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
             taken = [item.raw for item in found.items]
             whole = [raw for raw in documents if raw in taken]
             self.assertEqual([raw for raw in taken if raw in whole], whole)
@@ -126,7 +126,9 @@ class FrameTests(SynchronousTestCase):
         documents = [indicator_document(n) for n in (1, 2)]
         whole = batch_of(documents)
         start = whole.index(b"[[") + 1
-        found: Any = decode_feed(b"batch", junk + whole[min(length, start) : start] + whole[start:])
+        found: Any = decode_replay(
+            b"batch", junk + whole[min(length, start) : start] + whole[start:]
+        )
         if not isinstance(found, Batch):
             self.assertIsInstance(found, Torn)
             self.assertEqual([item.raw for item in found.items], documents)
@@ -139,8 +141,8 @@ class FrameTests(SynchronousTestCase):
         for start in (None, 0):
             found = list(salvage(raw, start))
             self.assertLessEqual(sum(len(each.raw) for each in found), len(raw))
-        self.assertIsInstance(decode_feed(b"batch", raw), Batch | Torn)
-        self.assertIsInstance(decode_feed(b"snapshot", raw), Part)
+        self.assertIsInstance(decode_replay(b"batch", raw), Batch | Torn)
+        self.assertIsInstance(decode_replay(b"snapshot", raw), Part)
 
 
 class SalvageTests(SynchronousTestCase):

@@ -45,8 +45,8 @@ from tbvast.zeromq.sockets import (
     SubConnection,
 )
 
-UNFED_QUEUE = 100_000
-FED_QUEUE = 200
+QUEUE_WITHOUT_REPLAY = 100_000
+QUEUE_WITH_REPLAY = 200
 """
 Messages that wait to be read: of a bus that drops what does not fit, and of one that
 keeps it.
@@ -391,7 +391,9 @@ class BusSubscription(Service):
         self._arrivals, self._waiting, self._waiting_bytes = [], 0, 0
         topic = subscribed.topic.encode()
         host = HostPort(self._bus.host, subscribed.pub_port)
-        queue = FED_QUEUE if subscribed.protocol == manage.PROTOCOL else UNFED_QUEUE
+        queue = (
+            QUEUE_WITH_REPLAY if subscribed.protocol == manage.PROTOCOL else QUEUE_WITHOUT_REPLAY
+        )
         sub = SubConnection(
             self._factory,
             lambda messages: self._arrived(sub, topic, messages),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.frames import Item
-from tbvast.protocol.replay import Delivery, decode_feed
+from tbvast.protocol.replay import Delivery, decode_replay
 from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.sightings import decode_sighting
@@ -31,7 +31,7 @@ def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
     decode = _ITEMS.get(kind)
     if decode is not None:
         return decode(payload)
-    delivery = decode_feed(kind, payload)
+    delivery = decode_replay(kind, payload)
     if delivery is None:
         raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
     return delivery

@@ -167,7 +167,7 @@ _mark_decoder = msgspec.json.Decoder(Mark)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def decode_feed(kind: bytes, payload: bytes) -> Delivery | None:
+def decode_replay(kind: bytes, payload: bytes) -> Delivery | None:
     """
     @param kind: What stands before the space.
     @return: C{None} if C{kind} is none of tbvast/1.
