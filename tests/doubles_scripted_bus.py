@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC
 from tbvast.settings import HostPort
-from tbvast.values import Position
+from tbvast.values import Position, Received
 from tbvast.zeromq.sockets import (
     Connection,
     Factory,
@@ -114,14 +114,15 @@ class ScriptedBus:
         for envelope in self.silenced:
             self._router.send_now([*envelope, reply])
 
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, message in messages:
-            request = msgspec.json.decode(message[-1])
+    def _asked(self, messages: list[Received]) -> None:
+        for message in messages:
+            *envelope, raw = message.frames
+            request = msgspec.json.decode(raw)
             self.requests.append(request)
             if self.silent or request["action"] == self.deaf_to:
-                self.silenced.append(message[:-1])
+                self.silenced.append(envelope)
             else:
-                self._router.send_now([*message[:-1], self._answer(request)])
+                self._router.send_now([*envelope, self._answer(request)])
 
     def _answer(self, request: dict[str, Any]) -> bytes:
         if self.refusal:
@@ -142,8 +143,8 @@ class ScriptedBus:
     def _subscribed(self, messages: list[list[bytes]]) -> None:
         self.heard.extend(m[0][1:] for m in messages if m[0][:1] == b"\1")
 
-    def _reported(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        self.reports.extend(message[0] for _, message in messages)
+    def _reported(self, messages: list[Received]) -> None:
+        self.reports.extend(message.frames[0] for message in messages)
 
 
 class ClientTestCase(TestCase):

@@ -111,7 +111,7 @@ class BusTestCase(TestCase):
         """
         received: list[bytes] = []
         sub = SubConnection(
-            self.factory, lambda messages: received.extend(m[0] for _, m in messages)
+            self.factory, lambda messages: received.extend(m.frames[0] for m in messages)
         )
         sub.subscribe(topic.encode())
         sub.connect(tcp_address(HOST, self.settings.pub))

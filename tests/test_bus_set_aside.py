@@ -36,6 +36,7 @@ from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
+from tbvast.values import Received
 from tests.doubles import (
     MemoryJournal,
     MemoryPub,
@@ -766,7 +767,7 @@ class BusTestCase(SynchronousTestCase):
         self.intake._gate.may = may  # type: ignore[method-assign]
         frames = [encode_report(an_indicator(n)) for n in (1, 2, 3)]
         self.intake.receive(
-            [(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
+            [Received(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
         )
         self.clock.advance(0)
         self.assertEqual(self.journal.head, 2)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tbvast.values import Received
 from tbvast.zeromq.curve import (
     ZAP_DOMAIN,
     KeyPair,
@@ -261,7 +262,7 @@ class SocketTests(TestCase):
             return key == known
 
         ZapHandler(self.factory, lets_in)
-        self.received: list[tuple[str, list[bytes]]] = []
+        self.received: list[Received] = []
 
     def listening(self, kind: Any) -> str:
         """
@@ -311,9 +312,9 @@ class SocketTests(TestCase):
         address = self.listening(RouterConnection)
         self.dealer(address, client_options(self.client, self.server.public))
         await until(reactor, lambda: self.received)
-        user, message = self.received[0]
-        self.assertEqual(user, self.client.public.decode())
-        self.assertEqual(message[1:], [b"", b"hello"])
+        received = self.received[0]
+        self.assertEqual(received.user, self.client.public.decode())
+        self.assertEqual(received.frames[1:], [b"", b"hello"])
 
     async def test_unknown_key(self) -> None:
         """
@@ -359,4 +360,4 @@ class SocketTests(TestCase):
         await until(reactor, lambda: heard)
         pub.send_now([b"report 1"])
         await until(reactor, lambda: self.received)
-        self.assertEqual(self.received, [(self.client.public.decode(), [b"report 1"])])
+        self.assertEqual(self.received, [Received(self.client.public.decode(), [b"report 1"])])

@@ -15,6 +15,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tbvast.values import Received
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
@@ -71,7 +72,8 @@ class Mailbox:
         The last frame of each message, whoever sent it.
         """
         return [
-            (message[1] if isinstance(message, tuple) else message)[-1] for message in self.messages
+            (message.frames if isinstance(message, Received) else message)[-1]
+            for message in self.messages
         ]
 
 
@@ -150,8 +152,9 @@ class MessageTests(SocketsTestCase):
         message = [b"", b"\0\xff", b"", b"x" * (1 << 20), b""]
         self.assertTrue(dealer.send_now(message))
         await self.until(lambda: asked.messages)
-        ((user, (peer, *frames)),) = asked.messages
-        self.assertEqual((user, frames), ("", message))
+        (received,) = asked.messages
+        peer, *frames = received.frames
+        self.assertEqual((received.user, frames), ("", message))
         self.assertTrue(router.send_now([peer, b"answer"]))
         await self.until(lambda: answered.messages)
         self.assertEqual(answered.messages, [[b"answer"]])
@@ -163,7 +166,7 @@ class MessageTests(SocketsTestCase):
         _, asked, dealer, _ = self.pair()
         dealer.send_now((b"alone",))
         await self.until(lambda: asked.messages)
-        self.assertEqual(asked.messages[0][1][1:], [b"alone"])
+        self.assertEqual(asked.messages[0].frames[1:], [b"alone"])
 
     async def test_by_address(self) -> None:
         """
@@ -172,7 +175,7 @@ class MessageTests(SocketsTestCase):
         _, asked, dealer, _ = self.pair(by_address=True)
         dealer.send_now((b"", b"question"))
         await self.until(lambda: asked.messages)
-        self.assertEqual(asked.messages[0][0], "127.0.0.1")
+        self.assertEqual(asked.messages[0].user, "127.0.0.1")
 
     async def test_order(self) -> None:
         """

@@ -38,7 +38,7 @@ from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings import HostPort
-from tbvast.values import Position
+from tbvast.values import Position, Received
 from tbvast.zeromq.sockets import (
     Factory,
     SocketOptions,
@@ -469,10 +469,9 @@ class BusSubscription(Service):
         except BusUnreachable:
             self._log.debug("The bus did not hear that this subscriber left.")
 
-    def _arrived(
-        self, sub: SubConnection, topic: bytes, messages: list[tuple[str, list[bytes]]]
-    ) -> None:
-        for _, message in messages:
+    def _arrived(self, sub: SubConnection, topic: bytes, messages: list[Received]) -> None:
+        for received in messages:
+            message = received.frames
             delivery: Delivery | Item | Unreadable
             try:
                 delivery = decode_delivery(topic, message)

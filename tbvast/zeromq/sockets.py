@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 
 from tbvast.errors import TbvastError
+from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
 
 BURST_MESSAGES = 250
@@ -274,17 +275,13 @@ class Connection(ZmqConnection):
 
 class IdentifyingConnection(Connection):
     """
-    A socket that says of each message who sent it: what it receives are pairs of a
-    user and a list of frames.
-
-    The user is who ZAP said it was. On a socket without CURVE it is empty, or the
-    peer's network address.
+    A socket that identifies the sender of each message: it passes on L{Received} values.
     """
 
     def __init__(
         self,
         factory: Factory,
-        receive: Callable[[list[tuple[str, list[bytes]]]], None],
+        receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
         by_address: bool = False,
     ) -> None:
@@ -301,9 +298,9 @@ class IdentifyingConnection(Connection):
         user = _property(first, self._name) if self._name else ""
         if not first.more:  # most messages of a busy bus
             only = first.bytes
-            return (user, [only]), len(only)
+            return Received(user, [only]), len(only)
         message = [frame.bytes for frame in self._with_rest(first)]
-        return (user, message), sum(map(len, message))
+        return Received(user, message), sum(map(len, message))
 
 
 class RouterConnection(IdentifyingConnection):

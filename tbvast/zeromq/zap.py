@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import zmq.utils.z85
 
+from tbvast.values import Received
 from tbvast.zeromq.curve import ZAP_DOMAIN
 from tbvast.zeromq.sockets import Factory, RouterConnection
 
@@ -32,9 +33,9 @@ class ZapHandler:
         self._connection = RouterConnection(factory, self._asked)
         self._connection.bind(_ADDRESS)
 
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, message in messages:
-            envelope, request = message[:2], message[2:]
+    def _asked(self, messages: list[Received]) -> None:
+        for message in messages:
+            envelope, request = message.frames[:2], message.frames[2:]
             self._connection.send_now([*envelope, *self.answer(request)])
 
     def answer(self, request: list[bytes]) -> list[bytes]:
