@@ -84,10 +84,10 @@ class CommitTests(SynchronousTestCase):
         The last chunk ends with the commit, also if its last item is not wanted.
         """
         commit = Commit([(1, an_indicator()), (2, a_sighting())])
-        ((until, items),) = commit.chunks(INTEL)
-        self.assertEqual(until, 2)
-        self.assertIn(an_indicator().raw, items)
-        self.assertNotIn(a_sighting().raw, items)
+        (chunk,) = commit.chunks(INTEL)
+        self.assertEqual(chunk.until, 2)
+        self.assertIn(an_indicator().raw, chunk.items)
+        self.assertNotIn(a_sighting().raw, chunk.items)
         self.assertIs(commit.chunks(INTEL), commit.chunks(INTEL))
         self.assertEqual(Commit([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), [])
 

@@ -4,6 +4,7 @@ Tests for L{tbvast.protocol.replay} and L{tbvast.protocol.delivery}.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -131,18 +132,19 @@ class ChunkTests(SynchronousTestCase):
         given_items = [(number, b"x" * size) for number, size in enumerate(sizes, 1)]
         found = list(chunks(given_items))
         self.assertEqual(
-            [item for _, joined in found for item in joined.split(b",")],
+            [item for chunk in found for item in chunk.items.split(b",")],
             [item for _, item in given_items],
         )
         count = 0
-        for last, joined in found:
-            parts = joined.split(b",")
+        for chunk in found:
+            parts = chunk.items.split(b",")
             count += len(parts)
-            self.assertEqual(last, count)
+            self.assertEqual(chunk.until, count)
             if len(parts) > 1:
-                self.assertLessEqual(len(joined), FRAME_BYTES)
-        for (_, before), (_, after) in zip(found, found[1:], strict=False):  # noqa: RUF007
-            self.assertGreater(len(before) + 1 + len(after.split(b",")[0]), FRAME_BYTES)
+                self.assertLessEqual(len(chunk.items), FRAME_BYTES)
+        for before, after in itertools.pairwise(found):
+            first = after.items.split(b",")[0]
+            self.assertGreater(len(before.items) + 1 + len(first), FRAME_BYTES)
 
 
 class FrameSizeTests(SynchronousTestCase):
@@ -163,8 +165,11 @@ class FrameSizeTests(SynchronousTestCase):
         ]
         frames = [
             topic + frame
-            for until, joined in chunks(items)
-            for frame in (encode_batch(last, until, joined), encode_part(joined))
+            for chunk in chunks(items)
+            for frame in (
+                encode_batch(last, chunk.until, chunk.items),
+                encode_part(chunk.items),
+            )
         ]
         self.assertGreater(max(map(len, frames)), LARGEST_SIGHTING)
         self.assertLess(max(map(len, frames)), SHORTEST_MESSAGE_LIMIT - (1 << 20))

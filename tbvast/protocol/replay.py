@@ -26,7 +26,7 @@ from tbvast.protocol.salvage import (
     Damaged,
     Found,
     part_start,
-    read_range,
+    read_batch_head,
     salvage,
 )
 from tbvast.protocol.topics import Stream
@@ -112,24 +112,36 @@ def encode_item(number: int, stream: Stream, raw: bytes) -> bytes:
     return _ITEM_OF_STREAM[stream] % (number, raw)
 
 
-def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """
-    Put items together for frames.
+    The encoded items of one frame.
 
-    @param items: The number of each, and the item as L{encode_item} made it.
-    @return: For each frame, the number of its last item, and the items.
+    @ivar until: The number that the chunk ends with.
+    @ivar items: The items, separated by commas.
+    """
+
+    until: int
+    items: bytes
+
+
+def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
+    """
+    Join items into chunks of about L{FRAME_BYTES}.
+
+    @param items: The number of each, and the item as L{encode_item} encoded it.
+    @return: The chunks, in order; each ends with the number of its last item.
     """
     chunk: list[bytes] = []
     size = last = 0
     for number, item in items:
         if chunk and size + len(item) > FRAME_BYTES:
-            yield last, b",".join(chunk)
+            yield Chunk(last, b",".join(chunk))
             chunk, size = [], 0
         chunk.append(item)
         size += len(item) + 1
         last = number
     if chunk:
-        yield last, b",".join(chunk)
+        yield Chunk(last, b",".join(chunk))
 
 
 def encode_batch(after: int, until: int, items: bytes) -> bytes:
@@ -194,11 +206,11 @@ def _decode_batch(payload: bytes) -> Batch | Torn:
 
 
 def _salvage_batch(payload: bytes) -> Batch | Torn:
-    head = read_range(payload)
+    head = read_batch_head(payload)
     if head is None:
         return Torn(*_salvaged(salvage(payload, None)))
-    after, until, start = head
-    return Batch(after, until, *_salvaged(salvage(payload, start, after, until)))
+    found = salvage(payload, head.start, head.after, head.until)
+    return Batch(head.after, head.until, *_salvaged(found))
 
 
 def _decode_part(payload: bytes) -> Part:

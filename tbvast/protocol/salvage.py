@@ -42,6 +42,20 @@ The most bytes between two items that are too few to be an item.
 """
 
 
+class BatchHead(msgspec.Struct, frozen=True, gc=False):
+    """
+    The head of a batch.
+
+    @ivar after: The number that the batch begins after.
+    @ivar until: Its last number; not lower.
+    @ivar start: The offset of its first item in the payload.
+    """
+
+    after: int
+    until: int
+    start: int
+
+
 class Found(msgspec.Struct, frozen=True, gc=False):
     """
     An item whose bounds are known.
@@ -84,18 +98,17 @@ _scan = json.JSONDecoder(
 # The only decoder that tells the end of a value that others follow.
 
 
-def read_range(payload: bytes) -> tuple[int, int, int] | None:
+def read_batch_head(payload: bytes) -> BatchHead | None:
     """
     Read the head of a batch.
 
-    @return: The number that it begins after, its last number, and the start of its items;
-        C{None} if the head is unreadable.
+    @return: C{None} if it is unreadable.
     """
     head = _HEAD.match(payload)
     if head is None:
         return None
     after, until = int(head[1]), int(head[2])
-    return (after, until, head.end()) if after <= until < NUMBER_END else None
+    return BatchHead(after, until, head.end()) if after <= until < NUMBER_END else None
 
 
 def part_start(payload: bytes) -> int | None:
