@@ -28,6 +28,7 @@ from tbvast.zeromq.sockets import (
     GuardedXPubConnection,
     RouterConnection,
     SubConnection,
+    SubscriptionChange,
     XPubConnection,
     is_loopback,
     read_subscription,
@@ -526,7 +527,8 @@ class XPubTests(SocketsTestCase):
         sub.shutdown()
         await self.until(lambda: len(heard.messages) == 2)
         self.assertEqual(
-            [read_subscription(frame) for frame in heard.frames], [(1, b"topic"), (0, b"topic")]
+            [read_subscription(frame) for frame in heard.frames],
+            [SubscriptionChange(b"topic", True), SubscriptionChange(b"topic", False)],
         )
 
     async def test_admitted(self) -> None:
@@ -712,12 +714,12 @@ class ReadSubscriptionTests(SynchronousTestCase):
         The first byte tells a beginning from an end; anything else is neither.
         """
         for frame, expected in [
-            (b"\x01topic", (1, b"topic")),
-            (b"\x00topic", (0, b"topic")),
-            (b"\x01", (1, b"")),
-            (b"", (None, b"")),
-            (b"\x02topic", (None, b"")),
-            (b"topic", (None, b"")),
+            (b"\x01topic", SubscriptionChange(b"topic", True)),
+            (b"\x00topic", SubscriptionChange(b"topic", False)),
+            (b"\x01", SubscriptionChange(b"", True)),
+            (b"", None),
+            (b"\x02topic", None),
+            (b"topic", None),
         ]:
             with self.subTest(frame):
                 self.assertEqual(read_subscription(frame), expected)
@@ -727,8 +729,9 @@ class ReadSubscriptionTests(SynchronousTestCase):
         """
         No bytes are an error.
         """
-        verb, topic = read_subscription(frame)
-        self.assertEqual(topic, frame[1:] if verb is not None else b"")
+        change = read_subscription(frame)
+        if change is not None:
+            self.assertEqual(frame, bytes([change.begins]) + change.topic)
 
 
 class AddressTests(SynchronousTestCase):

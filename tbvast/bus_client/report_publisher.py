@@ -45,12 +45,15 @@ class ReportPublisher:
 
     def _heard(self, messages: list[list[bytes]]) -> None:
         begun = False
-        for verb, topic in map(read_subscription, (m[0] for m in messages)):
-            if verb == 1 and len(self._topics) < MOST_BUS_TOPICS:
-                self._topics.add(topic)
+        for message in messages:
+            change = read_subscription(message[0])
+            if change is None:
+                continue
+            if not change.begins:
+                self._topics.discard(change.topic)
+            elif len(self._topics) < MOST_BUS_TOPICS:
+                self._topics.add(change.topic)
                 begun = True
-            elif verb == 0:
-                self._topics.discard(topic)
         if begun:
             self._ready()
 

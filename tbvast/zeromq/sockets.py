@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import zmq
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -411,11 +412,13 @@ class GuardedXPubConnection(XPubConnection):
         frames = self._read_frames()
         message = [frame.bytes for frame in frames]
         # In manual mode an option applies to the peer whose message was read last.
-        for frame, (verb, topic) in zip(frames, map(read_subscription, message), strict=True):
-            if verb == _SUBSCRIBE:
-                self._arrived(topic, _property(frame, _DESCRIPTOR))
-            elif verb == _UNSUBSCRIBE:
-                self._ended(topic, _property(frame, _DESCRIPTOR))
+        for frame, change in zip(frames, map(read_subscription, message), strict=True):
+            if change is None:
+                continue
+            if change.begins:
+                self._arrived(change.topic, _property(frame, _DESCRIPTOR))
+            else:
+                self._ended(change.topic, _property(frame, _DESCRIPTOR))
         return message, sum(map(len, message))
 
     def _arrived(self, topic: bytes, name: str) -> None:
@@ -489,13 +492,24 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
-def read_subscription(frame: bytes) -> tuple[int | None, bytes]:
+class SubscriptionChange(msgspec.Struct, frozen=True):
     """
-    What an XPUB socket received.
+    The beginning or end of a peer's subscription.
 
-    @return: C{1} for a subscription, C{0} for its end, and the topic; C{None}
-        for anything else.
+    @ivar topic: The topic: a prefix of messages.
+    @ivar begins: Whether the subscription begins; otherwise it ends.
+    """
+
+    topic: bytes
+    begins: bool
+
+
+def read_subscription(frame: bytes) -> SubscriptionChange | None:
+    """
+    Decode a frame that an XPUB socket received.
+
+    @return: C{None} if the frame is not a subscription message.
     """
     if not frame or frame[0] not in (_SUBSCRIBE, _UNSUBSCRIBE):
-        return None, b""
-    return frame[0], frame[1:]
+        return None
+    return SubscriptionChange(frame[1:], frame[0] == _SUBSCRIBE)
