@@ -142,7 +142,7 @@ class KeyFileTests(SynchronousTestCase):
             self.secret.read_bytes().replace(b'secret-key = "', b'secret-key = "x'),
         ):
             self.secret.write_bytes(content)
-            self.assertIn("no ZeroMQ key file", self.refusal(load_key_pair, self.secret))
+            self.assertIn("not a ZeroMQ key file", self.refusal(load_key_pair, self.secret))
 
     def test_shown(self) -> None:
         """

@@ -1,5 +1,5 @@
 """
-ZAP, by which ZeroMQ asks whether the owner of a CURVE key may connect.
+The ZAP handler, which ZeroMQ asks whether the owner of a CURVE key may connect.
 
 @see: U{https://rfc.zeromq.org/spec/27/}
 """
@@ -20,14 +20,15 @@ _VERSION = b"1.0"
 
 class ZapHandler:
     """
-    Answers for all sockets of a context, from its reactor's thread.
+    Authenticates clients for all sockets of a context, in the reactor's thread.
 
-    A message of a client that was let in carries its key, in Z85, as C{User-Id}.
+    Every message of an admitted client carries its key, in Z85, as C{User-Id}.
     """
 
     def __init__(self, factory: Factory, lets_in: Callable[[str], bool]) -> None:
         """
-        @param lets_in: Says of a public key, in Z85, whether its owner may connect.
+        @param factory: The context whose sockets it serves.
+        @param lets_in: Tells whether the owner of a public key, in Z85, may connect.
         """
         self._lets_in = lets_in
         self._connection = RouterConnection(factory, self._asked)
@@ -40,6 +41,8 @@ class ZapHandler:
 
     def answer(self, request: list[bytes]) -> list[bytes]:
         """
+        Answer a ZAP request.
+
         @param request: Version, request id, domain, address, identity, mechanism
             and credentials.
         @return: Version, request id, status code and text, user id and metadata.
