@@ -391,7 +391,9 @@ class ReplayTests(SubscriptionTestCase):
                 await self.again(2)
         await self.applied(*map(indicator_id, (1, 2, 3, 2, 3, 4)))
         self.assertEqual(self.cursor.position, Position("bus", 4))
-        self.assertEqual(self.cursor.aside[-1].reason, "the numbers from 2 to 3 cannot be had")
+        self.assertEqual(
+            self.cursor.aside[-1].reason, "the bus does not send the numbers from 2 to 3"
+        )
         self.assertEqual(len(self.bus.asked("subscribe")), 2)
 
     async def test_nothing_of_it(self) -> None:

@@ -15,7 +15,7 @@ from tbvast.zeromq.sockets import DealerConnection, Factory, SocketOptions
 
 REQUEST_TIMEOUT = 5.0
 """
-Seconds that a bus is given to answer, as Threat Bus's applications do.
+Seconds within which a bus has to reply; Threat Bus's applications wait as long.
 """
 
 LONGEST_REPLY = 64 << 20
@@ -26,7 +26,7 @@ The most bytes of a bus's reply.
 
 class ManageClient:
     """
-    Asks a bus's manage endpoint, one question at a time.
+    Sends requests to a bus's manage endpoint, one at a time.
     """
 
     def __init__(
@@ -37,55 +37,62 @@ class ManageClient:
         keys: SocketOptions | None = None,
     ) -> None:
         """
-        @param keys: L{tbvast.zeromq.curve.client_options}, if the bus wants any.
+        @param reactor: Measures the timeouts.
+        @param factory: Makes the socket.
+        @param bus: The bus's manage endpoint.
+        @param keys: The client's keys, as L{tbvast.zeromq.curve.client_options}, if the bus
+            requires them.
         """
         self._reactor = reactor
         self._factory = factory
         self._bus = bus
         self._keys = keys
-        self._turn = DeferredLock()
+        self._lock = DeferredLock()
         self._connection: DealerConnection | None = None
-        self._waiting: Deferred[bytes] | None = None
+        self._reply: Deferred[bytes] | None = None
 
     def ask(self, request: bytes, timeout: float = REQUEST_TIMEOUT) -> Deferred[bytes]:
         """
-        @param timeout: Seconds that the bus has, once it is this question's turn.
-        @return: Fires with the reply, or fails with L{BusUnreachable}.
+        Send a request after the earlier ones are answered.
+
+        @param request: As encoded by L{tbvast.protocol.manage}.
+        @param timeout: Seconds between sending the request and its reply.
+        @return: Fires with the reply. Fails with L{BusUnreachable} without a reply in time,
+            or if the client is closed.
         """
-        return self._turn.run(self._ask, request, timeout)
+        return self._lock.run(self._ask, request, timeout)
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:
             options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
-            self._connection = DealerConnection(self._factory, self._answered, options)
+            self._connection = DealerConnection(self._factory, self._replied, options)
             self._connection.connect(f"tcp://{self._bus}")
-        waiting: Deferred[bytes] = Deferred(self._abandon)
-        self._waiting = waiting
+        reply: Deferred[bytes] = Deferred(self._abandon)
+        self._reply = reply
         self._connection.send_now((b"", request))
 
         def too_late(result: Any, seconds: float) -> Any:
             raise BusUnreachable(str(self._bus), seconds)
 
-        return waiting.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
+        return reply.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
 
-    def _answered(self, messages: list[list[bytes]]) -> None:
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(b"".join(messages[-1][1:]))
+    def _replied(self, messages: list[list[bytes]]) -> None:
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.callback(b"".join(messages[-1][1:]))
 
-    def _abandon(self, waiting: Deferred[bytes]) -> None:
-        # A late answer must not be taken for that to the next question.
-        self._waiting = None
+    def _abandon(self, reply: Deferred[bytes]) -> None:
+        # A late reply on the same socket would answer the next request.
+        self._reply = None
         self.close()
 
     def close(self) -> None:
         """
-        Let go of the socket, and of the answer to the question that was asked; the
-        next question makes a new one.
+        Close the socket and fail the pending request. The next request opens a new socket.
         """
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.errback(BusUnreachable(str(self._bus), 0.0))
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.errback(BusUnreachable(str(self._bus), 0.0))
         if self._connection is not None:
             self._connection.shutdown()
             self._connection = None

@@ -12,16 +12,16 @@ from tbvast.zeromq.sockets import Factory, SocketOptions, XPubConnection, read_s
 
 MOST_BUS_TOPICS = 1000
 """
-The most topics that a bus can listen to.
+The most topics of a bus that are remembered; further ones are ignored.
 """
 
 
 class ReportPublisher:
     """
-    Sends reports to a bus's sub endpoint, once the bus listens.
+    Publishes reports on a bus's sub endpoint while the bus listens.
 
-    A PUB socket drops what nobody listens to, so nothing is sent before the
-    bus's own ZeroMQ subscription has been seen.
+    ZeroMQ drops messages without a subscriber. A report is therefore not sent before the
+    bus's own ZeroMQ subscription has arrived.
     """
 
     def __init__(
@@ -32,13 +32,14 @@ class ReportPublisher:
         keys: SocketOptions | None = None,
     ) -> None:
         """
-        @param address: E.g. C{tcp://localhost:13372}.
-        @param ready: Called whenever the bus has begun to listen to a topic.
-        @param keys: As for L{ManageClient}.
+        @param factory: Makes the socket.
+        @param address: The sub endpoint, e.g. C{tcp://localhost:13372}.
+        @param ready: Called whenever the bus begins to listen to a topic.
+        @param keys: As for L{tbvast.bus_client.manage_client.ManageClient}.
         """
         self._ready = ready
         self._topics: set[bytes] = set()
-        # Without a connection nothing is queued: what cannot be sent has to be known.
+        # Without a connection, ZeroMQ must refuse a report rather than queue it.
         options = {**(keys or {}), zmq.IMMEDIATE: 1}
         self._connection = XPubConnection(factory, self._heard, options)
         self._connection.connect(address)
@@ -59,10 +60,16 @@ class ReportPublisher:
 
     def send(self, frame: bytes) -> bool:
         """
-        @return: Whether the frame is on its way; it is not while the bus does
-            not listen, or its queue is full.
+        Send a report without waiting.
+
+        @param frame: As encoded by L{tbvast.protocol.frames.encode_report}.
+        @return: Whether ZeroMQ accepted the frame. It does not while the bus does not listen
+            or the queue is full.
         """
         return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
 
     def close(self) -> None:
+        """
+        Close the socket.
+        """
         self._connection.shutdown()

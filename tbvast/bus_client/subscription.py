@@ -1,7 +1,7 @@
 """
-A subscription to a bus, which is made again whenever it is lost.
+A subscription to a bus, which is renewed whenever it is lost.
 
-It works with a tbvast plugin and with a Threat Bus 2022.5.16 host.
+The bus is a tbvast plugin or a Threat Bus 2022.5.16 host.
 """
 
 from __future__ import annotations
@@ -48,52 +48,55 @@ from tbvast.zeromq.sockets import (
 QUEUE_WITHOUT_REPLAY = 100_000
 QUEUE_WITH_REPLAY = 200
 """
-Messages that wait to be read: of a bus that drops what does not fit, and of one that
-keeps it.
+The most messages in the receiving socket. A bus without replay drops further ones; a bus
+with replay keeps them.
 """
 
 MOST_WAITING = 10_000
 MOST_WAITING_BYTES = 64 << 20
 """
-Items that wait to be applied, and their size, beyond which no more are read.
+Reading pauses while as many items, or bytes, wait to be applied.
 """
 
 SAME_GAP = 3
 """
-How often in a row the same numbers have to be missing before they are done without: the
-bus has not got them. Where a frame came that could not be read, twice is enough.
+Times in a row that the same numbers have to be missing before the subscription skips them:
+the bus does not have them. After an unreadable frame, one time less suffices.
 """
 
 INCOMPLETE_FIRST = 1.0
 INCOMPLETE_MOST = 600.0
 """
-Seconds after which a snapshot that was incomplete is asked for again: they double, up to
-the most.
+Seconds before another snapshot is requested after an incomplete one. They double each time,
+up to the most.
 """
 
 REPORT_TIMEOUT = 30.0
 """
-Seconds that a bus is given to make reports durable.
+Seconds within which a bus has to acknowledge reports, which it makes durable first.
 """
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 15.0
 """
-Seconds between attempts to subscribe: they double, up to the most.
+Seconds between attempts to subscribe. They double each time, up to the most.
 """
 
 ERRORS_PER_MINUTE = 60
+"""
+The most log lines a minute that a bus can provoke.
+"""
 
 _DAY = 86400.0
 
 
 class SubscriptionRequest(msgspec.Struct, frozen=True):
     """
-    What a subscriber wants of a bus.
+    The request that a subscription makes, again after every loss.
 
     @ivar topics: At least one; of the stix2 dialect.
-    @ivar snapshot: Days of intel wanted first.
-    @ivar name: What the subscriber calls itself.
+    @ivar snapshot: The age of the indicators to begin with, in days; C{0} for none.
+    @ivar name: The subscriber's name for itself.
     @ivar heartbeat: Seconds between heartbeats.
     """
 
@@ -106,13 +109,13 @@ class SubscriptionRequest(msgspec.Struct, frozen=True):
 @implementer(ICursor)
 class Listener:
     """
-    An L{ICursor} for those who only listen: it remembers in memory.
+    An L{ICursor} that keeps its position in memory and passes the items on.
     """
 
     def __init__(self, receive: Callable[[list[Item]], Deferred[None] | None]) -> None:
         """
-        @param receive: Called with what arrives; the next is read from the bus
-            once the L{Deferred} it may return has fired.
+        @param receive: Called with the items that arrive. If it returns a L{Deferred}, the
+            next items are read from the bus after that has fired.
         """
         self.position: Position | None = None
         self._receive = receive
@@ -129,17 +132,17 @@ class Listener:
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         """
-        Whoever listens is told nothing of them.
+        Unreadable items are in the log already.
         """
 
     async def settle(self) -> None:
         """
-        Nothing is left to be done.
+        Nothing is durable here.
         """
 
     async def begin_snapshot(self) -> None:
         """
-        All of it is news to a listener.
+        A snapshot's items are passed on like all others.
         """
 
     async def end_snapshot(self, position: Position) -> None:
@@ -148,15 +151,15 @@ class Listener:
 
 class BusSubscription(Service):
     """
-    A subscription to a bus that is made again whenever it is lost.
+    A subscription to a bus, which is renewed whenever it is lost.
 
-    A bus that speaks tbvast/1 is told where the subscriber has got to, and sends
-    exactly what it missed. Another one is asked for a snapshot of that time.
+    A bus that speaks tbvast/1 learns the subscriber's position, and sends exactly the items
+    after it. A Threat Bus host is asked for a snapshot of the time without a subscription.
 
-    @ivar connected: Whether the subscription stands.
+    @ivar connected: Whether there is a subscription at the moment.
     @ivar plugin: The bus's identity; empty for a Threat Bus host.
-    @ivar received: How many items arrived.
-    @ivar refused: How many messages could not be read.
+    @ivar received: The number of items that arrived.
+    @ivar refused: The number of items and messages that were unreadable.
     """
 
     _log = Logger()
@@ -174,12 +177,16 @@ class BusSubscription(Service):
         keys: SocketOptions | None = None,
     ) -> None:
         """
-        @param cursor: Is given what arrives; the next is read from the bus when it
-            has been applied.
-        @param report: What the subscriber says of itself in a heartbeat.
-        @param ready: Called when the bus has begun to listen to reports; makes
-            this subscription open its sub endpoint at all.
-        @param options: Options of the socket that receives.
+        @param reactor: Measures all times.
+        @param factory: Makes the sockets.
+        @param bus: The bus's manage endpoint.
+        @param request: The request to subscribe.
+        @param cursor: Applies the items that arrive. While many wait for it, no more are
+            read from the bus.
+        @param report: Returns the subscriber's state, for heartbeats.
+        @param ready: Called when the bus begins to listen to reports. Without it, the
+            subscription does not connect to the sub endpoint.
+        @param options: Options of the receiving socket.
         @param keys: As for L{ManageClient}.
         """
         self.connected = False
@@ -219,15 +226,25 @@ class BusSubscription(Service):
         self._broken = False
 
     def startService(self) -> None:
+        """
+        Begin to subscribe.
+        """
         super().startService()
         self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(self._eb_ended)
 
     def _eb_ended(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.failure("The subscription to {bus} ended", failure, bus=str(self._bus))
+            self._log.failure(
+                "The subscription to {bus} failed for good", failure, bus=str(self._bus)
+            )
 
     def stopService(self) -> Deferred[None]:
+        """
+        Unsubscribe.
+
+        @return: Fires when the items that were being applied are applied.
+        """
         super().stopService()
         self._running.cancel()
         return gatherResults([self._running, self._applying]).addCallback(self._cb_stopped)
@@ -238,7 +255,7 @@ class BusSubscription(Service):
 
     def send(self, frame: bytes) -> bool:
         """
-        Send a report to the bus's sub endpoint.
+        Send a report to the bus's sub endpoint, if there is a subscription.
 
         @see: L{ReportPublisher.send}
         """
@@ -246,10 +263,12 @@ class BusSubscription(Service):
 
     def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         """
-        Report sightings: to a bus that speaks tbvast/1 by requests, which it answers
-        when they are durable, to another one on its sub endpoint, once.
+        Report sightings: to a bus that speaks tbvast/1 by a request, which it acknowledges
+        when they are durable; to a Threat Bus host on its sub endpoint, without
+        acknowledgement.
 
         @param documents: Sightings, each a JSON document.
+        @return: Fires with the outcome; never fails.
         """
         if not self.connected:
             return succeed(Reported([False] * len(documents)))
@@ -268,7 +287,7 @@ class BusSubscription(Service):
             published = manage.decode_published(reply)
         except ProtocolInvalid as e:
             reason = _reason(reply)
-            # With a reason it means the bus's own state, without one something in the request.
+            # A refusal with a reason is due to the bus's own state; one without, to the request.
             return Reported([False] * count, {}, reason or str(e), not reason)
         if len(published.outcomes) != count:
             reason = f"{len(published.outcomes)} outcomes for {count} sightings"
@@ -292,7 +311,7 @@ class BusSubscription(Service):
                 raise
             except (BusUnreachable, BusRefused) as e:
                 if not complained:
-                    self._log.warn("{reason}; trying on.", reason=str(e))
+                    self._log.warn("{reason}; trying again.", reason=str(e))
                 complained = True
             except Exception:
                 self._log.failure("Cannot subscribe to {bus}", bus=str(self._bus))
@@ -305,7 +324,7 @@ class BusSubscription(Service):
                 except CancelledError:
                     raise
                 except Exception:
-                    self._log.failure("While subscribed to {bus}", bus=str(self._bus))
+                    self._log.failure("Error in the subscription to {bus}", bus=str(self._bus))
             await deferLater(self._reactor, delay)
             delay = min(delay * 2, RETRY_MOST)
 
@@ -313,7 +332,8 @@ class BusSubscription(Service):
         """
         Use a subscription until it is lost.
 
-        @return: Whether it was of any use.
+        @return: Whether the next attempt may follow soon: the subscription did not break, or
+            lasted long enough.
         """
         began = self._reactor.seconds()
         try:
@@ -328,14 +348,20 @@ class BusSubscription(Service):
 
     def _applied(self) -> Deferred[None]:
         """
-        @return: Fires when what has arrived was applied, or could not be. Cancelling
-            it does not keep that from being applied.
+        @return: Fires when the items that arrived are applied, or have failed to apply.
+            Cancelling it does not cancel that.
         """
         applied: Deferred[None] = Deferred()
         self._applying.addCallback(lambda _: applied.callback(None))
         return applied
 
     async def _subscribe(self) -> manage.Subscribed:
+        """
+        Request a subscription and connect to it.
+
+        @raise BusRefused: If the bus refuses, or its reply is malformed.
+        @raise BusUnreachable: If the bus does not reply in time.
+        """
         resume = self._cursor.position
         days = self._request.snapshot
         if self._lost is not None:
@@ -358,7 +384,10 @@ class BusSubscription(Service):
         self, subscribed: manage.Subscribed, resume: Position | None, days: int
     ) -> None:
         """
-        Find out what the bus is going to send first.
+        Prepare for the beginning of a subscription: a resumption or a snapshot.
+
+        @param resume: The requested position.
+        @param days: The requested age of the snapshot.
         """
         here = Position(subscribed.plugin, subscribed.number)
         numbered = subscribed.protocol == manage.PROTOCOL
@@ -426,20 +455,19 @@ class BusSubscription(Service):
 
     async def _send_heartbeats(self, subscribed: manage.Subscribed) -> None:
         """
-        Send heartbeats until the bus no longer knows the subscription, or something
-        of it went missing.
+        Send heartbeats until the bus no longer knows the subscription, or it breaks.
         """
-        speaks = subscribed.protocol == manage.PROTOCOL and self._report is not None
+        reports = subscribed.protocol == manage.PROTOCOL and self._report is not None
         try:
             while True:
                 if await self._breaks_within(self._request.heartbeat):
                     return
-                report = self._report() if speaks and self._report is not None else None
+                report = self._report() if reports and self._report is not None else None
                 beat = manage.encode_heartbeat(subscribed.topic, report)
                 reply = await self._manage.ask(beat)
                 if reply != manage.SUCCESS and not _is_success(reply):
                     self._warn(
-                        "{bus} has forgotten the subscription; subscribing again.",
+                        "{bus} no longer knows the subscription; subscribing again.",
                         bus=str(self._bus),
                     )
                     return
@@ -450,7 +478,7 @@ class BusSubscription(Service):
 
     async def _breaks_within(self, seconds: float) -> bool:
         """
-        @return: Whether something went missing in that time.
+        @return: Whether the subscription breaks in that time.
         """
         self._breaking = Deferred()
         if self._broken:
@@ -467,7 +495,7 @@ class BusSubscription(Service):
         try:
             await self._manage.ask(manage.encode_unsubscribe(subscribed.topic), timeout=1.0)
         except BusUnreachable:
-            self._log.debug("The bus did not hear that this subscriber left.")
+            self._log.debug("The bus did not confirm the end of the subscription.")
 
     def _arrived(self, sub: SubConnection, topic: bytes, messages: list[Received]) -> None:
         for received in messages:
@@ -477,7 +505,7 @@ class BusSubscription(Service):
                 delivery = decode_delivery(topic, message)
             except Invalid as e:
                 delivery = unreadable(str(e), b"".join(message))
-            except Exception as e:  # a decoder's own fault
+            except Exception as e:  # a bug in a decoder
                 delivery = unreadable(f"{type(e).__name__}: {e}", b"".join(message))
             self._arrivals.append(delivery)
             self._waiting_bytes += sum(map(len, message))
@@ -492,8 +520,8 @@ class BusSubscription(Service):
 
     async def _drain(self, sub: SubConnection) -> None:
         """
-        Apply what arrives until nothing more has; the more arrives meanwhile, the more
-        is applied at once.
+        Apply the deliveries that wait, and those that arrive meanwhile, until none is left.
+        Deliveries that wait together are applied together.
         """
         while self._arrivals:
             deliveries, self._arrivals = self._arrivals, []
@@ -508,20 +536,20 @@ class BusSubscription(Service):
         self, sub: SubConnection, deliveries: Sequence[Delivery | Item | Unreadable]
     ) -> None:
         """
-        Apply what arrived, in order, and as much as possible at once.
+        Apply deliveries in order, and as many as possible in one step.
 
-        @param sub: Where it arrived; nothing more of it is applied once another
-            subscription was made.
+        @param sub: The socket of the subscription that they belong to. The rest of them is
+            dropped when that subscription is over.
         """
         pending = _Pending()
         for delivery in deliveries:
             if self._broken or sub is not self._sub:
                 return
-            if isinstance(delivery, Batch) and not self.plugin:  # of a bus that has no numbers
+            if isinstance(delivery, Batch) and not self.plugin:  # a Threat Bus host has no numbers
                 pending.add(delivery)
             elif isinstance(delivery, Batch):
                 if self._snapshot is not None:
-                    self._end_incomplete("its end did not come")
+                    self._end_incomplete("it has no end")
                 if delivery.after > self._expected and not self._skips_gap(delivery, pending):
                     await self._apply(pending)
                     self._report_loss()
@@ -552,16 +580,19 @@ class BusSubscription(Service):
 
     def _skips_gap(self, batch: Batch, pending: _Pending) -> bool:
         """
-        Decide whether to do without the numbers that are missing before a batch.
+        Decide whether to skip the numbers that are missing before a batch.
 
-        The bus reads them from its journal: asked for them again, it sends the same.
+        The bus reads them from its journal. If they are missing there, they will be missing
+        every time.
+
+        @return: Whether they are skipped; if so, they are among the refused items.
         """
         gap = (self.plugin, self._expected, batch.after)
         self._same_gap_count = self._same_gap_count + 1 if gap == self._last_gap else 1
         self._last_gap = gap
         if self._same_gap_count < SAME_GAP - self._torn:
             return False
-        reason = f"the numbers from {self._expected + 1} to {batch.after} cannot be had"
+        reason = f"the bus does not send the numbers from {self._expected + 1} to {batch.after}"
         pending.refused.append(Unreadable(batch.after, (), reason, b""))
         return True
 
@@ -569,12 +600,12 @@ class BusSubscription(Service):
         if pending.refused:
             self.refused += len(pending.refused)
             for each in pending.refused:
-                self._warn("Set aside what the bus sent: {reason}", reason=each.reason)
+                self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
             await self._cursor.set_aside(pending.refused)
         self.received += len(pending.items)
         position = None if self._position_held else pending.position
         if pending.items or position is not None:
-            # A bus that numbers its items has decided what each of them changes.
+            # A bus that numbers its items has decided which version is in force.
             await self._cursor.apply(pending.items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
@@ -589,7 +620,7 @@ class BusSubscription(Service):
             "The snapshot is complete: {count} items{refused}{failed}.",
             count=mark.count,
             refused="" if not snapshot.refused else f", {snapshot.refused} of them set aside",
-            failed="" if not mark.failed else f", but nothing of {shown(', '.join(mark.failed))}",
+            failed="" if not mark.failed else f", without those of {shown(', '.join(mark.failed))}",
         )
         if mark.failed:
             self._report_loss()
@@ -601,8 +632,8 @@ class BusSubscription(Service):
             await self._cursor.apply((), position)
         elif snapshot.nameless:
             self._warn(
-                "Of {count} items of the snapshot not even the id can be read:"
-                " nothing is ended that it does not hold.",
+                "The ids of {count} items in the snapshot are unreadable:"
+                " indicators that are missing from it stay in force.",
                 count=snapshot.nameless,
             )
             await self._cursor.apply((), position)
@@ -611,16 +642,16 @@ class BusSubscription(Service):
 
     def _end_incomplete(self, reason: str) -> None:
         """
-        End a snapshot that is not whole. What it held stays, and what follows is applied,
-        but the position stays where it was: it is asked for again.
+        End an incomplete snapshot, and request another one later. Its items stay, and the
+        following ones are applied, but the position is held until then.
         """
         delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete_snapshots, 30), INCOMPLETE_MOST)
         self._incomplete_snapshots += 1
         self._snapshot = None
         self._position_held = True
         self._warn(
-            "The snapshot of {bus} is incomplete: {reason}. Nothing is ended by it;"
-            " asking for another one in {delay:g} s.",
+            "The snapshot of {bus} is incomplete: {reason}. It ends nothing;"
+            " requesting another one in {delay:g} s.",
             bus=str(self._bus),
             reason=reason,
             delay=delay,
@@ -628,18 +659,18 @@ class BusSubscription(Service):
         self._snapshot_retry = self._reactor.callLater(delay, self._break)
 
     def _report_loss(self) -> None:
-        self._warn("Something that {bus} sent went missing; subscribing again.", bus=str(self._bus))
+        self._warn("{bus} did not send everything; subscribing again.", bus=str(self._bus))
         self._break()
 
     def _warn(self, text: str, **values: Any) -> None:
         """
-        Say something that whoever is on the other end can bring about at will.
+        Log a warning that the bus can provoke at will, at a limited rate.
         """
         if self._complaints.allows():
             self._log.warn(text, **values)
 
     def _eb_not_applied(self, failure: Failure) -> None:
-        self._log.failure("What the bus sent cannot be applied", failure)
+        self._log.failure("Cannot apply items from the bus", failure)
         self._break()
 
     def _break(self) -> None:
@@ -650,7 +681,10 @@ class BusSubscription(Service):
 
 class _Pending:
     """
-    What of some frames is to be applied.
+    Items that wait to be applied together.
+
+    @ivar refused: The unreadable ones among them.
+    @ivar position: The position after them; C{None} if they have none.
     """
 
     def __init__(self) -> None:
@@ -667,10 +701,10 @@ class _Snapshot:
     """
     A snapshot that is arriving.
 
-    @ivar ending: Whether what it does not hold is no longer in force.
-    @ivar count: How many items of it came.
-    @ivar refused: How many of them cannot be read.
-    @ivar nameless: Of how many of these it is not known which ones they are.
+    @ivar ending: Whether indicators that are missing from it are no longer in force.
+    @ivar count: The number of its items that arrived.
+    @ivar refused: The number of unreadable ones among them.
+    @ivar nameless: The number of unreadable ones without a readable id.
     """
 
     def __init__(self, ending: bool) -> None:
@@ -687,7 +721,7 @@ class _Snapshot:
 
 def _reason(reply: bytes) -> str:
     """
-    What a bus says of a refusal.
+    @return: The reason that a bus gives for a refusal; empty if it gives none.
     """
     try:
         reason = manage.decode_reply(reply).get("reason", "")
