@@ -455,7 +455,7 @@ class ICursor(Interface):
         """
         Apply items, and remember the position, in one durable step.
 
-        It may be done, for the next ones to be applied, before that step is: L{settle}
+        It may be done, for the next ones to be applied, before that step is: L{commit}
         waits for it. If it fails, so does what was applied after it.
 
         @param items: L{tbvast.stix.indicators.Indicator} and
@@ -474,7 +474,7 @@ class ICursor(Interface):
         @param items: At least one. Called before the items around them are applied.
         """
 
-    def settle() -> Awaitable[None]:
+    def commit() -> Awaitable[None]:
         """
         Wait until everything that was given to L{apply} is durable, or fail.
         """

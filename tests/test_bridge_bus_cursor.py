@@ -83,7 +83,7 @@ class CursorTests(SynchronousTestCase):
         self.successResultOf(self.settled())
 
     def settled(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.cursor.settle())
+        return Deferred.fromCoroutine(self.cursor.commit())
 
     def test_interface(self) -> None:
         """

@@ -48,7 +48,7 @@ class MemoryCursor:
         ends of snapshots.
     @ivar failure: What it fails with.
     @ivar holding: What L{apply} waits for.
-    @ivar settling: What L{settle} waits for.
+    @ivar committing: What L{commit} waits for.
     @ivar calls: How often L{apply} was called.
     @ivar decided: Whether the bus had decided between versions, the last time.
     @ivar aside: What could not be read.
@@ -59,7 +59,7 @@ class MemoryCursor:
         self.applied: list[str] = []
         self.failure: Exception | None = None
         self.holding: Deferred[None] | None = None
-        self.settling: Deferred[None] | None = None
+        self.committing: Deferred[None] | None = None
         self.calls = 0
         self.decided: bool | None = None
         self.aside: list[Unreadable] = []
@@ -80,9 +80,9 @@ class MemoryCursor:
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         self.aside.extend(items)
 
-    async def settle(self) -> None:
-        if self.settling is not None:
-            await self.settling
+    async def commit(self) -> None:
+        if self.committing is not None:
+            await self.committing
 
     async def begin_snapshot(self) -> None:
         if self.failure is not None:
@@ -513,29 +513,29 @@ class ReplayTests(SubscriptionTestCase):
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
 
-    async def test_settled(self) -> None:
+    async def test_committed(self) -> None:
         """
         When nothing more arrives, it is waited for that all is durable; what arrives
         meanwhile is applied then.
         """
         await self.start()
-        settling = self.cursor.settling = Deferred()
+        committing = self.cursor.committing = Deferred()
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
         self.assertFalse(self.subscription._applying.called)
         self.bus.send(batch(1, 2, 2))
         await self.until(lambda: self.subscription._waiting == 1)
-        self.cursor.settling = None
-        settling.callback(None)
+        self.cursor.committing = None
+        committing.callback(None)
         await self.applied(indicator_id(1), indicator_id(2))
         await self.until(lambda: self.subscription._applying.called)
 
-    async def test_not_settled(self) -> None:
+    async def test_not_committed(self) -> None:
         """
         What was applied and is not durable is sent again.
         """
         await self.start()
-        self.cursor.settling = fail(OSError("the disk refuses"))
+        self.cursor.committing = fail(OSError("the disk refuses"))
         self.bus.send(batch(0, 1, 1))
         await self.again(2)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)

@@ -71,7 +71,7 @@ class IntelCursor:
         They are in the log, and in the other bus's journal.
         """
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         pass
 
     async def begin_snapshot(self) -> None:

@@ -135,7 +135,7 @@ class Listener:
         Unreadable items are in the log already.
         """
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         """
         Nothing is durable here.
         """
@@ -530,7 +530,7 @@ class BusSubscription(Service):
                 sub.resume()
             await self._apply_batch(sub, deliveries)
             if not self._arrivals:
-                await self._cursor.settle()
+                await self._cursor.commit()
 
     async def _apply_batch(
         self, sub: SubConnection, deliveries: Sequence[Delivery | Item | Unreadable]
