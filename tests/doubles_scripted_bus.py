@@ -36,17 +36,18 @@ def port_of(connection: Connection) -> int:
 
 class ScriptedBus:
     """
-    A bus: what it was asked is kept, and what it answers is up to the test.
+    A bus that records requests and replies as the test says.
 
-    @ivar requests: What was asked, in order.
-    @ivar silent: Whether it answers nothing.
-    @ivar deaf_to: An action that it does not answer.
-    @ivar knows: Whether it knows who sends a heartbeat.
+    @ivar requests: The requests, in order.
+    @ivar silent: Whether it does not reply.
+    @ivar deaf_to: An action to which it does not reply.
+    @ivar knows: Whether it knows the subscriptions that heartbeats name.
     @ivar plugin: Its identity; empty for a Threat Bus host.
     @ivar number: The number of its journal's last item.
-    @ivar refusal: What it says instead of doing what it is asked.
-    @ivar heard: The topics that subscribers have asked the pub endpoint for.
-    @ivar reports: What the sub endpoint has received.
+    @ivar refusal: Its reply to every request, if not empty.
+    @ivar heard: The topics of the subscriptions on its pub endpoint.
+    @ivar reports: The reports that arrived on its sub endpoint.
+    @ivar silenced: The routing frames of the requests to which it did not reply.
     """
 
     def __init__(self, factory: Factory) -> None:
@@ -84,7 +85,7 @@ class ScriptedBus:
 
     def listen_no_more(self) -> None:
         """
-        Listen to no reports any more.
+        Stop listening to reports.
         """
         self._sub.socket.set(zmq.UNSUBSCRIBE, SIGHTING_TOPIC)
 
@@ -109,7 +110,7 @@ class ScriptedBus:
 
     def reply_late(self, reply: bytes) -> None:
         """
-        Answer what was not answered.
+        Reply to the requests that are unanswered.
         """
         for envelope in self.silenced:
             self._router.send_now([*envelope, reply])
@@ -149,7 +150,7 @@ class ScriptedBus:
 
 class ClientTestCase(TestCase):
     """
-    A test with a bus, and a clock that is the client's.
+    A test with a bus, and a clock for the client.
     """
 
     def setUp(self) -> None:

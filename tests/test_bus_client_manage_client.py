@@ -22,7 +22,7 @@ class ManageClientTests(ClientTestCase):
 
     async def test_answer(self) -> None:
         """
-        A question is answered, and leaves no timer.
+        A request gets its reply, and leaves no timer.
         """
         reply = await self.manage.ask(manage.encode_heartbeat("x"))
         self.assertEqual(reply, manage.SUCCESS)
@@ -30,7 +30,7 @@ class ManageClientTests(ClientTestCase):
 
     async def test_in_turn(self) -> None:
         """
-        Questions are asked one at a time, in order, over one socket.
+        Requests are sent one at a time, in order, over one socket.
         """
         replies = [self.manage.ask(manage.encode_heartbeat(str(n))) for n in range(5)]
         for reply in replies:
@@ -39,7 +39,7 @@ class ManageClientTests(ClientTestCase):
 
     async def test_unreachable(self) -> None:
         """
-        Who does not answer in time is unreachable; the message says where and how long.
+        A bus that does not reply in time is unreachable; the message names address and time.
         """
         self.bus.silent = True
         asked = self.manage.ask(manage.encode_heartbeat("x"), 3.0)
@@ -50,7 +50,7 @@ class ManageClientTests(ClientTestCase):
 
     async def test_late_answer(self) -> None:
         """
-        A late answer is not taken for that to the next question.
+        A late reply does not answer the next request.
         """
         self.bus.silent = True
         late = self.manage.ask(manage.encode_heartbeat("late"))
@@ -68,7 +68,7 @@ class ManageClientTests(ClientTestCase):
 
     async def test_close(self) -> None:
         """
-        When it is closed, what was asked is not waited for.
+        Closing the client fails the pending request.
         """
         self.bus.silent = True
         asked = self.manage.ask(manage.encode_heartbeat("x"))

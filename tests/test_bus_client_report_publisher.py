@@ -16,7 +16,7 @@ class ReportPublisherTests(ClientTestCase):
 
     async def test_waits(self) -> None:
         """
-        Nothing is sent until the bus listens to it; then it is told, and all arrives.
+        A report is refused until the bus listens to its topic; then it arrives.
         """
         ready: list[None] = []
         publisher = ReportPublisher(
@@ -34,8 +34,7 @@ class ReportPublisherTests(ClientTestCase):
 
     async def test_away(self) -> None:
         """
-        When the bus no longer listens, or is gone, nothing is sent until it listens
-        again.
+        When the bus stops listening, or is gone, reports are refused until it listens again.
         """
         ready: list[None] = []
         publisher = ReportPublisher(

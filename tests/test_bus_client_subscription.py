@@ -42,16 +42,15 @@ def part(*numbers: int) -> bytes:
 @implementer(ICursor)
 class MemoryCursor:
     """
-    An L{ICursor} that remembers in memory what it was told.
+    An L{ICursor} that records its calls in memory.
 
-    @ivar applied: The ids of the items that were applied, and the beginnings and
-        ends of snapshots.
-    @ivar failure: What it fails with.
-    @ivar holding: What L{apply} waits for.
-    @ivar committing: What L{commit} waits for.
-    @ivar calls: How often L{apply} was called.
-    @ivar decided: Whether the bus had decided between versions, the last time.
-    @ivar aside: What could not be read.
+    @ivar applied: The ids of the applied items, and C{"begin"} and C{"end"} of snapshots.
+    @ivar failure: The error with which calls fail.
+    @ivar holding: L{apply} waits for it.
+    @ivar committing: L{commit} waits for it.
+    @ivar calls: The number of calls of L{apply}.
+    @ivar decided: The argument C{decided} of the last call of L{apply}.
+    @ivar aside: The unreadable items.
     """
 
     def __init__(self, position: Position | None = None) -> None:
@@ -101,14 +100,14 @@ class ListenerTests(SynchronousTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should, as its double does.
+        L{Listener} provides its interface, as its double does.
         """
         verifyObject(ICursor, Listener(lambda items: None))
         verifyObject(ICursor, MemoryCursor())
 
     def test_waits(self) -> None:
         """
-        The position is another one when what arrived was received.
+        The position moves on when the receiver is done.
         """
         received: list[Item] = []
         done: Deferred[None] = Deferred()
@@ -156,7 +155,7 @@ class SubscriptionTestCase(ClientTestCase):
 
     async def start(self) -> None:
         """
-        Subscribe, up to the moment at which something can be sent.
+        Subscribe, and wait until the bus can send items.
         """
         self.subscription.startService()
         await self.subscribed(1)
@@ -179,14 +178,14 @@ class SubscriptionTestCase(ClientTestCase):
 
 class SubscribingTests(SubscriptionTestCase):
     """
-    How a subscription comes about, stands, and ends.
+    The beginning, upkeep and end of a subscription.
     """
 
     snapshot = 30
 
     async def test_request(self) -> None:
         """
-        The bus is told what is wanted, by whom.
+        The request holds topic, snapshot, name and protocol.
         """
         await self.start()
         (request,) = self.bus.asked("subscribe")
@@ -198,7 +197,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_heartbeats(self) -> None:
         """
-        Heartbeats are sent at an interval, and say how it is doing.
+        Heartbeats are sent at an interval, and report the subscriber's state.
         """
         await self.start()
         for count in (1, 2, 3):
@@ -210,7 +209,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_old_host(self) -> None:
         """
-        A Threat Bus host is told nothing that it does not know, and its items apply.
+        A Threat Bus host gets no keys of the extension, and its items are applied.
         """
         self.bus.plugin = ""
         await self.start()
@@ -225,7 +224,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_forgotten(self) -> None:
         """
-        When the bus has forgotten the subscription, it is made again.
+        The subscription is renewed when the bus no longer knows it.
         """
         await self.start()
         self.bus.knows = False
@@ -237,7 +236,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_lost(self) -> None:
         """
-        When the bus does not answer a heartbeat, it is subscribed to again.
+        The subscription is renewed when the bus does not reply to a heartbeat.
         """
         await self.start()
         self.bus.silent = True
@@ -249,7 +248,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_unreachable(self) -> None:
         """
-        While the bus does not answer it is asked again, after delays that double.
+        While the bus does not reply, requests are repeated after delays that double.
         """
         self.bus.silent = True
         self.subscription.startService()
@@ -267,7 +266,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_refused(self) -> None:
         """
-        A bus that refuses is asked again.
+        The request is repeated after a refusal.
         """
         self.bus.refusal = manage.refused("you may not")
         self.subscription.startService()
@@ -282,7 +281,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop(self) -> None:
         """
-        At the end the bus is told, and nothing is left.
+        The service unsubscribes when it stops.
         """
         await self.start()
         await self.stop()
@@ -292,7 +291,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop_unheard(self) -> None:
         """
-        A bus that does not answer is not waited for long.
+        The service waits only briefly for the reply to that.
         """
         await self.start()
         self.bus.silent = True
@@ -303,7 +302,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop_while_asking(self) -> None:
         """
-        It can be stopped before the bus has answered.
+        The service can stop while a request is pending.
         """
         self.bus.silent = True
         self.subscription.startService()
@@ -313,12 +312,12 @@ class SubscribingTests(SubscriptionTestCase):
 
 class ReplayTests(SubscriptionTestCase):
     """
-    What a bus that speaks tbvast/1 sends.
+    Replays from a bus that speaks tbvast/1.
     """
 
     async def test_batches(self) -> None:
         """
-        Batches are applied in order, with the position that they lead to.
+        Batches are applied in order, each with its position.
         """
         await self.start()
         self.bus.send(batch(0, 2, 1, 2), batch(2, 7), batch(7, 8, 8))
@@ -328,7 +327,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_beginning(self) -> None:
         """
-        Without a snapshot the bus's number is where it begins, at once.
+        Without a snapshot, the bus's number is the position at once.
         """
         self.bus.number = 41
         await self.start()
@@ -336,7 +335,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_gap(self) -> None:
         """
-        When a number is missing, it is subscribed again from the last one applied on.
+        When a number is missing, the subscription is renewed from the last applied one.
         """
         await self.start()
         self.bus.send(batch(0, 1, 1), batch(2, 3, 3))
@@ -348,7 +347,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_bad_item(self) -> None:
         """
-        Of a batch with something that cannot be read, only that is refused.
+        An unreadable item in a batch is refused alone.
         """
         await self.start()
         bad = encode_item(1, Stream.INTEL, b'{"type":"indicator"}')
@@ -362,7 +361,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_damaged_frame(self) -> None:
         """
-        So it is with a frame that is not well-formed, or nested too deep, as a whole.
+        An item that makes its whole frame malformed, or nested too deep, is refused alone.
         """
         await self.start()
         bad = [b'{"type":"indicator', b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}"]
@@ -380,8 +379,8 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_torn(self) -> None:
         """
-        A frame whose range cannot be read is asked for once more; then it is passed over,
-        and what can be read of it is taken.
+        A frame with an unreadable range is requested once more. Then the gap is skipped, and
+        the readable items of the frame are applied.
         """
         await self.start()
         torn = batch(1, 3, 2, 3).replace(b'"after"', b'"aft\xffr"')
@@ -398,7 +397,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_nothing_of_it(self) -> None:
         """
-        So it is with bytes that are no frame at all.
+        A gap is also skipped after bytes that are not a frame.
         """
         await self.start()
         for times in (1, 2):
@@ -410,7 +409,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_same_gap(self) -> None:
         """
-        Numbers that the bus leaves out again and again are done without.
+        Numbers that are missing several times in a row are skipped.
         """
         await self.start()
         for times in range(1, subscription.SAME_GAP):
@@ -426,7 +425,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_backwards(self) -> None:
         """
-        A batch of numbers that were applied already moves nothing back.
+        A batch of numbers that were applied before does not move the position back.
         """
         await self.start()
         self.bus.send(batch(0, 5, 5), batch(1, 3, 3), batch(2, 7, 7), batch(7, 8, 8))
@@ -436,7 +435,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_impossible_range(self) -> None:
         """
-        Numbers that are none of a journal do not become the position.
+        Impossible numbers do not become the position.
         """
         await self.start()
         self.bus.send(batch(0, 1 << 63, 1), batch(-5, 2, 2), batch(3, 1, 3), batch(0, 4, 4))
@@ -445,7 +444,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_too_many_bytes(self) -> None:
         """
-        When what waits is too long, no more is read until that is being applied.
+        Reading pauses while too many bytes wait to be applied.
         """
         self.patch(subscription, "MOST_WAITING_BYTES", 1000)
         await self.start()
@@ -464,8 +463,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_slow(self) -> None:
         """
-        What arrives while something is being applied is applied afterwards, together,
-        and nothing is lost.
+        Items that arrive while others are applied are applied together afterwards.
         """
         await self.start()
         calls = self.cursor.calls
@@ -482,7 +480,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_too_slow(self) -> None:
         """
-        When too much waits, no more is read until that is being applied.
+        Reading pauses while too many items wait to be applied.
         """
         self.patch(subscription, "MOST_WAITING", 1)
         await self.start()
@@ -502,7 +500,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_not_applied(self) -> None:
         """
-        What cannot be applied is logged, and sent again once more, and once more.
+        A failure to apply items is logged, and the bus sends the items again.
         """
         await self.start()
         self.cursor.failure = OSError("the disk refuses")
@@ -515,8 +513,8 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_committed(self) -> None:
         """
-        When nothing more arrives, it is waited for that all is durable; what arrives
-        meanwhile is applied then.
+        When no items are left, the cursor commits; items that arrive meanwhile are applied
+        afterwards.
         """
         await self.start()
         committing = self.cursor.committing = Deferred()
@@ -532,7 +530,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_not_committed(self) -> None:
         """
-        What was applied and is not durable is sent again.
+        The bus sends items again that were applied, but are not durable.
         """
         await self.start()
         self.cursor.committing = fail(OSError("the disk refuses"))
@@ -542,8 +540,8 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_lost_while_applying(self) -> None:
         """
-        What is still being applied when the subscription is lost is waited for: only
-        then it is known what is to be sent again.
+        The subscription is not renewed while items of the lost one are being applied: the
+        position depends on them.
         """
         await self.start()
         holding = self.cursor.holding = Deferred()
@@ -564,8 +562,8 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_stopped_while_applying(self) -> None:
         """
-        It has stopped when what was being applied has been, also if the subscription
-        was lost meanwhile.
+        The service stops after the items that are being applied, even if the subscription was
+        lost meanwhile.
         """
         for lost in (False, True):
             await self.start()
@@ -590,7 +588,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_impossible_ports(self) -> None:
         """
-        A bus that names ports which are none is asked again.
+        The request is repeated when the reply names impossible ports.
         """
         self.bus.refusal = msgspec.json.encode({"topic": "x", "pub_port": -1, "sub_port": -1})
         self.subscription.startService()
@@ -606,7 +604,7 @@ class ReplayTests(SubscriptionTestCase):
 
     async def test_cannot_begin(self) -> None:
         """
-        A cursor that cannot begin a snapshot does not end the subscription for good.
+        The request is repeated when the cursor cannot begin a snapshot.
         """
         self.cursor.position = Position("another", 1)
         self.cursor.failure = OSError("the disk refuses")
@@ -640,7 +638,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_full(self) -> None:
         """
-        A snapshot for who comes from another bus ends what it does not hold.
+        A full snapshot, after a change of the bus, ends the items that it does not hold.
         """
         self.cursor.position = Position("another", 100)
         self.bus.number = 9
@@ -652,7 +650,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_resumed(self) -> None:
         """
-        Who was here already gets no snapshot, only what follows.
+        A subscriber that resumes gets no snapshot, only the following items.
         """
         self.cursor.position = Position("bus", 5)
         self.bus.number = 9
@@ -662,8 +660,8 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_incomplete(self) -> None:
         """
-        A snapshot of which something is missing ends nothing; what follows it is applied,
-        and it is asked for again, later and later, from where it was.
+        An incomplete snapshot ends nothing. The following items are applied, and the snapshot
+        is requested again, after delays that double, from the same position.
         """
         self.cursor.position = Position("another", 100)
         for times in (1, 2, 3):
@@ -686,7 +684,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_too_many(self) -> None:
         """
-        One of which too much came is no more complete.
+        A snapshot with too many items is incomplete.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
@@ -696,7 +694,8 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_refused_item(self) -> None:
         """
-        An item that cannot be read counts; without an id, nothing is ended for it.
+        An unreadable item of a snapshot counts. If its id is unreadable, the snapshot ends
+        nothing.
         """
         named = b'{"id":"%b",}' % indicator_id(2).encode()
         for raw, ended in ((named, True), (b'{"id":"?",}', False)):
@@ -712,7 +711,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_unbegun(self) -> None:
         """
-        A mark without a snapshot, or a second one, ends nothing and moves nothing.
+        A mark without a snapshot, or a second one, has no effect.
         """
         self.cursor.position = Position("bus", 5)
         await self.start()
@@ -722,7 +721,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_without_end(self) -> None:
         """
-        A snapshot that goes over into what follows is incomplete.
+        A snapshot that is followed by a batch is incomplete.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
@@ -732,7 +731,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_not_asked_for(self) -> None:
         """
-        A bus that calls a snapshot of some days all that is in force ends nothing.
+        A snapshot of some days ends nothing, even if the bus calls it full.
         """
         await self.start()
         self.bus.send(part(1), encode_mark(Mark(9, 1, True)))
@@ -741,8 +740,8 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_failed(self) -> None:
         """
-        A snapshot without some source ends nothing, and is asked for again, later and
-        later.
+        A snapshot with a failed source ends nothing, and is requested again, after delays that
+        double.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
@@ -758,7 +757,7 @@ class SnapshotTests(SubscriptionTestCase):
 
 class ReportTests(SubscriptionTestCase):
     """
-    How sightings are reported.
+    Reports of sightings.
     """
 
     documents = [a_sighting(1).raw, a_sighting(2).raw]
@@ -769,7 +768,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_acknowledged(self) -> None:
         """
-        Sightings are taken when the bus has said so.
+        Sightings are taken when the bus acknowledges them.
         """
         await self.start()
         handed = self.taken()
@@ -780,7 +779,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_not_acknowledged(self) -> None:
         """
-        Without an answer in time they are not taken.
+        Sightings without an acknowledgement in time are not taken.
         """
         await self.start()
         self.bus.silent = True
@@ -791,7 +790,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_refused(self) -> None:
         """
-        A bus that cannot keep them now has not taken them.
+        Sightings are not taken if the bus refuses the request.
         """
         await self.start()
         self.bus.refusal = manage.refused("the disk is full")
@@ -802,7 +801,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_refused_item(self) -> None:
         """
-        What the bus can never take is done with.
+        A sighting that the bus refuses for good is taken.
         """
         await self.start()
         self.bus.refusal = manage.encode_published(["refused", "accepted"], {0: "no sighting"})
@@ -812,9 +811,9 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_poisoned(self) -> None:
         """
-        A request that is refused without a reason, or answered for others, or not at all
-        by a bus that answers heartbeats, may have something in it; not one to a bus that
-        is away, or that says how it is.
+        A request is poisoned if the bus refuses it without a reason, replies with other
+        outcomes, or answers heartbeats but not this request. It is not if the bus is away, or
+        gives a reason.
         """
         await self.start()
         for reply, poisoned in (
@@ -847,7 +846,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_old_host(self) -> None:
         """
-        A Threat Bus host gets them on its sub endpoint, once it listens.
+        A Threat Bus host gets sightings on its sub endpoint, once it listens.
         """
         self.bus.plugin = ""
         await self.start()
@@ -861,7 +860,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_disconnected(self) -> None:
         """
-        Without a subscription nothing is reported.
+        Without a subscription no sightings are taken.
         """
         self.assertEqual(await self.taken(), [False, False])
         self.assertFalse(self.subscription.send(SIGHTING_TOPIC + b" {}"))

@@ -68,13 +68,13 @@ def decoded(tail: bytes) -> Any:
 
 class RoundTripTests(SynchronousTestCase):
     """
-    What was encoded is decoded.
+    Frames are decoded as they were encoded.
     """
 
     @given(numbers, numbers, items)
     def test_batch(self, after: int, until: int, listed: list[Item]) -> None:
         """
-        A batch has its numbers and its items.
+        A batch keeps its range and its items.
         """
         self.assertEqual(
             decoded(encode_batch(after, until, encoded(listed))),
@@ -84,14 +84,14 @@ class RoundTripTests(SynchronousTestCase):
     @given(items)
     def test_part(self, listed: list[Item]) -> None:
         """
-        A part of a snapshot has its items.
+        A part of a snapshot keeps its items.
         """
         self.assertEqual(decoded(encode_part(encoded(listed))), Part(tuple(listed)))
 
     @given(numbers, numbers, st.booleans(), st.lists(st.text(), max_size=3))
     def test_mark(self, number: int, count: int, full: bool, failed: list[str]) -> None:
         """
-        A mark says what it said.
+        A mark keeps its fields.
         """
         mark = Mark(number, count, full, tuple(failed))
         self.assertEqual(decoded(encode_mark(mark)), mark)
@@ -99,7 +99,7 @@ class RoundTripTests(SynchronousTestCase):
     @given(items)
     def test_delivery(self, listed: list[Item]) -> None:
         """
-        So it is with the subscription's own topic before it.
+        So do frames behind the subscription's own topic.
         """
         for tail in (
             encode_batch(1, 9, encoded(listed)),
@@ -126,8 +126,8 @@ class ChunkTests(SynchronousTestCase):
     @given(st.lists(st.integers(1, FRAME_BYTES + 10), max_size=20))
     def test_bounded(self, sizes: list[int]) -> None:
         """
-        All items are there, in order; frames are no larger than need be, and no two
-        could have been one.
+        Chunks hold all items, in order. They are no larger than necessary, and no two could be
+        one.
         """
         given_items = [(number, b"x" * size) for number, size in enumerate(sizes, 1)]
         found = list(chunks(given_items))
@@ -149,12 +149,12 @@ class ChunkTests(SynchronousTestCase):
 
 class FrameSizeTests(SynchronousTestCase):
     """
-    A subscriber that takes messages of the shortest limit can be sent any document.
+    Documents of any size fit into messages of the shortest limit.
     """
 
     def test_largest(self) -> None:
         """
-        No frame of the largest documents, among others, is longer.
+        No frame with the largest documents is longer than the limit.
         """
         topic = b"t" * 1024  # longer than any
         sizes = [1, FRAME_BYTES, LARGEST_INDICATOR, LARGEST_SIGHTING, LARGEST_SIGHTING, 1, 1]
@@ -177,19 +177,19 @@ class FrameSizeTests(SynchronousTestCase):
 
 class RefusedTests(SynchronousTestCase):
     """
-    What cannot be read.
+    Unreadable frames and items.
     """
 
     def test_kinds(self) -> None:
         """
-        What is none of tbvast/1 is left to others.
+        Kinds of other protocols are not decoded.
         """
         for kind in (b"", b"indicator", b"Batch", b"batch2"):
             self.assertIsNone(decode_replay(kind, b"{}"))
 
     def test_payloads(self) -> None:
         """
-        A mark that says something else is refused.
+        A malformed mark is refused.
         """
         for payload in (
             b"",
@@ -203,7 +203,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_nothing_readable(self) -> None:
         """
-        A frame without anything that looks like an item is refused in one piece.
+        A frame without anything that looks like an item is refused as one item.
         """
         for kind, head, payload in (
             (b"batch", b"", b'{"after":1,"until":"2","items":[],"x":1}'),
@@ -223,7 +223,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_range(self) -> None:
         """
-        The items of a batch with an impossible range are taken, without a range.
+        The items of a batch with an impossible range are decoded, without a range.
         """
         item = encode_item(1, Stream.INTEL, an_indicator().raw)
         for after, until in ((2, 1), (-1, 1), (0, 1 << 63), (1 << 70, 1 << 71)):
@@ -232,7 +232,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_items(self) -> None:
         """
-        An item that cannot be read is refused alone, with the reason.
+        An unreadable item is refused alone, with the reason.
         """
         raw = b",".join(
             [
@@ -252,8 +252,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_deliveries(self) -> None:
         """
-        So is a message of another subscription, of several frames, or of no known
-        type.
+        A message of another subscription, of several frames, or of an unknown type is refused.
         """
         raw = an_indicator().raw
         for message in (
@@ -294,7 +293,7 @@ class RefusedTests(SynchronousTestCase):
     )
     def test_any_json(self, kind: bytes, value: dict[str, Any]) -> None:
         """
-        Nor does any JSON.
+        No JSON value raises anything but L{Invalid}.
         """
         self.decode(kind, json.dumps(value).encode())
 

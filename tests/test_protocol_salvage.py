@@ -78,14 +78,13 @@ def part_of(documents: list[bytes]) -> bytes:
 
 class FrameTests(SynchronousTestCase):
     """
-    Frames that hold documents which cannot be read.
+    Frames with unreadable documents.
     """
 
     @given(st.lists(good | bad, max_size=8))
     def test_documents(self, documents: list[tuple[bool, bytes]]) -> None:
         """
-        Every readable document is taken, in order, exactly once, and each other one is
-        refused alone.
+        Every readable document is decoded once, in order, and each other one is refused alone.
         """
         raws = [raw for _, raw in documents]
         expected = [raw for readable, raw in documents if readable]
@@ -104,7 +103,7 @@ class FrameTests(SynchronousTestCase):
     @given(st.integers(1, 6), st.data())
     def test_one_byte(self, count: int, data: st.DataObject) -> None:
         """
-        One damaged byte costs one document at the most.
+        One damaged byte costs at most one document.
         """
         documents = [indicator_document(n) for n in range(1, count + 1)]
         for kind, payload in ((b"batch", batch_of(documents)), (b"snapshot", part_of(documents))):
@@ -120,8 +119,7 @@ class FrameTests(SynchronousTestCase):
     @given(st.integers(0, 30), st.binary(min_size=1, max_size=30))
     def test_head(self, length: int, junk: bytes) -> None:
         """
-        If what stands before the items is damaged, all of them are taken, though it is
-        not known what range they are.
+        If the head is damaged, all items are decoded, without a range.
         """
         documents = [indicator_document(n) for n in (1, 2)]
         whole = batch_of(documents)
@@ -136,7 +134,7 @@ class FrameTests(SynchronousTestCase):
     @given(st.binary(max_size=200))
     def test_any_bytes(self, raw: bytes) -> None:
         """
-        Nothing stops it, and nothing is found twice.
+        No bytes raise an error, or make an item appear twice.
         """
         for start in (None, 0):
             found = list(salvage(raw, start))
@@ -152,7 +150,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_within(self) -> None:
         """
-        What looks like an item within a document is none.
+        Text that looks like an item inside a document is not an item.
         """
         documents = [LOOKS_LIKE_ITEMS, DEEP, indicator_document(7)]
         payload = batch_of(documents)
@@ -161,7 +159,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """
-        Behind a damaged item, only an item of the range is looked for.
+        After a damaged item, only items of the range are searched.
         """
         for number in (0, 9):
             payload = batch_of([b'{"a": [[%d,"indicator",{}],}' % number, b"{}"])
@@ -170,7 +168,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_work(self) -> None:
         """
-        A frame that was made to take long does not.
+        A maliciously built frame does not take long.
         """
         start = time.monotonic()
         for some in (

@@ -58,7 +58,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def refusal(self, load: Callable[[str], Any], path: Path) -> str:
         """
-        What is said of a file that cannot be used: one line that names it.
+        @return: The error of loading an unusable file: one line that names the file.
         """
         error = self.assertRaises(KeyUnusable, load, str(path))
         self.assertIn(str(path), str(error))
@@ -67,7 +67,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_round_trip(self) -> None:
         """
-        What was made can be loaded, and belongs together.
+        A new key pair can be loaded, and its keys belong together.
         """
         keys = load_key_pair(str(self.secret))
         self.assertEqual(zmq.curve_public(keys.secret), keys.public)
@@ -76,7 +76,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_modes(self) -> None:
         """
-        Only its owner can read the secret file, or look into the folder.
+        Only the owner can read the secret file, or open the folder.
         """
         self.assertEqual(stat.S_IMODE(self.secret.stat().st_mode), 0o600)
         self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
@@ -92,7 +92,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_exists(self) -> None:
         """
-        Keys that are there are not overwritten.
+        Existing keys are not overwritten.
         """
         before = self.secret.read_bytes()
         error = self.assertRaises(KeyUnusable, make_key_pair, self.directory, "bridge")
@@ -101,7 +101,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_readable_by_others(self) -> None:
         """
-        A secret file that others may read is refused, with what to do.
+        A secret file that others may read is refused, with the remedy.
         """
         for mode in (0o640, 0o604, 0o620, 0o660):
             self.secret.chmod(mode)
@@ -111,21 +111,21 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_stricter(self) -> None:
         """
-        A secret file that is not even writable can be used.
+        A read-only secret file can be used.
         """
         self.secret.chmod(0o400)
         load_key_pair(str(self.secret))
 
     def test_public_for_secret(self) -> None:
         """
-        A public file is not taken for a secret one.
+        A public file is refused as a secret one.
         """
         self.public.chmod(0o600)
         self.assertIn("key_secret", self.refusal(load_key_pair, self.public))
 
     def test_missing(self) -> None:
         """
-        A file that is not there is named.
+        The error names a missing file.
         """
         for load in (load_key_pair, load_public_key):
             self.refusal(load, self.directory / "nobody.key_secret")
@@ -146,14 +146,14 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_shown(self) -> None:
         """
-        The secret is not in what is logged of a key pair.
+        The secret key does not appear in the representation of a key pair.
         """
         keys = load_key_pair(str(self.secret))
         self.assertNotIn(keys.secret.decode(), repr(keys))
 
     def test_client_options(self) -> None:
         """
-        One's own key and the bus's belong together; without both there are none.
+        The client's key and the bus's belong together; without both there are no options.
         """
         self.assertEqual(load_client_options("", ""), {})
         keys = load_key_pair(str(self.secret))
@@ -168,7 +168,7 @@ class KeyFileTests(SynchronousTestCase):
 
 class AnswerTests(SynchronousTestCase):
     """
-    What a L{ZapHandler} answers.
+    Replies of a L{ZapHandler}.
     """
 
     key = bytes(range(32))
@@ -199,7 +199,7 @@ class AnswerTests(SynchronousTestCase):
 
     def test_known(self) -> None:
         """
-        Who is known gets in, and is called by the key.
+        The owner of a known key is admitted, and the key becomes its user id.
         """
         answer = self.handler.answer(self.request())
         user = zmq.utils.z85.encode(self.key)
@@ -208,7 +208,7 @@ class AnswerTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """
-        Who is not known does not get in, and has no name.
+        The owner of an unknown key is rejected, without a user id.
         """
         self.known = False
         answer = self.handler.answer(self.request())
@@ -216,7 +216,7 @@ class AnswerTests(SynchronousTestCase):
 
     def test_not_by_key(self) -> None:
         """
-        Whoever comes without a key, or to another domain, is not let in.
+        Clients without a key, or for another domain, are rejected.
         """
         for changes in (
             {"mechanism": b"NULL"},
@@ -230,14 +230,14 @@ class AnswerTests(SynchronousTestCase):
 
     def test_other_version(self) -> None:
         """
-        Another version of ZAP is not understood.
+        Another version of ZAP is rejected.
         """
         self.assertEqual(self.handler.answer(self.request(version=b"2.0"))[2], b"500")
 
     @given(st.lists(st.binary(max_size=40), max_size=10))
     def test_malformed(self, request: list[bytes]) -> None:
         """
-        Whatever is asked, there is an answer of six frames, and it is no.
+        Every request gets a negative reply of six frames.
         """
         answer = self.handler.answer(request)
         self.assertEqual(len(answer), 6)
@@ -266,7 +266,7 @@ class SocketTests(TestCase):
 
     def listening(self, kind: Any) -> str:
         """
-        @return: Where a socket listens that lets in only who is known.
+        @return: The address of a new socket that admits only known keys.
         """
         connection = kind(self.factory, self.received.extend, server_options(self.server))
         connection.bind("tcp://127.0.0.1:*")
@@ -275,7 +275,7 @@ class SocketTests(TestCase):
 
     def dealer(self, address: str, options: SocketOptions) -> tuple[Connection, zmq.Socket[bytes]]:
         """
-        @return: A client, and what tells of its connection attempts.
+        @return: A client, and the monitor of its connection attempts.
         """
         connection = DealerConnection(self.factory, lambda messages: None, options)
         monitor = connection.socket.get_monitor_socket()
@@ -307,7 +307,7 @@ class SocketTests(TestCase):
 
     async def test_router(self) -> None:
         """
-        Who has a known key gets in; each message says whose it is.
+        A client with a known key is admitted, and its messages carry the key.
         """
         address = self.listening(RouterConnection)
         self.dealer(address, client_options(self.client, self.server.public))
@@ -318,7 +318,7 @@ class SocketTests(TestCase):
 
     async def test_unknown_key(self) -> None:
         """
-        Who has another key is asked about, and does not get in.
+        A client with another key is rejected by the handler.
         """
         stranger = new_keys()
         address = self.listening(RouterConnection)
@@ -329,7 +329,7 @@ class SocketTests(TestCase):
 
     async def test_no_key(self) -> None:
         """
-        Who has no key does not get in.
+        A client without a key is rejected.
         """
         _, monitor = self.dealer(self.listening(RouterConnection), {})
         await self.ended(monitor)
@@ -337,7 +337,7 @@ class SocketTests(TestCase):
 
     async def test_other_server(self) -> None:
         """
-        A client does not talk to a server that is not the one it trusts.
+        A client does not talk to a server that it does not trust.
         """
         address = self.listening(RouterConnection)
         _, monitor = self.dealer(address, client_options(self.client, new_keys().public))
@@ -346,7 +346,7 @@ class SocketTests(TestCase):
 
     async def test_sub(self) -> None:
         """
-        A socket that subscribes says of each message who sent it, too.
+        A SUB socket identifies the sender of each message, too.
         """
         connection = SubConnection(self.factory, self.received.extend, server_options(self.server))
         connection.subscribe(b"report")
