@@ -28,7 +28,7 @@ from devtools.telemetry import (
     read_logs,
     split_past_and_future,
 )
-from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.cli.input_files import read_input
 from tbvast.cli.main import run_process
 from tbvast.cli.status import list_at, value_at
@@ -130,7 +130,7 @@ class Demonstration:
             reactor,
             self._factory,
             self._plugin.manage,
-            Wish(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
+            SubscriptionRequest(STREAM_TOPICS[Stream.SIGHTING][:1], 0, "tbvast demo", 5.0),
             Listener(self._received),
         )
         self._import_times: dict[int, float] = {}

@@ -18,7 +18,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 import tbvast
-from tbvast.bus_client.subscription import ManageClient
+from tbvast.bus_client.manage_client import ManageClient
 from tbvast.engines.binaries import Program, launched
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status

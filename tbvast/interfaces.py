@@ -23,12 +23,11 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from tbvast.bus.journal.ownership import Run
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
 from tbvast.storage.set_aside import SetAside, SetAsideReport
-from tbvast.values import EngineIdentity, Entry, Match, MatchType, Progress
+from tbvast.values import EngineIdentity, Entry, Match, MatchType, Position, Progress
 
 
 class IEngine(Interface):
@@ -446,7 +445,7 @@ class ICursor(Interface):
     """
 
     position = Attribute(
-        "The L{tbvast.protocol.manage.Position} up to which everything was applied; C{None}"
+        "The L{tbvast.values.Position} up to which everything was applied; C{None}"
         " if nothing was, or the bus has no numbers."
     )
 
@@ -456,7 +455,7 @@ class ICursor(Interface):
         """
         Apply items, and remember the position, in one durable step.
 
-        It may be done, for the next ones to be applied, before that step is: L{settle}
+        It may be done, for the next ones to be applied, before that step is: L{commit}
         waits for it. If it fails, so does what was applied after it.
 
         @param items: L{tbvast.stix.indicators.Indicator} and
@@ -475,7 +474,7 @@ class ICursor(Interface):
         @param items: At least one. Called before the items around them are applied.
         """
 
-    def settle() -> Awaitable[None]:
+    def commit() -> Awaitable[None]:
         """
         Wait until everything that was given to L{apply} is durable, or fail.
         """

@@ -58,6 +58,31 @@ class HostPort(msgspec.Struct, frozen=True):
         return f"{host}:{self.port}"
 
 
+class Position(msgspec.Struct, frozen=True):
+    """
+    A subscriber's position in a bus's journal.
+
+    @ivar plugin: The bus's identity.
+    @ivar number: The number of the last item that the subscriber applied.
+    """
+
+    plugin: str
+    number: int
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """
+    A message that a socket received.
+
+    @ivar user: The sender: its public key, in Z85, on a socket with CURVE; else its network
+        address if the socket names peers by it, or C{""}.
+    @ivar frames: The frames; on a ROUTER socket the peer's routing frames come first.
+    """
+
+    user: str
+    frames: list[bytes]
+
+
 class MatchType(enum.StrEnum):
     """
     How an event was found; the value is C{x_threatbus_match_type}.

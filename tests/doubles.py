@@ -37,7 +37,6 @@ from tbvast.interfaces import (
     ISubscriptionStore,
 )
 from tbvast.protocol.frames import Item, stream_of
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import (
     Indicator,
@@ -52,7 +51,7 @@ from tbvast.stix.sightings import Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.storage.worker_client import Ask
 from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
-from tbvast.values import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Progress
+from tbvast.values import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Position, Progress
 from tests.doubles_engine import MemoryAdding
 
 DAY = 86400.0

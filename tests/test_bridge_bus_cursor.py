@@ -18,9 +18,9 @@ from tbvast.bridge.bus_cursor import PIECE, StoreCursor
 from tbvast.bridge.store.indicators import BridgeStore, Changes
 from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
-from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import unreadable
 from tbvast.stix.indicators import Indicator
+from tbvast.values import Position
 from tests.doubles import (
     SteppedThread,
     a_sighting,
@@ -83,7 +83,7 @@ class CursorTests(SynchronousTestCase):
         self.successResultOf(self.settled())
 
     def settled(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.cursor.settle())
+        return Deferred.fromCoroutine(self.cursor.commit())
 
     def test_interface(self) -> None:
         """

@@ -27,12 +27,12 @@ from tbvast.bridge.store.indicators import (
     DesiredPage,
 )
 from tbvast.errors import StartupRefused
-from tbvast.protocol.manage import REPORT_BYTES, Position
+from tbvast.protocol.manage import REPORT_BYTES
 from tbvast.stix.indicators import Indicator, Operation
 from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
-from tbvast.values import Covered, Entry
+from tbvast.values import Covered, Entry, Position
 from tests.doubles import DAY, a_sighting, an_indicator, indicator_document, indicator_id, moment
 
 ALL = 1 << 60

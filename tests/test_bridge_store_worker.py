@@ -17,10 +17,9 @@ from tbvast.bridge.store.indicators import BEGINNING, BridgeStore, Changes, Desi
 from tbvast.bridge.store.renewal import NOWHERE
 from tbvast.bridge.store.worker import NO, PIECE, Keeper
 from tbvast.errors import StoreFailed
-from tbvast.protocol.manage import Position
 from tbvast.storage.sqlite import PAGE_BYTES
 from tbvast.storage.worker_client import Worker
-from tbvast.values import Covered, Entry
+from tbvast.values import Covered, Entry, Position
 from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
 
 MANY = 2 * PIECE + 1

@@ -1,50 +1,32 @@
 """
-Tests for L{tbvast.bus_client.subscription}, against a bus that a test plays.
+Tests for L{tbvast.bus_client.subscription}, against a scripted bus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
-import zmq
-from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast.bus_client import subscription
-from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
-from tbvast.errors import BusUnreachable
+from tbvast.bus_client.manage_client import REQUEST_TIMEOUT
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import Mark, encode_batch, encode_item, encode_mark, encode_part
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
-from tbvast.values import HostPort
-from tbvast.zeromq.sockets import (
-    Connection,
-    Factory,
-    RouterConnection,
-    SubConnection,
-    XPubConnection,
-)
-from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id, until
-
-reactor: Any = real_reactor
+from tbvast.values import Position
+from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
+from tests.doubles_scripted_bus import ClientTestCase
 
 HEARTBEAT = 5.0
-
-
-def port_of(connection: Connection) -> int:
-    address: bytes = connection.socket.get(zmq.LAST_ENDPOINT)
-    return int(address.rstrip(b"\0").rpartition(b":")[2])
 
 
 def batch(after: int, until: int, *numbers: int) -> bytes:
@@ -57,131 +39,18 @@ def part(*numbers: int) -> bytes:
     return encode_part(b",".join(items))
 
 
-class Bus:
-    """
-    A bus: what it was asked is kept, and what it answers is up to the test.
-
-    @ivar requests: What was asked, in order.
-    @ivar silent: Whether it answers nothing.
-    @ivar deaf_to: An action that it does not answer.
-    @ivar knows: Whether it knows who sends a heartbeat.
-    @ivar plugin: Its identity; empty for a Threat Bus host.
-    @ivar number: The number of its journal's last item.
-    @ivar refusal: What it says instead of doing what it is asked.
-    @ivar heard: The topics that subscribers have asked the pub endpoint for.
-    @ivar reports: What the sub endpoint has received.
-    """
-
-    def __init__(self, factory: Factory) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.silent = False
-        self.deaf_to = ""
-        self.knows = True
-        self.plugin = "bus"
-        self.number = 0
-        self.refusal = b""
-        self.heard: list[bytes] = []
-        self.reports: list[bytes] = []
-        self.silenced: list[list[bytes]] = []
-        self._router = RouterConnection(factory, self._asked)
-        self._pub = XPubConnection(factory, self._subscribed)
-        self._sub = SubConnection(factory, self._reported)
-        for connection in (self._router, self._pub, self._sub):
-            connection.bind("tcp://127.0.0.1:*")
-        self.address = HostPort("127.0.0.1", port_of(self._router))
-        self.sub_port = port_of(self._sub)
-        self._topics = 0
-
-    @property
-    def topic(self) -> str:
-        """
-        The topic of the last subscription.
-        """
-        return f"topic{self._topics:04}/"
-
-    def listen(self) -> None:
-        """
-        Begin to listen to reports.
-        """
-        self._sub.subscribe(SIGHTING_TOPIC)
-
-    def listen_no_more(self) -> None:
-        """
-        Listen to no reports any more.
-        """
-        self._sub.socket.set(zmq.UNSUBSCRIBE, SIGHTING_TOPIC)
-
-    def leave(self) -> None:
-        """
-        Close the sub endpoint.
-        """
-        self._sub.shutdown()
-
-    def actions(self) -> list[str]:
-        return [request["action"] for request in self.requests]
-
-    def asked(self, action: str) -> list[dict[str, Any]]:
-        return [request for request in self.requests if request["action"] == action]
-
-    def send(self, *frames: bytes) -> None:
-        """
-        Send to the last subscription.
-        """
-        for frame in frames:
-            self._pub.send_now([self.topic.encode() + frame])
-
-    def reply_late(self, reply: bytes) -> None:
-        """
-        Answer what was not answered.
-        """
-        for envelope in self.silenced:
-            self._router.send_now([*envelope, reply])
-
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, message in messages:
-            request = msgspec.json.decode(message[-1])
-            self.requests.append(request)
-            if self.silent or request["action"] == self.deaf_to:
-                self.silenced.append(message[:-1])
-            else:
-                self._router.send_now([*message[:-1], self._answer(request)])
-
-    def _answer(self, request: dict[str, Any]) -> bytes:
-        if self.refusal:
-            return self.refusal
-        if request["action"] == "subscribe":
-            self._topics += 1
-            beginning = Position(self.plugin, self.number) if self.plugin else None
-            resume = request.get("resume")
-            if beginning and resume and resume["plugin"] == self.plugin:
-                beginning = Position(self.plugin, resume["number"])
-            return manage.subscribed(
-                self.topic, "127.0.0.1", port_of(self._pub), self.sub_port, beginning
-            )
-        if request["action"] == "publish":
-            return manage.encode_published(["accepted"] * len(request["documents"]), {})
-        return manage.SUCCESS if self.knows else manage.ERROR
-
-    def _subscribed(self, messages: list[list[bytes]]) -> None:
-        self.heard.extend(m[0][1:] for m in messages if m[0][:1] == b"\1")
-
-    def _reported(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        self.reports.extend(message[0] for _, message in messages)
-
-
 @implementer(ICursor)
 class MemoryCursor:
     """
-    An L{ICursor} that remembers in memory what it was told.
+    An L{ICursor} that records its calls in memory.
 
-    @ivar applied: The ids of the items that were applied, and the beginnings and
-        ends of snapshots.
-    @ivar failure: What it fails with.
-    @ivar holding: What L{apply} waits for.
-    @ivar settling: What L{settle} waits for.
-    @ivar calls: How often L{apply} was called.
-    @ivar decided: Whether the bus had decided between versions, the last time.
-    @ivar aside: What could not be read.
+    @ivar applied: The ids of the applied items, and C{"begin"} and C{"end"} of snapshots.
+    @ivar failure: The error with which calls fail.
+    @ivar holding: L{apply} waits for it.
+    @ivar committing: L{commit} waits for it.
+    @ivar calls: The number of calls of L{apply}.
+    @ivar decided: The argument C{decided} of the last call of L{apply}.
+    @ivar aside: The unreadable items.
     """
 
     def __init__(self, position: Position | None = None) -> None:
@@ -189,7 +58,7 @@ class MemoryCursor:
         self.applied: list[str] = []
         self.failure: Exception | None = None
         self.holding: Deferred[None] | None = None
-        self.settling: Deferred[None] | None = None
+        self.committing: Deferred[None] | None = None
         self.calls = 0
         self.decided: bool | None = None
         self.aside: list[Unreadable] = []
@@ -210,9 +79,9 @@ class MemoryCursor:
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         self.aside.extend(items)
 
-    async def settle(self) -> None:
-        if self.settling is not None:
-            await self.settling
+    async def commit(self) -> None:
+        if self.committing is not None:
+            await self.committing
 
     async def begin_snapshot(self) -> None:
         if self.failure is not None:
@@ -224,134 +93,6 @@ class MemoryCursor:
         self.position = position
 
 
-class ClientTestCase(TestCase):
-    """
-    A test with a bus, and a clock that is the client's.
-    """
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.factory = Factory(reactor, linger=0)
-        self.addCleanup(self.factory.shutdown)
-        self.bus = Bus(self.factory)
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        await until(reactor, condition)
-
-
-class ManageClientTests(ClientTestCase):
-    """
-    Tests for L{ManageClient}.
-    """
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.manage = ManageClient(self.clock, self.factory, self.bus.address)
-        self.addCleanup(self.manage.close)
-
-    async def test_answer(self) -> None:
-        """
-        A question is answered, and leaves no timer.
-        """
-        reply = await self.manage.ask(manage.encode_heartbeat("x"))
-        self.assertEqual(reply, manage.SUCCESS)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    async def test_in_turn(self) -> None:
-        """
-        Questions are asked one at a time, in order, over one socket.
-        """
-        replies = [self.manage.ask(manage.encode_heartbeat(str(n))) for n in range(5)]
-        for reply in replies:
-            await reply
-        self.assertEqual([request["topic"] for request in self.bus.requests], list("01234"))
-
-    async def test_unreachable(self) -> None:
-        """
-        Who does not answer in time is unreachable; the message says where and how long.
-        """
-        self.bus.silent = True
-        asked = self.manage.ask(manage.encode_heartbeat("x"), 3.0)
-        await self.until(lambda: self.bus.requests)
-        self.clock.advance(3.0)
-        error = self.failureResultOf(asked, BusUnreachable).value
-        self.assertEqual(str(error), f"no answer from the bus at {self.bus.address} within 3 s")
-
-    async def test_late_answer(self) -> None:
-        """
-        A late answer is not taken for that to the next question.
-        """
-        self.bus.silent = True
-        late = self.manage.ask(manage.encode_heartbeat("late"))
-        await self.until(lambda: self.bus.requests)
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
-        self.failureResultOf(late, BusUnreachable)
-        asked = self.manage.ask(manage.encode_heartbeat("next"))
-        await self.until(lambda: len(self.bus.requests) == 2)
-        late_envelope, next_envelope = self.bus.silenced
-        self.bus.silenced = [late_envelope]
-        self.bus.reply_late(b"late")
-        self.bus.silenced = [next_envelope]
-        self.bus.reply_late(b"next")
-        self.assertEqual(await asked, b"next")
-
-    async def test_close(self) -> None:
-        """
-        When it is closed, what was asked is not waited for.
-        """
-        self.bus.silent = True
-        asked = self.manage.ask(manage.encode_heartbeat("x"))
-        await self.until(lambda: self.bus.requests)
-        self.manage.close()
-        self.failureResultOf(asked, BusUnreachable)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-
-class AnnouncerTests(ClientTestCase):
-    """
-    Tests for L{Announcer}.
-    """
-
-    async def test_waits(self) -> None:
-        """
-        Nothing is sent until the bus listens to it; then it is told, and all arrives.
-        """
-        ready: list[None] = []
-        announcer = Announcer(
-            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
-        )
-        self.addCleanup(announcer.close)
-        frame = SIGHTING_TOPIC + b" {}"
-        self.assertFalse(announcer.send(frame))
-        self.bus.listen()
-        await self.until(lambda: ready)
-        self.assertTrue(announcer.send(frame))
-        self.assertFalse(announcer.send(b"another topic"))
-        await self.until(lambda: self.bus.reports)
-        self.assertEqual(self.bus.reports, [frame])
-
-    async def test_away(self) -> None:
-        """
-        When the bus no longer listens, or is gone, nothing is sent until it listens
-        again.
-        """
-        ready: list[None] = []
-        announcer = Announcer(
-            self.factory, f"tcp://127.0.0.1:{self.bus.sub_port}", lambda: ready.append(None)
-        )
-        self.addCleanup(announcer.close)
-        frame = SIGHTING_TOPIC + b" {}"
-        for times in (1, 2):
-            self.bus.listen()
-            await self.until(lambda n=times: len(ready) == n)  # type: ignore[misc]
-            self.bus.listen_no_more()
-            await self.until(lambda: not announcer.send(frame))
-        self.bus.listen()
-        await self.until(lambda: len(ready) == 3)
-        self.bus.leave()
-        await self.until(lambda: not announcer.send(frame))
-
-
 class ListenerTests(SynchronousTestCase):
     """
     Tests for L{Listener}.
@@ -359,14 +100,14 @@ class ListenerTests(SynchronousTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should, as its double does.
+        L{Listener} provides its interface, as its double does.
         """
         verifyObject(ICursor, Listener(lambda items: None))
         verifyObject(ICursor, MemoryCursor())
 
     def test_waits(self) -> None:
         """
-        The position is another one when what arrived was received.
+        The position moves on when the receiver is done.
         """
         received: list[Item] = []
         done: Deferred[None] = Deferred()
@@ -399,7 +140,7 @@ class SubscriptionTestCase(ClientTestCase):
             self.clock,
             self.factory,
             self.bus.address,
-            Wish(("stix2/indicator",), self.snapshot, "a test", HEARTBEAT),
+            SubscriptionRequest(("stix2/indicator",), self.snapshot, "a test", HEARTBEAT),
             self.cursor,
             lambda: {"state": "well"},
             lambda: self.ready.append(None),
@@ -414,7 +155,7 @@ class SubscriptionTestCase(ClientTestCase):
 
     async def start(self) -> None:
         """
-        Subscribe, up to the moment at which something can be sent.
+        Subscribe, and wait until the bus can send items.
         """
         self.subscription.startService()
         await self.subscribed(1)
@@ -437,14 +178,14 @@ class SubscriptionTestCase(ClientTestCase):
 
 class SubscribingTests(SubscriptionTestCase):
     """
-    How a subscription comes about, stands, and ends.
+    The beginning, upkeep and end of a subscription.
     """
 
     snapshot = 30
 
     async def test_request(self) -> None:
         """
-        The bus is told what is wanted, by whom.
+        The request holds topic, snapshot, name and protocol.
         """
         await self.start()
         (request,) = self.bus.asked("subscribe")
@@ -456,19 +197,19 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_heartbeats(self) -> None:
         """
-        Heartbeats are sent at an interval, and say how it is doing.
+        Heartbeats are sent at an interval, and report the subscriber's state.
         """
         await self.start()
         for count in (1, 2, 3):
             self.clock.advance(HEARTBEAT)
             await self.until(lambda n=count: len(self.bus.asked("heartbeat")) == n)  # type: ignore[misc]
-            await self.until(lambda: self.subscription._gap is not None)
+            await self.until(lambda: self.subscription._breaking is not None)
         beat = self.bus.asked("heartbeat")[0]
         self.assertEqual((beat["topic"], beat["report"]), (self.bus.topic, {"state": "well"}))
 
     async def test_old_host(self) -> None:
         """
-        A Threat Bus host is told nothing that it does not know, and its items apply.
+        A Threat Bus host gets no keys of the extension, and its items are applied.
         """
         self.bus.plugin = ""
         await self.start()
@@ -483,7 +224,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_forgotten(self) -> None:
         """
-        When the bus has forgotten the subscription, it is made again.
+        The subscription is renewed when the bus no longer knows it.
         """
         await self.start()
         self.bus.knows = False
@@ -495,37 +236,37 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_lost(self) -> None:
         """
-        When the bus does not answer a heartbeat, it is subscribed to again.
+        The subscription is renewed when the bus does not reply to a heartbeat.
         """
         await self.start()
         self.bus.silent = True
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: self.bus.asked("heartbeat"))
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
+        self.clock.advance(REQUEST_TIMEOUT)
         self.bus.silent = False
         await self.again(2)
 
     async def test_unreachable(self) -> None:
         """
-        While the bus does not answer it is asked again, after delays that double.
+        While the bus does not reply, requests are repeated after delays that double.
         """
         self.bus.silent = True
         self.subscription.startService()
         for count, delay in ((1, 0.5), (2, 1.0), (3, 2.0)):
             await self.until(lambda n=count: len(self.bus.requests) == n)  # type: ignore[misc]
-            self.clock.advance(subscription.REQUEST_TIMEOUT)
+            self.clock.advance(REQUEST_TIMEOUT)
             (call,) = self.clock.getDelayedCalls()
             self.assertAlmostEqual(call.getTime() - self.clock.seconds(), delay)
             self.clock.advance(delay)
         await self.until(lambda: len(self.bus.requests) == 4)
         self.bus.silent = False
-        self.clock.advance(subscription.REQUEST_TIMEOUT)
+        self.clock.advance(REQUEST_TIMEOUT)
         self.clock.advance(4.0)
         await self.subscribed(1)
 
     async def test_refused(self) -> None:
         """
-        A bus that refuses is asked again.
+        The request is repeated after a refusal.
         """
         self.bus.refusal = manage.refused("you may not")
         self.subscription.startService()
@@ -540,7 +281,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop(self) -> None:
         """
-        At the end the bus is told, and nothing is left.
+        The service unsubscribes when it stops.
         """
         await self.start()
         await self.stop()
@@ -550,7 +291,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop_unheard(self) -> None:
         """
-        A bus that does not answer is not waited for long.
+        The service waits only briefly for the reply to that.
         """
         await self.start()
         self.bus.silent = True
@@ -561,7 +302,7 @@ class SubscribingTests(SubscriptionTestCase):
 
     async def test_stop_while_asking(self) -> None:
         """
-        It can be stopped before the bus has answered.
+        The service can stop while a request is pending.
         """
         self.bus.silent = True
         self.subscription.startService()
@@ -569,14 +310,14 @@ class SubscribingTests(SubscriptionTestCase):
         self.successResultOf(self.subscription.stopService())
 
 
-class FeedTests(SubscriptionTestCase):
+class ReplayTests(SubscriptionTestCase):
     """
-    What a bus that speaks tbvast/1 sends.
+    Replays from a bus that speaks tbvast/1.
     """
 
     async def test_batches(self) -> None:
         """
-        Batches are applied in order, with the position that they lead to.
+        Batches are applied in order, each with its position.
         """
         await self.start()
         self.bus.send(batch(0, 2, 1, 2), batch(2, 7), batch(7, 8, 8))
@@ -586,7 +327,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_beginning(self) -> None:
         """
-        Without a snapshot the bus's number is where it begins, at once.
+        Without a snapshot, the bus's number is the position at once.
         """
         self.bus.number = 41
         await self.start()
@@ -594,7 +335,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_gap(self) -> None:
         """
-        When a number is missing, it is subscribed again from the last one applied on.
+        When a number is missing, the subscription is renewed from the last applied one.
         """
         await self.start()
         self.bus.send(batch(0, 1, 1), batch(2, 3, 3))
@@ -606,7 +347,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_bad_item(self) -> None:
         """
-        Of a batch with something that cannot be read, only that is refused.
+        An unreadable item in a batch is refused alone.
         """
         await self.start()
         bad = encode_item(1, Stream.INTEL, b'{"type":"indicator"}')
@@ -620,7 +361,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_damaged_frame(self) -> None:
         """
-        So it is with a frame that is not well-formed, or nested too deep, as a whole.
+        An item that makes its whole frame malformed, or nested too deep, is refused alone.
         """
         await self.start()
         bad = [b'{"type":"indicator', b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}"]
@@ -638,8 +379,8 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_torn(self) -> None:
         """
-        A frame whose range cannot be read is asked for once more; then it is passed over,
-        and what can be read of it is taken.
+        A frame with an unreadable range is requested once more. Then the gap is skipped, and
+        the readable items of the frame are applied.
         """
         await self.start()
         torn = batch(1, 3, 2, 3).replace(b'"after"', b'"aft\xffr"')
@@ -649,12 +390,14 @@ class FeedTests(SubscriptionTestCase):
                 await self.again(2)
         await self.applied(*map(indicator_id, (1, 2, 3, 2, 3, 4)))
         self.assertEqual(self.cursor.position, Position("bus", 4))
-        self.assertEqual(self.cursor.aside[-1].reason, "the numbers from 2 to 3 cannot be had")
+        self.assertEqual(
+            self.cursor.aside[-1].reason, "the bus does not send the numbers from 2 to 3"
+        )
         self.assertEqual(len(self.bus.asked("subscribe")), 2)
 
     async def test_nothing_of_it(self) -> None:
         """
-        So it is with bytes that are no frame at all.
+        A gap is also skipped after bytes that are not a frame.
         """
         await self.start()
         for times in (1, 2):
@@ -666,7 +409,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_same_gap(self) -> None:
         """
-        Numbers that the bus leaves out again and again are done without.
+        Numbers that are missing several times in a row are skipped.
         """
         await self.start()
         for times in range(1, subscription.SAME_GAP):
@@ -682,7 +425,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_backwards(self) -> None:
         """
-        A batch of numbers that were applied already moves nothing back.
+        A batch of numbers that were applied before does not move the position back.
         """
         await self.start()
         self.bus.send(batch(0, 5, 5), batch(1, 3, 3), batch(2, 7, 7), batch(7, 8, 8))
@@ -692,7 +435,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_impossible_range(self) -> None:
         """
-        Numbers that are none of a journal do not become the position.
+        Impossible numbers do not become the position.
         """
         await self.start()
         self.bus.send(batch(0, 1 << 63, 1), batch(-5, 2, 2), batch(3, 1, 3), batch(0, 4, 4))
@@ -701,13 +444,13 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_too_many_bytes(self) -> None:
         """
-        When what waits is too long, no more is read until that is being applied.
+        Reading pauses while too many bytes wait to be applied.
         """
         self.patch(subscription, "MOST_WAITING_BYTES", 1000)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(b"nonsense " + b"x" * 1000)
         await self.until(lambda: self.subscription._waiting == 1)
         sub = self.subscription._sub
@@ -720,14 +463,13 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_slow(self) -> None:
         """
-        What arrives while something is being applied is applied afterwards, together,
-        and nothing is lost.
+        Items that arrive while others are applied are applied together afterwards.
         """
         await self.start()
         calls = self.cursor.calls
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
         await self.until(lambda: self.subscription._waiting == 49)
         holding, self.cursor.holding = self.cursor.holding, None
@@ -738,13 +480,13 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_too_slow(self) -> None:
         """
-        When too much waits, no more is read until that is being applied.
+        Reading pauses while too many items wait to be applied.
         """
         self.patch(subscription, "MOST_WAITING", 1)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.send(batch(1, 2, 2))
         await self.until(lambda: self.subscription._waiting == 1)
         sub = self.subscription._sub
@@ -758,7 +500,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_not_applied(self) -> None:
         """
-        What cannot be applied is logged, and sent again once more, and once more.
+        A failure to apply items is logged, and the bus sends the items again.
         """
         await self.start()
         self.cursor.failure = OSError("the disk refuses")
@@ -769,42 +511,42 @@ class FeedTests(SubscriptionTestCase):
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
 
-    async def test_settled(self) -> None:
+    async def test_committed(self) -> None:
         """
-        When nothing more arrives, it is waited for that all is durable; what arrives
-        meanwhile is applied then.
+        When no items are left, the cursor commits; items that arrive meanwhile are applied
+        afterwards.
         """
         await self.start()
-        settling = self.cursor.settling = Deferred()
+        committing = self.cursor.committing = Deferred()
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
-        self.assertFalse(self.subscription._taking.called)
+        self.assertFalse(self.subscription._applying.called)
         self.bus.send(batch(1, 2, 2))
         await self.until(lambda: self.subscription._waiting == 1)
-        self.cursor.settling = None
-        settling.callback(None)
+        self.cursor.committing = None
+        committing.callback(None)
         await self.applied(indicator_id(1), indicator_id(2))
-        await self.until(lambda: self.subscription._taking.called)
+        await self.until(lambda: self.subscription._applying.called)
 
-    async def test_not_settled(self) -> None:
+    async def test_not_committed(self) -> None:
         """
-        What was applied and is not durable is sent again.
+        The bus sends items again that were applied, but are not durable.
         """
         await self.start()
-        self.cursor.settling = fail(OSError("the disk refuses"))
+        self.cursor.committing = fail(OSError("the disk refuses"))
         self.bus.send(batch(0, 1, 1))
         await self.again(2)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
 
     async def test_lost_while_applying(self) -> None:
         """
-        What is still being applied when the subscription is lost is waited for: only
-        then it is known what is to be sent again.
+        The subscription is not renewed while items of the lost one are being applied: the
+        position depends on them.
         """
         await self.start()
         holding = self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._taking.called)
+        await self.until(lambda: not self.subscription._applying.called)
         self.bus.knows = False
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: not self.subscription.connected)
@@ -820,14 +562,14 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_stopped_while_applying(self) -> None:
         """
-        It has stopped when what was being applied has been, also if the subscription
-        was lost meanwhile.
+        The service stops after the items that are being applied, even if the subscription was
+        lost meanwhile.
         """
         for lost in (False, True):
             await self.start()
             holding = self.cursor.holding = Deferred()
             self.bus.send(batch(0, 1, 1))
-            await self.until(lambda: not self.subscription._taking.called)
+            await self.until(lambda: not self.subscription._applying.called)
             if lost:
                 self.bus.knows = False
                 self.clock.advance(HEARTBEAT)
@@ -846,7 +588,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_impossible_ports(self) -> None:
         """
-        A bus that names ports which are none is asked again.
+        The request is repeated when the reply names impossible ports.
         """
         self.bus.refusal = msgspec.json.encode({"topic": "x", "pub_port": -1, "sub_port": -1})
         self.subscription.startService()
@@ -862,7 +604,7 @@ class FeedTests(SubscriptionTestCase):
 
     async def test_cannot_begin(self) -> None:
         """
-        A cursor that cannot begin a snapshot does not end the subscription for good.
+        The request is repeated when the cursor cannot begin a snapshot.
         """
         self.cursor.position = Position("another", 1)
         self.cursor.failure = OSError("the disk refuses")
@@ -896,7 +638,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_full(self) -> None:
         """
-        A snapshot for who comes from another bus ends what it does not hold.
+        A full snapshot, after a change of the bus, ends the items that it does not hold.
         """
         self.cursor.position = Position("another", 100)
         self.bus.number = 9
@@ -908,7 +650,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_resumed(self) -> None:
         """
-        Who was here already gets no snapshot, only what follows.
+        A subscriber that resumes gets no snapshot, only the following items.
         """
         self.cursor.position = Position("bus", 5)
         self.bus.number = 9
@@ -918,8 +660,8 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_incomplete(self) -> None:
         """
-        A snapshot of which something is missing ends nothing; what follows it is applied,
-        and it is asked for again, later and later, from where it was.
+        An incomplete snapshot ends nothing. The following items are applied, and the snapshot
+        is requested again, after delays that double, from the same position.
         """
         self.cursor.position = Position("another", 100)
         for times in (1, 2, 3):
@@ -942,17 +684,18 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_too_many(self) -> None:
         """
-        One of which too much came is no more complete.
+        A snapshot with too many items is incomplete.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
         self.bus.send(part(1, 2), encode_mark(Mark(0, 1, True)))
-        await self.until(lambda: self.subscription._incomplete)
+        await self.until(lambda: self.subscription._incomplete_snapshots)
         self.assertEqual(self.cursor.position, Position("another", 100))
 
     async def test_refused_item(self) -> None:
         """
-        An item that cannot be read counts; without an id, nothing is ended for it.
+        An unreadable item of a snapshot counts. If its id is unreadable, the snapshot ends
+        nothing.
         """
         named = b'{"id":"%b",}' % indicator_id(2).encode()
         for raw, ended in ((named, True), (b'{"id":"?",}', False)):
@@ -968,7 +711,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_unbegun(self) -> None:
         """
-        A mark without a snapshot, or a second one, ends nothing and moves nothing.
+        A mark without a snapshot, or a second one, has no effect.
         """
         self.cursor.position = Position("bus", 5)
         await self.start()
@@ -978,7 +721,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_without_end(self) -> None:
         """
-        A snapshot that goes over into what follows is incomplete.
+        A snapshot that is followed by a batch is incomplete.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
@@ -988,7 +731,7 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_not_asked_for(self) -> None:
         """
-        A bus that calls a snapshot of some days all that is in force ends nothing.
+        A snapshot of some days ends nothing, even if the bus calls it full.
         """
         await self.start()
         self.bus.send(part(1), encode_mark(Mark(9, 1, True)))
@@ -997,8 +740,8 @@ class SnapshotTests(SubscriptionTestCase):
 
     async def test_failed(self) -> None:
         """
-        A snapshot without some source ends nothing, and is asked for again, later and
-        later.
+        A snapshot with a failed source ends nothing, and is requested again, after delays that
+        double.
         """
         self.cursor.position = Position("another", 100)
         await self.start()
@@ -1014,7 +757,7 @@ class SnapshotTests(SubscriptionTestCase):
 
 class ReportTests(SubscriptionTestCase):
     """
-    How sightings are reported.
+    Reports of sightings.
     """
 
     documents = [a_sighting(1).raw, a_sighting(2).raw]
@@ -1025,7 +768,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_acknowledged(self) -> None:
         """
-        Sightings are taken when the bus has said so.
+        Sightings are taken when the bus acknowledges them.
         """
         await self.start()
         handed = self.taken()
@@ -1036,7 +779,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_not_acknowledged(self) -> None:
         """
-        Without an answer in time they are not taken.
+        Sightings without an acknowledgement in time are not taken.
         """
         await self.start()
         self.bus.silent = True
@@ -1047,7 +790,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_refused(self) -> None:
         """
-        A bus that cannot keep them now has not taken them.
+        Sightings are not taken if the bus refuses the request.
         """
         await self.start()
         self.bus.refusal = manage.refused("the disk is full")
@@ -1058,7 +801,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_refused_item(self) -> None:
         """
-        What the bus can never take is done with.
+        A sighting that the bus refuses for good is taken.
         """
         await self.start()
         self.bus.refusal = manage.encode_published(["refused", "accepted"], {0: "no sighting"})
@@ -1068,9 +811,9 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_poisoned(self) -> None:
         """
-        A request that is refused without a reason, or answered for others, or not at all
-        by a bus that answers heartbeats, may have something in it; not one to a bus that
-        is away, or that says how it is.
+        A request is poisoned if the bus refuses it without a reason, replies with other
+        outcomes, or answers heartbeats but not this request. It is not if the bus is away, or
+        gives a reason.
         """
         await self.start()
         for reply, poisoned in (
@@ -1094,7 +837,7 @@ class ReportTests(SubscriptionTestCase):
                 await self.until(lambda: self.subscription._answered == self.clock.seconds())
                 for _ in range(5):
                     self.clock.advance(HEARTBEAT)
-                    await self.until(lambda: self.subscription._gap is not None)
+                    await self.until(lambda: self.subscription._breaking is not None)
             else:
                 self.bus.silent = True
                 self.clock.advance(subscription.REPORT_TIMEOUT)
@@ -1103,7 +846,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_old_host(self) -> None:
         """
-        A Threat Bus host gets them on its sub endpoint, once it listens.
+        A Threat Bus host gets sightings on its sub endpoint, once it listens.
         """
         self.bus.plugin = ""
         await self.start()
@@ -1117,7 +860,7 @@ class ReportTests(SubscriptionTestCase):
 
     async def test_disconnected(self) -> None:
         """
-        Without a subscription nothing is reported.
+        Without a subscription no sightings are taken.
         """
         self.assertEqual(await self.taken(), [False, False])
         self.assertFalse(self.subscription.send(SIGHTING_TOPIC + b" {}"))

@@ -23,6 +23,7 @@ from tbvast.bus.subscriptions import TURN
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
 from tbvast.protocol.topics import Dialect, Stream
+from tbvast.values import Received
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
 from tests.doubles_bus import clients_file
 
@@ -87,7 +88,7 @@ class IntakeTestCase(SynchronousTestCase):
         return succeed(None)
 
     def receive(self, *frames: bytes, user: str = "") -> None:
-        self.intake.receive([(user, [frame]) for frame in frames])
+        self.intake.receive([Received(user, [frame]) for frame in frames])
 
     def spread_items(self) -> list[bytes]:
         """
@@ -214,7 +215,7 @@ class ReceiveTests(IntakeTestCase):
         ]
         with capturedLogs() as events:
             self.receive(*broken, encode_report(an_indicator()))
-            self.intake.receive([("", [b"stix2/indicator", an_indicator(2).raw])])
+            self.intake.receive([Received("", [b"stix2/indicator", an_indicator(2).raw])])
         self.assertEqual(self.intake.counts["message", "refused"], len(broken) + 1)
         self.assertEqual(self.spread_items(), [an_indicator().raw])
         self.assertEqual(len([e for e in events if "reason" in e]), ERRORS_PER_MINUTE)
@@ -229,7 +230,7 @@ class ReceiveTests(IntakeTestCase):
         No message stops the intake.
         """
         self.setUp()
-        self.intake.receive([("", frames)])
+        self.intake.receive([Received("", frames)])
         self.receive(*(topic + b" " + payload for topic in REPORT_TOPICS))
         self.receive(encode_report(an_indicator()))
         self.assertEqual(self.spread_items()[-1:], [an_indicator().raw])
@@ -259,7 +260,7 @@ class ReceiveTests(IntakeTestCase):
         """
         self.journal.holding = True
         count = FULL + UNDER_WAY * BATCH
-        messages = [("", [encode_report(a_sighting(n))]) for n in range(count)]
+        messages = [Received("", [encode_report(a_sighting(n))]) for n in range(count)]
         self.intake.receive(messages[: FULL - 1])
         self.assertEqual(self.paused, [])
         self.intake.receive(messages[FULL - 1 :])
@@ -524,7 +525,7 @@ class FailingTests(IntakeTestCase):
         It does not keep the endpoint from being read, either.
         """
         self.start(BrokenJournal(self.clock))
-        self.intake.receive([("", [encode_report(a_sighting(n))]) for n in range(FULL)])
+        self.intake.receive([Received("", [encode_report(a_sighting(n))]) for n in range(FULL)])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertEqual(self.paused, [True, False])

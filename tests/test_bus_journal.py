@@ -28,10 +28,10 @@ from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.stix.documents import from_microseconds, timestamp
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
+from tbvast.values import Position
 from tests.doubles import (
     DAY,
     MemoryJournal,

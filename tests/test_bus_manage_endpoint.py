@@ -25,7 +25,8 @@ from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.protocol import manage
-from tbvast.protocol.manage import PROTOCOL, Position
+from tbvast.protocol.manage import PROTOCOL
+from tbvast.values import Position
 from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
 from tests.doubles_bus import clients_file, some_limits
 

@@ -21,9 +21,10 @@ from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
 from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import PROTOCOL, Position
+from tbvast.protocol.manage import PROTOCOL
 from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part
 from tbvast.protocol.topics import Dialect, Stream
+from tbvast.values import Position
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
 from tests.doubles_bus import a_request, some_limits
 
@@ -83,10 +84,10 @@ class CommitTests(SynchronousTestCase):
         The last chunk ends with the commit, also if its last item is not wanted.
         """
         commit = Commit([(1, an_indicator()), (2, a_sighting())])
-        ((until, items),) = commit.chunks(INTEL)
-        self.assertEqual(until, 2)
-        self.assertIn(an_indicator().raw, items)
-        self.assertNotIn(a_sighting().raw, items)
+        (chunk,) = commit.chunks(INTEL)
+        self.assertEqual(chunk.until, 2)
+        self.assertIn(an_indicator().raw, chunk.items)
+        self.assertNotIn(a_sighting().raw, chunk.items)
         self.assertIs(commit.chunks(INTEL), commit.chunks(INTEL))
         self.assertEqual(Commit([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), [])
 

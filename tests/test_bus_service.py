@@ -15,7 +15,9 @@ from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, check_open
-from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import ReportPublisher
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.protocol import manage
 from tbvast.protocol.frames import Item, encode_report, render
@@ -110,7 +112,7 @@ class BusTestCase(TestCase):
         """
         received: list[bytes] = []
         sub = SubConnection(
-            self.factory, lambda messages: received.extend(m[0] for _, m in messages)
+            self.factory, lambda messages: received.extend(m.frames[0] for m in messages)
         )
         sub.subscribe(topic.encode())
         sub.connect(tcp_address(HOST, self.settings.pub))
@@ -155,13 +157,13 @@ class BusTests(BusTestCase):
         reply = await self.ask(action="subscribe", topic="stix2/sighting")
         received = self.listen(reply["topic"])
         ready: list[None] = []
-        announcer = Announcer(
+        publisher = ReportPublisher(
             self.factory, tcp_address(HOST, self.settings.sub), lambda: ready.append(None)
         )
-        self.addCleanup(announcer.close)
-        await self.until(lambda: announcer.send(b"stix2/sighting {}"))
+        self.addCleanup(publisher.close)
+        await self.until(lambda: publisher.send(b"stix2/sighting {}"))
         for report in (encode_report(an_indicator()), encode_report(a_sighting())):
-            await self.until(lambda report=report: announcer.send(report))  # type: ignore[misc]
+            await self.until(lambda report=report: publisher.send(report))  # type: ignore[misc]
         await self.until(lambda: received)
         tail = render(Dialect.STIX2, a_sighting())[0]
         self.assertEqual(received, [reply["topic"].encode() + tail])
@@ -206,7 +208,7 @@ class BusTests(BusTestCase):
             reactor,
             self.factory,
             HostPort(HOST, self.settings.manage),
-            Wish(("stix2/indicator",), 1, "a test", 0.05),
+            SubscriptionRequest(("stix2/indicator",), 1, "a test", 0.05),
             listener,
         )
         self.start()

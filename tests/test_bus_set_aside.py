@@ -36,6 +36,7 @@ from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
+from tbvast.values import Received
 from tests.doubles import (
     MemoryJournal,
     MemoryPub,
@@ -665,8 +666,10 @@ class CommitTests(SynchronousTestCase):
             [(each.number, each.id, each.stage) for each in self.aside],
             [(2, indicator_id(2), Stage.DELIVERY)],
         )
-        ((until, items),) = commit.chunks(frozenset(Stream))
-        self.assertEqual((until, items.count(b"[4,"), items.count(b"[2,")), (4, 1, 0))
+        (chunk,) = commit.chunks(frozenset(Stream))
+        self.assertEqual(
+            (chunk.until, chunk.items.count(b"[4,"), chunk.items.count(b"[2,")), (4, 1, 0)
+        )
         self.assertEqual(len(commit.tails(Dialect.VAST, frozenset(Stream))), 3)
 
     def test_too_long(self) -> None:
@@ -674,8 +677,8 @@ class CommitTests(SynchronousTestCase):
         What is too long is in no frame of tbvast/1.
         """
         self.items[1] = an_indicator(2, note="x" * LARGEST_INDICATOR)
-        ((until, items),) = self.commit().chunks(frozenset(Stream))
-        self.assertEqual((until, len(items) < 10_000), (4, True))
+        (chunk,) = self.commit().chunks(frozenset(Stream))
+        self.assertEqual((chunk.until, len(chunk.items) < 10_000), (4, True))
         self.assertEqual([each.number for each in self.aside], [2])
         self.assertIn("too long", self.aside[0].reason)
 
@@ -766,7 +769,7 @@ class BusTestCase(SynchronousTestCase):
         self.intake._gate.may = may  # type: ignore[method-assign]
         frames = [encode_report(an_indicator(n)) for n in (1, 2, 3)]
         self.intake.receive(
-            [(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
+            [Received(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
         )
         self.clock.advance(0)
         self.assertEqual(self.journal.head, 2)

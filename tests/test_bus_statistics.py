@@ -17,6 +17,7 @@ from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import encode_report
+from tbvast.values import Received
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
 from tests.doubles_bus import a_request, some_limits
 
@@ -52,7 +53,7 @@ class StatisticsTests(SynchronousTestCase):
         return decoded
 
     def receive(self, *frames: bytes) -> None:
-        self.intake.receive([("", [frame]) for frame in frames])
+        self.intake.receive([Received("", [frame]) for frame in frames])
         self.clock.advance(0)
 
     def test_idle(self) -> None:

@@ -17,10 +17,10 @@ from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
 from tbvast.protocol.frames import Item, encode_report
-from tbvast.protocol.manage import Position
 from tbvast.service.flusher import RETRY_DELAY
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings.schema import UpstreamSettings
+from tbvast.values import Position
 from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
 from tests.doubles_bus import MemoryBusSubscription
@@ -163,15 +163,15 @@ class UpstreamTests(SynchronousTestCase):
         )
         return position
 
-    def test_wish(self) -> None:
+    def test_request(self) -> None:
         """
         It subscribes to the intel of the other bus, with the snapshot that was
         wanted, from where it was.
         """
-        (_, factory, bus, wish, cursor), _ = self.bus.given
+        (_, factory, bus, request, cursor), _ = self.bus.given
         self.assertIs(factory, self.factory)
         self.assertEqual(str(bus), "up.example:13370")
-        self.assertEqual((wish.topics, wish.snapshot), (("stix2/indicator",), 3))
+        self.assertEqual((request.topics, request.snapshot), (("stix2/indicator",), 3))
         self.assertTrue(self.bus.running)
         self.successResultOf(Deferred.fromCoroutine(cursor.apply((), Position("up", 7))))
         self.successResultOf(self.upstream.stopService())

@@ -77,7 +77,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_decoded(self) -> None:
         """
-        Each topic has its payload, which is kept byte for byte.
+        Payloads of each topic are decoded, and kept byte for byte.
         """
         for item in (INDICATOR, SIGHTING):
             with self.subTest(item):
@@ -92,7 +92,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_vast_sighting(self) -> None:
         """
-        A VAST matcher's output is a sighting, the same one each time.
+        A VAST report becomes a sighting, the same one each time.
         """
         frame = b'vast/sightings {"ts":"2024-01-01T00:00:00Z","reference":"threatbus__%s"}' % (
             indicator_id(7).encode()
@@ -104,7 +104,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_envelope(self) -> None:
         """
-        A snapshot envelope holds an indicator or a sighting, as its type says.
+        A snapshot envelope holds an indicator or a sighting, according to its type.
         """
         for type_, item in enumerate((INDICATOR, SIGHTING), 1):
             with self.subTest(type_):
@@ -114,8 +114,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_bad_envelopes(self) -> None:
         """
-        A body of another type than its envelope says is refused, and so is an
-        envelope of an unknown type.
+        An envelope of an unknown type is refused, or one whose body has another type.
         """
         for type_, body in [
             (1, SIGHTING.raw),
@@ -129,7 +128,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_frames(self) -> None:
         """
-        Several frames, or none, are no report.
+        A message of no frame or several frames is not a report.
         """
         frame = encode_report(an_indicator())
         for message in ([], [frame, b""], [b"", frame], frame.split(b" ", 1)):
@@ -138,7 +137,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_topics(self) -> None:
         """
-        Another topic is refused, also one that begins like a known one.
+        Unknown topics are refused, even if they begin like a known one.
         """
         raw = indicator_document()
         for topic in (b"", b"stix2/indicators", b"stix2", b"threatbus/intel", b"\xff"):
@@ -148,8 +147,7 @@ class ReportTests(SynchronousTestCase):
 
     def test_broken(self) -> None:
         """
-        A payload that is not what its topic says is refused, in a message of
-        bounded length.
+        A payload that does not match its topic is refused, in a message of bounded length.
         """
         for topic in REPORT_TOPICS:
             for payload in payloads:
@@ -215,12 +213,12 @@ class ReportTests(SynchronousTestCase):
 
 class RenderTests(SynchronousTestCase):
     """
-    Tests for L{render}: what follows the topic, in both dialects.
+    Tests for L{render}, in both dialects.
     """
 
     def test_stix2(self) -> None:
         """
-        A stix2 frame names the type, and carries the document as it came.
+        A stix2 frame names the type, and carries the document unchanged.
         """
         for item, stream in [(INDICATOR, b"indicator "), (SIGHTING, b"sighting ")]:
             with self.subTest(stream):
@@ -228,8 +226,7 @@ class RenderTests(SynchronousTestCase):
 
     def test_vast_intel(self) -> None:
         """
-        A vast frame carries the VAST threat intel format; there is one for each
-        observable.
+        A vast frame carries the VAST threat intelligence format, one frame for each observable.
         """
         item = an_indicator(pattern="[ipv4-addr:value IN ('192.0.2.1', '192.0.2.2')]")
         tails = render(Dialect.VAST, item)
@@ -249,7 +246,7 @@ class RenderTests(SynchronousTestCase):
 
     def test_vast_sighting(self) -> None:
         """
-        A sighting is written as a VAST matcher would have.
+        A sighting is encoded like the report of a VAST matcher.
         """
         (tail,) = render(Dialect.VAST, a_sighting(5))
         self.assertEqual(
@@ -259,15 +256,15 @@ class RenderTests(SynchronousTestCase):
 
     def test_inexpressible(self) -> None:
         """
-        What a dialect cannot express has no frame in it.
+        An item that a dialect cannot express has no frame.
         """
         pattern = f"[file:hashes.MD5 = '{'a' * 32}']"
         self.assertEqual(render(Dialect.VAST, an_indicator(pattern=pattern)), ())
 
     def test_unexpected_properties(self) -> None:
         """
-        A sighting that an earlier version let in, and that cannot be sent as it is, is
-        refused, or left out.
+        A sighting that an earlier version admitted, but that cannot be encoded, is refused or
+        left out.
         """
         for fields in ({"modified": "yesterday", "last_seen": None}, {"created": 7}):
             with self.subTest(fields):
@@ -278,7 +275,7 @@ class RenderTests(SynchronousTestCase):
 
     def test_snapshot_request(self) -> None:
         """
-        A subscriber is asked for a snapshot in seconds, under an id.
+        A snapshot request has an id and an age in seconds.
         """
         for stream, type_ in [(Stream.INTEL, 1), (Stream.SIGHTING, 2)]:
             with self.subTest(stream):
@@ -303,7 +300,7 @@ class RenderTests(SynchronousTestCase):
 
     def test_all(self) -> None:
         """
-        Many items are rendered like each of them.
+        L{render_all} encodes each item as L{render} does.
         """
         other = an_indicator(pattern="[url:value LIKE 'x']")
         items: list[Indicator | Sighting] = [a_sighting(), other, an_indicator(2)]
@@ -315,7 +312,7 @@ class RenderTests(SynchronousTestCase):
 
     def test_intel(self) -> None:
         """
-        What the journal holds is rendered like what has just arrived.
+        L{render_intel} encodes a document as L{render} encodes the indicator.
         """
         for dialect in Dialect:
             item = an_indicator()
@@ -329,7 +326,7 @@ class DeliveryTests(SynchronousTestCase):
 
     def test_decoded(self) -> None:
         """
-        What the bus sends is what the subscriber gets.
+        A subscriber decodes the item that the bus encoded.
         """
         for item in (INDICATOR, SIGHTING):
             for tail in render(Dialect.STIX2, item):

@@ -28,6 +28,7 @@ from tbvast.protocol.manage import (
     decode_subscribed,
 )
 from tbvast.protocol.topics import Dialect
+from tbvast.values import Position
 
 P2P = "a" * 32
 
@@ -86,7 +87,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_subscribe(self) -> None:
         """
-        A topic, or several, and a number of days that may be left out.
+        A topic or several, and an optional number of days.
         """
         cases: list[tuple[dict[str, Any], Subscribe]] = [
             (
@@ -121,7 +122,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_unsubscribe(self) -> None:
         """
-        The subscription's own topic tells its dialect.
+        The subscription's own topic determines the dialect.
         """
         for topic, dialect in [(P2P, Dialect.STIX2), ("threatbus/intelabc", Dialect.VAST)]:
             with self.subTest(topic):
@@ -148,7 +149,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_publish(self) -> None:
         """
-        The documents come out as they came in, byte for byte, whatever they are.
+        Documents are decoded byte for byte, whatever they hold.
         """
         raw = b'{"action":"publish","documents":[{ "a" : 1.0 },null,"x"]}'
         self.assertEqual(decode_request(raw), Publish((b'{ "a" : 1.0 }', b"null", b'"x"')))
@@ -156,14 +157,14 @@ class RequestTests(SynchronousTestCase):
 
     def test_status(self) -> None:
         """
-        Somebody wants to know how the bus is doing.
+        The status is requested.
         """
         self.assertEqual(decode_request(request(action="status")), Status())
 
     def test_unknown(self) -> None:
         """
-        Another action, or no topic, is nothing known; the topic tells in which
-        dialect to say so.
+        Another action, or no topic, is an unknown request; the topic determines the dialect of
+        the reply.
         """
         cases: list[tuple[dict[str, Any], Dialect]] = [
             ({}, Dialect.STIX2),
@@ -184,7 +185,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_wrong_types(self) -> None:
         """
-        A property that is not of its type is named.
+        A property of a wrong type is named.
         """
         cases: list[tuple[str, dict[str, Any]]] = [
             ("snapshot", {"snapshot": "a week"}),
@@ -214,7 +215,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_broken(self) -> None:
         """
-        What is no JSON object is refused, in a message of bounded length.
+        A request that is not a JSON object is refused, in a message of bounded length.
         """
         for raw in broken:
             with self.subTest(raw[:40]):
@@ -237,13 +238,13 @@ class RequestTests(SynchronousTestCase):
 
 class ReplyTests(SynchronousTestCase):
     """
-    Every row of the manage table, as the subscriber reads it.
+    Every reply of the manage endpoint, as the subscriber reads it.
     """
 
     def test_subscribed(self) -> None:
         """
-        The reply has the keys of both dialects; those of the extension only for
-        who speaks it.
+        The reply has the keys of both dialects, and those of the extension only for its
+        speakers.
         """
         plain = {
             "topic": P2P,
@@ -255,7 +256,7 @@ class ReplyTests(SynchronousTestCase):
         }
         reply = manage.subscribed(P2P, "bus.example", 13371, 13372, None)
         self.assertEqual(json.loads(reply), plain)
-        beginning = manage.Position("some plugin", 17)
+        beginning = Position("some plugin", 17)
         reply = manage.subscribed(P2P, "bus.example", 13371, 13372, beginning)
         self.assertEqual(
             json.loads(reply),
@@ -268,7 +269,7 @@ class ReplyTests(SynchronousTestCase):
 
     def test_unsubscribed(self) -> None:
         """
-        Only stix2 tells an unknown topic.
+        Only stix2 reports an unknown topic.
         """
         for dialect, known, reply in [
             (Dialect.STIX2, True, b'{"status":"success"}'),
@@ -281,21 +282,21 @@ class ReplyTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """
-        Each dialect has its own words for a request that is not known.
+        Each dialect has its own reply to an unknown request.
         """
         self.assertEqual(manage.unknown_request(Dialect.STIX2), b'{"status":"unknown request"}')
         self.assertEqual(manage.unknown_request(Dialect.VAST), b"Unknown request")
 
     def test_constants(self) -> None:
         """
-        The replies to a heartbeat, and to what is no request.
+        The replies to heartbeats and to malformed requests.
         """
         self.assertEqual(json.loads(manage.SUCCESS), {"status": "success"})
         self.assertEqual(json.loads(manage.ERROR), {"status": "error"})
 
     def test_published(self) -> None:
         """
-        The outcomes, and the reasons by position, survive the way.
+        Outcomes and reasons are decoded as they were encoded.
         """
         raw = manage.encode_published(["accepted", "refused"], {1: "no pattern"})
         published = decode_published(raw)
@@ -321,7 +322,7 @@ class ReplyTests(SynchronousTestCase):
 
     def test_broken(self) -> None:
         """
-        What is no JSON object is no reply.
+        A reply that is not a JSON object is refused.
         """
         for raw in broken:
             for decode in (decode_reply, decode_subscribed, decode_published):
@@ -351,12 +352,12 @@ class ReplyTests(SynchronousTestCase):
 
 class AskingTests(SynchronousTestCase):
     """
-    What a subscriber asks is what the bus understands.
+    The bus decodes the requests that a subscriber encodes.
     """
 
     def test_subscribe(self) -> None:
         """
-        One topic is written as text, for a host that knows no lists of one.
+        A single topic is encoded as a text, because a Threat Bus host expects that.
         """
         raw = manage.encode_subscribe(["stix2/indicator"], 30, "me")
         self.assertEqual(json.loads(raw)["topic"], "stix2/indicator")
@@ -371,7 +372,7 @@ class AskingTests(SynchronousTestCase):
 
     def test_others(self) -> None:
         """
-        The other requests come out as they were meant.
+        The other requests are decoded as they were encoded.
         """
         for raw, expected in [
             (manage.encode_unsubscribe(P2P), Unsubscribe(P2P, Dialect.STIX2)),
@@ -395,12 +396,12 @@ class AskingTests(SynchronousTestCase):
 
 class SubscribedTests(SynchronousTestCase):
     """
-    Replies to a subscribe request that nobody can follow.
+    Replies to a subscribe request with impossible values.
     """
 
     def test_refused(self) -> None:
         """
-        They are refused; what a Threat Bus host says is not looked at for numbers.
+        Impossible values are refused, except for the extension's keys from a Threat Bus host.
         """
         reply = {"topic": "x", "pub_port": 1, "sub_port": 65535, "plugin": "", "number": -1}
         numbered = {"protocol": PROTOCOL, "plugin": "p", "number": 1}

@@ -32,7 +32,7 @@ class SplitTests(SynchronousTestCase):
 
     def test_one_damaged(self) -> None:
         """
-        Wherever one damaged document stands, it and the others are told apart.
+        One damaged document, anywhere in the request, is separated from the others.
         """
         for damaged in DAMAGED:
             for position in range(len(GOOD) + 1):
@@ -46,7 +46,7 @@ class SplitTests(SynchronousTestCase):
 
     def test_others(self) -> None:
         """
-        What is no publish request is not taken for one.
+        Requests other than publish requests are not split.
         """
         for raw in (b"", b"[]", b'{"action":"status"', b'{"action":"x","documents":[nope]}'):
             self.assertIsNone(split_request(raw))

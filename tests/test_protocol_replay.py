@@ -4,6 +4,7 @@ Tests for L{tbvast.protocol.replay} and L{tbvast.protocol.delivery}.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -21,7 +22,7 @@ from tbvast.protocol.replay import (
     Part,
     Torn,
     chunks,
-    decode_feed,
+    decode_replay,
     encode_batch,
     encode_item,
     encode_mark,
@@ -62,18 +63,18 @@ def encoded(listed: list[Item]) -> bytes:
 
 def decoded(tail: bytes) -> Any:
     kind, _, payload = tail.partition(b" ")
-    return decode_feed(kind, payload)
+    return decode_replay(kind, payload)
 
 
 class RoundTripTests(SynchronousTestCase):
     """
-    What was encoded is decoded.
+    Frames are decoded as they were encoded.
     """
 
     @given(numbers, numbers, items)
     def test_batch(self, after: int, until: int, listed: list[Item]) -> None:
         """
-        A batch has its numbers and its items.
+        A batch keeps its range and its items.
         """
         self.assertEqual(
             decoded(encode_batch(after, until, encoded(listed))),
@@ -83,14 +84,14 @@ class RoundTripTests(SynchronousTestCase):
     @given(items)
     def test_part(self, listed: list[Item]) -> None:
         """
-        A part of a snapshot has its items.
+        A part of a snapshot keeps its items.
         """
         self.assertEqual(decoded(encode_part(encoded(listed))), Part(tuple(listed)))
 
     @given(numbers, numbers, st.booleans(), st.lists(st.text(), max_size=3))
     def test_mark(self, number: int, count: int, full: bool, failed: list[str]) -> None:
         """
-        A mark says what it said.
+        A mark keeps its fields.
         """
         mark = Mark(number, count, full, tuple(failed))
         self.assertEqual(decoded(encode_mark(mark)), mark)
@@ -98,7 +99,7 @@ class RoundTripTests(SynchronousTestCase):
     @given(items)
     def test_delivery(self, listed: list[Item]) -> None:
         """
-        So it is with the subscription's own topic before it.
+        So do frames behind the subscription's own topic.
         """
         for tail in (
             encode_batch(1, 9, encoded(listed)),
@@ -125,34 +126,35 @@ class ChunkTests(SynchronousTestCase):
     @given(st.lists(st.integers(1, FRAME_BYTES + 10), max_size=20))
     def test_bounded(self, sizes: list[int]) -> None:
         """
-        All items are there, in order; frames are no larger than need be, and no two
-        could have been one.
+        Chunks hold all items, in order. They are no larger than necessary, and no two could be
+        one.
         """
         given_items = [(number, b"x" * size) for number, size in enumerate(sizes, 1)]
         found = list(chunks(given_items))
         self.assertEqual(
-            [item for _, joined in found for item in joined.split(b",")],
+            [item for chunk in found for item in chunk.items.split(b",")],
             [item for _, item in given_items],
         )
         count = 0
-        for last, joined in found:
-            parts = joined.split(b",")
+        for chunk in found:
+            parts = chunk.items.split(b",")
             count += len(parts)
-            self.assertEqual(last, count)
+            self.assertEqual(chunk.until, count)
             if len(parts) > 1:
-                self.assertLessEqual(len(joined), FRAME_BYTES)
-        for (_, before), (_, after) in zip(found, found[1:], strict=False):  # noqa: RUF007
-            self.assertGreater(len(before) + 1 + len(after.split(b",")[0]), FRAME_BYTES)
+                self.assertLessEqual(len(chunk.items), FRAME_BYTES)
+        for before, after in itertools.pairwise(found):
+            first = after.items.split(b",")[0]
+            self.assertGreater(len(before.items) + 1 + len(first), FRAME_BYTES)
 
 
 class FrameSizeTests(SynchronousTestCase):
     """
-    A subscriber that takes messages of the shortest limit can be sent any document.
+    Documents of any size fit into messages of the shortest limit.
     """
 
     def test_largest(self) -> None:
         """
-        No frame of the largest documents, among others, is longer.
+        No frame with the largest documents is longer than the limit.
         """
         topic = b"t" * 1024  # longer than any
         sizes = [1, FRAME_BYTES, LARGEST_INDICATOR, LARGEST_SIGHTING, LARGEST_SIGHTING, 1, 1]
@@ -163,8 +165,11 @@ class FrameSizeTests(SynchronousTestCase):
         ]
         frames = [
             topic + frame
-            for until, joined in chunks(items)
-            for frame in (encode_batch(last, until, joined), encode_part(joined))
+            for chunk in chunks(items)
+            for frame in (
+                encode_batch(last, chunk.until, chunk.items),
+                encode_part(chunk.items),
+            )
         ]
         self.assertGreater(max(map(len, frames)), LARGEST_SIGHTING)
         self.assertLess(max(map(len, frames)), SHORTEST_MESSAGE_LIMIT - (1 << 20))
@@ -172,19 +177,19 @@ class FrameSizeTests(SynchronousTestCase):
 
 class RefusedTests(SynchronousTestCase):
     """
-    What cannot be read.
+    Unreadable frames and items.
     """
 
     def test_kinds(self) -> None:
         """
-        What is none of tbvast/1 is left to others.
+        Kinds of other protocols are not decoded.
         """
         for kind in (b"", b"indicator", b"Batch", b"batch2"):
-            self.assertIsNone(decode_feed(kind, b"{}"))
+            self.assertIsNone(decode_replay(kind, b"{}"))
 
     def test_payloads(self) -> None:
         """
-        A mark that says something else is refused.
+        A malformed mark is refused.
         """
         for payload in (
             b"",
@@ -194,11 +199,11 @@ class RefusedTests(SynchronousTestCase):
             b'{"number":%d,"count":1,"full":true}' % (1 << 63),
         ):
             with self.subTest(payload=payload[:50]):
-                self.assertRaises(ProtocolInvalid, decode_feed, b"mark", payload)
+                self.assertRaises(ProtocolInvalid, decode_replay, b"mark", payload)
 
     def test_nothing_readable(self) -> None:
         """
-        A frame without anything that looks like an item is refused in one piece.
+        A frame without anything that looks like an item is refused as one item.
         """
         for kind, head, payload in (
             (b"batch", b"", b'{"after":1,"until":"2","items":[],"x":1}'),
@@ -209,7 +214,7 @@ class RefusedTests(SynchronousTestCase):
             (b"snapshot", b'{"items":[', b'{"items":[' + b"[" * 10_000),
         ):
             with self.subTest(kind=kind, payload=payload[:50]):
-                found: Any = decode_feed(kind, payload)
+                found: Any = decode_replay(kind, payload)
                 self.assertIsInstance(found, Torn if kind == b"batch" else Part)
                 self.assertEqual(found.items, ())
                 (refused,) = found.refused
@@ -218,7 +223,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_range(self) -> None:
         """
-        The items of a batch with an impossible range are taken, without a range.
+        The items of a batch with an impossible range are decoded, without a range.
         """
         item = encode_item(1, Stream.INTEL, an_indicator().raw)
         for after, until in ((2, 1), (-1, 1), (0, 1 << 63), (1 << 70, 1 << 71)):
@@ -227,7 +232,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_items(self) -> None:
         """
-        An item that cannot be read is refused alone, with the reason.
+        An unreadable item is refused alone, with the reason.
         """
         raw = b",".join(
             [
@@ -247,8 +252,7 @@ class RefusedTests(SynchronousTestCase):
 
     def test_deliveries(self) -> None:
         """
-        So is a message of another subscription, of several frames, or of no known
-        type.
+        A message of another subscription, of several frames, or of an unknown type is refused.
         """
         raw = an_indicator().raw
         for message in (
@@ -289,7 +293,7 @@ class RefusedTests(SynchronousTestCase):
     )
     def test_any_json(self, kind: bytes, value: dict[str, Any]) -> None:
         """
-        Nor does any JSON.
+        No JSON value raises anything but L{Invalid}.
         """
         self.decode(kind, json.dumps(value).encode())
 

@@ -15,7 +15,7 @@ from tbvast.protocol.replay import (
     Batch,
     Part,
     Torn,
-    decode_feed,
+    decode_replay,
     encode_batch,
     encode_item,
     encode_part,
@@ -78,18 +78,17 @@ def part_of(documents: list[bytes]) -> bytes:
 
 class FrameTests(SynchronousTestCase):
     """
-    Frames that hold documents which cannot be read.
+    Frames with unreadable documents.
     """
 
     @given(st.lists(good | bad, max_size=8))
     def test_documents(self, documents: list[tuple[bool, bytes]]) -> None:
         """
-        Every readable document is taken, in order, exactly once, and each other one is
-        refused alone.
+        Every readable document is decoded once, in order, and each other one is refused alone.
         """
         raws = [raw for _, raw in documents]
         expected = [raw for readable, raw in documents if readable]
-        found: Any = decode_feed(b"batch", batch_of(raws))
+        found: Any = decode_replay(b"batch", batch_of(raws))
         self.assertIsInstance(found, Batch)
         self.assertEqual((found.after, found.until), (0, len(raws)))
         self.assertEqual([item.raw for item in found.items], expected)
@@ -97,20 +96,20 @@ class FrameTests(SynchronousTestCase):
             [each.number for each in found.refused],
             [n for n, (readable, _) in enumerate(documents, 1) if not readable],
         )
-        part: Any = decode_feed(b"snapshot", part_of(raws))
+        part: Any = decode_replay(b"snapshot", part_of(raws))
         self.assertEqual([item.raw for item in part.items], expected)
         self.assertEqual(len(part.items) + len(part.refused), len(raws))
 
     @given(st.integers(1, 6), st.data())
     def test_one_byte(self, count: int, data: st.DataObject) -> None:
         """
-        One damaged byte costs one document at the most.
+        One damaged byte costs at most one document.
         """
         documents = [indicator_document(n) for n in range(1, count + 1)]
         for kind, payload in ((b"batch", batch_of(documents)), (b"snapshot", part_of(documents))):
             at = data.draw(st.integers(0, len(payload) - 1))
             byte = data.draw(st.integers(0, 255))
-            found: Any = decode_feed(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
+            found: Any = decode_replay(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
             taken = [item.raw for item in found.items]
             whole = [raw for raw in documents if raw in taken]
             self.assertEqual([raw for raw in taken if raw in whole], whole)
@@ -120,13 +119,14 @@ class FrameTests(SynchronousTestCase):
     @given(st.integers(0, 30), st.binary(min_size=1, max_size=30))
     def test_head(self, length: int, junk: bytes) -> None:
         """
-        If what stands before the items is damaged, all of them are taken, though it is
-        not known what range they are.
+        If the head is damaged, all items are decoded, without a range.
         """
         documents = [indicator_document(n) for n in (1, 2)]
         whole = batch_of(documents)
         start = whole.index(b"[[") + 1
-        found: Any = decode_feed(b"batch", junk + whole[min(length, start) : start] + whole[start:])
+        found: Any = decode_replay(
+            b"batch", junk + whole[min(length, start) : start] + whole[start:]
+        )
         if not isinstance(found, Batch):
             self.assertIsInstance(found, Torn)
             self.assertEqual([item.raw for item in found.items], documents)
@@ -134,13 +134,13 @@ class FrameTests(SynchronousTestCase):
     @given(st.binary(max_size=200))
     def test_any_bytes(self, raw: bytes) -> None:
         """
-        Nothing stops it, and nothing is found twice.
+        No bytes raise an error, or make an item appear twice.
         """
         for start in (None, 0):
             found = list(salvage(raw, start))
             self.assertLessEqual(sum(len(each.raw) for each in found), len(raw))
-        self.assertIsInstance(decode_feed(b"batch", raw), Batch | Torn)
-        self.assertIsInstance(decode_feed(b"snapshot", raw), Part)
+        self.assertIsInstance(decode_replay(b"batch", raw), Batch | Torn)
+        self.assertIsInstance(decode_replay(b"snapshot", raw), Part)
 
 
 class SalvageTests(SynchronousTestCase):
@@ -150,7 +150,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_within(self) -> None:
         """
-        What looks like an item within a document is none.
+        Text that looks like an item inside a document is not an item.
         """
         documents = [LOOKS_LIKE_ITEMS, DEEP, indicator_document(7)]
         payload = batch_of(documents)
@@ -159,7 +159,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """
-        Behind a damaged item, only an item of the range is looked for.
+        After a damaged item, only items of the range are searched.
         """
         for number in (0, 9):
             payload = batch_of([b'{"a": [[%d,"indicator",{}],}' % number, b"{}"])
@@ -168,7 +168,7 @@ class SalvageTests(SynchronousTestCase):
 
     def test_work(self) -> None:
         """
-        A frame that was made to take long does not.
+        A maliciously built frame does not take long.
         """
         start = time.monotonic()
         for some in (

@@ -28,7 +28,7 @@ class StreamsTests(SynchronousTestCase):
 
     def test_names(self) -> None:
         """
-        Either name of a stream gets the stream, and no other.
+        Each name of a stream selects this stream only.
         """
         for stream, names in STREAM_TOPICS.items():
             for name in names:
@@ -37,7 +37,7 @@ class StreamsTests(SynchronousTestCase):
 
     def test_prefixes(self) -> None:
         """
-        A topic is a prefix of the names it gets, never the other way round.
+        A topic is a prefix of the names that it selects, never the other way round.
         """
         both = {Stream.INTEL, Stream.SIGHTING}
         for topics, expected in [
@@ -58,7 +58,7 @@ class StreamsTests(SynchronousTestCase):
     @given(st.lists(st.text()))
     def test_any(self, topics: list[str]) -> None:
         """
-        Several topics get what each of them gets.
+        Several topics select the streams of each.
         """
         self.assertEqual(
             streams_of(topics), frozenset().union(*(streams_of([topic]) for topic in topics))
@@ -72,7 +72,7 @@ class DialectTests(SynchronousTestCase):
 
     def test_choice(self) -> None:
         """
-        Only topics under C{threatbus/} are spoken to in the vast dialect.
+        Only topics under C{threatbus/} select the vast dialect.
         """
         for topic, dialect in [
             ("threatbus/intel", Dialect.VAST),
@@ -103,8 +103,8 @@ class NewTopicTests(SynchronousTestCase):
 
     def test_vast(self) -> None:
         """
-        A vast topic is what was asked for and 10 lower-case letters, from which
-        the dialect of the later unsubscribe can be told.
+        A vast topic is the requested one and 10 lower-case letters, so that the later
+        unsubscribe request shows the dialect.
         """
         topic = new_topic("threatbus/intel", Dialect.VAST)
         self.assertEqual(topic[:-10], "threatbus/intel")
@@ -113,7 +113,7 @@ class NewTopicTests(SynchronousTestCase):
 
     def test_unique(self) -> None:
         """
-        No topic comes twice, and every letter comes sooner or later.
+        No topic is repeated, and every letter occurs.
         """
         for dialect in Dialect:
             with self.subTest(dialect):

@@ -18,7 +18,7 @@ class UnreadableTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """
-        What is kept is bounded, and can be sent to another process.
+        A description is bounded, and can be sent to another process.
         """
         for number in (-1, 0, 5, 1 << 63, 1 << 70):
             raw = b"x" * 2 * KEPT_BYTES + b'"id":"%b"' % indicator_id(1).encode()
@@ -31,7 +31,7 @@ class UnreadableTests(SynchronousTestCase):
 
     def test_ids(self) -> None:
         """
-        The ids are those of indicators and sightings that can be read.
+        The ids are the readable ones of indicators and sightings.
         """
         raw = indicator_document(1) + b'{"id" : "%b"' % sighting_id(2).encode()
         self.assertEqual(ids_in(raw), (indicator_id(1), sighting_id(2)))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tbvast.values import Received
 from tbvast.zeromq.curve import (
     ZAP_DOMAIN,
     KeyPair,
@@ -36,7 +37,7 @@ from tbvast.zeromq.sockets import (
     SubConnection,
     XPubConnection,
 )
-from tbvast.zeromq.zap import Doorkeeper
+from tbvast.zeromq.zap import ZapHandler
 from tests.doubles import until
 
 reactor: Any = real_reactor
@@ -57,7 +58,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def refusal(self, load: Callable[[str], Any], path: Path) -> str:
         """
-        What is said of a file that cannot be used: one line that names it.
+        @return: The error of loading an unusable file: one line that names the file.
         """
         error = self.assertRaises(KeyUnusable, load, str(path))
         self.assertIn(str(path), str(error))
@@ -66,7 +67,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_round_trip(self) -> None:
         """
-        What was made can be loaded, and belongs together.
+        A new key pair can be loaded, and its keys belong together.
         """
         keys = load_key_pair(str(self.secret))
         self.assertEqual(zmq.curve_public(keys.secret), keys.public)
@@ -75,7 +76,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_modes(self) -> None:
         """
-        Only its owner can read the secret file, or look into the folder.
+        Only the owner can read the secret file, or open the folder.
         """
         self.assertEqual(stat.S_IMODE(self.secret.stat().st_mode), 0o600)
         self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
@@ -91,7 +92,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_exists(self) -> None:
         """
-        Keys that are there are not overwritten.
+        Existing keys are not overwritten.
         """
         before = self.secret.read_bytes()
         error = self.assertRaises(KeyUnusable, make_key_pair, self.directory, "bridge")
@@ -100,7 +101,7 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_readable_by_others(self) -> None:
         """
-        A secret file that others may read is refused, with what to do.
+        A secret file that others may read is refused, with the remedy.
         """
         for mode in (0o640, 0o604, 0o620, 0o660):
             self.secret.chmod(mode)
@@ -110,21 +111,21 @@ class KeyFileTests(SynchronousTestCase):
 
     def test_stricter(self) -> None:
         """
-        A secret file that is not even writable can be used.
+        A read-only secret file can be used.
         """
         self.secret.chmod(0o400)
         load_key_pair(str(self.secret))
 
     def test_public_for_secret(self) -> None:
         """
-        A public file is not taken for a secret one.
+        A public file is refused as a secret one.
         """
         self.public.chmod(0o600)
         self.assertIn("key_secret", self.refusal(load_key_pair, self.public))
 
     def test_missing(self) -> None:
         """
-        A file that is not there is named.
+        The error names a missing file.
         """
         for load in (load_key_pair, load_public_key):
             self.refusal(load, self.directory / "nobody.key_secret")
@@ -141,18 +142,18 @@ class KeyFileTests(SynchronousTestCase):
             self.secret.read_bytes().replace(b'secret-key = "', b'secret-key = "x'),
         ):
             self.secret.write_bytes(content)
-            self.assertIn("no ZeroMQ key file", self.refusal(load_key_pair, self.secret))
+            self.assertIn("not a ZeroMQ key file", self.refusal(load_key_pair, self.secret))
 
     def test_shown(self) -> None:
         """
-        The secret is not in what is logged of a key pair.
+        The secret key does not appear in the representation of a key pair.
         """
         keys = load_key_pair(str(self.secret))
         self.assertNotIn(keys.secret.decode(), repr(keys))
 
     def test_client_options(self) -> None:
         """
-        One's own key and the bus's belong together; without both there are none.
+        The client's key and the bus's belong together; without both there are no options.
         """
         self.assertEqual(load_client_options("", ""), {})
         keys = load_key_pair(str(self.secret))
@@ -167,7 +168,7 @@ class KeyFileTests(SynchronousTestCase):
 
 class AnswerTests(SynchronousTestCase):
     """
-    What a L{Doorkeeper} answers.
+    Replies of a L{ZapHandler}.
     """
 
     key = bytes(range(32))
@@ -177,7 +178,7 @@ class AnswerTests(SynchronousTestCase):
         self.known = True
         factory = Factory(reactor, linger=0)
         self.addCleanup(factory.shutdown)
-        self.keeper = Doorkeeper(factory, self.lets_in)
+        self.handler = ZapHandler(factory, self.lets_in)
 
     def lets_in(self, key: str) -> bool:
         self.asked.append(key)
@@ -198,24 +199,24 @@ class AnswerTests(SynchronousTestCase):
 
     def test_known(self) -> None:
         """
-        Who is known gets in, and is called by the key.
+        The owner of a known key is admitted, and the key becomes its user id.
         """
-        answer = self.keeper.answer(self.request())
+        answer = self.handler.answer(self.request())
         user = zmq.utils.z85.encode(self.key)
         self.assertEqual(answer, [b"1.0", b"7", b"200", b"OK", user, b""])
         self.assertEqual(self.asked, [user.decode()])
 
     def test_unknown(self) -> None:
         """
-        Who is not known does not get in, and has no name.
+        The owner of an unknown key is rejected, without a user id.
         """
         self.known = False
-        answer = self.keeper.answer(self.request())
+        answer = self.handler.answer(self.request())
         self.assertEqual((answer[:3], answer[4]), ([b"1.0", b"7", b"400"], b""))
 
     def test_not_by_key(self) -> None:
         """
-        Whoever comes without a key, or to another domain, is not let in.
+        Clients without a key, or for another domain, are rejected.
         """
         for changes in (
             {"mechanism": b"NULL"},
@@ -224,21 +225,21 @@ class AnswerTests(SynchronousTestCase):
             {"key": b"short"},
             {"key": b""},
         ):
-            self.assertEqual(self.keeper.answer(self.request(**changes))[2], b"400")
+            self.assertEqual(self.handler.answer(self.request(**changes))[2], b"400")
         self.assertEqual(self.asked, [])
 
     def test_other_version(self) -> None:
         """
-        Another version of ZAP is not understood.
+        Another version of ZAP is rejected.
         """
-        self.assertEqual(self.keeper.answer(self.request(version=b"2.0"))[2], b"500")
+        self.assertEqual(self.handler.answer(self.request(version=b"2.0"))[2], b"500")
 
     @given(st.lists(st.binary(max_size=40), max_size=10))
     def test_malformed(self, request: list[bytes]) -> None:
         """
-        Whatever is asked, there is an answer of six frames, and it is no.
+        Every request gets a negative reply of six frames.
         """
-        answer = self.keeper.answer(request)
+        answer = self.handler.answer(request)
         self.assertEqual(len(answer), 6)
         self.assertIn(answer[2], (b"400", b"500"))
 
@@ -260,12 +261,12 @@ class SocketTests(TestCase):
             self.asked.append(key)
             return key == known
 
-        Doorkeeper(self.factory, lets_in)
-        self.received: list[tuple[str, list[bytes]]] = []
+        ZapHandler(self.factory, lets_in)
+        self.received: list[Received] = []
 
     def listening(self, kind: Any) -> str:
         """
-        @return: Where a socket listens that lets in only who is known.
+        @return: The address of a new socket that admits only known keys.
         """
         connection = kind(self.factory, self.received.extend, server_options(self.server))
         connection.bind("tcp://127.0.0.1:*")
@@ -274,7 +275,7 @@ class SocketTests(TestCase):
 
     def dealer(self, address: str, options: SocketOptions) -> tuple[Connection, zmq.Socket[bytes]]:
         """
-        @return: A client, and what tells of its connection attempts.
+        @return: A client, and the monitor of its connection attempts.
         """
         connection = DealerConnection(self.factory, lambda messages: None, options)
         monitor = connection.socket.get_monitor_socket()
@@ -306,18 +307,18 @@ class SocketTests(TestCase):
 
     async def test_router(self) -> None:
         """
-        Who has a known key gets in; each message says whose it is.
+        A client with a known key is admitted, and its messages carry the key.
         """
         address = self.listening(RouterConnection)
         self.dealer(address, client_options(self.client, self.server.public))
         await until(reactor, lambda: self.received)
-        user, message = self.received[0]
-        self.assertEqual(user, self.client.public.decode())
-        self.assertEqual(message[1:], [b"", b"hello"])
+        received = self.received[0]
+        self.assertEqual(received.user, self.client.public.decode())
+        self.assertEqual(received.frames[1:], [b"", b"hello"])
 
     async def test_unknown_key(self) -> None:
         """
-        Who has another key is asked about, and does not get in.
+        A client with another key is rejected by the handler.
         """
         stranger = new_keys()
         address = self.listening(RouterConnection)
@@ -328,7 +329,7 @@ class SocketTests(TestCase):
 
     async def test_no_key(self) -> None:
         """
-        Who has no key does not get in.
+        A client without a key is rejected.
         """
         _, monitor = self.dealer(self.listening(RouterConnection), {})
         await self.ended(monitor)
@@ -336,7 +337,7 @@ class SocketTests(TestCase):
 
     async def test_other_server(self) -> None:
         """
-        A client does not talk to a server that is not the one it trusts.
+        A client does not talk to a server that it does not trust.
         """
         address = self.listening(RouterConnection)
         _, monitor = self.dealer(address, client_options(self.client, new_keys().public))
@@ -345,7 +346,7 @@ class SocketTests(TestCase):
 
     async def test_sub(self) -> None:
         """
-        A socket that subscribes says of each message who sent it, too.
+        A SUB socket identifies the sender of each message, too.
         """
         connection = SubConnection(self.factory, self.received.extend, server_options(self.server))
         connection.subscribe(b"report")
@@ -359,4 +360,4 @@ class SocketTests(TestCase):
         await until(reactor, lambda: heard)
         pub.send_now([b"report 1"])
         await until(reactor, lambda: self.received)
-        self.assertEqual(self.received, [(self.client.public.decode(), [b"report 1"])])
+        self.assertEqual(self.received, [Received(self.client.public.decode(), [b"report 1"])])

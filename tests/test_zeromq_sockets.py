@@ -15,6 +15,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tbvast.values import Received
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
@@ -27,6 +28,7 @@ from tbvast.zeromq.sockets import (
     GuardedXPubConnection,
     RouterConnection,
     SubConnection,
+    SubscriptionChange,
     XPubConnection,
     is_loopback,
     read_subscription,
@@ -41,13 +43,13 @@ ANY_PORT = "tcp://127.0.0.1:0"
 
 def nothing(*args: Any) -> None:
     """
-    Take what is received, and do nothing.
+    Ignore received messages.
     """
 
 
 class Mailbox:
     """
-    What a connection has received.
+    Receives the messages of a connection.
 
     @ivar bursts: The messages of each burst.
     """
@@ -68,10 +70,11 @@ class Mailbox:
     @property
     def frames(self) -> list[bytes]:
         """
-        The last frame of each message, whoever sent it.
+        The last frame of each message, without its sender.
         """
         return [
-            (message[1] if isinstance(message, tuple) else message)[-1] for message in self.messages
+            (message.frames if isinstance(message, Received) else message)[-1]
+            for message in self.messages
         ]
 
 
@@ -94,7 +97,7 @@ class SocketsTestCase(TestCase):
 
     def leftovers(self) -> list[Any]:
         """
-        What connections have left in the reactor.
+        @return: The readers and calls of connections in the reactor.
         """
         readers = [reader for reader in reactor.getReaders() if isinstance(reader, Connection)]
         calls = [
@@ -113,7 +116,7 @@ class SocketsTestCase(TestCase):
 
     def raw_socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
         """
-        A connected socket that nobody reads but the test.
+        A connected socket that only the test reads.
         """
         raw: zmq.Socket[bytes] = self.factory.context.socket(kind)
         self.raw.append(raw)
@@ -132,7 +135,7 @@ class MessageTests(SocketsTestCase):
 
     def pair(self, **arguments: Any) -> tuple[RouterConnection, Mailbox, DealerConnection, Mailbox]:
         """
-        An answering and an asking end.
+        A replying and a requesting end.
         """
         asked, answered = Mailbox(), Mailbox()
         router = RouterConnection(self.factory, asked, **arguments)
@@ -143,36 +146,36 @@ class MessageTests(SocketsTestCase):
 
     async def test_multipart(self) -> None:
         """
-        The frames of a message arrive together and as they were, also the empty
-        and the long ones.
+        The frames of a message arrive together and unchanged, including empty and long ones.
         """
         router, asked, dealer, answered = self.pair()
         message = [b"", b"\0\xff", b"", b"x" * (1 << 20), b""]
         self.assertTrue(dealer.send_now(message))
         await self.until(lambda: asked.messages)
-        ((user, (peer, *frames)),) = asked.messages
-        self.assertEqual((user, frames), ("", message))
+        (received,) = asked.messages
+        peer, *frames = received.frames
+        self.assertEqual((received.user, frames), ("", message))
         self.assertTrue(router.send_now([peer, b"answer"]))
         await self.until(lambda: answered.messages)
         self.assertEqual(answered.messages, [[b"answer"]])
 
     async def test_single_frame(self) -> None:
         """
-        A message of one frame is one.
+        A message of one frame arrives as one.
         """
         _, asked, dealer, _ = self.pair()
         dealer.send_now((b"alone",))
         await self.until(lambda: asked.messages)
-        self.assertEqual(asked.messages[0][1][1:], [b"alone"])
+        self.assertEqual(asked.messages[0].frames[1:], [b"alone"])
 
     async def test_by_address(self) -> None:
         """
-        Where there are no keys, a peer can be named by its address.
+        Without keys, the sender's network address can identify it.
         """
         _, asked, dealer, _ = self.pair(by_address=True)
         dealer.send_now((b"", b"question"))
         await self.until(lambda: asked.messages)
-        self.assertEqual(asked.messages[0][0], "127.0.0.1")
+        self.assertEqual(asked.messages[0].user, "127.0.0.1")
 
     async def test_order(self) -> None:
         """
@@ -198,7 +201,7 @@ class MessageTests(SocketsTestCase):
 
     async def test_failing_receiver(self) -> None:
         """
-        A receiver that raises is logged, and given the next message.
+        A receiver's exception is logged, and the receiver gets the next message.
         """
         received = Mailbox()
 
@@ -218,7 +221,7 @@ class MessageTests(SocketsTestCase):
 
     async def test_too_long(self) -> None:
         """
-        A message beyond the limit does not arrive, and others still do.
+        A message above the limit does not arrive; others do.
         """
         received = Mailbox()
         router = RouterConnection(self.factory, received, {zmq.MAXMSGSIZE: 1000})
@@ -232,7 +235,7 @@ class MessageTests(SocketsTestCase):
 
     async def test_nobody_there(self) -> None:
         """
-        What nobody can be sent is refused.
+        A message without a receiver is refused.
         """
         dealer = DealerConnection(self.factory, nothing)
         dealer.bind(ANY_PORT)
@@ -250,8 +253,7 @@ class PauseTests(SocketsTestCase):
 
     async def test_nothing_is_lost(self) -> None:
         """
-        What is sent to one that is paused arrives when it reads again, in order,
-        and nothing before.
+        Messages to a paused connection arrive after it resumes, in order, and not before.
         """
         heard = Mailbox()
         pub = XPubConnection(self.factory, heard)
@@ -306,8 +308,8 @@ class PauseTests(SocketsTestCase):
 
     async def test_connected_meanwhile(self) -> None:
         """
-        Who connects to one that is paused learns its subscriptions, so that what it sends
-        waits instead of being dropped.
+        A peer that connects to a paused connection learns its subscriptions, so that its
+        messages wait instead of being dropped.
         """
         received = Mailbox()
         sub = SubConnection(self.factory, received)
@@ -329,7 +331,7 @@ class PauseTests(SocketsTestCase):
 
     async def test_idle(self) -> None:
         """
-        One that is paused costs nothing while messages arrive.
+        Messages that arrive at a paused connection cost nothing.
         """
         sub = SubConnection(self.factory, nothing)
         sub.subscribe(b"")
@@ -361,7 +363,7 @@ class DrainTests(SocketsTestCase):
 
     async def test_drained(self) -> None:
         """
-        It is drained when it was read to its end, not while bursts follow each other.
+        A connection is drained after the last burst, not between bursts.
         """
         states: list[bool] = []
         router = RouterConnection(self.factory, lambda _: states.append(router.drained))
@@ -387,7 +389,7 @@ class EndpointTests(SocketsTestCase):
 
     def test_taken(self) -> None:
         """
-        A port that is taken is refused with the address and the reason.
+        A port in use is refused with the address and the reason.
         """
         first = RouterConnection(self.factory, nothing)
         first.bind(ANY_PORT)
@@ -399,7 +401,7 @@ class EndpointTests(SocketsTestCase):
 
     def test_malformed(self) -> None:
         """
-        What is no address is refused.
+        A malformed address is refused.
         """
         dealer = DealerConnection(self.factory, nothing)
         for address in ("tcp://127.0.0.1", "tcp://127.0.0.1:x", "nonsense", "x://y"):
@@ -408,7 +410,7 @@ class EndpointTests(SocketsTestCase):
 
     async def test_later(self) -> None:
         """
-        Nobody needs to listen yet: what is sent arrives when somebody does.
+        The peer need not listen yet: messages arrive when it does.
         """
         with socket.socket() as attempt:
             attempt.bind(("127.0.0.1", 0))
@@ -424,13 +426,12 @@ class EndpointTests(SocketsTestCase):
 
 class ShutdownTests(SocketsTestCase):
     """
-    What is left of a connection: nothing.
+    A closed connection leaves nothing behind.
     """
 
     def test_one(self) -> None:
         """
-        A connection leaves neither a reader nor a call, paused or not, with
-        something to be read or not.
+        A closed connection leaves no reader and no call, whatever its state.
         """
         for prepare in (
             lambda connection: None,
@@ -447,7 +448,7 @@ class ShutdownTests(SocketsTestCase):
 
     def test_all(self) -> None:
         """
-        The factory shuts down all that it has made.
+        The factory closes all its connections.
         """
         for kind in (DealerConnection, RouterConnection, SubConnection, XPubConnection):
             kind(self.factory, nothing).bind(ANY_PORT)
@@ -456,7 +457,7 @@ class ShutdownTests(SocketsTestCase):
 
     async def test_by_the_receiver(self) -> None:
         """
-        A receiver may shut its own connection down.
+        A receiver may close its own connection.
         """
         received = Mailbox()
 
@@ -512,8 +513,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_heard(self) -> None:
         """
-        Subscriptions are heard of when they begin, and when they end with their
-        subscriber.
+        Subscriptions are received when they begin, and when they end with their subscriber.
         """
         heard = Mailbox()
         pub = XPubConnection(self.factory, heard)
@@ -523,13 +523,14 @@ class XPubTests(SocketsTestCase):
         sub.shutdown()
         await self.until(lambda: len(heard.messages) == 2)
         self.assertEqual(
-            [read_subscription(frame) for frame in heard.frames], [(1, b"topic"), (0, b"topic")]
+            [read_subscription(frame) for frame in heard.frames],
+            [SubscriptionChange(b"topic", True), SubscriptionChange(b"topic", False)],
         )
 
     async def test_admitted(self) -> None:
         """
-        A subscriber receives what it was admitted to, and nothing of what it also
-        asked for: not everything, not a shorter topic.
+        A subscriber receives the admitted topic only, not the other requested ones: not
+        everything, not a shorter topic.
         """
         pub = self.guarded(b"mine")
         _, received = self.subscribed(pub, b"", b"m", b"yours", b"mine")
@@ -541,8 +542,8 @@ class XPubTests(SocketsTestCase):
 
     async def test_many(self) -> None:
         """
-        Of many frames as many are taken as the peer's queue has room for; it goes on
-        with the first that was not.
+        Frames are accepted until the peer's queue is full; the sender continues with the first
+        refused one.
         """
         pub = self.guarded(b"mine")
         sub, received = self.subscribed(pub, b"mine")
@@ -565,7 +566,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_everything(self) -> None:
         """
-        One who asks for everything gets nothing, while another gets its own.
+        A peer that requests everything gets nothing, and another one gets its topic.
         """
         pub = self.guarded(b"mine")
         _, nosy = self.subscribed(pub, b"")
@@ -579,8 +580,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_two_peers(self) -> None:
         """
-        Two who were admitted to a topic both receive it; when one leaves, the other
-        still does.
+        Two peers with the same topic both receive it; when one leaves, the other still does.
         """
         pub = self.guarded(b"mine")
         (first, got_first), (_, got_second) = (self.subscribed(pub, b"mine") for _ in range(2))
@@ -595,7 +595,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_unsubscribed(self) -> None:
         """
-        Who unsubscribes receives no more, and is heard of.
+        A peer that unsubscribes receives nothing more, and its end is reported.
         """
         pub = self.guarded(b"mine", b"end")
         sub, received = self.subscribed(pub, b"mine", b"end")
@@ -609,7 +609,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_malformed(self) -> None:
         """
-        What is no subscription, or far too long a one, does no harm to others.
+        Malformed and oversized subscriptions do not harm other peers.
         """
         pub = self.guarded(b"mine")
         for message in (
@@ -630,7 +630,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_long_topic(self) -> None:
         """
-        A topic that is too long is not even asked about, and harms nobody.
+        An oversized topic is rejected before admission.
         """
         pub = self.guarded(b"mine")
         self.subscribed(pub, bytes(TOPIC_BYTES + 1))
@@ -640,8 +640,8 @@ class XPubTests(SocketsTestCase):
 
     async def test_full(self) -> None:
         """
-        A message that the queue of a subscriber who does not read cannot take is
-        refused. None that was taken is lost, and there is room again later.
+        A message is refused while the queue of its subscriber is full. No accepted message is
+        lost, and later there is room again.
         """
         pub = self.guarded(b"mine")
         sub = self.raw_socket(zmq.SUB, self.address(pub))
@@ -664,7 +664,7 @@ class XPubTests(SocketsTestCase):
 
     async def test_full_for_one(self) -> None:
         """
-        One full queue does not concern another topic.
+        A full queue does not affect other topics.
         """
         pub = self.guarded(b"slow", b"fast")
         slow = self.raw_socket(zmq.SUB, self.address(pub))
@@ -679,8 +679,8 @@ class XPubTests(SocketsTestCase):
 
     async def test_unacknowledged(self) -> None:
         """
-        What the kernel holds is nothing for a subscriber who reads, much for one who does
-        not, and not known for a topic that nobody has.
+        The kernel holds nothing for a subscriber that reads, and much for one that does not. It
+        is unknown for a topic without subscribers.
         """
         pub = self.guarded(b"slow", b"fast")
         slow = self.raw_socket(zmq.SUB, self.address(pub))
@@ -706,15 +706,15 @@ class ReadSubscriptionTests(SynchronousTestCase):
 
     def test_verbs(self) -> None:
         """
-        The first byte tells a beginning from an end; anything else is neither.
+        The first byte distinguishes beginning and end; other frames are not subscriptions.
         """
         for frame, expected in [
-            (b"\x01topic", (1, b"topic")),
-            (b"\x00topic", (0, b"topic")),
-            (b"\x01", (1, b"")),
-            (b"", (None, b"")),
-            (b"\x02topic", (None, b"")),
-            (b"topic", (None, b"")),
+            (b"\x01topic", SubscriptionChange(b"topic", True)),
+            (b"\x00topic", SubscriptionChange(b"topic", False)),
+            (b"\x01", SubscriptionChange(b"", True)),
+            (b"", None),
+            (b"\x02topic", None),
+            (b"topic", None),
         ]:
             with self.subTest(frame):
                 self.assertEqual(read_subscription(frame), expected)
@@ -722,10 +722,11 @@ class ReadSubscriptionTests(SynchronousTestCase):
     @given(st.binary())
     def test_any(self, frame: bytes) -> None:
         """
-        No bytes are an error.
+        No bytes raise an error.
         """
-        verb, topic = read_subscription(frame)
-        self.assertEqual(topic, frame[1:] if verb is not None else b"")
+        change = read_subscription(frame)
+        if change is not None:
+            self.assertEqual(frame, bytes([change.begins]) + change.topic)
 
 
 class AddressTests(SynchronousTestCase):
@@ -735,7 +736,7 @@ class AddressTests(SynchronousTestCase):
 
     def test_tcp(self) -> None:
         """
-        Hosts are written as ZeroMQ wants them; those that do not resolve are refused.
+        Addresses have the form that ZeroMQ expects; unresolvable names are refused.
         """
         self.assertEqual(tcp_address("127.0.0.1", 13370), "tcp://127.0.0.1:13370")
         self.assertEqual(tcp_address("0.0.0.0", 1), "tcp://0.0.0.0:1")
@@ -748,7 +749,7 @@ class AddressTests(SynchronousTestCase):
 
     def test_loopback(self) -> None:
         """
-        Only what nobody else can reach is loopback.
+        Only hosts that no other machine can reach are loopback.
         """
         for host, loopback in [
             ("127.0.0.1", True),

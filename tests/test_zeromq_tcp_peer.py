@@ -39,7 +39,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def fill(self) -> None:
         """
-        Send until the kernel takes no more.
+        Send until the kernel accepts no more.
         """
         try:
             while True:
@@ -49,7 +49,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_reading(self) -> None:
         """
-        Of what the other system has got, nothing is held.
+        Nothing is held for a peer that has received everything.
         """
         self.near.send(b"x" * 1000)
         wait_until(lambda: self.peer.unacknowledged() == 0)
@@ -57,7 +57,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_not_reading(self) -> None:
         """
-        One that does not read still answers.
+        The system of a peer that does not read still answers.
         """
         self.fill()
         held = self.peer.unacknowledged()
@@ -67,7 +67,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_dead(self) -> None:
         """
-        One whose system is gone does not.
+        A dead system does not answer.
         """
         ignore_all(self.far)
         self.near.send(b"x")
@@ -76,7 +76,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_one_look(self) -> None:
         """
-        One look tells nothing, however long ago the last answer was.
+        One call returns no duration, however long ago the last answer was.
         """
         ignore_all(self.far)
         self.near.send(b"x")
@@ -86,7 +86,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_abort(self) -> None:
         """
-        It ends for both, and its descriptor is not closed.
+        The connection ends for both sides, and its descriptor stays open.
         """
         self.peer.abort()
         self.assertEqual(self.far.recv(1), b"")
@@ -96,8 +96,8 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_gone(self) -> None:
         """
-        Once it is closed, nothing is known, and nothing is done to what has got its
-        number.
+        After the connection is closed, nothing is known, and the next owner of the descriptor
+        is not affected.
         """
         descriptor = self.near.fileno()
         other, far = socket.socketpair()
@@ -117,8 +117,7 @@ class TcpPeerTests(SynchronousTestCase):
 
     def test_no_connection(self) -> None:
         """
-        A descriptor that is not open is no peer; one that is no TCP connection tells
-        nothing.
+        A closed descriptor is refused; one that is not a TCP connection yields nothing.
         """
         with socket.socket() as unused:
             number = unused.fileno()

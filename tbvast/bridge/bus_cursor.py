@@ -14,11 +14,11 @@ from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
 from tbvast.storage.worker_client import Ask
+from tbvast.values import Position
 
 PIECE = 2000
 """
@@ -96,18 +96,18 @@ class StoreCursor:
             e.subFailure.raiseException()
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
-        await self.settle()
+        await self.commit()
         await self._ask(Keeper.set_aside, list(items), self._now())
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         await self._done([self._last])
 
     async def begin_snapshot(self) -> None:
-        await self.settle()
+        await self.commit()
         await self._ask(Keeper.begin_snapshot)
 
     async def end_snapshot(self, position: Position) -> None:
-        await self.settle()
+        await self.commit()
         ended = await self._ask(Keeper.end_snapshot, position)
         self.position = position
         for changes in ended:

@@ -24,7 +24,7 @@ from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
 from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import NO, YES, Keeper
-from tbvast.bus_client.subscription import BusSubscription, Wish
+from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.engines.tenzir.engine import TenzirEngine
@@ -32,7 +32,6 @@ from tbvast.engines.threads import EngineThreads
 from tbvast.engines.vast import VastEngine
 from tbvast.errors import StoreFailed, shown
 from tbvast.interfaces import IEngine
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import FRAME_BYTES
 from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
@@ -40,7 +39,7 @@ from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings.schema import BridgeSettings
 from tbvast.storage.worker_client import Worker
 from tbvast.telemetry.known_fields import mapped
-from tbvast.values import HostPort, Match, MatchType
+from tbvast.values import HostPort, Match, MatchType, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -171,7 +170,9 @@ class Bridge(SequentialService):
             reactor,
             self._factory,
             HostPort.parse(settings.threatbus),
-            Wish((INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat),
+            SubscriptionRequest(
+                (INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat
+            ),
             StoreCursor(
                 ask,
                 position,

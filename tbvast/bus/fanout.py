@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tbvast.bus.journal.soundness import MOST_BYTES
 from tbvast.protocol.frames import Item, render, render_all, stream_of
-from tbvast.protocol.replay import chunks, encode_item
+from tbvast.protocol.replay import Chunk, chunks, encode_item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 
@@ -68,7 +68,7 @@ class Commit:
         self._refuse = refuse
         self.streams = frozenset([stream_of(item) for _, item in entries])
         self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
-        self._chunks: dict[frozenset[Stream], list[tuple[int, bytes]]] = {}
+        self._chunks: dict[frozenset[Stream], list[Chunk]] = {}
 
     def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         """
@@ -137,7 +137,7 @@ class Commit:
             ]
         )
 
-    def chunks(self, streams: frozenset[Stream]) -> list[tuple[int, bytes]]:
+    def chunks(self, streams: frozenset[Stream]) -> list[Chunk]:
         """
         @return: As L{tbvast.protocol.replay.chunks}; the last one ends with the commit.
         """
@@ -152,7 +152,7 @@ class Commit:
                 )
             )
             if found:
-                found[-1] = (self.until, found[-1][1])
+                found[-1] = Chunk(self.until, found[-1].items)
         return found
 
     def _leave_out_long(self) -> None:

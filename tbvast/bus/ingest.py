@@ -24,6 +24,7 @@ from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
+from tbvast.values import Received
 
 BATCH = 2000
 """
@@ -138,13 +139,14 @@ class Intake:
         self._paused = False
         self._finished: Deferred[None] | None = None
 
-    def receive(self, messages: list[tuple[str, list[bytes]]]) -> None:
+    def receive(self, messages: list[Received]) -> None:
         """
         Take what arrived on the sub endpoint; what is not valid is logged.
 
-        @param messages: Users, and what each sent.
+        @param messages: Messages and their senders.
         """
-        for user, message in messages:
+        for received in messages:
+            user, message = received.user, received.frames
             try:
                 report = decode_report(message)
                 item = report.item if isinstance(report, Envelope) else report

@@ -26,6 +26,7 @@ from tbvast.protocol import manage
 from tbvast.protocol.publish_request import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
 from tbvast.service.rate_limit import RateLimit
+from tbvast.values import Position
 
 
 class Addresses(msgspec.Struct, frozen=True):
@@ -130,7 +131,7 @@ class Dialogue:
             if request.resume is not None:
                 # Either it gets exactly what it missed, or everything anew.
                 days = 0 if subscription.resumed else None
-            beginning = manage.Position(self._journal.identity, subscription.position)
+            beginning = Position(self._journal.identity, subscription.position)
         if days is None or days:
             self._snapshots.deliver(subscription, days)
         return manage.subscribed(

@@ -18,6 +18,7 @@ from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.replay import (
+    Chunk,
     Mark,
     chunks,
     encode_batch,
@@ -106,11 +107,12 @@ class FedSubscription(Subscription):
             raise
         self._send_frames()
 
-    def _extend(self, found: Iterable[tuple[int, bytes]]) -> None:
+    def _extend(self, found: Iterable[Chunk]) -> None:
         after = self._frames[-1][0] if self._frames else self.position
-        for until, items in found:
-            self._frames.append((until, self._prefix + encode_batch(after, until, items)))
-            after = until
+        for chunk in found:
+            frame = self._prefix + encode_batch(after, chunk.until, chunk.items)
+            self._frames.append((chunk.until, frame))
+            after = chunk.until
 
     def _send_frames(self) -> None:
         for _ in range(self._send([frame for _, frame in self._frames])):
@@ -157,7 +159,7 @@ class FedSubscription(Subscription):
     ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         self._sent_to_snapshot += len(documents)
         items = ((0, encode_item(0, Stream.INTEL, raw)) for raw in documents)
-        return [encode_part(chunk) for _, chunk in chunks(items)], []
+        return [encode_part(chunk.items) for chunk in chunks(items)], []
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         mark = Mark(self.position, self._sent_to_snapshot, full, tuple(failed))

@@ -36,6 +36,7 @@ from tbvast.service.clock import calendar
 from tbvast.service.process import SequentialService
 from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
+from tbvast.values import Received
 from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.sockets import (
     KEEPALIVE,
@@ -47,7 +48,7 @@ from tbvast.zeromq.sockets import (
     is_loopback,
     tcp_address,
 )
-from tbvast.zeromq.zap import Doorkeeper
+from tbvast.zeromq.zap import ZapHandler
 
 JOURNAL_NAME = "journal.db"
 
@@ -252,7 +253,7 @@ class Bus(SequentialService):
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
-            Doorkeeper(self._factory, self._gate.lets_in)
+            ZapHandler(self._factory, self._gate.lets_in)
         options: SocketOptions = {
             **keys,
             **KEEPALIVE,
@@ -287,13 +288,14 @@ class Bus(SequentialService):
         ):
             connection.bind(tcp_address(settings.host, port))
 
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for user, message in messages:
+    def _asked(self, messages: list[Received]) -> None:
+        for message in messages:
+            frames = message.frames
             # An empty frame ends the routing frames; a bare DEALER does not send one.
-            length = message.index(b"") + 1 if b"" in message else 1
-            reply = functools.partial(self._reply, message[:length])
+            length = frames.index(b"") + 1 if b"" in frames else 1
+            reply = functools.partial(self._reply, frames[:length])
             self._unanswered += 1
-            self._dialogue.answer(message[length:], user).addCallback(reply)
+            self._dialogue.answer(frames[length:], message.user).addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         self._unanswered -= 1

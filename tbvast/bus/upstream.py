@@ -17,16 +17,15 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.fanout import Commit
-from tbvast.bus_client.subscription import BusSubscription, Wish
+from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings.schema import UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
-from tbvast.values import HostPort
+from tbvast.values import HostPort, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -72,7 +71,7 @@ class IntelCursor:
         They are in the log, and in the other bus's journal.
         """
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         pass
 
     async def begin_snapshot(self) -> None:
@@ -186,7 +185,7 @@ class Upstream(Service):
             reactor,
             factory,
             HostPort.parse(settings.threatbus),
-            Wish(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
+            SubscriptionRequest(("stix2/indicator",), settings.snapshot, NAME, HEARTBEAT),
             self._cursor,
             ready=self._flusher.flush,
             keys=load_client_options(settings.curve_key, settings.server_key),

@@ -1,3 +1,3 @@
 """
-The other end of a bus: how bridge, upstream bus and command line use it.
+The client side of a bus, for the bridge, a bus with an upstream, and the command line.
 """

@@ -1,7 +1,7 @@
 """
-The other end of a bus: what subscribes to it, and what reports to it.
+A subscription to a bus, which is renewed whenever it is lost.
 
-It works with a tbvast plugin and with a Threat Bus 2022.5.16 host.
+The bus is a tbvast plugin or a Threat Bus 2022.5.16 host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from twisted.application.service import Service
 from twisted.internet.defer import (
     CancelledError,
     Deferred,
-    DeferredLock,
     TimeoutError,
     gatherResults,
     succeed,
@@ -27,206 +26,76 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.errors import BusRefused, BusUnreachable, Invalid, ProtocolInvalid, shown
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
-from tbvast.values import HostPort
+from tbvast.values import HostPort, Position, Received
 from tbvast.zeromq.sockets import (
-    DealerConnection,
     Factory,
     SocketOptions,
     SubConnection,
-    XPubConnection,
-    read_subscription,
 )
 
-REQUEST_TIMEOUT = 5.0
+QUEUE_WITHOUT_REPLAY = 100_000
+QUEUE_WITH_REPLAY = 200
 """
-Seconds that a bus is given to answer, as Threat Bus's applications do.
-"""
-
-UNFED_QUEUE = 100_000
-FED_QUEUE = 200
-"""
-Messages that wait to be read: of a bus that drops what does not fit, and of one that
-keeps it.
+The most messages in the receiving socket. A bus without replay drops further ones; a bus
+with replay keeps them.
 """
 
 MOST_WAITING = 10_000
 MOST_WAITING_BYTES = 64 << 20
 """
-Items that wait to be applied, and their size, beyond which no more are read.
-"""
-
-LONGEST_REPLY = 64 << 20
-"""
-The most bytes of a bus's reply.
-"""
-
-MOST_BUS_TOPICS = 1000
-"""
-The most topics that a bus can listen to.
+Reading pauses while as many items, or bytes, wait to be applied.
 """
 
 SAME_GAP = 3
 """
-How often in a row the same numbers have to be missing before they are done without: the
-bus has not got them. Where a frame came that could not be read, twice is enough.
+Times in a row that the same numbers have to be missing before the subscription skips them:
+the bus does not have them. After an unreadable frame, one time less suffices.
 """
 
 INCOMPLETE_FIRST = 1.0
 INCOMPLETE_MOST = 600.0
 """
-Seconds after which a snapshot that was incomplete is asked for again: they double, up to
-the most.
+Seconds before another snapshot is requested after an incomplete one. They double each time,
+up to the most.
 """
 
 REPORT_TIMEOUT = 30.0
 """
-Seconds that a bus is given to make reports durable.
+Seconds within which a bus has to acknowledge reports, which it makes durable first.
 """
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 15.0
 """
-Seconds between attempts to subscribe: they double, up to the most.
+Seconds between attempts to subscribe. They double each time, up to the most.
 """
 
 ERRORS_PER_MINUTE = 60
+"""
+The most log lines a minute that a bus can provoke.
+"""
 
 _DAY = 86400.0
 
 
-class ManageClient:
+class SubscriptionRequest(msgspec.Struct, frozen=True):
     """
-    Asks a bus's manage endpoint, one question at a time.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        factory: Factory,
-        bus: HostPort,
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param keys: L{tbvast.zeromq.curve.client_options}, if the bus wants any.
-        """
-        self._reactor = reactor
-        self._factory = factory
-        self._bus = bus
-        self._keys = keys
-        self._turn = DeferredLock()
-        self._connection: DealerConnection | None = None
-        self._waiting: Deferred[bytes] | None = None
-
-    def ask(self, request: bytes, timeout: float = REQUEST_TIMEOUT) -> Deferred[bytes]:
-        """
-        @param timeout: Seconds that the bus has, once it is this question's turn.
-        @return: Fires with the reply, or fails with L{BusUnreachable}.
-        """
-        return self._turn.run(self._ask, request, timeout)
-
-    def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
-        if self._connection is None:
-            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
-            self._connection = DealerConnection(self._factory, self._answered, options)
-            self._connection.connect(f"tcp://{self._bus}")
-        waiting: Deferred[bytes] = Deferred(self._abandon)
-        self._waiting = waiting
-        self._connection.send_now((b"", request))
-
-        def too_late(result: Any, seconds: float) -> Any:
-            raise BusUnreachable(str(self._bus), seconds)
-
-        return waiting.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
-
-    def _answered(self, messages: list[list[bytes]]) -> None:
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(b"".join(messages[-1][1:]))
-
-    def _abandon(self, waiting: Deferred[bytes]) -> None:
-        # A late answer must not be taken for that to the next question.
-        self._waiting = None
-        self.close()
-
-    def close(self) -> None:
-        """
-        Let go of the socket, and of the answer to the question that was asked; the
-        next question makes a new one.
-        """
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.errback(BusUnreachable(str(self._bus), 0.0))
-        if self._connection is not None:
-            self._connection.shutdown()
-            self._connection = None
-
-
-class Announcer:
-    """
-    Sends reports to a bus's sub endpoint, once the bus listens.
-
-    A PUB socket drops what nobody listens to, so nothing is sent before the
-    bus's own ZeroMQ subscription has been seen.
-    """
-
-    def __init__(
-        self,
-        factory: Factory,
-        address: str,
-        ready: Callable[[], None],
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param address: E.g. C{tcp://localhost:13372}.
-        @param ready: Called whenever the bus has begun to listen to a topic.
-        @param keys: As for L{ManageClient}.
-        """
-        self._ready = ready
-        self._topics: set[bytes] = set()
-        # Without a connection nothing is queued: what cannot be sent has to be known.
-        options = {**(keys or {}), zmq.IMMEDIATE: 1}
-        self._connection = XPubConnection(factory, self._heard, options)
-        self._connection.connect(address)
-
-    def _heard(self, messages: list[list[bytes]]) -> None:
-        begun = False
-        for verb, topic in map(read_subscription, (m[0] for m in messages)):
-            if verb == 1 and len(self._topics) < MOST_BUS_TOPICS:
-                self._topics.add(topic)
-                begun = True
-            elif verb == 0:
-                self._topics.discard(topic)
-        if begun:
-            self._ready()
-
-    def send(self, frame: bytes) -> bool:
-        """
-        @return: Whether the frame is on its way; it is not while the bus does
-            not listen, or its queue is full.
-        """
-        return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
-
-    def close(self) -> None:
-        self._connection.shutdown()
-
-
-class Wish(msgspec.Struct, frozen=True):
-    """
-    What a subscriber wants of a bus.
+    The request that a subscription makes, again after every loss.
 
     @ivar topics: At least one; of the stix2 dialect.
-    @ivar snapshot: Days of intel wanted first.
-    @ivar name: What the subscriber calls itself.
+    @ivar snapshot: The age of the indicators to begin with, in days; C{0} for none.
+    @ivar name: The subscriber's name for itself.
     @ivar heartbeat: Seconds between heartbeats.
     """
 
@@ -239,13 +108,13 @@ class Wish(msgspec.Struct, frozen=True):
 @implementer(ICursor)
 class Listener:
     """
-    An L{ICursor} for those who only listen: it remembers in memory.
+    An L{ICursor} that keeps its position in memory and passes the items on.
     """
 
     def __init__(self, receive: Callable[[list[Item]], Deferred[None] | None]) -> None:
         """
-        @param receive: Called with what arrives; the next is read from the bus
-            once the L{Deferred} it may return has fired.
+        @param receive: Called with the items that arrive. If it returns a L{Deferred}, the
+            next items are read from the bus after that has fired.
         """
         self.position: Position | None = None
         self._receive = receive
@@ -262,17 +131,17 @@ class Listener:
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         """
-        Whoever listens is told nothing of them.
+        Unreadable items are in the log already.
         """
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         """
-        Nothing is left to be done.
+        Nothing is durable here.
         """
 
     async def begin_snapshot(self) -> None:
         """
-        All of it is news to a listener.
+        A snapshot's items are passed on like all others.
         """
 
     async def end_snapshot(self, position: Position) -> None:
@@ -281,15 +150,15 @@ class Listener:
 
 class BusSubscription(Service):
     """
-    A subscription to a bus that is made again whenever it is lost.
+    A subscription to a bus, which is renewed whenever it is lost.
 
-    A bus that speaks tbvast/1 is told where the subscriber has got to, and sends
-    exactly what it missed. Another one is asked for a snapshot of that time.
+    A bus that speaks tbvast/1 learns the subscriber's position, and sends exactly the items
+    after it. A Threat Bus host is asked for a snapshot of the time without a subscription.
 
-    @ivar connected: Whether the subscription stands.
+    @ivar connected: Whether there is a subscription at the moment.
     @ivar plugin: The bus's identity; empty for a Threat Bus host.
-    @ivar received: How many items arrived.
-    @ivar refused: How many messages could not be read.
+    @ivar received: The number of items that arrived.
+    @ivar refused: The number of items and messages that were unreadable.
     """
 
     _log = Logger()
@@ -299,7 +168,7 @@ class BusSubscription(Service):
         reactor: Any,
         factory: Factory,
         bus: HostPort,
-        wish: Wish,
+        request: SubscriptionRequest,
         cursor: ICursor,
         report: Callable[[], dict[str, Any]] | None = None,
         ready: Callable[[], None] | None = None,
@@ -307,12 +176,16 @@ class BusSubscription(Service):
         keys: SocketOptions | None = None,
     ) -> None:
         """
-        @param cursor: Is given what arrives; the next is read from the bus when it
-            has been applied.
-        @param report: What the subscriber says of itself in a heartbeat.
-        @param ready: Called when the bus has begun to listen to reports; makes
-            this subscription open its sub endpoint at all.
-        @param options: Options of the socket that receives.
+        @param reactor: Measures all times.
+        @param factory: Makes the sockets.
+        @param bus: The bus's manage endpoint.
+        @param request: The request to subscribe.
+        @param cursor: Applies the items that arrive. While many wait for it, no more are
+            read from the bus.
+        @param report: Returns the subscriber's state, for heartbeats.
+        @param ready: Called when the bus begins to listen to reports. Without it, the
+            subscription does not connect to the sub endpoint.
+        @param options: Options of the receiving socket.
         @param keys: As for L{ManageClient}.
         """
         self.connected = False
@@ -322,7 +195,7 @@ class BusSubscription(Service):
         self._reactor = reactor
         self._factory = factory
         self._bus = bus
-        self._wish = wish
+        self._request = request
         self._cursor = cursor
         self._report = report
         self._ready = ready
@@ -331,39 +204,49 @@ class BusSubscription(Service):
         self._manage = ManageClient(reactor, factory, bus, self._keys)
         self._reports = ManageClient(reactor, factory, bus, self._keys)
         self._complaints = RateLimit(reactor, ERRORS_PER_MINUTE)
-        self._announcer: Announcer | None = None
+        self._publisher: ReportPublisher | None = None
         self._sub: SubConnection | None = None
         self._running: Deferred[None] = succeed(None)
         self._lost: float | None = None
-        self._taking: Deferred[None] = succeed(None)
+        self._applying: Deferred[None] = succeed(None)
         self._arrivals: list[Delivery | Item | Unreadable] = []
         self._waiting = 0
         self._waiting_bytes = 0
         self._answered = -math.inf
         self._expected = 0
         self._torn = False
-        self._gaps: tuple[str, int, int] | None = None
-        self._same_gaps = 0
+        self._last_gap: tuple[str, int, int] | None = None
+        self._same_gap_count = 0
         self._snapshot: _Snapshot | None = None
-        self._holding = False
-        self._incomplete = 0
-        self._again: IDelayedCall | None = None
-        self._gap: Deferred[None] | None = None
+        self._position_held = False
+        self._incomplete_snapshots = 0
+        self._snapshot_retry: IDelayedCall | None = None
+        self._breaking: Deferred[None] | None = None
         self._broken = False
 
     def startService(self) -> None:
+        """
+        Begin to subscribe.
+        """
         super().startService()
         self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(self._eb_ended)
 
     def _eb_ended(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.failure("The subscription to {bus} ended", failure, bus=str(self._bus))
+            self._log.failure(
+                "The subscription to {bus} failed for good", failure, bus=str(self._bus)
+            )
 
     def stopService(self) -> Deferred[None]:
+        """
+        Unsubscribe.
+
+        @return: Fires when the items that were being applied are applied.
+        """
         super().stopService()
         self._running.cancel()
-        return gatherResults([self._running, self._taking]).addCallback(self._cb_stopped)
+        return gatherResults([self._running, self._applying]).addCallback(self._cb_stopped)
 
     def _cb_stopped(self, _: Any) -> None:
         self._manage.close()
@@ -371,18 +254,20 @@ class BusSubscription(Service):
 
     def send(self, frame: bytes) -> bool:
         """
-        Send a report to the bus's sub endpoint.
+        Send a report to the bus's sub endpoint, if there is a subscription.
 
-        @see: L{Announcer.send}
+        @see: L{ReportPublisher.send}
         """
-        return self._announcer is not None and self._announcer.send(frame)
+        return self._publisher is not None and self._publisher.send(frame)
 
     def report_sightings(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         """
-        Report sightings: to a bus that speaks tbvast/1 by requests, which it answers
-        when they are durable, to another one on its sub endpoint, once.
+        Report sightings: to a bus that speaks tbvast/1 by a request, which it acknowledges
+        when they are durable; to a Threat Bus host on its sub endpoint, without
+        acknowledgement.
 
         @param documents: Sightings, each a JSON document.
+        @return: Fires with the outcome; never fails.
         """
         if not self.connected:
             return succeed(Reported([False] * len(documents)))
@@ -401,7 +286,7 @@ class BusSubscription(Service):
             published = manage.decode_published(reply)
         except ProtocolInvalid as e:
             reason = _reason(reply)
-            # With a reason it means the bus's own state, without one something in the request.
+            # A refusal with a reason is due to the bus's own state; one without, to the request.
             return Reported([False] * count, {}, reason or str(e), not reason)
         if len(published.outcomes) != count:
             reason = f"{len(published.outcomes)} outcomes for {count} sightings"
@@ -418,14 +303,14 @@ class BusSubscription(Service):
     async def _run(self) -> None:
         delay, complained = RETRY_FIRST, False
         while True:
-            await self._taken()
+            await self._applied()
             try:
                 subscribed = await self._subscribe()
             except CancelledError:
                 raise
             except (BusUnreachable, BusRefused) as e:
                 if not complained:
-                    self._log.warn("{reason}; trying on.", reason=str(e))
+                    self._log.warn("{reason}; trying again.", reason=str(e))
                 complained = True
             except Exception:
                 self._log.failure("Cannot subscribe to {bus}", bus=str(self._bus))
@@ -433,49 +318,56 @@ class BusSubscription(Service):
             else:
                 complained = False
                 try:
-                    if await self._stood(subscribed):
+                    if await self._maintain(subscribed):
                         delay = RETRY_FIRST
                 except CancelledError:
                     raise
                 except Exception:
-                    self._log.failure("While subscribed to {bus}", bus=str(self._bus))
+                    self._log.failure("Error in the subscription to {bus}", bus=str(self._bus))
             await deferLater(self._reactor, delay)
             delay = min(delay * 2, RETRY_MOST)
 
-    async def _stood(self, subscribed: manage.Subscribed) -> bool:
+    async def _maintain(self, subscribed: manage.Subscribed) -> bool:
         """
         Use a subscription until it is lost.
 
-        @return: Whether it was of any use.
+        @return: Whether the next attempt may follow soon: the subscription did not break, or
+            lasted long enough.
         """
         began = self._reactor.seconds()
         try:
-            await self._keep(subscribed)
+            await self._send_heartbeats(subscribed)
         except BusUnreachable as e:
-            self._complain("{reason}; subscribing again.", reason=str(e))
+            self._warn("{reason}; subscribing again.", reason=str(e))
         finally:
             self._disconnect()
             self._lost = self._reactor.seconds()
         self._manage.close()
         return not self._broken or self._lost - began > RETRY_MOST
 
-    def _taken(self) -> Deferred[None]:
+    def _applied(self) -> Deferred[None]:
         """
-        @return: Fires when what has arrived was applied, or could not be. Cancelling
-            it does not keep that from being applied.
+        @return: Fires when the items that arrived are applied, or have failed to apply.
+            Cancelling it does not cancel that.
         """
-        taken: Deferred[None] = Deferred()
-        self._taking.addCallback(lambda _: taken.callback(None))
-        return taken
+        applied: Deferred[None] = Deferred()
+        self._applying.addCallback(lambda _: applied.callback(None))
+        return applied
 
     async def _subscribe(self) -> manage.Subscribed:
+        """
+        Request a subscription and connect to it.
+
+        @raise BusRefused: If the bus refuses, or its reply is malformed.
+        @raise BusUnreachable: If the bus does not reply in time.
+        """
         resume = self._cursor.position
-        days = self._wish.snapshot
+        days = self._request.snapshot
         if self._lost is not None:
-            missed = self._reactor.seconds() - self._lost + self._wish.heartbeat
+            missed = self._reactor.seconds() - self._lost + self._request.heartbeat
             days = max(days, math.ceil(missed / _DAY))
         reply = await self._manage.ask(
-            manage.encode_subscribe(self._wish.topics, days, self._wish.name, resume)
+            manage.encode_subscribe(self._request.topics, days, self._request.name, resume)
         )
         try:
             subscribed = manage.decode_subscribed(reply)
@@ -491,12 +383,15 @@ class BusSubscription(Service):
         self, subscribed: manage.Subscribed, resume: Position | None, days: int
     ) -> None:
         """
-        Find out what the bus is going to send first.
+        Prepare for the beginning of a subscription: a resumption or a snapshot.
+
+        @param resume: The requested position.
+        @param days: The requested age of the snapshot.
         """
         here = Position(subscribed.plugin, subscribed.number)
         numbered = subscribed.protocol == manage.PROTOCOL
         self._expected = subscribed.number
-        self._torn = self._holding = False
+        self._torn = self._position_held = False
         self._snapshot = None
         if numbered and resume is not None:
             if here != resume:
@@ -515,7 +410,7 @@ class BusSubscription(Service):
             self._log.info(
                 "Subscribed to {bus} for {topics}, {beginning}.",
                 bus=str(self._bus),
-                topics=", ".join(self._wish.topics),
+                topics=", ".join(self._request.topics),
                 beginning=beginning,
             )
 
@@ -524,7 +419,9 @@ class BusSubscription(Service):
         self._arrivals, self._waiting, self._waiting_bytes = [], 0, 0
         topic = subscribed.topic.encode()
         host = HostPort(self._bus.host, subscribed.pub_port)
-        queue = FED_QUEUE if subscribed.protocol == manage.PROTOCOL else UNFED_QUEUE
+        queue = (
+            QUEUE_WITH_REPLAY if subscribed.protocol == manage.PROTOCOL else QUEUE_WITHOUT_REPLAY
+        )
         sub = SubConnection(
             self._factory,
             lambda messages: self._arrived(sub, topic, messages),
@@ -535,182 +432,185 @@ class BusSubscription(Service):
         sub.connect(f"tcp://{host}")
         if self._ready is not None:
             address = HostPort(self._bus.host, subscribed.sub_port)
-            self._announcer = Announcer(self._factory, f"tcp://{address}", self._ready, self._keys)
+            self._publisher = ReportPublisher(
+                self._factory, f"tcp://{address}", self._ready, self._keys
+            )
         self.connected = True
         self.plugin = subscribed.plugin if subscribed.protocol == manage.PROTOCOL else ""
 
     def _disconnect(self) -> None:
         self.connected = False
-        if self._again is not None:
-            if self._again.active():
-                self._again.cancel()
-            self._again = None
+        if self._snapshot_retry is not None:
+            if self._snapshot_retry.active():
+                self._snapshot_retry.cancel()
+            self._snapshot_retry = None
         self._reports.close()
-        for connection in (self._sub, self._announcer):
+        for connection in (self._sub, self._publisher):
             if isinstance(connection, SubConnection):
                 connection.shutdown()
             elif connection is not None:
                 connection.close()
-        self._sub = self._announcer = None
+        self._sub = self._publisher = None
 
-    async def _keep(self, subscribed: manage.Subscribed) -> None:
+    async def _send_heartbeats(self, subscribed: manage.Subscribed) -> None:
         """
-        Send heartbeats until the bus no longer knows the subscription, or something
-        of it went missing.
+        Send heartbeats until the bus no longer knows the subscription, or it breaks.
         """
-        speaks = subscribed.protocol == manage.PROTOCOL and self._report is not None
+        reports = subscribed.protocol == manage.PROTOCOL and self._report is not None
         try:
             while True:
-                if await self._gap_within(self._wish.heartbeat):
+                if await self._breaks_within(self._request.heartbeat):
                     return
-                report = self._report() if speaks and self._report is not None else None
+                report = self._report() if reports and self._report is not None else None
                 beat = manage.encode_heartbeat(subscribed.topic, report)
                 reply = await self._manage.ask(beat)
                 if reply != manage.SUCCESS and not _is_success(reply):
-                    self._complain(
-                        "{bus} has forgotten the subscription; subscribing again.",
+                    self._warn(
+                        "{bus} no longer knows the subscription; subscribing again.",
                         bus=str(self._bus),
                     )
                     return
                 self._answered = self._reactor.seconds()
         except CancelledError:
-            await self._leave(subscribed)
+            await self._unsubscribe(subscribed)
             raise
 
-    async def _gap_within(self, seconds: float) -> bool:
+    async def _breaks_within(self, seconds: float) -> bool:
         """
-        @return: Whether something went missing in that time.
+        @return: Whether the subscription breaks in that time.
         """
-        self._gap = Deferred()
+        self._breaking = Deferred()
         if self._broken:
             return True
         try:
-            await self._gap.addTimeout(seconds, self._reactor)
+            await self._breaking.addTimeout(seconds, self._reactor)
         except TimeoutError:
             return False
         finally:
-            self._gap = None
+            self._breaking = None
         return True
 
-    async def _leave(self, subscribed: manage.Subscribed) -> None:
+    async def _unsubscribe(self, subscribed: manage.Subscribed) -> None:
         try:
             await self._manage.ask(manage.encode_unsubscribe(subscribed.topic), timeout=1.0)
         except BusUnreachable:
-            self._log.debug("The bus did not hear that this subscriber left.")
+            self._log.debug("The bus did not confirm the end of the subscription.")
 
-    def _arrived(
-        self, sub: SubConnection, topic: bytes, messages: list[tuple[str, list[bytes]]]
-    ) -> None:
-        for _, message in messages:
+    def _arrived(self, sub: SubConnection, topic: bytes, messages: list[Received]) -> None:
+        for received in messages:
+            message = received.frames
             delivery: Delivery | Item | Unreadable
             try:
                 delivery = decode_delivery(topic, message)
             except Invalid as e:
                 delivery = unreadable(str(e), b"".join(message))
-            except Exception as e:  # a decoder's own fault
+            except Exception as e:  # a bug in a decoder
                 delivery = unreadable(f"{type(e).__name__}: {e}", b"".join(message))
             self._arrivals.append(delivery)
             self._waiting_bytes += sum(map(len, message))
             self._waiting += len(delivery.items) if isinstance(delivery, Batch | Part | Torn) else 1
-        if self._taking.called:
-            self._taking = Deferred.fromCoroutine(self._take_all(sub))
-            self._taking.addErrback(self._eb_not_taken)
-        if not self._taking.called and (
+        if self._applying.called:
+            self._applying = Deferred.fromCoroutine(self._drain(sub))
+            self._applying.addErrback(self._eb_not_applied)
+        if not self._applying.called and (
             self._waiting >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
         ):
             sub.pause()
 
-    async def _take_all(self, sub: SubConnection) -> None:
+    async def _drain(self, sub: SubConnection) -> None:
         """
-        Apply what arrives until nothing more has; the more arrives meanwhile, the more
-        is applied at once.
+        Apply the deliveries that wait, and those that arrive meanwhile, until none is left.
+        Deliveries that wait together are applied together.
         """
         while self._arrivals:
             deliveries, self._arrivals = self._arrivals, []
             self._waiting = self._waiting_bytes = 0
             if sub is self._sub:
                 sub.resume()
-            await self._take(sub, deliveries)
+            await self._apply_batch(sub, deliveries)
             if not self._arrivals:
-                await self._cursor.settle()
+                await self._cursor.commit()
 
-    async def _take(
+    async def _apply_batch(
         self, sub: SubConnection, deliveries: Sequence[Delivery | Item | Unreadable]
     ) -> None:
         """
-        Apply what arrived, in order, and as much as possible at once.
+        Apply deliveries in order, and as many as possible in one step.
 
-        @param sub: Where it arrived; nothing more of it is applied once another
-            subscription was made.
+        @param sub: The socket of the subscription that they belong to. The rest of them is
+            dropped when that subscription is over.
         """
-        taken = _Taken()
+        pending = _Pending()
         for delivery in deliveries:
             if self._broken or sub is not self._sub:
                 return
-            if isinstance(delivery, Batch) and not self.plugin:  # of a bus that has no numbers
-                taken.add(delivery)
+            if isinstance(delivery, Batch) and not self.plugin:  # a Threat Bus host has no numbers
+                pending.add(delivery)
             elif isinstance(delivery, Batch):
                 if self._snapshot is not None:
-                    self._end_incomplete("its end did not come")
-                if delivery.after > self._expected and not self._passes(delivery, taken):
-                    await self._apply(taken)
-                    self._missed()
+                    self._end_incomplete("it has no end")
+                if delivery.after > self._expected and not self._skips_gap(delivery, pending):
+                    await self._apply(pending)
+                    self._report_loss()
                     return
                 if delivery.until > self._expected:
                     self._expected = delivery.until
-                    taken.position = Position(self.plugin, delivery.until)
+                    pending.position = Position(self.plugin, delivery.until)
                     self._torn = False
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Part):
                 if self._snapshot is not None:
                     self._snapshot.add(delivery)
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Mark):
-                await self._apply(taken)
-                taken = _Taken()
+                await self._apply(pending)
+                pending = _Pending()
                 if sub is self._sub:
                     await self._end_snapshot(delivery)
             elif isinstance(delivery, Torn):
                 self._torn = True
-                taken.add(delivery)
+                pending.add(delivery)
             elif isinstance(delivery, Unreadable):
                 self._torn = True
-                taken.refused.append(delivery)
+                pending.refused.append(delivery)
             else:
-                taken.items.append(delivery)
-        await self._apply(taken)
+                pending.items.append(delivery)
+        await self._apply(pending)
 
-    def _passes(self, batch: Batch, taken: _Taken) -> bool:
+    def _skips_gap(self, batch: Batch, pending: _Pending) -> bool:
         """
-        Decide whether to do without the numbers that are missing before a batch.
+        Decide whether to skip the numbers that are missing before a batch.
 
-        The bus reads them from its journal: asked for them again, it sends the same.
+        The bus reads them from its journal. If they are missing there, they will be missing
+        every time.
+
+        @return: Whether they are skipped; if so, they are among the refused items.
         """
         gap = (self.plugin, self._expected, batch.after)
-        self._same_gaps = self._same_gaps + 1 if gap == self._gaps else 1
-        self._gaps = gap
-        if self._same_gaps < SAME_GAP - self._torn:
+        self._same_gap_count = self._same_gap_count + 1 if gap == self._last_gap else 1
+        self._last_gap = gap
+        if self._same_gap_count < SAME_GAP - self._torn:
             return False
-        reason = f"the numbers from {self._expected + 1} to {batch.after} cannot be had"
-        taken.refused.append(Unreadable(batch.after, (), reason, b""))
+        reason = f"the bus does not send the numbers from {self._expected + 1} to {batch.after}"
+        pending.refused.append(Unreadable(batch.after, (), reason, b""))
         return True
 
-    async def _apply(self, taken: _Taken) -> None:
-        if taken.refused:
-            self.refused += len(taken.refused)
-            for each in taken.refused:
-                self._complain("Set aside what the bus sent: {reason}", reason=each.reason)
-            await self._cursor.set_aside(taken.refused)
-        self.received += len(taken.items)
-        position = None if self._holding else taken.position
-        if taken.items or position is not None:
-            # A bus that numbers its items has decided what each of them changes.
-            await self._cursor.apply(taken.items, position, decided=bool(self.plugin))
+    async def _apply(self, pending: _Pending) -> None:
+        if pending.refused:
+            self.refused += len(pending.refused)
+            for each in pending.refused:
+                self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
+            await self._cursor.set_aside(pending.refused)
+        self.received += len(pending.items)
+        position = None if self._position_held else pending.position
+        if pending.items or position is not None:
+            # A bus that numbers its items has decided which version is in force.
+            await self._cursor.apply(pending.items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
         snapshot = self._snapshot
         if snapshot is None:
-            self._complain("{bus} ended a snapshot that it had not begun.", bus=str(self._bus))
+            self._warn("{bus} ended a snapshot that it had not begun.", bus=str(self._bus))
             return
         if not mark.failed and snapshot.count != mark.count:
             self._end_incomplete(f"{snapshot.count} of its {mark.count} items came")
@@ -719,20 +619,20 @@ class BusSubscription(Service):
             "The snapshot is complete: {count} items{refused}{failed}.",
             count=mark.count,
             refused="" if not snapshot.refused else f", {snapshot.refused} of them set aside",
-            failed="" if not mark.failed else f", but nothing of {shown(', '.join(mark.failed))}",
+            failed="" if not mark.failed else f", without those of {shown(', '.join(mark.failed))}",
         )
         if mark.failed:
-            self._missed()
+            self._report_loss()
             return
         self._snapshot = None
-        self._incomplete = 0
+        self._incomplete_snapshots = 0
         position = Position(self.plugin, mark.number)
         if not (mark.full and snapshot.ending):
             await self._cursor.apply((), position)
         elif snapshot.nameless:
-            self._complain(
-                "Of {count} items of the snapshot not even the id can be read:"
-                " nothing is ended that it does not hold.",
+            self._warn(
+                "The ids of {count} items in the snapshot are unreadable:"
+                " indicators that are missing from it stay in force.",
                 count=snapshot.nameless,
             )
             await self._cursor.apply((), position)
@@ -741,48 +641,49 @@ class BusSubscription(Service):
 
     def _end_incomplete(self, reason: str) -> None:
         """
-        End a snapshot that is not whole. What it held stays, and what follows is applied,
-        but the position stays where it was: it is asked for again.
+        End an incomplete snapshot, and request another one later. Its items stay, and the
+        following ones are applied, but the position is held until then.
         """
-        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete, 30), INCOMPLETE_MOST)
-        self._incomplete += 1
+        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete_snapshots, 30), INCOMPLETE_MOST)
+        self._incomplete_snapshots += 1
         self._snapshot = None
-        self._holding = True
-        self._complain(
-            "The snapshot of {bus} is incomplete: {reason}. Nothing is ended by it;"
-            " asking for another one in {delay:g} s.",
+        self._position_held = True
+        self._warn(
+            "The snapshot of {bus} is incomplete: {reason}. It ends nothing;"
+            " requesting another one in {delay:g} s.",
             bus=str(self._bus),
             reason=reason,
             delay=delay,
         )
-        self._again = self._reactor.callLater(delay, self._break)
+        self._snapshot_retry = self._reactor.callLater(delay, self._break)
 
-    def _missed(self) -> None:
-        self._complain(
-            "Something that {bus} sent went missing; subscribing again.", bus=str(self._bus)
-        )
+    def _report_loss(self) -> None:
+        self._warn("{bus} did not send everything; subscribing again.", bus=str(self._bus))
         self._break()
 
-    def _complain(self, text: str, **values: Any) -> None:
+    def _warn(self, text: str, **values: Any) -> None:
         """
-        Say something that whoever is on the other end can bring about at will.
+        Log a warning that the bus can provoke at will, at a limited rate.
         """
         if self._complaints.allows():
             self._log.warn(text, **values)
 
-    def _eb_not_taken(self, failure: Failure) -> None:
-        self._log.failure("What the bus sent cannot be applied", failure)
+    def _eb_not_applied(self, failure: Failure) -> None:
+        self._log.failure("Cannot apply items from the bus", failure)
         self._break()
 
     def _break(self) -> None:
         self._broken = True
-        if self._gap is not None and not self._gap.called:
-            self._gap.callback(None)
+        if self._breaking is not None and not self._breaking.called:
+            self._breaking.callback(None)
 
 
-class _Taken:
+class _Pending:
     """
-    What of some frames is to be applied.
+    Items that wait to be applied together.
+
+    @ivar refused: The unreadable ones among them.
+    @ivar position: The position after them; C{None} if they have none.
     """
 
     def __init__(self) -> None:
@@ -799,10 +700,10 @@ class _Snapshot:
     """
     A snapshot that is arriving.
 
-    @ivar ending: Whether what it does not hold is no longer in force.
-    @ivar count: How many items of it came.
-    @ivar refused: How many of them cannot be read.
-    @ivar nameless: Of how many of these it is not known which ones they are.
+    @ivar ending: Whether indicators that are missing from it are no longer in force.
+    @ivar count: The number of its items that arrived.
+    @ivar refused: The number of unreadable ones among them.
+    @ivar nameless: The number of unreadable ones without a readable id.
     """
 
     def __init__(self, ending: bool) -> None:
@@ -819,7 +720,7 @@ class _Snapshot:
 
 def _reason(reply: bytes) -> str:
     """
-    What a bus says of a refusal.
+    @return: The reason that a bus gives for a refusal; empty if it gives none.
     """
     try:
         reason = manage.decode_reply(reply).get("reason", "")

@@ -13,7 +13,8 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from tbvast.bus_client.subscription import Announcer, ManageClient
+from tbvast.bus_client.manage_client import ManageClient
+from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.cli.input_files import SOURCE, InputContents, Submission, read_input
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen
@@ -397,11 +398,11 @@ async def _send_unacknowledged(
     address = HostPort(bus.host, await _sub_port(client))
     factory = Factory(reactor, LINGER_MILLISECONDS)
     try:
-        announcer = Announcer(factory, f"tcp://{address}", lambda: None, keys)
+        publisher = ReportPublisher(factory, f"tcp://{address}", lambda: None, keys)
         for submission in submissions:
             frame = INDICATOR_TOPIC + b" " + submission.document
             deadline = reactor.seconds() + ACCEPT_TIMEOUT_SECONDS
-            while not announcer.send(frame):
+            while not publisher.send(frame):
                 if reactor.seconds() > deadline:
                     raise BusUnreachable(str(address), ACCEPT_TIMEOUT_SECONDS)
                 await deferLater(reactor, RETRY_SECONDS)

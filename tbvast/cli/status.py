@@ -11,7 +11,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from tbvast.bus_client.subscription import ManageClient
+from tbvast.bus_client.manage_client import ManageClient
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.errors import BusRefused, ProtocolInvalid

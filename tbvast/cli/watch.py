@@ -12,7 +12,7 @@ import msgspec
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 
-from tbvast.bus_client.subscription import BusSubscription, Listener, Wish
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen, escape_controls
 from tbvast.errors import Invalid, PatternUnmatchable
@@ -297,7 +297,7 @@ async def watch(
     @raise KeyUnusable: If a key cannot be used.
     """
     printer = MessagePrinter(screen, as_json, count)
-    wish = Wish(
+    request = SubscriptionRequest(
         topics=tuple(STREAM_TOPICS[stream][0] for stream in streams),
         snapshot=snapshot,
         name="tbvast watch",
@@ -306,7 +306,7 @@ async def watch(
     options = keys.load()
     factory = Factory(reactor)
     subscription = BusSubscription(
-        reactor, factory, bus, wish, Listener(printer.receive), keys=options
+        reactor, factory, bus, request, Listener(printer.receive), keys=options
     )
     subscription.startService()
     try:

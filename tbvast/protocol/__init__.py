@@ -1,3 +1,3 @@
 """
-The protocols of the endpoints: bytes in, typed values out. Pure.
+The protocols of the endpoints: bytes in, typed values out. No input or output.
 """

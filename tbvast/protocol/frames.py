@@ -18,7 +18,7 @@ from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
 Item = Indicator | Sighting
 """
-What the bus carries.
+An item that the bus carries.
 """
 
 INDICATOR_TOPIC = b"stix2/indicator"
@@ -29,7 +29,7 @@ ENVELOPE_TOPIC = b"threatbus/snapshotenvelope"
 
 class Envelope(msgspec.Struct, frozen=True):
     """
-    A part of somebody's answer to a snapshot request.
+    One item of an application's answer to a snapshot request.
 
     @ivar snapshot: The request's id.
     """
@@ -50,7 +50,9 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 def decode_envelope(payload: bytes) -> Envelope:
     """
-    @raise Invalid: If it is none, or its body is not what its type says.
+    Decode one item of an answer to a snapshot request.
+
+    @raise Invalid: If the payload is not an envelope, or its body does not match its type.
     """
     try:
         envelope = _envelope_decoder.decode(payload)
@@ -64,11 +66,11 @@ def decode_envelope(payload: bytes) -> Envelope:
 
 def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> bytes:
     """
-    What follows a subscription's own topic in the frame that asks it for a
-    snapshot.
+    Encode a snapshot request, as it follows a subscription's own topic in a frame.
 
     @param snapshot: The request's id, which the answers repeat.
-    @param seconds: How far back.
+    @param stream: The requested stream.
+    @param seconds: The age of the oldest requested item, in seconds.
     """
     return b"snapshotrequest " + msgspec.json.encode(
         {
@@ -82,7 +84,7 @@ def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> byte
 
 def _admit_in_force(raw: bytes) -> Indicator:
     """
-    Admit an indicator that goes to a subscriber as it is.
+    Admit an indicator that is sent to a subscriber unchanged.
     """
     indicator = admit_indicator(raw)
     if indicator.pattern is None:
@@ -97,10 +99,10 @@ _SNAPSHOT_BODIES: dict[int, Callable[[bytes], Item]] = {1: _admit_in_force, 2: a
 
 def decode_report(message: list[bytes]) -> Item | Envelope:
     """
-    What arrived on the sub endpoint.
+    Decode and admit a message of the sub endpoint.
 
-    @raise Invalid: If it is not one frame, its topic is none of
-        L{REPORT_TOPICS}, or its payload is not what the topic says.
+    @raise Invalid: If the message is not one frame, its topic is not in L{REPORT_TOPICS},
+        or its payload does not match the topic.
     """
     if len(message) != 1:
         raise ProtocolInvalid("message", len(message), "a message of one frame")
@@ -126,7 +128,7 @@ The topics that the sub endpoint receives.
 
 def encode_report(item: Item) -> bytes:
     """
-    A frame for the sub endpoint of a bus.
+    Encode an item as a frame for the sub endpoint of a bus.
     """
     topic = INDICATOR_TOPIC if isinstance(item, Indicator) else SIGHTING_TOPIC
     return topic + b" " + item.raw
@@ -134,16 +136,17 @@ def encode_report(item: Item) -> bytes:
 
 def stream_of(item: Item) -> Stream:
     """
-    The stream that an item belongs to.
+    @return: The stream that an item belongs to.
     """
     return _INTEL if isinstance(item, Indicator) else _SIGHTING
 
 
 def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
     """
-    What follows a subscription's own topic in the frames for an item.
+    Encode an item for a subscriber.
 
-    @return: No frame at all if the dialect cannot express the item.
+    @return: The frames for the item, each without the subscription's own topic; none if the
+        dialect cannot express the item.
     """
     if dialect is _STIX2:
         return (_render_stix2(item),)
@@ -151,17 +154,17 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
         return tuple(b" " + payload for payload in encode_vast_intel(item))
     try:
         return (b" " + encode_vast_sighting(item),)
-    except SightingInvalid:  # one that an earlier version let in
+    except SightingInvalid:  # an earlier version admitted it
         return ()
 
 
 def render_all(dialect: Dialect, items: Iterable[Item]) -> list[bytes]:
     """
-    As L{render}, of many items.
+    Encode many items, as L{render} does.
     """
     if dialect is _STIX2:
         return list(map(_render_stix2, items))
-    return [tail for item in items for tail in render(dialect, item)]
+    return [frame for item in items for frame in render(dialect, item)]
 
 
 def _render_stix2(item: Item) -> bytes:
@@ -172,9 +175,9 @@ def _render_stix2(item: Item) -> bytes:
 
 def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
     """
-    As L{render}, of an indicator's document.
+    Encode an indicator's document, as L{render} does.
 
-    @param raw: An indicator that has been decoded before.
+    @param raw: A document that has been decoded before, so that it is known to be valid.
     """
     if dialect is _STIX2:
         return (_INTEL_HEAD + compatible(raw),)
@@ -183,7 +186,7 @@ def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
 
 def render_entry(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, ...]:
     """
-    As L{render}, of a document that the journal holds.
+    Encode a document of the journal, as L{render} does.
     """
     if stream is _INTEL:
         return render_intel(dialect, raw)
@@ -195,7 +198,7 @@ def render_entry(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, .
 _INTEL = Stream.INTEL
 _SIGHTING = Stream.SIGHTING
 _STIX2 = Dialect.STIX2
-# Names of the module are found quicker than those of an enumeration.
+# Module names are faster to look up than members of an enumeration.
 
 _INTEL_HEAD = _INTEL.value + b" "
 _SIGHTING_HEAD = _SIGHTING.value + b" "

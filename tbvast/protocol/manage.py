@@ -1,8 +1,8 @@
 """
 The manage endpoint: requests and their replies, in both dialects.
 
-A request is one JSON object. Beside Threat Bus's C{subscribe}, C{unsubscribe}
-and C{heartbeat} there are C{publish} and C{status}, which only tbvast knows.
+A request is one JSON object. C{subscribe}, C{unsubscribe} and C{heartbeat} are Threat
+Bus's requests; C{publish} and C{status} are tbvast's own.
 """
 
 from __future__ import annotations
@@ -15,43 +15,35 @@ import msgspec
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
+from tbvast.values import Position
 
 PROTOCOL = "tbvast/1"
 """
 The name of tbvast's extension of the protocol.
 """
 
-
 NAME_LENGTH = 256
 """
-The most characters of a topic, or of what a subscriber calls itself.
+The most characters of a topic, or of a subscriber's name.
 """
 
 REPORT_BYTES = 65536
 """
-The most bytes of what a subscriber says of itself with a heartbeat.
+The most bytes of a subscriber's report in a heartbeat.
 """
-
-
-class Position(msgspec.Struct, frozen=True):
-    """
-    Where somebody has got to in a bus's journal.
-
-    @ivar plugin: The bus's identity.
-    @ivar number: The number of the last item that was applied.
-    """
-
-    plugin: str
-    number: int
 
 
 class Subscribe(msgspec.Struct, frozen=True):
     """
+    A request to subscribe.
+
     @ivar topics: At least one.
-    @ivar snapshot: Days of intel wanted first; C{0} for none.
+    @ivar snapshot: The age of the snapshot to begin with, in days; C{0} for no snapshot.
+    @ivar dialect: The dialect of the topics.
     @ivar protocol: L{PROTOCOL} if the subscriber speaks it.
-    @ivar name: What the subscriber calls itself; may be empty.
-    @ivar resume: Where it has got to, if it speaks L{PROTOCOL} and has been here.
+    @ivar name: The subscriber's name for itself; may be empty.
+    @ivar resume: The subscriber's position, if it speaks L{PROTOCOL} and was subscribed
+        before.
     """
 
     topics: tuple[str, ...]
@@ -64,7 +56,10 @@ class Subscribe(msgspec.Struct, frozen=True):
 
 class Unsubscribe(msgspec.Struct, frozen=True):
     """
+    A request to end a subscription.
+
     @ivar topic: The subscription's own topic.
+    @ivar dialect: The dialect of the reply.
     """
 
     topic: str
@@ -73,8 +68,10 @@ class Unsubscribe(msgspec.Struct, frozen=True):
 
 class Heartbeat(msgspec.Struct, frozen=True):
     """
+    A sign of life of a subscriber.
+
     @ivar topic: The subscription's own topic.
-    @ivar report: What the subscriber says of itself, for people to read.
+    @ivar report: The subscriber's state in its own terms, for people to read.
     """
 
     topic: str
@@ -83,6 +80,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 class Publish(msgspec.Struct, frozen=True):
     """
+    A request to publish items, which is answered when they are durable.
+
     @ivar documents: Indicators and sightings, each a JSON document.
     """
 
@@ -91,13 +90,15 @@ class Publish(msgspec.Struct, frozen=True):
 
 class Status(msgspec.Struct, frozen=True):
     """
-    Somebody wants to know how the bus is doing.
+    A request for the status of the bus.
     """
 
 
 class Unknown(msgspec.Struct, frozen=True):
     """
-    A JSON object that asks for nothing known.
+    A JSON object that is not a known request.
+
+    @ivar dialect: The dialect of the reply.
     """
 
     dialect: Dialect
@@ -123,12 +124,12 @@ _encode = msgspec.json.encode
 
 def decode_request(raw: bytes) -> Request:
     """
-    Of a publish request only the documents need not be JSON: each is judged alone.
+    Decode a request. The documents of a publish request may be malformed: the bus judges
+    each of them alone.
 
-    @raise RequestUnsplittable: If it is a publish request of which it cannot be told where
-        a document ends.
-    @raise ProtocolInvalid: If it is not a JSON object, or a property is not of
-        its type.
+    @raise RequestUnsplittable: If it is a publish request whose documents have no
+        recognisable bounds.
+    @raise ProtocolInvalid: If it is not a JSON object, or a property has the wrong type.
     """
     try:
         document = _decoder.decode(raw)
@@ -209,14 +210,14 @@ ERROR = _encode({"status": "error"})
 
 def refused(reason: str) -> bytes:
     """
-    The reply to a request that somebody may not make.
+    @return: The reply to a request that the bus refuses.
     """
     return _encode({"status": "error", "reason": reason})
 
 
 def unknown_request(dialect: Dialect) -> bytes:
     """
-    The reply to what asks for nothing known.
+    @return: The reply to an unknown request.
     """
     if dialect is Dialect.VAST:
         return b"Unknown request"
@@ -225,7 +226,8 @@ def unknown_request(dialect: Dialect) -> bytes:
 
 def unsubscribed(dialect: Dialect, known: bool) -> bytes:
     """
-    The reply to an unsubscribe request; only stix2 tells an unknown topic.
+    @param known: Whether the topic is that of a subscription; only stix2 reports it.
+    @return: The reply to an unsubscribe request.
     """
     if dialect is Dialect.VAST:
         return b"Success"
@@ -236,12 +238,13 @@ def subscribed(
     topic: str, host: str, pub: int, sub: int, beginning: Position | None = None
 ) -> bytes:
     """
-    The reply to a subscribe request: the union of both dialects' keys.
-
     @param topic: The subscription's own topic.
-    @param host: One that the subscriber can reach.
-    @param beginning: The number after which the subscriber is sent everything, for
-        one that speaks L{PROTOCOL}.
+    @param host: A host name of the bus that the subscriber can reach.
+    @param pub: The port of the pub endpoint.
+    @param sub: The port of the sub endpoint.
+    @param beginning: The position after which the subscriber is sent everything, if it
+        speaks L{PROTOCOL}.
+    @return: The reply to a subscribe request, with the keys of both dialects.
     """
     reply: dict[str, Any] = {
         "topic": topic,
@@ -264,10 +267,12 @@ def encode_subscribe(
     topics: Sequence[str], snapshot: int, name: str, resume: Position | None = None
 ) -> bytes:
     """
-    A subscribe request, from a subscriber that speaks L{PROTOCOL}.
+    Encode the request of a subscriber that speaks L{PROTOCOL}.
 
-    @param snapshot: Days.
-    @param resume: Where the subscriber has got to, if anywhere.
+    @param topics: At least one.
+    @param snapshot: The age of the snapshot to begin with, in days; C{0} for no snapshot.
+    @param name: The subscriber's name for itself.
+    @param resume: The subscriber's position, if it has one.
     """
     request: dict[str, Any] = {
         "action": "subscribe",
@@ -282,12 +287,20 @@ def encode_subscribe(
 
 
 def encode_unsubscribe(topic: str) -> bytes:
+    """
+    Encode a request to end a subscription.
+
+    @param topic: The subscription's own topic.
+    """
     return _encode({"action": "unsubscribe", "topic": topic})
 
 
 def encode_heartbeat(topic: str, report: dict[str, Any] | None = None) -> bytes:
     """
-    @param report: Only for a bus that speaks L{PROTOCOL}.
+    Encode a heartbeat.
+
+    @param topic: The subscription's own topic.
+    @param report: The subscriber's state; only for a bus that speaks L{PROTOCOL}.
     """
     request: dict[str, Any] = {"action": "heartbeat", "topic": topic}
     if report is not None:
@@ -297,23 +310,32 @@ def encode_heartbeat(topic: str, report: dict[str, Any] | None = None) -> bytes:
 
 def encode_publish(documents: Sequence[bytes]) -> bytes:
     """
+    Encode a request to publish items.
+
     @param documents: Indicators and sightings, each a JSON document.
     """
     return b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
 
 
 def encode_status() -> bytes:
+    """
+    Encode a request for the status of the bus.
+    """
     return _encode({"action": "status"})
 
 
 class Subscribed(msgspec.Struct, frozen=True):
     """
-    A bus's reply to a subscribe request, whatever its dialect.
+    A bus's reply to a subscribe request, in either dialect.
 
+    @ivar topic: The subscription's own topic.
+    @ivar pub_port: The port of the bus's pub endpoint.
+    @ivar sub_port: The port of the bus's sub endpoint.
     @ivar protocol: L{PROTOCOL} if the bus speaks it.
     @ivar plugin: The bus's identity, if it speaks L{PROTOCOL}.
-    @ivar number: The number after which everything is sent, if it does; a snapshot
-        of what was before comes first, unless the subscriber was there already.
+    @ivar number: The number after which the bus sends everything, if it speaks
+        L{PROTOCOL}. A snapshot of earlier items comes first, unless the bus resumes from
+        the subscriber's position.
     """
 
     topic: str
@@ -331,7 +353,8 @@ class Published(msgspec.Struct, frozen=True):
 
     @ivar outcomes: One word for each document, in order: C{accepted},
         C{repeated}, C{outdated}, C{unknown} or C{refused}.
-    @ivar reasons: Why, by the position of each document that was refused or is outdated.
+    @ivar reasons: The reason for each document that was refused or is outdated, by its
+        index.
     """
 
     outcomes: list[str]
@@ -340,12 +363,15 @@ class Published(msgspec.Struct, frozen=True):
 
 
 def encode_published(outcomes: Sequence[str], reasons: dict[int, str]) -> bytes:
+    """
+    Encode the reply to a publish request; see L{Published}.
+    """
     return _encode(Published(list(outcomes), reasons))
 
 
 def decode_reply(raw: bytes) -> dict[str, Any]:
     """
-    Any reply of the stix2 dialect.
+    Decode any reply of the stix2 dialect.
 
     @raise ProtocolInvalid: If it is not a JSON object.
     """
@@ -354,8 +380,10 @@ def decode_reply(raw: bytes) -> dict[str, Any]:
 
 def decode_subscribed(raw: bytes) -> Subscribed:
     """
-    @raise ProtocolInvalid: If it is a refusal, no reply to a subscribe request, or one that
-        nobody can follow.
+    Decode the reply to a subscribe request.
+
+    @raise ProtocolInvalid: If it is a refusal, not such a reply, or one with impossible
+        values.
     """
     subscribed: Subscribed = _decode(raw, Subscribed)
     if subscribed.status != "success":
@@ -376,7 +404,9 @@ def decode_subscribed(raw: bytes) -> Subscribed:
 
 def decode_published(raw: bytes) -> Published:
     """
-    @raise ProtocolInvalid: If it is a refusal, or no reply to a publish request.
+    Decode the reply to a publish request.
+
+    @raise ProtocolInvalid: If it is a refusal, or not such a reply.
     """
     return _decode(raw, Published)
 

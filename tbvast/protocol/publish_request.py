@@ -39,7 +39,7 @@ class RequestUnsplittable(ProtocolInvalid):
 
 def split_request(raw: bytes) -> tuple[bytes, ...] | None:
     """
-    The documents of a publish request, unchanged, including the damaged ones.
+    Split a publish request into its documents, unchanged, including the damaged ones.
 
     @param raw: A request that is not JSON as a whole.
     @return: C{None} if it is not a publish request.
@@ -84,7 +84,7 @@ class _Splitter:
                     elif name == "documents":
                         documents = None
                 position = self._after_space(position)
-        except (ValueError, RecursionError):  # something but a document is damaged
+        except (ValueError, RecursionError):  # damaged outside of the documents
             self._check_other(action, position)
             return None
         if self._at(position) != "}" or self._after_space(position + 1) < len(self._text):
@@ -180,7 +180,7 @@ class _Splitter:
                 value, _ = self._value(position)
             except (ValueError, RecursionError):
                 self._fail()
-                if _BEGINNING.match(self._text, position):  # another damaged one, it seems
+                if _BEGINNING.match(self._text, position):  # probably another damaged document
                     return comma.start()
                 continue
             if isinstance(value, dict) and isinstance(value.get("type"), str) and "id" in value:

@@ -1,16 +1,16 @@
 """
-The frames of tbvast/1: numbered items, several in a frame, and what ends a snapshot.
+The frames of tbvast/1: batches of numbered items, and snapshots with a mark at the end.
 
-After the subscription's own topic a frame says C{batch}, C{snapshot} or C{mark},
+After the subscription's own topic, a frame consists of C{batch}, C{snapshot} or C{mark},
 a space, and a JSON object:
 
-    - C{batch {"after":A,"until":U,"items":[[N,TYPE,DOCUMENT],…]}}: all that the
-      subscriber wants of the numbers above A, up to and with U;
+    - C{batch {"after":A,"until":U,"items":[[N,TYPE,DOCUMENT],…]}}: all subscribed items
+      with numbers above A, up to and including U;
     - C{snapshot {"items":[…]}}: a part of a snapshot, in the same form;
     - C{mark {"number":N,"count":C,"full":F,"failed":[…]}}: the end of a snapshot,
-      which stands for all numbers up to and with N.
+      which covers all numbers up to and including N.
 
-An item that cannot be read costs itself alone, even if the frame is not well-formed for it.
+An unreadable item is refused alone, even if it makes the whole frame malformed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tbvast.protocol.salvage import (
     Damaged,
     Found,
     part_start,
-    read_range,
+    read_batch_head,
     salvage,
 )
 from tbvast.protocol.topics import Stream
@@ -36,7 +36,7 @@ from tbvast.stix.sightings import decode_sighting
 
 FRAME_BYTES = 64 * 1024
 """
-The size of the items in one frame, beyond which another is begun.
+The size of a frame's items, in bytes, above which the next item begins a new frame.
 """
 
 _DECODERS: dict[str, Callable[[bytes], Item]] = {
@@ -47,11 +47,12 @@ _DECODERS: dict[str, Callable[[bytes], Item]] = {
 
 class Batch(msgspec.Struct, frozen=True):
     """
-    What a subscriber wants of a range of numbers.
+    All subscribed items in a range of the journal's numbers.
 
     @ivar after: The number that the range begins after.
     @ivar until: The number that it ends with; not lower.
-    @ivar refused: The items that could not be read.
+    @ivar items: The readable items, in order.
+    @ivar refused: The unreadable items.
     """
 
     after: int
@@ -64,7 +65,8 @@ class Part(msgspec.Struct, frozen=True):
     """
     A part of a snapshot.
 
-    @ivar refused: The items that could not be read.
+    @ivar items: The readable items.
+    @ivar refused: The unreadable items.
     """
 
     items: tuple[Item, ...]
@@ -73,9 +75,9 @@ class Part(msgspec.Struct, frozen=True):
 
 class Torn(msgspec.Struct, frozen=True):
     """
-    A batch of which it is not known what range of numbers it is for.
+    A batch whose range of numbers is unreadable.
 
-    @ivar items: What of it can be read nevertheless.
+    @ivar items: The readable items, in order.
     @ivar refused: The rest.
     """
 
@@ -87,9 +89,9 @@ class Mark(msgspec.Struct, frozen=True):
     """
     The end of a snapshot.
 
-    @ivar number: The number of the journal that the snapshot stands for.
-    @ivar count: How many items were sent.
-    @ivar full: Whether it holds everything that is in force.
+    @ivar number: The number in the journal up to which the snapshot covers all items.
+    @ivar count: The number of items in the snapshot.
+    @ivar full: Whether the snapshot holds everything that is in force.
     @ivar failed: The names of the sources that could not answer.
     """
 
@@ -100,53 +102,79 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 Delivery = Batch | Part | Mark | Torn
-
+"""
+A decoded frame of tbvast/1.
+"""
 
 _ITEM_OF_STREAM = {stream: b'[%%d,"%b",%%b]' % stream.value for stream in Stream}
 
 
 def encode_item(number: int, stream: Stream, raw: bytes) -> bytes:
     """
-    One item of a frame.
+    Encode one item of a frame.
+
+    @param number: Its number in the journal; any number in a snapshot.
+    @param raw: The item's document.
     """
     return _ITEM_OF_STREAM[stream] % (number, raw)
 
 
-def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """
-    Put items together for frames.
+    The encoded items of one frame.
 
-    @param items: The number of each, and the item as L{encode_item} made it.
-    @return: For each frame, the number of its last item, and the items.
+    @ivar until: The number that the chunk ends with.
+    @ivar items: The items, separated by commas.
+    """
+
+    until: int
+    items: bytes
+
+
+def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
+    """
+    Join items into chunks of about L{FRAME_BYTES}.
+
+    @param items: The number of each, and the item as L{encode_item} encoded it.
+    @return: The chunks, in order; each ends with the number of its last item.
     """
     chunk: list[bytes] = []
     size = last = 0
     for number, item in items:
         if chunk and size + len(item) > FRAME_BYTES:
-            yield last, b",".join(chunk)
+            yield Chunk(last, b",".join(chunk))
             chunk, size = [], 0
         chunk.append(item)
         size += len(item) + 1
         last = number
     if chunk:
-        yield last, b",".join(chunk)
+        yield Chunk(last, b",".join(chunk))
 
 
 def encode_batch(after: int, until: int, items: bytes) -> bytes:
     """
-    @param items: As L{chunks} made them.
+    Encode a batch.
+
+    @param after: The number that its range begins after.
+    @param until: The number that its range ends with.
+    @param items: The items of a L{Chunk}.
     """
     return b'batch {"after":%d,"until":%d,"items":[%b]}' % (after, until, items)
 
 
 def encode_part(items: bytes) -> bytes:
     """
-    @param items: As L{chunks} made them.
+    Encode a part of a snapshot.
+
+    @param items: The items of a L{Chunk}.
     """
     return b'snapshot {"items":[%b]}' % (items,)
 
 
 def encode_mark(mark: Mark) -> bytes:
+    """
+    Encode the end of a snapshot.
+    """
     return b"mark " + msgspec.json.encode(mark)
 
 
@@ -167,11 +195,14 @@ _mark_decoder = msgspec.json.Decoder(Mark)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def decode_feed(kind: bytes, payload: bytes) -> Delivery | None:
+def decode_replay(kind: bytes, payload: bytes) -> Delivery | None:
     """
-    @param kind: What stands before the space.
-    @return: C{None} if C{kind} is none of tbvast/1.
-    @raise ProtocolInvalid: If C{payload} is no mark, and should be one.
+    Decode a frame of tbvast/1.
+
+    @param kind: The word before the space.
+    @param payload: The bytes after the space.
+    @return: C{None} if C{kind} is not of tbvast/1.
+    @raise ProtocolInvalid: If the payload of a mark is malformed.
     """
     if kind == b"batch":
         return _decode_batch(payload)
@@ -194,11 +225,11 @@ def _decode_batch(payload: bytes) -> Batch | Torn:
 
 
 def _salvage_batch(payload: bytes) -> Batch | Torn:
-    head = read_range(payload)
+    head = read_batch_head(payload)
     if head is None:
         return Torn(*_salvaged(salvage(payload, None)))
-    after, until, start = head
-    return Batch(after, until, *_salvaged(salvage(payload, start, after, until)))
+    found = salvage(payload, head.start, head.after, head.until)
+    return Batch(head.after, head.until, *_salvaged(found))
 
 
 def _decode_part(payload: bytes) -> Part:
@@ -240,7 +271,7 @@ def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
         return decode(raw)
     except Invalid as e:
         return unreadable(str(e), raw, number)
-    except Exception as e:  # a decoder's own fault, which must not cost more than this item
+    except Exception as e:  # a bug in a decoder must not cost more than this item
         return unreadable(f"cannot be decoded ({type(e).__name__}: {e})", raw, number)
 
 
@@ -251,7 +282,9 @@ def _salvaged(
     refused: list[Unreadable] = []
     for each in found:
         if isinstance(each, Damaged):
-            refused.append(unreadable("it is damaged: no item of a frame", each.raw, each.number))
+            refused.append(
+                unreadable("it is damaged: not an item of a frame", each.raw, each.number)
+            )
             continue
         item = _item(each.number, each.kind, each.raw)
         if isinstance(item, Unreadable):

@@ -25,21 +25,33 @@ An upper bound, not included, of the numbers in a journal.
 
 WORK = 4
 """
-The reader's budget, as a multiple of the frame's length. It refuses the rest of the frame as
-one item when the budget is spent, which only a maliciously built frame achieves.
+The reader's budget, as a multiple of the frame's length. When the budget is spent, the reader
+refuses the rest of the frame as one item. Only a maliciously built frame spends it.
 """
 
-
-LOOKED_THROUGH = 64
+LINE_COUNTING_SPEEDUP = 64
 """
-The decoder counts the lines before an error, and does so this many times faster than it
-decodes.
+At an error the decoder counts the lines before it, this many times faster than it decodes.
 """
 
 STRAY = 8
 """
-The most bytes between two items that are too few to be an item.
+The most bytes between two items that are ignored: an item is longer.
 """
+
+
+class BatchHead(msgspec.Struct, frozen=True, gc=False):
+    """
+    The head of a batch.
+
+    @ivar after: The number that the batch begins after.
+    @ivar until: Its last number; not lower.
+    @ivar start: The offset of its first item in the payload.
+    """
+
+    after: int
+    until: int
+    start: int
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
@@ -81,26 +93,26 @@ _CLOSING = {b"]": b"[", b"}": b"{"}
 _scan = json.JSONDecoder(
     strict=False, parse_int=len, parse_float=len, parse_constant=len
 ).raw_decode
-# The only decoder that tells the end of a value that others follow.
+# msgspec cannot decode a value that is followed by others, and tell where it ends.
 
 
-def read_range(payload: bytes) -> tuple[int, int, int] | None:
+def read_batch_head(payload: bytes) -> BatchHead | None:
     """
     Read the head of a batch.
 
-    @return: The number that it begins after, its last number, and the start of its items;
-        C{None} if the head is unreadable.
+    @return: C{None} if it is unreadable.
     """
     head = _HEAD.match(payload)
     if head is None:
         return None
     after, until = int(head[1]), int(head[2])
-    return (after, until, head.end()) if after <= until < NUMBER_END else None
+    return BatchHead(after, until, head.end()) if after <= until < NUMBER_END else None
 
 
 def part_start(payload: bytes) -> int | None:
     """
-    The start of the items in a part of a snapshot; C{None} if its head is unreadable.
+    @return: The offset of the first item in a part of a snapshot; C{None} if its head is
+        unreadable.
     """
     head = _PART_HEAD.match(payload)
     return None if head is None else head.end()
@@ -126,7 +138,7 @@ def salvage(
         if at is None:
             yield Damaged(0, payload)
             return
-    elif _END.match(payload, at):  # there are none
+    elif _END.match(payload, at):  # the frame has no items
         return
     while at is not None:
         found, end = reader.item(at)
@@ -175,7 +187,7 @@ class _Reader:
             end = self._balanced(start)
         except ValueError as e:
             at_error = getattr(e, "pos", len(self._text))
-            self._work -= at_error - start + at_error // LOOKED_THROUGH
+            self._work -= at_error - start + at_error // LINE_COUNTING_SPEEDUP
             return None, at
         self._work -= max(end, start) - start
         last = _ITEM_END.match(self._payload, end) if end > 0 else None
@@ -187,15 +199,16 @@ class _Reader:
 
     def _balanced(self, start: int) -> int:
         """
-        The end of a value that is nested too deep for decoders; C{-1} if it has no end.
+        @return: The end of a value that is nested too deep for decoders; C{-1} if its
+            brackets are not closed.
         """
         open: list[bytes] = []
         for token in _TOKEN.finditer(self._payload, start):
-            what = token[0]
-            if what in (b"[", b"{"):
-                open.append(what)
-            elif what in _CLOSING:
-                if not open or open.pop() != _CLOSING[what]:
+            bracket = token[0]
+            if bracket in (b"[", b"{"):
+                open.append(bracket)
+            elif bracket in _CLOSING:
+                if not open or open.pop() != _CLOSING[bracket]:
                     self._work -= token.end() - start
                     return -1
                 if not open:
@@ -205,7 +218,7 @@ class _Reader:
 
     def candidate(self, start: int) -> int | None:
         """
-        The next possible start of an item, at a position or after it.
+        @return: The next possible start of an item, at a position or after it.
         """
         if self._work <= 0:
             return None

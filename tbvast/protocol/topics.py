@@ -1,5 +1,5 @@
 """
-Topics: which stream a name means, and which dialect it asks for.
+Topics: the streams and the dialect that a name stands for, and new random topics.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ _VAST_RANDOM = 10
 
 STIX2_TOPIC_LENGTH = 32
 """
-Characters in the topic of a stix2 subscription, all of them random.
+The length of a stix2 subscription's own topic, in random characters.
 """
 
 
 class Stream(enum.Enum):
     """
-    What flows over the bus; the value is the type that a stix2 frame names.
+    A stream of the bus; the value is the type that a stix2 frame names.
     """
 
     INTEL = b"indicator"
     SIGHTING = b"sighting"
 
-    # Enum's own is a call of a method, for every look into a dictionary.
+    # Enum's own __hash__ is a Python method, which slows down every dictionary access.
     __hash__ = object.__hash__
 
 
 class Dialect(enum.StrEnum):
     """
-    How a subscription is spoken to.
+    The format in which a subscription receives items.
     """
 
     STIX2 = "stix2"
@@ -45,14 +45,15 @@ STREAM_TOPICS: dict[Stream, tuple[str, ...]] = {
     Stream.SIGHTING: ("stix2/sighting", "threatbus/sighting"),
 }
 """
-The names of each stream.
+The topics of each stream.
 """
 
 
 def streams_of(topics: Iterable[str]) -> frozenset[Stream]:
     """
-    The streams that a subscription to topics gets: a topic is a prefix of the
-    streams' names, as it was for Threat Bus, so that an unknown one gets none.
+    @param topics: Requested topics. As in Threat Bus, a topic selects the streams whose
+        names it is a prefix of; an unknown one selects none.
+    @return: The selected streams.
     """
     wanted = tuple(topics)
     return frozenset(
@@ -64,16 +65,16 @@ def streams_of(topics: Iterable[str]) -> frozenset[Stream]:
 
 def dialect_of(topic: str) -> Dialect:
     """
-    The dialect that a topic asks for.
+    @return: The dialect that a topic requests.
     """
     return Dialect.VAST if topic.startswith("threatbus/") else Dialect.STIX2
 
 
 def new_topic(topic: str, dialect: Dialect) -> str:
     """
-    A topic for one subscription, which nobody else can guess.
+    Make a topic for one subscription, which no other client can guess.
 
-    @param topic: What was asked for; the vast dialect repeats it.
+    @param topic: The requested topic; in the vast dialect the new one begins with it.
     """
     if dialect is Dialect.VAST:
         return topic + _random(_VAST_RANDOM)

@@ -15,7 +15,7 @@ The most characters of a reason.
 
 KEPT_BYTES = 64 * 1024
 """
-The most bytes that are kept of an unreadable item.
+The most bytes of an unreadable item that are kept.
 """
 
 MOST_IDS = 1000
@@ -28,7 +28,7 @@ class Unreadable(msgspec.Struct, frozen=True, array_like=True):
     """
     An unreadable item among readable ones.
 
-    @ivar number: Its number in the bus's journal; C{0} if it is not known.
+    @ivar number: Its number in the bus's journal; C{0} if unknown.
     @ivar ids: The STIX ids that it may have: those that are still readable in it.
     @ivar reason: The reason, in words; at most L{REASON_LENGTH} characters.
     @ivar raw: The first L{KEPT_BYTES} of its bytes.
@@ -42,8 +42,11 @@ class Unreadable(msgspec.Struct, frozen=True, array_like=True):
 
 def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
     """
+    Describe an unreadable item.
+
     @param reason: A text of any length, with any characters; unprintable ones are escaped.
     @param raw: All of the item's bytes.
+    @param number: Its number in the bus's journal; C{0} if unknown.
     """
     ids = ids_in(raw)
     return Unreadable(
@@ -58,8 +61,8 @@ def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
 
 def ids_in(raw: bytes) -> tuple[str, ...]:
     """
-    The ids of indicators and sightings that an item claims, for itself or for a document
-    inside it; empty if there are too many to tell its own.
+    @return: The ids of indicators and sightings that an item claims, for itself or for a
+        document inside it; none if there are more than L{MOST_IDS}.
     """
     ids = tuple({match[1].decode(): None for match in _ID.finditer(raw)})
     return ids if len(ids) <= MOST_IDS else ()

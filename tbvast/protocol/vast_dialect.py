@@ -1,5 +1,5 @@
 """
-The threat intel format of VAST, as Threat Bus 2020 spoke it.
+The threat intelligence format of VAST, as Threat Bus 2020 used it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from tbvast.stix.sightings import Sighting, canonical, event_time
 
 PREFIX = "threatbus__"
 """
-What stands before a STIX id in a C{reference}.
+The prefix of a STIX id in a C{reference}.
 """
 
 
 def encode_vast_intel(indicator: Indicator) -> list[bytes]:
     """
-    An indicator in the format: one document for each observable it can express.
+    Encode an indicator: one document for each observable that the format can express.
 
-    @return: Nothing where the format can express nothing of the indicator: hashes,
-        say, or patterns that cannot be matched, or observables that have to be seen
-        together, or a withdrawal without a pattern.
+    @return: The documents. The format cannot express hashes, unmatchable patterns,
+        observables that have to be seen together, and withdrawals without a pattern.
     """
     if indicator.pattern is None or indicator.pattern_type != STIX:
         return []
@@ -66,13 +65,12 @@ def _type(term: Term) -> str | None:
 
 def decode_vast_sighting(raw: bytes) -> Sighting:
     """
-    Read what a VAST matcher reported: C{{"ts":TIME,"reference":"threatbus__ID",…}}.
+    Decode the report of a VAST matcher: C{{"ts":TIME,"reference":"threatbus__ID",…}}.
 
-    What else the document holds becomes the sighting's context. The sighting's id
-    and its times come from the document alone, so that the same report is always
-    the same sighting.
+    Other properties of the report become the sighting's context. Id and times of the
+    sighting depend on the report alone, so that a repeated report is the same sighting.
 
-    @raise SightingInvalid: If C{raw} is no such document.
+    @raise SightingInvalid: If C{raw} is not such a report.
     """
     try:
         report: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
@@ -106,12 +104,12 @@ def decode_vast_sighting(raw: bytes) -> Sighting:
 
 def encode_vast_sighting(sighting: Sighting) -> bytes:
     """
-    A sighting in the form that L{decode_vast_sighting} reads.
+    Encode a sighting as a report that L{decode_vast_sighting} decodes.
 
-    C{ts} is when it was seen, else the sighting's version; a context's own C{ts} and
-    C{reference} give way.
+    C{ts} is the time of the sighting, or else of its version. It replaces C{ts} in the
+    sighting's context, as C{reference} does.
 
-    @raise SightingInvalid: If the sighting's document is not what it was decoded of.
+    @raise SightingInvalid: If the sighting's document is damaged.
     """
     document = documents.decode(_decoder, sighting.raw, SightingInvalid, _EXPECTED)
     time = document.last_seen or document.modified or document.created
@@ -123,7 +121,7 @@ def encode_vast_sighting(sighting: Sighting) -> bytes:
 
 class _Document(msgspec.Struct):
     """
-    What is read of a sighting's document to report it.
+    The properties of a sighting's document that a report needs.
     """
 
     last_seen: Time | None = None

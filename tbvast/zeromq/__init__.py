@@ -1,3 +1,3 @@
 """
-ZeroMQ under txZMQ factories: sockets and messages, no decisions.
+ZeroMQ on Twisted: sockets, CURVE keys and the ZAP handler. No decisions.
 """

@@ -1,8 +1,8 @@
 """
-CURVE keys: in files that only their owner can read.
+CURVE keys, in files that only their owner can read.
 
-The files are ZeroMQ certificates, as L{zmq.auth} writes them: a C{.key} file that
-may be given away, and a C{.key_secret} file that may not.
+The files are ZeroMQ certificates, as L{zmq.auth} writes them: a C{.key} file for
+everybody, and a C{.key_secret} file that must stay secret.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tbvast.zeromq.sockets import SocketOptions
 
 ZAP_DOMAIN = b"tbvast"
 """
-The domain in which a client's key is looked for.
+The ZAP domain of tbvast's sockets.
 """
 
 KEY_LENGTH = 40
 """
-Characters of a key, in Z85.
+The length of a key, in characters of Z85.
 """
 
 
@@ -36,7 +36,7 @@ class KeyUnusable(TbvastError):
     A key file cannot be used.
 
     @ivar path: The file.
-    @ivar reason: Why, and what to do.
+    @ivar reason: The reason, with the remedy if there is one.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -50,7 +50,7 @@ class KeyUnusable(TbvastError):
 
 class KeyPair(msgspec.Struct, frozen=True):
     """
-    Who somebody is, and the proof of it; both in Z85.
+    A public key, and the secret key that proves its ownership; both in Z85.
     """
 
     public: bytes
@@ -62,12 +62,12 @@ class KeyPair(msgspec.Struct, frozen=True):
 
 def make_key_pair(directory: Path, name: str) -> tuple[Path, Path]:
     """
-    Make a key pair.
+    Write a new key pair.
 
-    @param directory: Made, for its owner only, if it is not there.
-    @param name: What the files are called.
-    @return: The public file and the secret one.
-    @raise KeyUnusable: If one is there already, or cannot be written.
+    @param directory: Created, for its owner only, if it does not exist.
+    @param name: The name of both files, without the ending.
+    @return: The paths of the public and the secret file.
+    @raise KeyUnusable: If a file exists already, or cannot be written.
     """
     public, secret = (directory / f"{name}.{ending}" for ending in ("key", "key_secret"))
     try:
@@ -75,7 +75,7 @@ def make_key_pair(directory: Path, name: str) -> tuple[Path, Path]:
         for path in (public, secret):
             if path.exists():
                 raise KeyUnusable(str(path), "it exists already; choose another name")
-        # A folder of its own, which nobody else can look into until the modes are set.
+        # Nobody else can open the files in a private folder before their modes are set.
         with tempfile.TemporaryDirectory(dir=directory) as private:
             made = [Path(path) for path in zmq.auth.create_certificates(private, name)]
             for path, mode, target in zip(made, (0o644, 0o600), (public, secret), strict=True):
@@ -88,8 +88,10 @@ def make_key_pair(directory: Path, name: str) -> tuple[Path, Path]:
 
 def load_key_pair(path: str) -> KeyPair:
     """
+    Load a key pair.
+
     @param path: A secret file.
-    @raise KeyUnusable: If it is none, or somebody else could read it.
+    @raise KeyUnusable: If it holds no secret key, or other users can read it.
     """
     public, secret = _load(path)
     if secret is None:
@@ -104,27 +106,31 @@ def load_key_pair(path: str) -> KeyPair:
 
 def load_public_key(path: str) -> bytes:
     """
+    Load a public key.
+
     @param path: A public file, or a secret one.
-    @raise KeyUnusable: If it is none.
+    @raise KeyUnusable: If it is not a key file.
     """
     return _load(path)[0]
 
 
 def _load(path: str) -> tuple[bytes, bytes | None]:
     try:
-        os.stat(path)  # what is not there is no malformed one
+        os.stat(path)  # report a missing file as missing, not as malformed
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError, UnicodeDecodeError) as e:
-        raise KeyUnusable(path, getattr(e, "strerror", None) or "it is no ZeroMQ key file") from e
+        raise KeyUnusable(
+            path, getattr(e, "strerror", None) or "it is not a ZeroMQ key file"
+        ) from e
     for key in (public, secret):
         if key is not None and len(key) != KEY_LENGTH:
-            raise KeyUnusable(path, "it is no ZeroMQ key file")
+            raise KeyUnusable(path, "it is not a ZeroMQ key file")
     return public, secret
 
 
 def server_options(keys: KeyPair) -> SocketOptions:
     """
-    Options of a socket that lets in only those whose key is known.
+    @return: Options of a socket that asks the ZAP handler about each client's key.
     """
     return {
         zmq.CURVE_SERVER: 1,
@@ -136,25 +142,29 @@ def server_options(keys: KeyPair) -> SocketOptions:
 
 def load_client_options(key: str, server: str) -> SocketOptions:
     """
-    @param key: The path of a secret file; empty for no keys at all.
-    @param server: The path of the server's public file; empty as C{key} is.
-    @return: As L{client_options}; none without keys.
-    @raise KeyUnusable: If a file cannot be used, or only one is named.
+    Load the keys of a client's socket.
+
+    @param key: The path of the client's secret file; empty for no keys.
+    @param server: The path of the server's public file; empty for no keys.
+    @return: As L{client_options}; empty without keys.
+    @raise KeyUnusable: If a file cannot be used, or only one is given.
     """
     if not key and not server:
         return {}
     if not key or not server:
         raise KeyUnusable(
-            key or server, "curve_key and server_key belong together: one's own and the bus's"
+            key or server,
+            "curve_key and server_key belong together: the client's own key and the bus's",
         )
     return client_options(load_key_pair(key), load_public_key(server))
 
 
 def client_options(keys: KeyPair, server: bytes) -> SocketOptions:
     """
-    Options of a socket that shows its key, and trusts only one server.
-
+    @param keys: The client's own keys.
     @param server: The server's public key.
+    @return: Options of a socket that proves its key to the server, and accepts no other
+        server.
     """
     return {
         zmq.CURVE_PUBLICKEY: keys.public,

@@ -1,9 +1,9 @@
 """
-ZeroMQ sockets as Twisted connections: what a message is, and no decisions.
+ZeroMQ sockets as Twisted connections. They move messages and decide nothing.
 
-Every connection is a L{txzmq.ZmqConnection} of a L{Factory}; unlike txZMQ's own
-classes they read a bounded burst of messages per reactor turn, use the factory's
-reactor only, and are given a callable instead of being subclassed.
+Every connection is a L{txzmq.ZmqConnection} of a L{Factory}. Unlike txZMQ's own classes,
+connections read a bounded burst of messages per reactor turn, use only the factory's
+reactor, and call a receiver instead of being subclassed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import zmq
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 
 from tbvast.errors import TbvastError
+from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
 
 BURST_MESSAGES = 250
@@ -33,14 +35,14 @@ The bytes after which one connection stops reading in one reactor turn.
 
 PEER_MESSAGES = 256
 """
-The most messages that wait in an XPUB socket for one peer. ZeroMQ does not count
-bytes, so it is no more than what keeps a fast peer busy.
+The most messages that an XPUB socket queues for one peer. ZeroMQ counts messages, not
+bytes, so the queue is only as long as a fast peer needs to stay busy.
 """
 
 TOPIC_BYTES = 2048
 """
-The longest subscription that an XPUB socket takes from a peer. ZeroMQ ends the
-process when it forgets one of some hundred thousand bytes.
+The longest subscription, in bytes, that an XPUB socket accepts from a peer. ZeroMQ aborts
+the process when it removes a subscription of some hundred thousand bytes.
 """
 
 SocketOptions = Mapping[Any, int | bytes]
@@ -55,27 +57,27 @@ KEEPALIVE: SocketOptions = {
     zmq.TCP_KEEPALIVE_CNT: 3,
 }
 """
-How the end of a silent peer is noticed, within half a minute, where ZeroMQ's heartbeats
-would end a living one: their answers wait behind what one of both does not read.
+TCP keepalive, which detects a dead peer within half a minute. ZeroMQ's heartbeats would
+also disconnect a living one: their replies queue behind messages that are not being read.
 """
 
 UNANSWERED_LIMIT = 30.0
 """
-Seconds without an answer of a peer's system, to which something was sent, after which the
-peer is taken as dead. Keepalive is silent while there is something to send.
+Seconds after which a peer counts as dead, if its system acknowledges none of the sent data.
+TCP keepalive does not probe while data is unacknowledged.
 """
 
 _DESCRIPTOR = "__fd"
 """
-The property that tells one connection from another.
+The frame property that identifies a connection: its descriptor.
 """
 
 _NOBLOCK = int(zmq.NOBLOCK)
 
 _send = zmq.backend.Socket.send
-# What zmq.Socket puts around it is for other types of sockets, and takes as long again.
+# The wrapper in zmq.Socket serves other socket types, and takes as long again.
 
-_NOT_TAKEN = (zmq.EAGAIN, zmq.EHOSTUNREACH)
+_NOT_ACCEPTED = (zmq.EAGAIN, zmq.EHOSTUNREACH)
 
 _SUBSCRIBE = 1
 _UNSUBSCRIBE = 0
@@ -86,7 +88,7 @@ class EndpointUnusable(TbvastError):
     A socket could not be bound or connected.
 
     @ivar address: E.g. C{tcp://127.0.0.1:13370}.
-    @ivar reason: What the operating system said.
+    @ivar reason: The error text of the operating system.
     """
 
     def __init__(self, address: str, reason: str) -> None:
@@ -105,8 +107,8 @@ class Factory(ZmqFactory):
 
     def __init__(self, reactor: Any, linger: int = 200) -> None:
         """
-        @param linger: Milliseconds that unsent messages are given when a
-            connection is shut down.
+        @param reactor: The reactor in which all connections of the factory run.
+        @param linger: Milliseconds for which a closing connection still sends its messages.
         """
         super().__init__()
         self.reactor = reactor
@@ -118,8 +120,8 @@ class Connection(ZmqConnection):
     """
     A socket that reads bounded bursts, and can be paused.
 
-    @ivar paused: Whether L{pause} was called last, or L{resume}.
-    @ivar drained: Whether nothing was left to be read when it was read last.
+    @ivar paused: Whether reading is paused.
+    @ivar drained: Whether the last read emptied the socket.
     """
 
     _log = Logger()
@@ -133,10 +135,10 @@ class Connection(ZmqConnection):
         options: SocketOptions | None = None,
     ) -> None:
         """
-        @param receive: Called with the messages of each burst; a message is a
-            list of frames.
-        @param options: Socket options that have to be set before the socket is
-            bound or connected.
+        @param factory: The context and the reactor.
+        @param receive: Called with the messages of each burst; a message is a list of
+            frames.
+        @param options: Socket options, set before the socket is bound or connected.
         """
         self._receive = receive
         self.paused = False
@@ -147,15 +149,19 @@ class Connection(ZmqConnection):
 
     def bind(self, address: str) -> None:
         """
+        Listen on an address.
+
         @param address: E.g. C{tcp://127.0.0.1:13370}.
-        @raise EndpointUnusable: If it is taken, say.
+        @raise EndpointUnusable: If the address is in use, for example.
         """
         self._open(ZmqEndpoint(ZmqEndpointType.bind, address))
 
     def connect(self, address: str) -> None:
         """
-        @param address: As for L{bind}; nobody needs to listen there yet.
-        @raise EndpointUnusable: If it is no address.
+        Connect to an address, now or as soon as a peer listens there.
+
+        @param address: As for L{bind}.
+        @raise EndpointUnusable: If the address is malformed.
         """
         self._open(ZmqEndpoint(ZmqEndpointType.connect, address))
 
@@ -167,8 +173,8 @@ class Connection(ZmqConnection):
 
     def pause(self) -> None:
         """
-        Read nothing until L{resume} is called; ZeroMQ's own queue fills up. Peers still
-        connect, and learn the subscriptions.
+        Stop reading until L{resume} is called; messages stay in ZeroMQ's own queue. Peers
+        still connect and learn the subscriptions.
         """
         self.paused = True
 
@@ -182,8 +188,10 @@ class Connection(ZmqConnection):
 
     def send_now(self, frames: Sequence[bytes]) -> bool:
         """
-        @return: Whether ZeroMQ took the message; it does not when the peer's
-            queue is full or the peer is gone.
+        Send a message without waiting.
+
+        @return: Whether ZeroMQ accepted the message. It does not if the peer's queue is full
+            or the peer is gone.
         """
         if len(frames) == 1:
             return self.send_frames(frames) == 1
@@ -191,31 +199,33 @@ class Connection(ZmqConnection):
         try:
             self.socket.send_multipart(frames, _NOBLOCK)
         except zmq.ZMQError as e:
-            if e.errno in _NOT_TAKEN:
+            if e.errno in _NOT_ACCEPTED:
                 return False
             raise
         return True
 
     def send_frames(self, frames: Sequence[bytes]) -> int:
         """
-        Send messages of one frame each.
+        Send messages of one frame each, until ZeroMQ refuses one.
 
-        @return: How many ZeroMQ took, before the first that it did not; as for
-            L{send_now}.
+        @return: The number of accepted messages; see L{send_now}.
         """
         self._read_soon()
         socket = self.socket
-        taken = 0
+        accepted = 0
         try:
             for frame in frames:
                 _send(socket, frame, _NOBLOCK)
-                taken += 1
+                accepted += 1
         except zmq.ZMQError as e:
-            if e.errno not in _NOT_TAKEN:
+            if e.errno not in _NOT_ACCEPTED:
                 raise
-        return taken
+        return accepted
 
     def doRead(self) -> None:
+        """
+        Read a burst of messages; the reactor calls this when the socket may be readable.
+        """
         if self.read_scheduled is not None:
             if self.read_scheduled.active():
                 self.read_scheduled.cancel()
@@ -223,8 +233,8 @@ class Connection(ZmqConnection):
         if self.factory is None:
             return
         if self.paused:
-            # The descriptor says that there are commands, once; until they have been
-            # processed, no new peer is part of the socket.
+            # The descriptor signals commands only once. Asking for events processes them;
+            # until then no new peer joins the socket.
             self.socket.get(zmq.EVENTS)
             return
         messages: list[Any] = []
@@ -242,20 +252,20 @@ class Connection(ZmqConnection):
             try:
                 self._receive(messages)
             except Exception:
-                self._log.failure("While receiving {count} messages", count=len(messages))
+                self._log.failure("The receiver of {count} messages failed", count=len(messages))
 
     def _read_message(self) -> tuple[Any, int]:
         """
-        @return: A message, as the receiver gets it, and its size in bytes.
-        @raise zmq.Again: If there is none.
+        @return: A message, in the receiver's form, and its size in bytes.
+        @raise zmq.Again: If no message waits.
         """
         message = [frame.bytes for frame in self._read_frames()]
         return message, sum(map(len, message))
 
     def _read_frames(self) -> list[zmq.Frame]:
         """
-        As C{recv_multipart}, which asks the socket whether there is more: that takes
-        longer than all the rest.
+        Read a message. C{recv_multipart} would ask the socket whether more frames follow,
+        which takes longer than all the rest.
         """
         frame = self.socket.recv(_NOBLOCK, False)
         return self._with_rest(frame) if frame.more else [frame]
@@ -274,22 +284,23 @@ class Connection(ZmqConnection):
 
 class IdentifyingConnection(Connection):
     """
-    A socket that says of each message who sent it: what it receives are pairs of a
-    user and a list of frames.
-
-    The user is who ZAP said it was. On a socket without CURVE it is empty, or the
-    peer's network address.
+    A socket that identifies the sender of each message: its receiver is called with
+    L{Received} values.
     """
 
     def __init__(
         self,
         factory: Factory,
-        receive: Callable[[list[tuple[str, list[bytes]]]], None],
+        receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
         by_address: bool = False,
     ) -> None:
         """
-        @param by_address: Whether to name users by address if there are no keys.
+        @param factory: As for L{Connection}.
+        @param receive: Called with the messages of each burst.
+        @param options: As for L{Connection}.
+        @param by_address: Whether the sender's network address identifies it on a socket
+            without CURVE.
         """
         self._name = "Peer-Address" if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
@@ -299,17 +310,16 @@ class IdentifyingConnection(Connection):
     def _read_message(self) -> tuple[Any, int]:
         first = self.socket.recv(_NOBLOCK, False)
         user = _property(first, self._name) if self._name else ""
-        if not first.more:  # most messages of a busy bus
+        if not first.more:  # as in most messages on a busy bus
             only = first.bytes
-            return (user, [only]), len(only)
+            return Received(user, [only]), len(only)
         message = [frame.bytes for frame in self._with_rest(first)]
-        return (user, message), sum(map(len, message))
+        return Received(user, message), sum(map(len, message))
 
 
 class RouterConnection(IdentifyingConnection):
     """
-    The answering end of REQ sockets: a message begins with the peer's routing
-    frames.
+    The replying end of REQ sockets. A message begins with the peer's routing frames.
     """
 
     socketType = zmq.ROUTER
@@ -317,7 +327,7 @@ class RouterConnection(IdentifyingConnection):
 
 class DealerConnection(Connection):
     """
-    The asking end, which need not wait for one answer before the next question.
+    The requesting end. It can send a request before the previous one is answered.
     """
 
     socketType = zmq.DEALER
@@ -332,6 +342,8 @@ class SubConnection(IdentifyingConnection):
 
     def subscribe(self, topic: bytes) -> None:
         """
+        Subscribe to a topic.
+
         @param topic: A prefix of the messages to receive.
         """
         self.socket.set(zmq.SUBSCRIBE, topic)
@@ -339,10 +351,10 @@ class SubConnection(IdentifyingConnection):
 
 class XPubConnection(Connection):
     """
-    The sending end of SUB sockets, which hears of their subscriptions.
+    The sending end of SUB sockets. It receives their subscriptions.
 
-    A message that a subscriber's full queue cannot take is refused, not dropped,
-    so that the sender can keep it; a topic should have one subscriber.
+    If a subscriber's queue is full, a message is refused, not dropped, so that the sender
+    can keep it. A topic should therefore have one subscriber.
     """
 
     socketType = zmq.XPUB
@@ -353,14 +365,20 @@ class XPubConnection(Connection):
         receive: Callable[[list[list[bytes]]], None],
         options: SocketOptions | None = None,
     ) -> None:
+        """
+        @param factory: As for L{Connection}.
+        @param receive: Called with the subscription messages of each burst; see
+            L{read_subscription}.
+        @param options: As for L{Connection}.
+        """
         super().__init__(factory, receive, {zmq.XPUB_NODROP: 1, **(options or {})})
 
 
 class GuardedXPubConnection(XPubConnection):
     """
-    An XPUB socket on which nobody receives a topic that was not admitted.
+    An XPUB socket that sends a topic only to peers that were admitted to it.
 
-    What waits in it for one peer is bounded by L{PEER_MESSAGES}.
+    It queues at most L{PEER_MESSAGES} for each peer.
     """
 
     def __init__(
@@ -371,10 +389,11 @@ class GuardedXPubConnection(XPubConnection):
         options: SocketOptions | None = None,
     ) -> None:
         """
-        @param admit: Called with the topic of each subscription that arrives;
-            says whether the peer may have it.
-        @param left: Called with the topic of each subscription that ends, if it
-            was admitted.
+        @param factory: As for L{Connection}.
+        @param admit: Decides whether a peer may subscribe to a topic; called for each
+            subscription that arrives.
+        @param left: Called with the topic when an admitted subscription ends.
+        @param options: As for L{Connection}.
         """
         self._admit = admit
         self._left = left
@@ -392,10 +411,10 @@ class GuardedXPubConnection(XPubConnection):
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
         """
-        What the kernel holds for the peers that listen to some topics; ZeroMQ's own queue
-        is not counted. A peer that no longer answers is cut off.
+        Measure the data that the kernel holds for the subscribers of some topics; ZeroMQ's
+        own queue is not counted. Disconnects peers that no longer answer.
 
-        @return: Bytes, of the peer that has most; C{None} if it is not known of all.
+        @return: The bytes for the peer with the most; C{None} if unknown for any peer.
         """
         most = 0
         now = self.factory.reactor.seconds()
@@ -405,7 +424,7 @@ class GuardedXPubConnection(XPubConnection):
                 if peer is None or held is None:
                     return None
                 if held and peer.unanswered(now) >= UNANSWERED_LIMIT:
-                    self._log.warn("A subscriber's system no longer answers: cut off.")
+                    self._log.warn("Disconnected a subscriber: its system no longer answers.")
                     peer.abort()
                 most = max(most, held)
         return most
@@ -413,16 +432,18 @@ class GuardedXPubConnection(XPubConnection):
     def _read_message(self) -> tuple[Any, int]:
         frames = self._read_frames()
         message = [frame.bytes for frame in frames]
-        # In manual mode an option applies to the peer whose message was read last.
-        for frame, (verb, topic) in zip(frames, map(read_subscription, message), strict=True):
-            if verb == _SUBSCRIBE:
-                self._arrived(topic, _property(frame, _DESCRIPTOR))
-            elif verb == _UNSUBSCRIBE:
-                self._ended(topic, _property(frame, _DESCRIPTOR))
+        # In manual mode, an option applies to the peer whose message was read last.
+        for frame, change in zip(frames, map(read_subscription, message), strict=True):
+            if change is None:
+                continue
+            if change.begins:
+                self._arrived(change.topic, _property(frame, _DESCRIPTOR))
+            else:
+                self._ended(change.topic, _property(frame, _DESCRIPTOR))
         return message, sum(map(len, message))
 
     def _arrived(self, topic: bytes, name: str) -> None:
-        # A peer may say it twice, but its end is only heard once.
+        # A peer may repeat a subscription, but its end is reported only once.
         if name and any(
             name == known and not (peer and peer.gone) for known, peer in self._peers.get(topic, ())
         ):
@@ -434,14 +455,14 @@ class GuardedXPubConnection(XPubConnection):
     def _ended(self, topic: bytes, name: str) -> None:
         peers = self._peers.get(topic, [])
         names = [known for known, _ in peers]
-        if name and name not in names:  # what it has never had
+        if name and name not in names:  # it was never admitted
             return
         self.socket.set(zmq.UNSUBSCRIBE, topic)
         if not peers:
             return
         if name:
             index = names.index(name)
-        else:  # of a connection that has ended; the oldest, if it cannot be told
+        else:  # a closed connection has no name: the first closed peer, or else the oldest
             gone = (number for number, (_, peer) in enumerate(peers) if peer and peer.gone)
             index = next(gone, 0)
         del peers[index]
@@ -453,14 +474,14 @@ class GuardedXPubConnection(XPubConnection):
 def _tcp_peer(name: str) -> TcpPeer | None:
     try:
         return TcpPeer(int(name))
-    except (ValueError, OSError):  # it has no name, or has ended already
+    except (ValueError, OSError):  # it has no name, or is closed already
         return None
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
     """
-    What is known of the peer that sent a frame; empty if it speaks ZMTP 1.0 or 2.0,
-    or is gone.
+    @return: A property of the peer that sent a frame; empty if the peer speaks ZMTP 1.0 or
+        2.0, or is gone.
     """
     try:
         return str(frame.get(name))
@@ -470,6 +491,8 @@ def _property(frame: zmq.Frame, name: str) -> str:
 
 def tcp_address(host: str, port: int) -> str:
     """
+    Make a ZeroMQ endpoint address.
+
     @param host: An IP address, or a name that resolves to one.
     @raise EndpointUnusable: If the name does not resolve.
     """
@@ -483,7 +506,8 @@ def tcp_address(host: str, port: int) -> str:
 
 def is_loopback(host: str) -> bool:
     """
-    Whether only this machine can reach what listens on a host.
+    @param host: An IP address or a name.
+    @return: Whether only this machine can connect to sockets that listen on the host.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -492,13 +516,24 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
-def read_subscription(frame: bytes) -> tuple[int | None, bytes]:
+class SubscriptionChange(msgspec.Struct, frozen=True):
     """
-    What an XPUB socket received.
+    The beginning or end of a peer's subscription.
 
-    @return: C{1} for a subscription, C{0} for its end, and the topic; C{None}
-        for anything else.
+    @ivar topic: The topic: a prefix of messages.
+    @ivar begins: Whether the subscription begins; otherwise it ends.
+    """
+
+    topic: bytes
+    begins: bool
+
+
+def read_subscription(frame: bytes) -> SubscriptionChange | None:
+    """
+    Decode a frame that an XPUB socket received.
+
+    @return: C{None} if the frame is not a subscription message.
     """
     if not frame or frame[0] not in (_SUBSCRIBE, _UNSUBSCRIBE):
-        return None, b""
-    return frame[0], frame[1:]
+        return None
+    return SubscriptionChange(frame[1:], frame[0] == _SUBSCRIBE)

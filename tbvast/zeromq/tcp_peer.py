@@ -109,6 +109,6 @@ class TcpPeer:
         try:
             borrowed.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has ended on its own
+            pass  # it is closed already
         finally:
             borrowed.detach()

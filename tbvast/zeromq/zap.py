@@ -1,5 +1,5 @@
 """
-ZAP, by which ZeroMQ asks whether the owner of a CURVE key may connect.
+The ZAP handler, which ZeroMQ asks whether the owner of a CURVE key may connect.
 
 @see: U{https://rfc.zeromq.org/spec/27/}
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import zmq.utils.z85
 
+from tbvast.values import Received
 from tbvast.zeromq.curve import ZAP_DOMAIN
 from tbvast.zeromq.sockets import Factory, RouterConnection
 
@@ -17,28 +18,31 @@ _ADDRESS = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 
 
-class Doorkeeper:
+class ZapHandler:
     """
-    Answers for all sockets of a context, from its reactor's thread.
+    Authenticates clients for all sockets of a context, in the reactor's thread.
 
-    A message of a client that was let in carries its key, in Z85, as C{User-Id}.
+    Every message of an admitted client carries its key, in Z85, as C{User-Id}.
     """
 
     def __init__(self, factory: Factory, lets_in: Callable[[str], bool]) -> None:
         """
-        @param lets_in: Says of a public key, in Z85, whether its owner may connect.
+        @param factory: The context whose sockets it serves.
+        @param lets_in: Tells whether the owner of a public key, in Z85, may connect.
         """
         self._lets_in = lets_in
         self._connection = RouterConnection(factory, self._asked)
         self._connection.bind(_ADDRESS)
 
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, message in messages:
-            envelope, request = message[:2], message[2:]
+    def _asked(self, messages: list[Received]) -> None:
+        for message in messages:
+            envelope, request = message.frames[:2], message.frames[2:]
             self._connection.send_now([*envelope, *self.answer(request)])
 
     def answer(self, request: list[bytes]) -> list[bytes]:
         """
+        Answer a ZAP request.
+
         @param request: Version, request id, domain, address, identity, mechanism
             and credentials.
         @return: Version, request id, status code and text, user id and metadata.

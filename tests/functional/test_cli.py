@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from devtools.services import RunningCommand, free_ports
 from tbvast.protocol import manage
-from tbvast.values import HostPort
+from tbvast.values import HostPort, Received
 from tbvast.zeromq.sockets import Factory, RouterConnection, SubConnection
 from tests.doubles import indicator_document, indicator_id
 from tests.functional.services import RunningPlugin, ServicesTestCase
@@ -255,11 +255,12 @@ class OldBus:
         sub.subscribe(b"stix2/sighting")
         sub.bind(f"tcp://127.0.0.1:{self._sub_port}")
 
-    def _heard(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        self.received.extend(frames[0] for _, frames in messages)
+    def _heard(self, messages: list[Received]) -> None:
+        self.received.extend(message.frames[0] for message in messages)
 
-    def _asked(self, messages: list[tuple[str, list[bytes]]]) -> None:
-        for _, (*envelope, request) in messages:
+    def _asked(self, messages: list[Received]) -> None:
+        for message in messages:
+            *envelope, request = message.frames
             self._router.send_now([*envelope, msgspec.json.encode(self._answer(request))])
 
     def _answer(self, request: bytes) -> dict[str, Any]:

@@ -241,7 +241,7 @@ class FrameTests(HostileBusTestCase):
                 self.assertEqual(self.bus.asked("subscribe")[-1]["resume"]["number"], 1)
         await self.so(lambda: self.store.position() == ("hostile", 4))
         self.assertTrue(self.holds(1, 4))
-        await bridge.saw("the numbers from 2 to 3 cannot be had")
+        await bridge.saw("the bus does not send the numbers from 2 to 3")
         self.assertEqual(self.bus.subscriptions, 2)
 
     async def test_any_bytes(self) -> None:

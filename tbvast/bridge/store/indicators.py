@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
-from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
@@ -35,7 +34,7 @@ from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
 from tbvast.storage.sqlite import connect, insert, migrate, transaction
-from tbvast.values import Covered, Entry
+from tbvast.values import Covered, Entry, Position
 
 SIGHTING_MEMORY_DAYS = 30
 """

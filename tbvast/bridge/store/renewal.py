@@ -17,11 +17,10 @@ import msgspec
 
 from tbvast.bridge.store.indicators import BridgeStore
 from tbvast.errors import Invalid
-from tbvast.protocol.manage import Position
 from tbvast.service.clock import Calendar, calendar
 from tbvast.stix.sightings import decode_sighting
 from tbvast.storage.file_guard import move_aside
-from tbvast.values import Covered
+from tbvast.values import Covered, Position
 
 NOWHERE = Position("renewed", 0)
 """

@@ -20,7 +20,6 @@ import msgspec
 from tbvast.bridge.store.indicators import BridgeStore, Changes, DesiredPage, merged
 from tbvast.bridge.store.renewal import NOWHERE, renew
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
-from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Observable
@@ -30,7 +29,7 @@ from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item, sift
 from tbvast.storage.sqlite import own
 from tbvast.storage.worker_server import serve
-from tbvast.values import Covered, Entry
+from tbvast.values import Covered, Entry, Position
 
 PIECE = 5000
 """

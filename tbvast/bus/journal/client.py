@@ -24,13 +24,13 @@ from tbvast.bus.journal.writer import Outcome, Verdict
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.protocol.frames import Item, stream_of
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
 from tbvast.service.threads import Defer, Threads
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
 from tbvast.storage.worker_client import Ask, Worker
 from tbvast.storage.worker_server import Unencodable, encode_request
+from tbvast.values import Position
 
 GUARD_INTERVAL = 1.0
 """

@@ -26,11 +26,11 @@ from tbvast.bus.journal.writer import (
     translated,
 )
 from tbvast.errors import FileLost, JournalFailed
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
 from tbvast.storage.sqlite import connect, snapshot
+from tbvast.values import Position
 
 
 class Entered(msgspec.Struct, frozen=True, gc=False):

@@ -17,10 +17,10 @@ from tbvast.bus.journal.ownership import Run
 from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict, translated
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.storage.set_aside import SetAside
 from tbvast.storage.sqlite import own
 from tbvast.storage.worker_server import serve
+from tbvast.values import Position
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):

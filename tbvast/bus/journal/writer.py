@@ -29,7 +29,6 @@ from tbvast.bus.journal.soundness import check_document, damage
 from tbvast.bus.journal.versions import BusDates, Step, read_decided, shown_date, write_decided
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import calendar
 from tbvast.stix.indicators import (
@@ -44,6 +43,7 @@ from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, ind
 from tbvast.storage.file_guard import FileGuard, damage_of
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, id_in, keep, reason_of
 from tbvast.storage.sqlite import connect, insert, migrate, transaction
+from tbvast.values import Position
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

@@ -1,0 +1,98 @@
+"""
+Requests to a bus's manage endpoint, and their replies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+from twisted.internet.defer import Deferred, DeferredLock
+
+from tbvast.errors import BusUnreachable
+from tbvast.values import HostPort
+from tbvast.zeromq.sockets import DealerConnection, Factory, SocketOptions
+
+REQUEST_TIMEOUT = 5.0
+"""
+Seconds within which a bus has to reply; Threat Bus's applications wait as long.
+"""
+
+LONGEST_REPLY = 64 << 20
+"""
+The most bytes of a bus's reply.
+"""
+
+
+class ManageClient:
+    """
+    Sends requests to a bus's manage endpoint, one at a time.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        factory: Factory,
+        bus: HostPort,
+        keys: SocketOptions | None = None,
+    ) -> None:
+        """
+        @param reactor: Measures the timeouts.
+        @param factory: Makes the socket.
+        @param bus: The bus's manage endpoint.
+        @param keys: The client's keys, as L{tbvast.zeromq.curve.client_options}, if the bus
+            requires them.
+        """
+        self._reactor = reactor
+        self._factory = factory
+        self._bus = bus
+        self._keys = keys
+        self._lock = DeferredLock()
+        self._connection: DealerConnection | None = None
+        self._reply: Deferred[bytes] | None = None
+
+    def ask(self, request: bytes, timeout: float = REQUEST_TIMEOUT) -> Deferred[bytes]:
+        """
+        Send a request after the earlier ones are answered.
+
+        @param request: As encoded by L{tbvast.protocol.manage}.
+        @param timeout: Seconds between sending the request and its reply.
+        @return: Fires with the reply. Fails with L{BusUnreachable} without a reply in time,
+            or if the client is closed.
+        """
+        return self._lock.run(self._ask, request, timeout)
+
+    def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
+        if self._connection is None:
+            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
+            self._connection = DealerConnection(self._factory, self._replied, options)
+            self._connection.connect(f"tcp://{self._bus}")
+        reply: Deferred[bytes] = Deferred(self._abandon)
+        self._reply = reply
+        self._connection.send_now((b"", request))
+
+        def too_late(result: Any, seconds: float) -> Any:
+            raise BusUnreachable(str(self._bus), seconds)
+
+        return reply.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
+
+    def _replied(self, messages: list[list[bytes]]) -> None:
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.callback(b"".join(messages[-1][1:]))
+
+    def _abandon(self, reply: Deferred[bytes]) -> None:
+        # A late reply on the same socket would answer the next request.
+        self._reply = None
+        self.close()
+
+    def close(self) -> None:
+        """
+        Close the socket and fail the pending request. The next request opens a new socket.
+        """
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.errback(BusUnreachable(str(self._bus), 0.0))
+        if self._connection is not None:
+            self._connection.shutdown()
+            self._connection = None

@@ -1,0 +1,75 @@
+"""
+Reports to a bus's sub endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import zmq
+
+from tbvast.zeromq.sockets import Factory, SocketOptions, XPubConnection, read_subscription
+
+MOST_BUS_TOPICS = 1000
+"""
+The most topics of a bus that are remembered; further ones are ignored.
+"""
+
+
+class ReportPublisher:
+    """
+    Publishes reports on a bus's sub endpoint while the bus listens.
+
+    ZeroMQ drops messages without a subscriber. A report is therefore not sent before the
+    bus's own ZeroMQ subscription has arrived.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        address: str,
+        ready: Callable[[], None],
+        keys: SocketOptions | None = None,
+    ) -> None:
+        """
+        @param factory: Makes the socket.
+        @param address: The sub endpoint, e.g. C{tcp://localhost:13372}.
+        @param ready: Called whenever the bus begins to listen to a topic.
+        @param keys: As for L{tbvast.bus_client.manage_client.ManageClient}.
+        """
+        self._ready = ready
+        self._topics: set[bytes] = set()
+        # Without a connection, ZeroMQ must refuse a report rather than queue it.
+        options = {**(keys or {}), zmq.IMMEDIATE: 1}
+        self._connection = XPubConnection(factory, self._heard, options)
+        self._connection.connect(address)
+
+    def _heard(self, messages: list[list[bytes]]) -> None:
+        begun = False
+        for message in messages:
+            change = read_subscription(message[0])
+            if change is None:
+                continue
+            if not change.begins:
+                self._topics.discard(change.topic)
+            elif len(self._topics) < MOST_BUS_TOPICS:
+                self._topics.add(change.topic)
+                begun = True
+        if begun:
+            self._ready()
+
+    def send(self, frame: bytes) -> bool:
+        """
+        Send a report without waiting.
+
+        @param frame: As encoded by L{tbvast.protocol.frames.encode_report}.
+        @return: Whether ZeroMQ accepted the frame. It does not while the bus does not listen
+            or the queue is full.
+        """
+        return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
+
+    def close(self) -> None:
+        """
+        Close the socket.
+        """
+        self._connection.shutdown()
