@@ -16,6 +16,7 @@ from tbvast.bus.journal.soundness import MOST_BYTES, damage
 from tbvast.bus.journal.writer import (
     BODY,
     DAMAGED,
+    HAS_BODY,
     IN_FORCE,
     MICROSECONDS,
     STREAM_NUMBER,
@@ -105,7 +106,7 @@ class JournalReader:
                     "SELECT number, body, crc FROM entries"
                     " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
                     " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
-                    " AND length(body) > 0 ORDER BY number LIMIT ?",
+                    f" AND {HAS_BODY} ORDER BY number LIMIT ?",
                     (
                         after,
                         until,
@@ -152,7 +153,7 @@ class JournalReader:
                 "SELECT count(*) FILTER (WHERE stream = ?"
                 " AND (valid_until IS NULL OR valid_until > ?)),"
                 " count(*) FILTER (WHERE stream = ?)"
-                " FROM entries WHERE state = ? AND length(body) > 0",
+                f" FROM entries WHERE state = ? AND {HAS_BODY}",
                 (
                     STREAM_NUMBER[Stream.INTEL],
                     int(now * MICROSECONDS),
@@ -208,7 +209,7 @@ class JournalReader:
         found = []
         for row in self._connection.execute(
             "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
-            " AND stream IN (SELECT value FROM json_each(?)) AND length(body) > 0"
+            f" AND stream IN (SELECT value FROM json_each(?)) AND {HAS_BODY}"
             " ORDER BY number LIMIT ?",
             (after, streams, limit),
         ):

@@ -123,6 +123,12 @@ BODY = "coalesce(CAST(body AS BLOB), x'')"
 SQL for a body that may be of another type, where a row is damaged.
 """
 
+HAS_BODY = "(length(body) > 0 OR typeof(body) != 'blob')"
+"""
+SQL for whether an entry has its body still: that of one that was set aside is empty. Of a
+text, SQLite's length counts only up to the first NUL.
+"""
+
 UPGRADE_ROWS = 10_000
 UPGRADE_BYTES = 1 << 24
 """
@@ -339,7 +345,7 @@ class JournalStore:
             number = item.number or self._number_of(item)
             if number:
                 done = self._connection.execute(
-                    "UPDATE entries SET body = x'', crc = 0 WHERE number = ? AND length(body) > 0",
+                    f"UPDATE entries SET body = x'', crc = 0 WHERE number = ? AND {HAS_BODY}",
                     (number,),
                 )
                 if not done.rowcount:
@@ -568,10 +574,10 @@ class _Batch:
             # In place of what was set aside, the same version can come again; of a sighting,
             # which has no later version, too.
             "SELECT json_group_object(id, json_array("
-            "number, NULL, id, received, modified - (length(body) = 0), valid_until, state, NULL,"
+            f"number, NULL, id, received, modified - (NOT {HAS_BODY}), valid_until, state, NULL,"
             " NULL, owner, decided)) FROM entries"
             " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))"
-            " AND (stream != 2 OR length(body) > 0)",
+            f" AND (stream != 2 OR {HAS_BODY})",
             (json.dumps(numbers),),
         ).fetchone()
         self._latest = json.loads(latest)
