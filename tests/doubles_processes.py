@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
     IConsumer,
@@ -200,3 +201,17 @@ class MemoryProcesses:
         self.all.append(process)
         processProtocol.makeConnection(process)
         return process
+
+
+def an_event(number: int) -> dict[str, Any]:
+    """
+    @return: An event that differs from those with other numbers.
+    """
+    return {"n": number}
+
+
+def json_line(document: Any) -> bytes:
+    """
+    @return: A document as commands read and write it.
+    """
+    return msgspec.json.encode(document) + b"\n"

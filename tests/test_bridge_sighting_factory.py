@@ -17,12 +17,10 @@ from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import (
     LONGEST_CACHED,
     SightingMaker,
-    SinkHanding,
     Wanted,
 )
 from tbvast.bridge.store.indicators import BridgeStore
 from tbvast.bridge.store.worker import Keeper
-from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.stix.indicators import Indicator
@@ -31,7 +29,6 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.sightings import Sighting, canonical, decode_sighting, sighting_id
 from tbvast.values import Hit, Match, MatchType
 from tests.doubles import (
-    MemorySink,
     MemoryTransform,
     a_match,
     a_sighting,
@@ -615,53 +612,3 @@ class OutboxTests(StoreTestCase):
         self.taker.away = False
         self.clock.advance(RETRY_DELAY)
         self.assertEqual((self.unsent(), self.aside()), ([], 0))
-
-
-class SinkTests(SynchronousTestCase):
-    """
-    Tests for L{SinkHanding}.
-    """
-
-    def setUp(self) -> None:
-        self.sink = MemorySink()
-        self.hand_on = SinkHanding(self.sink)
-        self.document = a_sighting(
-            1,
-            x_threatbus_sighting_context={"a": 1},
-            x_threatbus_indicator_value="192.0.2.1",
-            x_threatbus_match_type="RETRO",
-        ).raw
-
-    def test_taken(self) -> None:
-        """
-        The sink gets the context, the value and the type.
-        """
-        reported = self.successResultOf(self.hand_on([self.document]))
-        self.assertEqual(reported, Reported([True]))
-        self.assertEqual(self.sink.taken, [({"a": 1}, "192.0.2.1", MatchType.RETRO)])
-
-    def test_not_taken(self) -> None:
-        """
-        What the sink did not take this time is not taken.
-        """
-        self.sink.failure = CommandFailed("sink", "it ended")
-        reported = self.successResultOf(self.hand_on([self.document] * 2))
-        self.assertEqual((reported.taken, reported.refused), ([False] * 2, {}))
-        self.assertFalse(reported.poisoned)
-
-    def test_refused(self) -> None:
-        """
-        What the sink can never take is done with.
-        """
-        self.sink.failure = CommandRefused("sink", "too long")
-        reported = self.successResultOf(self.hand_on([self.document]))
-        self.assertEqual(reported.taken, [True])
-        self.assertIn("too long", reported.refused[0])
-
-    def test_damaged(self) -> None:
-        """
-        A document that was damaged where it was kept is refused alone.
-        """
-        reported = self.successResultOf(self.hand_on([b"{", self.document]))
-        self.assertEqual(reported.taken, [True, True])
-        self.assertEqual(list(reported.refused), [0])

@@ -18,10 +18,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.bus_cursor import StoreCursor
-from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
+from tbvast.bridge.commands.command_line import parse_command
+from tbvast.bridge.commands.command_sink import CommandSink
+from tbvast.bridge.commands.context_command import ContextCommand
+from tbvast.bridge.commands.sink_delivery import DeliverToSink
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
-from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
+from tbvast.bridge.sighting_factory import SightingMaker
 from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import NO, YES, Keeper
 from tbvast.bus_client.subscription import BusSubscription, Wish
@@ -219,12 +223,12 @@ class Bridge(SequentialService):
             local=self._embedded or None,
         )
 
-    def _transform(self) -> TransformContext | None:
+    def _transform(self) -> ContextCommand | None:
         text = self._settings.transform_context
         if not text:
             return None
         command = parse_command(text, "transform_context")
-        transform = TransformContext(command, self._reactor, self._reactor)
+        transform = ContextCommand(command, self._reactor, self._reactor)
         transform.setServiceParent(self)
         return transform
 
@@ -239,7 +243,7 @@ class Bridge(SequentialService):
             command = parse_command(settings.sink, "sink")
             sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)
         sink.setServiceParent(self)
-        return SinkHanding(sink)
+        return DeliverToSink(sink)
 
     def _changed(self, changes: Changes) -> None:
         for reasons, indicators in by_reasons(changes.unmatched):

@@ -22,10 +22,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.store.worker import Keeper
-from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
-from tbvast.interfaces import IContextTransform, ISink
+from tbvast.errors import Invalid, PatternUnmatchable
+from tbvast.interfaces import IContextTransform
 from tbvast.service.clock import Calendar
-from tbvast.service.flusher import Reported
 from tbvast.stix.indicators import STIX, Indicator, decode_indicator
 from tbvast.stix.network_index import Nesting
 from tbvast.stix.observables import Kind, Observable, unescaped
@@ -238,55 +237,3 @@ class Wanted:
             for observable, term in self._terms.items():
                 if term is not exact and observable in covering:
                     yield term
-
-
-class _Reported(msgspec.Struct):
-    x_threatbus_sighting_context: dict[str, Any]
-    x_threatbus_indicator_value: str
-    x_threatbus_match_type: MatchType
-
-
-class SinkHanding:
-    """
-    The contexts of sightings go to a sink, instead of the bus.
-    """
-
-    _log = Logger()
-
-    def __init__(self, sink: ISink) -> None:
-        self._sink = sink
-
-    def __call__(self, documents: Sequence[bytes]) -> Deferred[Reported]:
-        return gatherResults(map(self._send, documents), consumeErrors=True).addCallback(_reported)
-
-    def _send(self, document: bytes) -> Deferred[bool | str]:
-        try:
-            sighting = msgspec.json.decode(document, type=_Reported)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            return succeed(reason_of(e))
-        return self._sink.send(
-            sighting.x_threatbus_sighting_context,
-            sighting.x_threatbus_indicator_value,
-            sighting.x_threatbus_match_type,
-        ).addCallbacks(lambda _: True, self._eb_not_taken)
-
-    def _eb_not_taken(self, failure: Failure) -> bool | str:
-        failure.trap(CommandFailed)
-        refused = failure.check(CommandRefused) is not None
-        self._log.warn(
-            "The sink did not take a sighting{outcome}: {reason}",
-            outcome=", and never will" if refused else "; trying again",
-            reason=str(failure.value),
-        )
-        return str(failure.value) if refused else False
-
-
-def _reported(outcomes: list[bool | str]) -> Reported:
-    """
-    @param outcomes: Of each sighting whether it was taken, or why it never will be.
-    """
-    return Reported(
-        [outcome is not False for outcome in outcomes],
-        {n: outcome for n, outcome in enumerate(outcomes) if isinstance(outcome, str)},
-        "" if False not in outcomes else "the sink did not take all of them",
-    )

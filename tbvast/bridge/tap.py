@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tbvast.bridge.commands import StdoutSink
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.service import Bridge
 from tbvast.service.clock import use_monotonic_time
 from tbvast.service.options import ServiceOptions

@@ -18,12 +18,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from tbvast.bridge.commands import (
-    CommandSink,
-    StdoutSink,
-    TransformContext,
-    parse_command,
-)
+from tbvast.bridge.commands.command_line import parse_command
+from tbvast.bridge.commands.command_sink import CommandSink
+from tbvast.bridge.commands.context_command import ContextCommand
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.errors import CommandFailed
 from tbvast.values import MatchType
 from tests.functional.components import children
@@ -120,18 +118,18 @@ class ProcessCase(TestCase):
         return os.path.abspath(self.mktemp())
 
 
-class TransformContextTests(ProcessCase):
+class ContextCommandTests(ProcessCase):
     """
-    Tests for L{TransformContext}.
+    Tests for L{ContextCommand}.
     """
 
-    def transform(self, text: str, **kwargs: Any) -> TransformContext:
-        service: TransformContext = self.started(
-            TransformContext(parse_command(text), reactor, reactor, **kwargs)
+    def transform(self, text: str, **kwargs: Any) -> ContextCommand:
+        service: ContextCommand = self.started(
+            ContextCommand(parse_command(text), reactor, reactor, **kwargs)
         )
         return service
 
-    async def ask(self, service: TransformContext, events: list[dict[str, Any]]) -> list[Any]:
+    async def ask(self, service: ContextCommand, events: list[dict[str, Any]]) -> list[Any]:
         return await gatherResults([service.transform(e, "6.6.6.6", LIVE) for e in events])
 
     async def test_stream(self) -> None:

@@ -1,0 +1,48 @@
+"""
+Logs the failures of a command, at a limited rate.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from tbvast.errors import CommandFailed
+
+
+class FailureLog:
+    """
+    Failures on their way to the log: the first at once, then one a minute, with
+    the number of those in between.
+    """
+
+    EVERY = 60.0
+
+    def __init__(self, log: Logger, clock: IReactorTime, consequence: str) -> None:
+        """
+        @param consequence: What a failure means for the event.
+        """
+        self._log = log
+        self._clock = clock
+        self._consequence = consequence
+        self._unsaid = 0
+        self._next: float | None = None
+
+    def add(self, error: CommandFailed) -> None:
+        """
+        Log a failure, or count it.
+        """
+        self._unsaid += 1
+        now = self._clock.seconds()
+        if self._next is not None and now < self._next:
+            return
+        self._next = now + self.EVERY
+        failures, self._unsaid = self._unsaid, 0
+        self._log.warn(
+            "Command {program} failed ({failures} new failures): {reason}; {consequence}.",
+            program=error.program,
+            failures=failures,
+            reason=error.reason,
+            consequence=self._consequence,
+            stderr=error.stderr,
+        )
