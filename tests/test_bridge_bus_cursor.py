@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bridge.bus_cursor import PIECE, StoreCursor
-from tbvast.bridge.store.indicators import BridgeStore, Changes
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.values import Changes
 from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
 from tbvast.protocol.manage import Position
@@ -74,7 +75,9 @@ class CursorTests(SynchronousTestCase):
 
     def make(self) -> StoreCursor:
         ask = asking(Keeper(self.store), self.thread.defer)
-        return StoreCursor(ask, self.store.position, self.clock.seconds, True, self.changes.append)
+        return StoreCursor(
+            ask, self.store.indicators.position, self.clock.seconds, True, self.changes.append
+        )
 
     def apply(self, *items: Indicator, position: Position | None = None) -> None:
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
@@ -214,7 +217,7 @@ class CursorTests(SynchronousTestCase):
                 self.thread.perform()
             self.assertEqual(changing, [])
             settled.addErrback(lambda failure: None)
-            self.store.expire(self.clock.seconds())
+            self.store.indicators.expire(self.clock.seconds())
 
     def test_pieces(self) -> None:
         """
@@ -227,11 +230,11 @@ class CursorTests(SynchronousTestCase):
         self.assertNoResult(applied)
         self.thread.perform(1)
         self.successResultOf(applied)
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
         self.assertEqual(len(self.changes), 2)
         self.thread.perform()
         self.successResultOf(self.settled())
-        self.assertEqual(self.store.position, Position("bus", 3))
+        self.assertEqual(self.store.indicators.position, Position("bus", 3))
         self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
 
     def test_piece_failed(self) -> None:
@@ -246,10 +249,10 @@ class CursorTests(SynchronousTestCase):
             self.thread.perform(1)
         self.failureResultOf(applied, sqlite3.Error)
         self.thread.perform()
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
         self.assertEqual(self.store.counts()["indicators"], PIECE)
         self.apply(*many, position=Position("bus", 3))
-        self.assertEqual(self.store.position, Position("bus", 3))
+        self.assertEqual(self.store.indicators.position, Position("bus", 3))
         self.assertEqual(self.store.counts()["indicators"], 3 * PIECE)
 
     def test_item_failed(self) -> None:
@@ -259,7 +262,7 @@ class CursorTests(SynchronousTestCase):
         many = [an_indicator(number) for number in range(9)]
         with failing(self.path, indicator_id(4)):
             self.apply(*many, position=Position("bus", 9))
-        self.assertEqual(self.store.position, Position("bus", 9))
+        self.assertEqual(self.store.indicators.position, Position("bus", 9))
         counts = self.store.counts()
         self.assertEqual(counts["indicators"], 8)
         self.assertEqual(counts["set_aside"]["count"], 1)
@@ -287,7 +290,8 @@ class CursorTests(SynchronousTestCase):
         self.thread.perform()
         self.successResultOf(ended)
         self.assertEqual(
-            set(self.store.bodies(map(indicator_id, (1, 2, 3)))), {indicator_id(1), indicator_id(2)}
+            set(self.store.indicators.bodies(map(indicator_id, (1, 2, 3)))),
+            {indicator_id(1), indicator_id(2)},
         )
         self.assertEqual(self.store.counts()["set_aside"]["count"], 1)
 
@@ -305,6 +309,7 @@ class CursorTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(len(self.changes[-1].erase), 1)
         self.assertEqual(
-            list(self.store.bodies([indicator_id(1), indicator_id(2)])), [indicator_id(2)]
+            list(self.store.indicators.bodies([indicator_id(1), indicator_id(2)])),
+            [indicator_id(2)],
         )
         self.assertEqual(self.cursor.position, Position("bus", 9))

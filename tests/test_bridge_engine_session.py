@@ -14,7 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge import engine_session
 from tbvast.bridge.coverage import OVERLAP
 from tbvast.bridge.engine_session import EngineSession, Search, State
-from tbvast.bridge.store.indicators import BridgeStore, Changes
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.values import Changes
 from tbvast.bridge.store.worker import PIECE, Keeper
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.stix.indicators import Indicator
@@ -97,7 +98,9 @@ class SessionTestCase(SynchronousTestCase):
         """
         Indicators arrive.
         """
-        changes = self.store.apply(indicators, self.clock.seconds(), self.search is not None)
+        changes = self.store.indicators.apply(
+            indicators, self.clock.seconds(), self.search is not None
+        )
         self.session.changed(changes)
         self.clock.advance(engine_session.GATHER)
         return changes
@@ -255,7 +258,9 @@ class ChangeTests(SessionTestCase):
         self.engine.calls.clear()
         short = engine_session.GATHER / 2
         for number in range(1, 11):
-            changes = self.store.apply([an_indicator(number)], self.clock.seconds(), False)
+            changes = self.store.indicators.apply(
+                [an_indicator(number)], self.clock.seconds(), False
+            )
             self.session.changed(changes)
             self.clock.advance(short)
         self.assertEqual(self.engine.calls, [])
@@ -263,7 +268,7 @@ class ChangeTests(SessionTestCase):
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(len(self.engine.table), 10)
         for number in range(round(engine_session.GATHER_MOST / short) + 1):
-            changes = self.store.apply([an_indicator(number, 2 + number)], 0.0, False)
+            changes = self.store.indicators.apply([an_indicator(number, 2 + number)], 0.0, False)
             self.session.changed(
                 Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))
             )
@@ -278,7 +283,7 @@ class ChangeTests(SessionTestCase):
         for number in range(first, first + PIECE):
             observable = Observable(Kind.DOMAIN, f"{number}.example")
             entries[observable] = Entry(observable, (indicator_id(number),))
-        self.session.changed(Changes(self.store.change, tuple(entries.values())))
+        self.session.changed(Changes(self.store.indicators.change, tuple(entries.values())))
         return entries
 
     def test_given(self) -> None:
@@ -312,12 +317,12 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             gone, *_ = entries
-            self.session.changed(Changes(self.store.change, erase=(gone,)))
+            self.session.changed(Changes(self.store.indicators.change, erase=(gone,)))
             self.many(PIECE)
             self.clock.advance(engine_session.GATHER)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
-            self.session.changed(Changes(self.store.change, (entries[gone],)))
+            self.session.changed(Changes(self.store.indicators.change, (entries[gone],)))
         self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add", "remove", "add"])
         self.assertIn(gone, self.engine.table)
@@ -411,7 +416,7 @@ class ChangeTests(SessionTestCase):
         self.engine.held = {"add"}
         self.apply(an_indicator(1))
         self.apply(an_indicator(2))
-        self.session.changed(Changes(self.store.change, many))
+        self.session.changed(Changes(self.store.indicators.change, many))
         self.assertEqual(self.session.report()["pending"], 0)
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()

@@ -19,7 +19,7 @@ from tbvast.bridge.sighting_factory import (
     SightingMaker,
     Wanted,
 )
-from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.worker import Keeper
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
@@ -64,7 +64,7 @@ class MakerTests(StoreTestCase):
     """
 
     def know(self, *indicators: Indicator) -> None:
-        self.store.apply(indicators, 0.0, False)
+        self.store.indicators.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
         maker = SightingMaker(self.clock.seconds, asking(Keeper(self.store)), "tenzir", transform)
@@ -401,7 +401,7 @@ class OutboxTests(StoreTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.outbox.add(sightings)))
 
     def unsent(self) -> list[str]:
-        return [id for id, _ in self.store.unsent(1000, 1 << 30)]
+        return [id for id, _ in self.store.outbox.unsent(1000, 1 << 30)]
 
     def test_taken(self) -> None:
         """

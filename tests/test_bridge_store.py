@@ -15,17 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store.indicators import (
-    _GATHERED,
-    _NUMBERED,
-    FIRST_SCHEMA,
-    LISTED,
-    OTHER_REASONS,
-    SIGHTING_MEMORY_DAYS,
-    BridgeStore,
-    Changes,
-    DesiredPage,
-)
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.indicators import LISTED, OTHER_REASONS
+from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
+from tbvast.bridge.store.schema import FIRST_SCHEMA, GATHERED, NUMBERED
+from tbvast.bridge.store.values import Changes, DesiredPage
 from tbvast.errors import StartupRefused
 from tbvast.protocol.manage import REPORT_BYTES, Position
 from tbvast.stix.indicators import Indicator, Operation
@@ -87,13 +81,13 @@ class StoreTestCase(SynchronousTestCase):
         search: bool = True,
         decided: bool = False,
     ) -> Changes:
-        return self.store.apply(indicators, now, search, decided=decided)
+        return self.store.indicators.apply(indicators, now, search, decided=decided)
 
     def in_force(self) -> set[str]:
-        return set(self.store.bodies(indicator_id(number) for number in range(20)))
+        return set(self.store.indicators.bodies(indicator_id(number) for number in range(20)))
 
     def unsearched(self) -> list[str]:
-        return list(self.store.unsearched(ALL, 100).ids)
+        return list(self.store.indicators.unsearched(ALL, 100).ids)
 
 
 class ApplyTests(StoreTestCase):
@@ -109,7 +103,7 @@ class ApplyTests(StoreTestCase):
         changes = self.apply(one, an_indicator(2))
         self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
         self.assertEqual(changes.erase, ())
-        self.assertEqual(self.store.bodies([one.id]), {one.id: one.raw})
+        self.assertEqual(self.store.indicators.bodies([one.id]), {one.id: one.raw})
 
     def test_repeat(self) -> None:
         """
@@ -149,7 +143,7 @@ class ApplyTests(StoreTestCase):
                 "SELECT id, digest, modified, valid_from, valid_until, state, searched,"
                 " generation, wanted, unmatched, body FROM indicators"
             )
-            held = {each.observable: each.ids for each in self.store.entries()}
+            held = {each.observable: each.ids for each in self.store.indicators.entries()}
             last = {entry.observable: entry.ids for changes in told for entry in changes.write}
             found.append((sorted(rows), held, last))
         self.assertEqual(len(found[0][1]), 3)
@@ -162,7 +156,7 @@ class ApplyTests(StoreTestCase):
         """
         first = self.apply(an_indicator(1)).number
         self.reopen()
-        self.assertEqual(self.store.change, first)
+        self.assertEqual(self.store.indicators.change, first)
         self.assertGreater(self.apply(an_indicator(2)).number, first)
 
     def test_older(self) -> None:
@@ -173,7 +167,7 @@ class ApplyTests(StoreTestCase):
         self.apply(newer)
         changes = self.apply(an_indicator(1, 3, pattern="[ipv4-addr:value = '192.0.2.9']"))
         self.assertEqual(changes.write, ())
-        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+        self.assertEqual(self.store.indicators.bodies([newer.id]), {newer.id: newer.raw})
 
     def test_edited(self) -> None:
         """
@@ -194,7 +188,7 @@ class ApplyTests(StoreTestCase):
         newer = an_indicator(1, 2, name="another")
         changes = self.apply(newer)
         self.assertEqual((changes.write, changes.erase), ((), ()))
-        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+        self.assertEqual(self.store.indicators.bodies([newer.id]), {newer.id: newer.raw})
 
     def test_removed(self) -> None:
         """
@@ -245,7 +239,8 @@ class ApplyTests(StoreTestCase):
                     last = order[-1]
                     lasts = last.operation is not Operation.REMOVE and not last.valid_until
                     self.assertEqual(
-                        self.store.bodies([last.id]), {last.id: last.raw} if lasts else {}
+                        self.store.indicators.bodies([last.id]),
+                        {last.id: last.raw} if lasts else {},
                     )
 
     def test_from_the_future(self) -> None:
@@ -269,7 +264,9 @@ class ApplyTests(StoreTestCase):
                 self.assertIn(indicator_id(number), self.in_force())
                 self.apply(end, now=20.0)
                 lasts = end.operation is not Operation.REMOVE
-                self.assertEqual(self.store.bodies([end.id]), {end.id: end.raw} if lasts else {})
+                self.assertEqual(
+                    self.store.indicators.bodies([end.id]), {end.id: end.raw} if lasts else {}
+                )
 
     def test_removed_without_version(self) -> None:
         """
@@ -316,10 +313,10 @@ class ExpiryTests(StoreTestCase):
         What is no longer valid is erased, once.
         """
         self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
-        self.assertEqual(self.store.expire(99.0).erase, ())
-        self.assertEqual(self.store.expire(100.0).erase, (ip(1),))
+        self.assertEqual(self.store.indicators.expire(99.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(100.0).erase, (ip(1),))
         self.assertEqual(self.in_force(), {indicator_id(2)})
-        self.assertEqual(self.store.expire(200.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
 
     def test_too_late(self) -> None:
         """
@@ -341,7 +338,7 @@ class ExpiryTests(StoreTestCase):
         """
         self.apply(an_indicator(1, valid_until=moment(100)))
         self.apply(an_indicator(1, 2, valid_until=moment(300)))
-        self.assertEqual(self.store.expire(200.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
 
 
 class BeginningTests(StoreTestCase):
@@ -357,13 +354,13 @@ class BeginningTests(StoreTestCase):
         self.assertEqual(changes, Changes(changes.number))
         self.assertEqual(self.in_force(), set())
         self.assertEqual(self.store.counts()["not_yet"], 1)
-        self.assertEqual(self.store.begin(99.0, True).write, ())
+        self.assertEqual(self.store.indicators.begin(99.0, True).write, ())
         self.reopen()
-        begun = self.store.begin(100.0, True)
+        begun = self.store.indicators.begin(100.0, True)
         self.assertEqual(begun.write, (entry(ip(1), 1),))
         self.assertGreater(begun.number, changes.number)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
-        self.assertEqual(self.store.begin(200.0, True).write, ())
+        self.assertEqual(self.store.indicators.begin(200.0, True).write, ())
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
     def test_no_search(self) -> None:
@@ -371,7 +368,7 @@ class BeginningTests(StoreTestCase):
         Where past events are not searched, what begins does not wait for it.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
-        self.store.begin(100.0, False)
+        self.store.indicators.begin(100.0, False)
         self.assertEqual(self.unsearched(), [])
 
     def test_withdrawn(self) -> None:
@@ -384,8 +381,8 @@ class BeginningTests(StoreTestCase):
             now=50,
         )
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
-        self.store.expire(300.0)
-        self.assertEqual(self.store.begin(300.0, True).write, ())
+        self.store.indicators.expire(300.0)
+        self.assertEqual(self.store.indicators.begin(300.0, True).write, ())
 
     def test_postponed(self) -> None:
         """
@@ -394,7 +391,7 @@ class BeginningTests(StoreTestCase):
         self.apply(an_indicator(1), now=50)
         changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
         self.assertEqual(changes.erase, (ip(1),))
-        self.assertEqual(self.store.begin(100.0, True).write, (entry(ip(1), 1),))
+        self.assertEqual(self.store.indicators.begin(100.0, True).write, (entry(ip(1), 1),))
 
     def test_not_matched(self) -> None:
         """
@@ -402,7 +399,7 @@ class BeginningTests(StoreTestCase):
         """
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
-        self.assertEqual(set(self.store.begin(100.0, True).unmatched), {indicator_id(1)})
+        self.assertEqual(set(self.store.indicators.begin(100.0, True).unmatched), {indicator_id(1)})
 
 
 class TogetherTests(StoreTestCase):
@@ -418,7 +415,9 @@ class TogetherTests(StoreTestCase):
         The search is told which observables are not enough.
         """
         self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
-        joint = {each.observable: each.joint for each in self.store.unsearched(ALL, 9).entries}
+        joint = {
+            each.observable: each.joint for each in self.store.indicators.unsearched(ALL, 9).entries
+        }
         evil = Observable(Kind.DOMAIN, "evil.example")
         self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
 
@@ -427,7 +426,7 @@ class TogetherTests(StoreTestCase):
         With the same observables, wanted in another way, past events are searched again.
         """
         self.apply(an_indicator(1, pattern=self.BOTH))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         changes = self.apply(an_indicator(1, 2, pattern=self.EITHER))
         self.assertEqual((changes.write, changes.erase), ((), ()))
         self.assertEqual(self.unsearched(), [indicator_id(1)])
@@ -532,32 +531,32 @@ class RulesTests(StoreTestCase):
         What was known still is; what can be matched by now is, and is searched for.
         """
         self.old()
-        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(self.store.indicators.position, Position("bus", 7))
         wide = network("198.51.100.0/24")
-        self.assertEqual(set(self.store.entries()), {entry(ip(1), 1), entry(wide, 3)})
+        self.assertEqual(set(self.store.indicators.entries()), {entry(ip(1), 1), entry(wide, 3)})
         self.assertEqual(self.apply(an_indicator(1)).write, ())
-        self.store.derive(True)
+        self.store.indicators.derive(True)
         evil = Observable(Kind.DOMAIN, "evil.example")
         known = {entry(ip(1), 1, 2), entry(evil, 2), entry(wide, 3)}
-        self.assertEqual(set(self.store.entries()), known)
+        self.assertEqual(set(self.store.indicators.entries()), known)
         self.assertEqual(self.unsearched(), [indicator_id(2)])
         self.assertEqual(self.in_force(), {indicator_id(number) for number in (1, 2, 3)})
         self.assertEqual(
             self.apply(subnet(4, "198.51.100.128/25")).write,
             (entry(network("198.51.100.128/25"), 3, 4),),
         )
-        self.assertGreater(self.store.change, 2)
+        self.assertGreater(self.store.indicators.change, 2)
 
     def test_derived_once(self) -> None:
         """
         By the same rules nothing is found again.
         """
-        self.store.derive(True)
+        self.store.indicators.derive(True)
         self.apply(an_indicator(1))
-        change = self.store.change
+        change = self.store.indicators.change
         self.reopen()
-        self.store.derive(True)
-        self.assertEqual(self.store.change, change)
+        self.store.indicators.derive(True)
+        self.assertEqual(self.store.indicators.change, change)
 
 
 class NetworkTests(StoreTestCase):
@@ -619,7 +618,7 @@ class NetworkTests(StoreTestCase):
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"), an_indicator(3))
         self.assertCountEqual(
-            self.store.entries(),
+            self.store.indicators.entries(),
             [
                 entry(network("10.0.0.0/8"), 1),
                 entry(network("10.1.0.0/16"), 1, 2),
@@ -632,7 +631,7 @@ class NetworkTests(StoreTestCase):
         A search for nested networks finds both where they overlap.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
-        entries = self.store.unsearched(ALL, 100).entries
+        entries = self.store.indicators.unsearched(ALL, 100).entries
         self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
 
 
@@ -646,9 +645,9 @@ class ReconcileTests(StoreTestCase):
         An engine that lost everything is given everything.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        changes = self.store.reconcile([])
+        changes = self.store.indicators.reconcile([])
         self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
-        self.assertEqual(changes.number, self.store.change)
+        self.assertEqual(changes.number, self.store.indicators.change)
 
     def test_same(self) -> None:
         """
@@ -656,7 +655,7 @@ class ReconcileTests(StoreTestCase):
         """
         value = "[ipv4-addr:value = '192.0.2.1']"
         self.apply(an_indicator(1, pattern=value), an_indicator(2, pattern=value))
-        changes = self.store.reconcile([entry(ip(1), 2, 1)])
+        changes = self.store.indicators.reconcile([entry(ip(1), 2, 1)])
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
     def test_differences(self) -> None:
@@ -664,7 +663,9 @@ class ReconcileTests(StoreTestCase):
         Only what is missing or different is written, and only what is stale is erased.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
-        changes = self.store.reconcile([entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)])
+        changes = self.store.indicators.reconcile(
+            [entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)]
+        )
         self.assertCountEqual(changes.write, [entry(ip(2), 2), entry(ip(3), 3)])
         self.assertEqual(changes.erase, (ip(8),))
 
@@ -679,9 +680,9 @@ class SearchedTests(StoreTestCase):
         What was searched for is not given again, in another process neither.
         """
         self.apply(an_indicator(1))
-        page = self.store.unsearched(ALL, 10)
+        page = self.store.indicators.unsearched(ALL, 10)
         self.assertEqual((page.ids, page.entries), ((indicator_id(1),), (entry(ip(1), 1),)))
-        self.store.mark_searched(page.ids, ALL)
+        self.store.indicators.mark_searched(page.ids, ALL)
         self.reopen()
         self.assertEqual(self.unsearched(), [])
 
@@ -691,14 +692,14 @@ class SearchedTests(StoreTestCase):
         """
         first = self.apply(an_indicator(2)).number
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.unsearched(first, 10).ids, (indicator_id(2),))
-        page = self.store.unsearched(ALL, 1)
+        self.assertEqual(self.store.indicators.unsearched(first, 10).ids, (indicator_id(2),))
+        page = self.store.indicators.unsearched(ALL, 1)
         self.assertEqual(page.ids, (indicator_id(2),))
         assert page.last is not None
-        page = self.store.unsearched(ALL, 1, page.last)
+        page = self.store.indicators.unsearched(ALL, 1, page.last)
         self.assertEqual(page.ids, (indicator_id(1),))
         assert page.last is not None
-        self.assertEqual(self.store.unsearched(ALL, 1, page.last), DesiredPage(None))
+        self.assertEqual(self.store.indicators.unsearched(ALL, 1, page.last), DesiredPage(None))
 
     def test_not_wanted(self) -> None:
         """
@@ -712,7 +713,7 @@ class SearchedTests(StoreTestCase):
         An edit that asks for nothing new need not be searched for again.
         """
         self.apply(an_indicator(1))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, name="another"))
         self.assertEqual(self.unsearched(), [])
 
@@ -729,9 +730,9 @@ class SearchedTests(StoreTestCase):
         A new pattern is searched for.
         """
         self.apply(an_indicator(1))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.assertEqual(self.store.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
+        self.assertEqual(self.store.indicators.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
 
     def test_changed_meanwhile(self) -> None:
         """
@@ -739,7 +740,7 @@ class SearchedTests(StoreTestCase):
         """
         until = self.apply(an_indicator(1)).number
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.store.mark_searched([indicator_id(1)], until)
+        self.store.indicators.mark_searched([indicator_id(1)], until)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
 
     def test_removed(self) -> None:
@@ -791,56 +792,58 @@ class PositionTests(StoreTestCase):
         """
         A new store has no position, and items without one leave it so.
         """
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
         self.apply(an_indicator(1))
         self.reopen()
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
 
     def test_same_step(self) -> None:
         """
         The position is as durable as what was applied with it.
         """
-        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
+        self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
         self.reopen()
-        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(self.store.indicators.position, Position("bus", 7))
         self.assertEqual(self.in_force(), {indicator_id(1)})
 
     def test_not_applied(self) -> None:
         """
         Where the disk refuses, neither the items nor the position are taken.
         """
-        self.store.apply([], 0.0, True, Position("bus", 1))
+        self.store.indicators.apply([], 0.0, True, Position("bus", 1))
         broken: Any = [an_indicator(1), None]
-        self.assertRaises(AttributeError, self.store.apply, broken, 0.0, True, Position("bus", 2))
-        self.assertEqual(self.store.position, Position("bus", 1))
+        self.assertRaises(
+            AttributeError, self.store.indicators.apply, broken, 0.0, True, Position("bus", 2)
+        )
+        self.assertEqual(self.store.indicators.position, Position("bus", 1))
         self.assertEqual(self.in_force(), set())
         self.reopen()
-        self.assertEqual(self.store.position, Position("bus", 1))
+        self.assertEqual(self.store.indicators.position, Position("bus", 1))
 
     def test_snapshot(self) -> None:
         """
         A snapshot ends what it does not hold, repeats or not.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(2), an_indicator(3))
-        changes = self.store.end_snapshot(Position("other", 4))
+        changes = self.store.indicators.end_snapshot(Position("other", 4))
         self.assertEqual((changes.write, changes.erase), ((), (ip(1),)))
         self.assertEqual(self.in_force(), {indicator_id(2), indicator_id(3)})
-        self.assertEqual(self.store.position, Position("other", 4))
+        self.assertEqual(self.store.indicators.position, Position("other", 4))
 
     def test_snapshot_interrupted(self) -> None:
         """
         Until a snapshot is complete nothing ends, and another one begins anew.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(2))
         self.reopen()
         self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.end_snapshot(Position("bus", 1)).erase, (ip(2),))
+        self.assertEqual(self.store.indicators.end_snapshot(Position("bus", 1)).erase, (ip(2),))
 
 
 class SightingTests(StoreTestCase):
@@ -853,42 +856,42 @@ class SightingTests(StoreTestCase):
         A sighting is new once, and waits, in another process too.
         """
         one = a_sighting(1)
-        self.assertEqual(self.store.remember([one, one], 0.0), [one])
-        self.assertEqual(self.store.remember([one], 1.0), [])
+        self.assertEqual(self.store.outbox.remember([one, one], 0.0), [one])
+        self.assertEqual(self.store.outbox.remember([one], 1.0), [])
         self.reopen()
-        self.assertEqual(self.store.unsent(10, 1000), [(one.id, one.raw)])
+        self.assertEqual(self.store.outbox.unsent(10, 1000), [(one.id, one.raw)])
         self.assertEqual(self.store.counts()["unsent"], 1)
 
     def test_oldest_first(self) -> None:
         """
         The oldest are given first, as many as wanted.
         """
-        self.store.remember([a_sighting(2)], 1.0)
-        self.store.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.store.unsent(1, 1000)], [a_sighting(2).id])
+        self.store.outbox.remember([a_sighting(2)], 1.0)
+        self.store.outbox.remember([a_sighting(1)], 2.0)
+        self.assertEqual([id for id, _ in self.store.outbox.unsent(1, 1000)], [a_sighting(2).id])
 
     def test_sent(self) -> None:
         """
         What was sent does not wait, and is not made again.
         """
         one = a_sighting(1)
-        self.store.remember([one], 0.0)
-        self.store.mark_sent([one.id])
-        self.assertEqual(self.store.unsent(10, 1000), [])
-        self.assertEqual(self.store.remember([one], 1.0), [])
+        self.store.outbox.remember([one], 0.0)
+        self.store.outbox.mark_sent([one.id])
+        self.assertEqual(self.store.outbox.unsent(10, 1000), [])
+        self.assertEqual(self.store.outbox.remember([one], 1.0), [])
 
     def test_forget(self) -> None:
         """
         What was sent long ago is forgotten; what still waits never is.
         """
         sent, waiting = a_sighting(1), a_sighting(2)
-        self.store.remember([sent, waiting], 0.0)
-        self.store.mark_sent([sent.id])
-        self.store.forget(SIGHTING_MEMORY_DAYS * DAY)
-        self.assertEqual(self.store.remember([sent], 0.0), [])
-        self.store.forget(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.store.unsent(10, 1000), [(waiting.id, waiting.raw)])
-        self.assertEqual(self.store.remember([sent], 0.0), [sent])
+        self.store.outbox.remember([sent, waiting], 0.0)
+        self.store.outbox.mark_sent([sent.id])
+        self.store.outbox.prune(SIGHTING_MEMORY_DAYS * DAY)
+        self.assertEqual(self.store.outbox.remember([sent], 0.0), [])
+        self.store.outbox.prune(SIGHTING_MEMORY_DAYS * DAY + 1)
+        self.assertEqual(self.store.outbox.unsent(10, 1000), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.store.outbox.remember([sent], 0.0), [sent])
 
 
 class FileTests(SynchronousTestCase):
@@ -950,12 +953,14 @@ class DamageTests(StoreTestCase):
         ids = [indicator_id(n) for n in range(1, 6)]
         pattern = "[domain-name:value = 'evil.example']"
         uses: list[Callable[[], Any]] = [
-            lambda: list(self.store.entries()),
-            lambda: self.store.reconcile([]),
-            lambda: self.store.unsearched(1 << 40, 100),
-            lambda: self.store.expire(0.0),
-            lambda: self.store.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
-            lambda: self.store.apply([an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True),
+            lambda: list(self.store.indicators.entries()),
+            lambda: self.store.indicators.reconcile([]),
+            lambda: self.store.indicators.unsearched(1 << 40, 100),
+            lambda: self.store.indicators.expire(0.0),
+            lambda: self.store.indicators.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
+            lambda: self.store.indicators.apply(
+                [an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True
+            ),
             lambda: self.store.counts(),
         ]
         for number, use in enumerate(uses):
@@ -964,12 +969,12 @@ class DamageTests(StoreTestCase):
                     self.store.close()
                     self.path = Path(self.mktemp())
                     self.store = BridgeStore(self.path)
-                    self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+                    self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
                     self.damage(column, value, 1, 4)
                     with self.subTest(use=number, column=column, value=value):
                         use()
-                        held = {id for entry in self.store.entries() for id in entry.ids}
-                        self.assertEqual(held, set(self.store.bodies(ids)))
+                        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
+                        self.assertEqual(held, set(self.store.indicators.bodies(ids)))
                         self.assertGreaterEqual(len(held), 4)
                         self.store.counts()
         self.assertEqual(self.aside(), 0)
@@ -978,10 +983,10 @@ class DamageTests(StoreTestCase):
         """
         An indicator of which what it wants and its document are both damaged is set aside.
         """
-        self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+        self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
         self.damage("wanted", b"[[", 2)
         self.damage("body", b"{", 2)
-        held = {id for entry in self.store.entries() for id in entry.ids}
+        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(n) for n in (1, 3, 4, 5)})
         self.assertEqual(self.aside(), 1)
 
@@ -989,13 +994,15 @@ class DamageTests(StoreTestCase):
         """
         One that is damaged when it becomes valid ends, and the others begin.
         """
-        self.store.apply([an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True)
+        self.store.indicators.apply(
+            [an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True
+        )
         self.damage("body", b"{", 2)
-        changes = self.store.begin(60.0, True)
+        changes = self.store.indicators.begin(60.0, True)
         self.assertEqual(
             {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
         )
-        self.assertEqual(self.store.begin(70.0, True).write, ())
+        self.assertEqual(self.store.indicators.begin(70.0, True).write, ())
         self.assertEqual(self.aside(), 1)
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
@@ -1003,13 +1010,13 @@ class DamageTests(StoreTestCase):
         """
         One that is damaged when all are looked at again ends, and its entry goes.
         """
-        self.store.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
+        self.store.indicators.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
         self.damage("body", b"{", 2)
         self.store._db.execute("UPDATE position SET rules = 0")
         self.store.close()
         self.store = BridgeStore(self.path)
-        self.store.derive(True)
-        held = {id for entry in self.store.entries() for id in entry.ids}
+        self.store.indicators.derive(True)
+        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(1), indicator_id(3)})
         self.assertEqual(self.aside(), 1)
 
@@ -1027,7 +1034,7 @@ class EarlierVersionTests(SynchronousTestCase):
         path = Path(self.mktemp())
         with contextlib.closing(connect(path)) as database:
             database.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(database, [FIRST_SCHEMA, _NUMBERED, _GATHERED])
+            migrate(database, [FIRST_SCHEMA, NUMBERED, GATHERED])
             row = {
                 "number": 1,
                 "id": indicator_id(1),
@@ -1054,14 +1061,14 @@ class EarlierVersionTests(SynchronousTestCase):
                 )
         opened = BridgeStore(path)
         self.addCleanup(opened.close)
-        opened.derive(True)
-        self.assertEqual([entry.ids for entry in opened.entries()], [(indicator_id(1),)])
-        sent = dict(opened.unsent(10, 1 << 30))
+        opened.indicators.derive(True)
+        self.assertEqual([entry.ids for entry in opened.indicators.entries()], [(indicator_id(1),)])
+        sent = dict(opened.outbox.unsent(10, 1 << 30))
         self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)
         context = msgspec.json.decode(sent[long.id])["x_threatbus_sighting_context"]
         self.assertEqual((len(context["a"]), context["b"]), (1024, 1))
-        opened.set_sightings_aside({long.id: "why"}, 0.0)
-        self.assertEqual(list(dict(opened.unsent(10, 1000))), [a_sighting(1).id])
+        opened.outbox.set_aside({long.id: "why"}, 0.0)
+        self.assertEqual(list(dict(opened.outbox.unsent(10, 1000))), [a_sighting(1).id])
         self.assertEqual(opened.counts()["set_aside"]["count"], 1)
 
     def test_unsent(self) -> None:
@@ -1072,7 +1079,7 @@ class EarlierVersionTests(SynchronousTestCase):
         opened = BridgeStore(Path(self.mktemp()))
         self.addCleanup(opened.close)
         for number in range(1, 6):
-            opened.remember([a_sighting(number, x="y" * 1000)], float(number))
+            opened.outbox.remember([a_sighting(number, x="y" * 1000)], float(number))
         ids = [a_sighting(number).id for number in range(1, 6)]
         for limit, size, without, expected in (
             (10, 1 << 20, [], ids),
@@ -1081,8 +1088,8 @@ class EarlierVersionTests(SynchronousTestCase):
             (10, 3000, ids[:1], ids[1:3]),
             (10, 1 << 20, ids, []),
         ):
-            self.assertEqual([id for id, _ in opened.unsent(limit, size, without)], expected)
-        self.assertEqual(len(opened.unsent_among([ids[3], "?"])), 1)
+            self.assertEqual([id for id, _ in opened.outbox.unsent(limit, size, without)], expected)
+        self.assertEqual(len(opened.outbox.unsent_among([ids[3], "?"])), 1)
 
 
 class DiskErrorTests(StoreTestCase):
@@ -1101,13 +1108,13 @@ class DiskErrorTests(StoreTestCase):
         What cannot be written leaves nothing behind, also not in memory, and can be
         applied when the disk does its work again.
         """
-        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
+        self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
         batch = [
             an_indicator(1, 2, x_threatbus_update="REMOVE"),
             subnet(2, "10.0.0.0/8"),
             subnet(3, "10.1.0.0/16"),
         ]
-        before = list(self.store.entries()), self.store.counts()
+        before = list(self.store.indicators.entries()), self.store.counts()
         for table, condition in (
             ("INSERT ON indicators", f"new.id = '{indicator_id(3)}'"),
             ("UPDATE ON position", "true"),
@@ -1118,12 +1125,14 @@ class DiskErrorTests(StoreTestCase):
                     " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
                 )
                 self.assertRaises(
-                    sqlite3.Error, self.store.apply, batch, 0.0, True, Position("bus", 2)
+                    sqlite3.Error, self.store.indicators.apply, batch, 0.0, True, Position("bus", 2)
                 )
-                self.assertEqual((list(self.store.entries()), self.store.counts()), before)
-                self.assertEqual(self.store.position, Position("bus", 1))
+                self.assertEqual(
+                    (list(self.store.indicators.entries()), self.store.counts()), before
+                )
+                self.assertEqual(self.store.indicators.position, Position("bus", 1))
                 self.run_elsewhere("DROP TRIGGER refusal")
-        changes = self.store.apply(batch, 0.0, True, Position("bus", 2))
+        changes = self.store.indicators.apply(batch, 0.0, True, Position("bus", 2))
         self.assertEqual(changes.erase, (ip(1),))
         self.assertEqual(
             set(changes.write),
@@ -1169,18 +1178,20 @@ class AgreementTests(SynchronousTestCase):
             told.update((entry.observable, entry.ids) for entry in changes.write)
             for observable in changes.erase:
                 told.pop(observable, None)
-            self.assertEqual(told, {entry.observable: entry.ids for entry in store.entries()})
+            self.assertEqual(
+                told, {entry.observable: entry.ids for entry in store.indicators.entries()}
+            )
             held = [Entry(observable, ids) for observable, ids in told.items()]
-            self.assertEqual(store.reconcile(held), Changes(store.change))
+            self.assertEqual(store.indicators.reconcile(held), Changes(store.indicators.change))
 
         store = BridgeStore(Path(self.mktemp()))
         try:
             for number, batch in enumerate(batches):
                 if number == snapshot:
-                    store.begin_snapshot()
-                tell(store.apply(batch, 0.0, True))
+                    store.indicators.begin_snapshot()
+                tell(store.indicators.apply(batch, 0.0, True))
             if snapshot < len(batches):
-                tell(store.end_snapshot(Position("bus", 1)))
-            tell(store.expire(60.0))
+                tell(store.indicators.end_snapshot(Position("bus", 1)))
+            tell(store.indicators.expire(60.0))
         finally:
             store.close()

@@ -13,8 +13,9 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bridge.store.indicators import BEGINNING, BridgeStore, Changes, DesiredPage
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.renewal import NOWHERE
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
 from tbvast.bridge.store.worker import NO, PIECE, Keeper
 from tbvast.errors import StoreFailed
 from tbvast.protocol.manage import Position
@@ -119,7 +120,7 @@ class PartsTests(SynchronousTestCase):
         self.know(1)
         parts: list[Changes] = self.ask(Keeper.end_snapshot, Position("bus", 9))
         self.assertEqual(sum(len(part.erase) for part in parts), MANY - 1)
-        self.assertEqual(self.store.position, Position("bus", 9))
+        self.assertEqual(self.store.indicators.position, Position("bus", 9))
 
 
 class ProcessTests(TestCase):
@@ -198,9 +199,11 @@ class ProcessTests(TestCase):
         A new store has the sightings that can still be read of the one that is damaged.
         """
         store = BridgeStore(self.path)
-        store.apply([an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False)
-        store.remember([a_sighting(number) for number in range(3)], 5.0)
-        store.mark_sent([a_sighting(0).id])
+        store.indicators.apply(
+            [an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False
+        )
+        store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
+        store.outbox.mark_sent([a_sighting(0).id])
         store.set_covered(Covered(7.0, 3.0, "boot"))
         (root,) = store._db.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
-from tbvast.bridge.store.indicators import Changes
+from tbvast.bridge.store.values import Changes
 from tbvast.bridge.store.worker import Keeper
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item

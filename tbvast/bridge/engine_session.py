@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
-from tbvast.bridge.store.indicators import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
 from tbvast.bridge.store.worker import PIECE, Keeper
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IAdding, IEngineClient

@@ -26,7 +26,7 @@ from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingMaker
-from tbvast.bridge.store.indicators import Changes
+from tbvast.bridge.store.values import Changes
 from tbvast.bridge.store.worker import NO, YES, Keeper
 from tbvast.bus_client.subscription import BusSubscription, Wish
 from tbvast.engines.binaries import client

@@ -1,9 +1,5 @@
 """
-The bridge's own memory: SQLite, by blocking calls, from one thread at a time.
-
-It is the truth of which indicators are in force, which observables they hold,
-which of them have been looked for in past events, and which sightings have been
-made. The engine's tables are a copy of it.
+The indicators in the bridge's store: blocking calls, from one thread at a time.
 """
 
 from __future__ import annotations
@@ -14,33 +10,25 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
+from tbvast.bridge.store.schema import IN_JSON_LIST, JSON_LIST, MICROSECONDS, NO_END
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage, merged
+from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import STIX, Indicator, Operation, decode_indicator
-from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.network_index import Nesting
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import PATTERN_RULES, Term, matchable, sure_observable
-from tbvast.stix.sighting_size import fitted
-from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
-from tbvast.storage.file_guard import FileGuard
-from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
+from tbvast.storage.digest_index import DigestIndex, digest, digests, settled
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
-from tbvast.storage.sqlite import connect, insert, migrate, transaction
-from tbvast.values import Covered, Entry
-
-SIGHTING_MEMORY_DAYS = 30
-"""
-Days after which a sighting that was sent may be made again.
-"""
+from tbvast.storage.sqlite import insert, transaction
+from tbvast.values import Entry
 
 LISTED = 50
 LISTED_REASONS = 2
@@ -60,121 +48,6 @@ PAGE = 5000
 Indicators, or observables, that are read at once where all are read.
 """
 
-FIRST_SCHEMA = """
-CREATE TABLE indicators (
-    id TEXT PRIMARY KEY,
-    modified INTEGER NOT NULL,
-    valid_until INTEGER,
-    in_force INTEGER NOT NULL,
-    change INTEGER NOT NULL,
-    searched INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    unmatched TEXT,
-    body BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX unsearched ON indicators (change) WHERE in_force AND NOT searched;
-CREATE INDEX expiring ON indicators (valid_until) WHERE in_force AND valid_until IS NOT NULL;
-CREATE TABLE terms (
-    kind TEXT NOT NULL,
-    value TEXT NOT NULL,
-    id TEXT NOT NULL,
-    PRIMARY KEY (kind, value, id)
-) WITHOUT ROWID;
-CREATE INDEX terms_by_id ON terms (id);
-CREATE TABLE sightings (
-    id TEXT PRIMARY KEY,
-    made INTEGER NOT NULL,
-    body BLOB
-) WITHOUT ROWID;
-CREATE TABLE position (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    plugin TEXT,
-    number INTEGER,
-    generation INTEGER NOT NULL
-);
-INSERT INTO position VALUES (1, NULL, NULL, 0);
-CREATE TABLE covered (only INTEGER PRIMARY KEY CHECK (only = 1), until REAL NOT NULL);
-CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
-"""
-
-_NO_END = 1 << 62
-"""
-What stands for a C{valid_until} that is not there.
-"""
-
-_NUMBERED = f"""
-DROP INDEX unsearched;
-DROP INDEX expiring;
-ALTER TABLE indicators RENAME TO named;
-CREATE TABLE indicators (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL,
-    digest INTEGER NOT NULL,
-    modified INTEGER NOT NULL,
-    valid_from INTEGER NOT NULL,
-    valid_until INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    change INTEGER NOT NULL,
-    searched INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    wanted TEXT NOT NULL,
-    unmatched TEXT NOT NULL,
-    body BLOB NOT NULL
-);
-INSERT INTO indicators (
-    id, digest, modified, valid_from, valid_until, state, change, searched, generation,
-    wanted, unmatched, body
-) SELECT
-    id, digest_of(id), modified, 0, coalesce(valid_until, {_NO_END}), in_force, change,
-    searched, generation,
-    (SELECT json_group_array(json_array(kind, value, 0)) FROM terms WHERE terms.id = named.id),
-    '[]',
-    body
-FROM named;
-DROP TABLE named;
-CREATE INDEX by_digest ON indicators (digest);
-CREATE INDEX by_state ON indicators (state, searched, change);
-CREATE INDEX beginning ON indicators (valid_from) WHERE state = 2;
-CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until < {_NO_END};
-CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched != '[]';
-ALTER TABLE terms RENAME TO named_terms;
-CREATE TABLE terms (
-    digest INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    network INTEGER NOT NULL,
-    PRIMARY KEY (digest, number)
-) WITHOUT ROWID;
-CREATE INDEX networks ON terms (number) WHERE network;
-INSERT OR IGNORE INTO terms
-SELECT digest_of(kind || ' ' || value), number, kind = 'network'
-FROM named_terms JOIN indicators ON indicators.id = named_terms.id;
-DROP TABLE named_terms;
-ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
-"""
-
-_GATHERED = f"""
-DROP INDEX by_digest;
-DROP INDEX networks;
-{UNTIL};
-{index_table("ids")};
-INSERT INTO ids SELECT digest, number FROM indicators ORDER BY digest, number;
-CREATE TABLE networks (number INTEGER PRIMARY KEY);
-INSERT INTO networks SELECT DISTINCT number FROM terms WHERE network;
-ALTER TABLE terms RENAME TO wide_terms;
-{index_table("terms")};
-INSERT INTO terms SELECT digest, number FROM wide_terms ORDER BY digest, number;
-DROP TABLE wide_terms;
-INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
-INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
-"""
-
-_BY_TWO_CLOCKS = """
-ALTER TABLE covered ADD COLUMN awake REAL NOT NULL DEFAULT 0;
-ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
-"""
-
-_MICROSECONDS = 1_000_000
-
 _T = TypeVar("_T")
 
 _Wanted = dict[Observable, bool]
@@ -185,72 +58,12 @@ The observables of an indicator; of each, whether it is joint.
 
 _ENDED, _IN_FORCE, _NOT_YET = range(3)
 """
-What an indicator's C{state} says; plain numbers, for SQLite takes them as they are.
+The values of an indicator's C{state}: plain numbers, which SQLite takes as they are.
 """
 
 _REMOVE = Operation.REMOVE
 _NETWORK = Kind.NETWORK
 # Names of the module are found quicker than those of an enumeration.
-
-
-class Changes(msgspec.Struct, frozen=True, array_like=True):
-    """
-    What the engine is to be told.
-
-    @ivar number: Counts the changes; higher is later.
-    @ivar write: Entries that are new, or whose ids have changed.
-    @ivar erase: Observables that nobody wants any more.
-    @ivar unmatched: Why some indicators are not matched, or not all of them, by id.
-    """
-
-    number: int
-    write: tuple[Entry, ...] = ()
-    erase: tuple[Observable, ...] = ()
-    unmatched: dict[str, tuple[str, ...]] = {}
-
-
-class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
-    """
-    A page of what the engine should look for.
-
-    @ivar last: Where the page ended: given back, it asks for the next one. C{None} if
-        there are no more.
-    @ivar entries: The entries. Of networks, they also name the indicators of networks that
-        cover them.
-    @ivar ids: The indicators, where the page is one of indicators.
-    """
-
-    last: tuple[int, int] | None
-    entries: tuple[Entry, ...] = ()
-    ids: tuple[str, ...] = ()
-
-
-BEGINNING = (-1, -1)
-"""
-Asks for the first page.
-"""
-
-
-def merged(all: Sequence[Changes]) -> Changes:
-    """
-    Several changes, in their order, as one.
-
-    @param all: At least one.
-    """
-    if len(all) == 1:
-        return all[0]
-    wanted: dict[Observable, Entry | None] = {}
-    unmatched: dict[str, tuple[str, ...]] = {}
-    for each in all:
-        wanted |= {entry.observable: entry for entry in each.write}
-        wanted |= dict.fromkeys(each.erase)
-        unmatched |= each.unmatched
-    return Changes(
-        max(each.number for each in all),
-        tuple(entry for entry in wanted.values() if entry is not None),
-        tuple(observable for observable, entry in wanted.items() if entry is None),
-        unmatched,
-    )
 
 
 class _Kept(msgspec.Struct, array_like=True, gc=False):
@@ -309,26 +122,19 @@ class _Unsearched(msgspec.Struct, array_like=True):
     change: int
 
 
-class BridgeStore:
+class IndicatorTable:
     """
-    The file. Not thread-safe.
+    The indicators, their observables, and the position in the bus's journal.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         """
-        @raise StartupRefused: If the file cannot be used.
+        @param connection: The open store.
+        @raise sqlite3.Error: If it cannot be read.
         """
-        try:
-            self._db = connect(path)
-            self._db.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(
-                self._db,
-                [FIRST_SCHEMA, _NUMBERED, _GATHERED, SET_ASIDE_TABLE, _BY_TWO_CLOCKS],
-            )
-            self._by_id = DigestIndex(self._db, "ids", self._ids_above)
-            self._by_term = DigestIndex(self._db, "terms", self._terms_above)
-        except sqlite3.Error as e:
-            raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+        self._db = connection
+        self._by_id = DigestIndex(self._db, "ids", self._ids_above)
+        self._by_term = DigestIndex(self._db, "terms", self._terms_above)
         plugin, number, self._generation, self._rules = self._db.execute(
             "SELECT plugin, number, generation, rules FROM position"
         ).fetchone()
@@ -351,16 +157,6 @@ class BridgeStore:
         for each in self._wanting("SELECT number FROM indicators WHERE number > ?", number):
             for term in each.wanted:
                 yield _key(term.observable), each.number
-
-    def close(self) -> None:
-        self._db.close()
-
-    def make_guard(self, path: Path, replacement: Callable[[], str]) -> FileGuard:
-        """
-        @param path: The file.
-        @param replacement: As L{FileGuard} takes it.
-        """
-        return FileGuard(self._db, path, "the bridge's store", replacement)
 
     @property
     def change(self) -> int:
@@ -473,12 +269,12 @@ class BridgeStore:
     def _outlast(self, ids: Sequence[str]) -> None:
         numbers = [kept.number for kept in self._kept(_digests(ids)).values()]
         self._db.execute(
-            f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
+            f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
             (self._generation, _listed(numbers)),
         )
 
     def _keep_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.keep(self._db, items, int(now * _MICROSECONDS))
+        set_aside.keep(self._db, items, int(now * MICROSECONDS))
 
     # Indicators
 
@@ -504,7 +300,7 @@ class BridgeStore:
             as of now.
         @return: What the engine is to be told, durable here.
         """
-        moment = int(now * _MICROSECONDS)
+        moment = int(now * MICROSECONDS)
         with self._writing():
             by_id = _digests([indicator.id for indicator in indicators])
             kept = self._kept(by_id)
@@ -536,7 +332,7 @@ class BridgeStore:
                 latest[id_] = indicator
             if repeated:
                 self._db.execute(
-                    f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
+                    f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
                     (self._generation, _listed(repeated)),
                 )
             changes = self._replace(
@@ -568,7 +364,7 @@ class BridgeStore:
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
             " json(unmatched)))"
-            f" FROM indicators WHERE number {_AMONG}",
+            f" FROM indicators WHERE number {IN_JSON_LIST}",
             _listed(numbers),
         )
         return {kept.id: kept for kept in found if kept.id in digests}
@@ -579,7 +375,7 @@ class BridgeStore:
         """
         ids = {each.number: each.id for each in kept}
         found = self._db.execute(
-            f"SELECT number, body FROM indicators WHERE number {_AMONG}", (_listed(ids),)
+            f"SELECT number, body FROM indicators WHERE number {IN_JSON_LIST}", (_listed(ids),)
         )
         return {ids[number]: body for number, body in found}
 
@@ -605,7 +401,7 @@ class BridgeStore:
         known = [kept.number for kept, _ in items if not kept.is_new]
         before = {
             each.number: {term.observable: bool(term.joint) for term in each.wanted}
-            for each in (self._wanting(_AMONG_THESE, _listed(known)) if known else ())
+            for each in (self._wanting(JSON_LIST, _listed(known)) if known else ())
         }
         rows: list[tuple[Any, ...]] = []
         more_terms: list[tuple[Observable, int]] = []
@@ -644,7 +440,7 @@ class BridgeStore:
             rows.append(
                 (
                     number, kept.id, kept.digest, kept.modified,
-                    start or 0, _NO_END if end is None else end,
+                    start or 0, NO_END if end is None else end,
                     kept.state, change,
                     0 if search and not (nothing_new and kept.searched) else 1,
                     generation, _written(after),
@@ -664,7 +460,7 @@ class BridgeStore:
             digests,
             [min(each.modified, moment) for each in plain],
             [each.valid_from or 0 for each in plain],
-            [_NO_END if each.valid_until is None else each.valid_until for each in plain],
+            [NO_END if each.valid_until is None else each.valid_until for each in plain],
             *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
             _encoder.encode_lines([(each,) for each in observables]).decode().split("\n"),
             itertools.repeat("[]"),
@@ -702,7 +498,7 @@ class BridgeStore:
             return
         pairs = [(_key(o), number) for number, observables in wanted.items() for o in observables]
         self._by_term.change((), pairs)
-        self._db.execute(f"DELETE FROM networks WHERE number {_AMONG}", (_listed(wanted),))
+        self._db.execute(f"DELETE FROM networks WHERE number {IN_JSON_LIST}", (_listed(wanted),))
 
     def _set_position(self, position: Position | None) -> None:
         if position is not None:
@@ -738,7 +534,7 @@ class BridgeStore:
         """
         with self._writing():
             return self._end(
-                f"valid_until < {_NO_END} AND valid_until <= ?", int(now * _MICROSECONDS)
+                f"valid_until < {NO_END} AND valid_until <= ?", int(now * MICROSECONDS)
             )
 
     def _end(self, condition: str, parameter: int | str) -> Changes:
@@ -756,12 +552,12 @@ class BridgeStore:
         numbers = _listed(ended)
         wanted = {
             each.number: [term.observable for term in each.wanted]
-            for each in self._wanting(_AMONG_THESE, numbers)
+            for each in self._wanting(JSON_LIST, numbers)
         }
         self._erase_terms(wanted)
         self._db.execute(
             "UPDATE indicators SET state = 0, change = ?, wanted = '[]', unmatched = '[]',"
-            f" body = x'' WHERE number {_AMONG}",
+            f" body = x'' WHERE number {IN_JSON_LIST}",
             (self._change, numbers),
         )
         touched = set[Observable]().union(*wanted.values())
@@ -774,7 +570,7 @@ class BridgeStore:
         @param now: Seconds since the epoch.
         @param search: Whether past events are to be searched for it.
         """
-        moment = int(now * _MICROSECONDS)
+        moment = int(now * MICROSECONDS)
         with self._writing():
             begun = self._db.execute(
                 "SELECT body, number, id FROM indicators INDEXED BY beginning"
@@ -818,7 +614,7 @@ class BridgeStore:
             except Invalid as e:  # it was one when it was written
                 damaged.append(number)
                 self._keep_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
-        ended = self._end(f"number {_AMONG}", _listed(damaged)) if damaged else None
+        ended = self._end(f"number {IN_JSON_LIST}", _listed(damaged)) if damaged else None
         kept = self._kept(_digests([each.id for each in indicators]))
         indicators = [each for each in indicators if each.id in kept]
         for indicator in indicators:
@@ -874,7 +670,7 @@ class BridgeStore:
         @param keys: L{_key} of each of them.
         """
         numbers = self._by_term.find(keys)
-        for each in self._wanting(_AMONG_THESE, _listed(numbers)) if numbers else ():
+        for each in self._wanting(JSON_LIST, _listed(numbers)) if numbers else ():
             for term in each.wanted:
                 if (some := ids.get(term.observable)) is not None:
                     some.append(each.id)
@@ -986,32 +782,14 @@ class BridgeStore:
         searched = list(ids)
         with transaction(self._db):
             self._db.execute(
-                f"UPDATE indicators SET searched = 1 WHERE number {_AMONG} AND id {_AMONG}"
-                " AND change <= ?",
+                "UPDATE indicators SET searched = 1"
+                f" WHERE number {IN_JSON_LIST} AND id {IN_JSON_LIST} AND change <= ?",
                 (
                     _listed(self._by_id.find(digests(searched))),
                     json.dumps(searched),
                     until,
                 ),
             )
-
-    @property
-    def covered(self) -> Covered | None:
-        """
-        Up to where every arriving event was matched.
-        """
-        found = self._db.execute("SELECT until, awake, boot FROM covered").fetchone()
-        return None if found is None else Covered(*found)
-
-    def set_covered(self, covered: Covered) -> None:
-        """
-        @param covered: Every event that arrived before was matched, and its sighting
-            remembered.
-        """
-        self._db.execute(
-            "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",
-            (covered.until, covered.awake, covered.boot),
-        )
 
     def bodies(self, ids: Iterable[str]) -> dict[str, bytes]:
         """
@@ -1037,9 +815,7 @@ class BridgeStore:
         """
         @return: C{indicators} in force, C{unsearched} ones among them, and those
             that are C{not_yet} valid; C{unmatched} ones by reason, where one may
-            have several, and the L{LISTED} newest of these by id, as
-            C{unmatched_ids}; C{unsent} sightings; and how many items were C{set_aside},
-            with the newest reason, if any were.
+            have several, and the L{LISTED} newest of these by id, as C{unmatched_ids}.
         """
         indicators, unsearched, not_yet = self._db.execute(
             "SELECT count(*) FILTER (WHERE state = 1),"
@@ -1056,10 +832,6 @@ class BridgeStore:
             " WHERE state = 1 AND unmatched != '[]' ORDER BY change DESC, number DESC LIMIT ?",
             (LISTED,),
         )
-        (unsent,) = self._db.execute(
-            "SELECT count(*) FROM sightings WHERE body IS NOT NULL"
-        ).fetchone()
-        aside = set_aside.report(self._db)
         return {
             "indicators": indicators,
             "unsearched": unsearched,
@@ -1068,124 +840,8 @@ class BridgeStore:
             "unmatched_ids": {
                 id: list(_unmatched_decoder.decode(why)[:LISTED_REASONS]) for id, why in listed
             },
-            "unsent": unsent,
-            "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
 
-    # Sightings
-
-    def remember(self, sightings: Sequence[Sighting], now: float) -> list[Sighting]:
-        """
-        Keep sightings until they are sent.
-
-        @param now: Seconds since the epoch.
-        @return: Those that were new.
-        """
-        new = {sighting.id: sighting for sighting in reversed(sightings)}
-        with transaction(self._db):
-            for id in self._one(
-                list[str],
-                f"SELECT json_group_array(id) FROM sightings WHERE id {_AMONG}",
-                json.dumps(list(new)),
-            ):
-                del new[id]
-            fresh = list(reversed(new.values()))
-            insert(self._db, "sightings", [(each.id, int(now), each.raw) for each in fresh])
-        return fresh
-
-    def carry_over(self, sightings: Sequence[tuple[str, int, bytes | None]]) -> int:
-        """
-        Take in the sightings of another store.
-
-        @param sightings: Of each its id, when it was made, and its document if it has not
-            been sent.
-        @return: How many have not been sent.
-        """
-        with transaction(self._db):
-            self._db.executemany(
-                "INSERT OR IGNORE INTO sightings (id, made, body) VALUES (?, ?, ?)", sightings
-            )
-        return sum(body is not None for _, _, body in sightings)
-
-    def unsent(
-        self, limit: int, size: int, without: Collection[str] = ()
-    ) -> list[tuple[str, bytes]]:
-        """
-        The oldest sightings that have not been sent: id and document.
-
-        @param limit: The most to return.
-        @param size: Bytes of documents beyond which no more are returned; the first is
-            returned however long it is.
-        @param without: The ids of some that are left out.
-        """
-        found: list[tuple[str, bytes]] = []
-        for id, body in self._db.execute(
-            "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made"
-        ):
-            if id in without:
-                continue
-            if len(body) > LARGEST_SIGHTING:  # of an earlier version
-                body = fitted(body)
-            size -= len(body)
-            if found and size < 0:
-                break
-            found.append((id, body))
-            if len(found) >= limit:
-                break
-        return found
-
-    def unsent_among(self, ids: Iterable[str]) -> list[tuple[str, bytes]]:
-        """
-        Those of some sightings that have not been sent: id and document.
-        """
-        return self._db.execute(
-            f"SELECT id, body FROM sightings WHERE body IS NOT NULL AND id {_AMONG}",
-            (json.dumps(list(ids)),),
-        ).fetchall()
-
-    def set_sightings_aside(self, reasons: Mapping[str, str], now: float) -> None:
-        """
-        Give sightings up: they will not be sent, and not be made again.
-
-        @param reasons: Why, by id.
-        @param now: Seconds since the epoch.
-        """
-        with transaction(self._db):
-            self._keep_aside(
-                [
-                    SetAside(Stage.REPORT, reasons[id], body, "sighting", id)
-                    for id, body in self.unsent_among(reasons)
-                ],
-                now,
-            )
-            self._db.execute(
-                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(reasons)),)
-            )
-
-    def mark_sent(self, ids: Iterable[str]) -> None:
-        with transaction(self._db):
-            self._db.execute(
-                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(ids)),)
-            )
-
-    def forget(self, now: float) -> None:
-        """
-        Forget sightings that were sent long ago.
-
-        @param now: Seconds since the epoch.
-        """
-        with transaction(self._db):
-            self._db.execute(
-                "DELETE FROM sightings WHERE body IS NULL AND made < ?",
-                (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
-            )
-
-
-_AMONG_THESE = "SELECT value FROM json_each(?)"
-_AMONG = f"IN ({_AMONG_THESE})"
-"""
-With a parameter that is a JSON list: one parameter for any number of values.
-"""
 
 _wanted_decoder = msgspec.json.Decoder(tuple[_Term, ...])
 _unmatched_decoder = msgspec.json.Decoder(tuple[str, ...])

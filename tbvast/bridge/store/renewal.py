@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.errors import Invalid
 from tbvast.protocol.manage import Position
 from tbvast.service.clock import Calendar, calendar
@@ -44,8 +44,8 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     try:
         if covered is not None:
             store.set_covered(covered)
-        unsent = store.carry_over(sightings)
-        store.apply((), now(), False, NOWHERE)
+        unsent = store.outbox.carry_over(sightings)
+        store.indicators.apply((), now(), False, NOWHERE)
     finally:
         store.close()
     return (

@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.store.indicators import BridgeStore, Changes, DesiredPage, merged
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.renewal import NOWHERE, renew
+from tbvast.bridge.store.values import Changes, DesiredPage, merged
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
@@ -69,7 +70,7 @@ class Keeper:
         decided: bool,
     ) -> Changes:
         """
-        @see: L{BridgeStore.apply}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.apply}
 
         @param run: Until when something fails: if one part could not be applied,
             neither is what follows, which may have the position.
@@ -98,27 +99,27 @@ class Keeper:
     ) -> Changes:
         store = self._store
         try:
-            return store.apply(indicators, now, search, position, decided)
+            return store.indicators.apply(indicators, now, search, position, decided)
         except Exception as e:
             if not is_of_an_item(e):
                 raise
         applied, failed = sift(
-            indicators, lambda some: store.apply(some, now, search, None, decided)
+            indicators, lambda some: store.indicators.apply(some, now, search, None, decided)
         )
         aside = [
             SetAside(Stage.STORE, reason_of(e), indicator.raw, "indicator", indicator.id)
             for indicator, e in failed
         ]
-        store.set_aside(aside, now, position)
-        return merged(applied or [Changes(store.change)])
+        store.indicators.set_aside(aside, now, position)
+        return merged(applied or [Changes(store.indicators.change)])
 
     def set_aside(self, items: list[Unreadable], now: float) -> None:
         """
         Keep what could not be read.
 
-        @see: L{BridgeStore.set_aside}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.set_aside}
         """
-        self._store.set_aside(
+        self._store.indicators.set_aside(
             [
                 SetAside(
                     Stage.RECEPTION,
@@ -132,7 +133,7 @@ class Keeper:
             ],
             now,
         )
-        self._store.outlast([id for each in items for id in each.ids])
+        self._store.indicators.outlast([id for each in items for id in each.ids])
 
     def set_unmade_aside(self, items: list[tuple[str, str, bytes]], now: float) -> None:
         """
@@ -140,46 +141,46 @@ class Keeper:
 
         @param items: Of each the indicator's id, the reason, and the event.
         """
-        self._store.set_aside(
+        self._store.indicators.set_aside(
             [SetAside(Stage.MATCH, reason, event, "event", id) for id, reason, event in items],
             now,
         )
 
     def set_sightings_aside(self, reasons: dict[str, str], now: float) -> None:
         """
-        @see: L{BridgeStore.set_sightings_aside}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.set_aside}
         """
-        self._store.set_sightings_aside(reasons, now)
+        self._store.outbox.set_aside(reasons, now)
 
     def begin_snapshot(self) -> None:
         """
-        @see: L{BridgeStore.begin_snapshot}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.begin_snapshot}
         """
-        self._store.begin_snapshot()
+        self._store.indicators.begin_snapshot()
 
     def end_snapshot(self, position: Position) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.end_snapshot}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.end_snapshot}
         """
-        return _pieces(self._store.end_snapshot(position))
+        return _pieces(self._store.indicators.end_snapshot(position))
 
     def expire(self, now: float) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.expire}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.expire}
         """
-        return _pieces(self._store.expire(now))
+        return _pieces(self._store.indicators.expire(now))
 
     def begin(self, now: float, search: bool) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.begin}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.begin}
         """
-        return _pieces(self._store.begin(now, search))
+        return _pieces(self._store.indicators.begin(now, search))
 
     def entries(self, after: tuple[int, int]) -> DesiredPage:
         """
-        @see: L{BridgeStore.entries_page}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.entries_page}
         """
-        return self._store.entries_page(after, PIECE)
+        return self._store.indicators.entries_page(after, PIECE)
 
     def compare(self, held: list[Entry], start: int) -> None:
         """
@@ -191,22 +192,22 @@ class Keeper:
 
     def reconcile(self) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.reconcile}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.reconcile}
         """
         held, self._held = self._held, []
-        return _pieces(self._store.reconcile(held))
+        return _pieces(self._store.indicators.reconcile(held))
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int]) -> DesiredPage:
         """
-        @see: L{BridgeStore.unsearched}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.unsearched}
         """
-        return self._store.unsearched(until, min(limit, PIECE), after)
+        return self._store.indicators.unsearched(until, min(limit, PIECE), after)
 
     def mark_searched(self, ids: list[str], until: int) -> None:
         """
-        @see: L{BridgeStore.mark_searched}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.mark_searched}
         """
-        self._store.mark_searched(ids, until)
+        self._store.indicators.mark_searched(ids, until)
 
     def covered(self) -> Covered | None:
         """
@@ -222,9 +223,9 @@ class Keeper:
 
     def bodies(self, ids: list[str]) -> dict[str, bytes]:
         """
-        @see: L{BridgeStore.bodies}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.bodies}
         """
-        return self._store.bodies(ids)
+        return self._store.indicators.bodies(ids)
 
     def counts(self) -> dict[str, Any]:
         """
@@ -234,13 +235,13 @@ class Keeper:
 
     def remember(self, sightings: list[Sighting], now: float) -> int:
         """
-        @see: L{BridgeStore.remember}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.remember}
 
         @return: How many were new.
         """
-        new, failed = sift(sightings, lambda some: len(self._store.remember(some, now)))
+        new, failed = sift(sightings, lambda some: len(self._store.outbox.remember(some, now)))
         if failed:
-            self._store.set_aside(
+            self._store.indicators.set_aside(
                 [SetAside(Stage.MATCH, reason_of(e), s.raw, "sighting", s.id) for s, e in failed],
                 now,
             )
@@ -248,27 +249,27 @@ class Keeper:
 
     def unsent(self, limit: int, size: int, without: list[str]) -> list[tuple[str, bytes]]:
         """
-        @see: L{BridgeStore.unsent}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent}
         """
-        return self._store.unsent(limit, size, set(without))
+        return self._store.outbox.unsent(limit, size, set(without))
 
     def unsent_among(self, ids: list[str]) -> list[tuple[str, bytes]]:
         """
-        @see: L{BridgeStore.unsent_among}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent_among}
         """
-        return self._store.unsent_among(ids)
+        return self._store.outbox.unsent_among(ids)
 
     def mark_sent(self, ids: list[str]) -> None:
         """
-        @see: L{BridgeStore.mark_sent}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.mark_sent}
         """
-        self._store.mark_sent(ids)
+        self._store.outbox.mark_sent(ids)
 
     def forget(self, now: float) -> None:
         """
-        @see: L{BridgeStore.forget}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.prune}
         """
-        self._store.forget(now)
+        self._store.outbox.prune(now)
 
 
 def _pieces(changes: Changes) -> Iterator[Changes]:
@@ -317,7 +318,7 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
         store = _derived(path, search)
     guard = store.make_guard(path, lambda: renew(path))
     try:
-        yield Keeper(store, guard, renewed), store.position
+        yield Keeper(store, guard, renewed), store.indicators.position
     finally:
         with contextlib.suppress(sqlite3.Error):  # as of one that was damaged
             store.close()
@@ -332,8 +333,8 @@ def _derived(path: Path, search: bool, gone: bool = False) -> BridgeStore:
     store = BridgeStore(path)
     try:
         if gone:
-            store.apply((), 0.0, search, NOWHERE)
-        store.derive(search)
+            store.indicators.apply((), 0.0, search, NOWHERE)
+        store.indicators.derive(search)
     except BaseException:
         store.close()
         raise
