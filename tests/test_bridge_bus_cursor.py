@@ -14,10 +14,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.bus_cursor import PIECE, StoreCursor
+from tbvast.bridge.bus_cursor import MAX_INDICATORS_PER_COMMIT, StoreCursor
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import ICursor
 from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import unreadable
@@ -74,7 +74,7 @@ class CursorTests(SynchronousTestCase):
         self.cursor = self.make()
 
     def make(self) -> StoreCursor:
-        ask = asking(Keeper(self.store), self.thread.defer)
+        ask = asking(StoreWorker(self.store), self.thread.defer)
         return StoreCursor(
             ask, self.store.indicators.position, self.clock.seconds, True, self.changes.append
         )
@@ -207,7 +207,7 @@ class CursorTests(SynchronousTestCase):
             finally:
                 changing.pop()
 
-        ask = asking(Keeper(self.store), self.thread.defer)
+        ask = asking(StoreWorker(self.store), self.thread.defer)
         self.cursor = StoreCursor(ask, None, self.clock.seconds, True, self.changes.append, change)
         for refused in (False, True):
             self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
@@ -223,7 +223,7 @@ class CursorTests(SynchronousTestCase):
         """
         What is much is applied in pieces, of which the last one moves the position.
         """
-        many = [an_indicator(number) for number in range(2 * PIECE + 1)]
+        many = [an_indicator(number) for number in range(2 * MAX_INDICATORS_PER_COMMIT + 1)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         self.assertEqual(len(self.thread.waiting), 3)
         self.thread.perform(1)
@@ -235,14 +235,14 @@ class CursorTests(SynchronousTestCase):
         self.thread.perform()
         self.successResultOf(self.settled())
         self.assertEqual(self.store.indicators.position, Position("bus", 3))
-        self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
+        self.assertEqual(self.store.counts()["indicators"], 2 * MAX_INDICATORS_PER_COMMIT + 1)
 
     def test_piece_failed(self) -> None:
         """
         If a piece cannot be kept, what follows is not, and the position stays; tried
         again, all of it is.
         """
-        many = [an_indicator(number) for number in range(3 * PIECE)]
+        many = [an_indicator(number) for number in range(3 * MAX_INDICATORS_PER_COMMIT)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         self.thread.perform(1)
         with refusing(self.store):
@@ -250,10 +250,10 @@ class CursorTests(SynchronousTestCase):
         self.failureResultOf(applied, sqlite3.Error)
         self.thread.perform()
         self.assertIsNone(self.store.indicators.position)
-        self.assertEqual(self.store.counts()["indicators"], PIECE)
+        self.assertEqual(self.store.counts()["indicators"], MAX_INDICATORS_PER_COMMIT)
         self.apply(*many, position=Position("bus", 3))
         self.assertEqual(self.store.indicators.position, Position("bus", 3))
-        self.assertEqual(self.store.counts()["indicators"], 3 * PIECE)
+        self.assertEqual(self.store.counts()["indicators"], 3 * MAX_INDICATORS_PER_COMMIT)
 
     def test_item_failed(self) -> None:
         """

@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge import engine_session
 from tbvast.bridge.coverage import OVERLAP
-from tbvast.bridge.engine_session import EngineSession, Search, State
+from tbvast.bridge.engine_session import ENTRIES_PER_CHUNK, EngineSession, Search, State
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import PIECE, Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Kind, Observable
@@ -67,7 +67,7 @@ class SessionTestCase(SynchronousTestCase):
             self.clock.seconds,
             self.node,
             self.engine,
-            asking(Keeper(self.store)),
+            asking(StoreWorker(self.store)),
             self.deliver,
             self.live,
             self.search,
@@ -280,7 +280,7 @@ class ChangeTests(SessionTestCase):
         As many entries as the engine is given in one piece.
         """
         entries = {}
-        for number in range(first, first + PIECE):
+        for number in range(first, first + ENTRIES_PER_CHUNK):
             observable = Observable(Kind.DOMAIN, f"{number}.example")
             entries[observable] = Entry(observable, (indicator_id(number),))
         self.session.changed(Changes(self.store.indicators.change, tuple(entries.values())))
@@ -295,13 +295,13 @@ class ChangeTests(SessionTestCase):
         self.engine.calls.clear()
         with self.session.changing():
             entries = self.many(0)
-            entries |= self.many(PIECE)
+            entries |= self.many(ENTRIES_PER_CHUNK)
             self.clock.advance(engine_session.GATHER)
             (adding,) = self.engine.added
-            self.assertEqual(sum(map(len, adding.pieces)), 2 * PIECE)
-            entries |= self.many(2 * PIECE)
+            self.assertEqual(sum(map(len, adding.pieces)), 2 * ENTRIES_PER_CHUNK)
+            entries |= self.many(2 * ENTRIES_PER_CHUNK)
             self.clock.advance(engine_session.GATHER)
-            self.assertEqual(sum(map(len, adding.pieces)), 3 * PIECE)
+            self.assertEqual(sum(map(len, adding.pieces)), 3 * ENTRIES_PER_CHUNK)
             self.assertEqual(self.engine.calls, [])
         self.clock.advance(engine_session.GATHER)
         self.assertEqual(self.engine.calls, ["add"])
@@ -318,7 +318,7 @@ class ChangeTests(SessionTestCase):
             entries = self.many(0)
             gone, *_ = entries
             self.session.changed(Changes(self.store.indicators.change, erase=(gone,)))
-            self.many(PIECE)
+            self.many(ENTRIES_PER_CHUNK)
             self.clock.advance(engine_session.GATHER)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
@@ -331,12 +331,12 @@ class ChangeTests(SessionTestCase):
         """
         One call is not given more and more.
         """
-        self.patch(engine_session, "BATCH", 2 * PIECE)
+        self.patch(engine_session, "MAX_ENTRIES_PER_CALL", 2 * ENTRIES_PER_CHUNK)
         self.start()
         self.engine.calls.clear()
         with self.session.changing():
             for piece in range(3):
-                self.many(piece * PIECE)
+                self.many(piece * ENTRIES_PER_CHUNK)
                 self.clock.advance(engine_session.GATHER)
             self.assertEqual(self.engine.calls, ["add"])
         self.clock.advance(engine_session.GATHER)
@@ -350,7 +350,7 @@ class ChangeTests(SessionTestCase):
         self.engine.failures["add"] = [EngineCallFailed("add", "no")]
         with self.session.changing():
             entries = self.many(0)
-            entries |= self.many(PIECE)
+            entries |= self.many(ENTRIES_PER_CHUNK)
             self.clock.advance(engine_session.GATHER)
         self.clock.pump([engine_session.GATHER, engine_session.RETRY_FIRST])
         self.assertEqual(set(self.engine.table), set(entries))

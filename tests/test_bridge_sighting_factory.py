@@ -20,7 +20,7 @@ from tbvast.bridge.sighting_factory import (
     Wanted,
 )
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.stix.indicators import Indicator
@@ -67,7 +67,9 @@ class MakerTests(StoreTestCase):
         self.store.indicators.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingMaker(self.clock.seconds, asking(Keeper(self.store)), "tenzir", transform)
+        maker = SightingMaker(
+            self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", transform
+        )
         made = self.successResultOf(
             Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
         )
@@ -238,7 +240,9 @@ class MakerTests(StoreTestCase):
         one = an_indicator(1)
         self.know(one)
         waiting: Any = Waiting()
-        maker = SightingMaker(self.clock.seconds, asking(Keeper(self.store)), "tenzir", waiting)
+        maker = SightingMaker(
+            self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", waiting
+        )
         matches = [a_match({"n": n}, (IP, [one.id])) for n in range(3)]
         making = Deferred.fromCoroutine(maker.make(matches, MatchType.LIVE))
         self.assertNoResult(making)
@@ -388,7 +392,9 @@ class OutboxTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.taker = Taker()
-        self.outbox = Outbox(self.clock, self.clock.seconds, asking(Keeper(self.store)), self.taker)
+        self.outbox = Outbox(
+            self.clock, self.clock.seconds, asking(StoreWorker(self.store)), self.taker
+        )
         self.outbox.startService()
         self.addCleanup(self.stop)
 

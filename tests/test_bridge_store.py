@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.indicators import LISTED, OTHER_REASONS
+from tbvast.bridge.store.indicators import MAX_LISTED, OTHER_REASONS
 from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
 from tbvast.bridge.store.schema import FIRST_SCHEMA, GATHERED, NUMBERED
 from tbvast.bridge.store.values import Changes, DesiredPage
@@ -354,13 +354,13 @@ class BeginningTests(StoreTestCase):
         self.assertEqual(changes, Changes(changes.number))
         self.assertEqual(self.in_force(), set())
         self.assertEqual(self.store.counts()["not_yet"], 1)
-        self.assertEqual(self.store.indicators.begin(99.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(99.0, True).write, ())
         self.reopen()
-        begun = self.store.indicators.begin(100.0, True)
+        begun = self.store.indicators.activate_due(100.0, True)
         self.assertEqual(begun.write, (entry(ip(1), 1),))
         self.assertGreater(begun.number, changes.number)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
-        self.assertEqual(self.store.indicators.begin(200.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(200.0, True).write, ())
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
     def test_no_search(self) -> None:
@@ -368,7 +368,7 @@ class BeginningTests(StoreTestCase):
         Where past events are not searched, what begins does not wait for it.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
-        self.store.indicators.begin(100.0, False)
+        self.store.indicators.activate_due(100.0, False)
         self.assertEqual(self.unsearched(), [])
 
     def test_withdrawn(self) -> None:
@@ -382,7 +382,7 @@ class BeginningTests(StoreTestCase):
         )
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
         self.store.indicators.expire(300.0)
-        self.assertEqual(self.store.indicators.begin(300.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(300.0, True).write, ())
 
     def test_postponed(self) -> None:
         """
@@ -391,7 +391,7 @@ class BeginningTests(StoreTestCase):
         self.apply(an_indicator(1), now=50)
         changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
         self.assertEqual(changes.erase, (ip(1),))
-        self.assertEqual(self.store.indicators.begin(100.0, True).write, (entry(ip(1), 1),))
+        self.assertEqual(self.store.indicators.activate_due(100.0, True).write, (entry(ip(1), 1),))
 
     def test_not_matched(self) -> None:
         """
@@ -399,7 +399,9 @@ class BeginningTests(StoreTestCase):
         """
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
-        self.assertEqual(set(self.store.indicators.begin(100.0, True).unmatched), {indicator_id(1)})
+        self.assertEqual(
+            set(self.store.indicators.activate_due(100.0, True).unmatched), {indicator_id(1)}
+        )
 
 
 class TogetherTests(StoreTestCase):
@@ -469,14 +471,16 @@ class UnmatchedTests(StoreTestCase):
         """
         The newest are listed, and all are counted; what is matched, or ended, is neither.
         """
-        many = [an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, LISTED + 11)]
+        many = [
+            an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, MAX_LISTED + 11)
+        ]
         self.apply(*many, an_indicator(500), an_indicator(501, pattern="[process:name = 'x']"))
         self.apply(an_indicator(501, 2, x_threatbus_update="REMOVE"))
         counts = self.store.counts()
-        self.assertEqual(counts["unmatched"], {"pattern type yara": LISTED + 10})
+        self.assertEqual(counts["unmatched"], {"pattern type yara": MAX_LISTED + 10})
         self.assertEqual(
             counts["unmatched_ids"],
-            {indicator_id(n): ["pattern type yara"] for n in range(LISTED + 10, 10, -1)},
+            {indicator_id(n): ["pattern type yara"] for n in range(MAX_LISTED + 10, 10, -1)},
         )
 
     def test_bounded(self) -> None:
@@ -535,7 +539,7 @@ class RulesTests(StoreTestCase):
         wide = network("198.51.100.0/24")
         self.assertEqual(set(self.store.indicators.entries()), {entry(ip(1), 1), entry(wide, 3)})
         self.assertEqual(self.apply(an_indicator(1)).write, ())
-        self.store.indicators.derive(True)
+        self.store.indicators.rebuild_observables(True)
         evil = Observable(Kind.DOMAIN, "evil.example")
         known = {entry(ip(1), 1, 2), entry(evil, 2), entry(wide, 3)}
         self.assertEqual(set(self.store.indicators.entries()), known)
@@ -551,11 +555,11 @@ class RulesTests(StoreTestCase):
         """
         By the same rules nothing is found again.
         """
-        self.store.indicators.derive(True)
+        self.store.indicators.rebuild_observables(True)
         self.apply(an_indicator(1))
         change = self.store.indicators.change
         self.reopen()
-        self.store.indicators.derive(True)
+        self.store.indicators.rebuild_observables(True)
         self.assertEqual(self.store.indicators.change, change)
 
 
@@ -998,11 +1002,11 @@ class DamageTests(StoreTestCase):
             [an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True
         )
         self.damage("body", b"{", 2)
-        changes = self.store.indicators.begin(60.0, True)
+        changes = self.store.indicators.activate_due(60.0, True)
         self.assertEqual(
             {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
         )
-        self.assertEqual(self.store.indicators.begin(70.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(70.0, True).write, ())
         self.assertEqual(self.aside(), 1)
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
@@ -1015,7 +1019,7 @@ class DamageTests(StoreTestCase):
         self.store._db.execute("UPDATE position SET rules = 0")
         self.store.close()
         self.store = BridgeStore(self.path)
-        self.store.indicators.derive(True)
+        self.store.indicators.rebuild_observables(True)
         held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(1), indicator_id(3)})
         self.assertEqual(self.aside(), 1)
@@ -1061,7 +1065,7 @@ class EarlierVersionTests(SynchronousTestCase):
                 )
         opened = BridgeStore(path)
         self.addCleanup(opened.close)
-        opened.indicators.derive(True)
+        opened.indicators.rebuild_observables(True)
         self.assertEqual([entry.ids for entry in opened.indicators.entries()], [(indicator_id(1),)])
         sent = dict(opened.outbox.unsent(10, 1 << 30))
         self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
 from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import Position
@@ -20,10 +20,10 @@ from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
 from tbvast.storage.worker_client import Ask
 
-PIECE = 2000
+MAX_INDICATORS_PER_COMMIT = 2000
 """
-The most indicators that are applied in one commit: more do not stay in the processor's
-caches.
+The most indicators that are applied in one commit: larger batches do not fit in the
+processor's caches.
 """
 
 
@@ -43,7 +43,7 @@ class StoreCursor:
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
-        @param ask: Asks the L{Keeper}.
+        @param ask: Asks the L{StoreWorker}.
         @param position: How far the journal has been applied so far.
         @param now: The date that decides whether an indicator is valid.
         @param search: Whether past events are to be searched for new indicators.
@@ -65,11 +65,11 @@ class StoreCursor:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._now()
         # One piece is on its way while another one is written; the last has the position.
-        count = max(-(-len(indicators) // PIECE), 1)
+        count = max(-(-len(indicators) // MAX_INDICATORS_PER_COMMIT), 1)
         size = max(-(-len(indicators) // count), 1)
         applied = [
             self._ask(
-                *(Keeper.apply, indicators[number * size : (number + 1) * size], now),
+                *(StoreWorker.apply, indicators[number * size : (number + 1) * size], now),
                 *(self._search, position if number == count - 1 else None, self._run, decided),
             ).addCallback(self._changed)
             for number in range(count)
@@ -97,18 +97,18 @@ class StoreCursor:
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         await self.settle()
-        await self._ask(Keeper.set_aside, list(items), self._now())
+        await self._ask(StoreWorker.set_aside, list(items), self._now())
 
     async def settle(self) -> None:
         await self._done([self._last])
 
     async def begin_snapshot(self) -> None:
         await self.settle()
-        await self._ask(Keeper.begin_snapshot)
+        await self._ask(StoreWorker.begin_snapshot)
 
     async def end_snapshot(self, position: Position) -> None:
         await self.settle()
-        ended = await self._ask(Keeper.end_snapshot, position)
+        ended = await self._ask(StoreWorker.end_snapshot, position)
         self.position = position
         for changes in ended:
             self._changed(changes)

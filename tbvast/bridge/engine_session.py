@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
-from tbvast.bridge.store.worker import PIECE, Keeper
+from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
@@ -98,9 +98,15 @@ How many changed entries wait in memory for an engine that is behind; beyond tha
 all of them are read from the store again.
 """
 
-BATCH = 50_000
+MAX_ENTRIES_PER_CALL = 50_000
 """
-About how many entries the engine is given in one call at most.
+About the most entries that the engine is given in one call.
+"""
+
+ENTRIES_PER_CHUNK = 5000
+"""
+The entries that a call is given at once. As soon as so many wait, they are sent without
+waiting for more changes.
 """
 
 SEARCH_BATCH = 100_000
@@ -219,7 +225,7 @@ class EngineSession(MultiService):
         """
         @param now: The date.
         @param endpoint: The node's, to watch.
-        @param ask: Asks the L{Keeper}.
+        @param ask: Asks the L{StoreWorker}.
         @param live: Whether to match arriving events.
         @param search: How to search past events; C{None} for not at all.
         @param unsupported: Called if the engine is not one that can be driven.
@@ -436,7 +442,7 @@ class EngineSession(MultiService):
         @param most: Until when, at most.
         @return: Whether more may come before that.
         """
-        while len(self._pending) < PIECE:
+        while len(self._pending) < ENTRIES_PER_CHUNK:
             now = self._clock.seconds()
             quiet = (now if self._changing else self._changed_at) + GATHER
             left = min(quiet, most) - now
@@ -487,10 +493,11 @@ class EngineSession(MultiService):
         self._pending.clear()
         self._overflow = False
         held = await self._engine.contents()
-        for start in range(0, max(len(held), 1), PIECE):
-            await self._ask(Keeper.compare, held[start : start + PIECE], start)
+        for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
+            part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
+            await self._ask(StoreWorker.add_held, part, start)
         wanted: _Wanted = {}
-        for changes in await self._ask(Keeper.reconcile):
+        for changes in await self._ask(StoreWorker.reconcile):
             wanted |= _wanted(changes)
         await self._write(wanted)
         self._applied = max(self._applied, changes.number)
@@ -606,7 +613,7 @@ class EngineSession(MultiService):
             self._covered = known
 
         return (
-            self._ask(Keeper.set_covered, known)
+            self._ask(StoreWorker.set_covered, known)
             .addCallback(cover)
             .addErrback(
                 lambda failure: self._log.failure("While remembering what was matched", failure)
@@ -651,7 +658,7 @@ class EngineSession(MultiService):
         """
         @return: Whether there was time for all of it.
         """
-        known: Covered | None = await self._ask(Keeper.covered)
+        known: Covered | None = await self._ask(StoreWorker.covered)
         heard = progress.heard
         if known is None:
             # Nothing was ever matched: what arrives from now on is to be.
@@ -664,7 +671,7 @@ class EngineSession(MultiService):
         since = None if heard is None else search_from(known, heard, self._boot)
         desired = _Desired()
         while desired.last is not None:
-            desired.add(await self._ask(Keeper.entries, desired.last))
+            desired.add(await self._ask(StoreWorker.entries, desired.last))
         return await self._find(desired.entries, 0, timeout, since)
 
     async def _search_past(self, search: Search) -> None:
@@ -683,13 +690,14 @@ class EngineSession(MultiService):
         """
         desired = _Desired()
         while desired.last is not None and (left := SEARCH_BATCH - len(desired.ids)) > 0:
-            desired.add(await self._ask(Keeper.unsearched, until, left, desired.last))
+            desired.add(await self._ask(StoreWorker.unsearched, until, left, desired.last))
         ids = desired.ids
         if ids:
             since = search.since(self._now())
             await self._find(desired.of_ids(), search.limit, search.timeout, since)
-            for start in range(0, len(ids), PIECE):
-                await self._ask(Keeper.mark_searched, ids[start : start + PIECE], until)
+            for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
+                part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
+                await self._ask(StoreWorker.mark_searched, part, until)
         return bool(ids)
 
     async def _find(
@@ -804,7 +812,7 @@ class _Writing:
         Whether what follows had better be written by another one: what is to be removed
         could be added again.
         """
-        return len(self._wanted) >= BATCH or bool(self._removed)
+        return len(self._wanted) >= MAX_ENTRIES_PER_CALL or bool(self._removed)
 
     def write(self, wanted: _Wanted) -> None:
         """
@@ -813,10 +821,10 @@ class _Writing:
         self._wanted |= wanted
         add = [entry for entry in wanted.values() if entry is not None]
         self._removed = [observable for observable, entry in wanted.items() if entry is None]
-        for start in range(0, len(add), PIECE):
+        for start in range(0, len(add), ENTRIES_PER_CHUNK):
             if self._adding is None:
                 self._adding = self._engine.adding()
-            self._adding.add(add[start : start + PIECE])
+            self._adding.add(add[start : start + ENTRIES_PER_CHUNK])
         self._added += len(add)
 
     async def end(self) -> None:
@@ -825,8 +833,8 @@ class _Writing:
         """
         if self._adding is not None:
             await self._adding.end()
-        for start in range(0, len(self._removed), BATCH):
-            await self._engine.remove(self._removed[start : start + BATCH])
+        for start in range(0, len(self._removed), MAX_ENTRIES_PER_CALL):
+            await self._engine.remove(self._removed[start : start + MAX_ENTRIES_PER_CALL])
         if self._wanted:
             self._log.info(
                 "The engine took {added} entries and let go of {removed} in {elapsed:.3f} s.",

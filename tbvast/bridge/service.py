@@ -27,7 +27,7 @@ from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingMaker
 from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import NO, YES, Keeper
+from tbvast.bridge.store.worker import NO, YES, StoreWorker
 from tbvast.bus_client.subscription import BusSubscription, Wish
 from tbvast.engines.binaries import client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
@@ -106,16 +106,16 @@ class Bridge(SequentialService):
         @raise StoreFailed: If the store cannot be used.
         @raise StartupRefused: If the place for an embedded node cannot.
         """
-        self._keeper = Worker(
+        self._store_worker = Worker(
             self._reactor,
-            "the store's keeper",
+            "the store's worker",
             "tbvast.bridge.store.worker",
             [str(self._state / STORE_NAME), YES if self._settings.retro_match else NO],
             StoreFailed,
             self._process.fail,
         )
-        position: Position | None = self._keeper.start(Position | None)
-        self._keeper.ask(Keeper.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
+        position: Position | None = self._store_worker.start(Position | None)
+        self._store_worker.ask(StoreWorker.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
         self._factory = Factory(self._reactor)
         self._compose(position)
         try:
@@ -135,7 +135,7 @@ class Bridge(SequentialService):
         """
         @param position: How far the bus's journal has been applied.
         """
-        settings, reactor, ask = self._settings, self._reactor, self._keeper.ask
+        settings, reactor, ask = self._settings, self._reactor, self._store_worker.ask
         address = self._engine_address()
         self._driven = self._engine(address)
         engine = EngineThreads(reactor, self._driven)
@@ -262,17 +262,17 @@ class Bridge(SequentialService):
     # Housekeeping
 
     def _expire(self) -> Deferred[None]:
-        return self._housekeep(self._changed_all, Keeper.expire, calendar())
+        return self._housekeep(self._changed_all, StoreWorker.expire, calendar())
 
     def _begin(self) -> Deferred[None]:
         search = self._settings.retro_match
-        return self._housekeep(self._changed_all, Keeper.begin, calendar(), search)
+        return self._housekeep(self._changed_all, StoreWorker.activate_due, calendar(), search)
 
     def _forget(self) -> Deferred[None]:
-        return self._housekeep(_ignore, Keeper.forget, calendar())
+        return self._housekeep(_ignore, StoreWorker.prune, calendar())
 
     def _count(self) -> Deferred[None]:
-        return self._housekeep(self._counted, Keeper.counts)
+        return self._housekeep(self._counted, StoreWorker.counts)
 
     def _counted(self, counts: dict[str, Any]) -> None:
         aside, before = counts.get("set_aside"), self._counts.get("set_aside")
@@ -287,7 +287,7 @@ class Bridge(SequentialService):
 
     def _housekeep(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
         return (
-            self._keeper.ask(call, *args)
+            self._store_worker.ask(call, *args)
             .addCallback(then)
             .addErrback(functools.partial(self._log.failure, "While tidying the store"))
         )
@@ -315,7 +315,7 @@ class Bridge(SequentialService):
     async def _stop(self) -> None:
         await super().stopService()
         self._factory.shutdown()
-        await self._keeper.stop()
+        await self._store_worker.stop()
 
 
 def by_reasons(

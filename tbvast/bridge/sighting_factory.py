@@ -21,7 +21,7 @@ from twisted.internet.defer import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform
 from tbvast.service.clock import Calendar
@@ -68,7 +68,7 @@ class SightingMaker:
     ) -> None:
         """
         @param now: The date of a sighting whose event has none.
-        @param ask: Asks the L{Keeper}.
+        @param ask: Asks the L{StoreWorker}.
         @param engine: The engine's name.
         """
         self.unmade = 0
@@ -87,7 +87,7 @@ class SightingMaker:
             matches count as not dealt with.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
-        bodies: dict[str, bytes] = await self._ask(Keeper.bodies, list(ids))
+        bodies: dict[str, bytes] = await self._ask(StoreWorker.bodies, list(ids))
         unmade: list[tuple[str, str, bytes]] = []
         wanted: dict[str, Wanted] = {}
         for id, body in bodies.items():
@@ -110,7 +110,7 @@ class SightingMaker:
         sightings = [sighting for sighting in found if sighting is not None]
         if unmade:
             self.unmade += len(unmade)
-            await self._ask(Keeper.set_unmade_aside, unmade[:MOST_UNMADE], self._now())
+            await self._ask(StoreWorker.set_matches_aside, unmade[:MOST_UNMADE], self._now())
         return sightings
 
     def _make_one(

@@ -43,27 +43,33 @@ class BridgeStore:
         self.outbox = OutboxTable(self._db)
 
     def close(self) -> None:
+        """
+        Close the file.
+        """
         self._db.close()
 
     def make_guard(self, path: Path, replacement: Callable[[], str]) -> FileGuard:
         """
+        Make a guard that notices damage to the file, and its removal.
+
         @param path: The file.
-        @param replacement: As L{FileGuard} takes it.
+        @param replacement: As for L{FileGuard}.
         """
         return FileGuard(self._db, path, "the bridge's store", replacement)
 
     @property
     def covered(self) -> Covered | None:
         """
-        Up to where every arriving event was matched.
+        The moment up to which every arriving event has been matched; C{None} at first.
         """
         found = self._db.execute("SELECT until, awake, boot FROM covered").fetchone()
         return None if found is None else Covered(*found)
 
     def set_covered(self, covered: Covered) -> None:
         """
-        @param covered: Every event that arrived before was matched, and its sighting
-            remembered.
+        Store the moment up to which every arriving event has been matched.
+
+        @param covered: The moment. All sightings of earlier events must have been stored.
         """
         self._db.execute(
             "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",

@@ -13,7 +13,7 @@ from tbvast.storage.sqlite import connect, migrate
 
 MICROSECONDS = 1_000_000
 """
-The units of a time in the tables that make a second.
+The unit of the times in the tables, per second.
 """
 
 FIRST_SCHEMA = """
@@ -55,7 +55,7 @@ CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
 
 NO_END = 1 << 62
 """
-What stands for a C{valid_until} that is not there.
+The C{valid_until} of an indicator without one.
 """
 
 NUMBERED = f"""

@@ -14,12 +14,12 @@ from tbvast.values import Entry
 
 class Changes(msgspec.Struct, frozen=True, array_like=True):
     """
-    What the engine is to be told.
+    Changes of the entries that the engine should hold.
 
-    @ivar number: Counts the changes; higher is later.
-    @ivar write: Entries that are new, or whose ids have changed.
-    @ivar erase: Observables that nobody wants any more.
-    @ivar unmatched: Why some indicators are not matched, or not all of them, by id.
+    @ivar number: The number of the change; a later one has a higher number.
+    @ivar write: New entries, and entries with other ids than before.
+    @ivar erase: Observables that no indicator has any more.
+    @ivar unmatched: The reasons why indicators are not or only partly matched, by id.
     """
 
     number: int
@@ -30,13 +30,13 @@ class Changes(msgspec.Struct, frozen=True, array_like=True):
 
 class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
     """
-    A page of what the engine should look for.
+    A page of the entries that the engine should hold or search for.
 
-    @ivar last: Where the page ended: given back, it asks for the next one. C{None} if
-        there are no more.
-    @ivar entries: The entries. Of networks, they also name the indicators of networks that
-        cover them.
-    @ivar ids: The indicators, where the page is one of indicators.
+    @ivar last: The end of the page, with which the next one is read; C{None} on the page
+        after the last.
+    @ivar entries: The entries. The entry of a network also names the indicators of the
+        networks that cover it.
+    @ivar ids: The indicators, if the page is one of indicators.
     """
 
     last: tuple[int, int] | None
@@ -46,27 +46,27 @@ class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
 
 BEGINNING = (-1, -1)
 """
-Asks for the first page.
+The end of the previous page, if the first one is read.
 """
 
 
-def merged(all: Sequence[Changes]) -> Changes:
+def merge_changes(all: Sequence[Changes]) -> Changes:
     """
-    Several changes, in their order, as one.
+    Merge consecutive changes into one.
 
-    @param all: At least one.
+    @param all: The changes, in order; at least one.
     """
     if len(all) == 1:
         return all[0]
-    wanted: dict[Observable, Entry | None] = {}
+    latest: dict[Observable, Entry | None] = {}
     unmatched: dict[str, tuple[str, ...]] = {}
     for each in all:
-        wanted |= {entry.observable: entry for entry in each.write}
-        wanted |= dict.fromkeys(each.erase)
+        latest |= {entry.observable: entry for entry in each.write}
+        latest |= dict.fromkeys(each.erase)
         unmatched |= each.unmatched
     return Changes(
         max(each.number for each in all),
-        tuple(entry for entry in wanted.values() if entry is not None),
-        tuple(observable for observable, entry in wanted.items() if entry is None),
+        tuple(entry for entry in latest.values() if entry is not None),
+        tuple(observable for observable, entry in latest.items() if entry is None),
         unmatched,
     )
