@@ -102,12 +102,12 @@ class SessionTestCase(SynchronousTestCase):
             indicators, self.clock.seconds(), self.search is not None
         )
         self.session.changed(changes)
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         return changes
 
     def come_back(self) -> None:
         self.node.up = True
-        self.clock.advance(engine_session.WATCH_MOST)
+        self.clock.advance(engine_session.MAX_RECONNECT_DELAY)
 
     def searched(self) -> bool:
         return not self.store.counts()["unsearched"]
@@ -256,7 +256,7 @@ class ChangeTests(SessionTestCase):
         """
         self.start()
         self.engine.calls.clear()
-        short = engine_session.GATHER / 2
+        short = engine_session.DEBOUNCE_SECONDS / 2
         for number in range(1, 11):
             changes = self.store.indicators.apply(
                 [an_indicator(number)], self.clock.seconds(), False
@@ -264,10 +264,10 @@ class ChangeTests(SessionTestCase):
             self.session.changed(changes)
             self.clock.advance(short)
         self.assertEqual(self.engine.calls, [])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(len(self.engine.table), 10)
-        for number in range(round(engine_session.GATHER_MOST / short) + 1):
+        for number in range(round(engine_session.MAX_DEBOUNCE_SECONDS / short) + 1):
             changes = self.store.indicators.apply([an_indicator(number, 2 + number)], 0.0, False)
             self.session.changed(
                 Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))
@@ -296,14 +296,14 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             entries |= self.many(ENTRIES_PER_CHUNK)
-            self.clock.advance(engine_session.GATHER)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             (adding,) = self.engine.added
             self.assertEqual(sum(map(len, adding.pieces)), 2 * ENTRIES_PER_CHUNK)
             entries |= self.many(2 * ENTRIES_PER_CHUNK)
-            self.clock.advance(engine_session.GATHER)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(sum(map(len, adding.pieces)), 3 * ENTRIES_PER_CHUNK)
             self.assertEqual(self.engine.calls, [])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(set(self.engine.table), set(entries))
 
@@ -319,11 +319,11 @@ class ChangeTests(SessionTestCase):
             gone, *_ = entries
             self.session.changed(Changes(self.store.indicators.change, erase=(gone,)))
             self.many(ENTRIES_PER_CHUNK)
-            self.clock.advance(engine_session.GATHER)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
             self.session.changed(Changes(self.store.indicators.change, (entries[gone],)))
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add", "remove", "add"])
         self.assertIn(gone, self.engine.table)
 
@@ -337,9 +337,9 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             for piece in range(3):
                 self.many(piece * ENTRIES_PER_CHUNK)
-                self.clock.advance(engine_session.GATHER)
+                self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(self.engine.calls, ["add"])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add", "add"])
 
     def test_given_in_vain(self) -> None:
@@ -351,8 +351,8 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             entries |= self.many(ENTRIES_PER_CHUNK)
-            self.clock.advance(engine_session.GATHER)
-        self.clock.pump([engine_session.GATHER, engine_session.RETRY_FIRST])
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
+        self.clock.pump([engine_session.DEBOUNCE_SECONDS, engine_session.FIRST_RETRY_DELAY])
         self.assertEqual(set(self.engine.table), set(entries))
 
     def test_down_while_given(self) -> None:
@@ -410,7 +410,7 @@ class ChangeTests(SessionTestCase):
         """
         many = tuple(
             Entry(Observable(Kind.DOMAIN, f"{number}.example"), (indicator_id(number),))
-            for number in range(engine_session.MOST_PENDING)
+            for number in range(engine_session.MAX_PENDING_ENTRIES)
         )
         self.start()
         self.engine.held = {"add"}
@@ -421,7 +421,7 @@ class ChangeTests(SessionTestCase):
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()
         self.engine.release()
-        self.clock.pump([engine_session.GATHER, 0.5])
+        self.clock.pump([engine_session.DEBOUNCE_SECONDS, 0.5])
         self.assertEqual(self.engine.calls, ["contents", "contents", "add"])
         self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
 
@@ -463,10 +463,10 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch()
         self.assertFalse(self.session.live)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.session.live)
         self.engine.end_watch(EngineCallFailed("watch", "no"))
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.watching, 1)
 
     def test_not_kept(self) -> None:
@@ -475,7 +475,7 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.session.live)
 
     def test_begun(self) -> None:
@@ -538,7 +538,7 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.mark()
         self.assertEqual(self.store.covered, known)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         first = engine_session.CATCH_UP_TIMEOUT
         self.assertEqual(self.engine.limits, [(0, first), (0, 2 * first)])
         self.engine.mark()
@@ -556,7 +556,7 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.end_watch()
         self.engine.held = set()
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.since[-1], known.until - OVERLAP)
         self.engine.mark()
         self.assertNotEqual(self.store.covered, known)
@@ -584,7 +584,7 @@ class LiveTests(SessionTestCase):
         self.assertLess(since, self.engine.moments[0].imported)
         self.assertGreater(since, self.engine.moments[0].imported - 60)
 
-    def test_deaf(self) -> None:
+    def test_silent(self) -> None:
         """
         When no marker comes out any more, status and log say so, once, and when one does.
         """
@@ -604,8 +604,8 @@ class LiveTests(SessionTestCase):
         self.assertEqual(
             logged,
             [
-                "The live match has not shown for 16 s that it hears.",
-                "The live match hears again.",
+                "The live match has made no progress for 16 s.",
+                "The live match makes progress again.",
             ],
         )
 
@@ -624,7 +624,7 @@ class RecentTests(SessionTestCase):
         self.clock.advance(10 * DAY)
         self.start()
         self.apply(an_indicator(1))
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         (since,) = self.engine.since
         self.assertEqual(since, self.clock.seconds() - 2 * DAY)
 
@@ -638,11 +638,11 @@ class SearchTests(SessionTestCase):
 
     def start(self) -> None:
         super().start()
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
 
     def apply(self, *indicators: Indicator) -> Changes:
         changes = super().apply(*indicators)
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         return changes
 
     def test_found(self) -> None:
@@ -680,7 +680,7 @@ class SearchTests(SessionTestCase):
         self.apply(an_indicator(1))
         self.assertEqual(self.engine.searched, [])
         self.engine.release()
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         self.assertEqual(self.engine.searched, [[entry(1)]])
 
     def test_marked_afterwards(self) -> None:
@@ -708,7 +708,7 @@ class SearchTests(SessionTestCase):
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
         self.assertFalse(self.searched())
         self.failure = None
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(len(self.delivered), 1)
         self.assertTrue(self.searched())
 
@@ -719,19 +719,21 @@ class SearchTests(SessionTestCase):
         self.start()
         for number in range(1, 6):
             super().apply(an_indicator(number))
-            self.clock.advance(engine_session.CALM / 2)
+            self.clock.advance(engine_session.QUIET_SECONDS / 2)
         self.assertEqual(self.engine.searched, [])
-        self.clock.pump([engine_session.CALM] * 2)
+        self.clock.pump([engine_session.QUIET_SECONDS] * 2)
         self.assertEqual([len(entries) for entries in self.engine.searched], [5])
 
-    def test_never_calm(self) -> None:
+    def test_never_quiet(self) -> None:
         """
         Where it never ends, what is there is looked for after a while.
         """
         self.start()
-        for number in range(round(engine_session.CALM_MOST / engine_session.CALM) * 2):
+        for number in range(
+            round(engine_session.MAX_QUIET_WAIT_SECONDS / engine_session.QUIET_SECONDS) * 2
+        ):
             super().apply(an_indicator(number))
-            self.clock.advance(engine_session.CALM - engine_session.GATHER)
+            self.clock.advance(engine_session.QUIET_SECONDS - engine_session.DEBOUNCE_SECONDS)
         self.assertTrue(self.engine.searched)
 
     def test_given_up(self) -> None:
@@ -771,7 +773,7 @@ class SearchTests(SessionTestCase):
         self.start()
         self.apply(an_indicator(1))
         self.assertFalse(self.searched())
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.searched())
 
     def test_timeout(self) -> None:

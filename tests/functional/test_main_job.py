@@ -228,7 +228,7 @@ class MainJobTests(ServicesTestCase):
         self.assertEqual(found, self.expected("LIVE", *patterns, SENTINEL))
 
         await self.publish(indicator(PATTERNS["ip"], x_threatbus_update="REMOVE"))
-        await self.engine_side.saw("let go of 1")
+        await self.engine_side.saw("removed 1 in")
         await self.feed(BAD, LAST)
         found = await self.sightings(client, 8)
         self.assertEqual(found, self.expected("LIVE", *(patterns[1:]), SENTINEL))
