@@ -15,9 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import (
-    LONGEST_CACHED,
-    SightingMaker,
-    Wanted,
+    MAX_CACHED_BYTES,
+    IndicatorMatcher,
+    SightingFactory,
 )
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.worker import StoreWorker
@@ -60,14 +60,14 @@ class StoreTestCase(SynchronousTestCase):
 
 class MakerTests(StoreTestCase):
     """
-    Tests for L{SightingMaker}.
+    Tests for L{SightingFactory}.
     """
 
     def know(self, *indicators: Indicator) -> None:
         self.store.indicators.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingMaker(
+        maker = SightingFactory(
             self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", transform
         )
         made = self.successResultOf(
@@ -164,7 +164,7 @@ class MakerTests(StoreTestCase):
         """
         A document that is too long to be kept at hand is read each time.
         """
-        one = an_indicator(1, description="x" * LONGEST_CACHED)
+        one = an_indicator(1, description="x" * MAX_CACHED_BYTES)
         self.know(one)
         for _ in range(2):
             self.assertEqual(len(self.make(a_match(EVENT, (IP, [one.id])))), 1)
@@ -240,7 +240,7 @@ class MakerTests(StoreTestCase):
         one = an_indicator(1)
         self.know(one)
         waiting: Any = Waiting()
-        maker = SightingMaker(
+        maker = SightingFactory(
             self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", waiting
         )
         matches = [a_match({"n": n}, (IP, [one.id])) for n in range(3)]
@@ -248,7 +248,7 @@ class MakerTests(StoreTestCase):
         self.assertNoResult(making)
         making.cancel()
         self.failureResultOf(making, CancelledError)
-        self.assertEqual(maker.unmade, 0)
+        self.assertEqual(maker.failed, 0)
 
     def test_transformed(self) -> None:
         """
@@ -265,34 +265,34 @@ class MakerTests(StoreTestCase):
         )
 
 
-class SeenTests(SynchronousTestCase):
+class MatcherTests(SynchronousTestCase):
     """
-    Tests for L{Wanted}.
+    Tests for L{IndicatorMatcher}.
     """
 
     def hit(self, kind: Kind, value: str) -> Hit:
         return Hit("field", kind, value, (indicator_id(1),))
 
-    def seen(self, pattern: str, *hits: tuple[Kind, str], **changes: Any) -> tuple[str, ...]:
-        wanted = Wanted(an_indicator(1, pattern=pattern, **changes).raw)
-        return wanted.seen([self.hit(*hit) for hit in hits])
+    def match(self, pattern: str, *hits: tuple[Kind, str], **changes: Any) -> tuple[str, ...]:
+        wanted = IndicatorMatcher(an_indicator(1, pattern=pattern, **changes).raw)
+        return wanted.match([self.hit(*hit) for hit in hits])
 
     def test_as_written(self) -> None:
         """
         The value is as the indicator has it, not as the engine compares it.
         """
         pattern = "[domain-name:value = 'Evil.Example']"
-        self.assertEqual(self.seen(pattern, (Kind.DOMAIN, "evil.example")), ("Evil.Example",))
+        self.assertEqual(self.match(pattern, (Kind.DOMAIN, "evil.example")), ("Evil.Example",))
 
     def test_covering(self) -> None:
         """
         For a network within the indicator's it is the indicator's.
         """
         pattern = "[ipv6-addr:value ISSUBSET '2001::/16' OR ipv4-addr:value ISSUBSET '10.0.0.0/8']"
-        self.assertEqual(self.seen(pattern, (Kind.NETWORK, "10.1.0.0/16")), ("10.0.0.0/8",))
-        self.assertEqual(self.seen(pattern, (Kind.NETWORK, "10.0.0.0/8")), ("10.0.0.0/8",))
+        self.assertEqual(self.match(pattern, (Kind.NETWORK, "10.1.0.0/16")), ("10.0.0.0/8",))
+        self.assertEqual(self.match(pattern, (Kind.NETWORK, "10.0.0.0/8")), ("10.0.0.0/8",))
         narrow = "[ipv4-addr:value ISSUBSET '10.0.0.0/16']"
-        self.assertEqual(self.seen(narrow, (Kind.NETWORK, "10.0.0.0/8")), ())
+        self.assertEqual(self.match(narrow, (Kind.NETWORK, "10.0.0.0/8")), ())
 
     def test_unescaped(self) -> None:
         """
@@ -300,17 +300,17 @@ class SeenTests(SynchronousTestCase):
         """
         pattern = "[url:value = 'http://a.example/it%27s']"
         hit = (Kind.URL, "unescaped a.example/it's")
-        self.assertEqual(self.seen(pattern, hit), ("http://a.example/it%27s",))
-        self.assertEqual(self.seen(pattern, (Kind.URL, "a.example/it's")), ())
+        self.assertEqual(self.match(pattern, hit), ("http://a.example/it%27s",))
+        self.assertEqual(self.match(pattern, (Kind.URL, "a.example/it's")), ())
 
     def test_edited(self) -> None:
         """
         What was hit by an indicator that was changed meanwhile is nothing that it wants.
         """
         hits = ((Kind.IP, "203.0.113.7"), (Kind.NETWORK, "10.0.0.0/8"))
-        self.assertEqual(self.seen("[ipv4-addr:value = '192.0.2.2']", *hits), ())
-        self.assertEqual(self.seen("[process:name = 'x']", *hits), ())
-        self.assertEqual(self.seen("{", *hits, pattern_type="yara"), ())
+        self.assertEqual(self.match("[ipv4-addr:value = '192.0.2.2']", *hits), ())
+        self.assertEqual(self.match("[process:name = 'x']", *hits), ())
+        self.assertEqual(self.match("{", *hits, pattern_type="yara"), ())
 
     def test_together(self) -> None:
         """
@@ -332,7 +332,7 @@ class SeenTests(SynchronousTestCase):
             ([domain, domain], ()),
             ([one, two], ()),
         ):
-            self.assertEqual(self.seen(pattern, *hits), expected)
+            self.assertEqual(self.match(pattern, *hits), expected)
 
     def test_networks_together(self) -> None:
         """
@@ -349,9 +349,9 @@ class SeenTests(SynchronousTestCase):
             (Kind.NETWORK, "10.0.0.0/8"),
         )
         expected = ("10.1.2.3", "10.1.0.0/16", "10.0.0.0/8")
-        self.assertEqual(self.seen(pattern, address, narrow), expected)
-        self.assertEqual(self.seen(pattern, address, wide), ())
-        self.assertEqual(self.seen(pattern, narrow), ())
+        self.assertEqual(self.match(pattern, address, narrow), expected)
+        self.assertEqual(self.match(pattern, address, wide), ())
+        self.assertEqual(self.match(pattern, narrow), ())
 
 
 class Taker:

@@ -25,7 +25,7 @@ class StoredSightings:
 
     def __init__(self, ask: Ask, now: Calendar) -> None:
         """
-        @param ask: Asks the L{StoreWorker}.
+        @param ask: Calls the L{StoreWorker}.
         @param now: The date at which a sighting is set aside.
         """
         self._ask = ask
@@ -59,8 +59,10 @@ class Outbox(Flusher):
 
     def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, deliver: Deliver) -> None:
         """
-        @param now: The date from which a sighting is remembered.
-        @param ask: Asks the L{StoreWorker}.
+        @param clock: The clock of the retries.
+        @param now: The date at which a sighting is stored or set aside.
+        @param ask: Calls the L{StoreWorker}.
+        @param deliver: Delivers the sightings.
         """
         super().__init__(clock, StoredSightings(ask, now), deliver)
         self.made = 0

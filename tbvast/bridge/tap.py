@@ -25,7 +25,11 @@ class Options(ServiceOptions):
 
 def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
-    @raise SystemExit: If it cannot be started; the reason is on standard error.
+    Make the service of C{twistd tbvast-bridge}.
+
+    @param options: The parsed command line.
+    @param reactor: The reactor; twistd's if not given.
+    @raise SystemExit: If the bridge cannot be started; the reason is on standard error.
     """
     if reactor is None:  # twistd passes none
         from twisted.internet import reactor
