@@ -25,11 +25,11 @@ _CODE_OPTION = re.compile(r"-[A-Za-z]*[ce]")
 
 class Command(msgspec.Struct, frozen=True):
     """
-    A program and its arguments, which may hold C{%ioc} and C{%matchtype}.
+    A program and its arguments, which may contain C{%ioc} and C{%matchtype}.
 
-    @ivar program: The program, as it was written.
+    @ivar program: The program, as configured.
     @ivar executable: Its absolute path.
-    @ivar arguments: What follows it, placeholders included.
+    @ivar arguments: The arguments, with their placeholders.
     """
 
     program: str
@@ -45,12 +45,15 @@ class Command(msgspec.Struct, frozen=True):
 
     def argv(self, value: str, match_type: MatchType) -> list[bytes]:
         """
-        The words for one event.
+        Fill in the placeholders.
 
-        A value that would be read as an option is refused: one that starts with
-        a dash where an argument starts with its placeholder, unless C{--} comes
-        before. C{--ioc=%ioc} takes any value.
+        A value that the program would read as an option is refused: it starts with a dash,
+        its placeholder begins the argument, and no C{--} comes before. C{--ioc=%ioc} takes
+        any value.
 
+        @param value: The value of C{%ioc}.
+        @param match_type: The value of C{%matchtype}.
+        @return: The program and its arguments.
         @raise CommandRefused: If the value cannot be an argument.
         """
         values = {"%ioc": value, "%matchtype": match_type.value}
@@ -72,11 +75,12 @@ class Command(msgspec.Struct, frozen=True):
 
 def parse_command(text: str, field: str = "command") -> Command:
     """
-    Read a command as a configuration file has it: words, quoted as in a shell.
+    Parse a configured command: words, quoted as in a shell.
 
+    @param text: The command.
     @param field: The name of the setting, for the error message.
-    @raise SettingsInvalid: If it cannot be split into words, if there is no
-        such program, or if a placeholder stands where its value would be code.
+    @raise SettingsInvalid: If the text cannot be split into words, if the program does not
+        exist, or if the value of a placeholder would be run as code.
     """
     try:
         words = shlex.split(text)
@@ -105,7 +109,7 @@ def parse_command(text: str, field: str = "command") -> Command:
 
 def _is_code(before: Sequence[str]) -> bool:
     """
-    Whether the word that follows C{before} is a program text for an interpreter.
+    Whether an interpreter runs the word that follows these ones as code.
     """
     return bool(_CODE_OPTION.fullmatch(before[-1])) and any(
         _INTERPRETER.fullmatch(os.path.basename(word)) for word in before[:-1]

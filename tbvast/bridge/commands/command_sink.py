@@ -1,5 +1,5 @@
 """
-A command that takes sightings instead of the bus.
+The sink that gives sightings to a command.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from tbvast.values import MatchType
 
 class _RunningSink:
     """
-    One running command that is given a line for each event.
+    One running command, which gets a line for each event.
 
-    A line counts as taken when it is in the command's pipe. What is in the pipe
-    when the command dies is lost; so a new process is given nothing until it
-    has run for a moment.
+    A line counts as taken when it is in the command's pipe. The pipe's content is lost if the
+    command ends; so a new process gets no line before it has run for L{WARM_UP_SECONDS}.
     """
 
     WARM_UP_SECONDS = 0.5
@@ -47,8 +46,12 @@ class _RunningSink:
         timeout: float,
     ) -> None:
         """
-        @param timeout: Seconds after which it is logged that the command takes
-            nothing; it is waited for all the same.
+        @param children: The processes of the sink.
+        @param clock: The clock of the limits.
+        @param command: The command.
+        @param argv: Its command line.
+        @param timeout: Seconds without progress after which a warning is logged; the events
+            wait on.
         """
         self._children = children
         self._clock = clock
@@ -66,8 +69,10 @@ class _RunningSink:
 
     def send(self, data: bytes) -> Deferred[None]:
         """
-        @return: Fires when the line is in the pipe; fails with L{CommandFailed}
-            if the sink is stopped before.
+        Send a line.
+
+        @return: Fires when the line is in the pipe; fails with L{CommandFailed} if the sink
+            is stopped before.
         """
         if self._stopped:
             return fail(CommandFailed(self._command.program, self.STOPPED))
@@ -77,8 +82,8 @@ class _RunningSink:
 
     def stop(self) -> None:
         """
-        Fail what waits, even if the last of it may still reach the command. The
-        process is the business of its L{Children}.
+        Fail the waiting lines, although the last batch may still reach the command. The
+        owner of the L{Children} ends the process.
         """
         self._stopped = True
         self._backoff.cancel()
@@ -88,7 +93,7 @@ class _RunningSink:
 
     def resume(self) -> None:
         """
-        Take lines again after L{stop}.
+        Accept lines again after L{stop}.
         """
         self._stopped = False
 
@@ -110,7 +115,7 @@ class _RunningSink:
                 os.fsencode(self._command.executable),
                 ended=lambda exit_: self._ended(child, exit_),
                 drained=lambda: self._drained(child),
-                deaf=lambda: self._deafened(child),
+                input_closed=lambda: self._input_closed(child),
             )
         except OSError as e:
             reason = f"cannot be started: {e.strerror or e}"
@@ -143,7 +148,7 @@ class _RunningSink:
         self._lines.taken()
         self._feed()
 
-    def _deafened(self, child: Child) -> None:
+    def _input_closed(self, child: Child) -> None:
         if child is self._child:
             child.end(self._timeout)
 
@@ -153,7 +158,7 @@ class _RunningSink:
         self._child = None
         self._disarm()
         self._lines.put_back()
-        if self._clock.seconds() - self._started > BackOff.MOST:
+        if self._clock.seconds() - self._started > BackOff.MAX_SECONDS:
             self._backoff.succeeded()
         self._failure_log.add(CommandFailed(self._command.program, str(exit_), exit_.stderr))
         self._backoff.failed()
@@ -167,12 +172,11 @@ class _RunningSink:
 @implementer(ISink)
 class CommandSink(Service):
     """
-    An L{ISink} which is a command.
+    An L{ISink} that runs a command.
 
-    It is run once for each event, with the context as JSON on its standard
-    input, and has taken it when it ends with exit status 0. As a stream, one
-    command is kept running and is given a line for each event. Its standard
-    output is not read for anything.
+    The command is run once for each event, with the context as JSON on its standard input,
+    and has taken it if it ends with exit status 0. As a stream, one command keeps running and
+    gets a line for each event. Its standard output is ignored.
     """
 
     def __init__(
@@ -186,14 +190,16 @@ class CommandSink(Service):
         kill_after: float = 5.0,
     ) -> None:
         """
+        @param command: The command.
+        @param reactor: The reactor that starts the processes.
+        @param clock: The clock of the limits.
         @param stream: Whether one running command takes all events.
-        @param timeout: Seconds that one run may take; for a stream, see
-            L{_RunningSink}.
+        @param timeout: The most seconds for one run; of a stream, the seconds without
+            progress after which a warning is logged.
         @param concurrency: The most processes at a time.
-        @param kill_after: Seconds from SIGTERM to SIGKILL; a stream has as long
-            to end by itself before that.
-        @raise SettingsInvalid: If a stream is asked for, and the command has
-            placeholders.
+        @param kill_after: Seconds from SIGTERM to SIGKILL. A stream gets the same time to
+            end by itself before SIGTERM.
+        @raise SettingsInvalid: If the command of a stream has placeholders.
         """
         if stream and command.per_event:
             raise SettingsInvalid(
@@ -203,7 +209,7 @@ class CommandSink(Service):
             )
         self._command = command
         self._children = Children(reactor, clock, kill_after)
-        self._once = OneShots(
+        self._runs = OneShots(
             self._children,
             clock,
             command.program,
@@ -220,18 +226,18 @@ class CommandSink(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._once.resume()
+        self._runs.resume()
         if self._stream is not None:
             self._stream.resume()
 
     def stopService(self) -> Deferred[None]:
         """
-        Fail what waits, and end the command.
+        Fail the waiting events, and end the processes.
 
-        @return: Fires when no process is left.
+        @return: Fires when all processes have ended.
         """
         super().stopService()
-        self._once.stop()
+        self._runs.stop()
         if self._stream is not None:
             self._stream.stop()
         return self._children.stop(self._grace)
@@ -244,4 +250,4 @@ class CommandSink(Service):
             return fail(e)
         if self._stream is not None:
             return self._stream.send(line)
-        return self._once.run(argv, line).addCallback(lambda finished: None)
+        return self._runs.run(argv, line).addCallback(lambda _: None)

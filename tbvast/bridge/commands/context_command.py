@@ -33,13 +33,14 @@ The most bytes of a changed context.
 
 MAX_FAILURES_IN_A_ROW = 3
 """
-After so many failures in a row, events do not wait for a command to be tried again.
+The failures in a row after which events no longer wait for the next attempt.
 """
 
 
 def _decode(program: str, answer: bytes | bytearray, stderr: str) -> dict[str, Any]:
     """
-    @raise CommandFailed: If it is not one JSON object.
+    @return: The changed context.
+    @raise CommandFailed: If the answer is not one JSON object.
     """
     try:
         context: dict[str, Any] = msgspec.json.decode(answer, type=dict[str, Any])
@@ -50,10 +51,15 @@ def _decode(program: str, answer: bytes | bytearray, stderr: str) -> dict[str, A
 
 class _PendingEvent:
     """
-    An event whose changed context is waited for.
+    An event that waits for its changed context.
     """
 
     def __init__(self, event: dict[str, Any], argv: Sequence[bytes], line: bytes) -> None:
+        """
+        @param event: The event.
+        @param argv: The command line for it.
+        @param line: The event as one line of JSON.
+        """
         self.event = event
         self.argv = argv
         self.line = line
@@ -62,14 +68,15 @@ class _PendingEvent:
 
 class _LineConversation:
     """
-    What is known of one running command that is asked line by line.
+    The conversation with a running command: a line for an event, a line for its context.
 
-    @ivar sent: The questions it has not answered, in order.
-    @ivar answered: How many it has answered.
-    @ivar whole: Whether its input was closed, so that everything it says is
-        one answer.
-    @ivar asked: When the first of C{sent} became the first; seconds.
-    @ivar timer: Ends the wait for its answer.
+    @ivar child: The process.
+    @ivar sent: The events without an answer, in order.
+    @ivar answered: The number of answers.
+    @ivar whole: Whether the input was closed, so that the whole output is one answer.
+    @ivar asked: The time at which the first of C{sent} became the first, in seconds.
+    @ivar timer: The time limit of its answer.
+    @ivar output: The output that has not been read as lines.
     """
 
     child: Child
@@ -80,31 +87,33 @@ class _LineConversation:
         self.whole = False
         self.asked = 0.0
         self.timer: IDelayedCall | None = None
-        self.said = bytearray()
+        self.output = bytearray()
         self._searched = 0
 
     def next_line(self) -> bytes | None:
         """
-        Take the next complete line out of what was said.
+        Remove the next complete line from the output.
+
+        @return: The line; C{None} if there is none yet.
         """
-        end = self.said.find(b"\n", self._searched)
+        end = self.output.find(b"\n", self._searched)
         if end < 0:
-            self._searched = len(self.said)
+            self._searched = len(self.output)
             return None
-        line = bytes(self.said[:end])
-        del self.said[: end + 1]
+        line = bytes(self.output[:end])
+        del self.output[: end + 1]
         self._searched = 0
         return line
 
     def unread(self, line: bytes) -> None:
         """
-        Put the line back that was taken last.
+        Put the last line back.
         """
-        self.said[:0] = line + b"\n"
+        self.output[:0] = line + b"\n"
 
     def disarm(self) -> None:
         """
-        Wait no longer for an answer.
+        Cancel the time limit.
         """
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
@@ -114,20 +123,19 @@ class _LineConversation:
 @implementer(IContextTransform)
 class ContextCommand(Service):
     """
-    An L{IContextTransform} which asks a command.
+    An L{IContextTransform} that runs a command.
 
-    The command reads an event as one line of JSON on its standard input, and
-    writes the changed context as JSON to its standard output.
+    The command reads an event as one line of JSON on its standard input, and writes the
+    changed context as JSON to its standard output.
 
-    A command without placeholders is kept running, is given a line for each
-    event, and has to answer with exactly one line each, in order. One whose
-    first answer does not come as a line is found out: its input is closed, all
-    it says is the answer, and from then on it is run once for each event. A
-    command with placeholders is run once for each event from the start.
+    A command without placeholders keeps running: it gets a line for each event, and has to
+    answer each with exactly one line, in order. If the first answer is not a line, the
+    command's input is closed and its whole output is the answer; from then on it is run once
+    for each event. A command with placeholders is run once for each event from the start.
 
-    An answer that is late, missing or no JSON object leaves the event as it is.
-    The events behind it are asked again of a new process: what the old one
-    would still say could not be told apart.
+    If an answer is late, missing or not a JSON object, the event stays unchanged. The events
+    after it are given to a new process, since the answers of the old one could no longer be
+    assigned.
     """
 
     _log = Logger()
@@ -144,11 +152,14 @@ class ContextCommand(Service):
         kill_after: float = 5.0,
     ) -> None:
         """
-        @param timeout: Seconds that an answer may take.
-        @param patience: Seconds to wait for the first line of a command that
-            may answer only at the end of its input.
-        @param concurrency: The most processes at a time, if each has one event.
-        @param in_flight: The most events a running command is given ahead.
+        @param command: The command.
+        @param reactor: The reactor that starts the processes.
+        @param clock: The clock of the limits.
+        @param timeout: The most seconds for an answer.
+        @param patience: The most seconds for the first line, before the command's input is
+            closed.
+        @param concurrency: The most processes at a time, if each handles one event.
+        @param in_flight: The most events without an answer of a running command.
         @param kill_after: Seconds from SIGTERM to SIGKILL.
         """
         self._command = command
@@ -159,7 +170,7 @@ class ContextCommand(Service):
         self._failure_log = FailureLog(self._log, clock, "events are reported unchanged")
         self._children = Children(reactor, clock, kill_after)
         self._executable = os.fsencode(command.executable)
-        self._once = OneShots(
+        self._runs = OneShots(
             self._children,
             clock,
             command.program,
@@ -172,33 +183,33 @@ class ContextCommand(Service):
         self._waiting: deque[_PendingEvent] = deque()
         self._conversation: _LineConversation | None = None
         self._streams = False
-        self._each = command.per_event
+        self._once_per_event = command.per_event
         self._stopped = False
 
     def startService(self) -> None:
         super().startService()
         self._stopped = False
-        self._once.resume()
+        self._runs.resume()
 
     def stopService(self) -> Deferred[None]:
         """
-        Report what is waiting unchanged, and end the command.
+        Report the waiting events unchanged, and end the processes.
 
-        @return: Fires when no process is left.
+        @return: Fires when all processes have ended.
         """
         super().stopService()
         self._stopped = True
         self._backoff.cancel()
-        questions = list(self._waiting)
+        unanswered = list(self._waiting)
         self._waiting.clear()
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.disarm()
-            questions = [*conversation.sent, *questions]
-        self._once.stop()
+            unanswered = [*conversation.sent, *unanswered]
+        self._runs.stop()
         stopped = self._children.stop()
-        for question in questions:
-            question.answer.callback(question.event)
+        for pending in unanswered:
+            pending.answer.callback(pending.event)
         return stopped
 
     def transform(
@@ -208,44 +219,44 @@ class ContextCommand(Service):
             return succeed(event)
         try:
             argv = self._command.argv(value, match_type)
-            question = _PendingEvent(event, argv, encode_line(self._command.program, event))
+            pending = _PendingEvent(event, argv, encode_line(self._command.program, event))
         except CommandRefused as e:
             self._failure_log.add(e)
             return succeed(event)
-        self._waiting.append(question)
+        self._waiting.append(pending)
         self._feed()
-        return question.answer
+        return pending.answer
 
     def _is_broken(self) -> bool:
         return self._backoff.waiting and self._backoff.failures >= MAX_FAILURES_IN_A_ROW
 
-    # Once for each event.
+    # One run for each event
 
-    def _ask_once(self, question: _PendingEvent) -> None:
+    def _run_once(self, pending: _PendingEvent) -> None:
         (
-            self._once.run(question.argv, question.line)
+            self._runs.run(pending.argv, pending.line)
             .addCallback(self._cb_finished)
-            .addErrback(self._eb_failed, question)
-            .chainDeferred(question.answer)
+            .addErrback(self._eb_failed, pending)
+            .chainDeferred(pending.answer)
         )
 
     def _cb_finished(self, finished: Finished) -> dict[str, Any]:
         return _decode(self._command.program, finished.output, finished.stderr)
 
-    def _eb_failed(self, failure: Failure, question: _PendingEvent) -> dict[str, Any]:
+    def _eb_failed(self, failure: Failure, pending: _PendingEvent) -> dict[str, Any]:
         failure.trap(CommandFailed)
         error: Any = failure.value
         self._failure_log.add(error)
-        return question.event
+        return pending.event
 
-    # One running command.
+    # One running command
 
     def _feed(self) -> None:
         """
-        Give the command as many of the waiting events as it may have.
+        Send the waiting events, up to the limit.
         """
-        while self._each and self._waiting:
-            self._ask_once(self._waiting.popleft())
+        while self._once_per_event and self._waiting:
+            self._run_once(self._waiting.popleft())
         if not self._waiting or self._backoff.waiting:
             return
         conversation = self._conversation or self._start()
@@ -254,9 +265,9 @@ class ContextCommand(Service):
         idle = not conversation.sent
         allowed = self._in_flight if self._streams else 1
         while self._waiting and len(conversation.sent) < allowed:
-            question = self._waiting.popleft()
-            conversation.sent.append(question)
-            conversation.child.write(question.line)
+            pending = self._waiting.popleft()
+            conversation.sent.append(pending)
+            conversation.child.write(pending.line)
         if idle:
             self._arm(conversation)
 
@@ -287,9 +298,9 @@ class ContextCommand(Service):
         if self._streams or conversation.whole:
             self._break_off(conversation, f"no answer within {self._timeout:g} s")
         else:
-            self._take_whole(conversation)
+            self._read_whole_output(conversation)
 
-    def _take_whole(self, conversation: _LineConversation) -> None:
+    def _read_whole_output(self, conversation: _LineConversation) -> None:
         conversation.disarm()
         conversation.whole = True
         left = conversation.asked + self._timeout - self._clock.seconds()
@@ -299,20 +310,20 @@ class ContextCommand(Service):
     def _received(self, conversation: _LineConversation, data: bytes) -> None:
         if conversation is not self._conversation:
             return
-        conversation.said += data
+        conversation.output += data
         while conversation is self._conversation and not conversation.whole:
             line = conversation.next_line()
             if line is None:
                 break
             if line.strip():
                 self._answered(conversation, line)
-        if conversation is self._conversation and len(conversation.said) > MAX_ANSWER_BYTES:
+        if conversation is self._conversation and len(conversation.output) > MAX_ANSWER_BYTES:
             self._break_off(conversation, f"an answer of more than {MAX_ANSWER_BYTES} bytes")
         self._feed()
 
     def _answered(self, conversation: _LineConversation, line: bytes) -> None:
         if not conversation.sent:
-            self._break_off(conversation, "a line more than there were events")
+            self._break_off(conversation, "more lines than events")
             return
         try:
             context = _decode(self._command.program, line, conversation.child.stderr)
@@ -321,19 +332,19 @@ class ContextCommand(Service):
                 self._break_off(conversation, e.reason)
             else:
                 conversation.unread(line)
-                self._take_whole(conversation)
+                self._read_whole_output(conversation)
             return
         self._streams = True
         self._backoff.succeeded()
         conversation.answered += 1
-        question = conversation.sent.popleft()
+        pending = conversation.sent.popleft()
         self._arm(conversation)
-        question.answer.callback(context)
+        pending.answer.callback(context)
 
     def _break_off(self, conversation: _LineConversation, reason: str) -> None:
         """
-        End a command that is out of step; the event it should have answered
-        stays as it is.
+        End a command that is out of step. The event that it should have answered stays
+        unchanged.
         """
         self._conversation = None
         conversation.disarm()
@@ -351,9 +362,9 @@ class ContextCommand(Service):
         reason = "ended without an answer" if exit_.clean else str(exit_)
         error = CommandFailed(self._command.program, reason, exit_.stderr)
         context = None
-        if exit_.clean and conversation.sent and conversation.said.strip():
+        if exit_.clean and conversation.sent and conversation.output.strip():
             try:
-                context = _decode(self._command.program, conversation.said, exit_.stderr)
+                context = _decode(self._command.program, conversation.output, exit_.stderr)
             except CommandFailed as e:
                 error = e
         done = conversation.sent.popleft() if context is not None else None
@@ -363,7 +374,7 @@ class ContextCommand(Service):
             blamed = conversation.sent.popleft()
         self._waiting.extendleft(reversed(conversation.sent))
         if exit_.clean and answered == 1:
-            self._each = True
+            self._once_per_event = True
             self._log.info(
                 "Command {program} does not answer line by line: it is run once for each event.",
                 program=self._command.program,
@@ -375,15 +386,15 @@ class ContextCommand(Service):
             self._blame(blamed, error)
         self._feed()
 
-    def _blame(self, question: _PendingEvent | None, error: CommandFailed) -> None:
+    def _blame(self, pending: _PendingEvent | None, error: CommandFailed) -> None:
         """
-        Report the event unchanged, and try the command again later.
+        Report an event unchanged, and delay the next attempt.
         """
         self._failure_log.add(error)
         self._backoff.failed()
-        questions = [] if question is None else [question]
+        unanswered = [] if pending is None else [pending]
         if self._is_broken():
-            questions += self._waiting
+            unanswered += self._waiting
             self._waiting.clear()
-        for unchanged in questions:
+        for unchanged in unanswered:
             unchanged.answer.callback(unchanged.event)

@@ -14,14 +14,15 @@ from tbvast.errors import CommandFailed, CommandRefused
 
 WRITE_BYTES = 64 * 1024
 """
-About how many bytes are given to a running sink at a time: what a pipe holds.
+About the most bytes that are written at once: the capacity of a pipe.
 """
 
 
 def encode_line(program: str, event: dict[str, Any]) -> bytes:
     """
+    @param program: The program's name, for the error.
     @return: The event as one line of JSON.
-    @raise CommandRefused: If it is none.
+    @raise CommandRefused: If the event has no JSON form.
     """
     try:
         return msgspec.json.encode(event) + b"\n"
@@ -31,7 +32,7 @@ def encode_line(program: str, event: dict[str, Any]) -> bytes:
 
 class LineQueue:
     """
-    Lines on their way into a pipe, a batch at a time.
+    The lines that wait for a pipe, which are written in batches.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,8 @@ class LineQueue:
 
     def add(self, line: bytes) -> Deferred[None]:
         """
+        Append a line.
+
         @return: Fires when the line is in the pipe.
         """
         taken: Deferred[None] = Deferred()
@@ -51,8 +54,7 @@ class LineQueue:
 
     def next_batch(self) -> bytes:
         """
-        @return: What is to be written now; nothing as long as the batch before
-            is not in the pipe.
+        @return: The bytes to write now; empty while the previous batch is not in the pipe.
         """
         if self._writing:
             return b""
@@ -65,7 +67,7 @@ class LineQueue:
 
     def taken(self) -> None:
         """
-        The batch is in the pipe.
+        Note that the whole batch is in the pipe.
         """
         batch, self._writing = self._writing, []
         for _, taken in batch:
@@ -73,14 +75,17 @@ class LineQueue:
 
     def put_back(self) -> None:
         """
-        The batch did not get into the pipe, or not all of it.
+        Note that the batch was not written completely: its lines wait again.
         """
         self._waiting.extendleft(reversed(self._writing))
         self._writing = []
 
     def fail(self, program: str, reason: str) -> None:
         """
-        Nothing of all this will be taken.
+        Fail all lines.
+
+        @param program: The program's name.
+        @param reason: The reason.
         """
         self.put_back()
         lines, self._waiting = self._waiting, deque()

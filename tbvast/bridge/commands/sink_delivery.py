@@ -33,9 +33,18 @@ class DeliverToSink:
     _log = Logger()
 
     def __init__(self, sink: ISink) -> None:
+        """
+        @param sink: The sink.
+        """
         self._sink = sink
 
     def __call__(self, documents: Sequence[bytes]) -> Deferred[Reported]:
+        """
+        Send the contexts of sightings.
+
+        @param documents: The sightings.
+        @return: Fires with the outcome; never fails because of the sink.
+        """
         return gatherResults(map(self._send, documents), consumeErrors=True).addCallback(_reported)
 
     def _send(self, document: bytes) -> Deferred[bool | str]:
@@ -47,9 +56,9 @@ class DeliverToSink:
             sighting.x_threatbus_sighting_context,
             sighting.x_threatbus_indicator_value,
             sighting.x_threatbus_match_type,
-        ).addCallbacks(lambda _: True, self._eb_not_taken)
+        ).addCallbacks(lambda _: True, self._eb_send)
 
-    def _eb_not_taken(self, failure: Failure) -> bool | str:
+    def _eb_send(self, failure: Failure) -> bool | str:
         failure.trap(CommandFailed)
         refused = failure.check(CommandRefused) is not None
         self._log.warn(
@@ -62,7 +71,10 @@ class DeliverToSink:
 
 def _reported(outcomes: list[bool | str]) -> Reported:
     """
-    @param outcomes: Of each sighting whether it was taken, or why it never will be.
+    Summarize the outcomes of a page.
+
+    @param outcomes: For each sighting, whether the sink took it, or the reason why it never
+        will.
     """
     return Reported(
         [outcome is not False for outcome in outcomes],

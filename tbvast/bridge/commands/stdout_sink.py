@@ -22,10 +22,11 @@ from tbvast.values import MatchType
 @implementer(ISink, IPullProducer)
 class StdoutSink(Service):
     """
-    An L{ISink} which is this process's standard output: one line of JSON each.
+    An L{ISink} that writes each context to this process's standard output, as one line of
+    JSON.
 
-    A reader that is slow makes the events wait, not the reactor; one that has
-    gone makes all of them fail. What is in the pipe counts as taken.
+    If the reader is slow, the events wait and the reactor does not; if it has gone, all
+    events fail. A line counts as taken when it is in the pipe.
     """
 
     NAME = "STDOUT"
@@ -42,8 +43,10 @@ class StdoutSink(Service):
         kill_after: float = 5.0,
     ) -> None:
         """
-        @param descriptor: What to write to; it stays open.
-        @param kill_after: Seconds that a reader has to take the rest when the
+        @param reactor: The reactor that watches the descriptor.
+        @param clock: The clock of the limit.
+        @param descriptor: The descriptor to write to; it stays open.
+        @param kill_after: Seconds that the reader has for the remaining lines when the
             service is stopped.
         """
         self._clock = clock
@@ -57,9 +60,9 @@ class StdoutSink(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Let the reader take the rest, for a while.
+        Wait for the reader to take the remaining lines, with a limit.
 
-        @return: Fires when nothing waits any more.
+        @return: Fires when no line waits any more.
         """
         super().stopService()
         if not self._lines:
@@ -95,7 +98,7 @@ class StdoutSink(Service):
 
     def stopProducing(self) -> None:
         """
-        The reader has gone; L{Output} says so too.
+        Do nothing: L{Output} reports that the reader has gone.
         """
 
     def _lost(self) -> None:
