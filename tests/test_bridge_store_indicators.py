@@ -4,7 +4,6 @@ Tests for L{tbvast.bridge.store.indicators}.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.indicators import MAX_LISTED, OTHER_REASONS
-from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
-from tbvast.bridge.store.schema import FIRST_SCHEMA, GATHERED, NUMBERED
+from tbvast.bridge.store.schema import FIRST_SCHEMA
 from tbvast.bridge.store.values import Changes, DesiredPage
-from tbvast.errors import StartupRefused
 from tbvast.protocol.manage import REPORT_BYTES, Position
 from tbvast.stix.indicators import Indicator, Operation
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
-from tbvast.values import Covered, Entry
-from tests.doubles import DAY, a_sighting, an_indicator, indicator_document, indicator_id, moment
+from tbvast.values import Entry
+from tests.doubles import an_indicator, indicator_id, moment
 
 ALL = 1 << 60
 """
@@ -757,36 +753,6 @@ class SearchedTests(StoreTestCase):
         self.assertEqual(self.store.counts()["unsearched"], 0)
 
 
-class CoveredTests(StoreTestCase):
-    """
-    Up to where arriving events have been matched.
-    """
-
-    def test_kept(self) -> None:
-        """
-        It is not known at first; then the last one is, also after a restart.
-        """
-        self.assertIsNone(self.store.covered)
-        self.store.set_covered(Covered(2e9, 3.5, "a boot"))
-        self.store.set_covered(Covered(1e9, 4.5, "a boot"))
-        self.reopen()
-        self.assertEqual(self.store.covered, Covered(1e9, 4.5, "a boot"))
-
-    def test_migrated(self) -> None:
-        """
-        Of what an earlier version has kept, the date alone is known.
-        """
-        path = Path(self.mktemp())
-        database = sqlite3.connect(path)
-        database.executescript(FIRST_SCHEMA)
-        database.execute("INSERT INTO covered VALUES (1, 1e9)")
-        database.execute("PRAGMA user_version = 1")
-        database.commit()
-        database.close()
-        with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.covered, Covered(1e9, 0.0, ""))
-
-
 class PositionTests(StoreTestCase):
     """
     How far the bus's journal has been applied.
@@ -848,90 +814,6 @@ class PositionTests(StoreTestCase):
         self.store.indicators.begin_snapshot()
         self.apply(an_indicator(1))
         self.assertEqual(self.store.indicators.end_snapshot(Position("bus", 1)).erase, (ip(2),))
-
-
-class SightingTests(StoreTestCase):
-    """
-    Sightings that wait to be handed on.
-    """
-
-    def test_remember(self) -> None:
-        """
-        A sighting is new once, and waits, in another process too.
-        """
-        one = a_sighting(1)
-        self.assertEqual(self.store.outbox.remember([one, one], 0.0), [one])
-        self.assertEqual(self.store.outbox.remember([one], 1.0), [])
-        self.reopen()
-        self.assertEqual(self.store.outbox.unsent(10, 1000), [(one.id, one.raw)])
-        self.assertEqual(self.store.counts()["unsent"], 1)
-
-    def test_oldest_first(self) -> None:
-        """
-        The oldest are given first, as many as wanted.
-        """
-        self.store.outbox.remember([a_sighting(2)], 1.0)
-        self.store.outbox.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.store.outbox.unsent(1, 1000)], [a_sighting(2).id])
-
-    def test_sent(self) -> None:
-        """
-        What was sent does not wait, and is not made again.
-        """
-        one = a_sighting(1)
-        self.store.outbox.remember([one], 0.0)
-        self.store.outbox.mark_sent([one.id])
-        self.assertEqual(self.store.outbox.unsent(10, 1000), [])
-        self.assertEqual(self.store.outbox.remember([one], 1.0), [])
-
-    def test_forget(self) -> None:
-        """
-        What was sent long ago is forgotten; what still waits never is.
-        """
-        sent, waiting = a_sighting(1), a_sighting(2)
-        self.store.outbox.remember([sent, waiting], 0.0)
-        self.store.outbox.mark_sent([sent.id])
-        self.store.outbox.prune(SIGHTING_MEMORY_DAYS * DAY)
-        self.assertEqual(self.store.outbox.remember([sent], 0.0), [])
-        self.store.outbox.prune(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.store.outbox.unsent(10, 1000), [(waiting.id, waiting.raw)])
-        self.assertEqual(self.store.outbox.remember([sent], 0.0), [sent])
-
-
-class FileTests(SynchronousTestCase):
-    """
-    Files that cannot be used.
-    """
-
-    def test_later_version(self) -> None:
-        """
-        A file of a later tbvast is refused, by a message that names both versions.
-        """
-        path = Path(self.mktemp())
-        BridgeStore(path).close()
-        later = sqlite3.connect(path)
-        later.execute("PRAGMA user_version = 99")
-        later.close()
-        error = self.assertRaises(StartupRefused, BridgeStore, path)
-        self.assertIn("version 99", str(error))
-        self.assertIn(str(path), str(error))
-
-    def test_damaged(self) -> None:
-        """
-        A file that is no database is refused, in one line, and left as it is.
-        """
-        path = Path(self.mktemp())
-        path.write_bytes(b"this is no database\n" * 100)
-        error = self.assertRaises(StartupRefused, BridgeStore, path)
-        self.assertIn(str(path), str(error))
-        self.assertNotIn("\n", str(error))
-        self.assertTrue(path.read_bytes().startswith(b"this is no database"))
-
-    def test_no_directory(self) -> None:
-        """
-        Where there is no directory, there is no store.
-        """
-        self.assertRaises(StartupRefused, BridgeStore, Path(self.mktemp()) / "bridge.sqlite")
 
 
 class DamageTests(StoreTestCase):
@@ -1023,77 +905,6 @@ class DamageTests(StoreTestCase):
         held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(1), indicator_id(3)})
         self.assertEqual(self.aside(), 1)
-
-
-class EarlierVersionTests(SynchronousTestCase):
-    """
-    A store that 0.1.0 has written.
-    """
-
-    def test_opens(self) -> None:
-        """
-        It works, with the indicators and sightings that it has; a sighting that is longer
-        than one may be today is handed on without its long part.
-        """
-        path = Path(self.mktemp())
-        with contextlib.closing(connect(path)) as database:
-            database.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(database, [FIRST_SCHEMA, NUMBERED, GATHERED])
-            row = {
-                "number": 1,
-                "id": indicator_id(1),
-                "digest": digest(indicator_id(1)),
-                "modified": 1_000_000,
-                "valid_from": 0,
-                "valid_until": 1 << 62,
-                "state": 1,
-                "change": 1,
-                "searched": 1,
-                "generation": 0,
-                "wanted": '[["ip","192.0.2.1"]]',
-                "unmatched": "[]",
-                "body": indicator_document(1),
-            }
-            database.execute(
-                f"INSERT INTO indicators ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
-                list(row.values()),
-            )
-            long = a_sighting(2, x_threatbus_sighting_context={"a": "x" * 12_000_000, "b": 1})
-            for sighting in (a_sighting(1), long):
-                database.execute(
-                    "INSERT INTO sightings VALUES (?, 0, ?)", (sighting.id, sighting.raw)
-                )
-        opened = BridgeStore(path)
-        self.addCleanup(opened.close)
-        opened.indicators.rebuild_observables(True)
-        self.assertEqual([entry.ids for entry in opened.indicators.entries()], [(indicator_id(1),)])
-        sent = dict(opened.outbox.unsent(10, 1 << 30))
-        self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)
-        context = msgspec.json.decode(sent[long.id])["x_threatbus_sighting_context"]
-        self.assertEqual((len(context["a"]), context["b"]), (1024, 1))
-        opened.outbox.set_aside({long.id: "why"}, 0.0)
-        self.assertEqual(list(dict(opened.outbox.unsent(10, 1000))), [a_sighting(1).id])
-        self.assertEqual(opened.counts()["set_aside"]["count"], 1)
-
-    def test_unsent(self) -> None:
-        """
-        A page has a limit of bytes and of sightings, and leaves some out; the first is in
-        it however long it is.
-        """
-        opened = BridgeStore(Path(self.mktemp()))
-        self.addCleanup(opened.close)
-        for number in range(1, 6):
-            opened.outbox.remember([a_sighting(number, x="y" * 1000)], float(number))
-        ids = [a_sighting(number).id for number in range(1, 6)]
-        for limit, size, without, expected in (
-            (10, 1 << 20, [], ids),
-            (2, 1 << 20, [], ids[:2]),
-            (10, 1, [], ids[:1]),
-            (10, 3000, ids[:1], ids[1:3]),
-            (10, 1 << 20, ids, []),
-        ):
-            self.assertEqual([id for id, _ in opened.outbox.unsent(limit, size, without)], expected)
-        self.assertEqual(len(opened.outbox.unsent_among([ids[3], "?"])), 1)
 
 
 class DiskErrorTests(StoreTestCase):
