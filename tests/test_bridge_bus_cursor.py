@@ -90,7 +90,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        The cursor provides L{ICursor}.
         """
         verifyObject(ICursor, self.cursor)
 
@@ -134,7 +134,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_time(self) -> None:
         """
-        What is no longer valid when it is applied is not written.
+        An expired indicator is not written.
         """
         self.clock.advance(100)
         self.apply(an_indicator(1, valid_until=moment(50)))
@@ -142,7 +142,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """
-        What the store cannot keep moves nothing.
+        A failed commit does not move the position.
         """
         self.store.close()
         applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
@@ -174,8 +174,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_failed_behind(self) -> None:
         """
-        If items cannot be kept, neither is what was on its way behind them; what follows
-        once that is known is.
+        If a batch fails, the batches under way behind it are refused; later ones are accepted.
         """
         for number in (1, 2):
             applied = Deferred.fromCoroutine(
@@ -221,7 +220,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_pieces(self) -> None:
         """
-        What is much is applied in pieces, of which the last one moves the position.
+        Many indicators are applied in several commits, of which the last one moves the position.
         """
         many = [an_indicator(number) for number in range(2 * MAX_INDICATORS_PER_COMMIT + 1)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
@@ -239,8 +238,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_piece_failed(self) -> None:
         """
-        If a piece cannot be kept, what follows is not, and the position stays; tried
-        again, all of it is.
+        If one commit fails, the following ones fail and the position stays; a retry applies all.
         """
         many = [an_indicator(number) for number in range(3 * MAX_INDICATORS_PER_COMMIT)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
@@ -274,7 +272,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_set_aside(self) -> None:
         """
-        What could not be read is kept, and what is known of it outlasts a snapshot.
+        Unreadable items are set aside, and the known indicators with their ids survive a snapshot.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
         begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
@@ -297,7 +295,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_snapshot(self) -> None:
         """
-        The end of a snapshot tells what is no longer in force.
+        The end of a snapshot reports the indicators that are no longer in force.
         """
         Deferred.fromCoroutine(self.cursor.apply([an_indicator(1), an_indicator(2)], None))
         begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())

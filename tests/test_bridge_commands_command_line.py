@@ -72,7 +72,7 @@ class ParseCommandTests(SynchronousTestCase):
 
     def test_program_from_event(self) -> None:
         """
-        What is run is never an event's choice.
+        An event never chooses the program.
         """
         self.refused("%ioc")
 

@@ -26,7 +26,7 @@ TEMPLATE = Command("tool", "/bin/tool", ("--ioc=%ioc", "%matchtype"))
 
 class SinkCase(SynchronousTestCase):
     """
-    What the tests for L{CommandSink} share.
+    The base of the tests for L{CommandSink}.
     """
 
     command = TEMPLATE
@@ -100,7 +100,7 @@ class CommandSinkTests(SinkCase):
 
     def test_refused(self) -> None:
         """
-        What can never be handed over fails in a way of its own.
+        A context that can never be sent fails with an error of its own.
         """
         self.failureResultOf(self.send(1, "a\0b"), CommandRefused)
         d = self.service.send({"x": object()}, IOC, LIVE)
@@ -123,7 +123,7 @@ class CommandSinkTests(SinkCase):
 
     def test_stop(self) -> None:
         """
-        What was not taken fails, so that the caller can keep it.
+        An event that was not taken fails, so that the caller can retry.
         """
         sent = [self.send(n) for n in range(6)]
         self.successResultOf(self.service.stopService())
@@ -209,7 +209,7 @@ class StreamSinkTests(SinkCase):
 
     def test_death(self) -> None:
         """
-        What was not in the pipe when the process died is given to the next one.
+        A line that was not in the pipe when the process ended is sent to the next one.
         """
         self.send(0)
         process = self.settle()
@@ -284,8 +284,7 @@ class StreamSinkTests(SinkCase):
 
     def test_stop(self) -> None:
         """
-        A stream can end by itself once its input is closed; what was not taken
-        fails.
+        A stream can end by itself once its input is closed; lines that were not taken fail.
         """
         self.send(0)
         process = self.settle()

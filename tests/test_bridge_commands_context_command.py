@@ -26,7 +26,7 @@ TEMPLATE = Command("tool", "/bin/tool", ("--ioc=%ioc", "%matchtype"))
 
 class ContextCommandCase(SynchronousTestCase):
     """
-    What the tests for L{ContextCommand} share.
+    The base of the tests for L{ContextCommand}.
     """
 
     command = PLAIN
@@ -305,7 +305,7 @@ class LineByLineTests(ContextCommandCase):
 
     def test_stop(self) -> None:
         """
-        What is waited for is reported unchanged; the process is ended.
+        Waiting events are reported unchanged, and the process is ended.
         """
         process = self.stream()
         process.stubborn = True

@@ -40,7 +40,7 @@ class DeliverToSinkTests(SynchronousTestCase):
 
     def test_not_taken(self) -> None:
         """
-        What the sink did not take this time is not taken.
+        A sighting that the sink did not take this time stays in the outbox.
         """
         self.sink.failure = CommandFailed("sink", "it ended")
         reported = self.successResultOf(self.deliver([self.document] * 2))
@@ -49,7 +49,7 @@ class DeliverToSinkTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        What the sink can never take is done with.
+        A sighting that the sink never takes is refused.
         """
         self.sink.failure = CommandRefused("sink", "too long")
         reported = self.successResultOf(self.deliver([self.document]))

@@ -41,7 +41,7 @@ class StdoutSinkTests(SynchronousTestCase):
 
     def step(self) -> None:
         """
-        The descriptor is ready: let what waits for it write once.
+        The descriptor is ready: every waiting writer writes once.
         """
         for writer in list(self.reactor.writers):
             failed = writer.doWrite()

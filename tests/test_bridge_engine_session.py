@@ -46,8 +46,8 @@ class SessionTestCase(SynchronousTestCase):
     A test with a session, a store, and a node and its engine in memory.
 
     @ivar delivered: The matches that were delivered.
-    @ivar unsupported: The engines that cannot be driven.
-    @ivar failure: What delivering fails with.
+    @ivar unsupported: The errors of unsupported engines.
+    @ivar failure: The error with which the delivery fails.
     """
 
     search: Search | None = None
@@ -122,7 +122,7 @@ class NodeTests(SessionTestCase):
 
     def test_up(self) -> None:
         """
-        Once the node is there it is asked who it is, prepared, filled and watched.
+        Once the node runs, the session identifies, prepares, fills and watches it.
         """
         self.apply(an_indicator(1))
         self.start()
@@ -186,7 +186,7 @@ class NodeTests(SessionTestCase):
 
     def test_stale(self) -> None:
         """
-        What the engine holds and should not is removed.
+        A stale entry of the engine is removed.
         """
         self.engine.table[ip(9)] = (indicator_id(9),)
         self.apply(an_indicator(1))
@@ -223,12 +223,12 @@ class NodeTests(SessionTestCase):
 
 class ChangeTests(SessionTestCase):
     """
-    What the engine is told while it is there.
+    Changes while the engine runs.
     """
 
     def test_applied(self) -> None:
         """
-        Changes are told at once: what is new, what is different, what is gone.
+        New, changed and removed entries are written at once.
         """
         self.start()
         self.apply(an_indicator(1), an_indicator(2))
@@ -238,7 +238,7 @@ class ChangeTests(SessionTestCase):
 
     def test_together(self) -> None:
         """
-        What changes during a call is told with the next one, together.
+        All changes during a call are written with the next one.
         """
         self.start()
         self.engine.calls.clear()
@@ -252,7 +252,7 @@ class ChangeTests(SessionTestCase):
 
     def test_gathered(self) -> None:
         """
-        What changes in quick succession is told together, but not for ever.
+        Changes in quick succession are written together, up to a limit.
         """
         self.start()
         self.engine.calls.clear()
@@ -288,8 +288,8 @@ class ChangeTests(SessionTestCase):
 
     def test_given(self) -> None:
         """
-        As long as the store is being changed, the engine is given what has changed, and
-        looks at it meanwhile: in one call.
+        As long as the store is being changed, the engine gets the changes in one call, and handles
+        them meanwhile.
         """
         self.start()
         self.engine.calls.clear()
@@ -309,8 +309,8 @@ class ChangeTests(SessionTestCase):
 
     def test_given_and_removed(self) -> None:
         """
-        What is not wanted any more, of what the engine has just been given, is removed
-        after that, and what is wanted again is given it then.
+        An entry that the engine has just been given and that is no longer desired is removed
+        afterwards; one that is desired again is written afterwards.
         """
         self.start()
         self.engine.calls.clear()
@@ -368,7 +368,7 @@ class ChangeTests(SessionTestCase):
 
     def test_retried(self) -> None:
         """
-        What failed is tried again after a delay that doubles; nothing is lost.
+        A failed call is repeated after a delay that doubles; no change is lost.
         """
         self.start()
         self.engine.failures["add"] = [EngineCallFailed("add", "no")] * 3
@@ -380,7 +380,7 @@ class ChangeTests(SessionTestCase):
 
     def test_later_wins(self) -> None:
         """
-        What changed after a failed call is told as it is then.
+        An entry that changes after a failed call is written in its latest state.
         """
         self.start()
         self.engine.failures["add"] = [EngineCallFailed("add", "no")]
@@ -405,8 +405,8 @@ class ChangeTests(SessionTestCase):
 
     def test_overflow(self) -> None:
         """
-        What is too much to wait in memory is read from the store again, be it at the
-        second attempt.
+        If too many changes wait in memory, the store is read again, even if the first attempt
+        fails.
         """
         many = tuple(
             Entry(Observable(Kind.DOMAIN, f"{number}.example"), (indicator_id(number),))
@@ -450,7 +450,7 @@ class LiveTests(SessionTestCase):
 
     def test_delivered(self) -> None:
         """
-        What is matched is delivered, and counted.
+        Matches are delivered and counted.
         """
         self.engine.arrive({"n": 1}, ip(1))
         ((match, type),) = self.delivered
@@ -480,7 +480,7 @@ class LiveTests(SessionTestCase):
 
     def test_begun(self) -> None:
         """
-        What arrives from the first marker on is to be matched, whatever happens next.
+        Events from the first marker on are covered, whatever happens next.
         """
         known = self.store.covered
         assert known is not None
@@ -489,7 +489,7 @@ class LiveTests(SessionTestCase):
 
     def test_caught_up(self) -> None:
         """
-        What arrived while nothing was matched is searched when it is again.
+        Events that arrived without a live match are searched when it runs again.
         """
         self.engine.mark()
         known = self.store.covered
@@ -514,7 +514,7 @@ class LiveTests(SessionTestCase):
 
     def test_not_covered_before_caught_up(self) -> None:
         """
-        As long as what was missed has not been searched, it is not covered.
+        Missed events do not count as covered before they have been searched.
         """
         known = self.store.covered
         self.node.die()
@@ -530,7 +530,7 @@ class LiveTests(SessionTestCase):
 
     def test_catch_up_again(self) -> None:
         """
-        A search of what was missed that ran out of time is made again, with more.
+        A search of missed events that ran out of time is repeated with more time.
         """
         known = self.store.covered
         self.node.die()
@@ -546,8 +546,7 @@ class LiveTests(SessionTestCase):
 
     def test_caught_up_twice(self) -> None:
         """
-        If the match stops while what was missed is searched, all of it is searched
-        again.
+        If the match stops during the search of missed events, all of them are searched again.
         """
         known = self.store.covered
         assert known is not None
@@ -563,7 +562,7 @@ class LiveTests(SessionTestCase):
 
     def test_not_delivered(self) -> None:
         """
-        What could not be kept is not covered.
+        Events whose sightings could not be stored are not covered.
         """
         known = self.store.covered
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
@@ -573,7 +572,7 @@ class LiveTests(SessionTestCase):
 
     def test_date_set_back(self) -> None:
         """
-        What is imported by an earlier date than what is covered is searched.
+        Events with an earlier import date than the covered moment are searched.
         """
         self.engine.mark(self.engine.date + DAY)
         self.node.die()
@@ -619,7 +618,7 @@ class RecentTests(SessionTestCase):
 
     def test_since(self) -> None:
         """
-        Only what arrived in the last days is looked at.
+        Only the events of the last days are searched.
         """
         self.clock.advance(10 * DAY)
         self.start()
@@ -662,7 +661,7 @@ class SearchTests(SessionTestCase):
 
     def test_again(self) -> None:
         """
-        What was searched for is not searched for when the node comes back.
+        Past events are not searched again for the same indicators when the node comes back.
         """
         self.apply(an_indicator(1))
         self.start()
@@ -672,8 +671,8 @@ class SearchTests(SessionTestCase):
 
     def test_only_applied(self) -> None:
         """
-        Only what the engine holds already is looked for: nothing falls between past
-        and arriving events.
+        Past events are searched only for entries that the engine holds: no event falls between past
+        and arriving ones.
         """
         self.start()
         self.engine.held = {"add"}
@@ -714,7 +713,7 @@ class SearchTests(SessionTestCase):
 
     def test_in_pieces(self) -> None:
         """
-        What arrives in pieces is looked for in one pass, once it is all written.
+        Indicators that arrive in several batches are searched for at once, when all are written.
         """
         self.start()
         for number in range(1, 6):
@@ -726,7 +725,7 @@ class SearchTests(SessionTestCase):
 
     def test_never_quiet(self) -> None:
         """
-        Where it never ends, what is there is looked for after a while.
+        If changes never end, the search begins after a time limit.
         """
         self.start()
         for number in range(
@@ -738,7 +737,7 @@ class SearchTests(SessionTestCase):
 
     def test_given_up(self) -> None:
         """
-        A search for what nobody wants any more is ended, and is not made again.
+        A search is cancelled, and not repeated, if its indicators have ended.
         """
         self.engine.held = {"find"}
         self.start()
@@ -754,8 +753,7 @@ class SearchTests(SessionTestCase):
 
     def test_progress(self) -> None:
         """
-        A search in progress tells for how many observables it is, since when, and how
-        much it has found.
+        The report on a search has the number of its observables and sightings, and its duration.
         """
         self.engine.held = {"find"}
         self.start()
@@ -778,7 +776,7 @@ class SearchTests(SessionTestCase):
 
     def test_timeout(self) -> None:
         """
-        A search that ran out of time is over, with what it found.
+        A search that runs out of time ends with the matches found so far.
         """
         self.engine.past[ip(1)] = [{"n": 1}]
         self.engine.failures["find"] = [EngineTimeout("find", 30.0)]
@@ -790,8 +788,7 @@ class SearchTests(SessionTestCase):
 
     def test_edited_while_waiting(self) -> None:
         """
-        An edit that tells the engine nothing does not keep an indicator from being
-        looked for.
+        An edit without changes for the engine does not prevent the search for the indicator.
         """
         self.engine.held = {"find"}
         self.start()
@@ -802,7 +799,7 @@ class SearchTests(SessionTestCase):
 
     def test_unmatched(self) -> None:
         """
-        What cannot be matched is not looked for, and does not wait for it.
+        An indicator that cannot be matched is not searched for, and does not wait for a search.
         """
         self.start()
         changes: Any = self.apply(an_indicator(1, pattern_type="yara", pattern="{"))

@@ -20,14 +20,14 @@ from tbvast.stix.sightings import Sighting
 from tests.doubles import a_sighting, asking
 
 
-class Taker:
+class Receiver:
     """
-    What sightings are handed to.
+    A receiver of sightings.
 
-    @ivar given: The documents, each time.
-    @ivar answers: What it answers, in order; then that all were taken.
-    @ivar poison: Documents with which it takes no page.
-    @ivar away: Whether nobody is there.
+    @ivar given: The documents of each call.
+    @ivar answers: The next answers; after them, everything is taken.
+    @ivar poison: Documents that make it take no page.
+    @ivar away: Whether the receiver is away.
     """
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class OutboxTests(SynchronousTestCase):
         self.clock = Clock()
         self.store = BridgeStore(Path(self.mktemp()))
         self.addCleanup(self.store.close)
-        self.taker = Taker()
+        self.receiver = Receiver()
         self.outbox = Outbox(
-            self.clock, self.clock.seconds, asking(StoreWorker(self.store)), self.taker
+            self.clock, self.clock.seconds, asking(StoreWorker(self.store)), self.receiver
         )
         self.outbox.startService()
         self.addCleanup(self.stop)
@@ -79,29 +79,29 @@ class OutboxTests(SynchronousTestCase):
 
     def test_taken(self) -> None:
         """
-        What was taken waits no longer.
+        A sighting that was taken no longer waits.
         """
         one = a_sighting(1)
         self.add(one)
-        self.assertEqual(self.taker.given, [[one.raw]])
+        self.assertEqual(self.receiver.given, [[one.raw]])
         self.assertEqual(self.unsent(), [])
         self.assertEqual((self.outbox.made, self.outbox.delivered), (1, 1))
 
     def test_repeat(self) -> None:
         """
-        A repeat is not handed on again.
+        A repeat is not sent again.
         """
         self.add(a_sighting(1))
         self.add(a_sighting(1))
-        self.assertEqual(len(self.taker.given), 1)
+        self.assertEqual(len(self.receiver.given), 1)
         self.assertEqual(self.outbox.made, 1)
 
     def test_kept_until_taken(self) -> None:
         """
-        Until somebody has answered, a sighting is kept.
+        A sighting is stored until the receiver has answered.
         """
         answer: Deferred[list[bool]] = Deferred()
-        self.taker.answers.append(answer)
+        self.receiver.answers.append(answer)
         self.add(a_sighting(1))
         self.assertEqual(self.unsent(), [a_sighting(1).id])
         answer.callback([True])
@@ -109,14 +109,14 @@ class OutboxTests(SynchronousTestCase):
 
     def test_tried_again(self) -> None:
         """
-        What was not taken is offered again, alone, after a while.
+        A sighting that was not taken is sent again, alone, after a delay.
         """
         one, two = a_sighting(1), a_sighting(2)
-        self.taker.answers.append(succeed([True, False]))
+        self.receiver.answers.append(succeed([True, False]))
         self.add(one, two)
         self.assertEqual(self.unsent(), [two.id])
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(self.taker.given[1:], [[two.raw]])
+        self.assertEqual(self.receiver.given[1:], [[two.raw]])
         self.assertEqual(self.unsent(), [])
         self.assertEqual(self.outbox.delivered, 2)
 
@@ -126,7 +126,7 @@ class OutboxTests(SynchronousTestCase):
         """
         answer: Deferred[list[bool]] = Deferred()
         answer.errback(RuntimeError())
-        self.taker.answers.append(answer)
+        self.receiver.answers.append(answer)
         self.add(a_sighting(1))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assertEqual(self.unsent(), [a_sighting(1).id])
@@ -135,51 +135,51 @@ class OutboxTests(SynchronousTestCase):
 
     def test_ready(self) -> None:
         """
-        When somebody listens again it is offered at once, and not once more later.
+        When the receiver is back, the sighting is sent at once, and only once.
         """
-        self.taker.answers.append(succeed([False]))
+        self.receiver.answers.append(succeed([False]))
         self.add(a_sighting(1))
         self.outbox.flush()
         self.assertEqual(self.unsent(), [])
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(len(self.taker.given), 2)
+        self.assertEqual(len(self.receiver.given), 2)
 
     def test_one_at_a_time(self) -> None:
         """
-        What is added meanwhile follows, and nothing is offered twice at once.
+        Sightings that are added meanwhile follow, and none is sent twice at once.
         """
         answer: Deferred[list[bool]] = Deferred()
-        self.taker.answers.append(answer)
+        self.receiver.answers.append(answer)
         self.add(a_sighting(1))
         self.add(a_sighting(2))
         self.outbox.flush()
-        self.assertEqual(len(self.taker.given), 1)
+        self.assertEqual(len(self.receiver.given), 1)
         answer.callback([True])
-        self.assertEqual(self.taker.given[1:], [[a_sighting(2).raw]])
+        self.assertEqual(self.receiver.given[1:], [[a_sighting(2).raw]])
 
     def test_pages(self) -> None:
         """
-        Many are handed on page by page.
+        Many sightings are sent page by page.
         """
         self.add(*(a_sighting(number) for number in range(1, PAGE + 2)))
-        self.assertEqual([len(given) for given in self.taker.given], [PAGE, 1])
+        self.assertEqual([len(given) for given in self.receiver.given], [PAGE, 1])
 
     def test_started_again(self) -> None:
         """
-        What waits is handed on when the service starts, and not while it does not run.
+        Waiting sightings are sent when the service starts, and not while it is stopped.
         """
         self.stop()
         self.add(a_sighting(1))
-        self.assertEqual(self.taker.given, [])
+        self.assertEqual(self.receiver.given, [])
         self.outbox.startService()
-        self.assertEqual(self.taker.given, [[a_sighting(1).raw]])
+        self.assertEqual(self.receiver.given, [[a_sighting(1).raw]])
 
     def test_stop(self) -> None:
         """
-        The end waits for what is being handed on, and tries nothing afterwards.
+        The stop waits for the page under way; nothing is sent afterwards.
         """
         answer: Deferred[list[bool]] = Deferred()
-        self.taker.answers.append(answer)
+        self.receiver.answers.append(answer)
         self.add(a_sighting(1))
         stopped = self.outbox.stopService()
         self.assertNoResult(stopped)
@@ -188,7 +188,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual(self.unsent(), [a_sighting(1).id])
 
-    # What is not taken
+    # Sightings that are not taken
 
     def aside(self) -> int:
         found: int = self.store.counts()["set_aside"].get("count", 0)
@@ -201,21 +201,21 @@ class OutboxTests(SynchronousTestCase):
         long = [a_sighting(n, x="x" * PAGE_BYTES * 2) for n in (1, 3)]
         some = [a_sighting(n, x="x" * (PAGE_BYTES // 3)) for n in (4, 5, 6, 7)]
         self.add(long[0], a_sighting(2), long[1], *some)
-        self.assertEqual(sum(map(len, self.taker.given)), 7)
-        for given in self.taker.given:
+        self.assertEqual(sum(map(len, self.receiver.given)), 7)
+        for given in self.receiver.given:
             self.assertTrue(len(given) == 1 or sum(map(len, given)) <= PAGE_BYTES)
-        self.assertLess(len(self.taker.given), 7)
+        self.assertLess(len(self.receiver.given), 7)
 
     def test_refused(self) -> None:
         """
-        What is refused is set aside, is not offered again, and is not made again.
+        A refused sighting is set aside, and neither sent nor stored again.
         """
         one, two = a_sighting(1), a_sighting(2)
-        self.taker.refused[one.raw] = "no sighting"
+        self.receiver.refused[one.raw] = "no sighting"
         self.add(one, two)
         self.assertEqual(self.unsent(), [])
         self.add(one)
-        self.assertEqual(len(self.taker.given), 1)
+        self.assertEqual(len(self.receiver.given), 1)
         self.assertEqual((self.outbox.delivered, self.outbox.set_aside), (1, 1))
         self.assertEqual(self.aside(), 1)
         self.assertIn("no sighting", self.store.counts()["set_aside"]["newest"])
@@ -227,11 +227,11 @@ class OutboxTests(SynchronousTestCase):
         """
         all = [a_sighting(n) for n in range(1, 200)]
         bad = all[77]
-        self.taker.poison.add(bad.raw)
+        self.receiver.poison.add(bad.raw)
         self.add(*all)
         self.assertEqual(self.unsent(), [bad.id])
         self.assertEqual(self.outbox.delivered, 198)
-        self.assertLess(len(self.taker.given), 30)
+        self.assertLess(len(self.receiver.given), 30)
         for number in range(200, 200 + STRIKES - 1):
             self.assertEqual(self.aside(), 0)
             self.add(a_sighting(number))
@@ -244,14 +244,14 @@ class OutboxTests(SynchronousTestCase):
         While nothing else is taken, nothing is given up; it is offered again and again.
         """
         bad = [a_sighting(n) for n in range(1, 4)]
-        self.taker.poison = {each.raw for each in bad}
+        self.receiver.poison = {each.raw for each in bad}
         self.add(*bad)
         for _ in range(20):
-            given = len(self.taker.given)
+            given = len(self.receiver.given)
             self.clock.advance(STRIKE_DELAY)
-            self.assertGreater(len(self.taker.given), given)
+            self.assertGreater(len(self.receiver.given), given)
         self.assertEqual((len(self.unsent()), self.aside()), (3, 0))
-        self.taker.poison = set()
+        self.receiver.poison = set()
         self.clock.advance(STRIKE_DELAY)
         self.assertEqual(self.unsent(), [])
 
@@ -261,15 +261,15 @@ class OutboxTests(SynchronousTestCase):
         not asked without a pause.
         """
         all = [a_sighting(n) for n in range(1, 100)]
-        self.taker.poison = {each.raw for each in all}
+        self.receiver.poison = {each.raw for each in all}
         self.add(*all)
-        self.assertLess(len(self.taker.given), 40)
+        self.assertLess(len(self.receiver.given), 40)
         for _ in range(50):
-            given = len(self.taker.given)
+            given = len(self.receiver.given)
             self.clock.advance(STUCK_DELAY)
-            self.assertLess(len(self.taker.given) - given, 20)
+            self.assertLess(len(self.receiver.given) - given, 20)
         self.assertEqual((len(self.unsent()), self.aside()), (99, 0))
-        self.taker.poison = set()
+        self.receiver.poison = set()
         self.clock.advance(STRIKE_DELAY)
         self.assertEqual(self.unsent(), [])
 
@@ -277,12 +277,12 @@ class OutboxTests(SynchronousTestCase):
         """
         A receiver that is away is offered the same pages when it is back.
         """
-        self.taker.away = True
+        self.receiver.away = True
         all = [a_sighting(n) for n in range(1, 100)]
         self.add(*all)
         for _ in range(50):
             self.clock.advance(RETRY_DELAY)
-        self.assertEqual({len(given) for given in self.taker.given}, {99})
-        self.taker.away = False
+        self.assertEqual({len(given) for given in self.receiver.given}, {99})
+        self.receiver.away = False
         self.clock.advance(RETRY_DELAY)
         self.assertEqual((self.unsent(), self.aside()), ([], 0))

@@ -74,7 +74,7 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_document(self) -> None:
         """
-        A sighting says what was seen where, when and by whom.
+        A sighting has the value, the place, the time and the engine of the match.
         """
         one = an_indicator(1)
         self.know(one)
@@ -120,9 +120,9 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_together(self) -> None:
         """
-        An indicator that wants several observables in one event is sighted once where
-        they all are, and not where some are, be it in another event that was found at
-        the same time; others do not depend on it.
+        An indicator that needs several observables in one event is sighted once in an event with
+        all of them, and not in one with some, even if the others are in another event of the same
+        batch. Other indicators are not affected.
         """
         domain, ip = "domain-name:value = 'evil.example'", "ipv4-addr:value = '192.0.2.1'"
         one = an_indicator(1, pattern=f"[{domain} AND {ip}]")
@@ -147,7 +147,7 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_read_once(self) -> None:
         """
-        What was read lately is not read again, but a new version is.
+        A recently parsed indicator is not parsed again, unless it has a new version.
         """
         self.know(an_indicator(1))
         match = a_match(EVENT, (IP, [indicator_id(1)]))
@@ -166,7 +166,7 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_not_in_force(self) -> None:
         """
-        What the engine found for an indicator that is gone is no sighting.
+        A match of an indicator that has ended makes no sighting.
         """
         pattern = "[ipv4-addr:value = '192.0.2.1']"
         self.know(an_indicator(1), an_indicator(2, pattern=pattern))
@@ -208,8 +208,8 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_long_event(self) -> None:
         """
-        An event that is longer than any document is sighted, under the same id as ever,
-        without what is long in it, and the sighting says so.
+        An event that is longer than any document is sighted under the usual id, without its long
+        parts, and the sighting says so.
         """
         self.know(an_indicator(1))
         event = {**EVENT, "payload": "x" * 12_000_000, "short": "y", "flow": {"id": 7}}
@@ -247,7 +247,7 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_transformed(self) -> None:
         """
-        The context is what the transform made of the event; the id is the event's.
+        The context is the transformed event; the id depends on the original event.
         """
         self.know(an_indicator(1))
         match = a_match(EVENT, (IP, [indicator_id(1)]))
@@ -300,7 +300,7 @@ class MatcherTests(SynchronousTestCase):
 
     def test_edited(self) -> None:
         """
-        What was hit by an indicator that was changed meanwhile is nothing that it wants.
+        A hit of an earlier version of the indicator does not match.
         """
         hits = ((Kind.IP, "203.0.113.7"), (Kind.NETWORK, "10.0.0.0/8"))
         self.assertEqual(self.match("[ipv4-addr:value = '192.0.2.2']", *hits), ())
@@ -309,7 +309,7 @@ class MatcherTests(SynchronousTestCase):
 
     def test_together(self) -> None:
         """
-        What has to be seen together is named together, or is not seen.
+        Values that have to occur together are named together, or do not match.
         """
         pattern = (
             "[domain-name:value = 'Evil.example' AND ipv4-addr:value = '192.0.2.1']"
@@ -331,8 +331,8 @@ class MatcherTests(SynchronousTestCase):
 
     def test_networks_together(self) -> None:
         """
-        One address can be what several terms want: itself, its network, and all that
-        cover it, of which the engine names the narrowest.
+        One address can satisfy several terms: itself and the networks that contain it, of which the
+        engine names the narrowest.
         """
         pattern = (
             "[ipv4-addr:value = '10.1.2.3' AND ipv4-addr:value = '10.1.0.0/16'"

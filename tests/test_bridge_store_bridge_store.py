@@ -39,7 +39,7 @@ class CoveredTests(SynchronousTestCase):
 
     def test_migrated(self) -> None:
         """
-        Of what an earlier version has kept, the date alone is known.
+        Of a moment that an earlier version stored, only the date is known.
         """
         path = Path(self.mktemp())
         database = sqlite3.connect(path)
@@ -95,8 +95,8 @@ class EarlierVersionTests(SynchronousTestCase):
 
     def test_opens(self) -> None:
         """
-        It works, with the indicators and sightings that it has; a sighting that is longer
-        than one may be today is handed on without its long part.
+        Its indicators and sightings are usable; a sighting that is longer than allowed today is
+        sent without its long part.
         """
         path = Path(self.mktemp())
         with contextlib.closing(connect(path)) as database:

@@ -88,7 +88,7 @@ class StoreTestCase(SynchronousTestCase):
 
 class ApplyTests(StoreTestCase):
     """
-    What indicators make of the engine's tables.
+    The changes of the engine's tables that indicators cause.
     """
 
     def test_new(self) -> None:
@@ -188,7 +188,7 @@ class ApplyTests(StoreTestCase):
 
     def test_removed(self) -> None:
         """
-        What is withdrawn is erased.
+        A withdrawn indicator is erased.
         """
         self.apply(an_indicator(1))
         changes = self.apply(an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE"))
@@ -197,14 +197,14 @@ class ApplyTests(StoreTestCase):
 
     def test_removed_unknown(self) -> None:
         """
-        To withdraw what is not known changes nothing.
+        The withdrawal of an unknown indicator changes nothing.
         """
         changes = self.apply(an_indicator(1, x_threatbus_update="REMOVE"))
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
     def test_removed_repeat(self) -> None:
         """
-        A repeat of what was withdrawn does not bring it back; a newer version does.
+        A repeat does not bring a withdrawn indicator back; a newer version does.
         """
         self.apply(an_indicator(1, 2))
         self.apply(an_indicator(1, 3, x_threatbus_update="REMOVE"))
@@ -214,7 +214,7 @@ class ApplyTests(StoreTestCase):
 
     def test_decided(self) -> None:
         """
-        What the bus has decided is applied in its order, whatever the versions say.
+        Decisions of the bus are applied in order, whatever the versions are.
         """
         for order in (
             [an_indicator(1, 9), an_indicator(1, 5, name="other")],
@@ -241,8 +241,8 @@ class ApplyTests(StoreTestCase):
 
     def test_from_the_future(self) -> None:
         """
-        Where the bus has not decided, a version from the future counts as of its receipt:
-        what is corrected or removed later has its way.
+        If the bus has not decided, a version from the future counts as of its receipt, so a later
+        correction or removal prevails.
         """
         future = "9999-12-31T23:59:59Z"
         for number, end in enumerate(
@@ -288,7 +288,7 @@ class ApplyTests(StoreTestCase):
 
     def test_unmatched(self) -> None:
         """
-        What cannot be matched is named with a reason, and harms nothing else.
+        An indicator that cannot be matched is reported with a reason; others are not affected.
         """
         changes = self.apply(
             an_indicator(1, pattern_type="yara", pattern="rule x {}"), an_indicator(2)
@@ -306,7 +306,7 @@ class ExpiryTests(StoreTestCase):
 
     def test_expire(self) -> None:
         """
-        What is no longer valid is erased, once.
+        An expired indicator is erased, once.
         """
         self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
         self.assertEqual(self.store.indicators.expire(99.0).erase, ())
@@ -316,13 +316,13 @@ class ExpiryTests(StoreTestCase):
 
     def test_too_late(self) -> None:
         """
-        What is no longer valid when it arrives is never written.
+        An indicator that has expired before its arrival is never written.
         """
         self.assertEqual(self.apply(an_indicator(1, valid_until=moment(100)), now=100).write, ())
 
     def test_ended_by_edit(self) -> None:
         """
-        An edit that puts the end into the past ends what was in force.
+        An edit that sets the end to the past ends the indicator.
         """
         self.apply(an_indicator(1))
         changes = self.apply(an_indicator(1, 2, valid_until=moment(50)), now=60)
@@ -344,7 +344,7 @@ class BeginningTests(StoreTestCase):
 
     def test_waits(self) -> None:
         """
-        What is not valid yet is not written; when it is, it is, and searched for.
+        A future indicator is written and searched for when it becomes valid.
         """
         changes = self.apply(an_indicator(1, valid_from=moment(100)), now=50)
         self.assertEqual(changes, Changes(changes.number))
@@ -361,7 +361,7 @@ class BeginningTests(StoreTestCase):
 
     def test_no_search(self) -> None:
         """
-        Where past events are not searched, what begins does not wait for it.
+        If past events are not searched, an indicator that becomes valid waits for no search.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
         self.store.indicators.activate_due(100.0, False)
@@ -369,7 +369,7 @@ class BeginningTests(StoreTestCase):
 
     def test_withdrawn(self) -> None:
         """
-        What is withdrawn, or over, before it begins never does.
+        An indicator that is withdrawn or expires before it becomes valid is never written.
         """
         self.apply(
             an_indicator(1, valid_from=moment(100)),
@@ -391,7 +391,7 @@ class BeginningTests(StoreTestCase):
 
     def test_not_matched(self) -> None:
         """
-        What cannot be matched is named once it is valid.
+        An indicator that cannot be matched is reported when it becomes valid.
         """
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
@@ -449,7 +449,7 @@ class EscapedTests(StoreTestCase):
 
 class UnmatchedTests(StoreTestCase):
     """
-    What is told of indicators that are not matched.
+    The reports on indicators that are not matched.
     """
 
     def test_named_once(self) -> None:
@@ -465,7 +465,7 @@ class UnmatchedTests(StoreTestCase):
 
     def test_listed(self) -> None:
         """
-        The newest are listed, and all are counted; what is matched, or ended, is neither.
+        The newest are listed and all are counted, without matched and ended ones.
         """
         many = [
             an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, MAX_LISTED + 11)
@@ -528,7 +528,7 @@ class RulesTests(StoreTestCase):
 
     def test_migrated(self) -> None:
         """
-        What was known still is; what can be matched by now is, and is searched for.
+        Known observables stay; new ones are matched and searched for.
         """
         self.old()
         self.assertEqual(self.store.indicators.position, Position("bus", 7))
@@ -614,7 +614,7 @@ class NetworkTests(StoreTestCase):
 
     def test_entries(self) -> None:
         """
-        The whole of what the engine should hold says the same.
+        The list of all entries says the same.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"), an_indicator(3))
         self.assertCountEqual(
@@ -637,7 +637,7 @@ class NetworkTests(StoreTestCase):
 
 class ReconcileTests(StoreTestCase):
     """
-    What an engine is told that holds something already.
+    The changes for an engine that already holds entries.
     """
 
     def test_empty(self) -> None:
@@ -651,7 +651,7 @@ class ReconcileTests(StoreTestCase):
 
     def test_same(self) -> None:
         """
-        An engine that holds what it should is told nothing, whatever the order of ids.
+        There are no changes for an engine with the right entries, whatever the order of ids.
         """
         value = "[ipv4-addr:value = '192.0.2.1']"
         self.apply(an_indicator(1, pattern=value), an_indicator(2, pattern=value))
@@ -660,7 +660,7 @@ class ReconcileTests(StoreTestCase):
 
     def test_differences(self) -> None:
         """
-        Only what is missing or different is written, and only what is stale is erased.
+        Only missing or different entries are written, and only stale ones are erased.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
         changes = self.store.indicators.reconcile(
@@ -677,7 +677,7 @@ class SearchedTests(StoreTestCase):
 
     def test_marked(self) -> None:
         """
-        What was searched for is not given again, in another process neither.
+        An indicator that was searched for is not returned again, even after a restart.
         """
         self.apply(an_indicator(1))
         page = self.store.indicators.unsearched(ALL, 10)
@@ -719,7 +719,7 @@ class SearchedTests(StoreTestCase):
 
     def test_edit_keeps_waiting(self) -> None:
         """
-        An edit of what was not searched for leaves it so.
+        An edit of an unsearched indicator leaves it unsearched.
         """
         self.apply(an_indicator(1))
         self.apply(an_indicator(1, 2, name="another"))
@@ -736,7 +736,7 @@ class SearchedTests(StoreTestCase):
 
     def test_changed_meanwhile(self) -> None:
         """
-        What changed while it was searched for is searched for again.
+        An indicator that changes during its search is searched for again.
         """
         until = self.apply(an_indicator(1)).number
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
@@ -745,7 +745,7 @@ class SearchedTests(StoreTestCase):
 
     def test_removed(self) -> None:
         """
-        What is no longer in force is not searched for.
+        An indicator that has ended is not searched for.
         """
         self.apply(an_indicator(1))
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
@@ -769,7 +769,7 @@ class PositionTests(StoreTestCase):
 
     def test_same_step(self) -> None:
         """
-        The position is as durable as what was applied with it.
+        The position is as durable as the indicators that were applied with it.
         """
         self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
         self.reopen()
@@ -792,7 +792,8 @@ class PositionTests(StoreTestCase):
 
     def test_snapshot(self) -> None:
         """
-        A snapshot ends what it does not hold, repeats or not.
+        A snapshot ends the indicators that it does not contain, whether the others are repeats or
+        not.
         """
         self.apply(an_indicator(1), an_indicator(2))
         self.store.indicators.begin_snapshot()
@@ -834,7 +835,7 @@ class DamageTests(StoreTestCase):
 
     def test_wanted(self) -> None:
         """
-        What an indicator wants is found again in its document, wherever it is asked for.
+        Damaged terms are rebuilt from the document, whichever call reads them.
         """
         ids = [indicator_id(n) for n in range(1, 6)]
         pattern = "[domain-name:value = 'evil.example']"
@@ -867,7 +868,7 @@ class DamageTests(StoreTestCase):
 
     def test_document(self) -> None:
         """
-        An indicator of which what it wants and its document are both damaged is set aside.
+        An indicator whose terms and document are both damaged is set aside.
         """
         self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
         self.damage("wanted", b"[[", 2)
@@ -920,8 +921,7 @@ class DiskErrorTests(StoreTestCase):
 
     def test_nothing_half_done(self) -> None:
         """
-        What cannot be written leaves nothing behind, also not in memory, and can be
-        applied when the disk does its work again.
+        A failed write leaves no trace, not even in memory, and succeeds when the disk works again.
         """
         self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
         batch = [
@@ -976,7 +976,7 @@ indicators = st.builds(
 
 class AgreementTests(SynchronousTestCase):
     """
-    An engine that does what it is told holds what it should.
+    An engine that applies all changes holds the right entries.
     """
 
     @settings(max_examples=50)

@@ -49,7 +49,7 @@ class OutboxTableTests(SynchronousTestCase):
 
     def test_sent(self) -> None:
         """
-        What was sent does not wait, and is not made again.
+        A sent sighting does not wait, and is not stored again.
         """
         one = a_sighting(1)
         self.outbox.remember([one], 0.0)
@@ -59,7 +59,7 @@ class OutboxTableTests(SynchronousTestCase):
 
     def test_forget(self) -> None:
         """
-        What was sent long ago is forgotten; what still waits never is.
+        Sightings that were sent long ago are pruned; waiting ones never are.
         """
         sent, waiting = a_sighting(1), a_sighting(2)
         self.outbox.remember([sent, waiting], 0.0)

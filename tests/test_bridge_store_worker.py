@@ -29,7 +29,7 @@ MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
 
 class PartsTests(SynchronousTestCase):
     """
-    What may be long comes in parts, which are all of it.
+    Long results arrive completely, in several messages.
     """
 
     def setUp(self) -> None:
@@ -76,7 +76,7 @@ class PartsTests(SynchronousTestCase):
 
     def test_unsearched(self) -> None:
         """
-        The ids, and what to search for.
+        The ids and the entries to search for.
         """
         self.assertEqual(self.ask(StoreWorker.unsearched, 1, MANY, BEGINNING), DesiredPage(None))
         self.know(MANY)
@@ -91,8 +91,7 @@ class PartsTests(SynchronousTestCase):
 
     def test_reconciled(self) -> None:
         """
-        What the engine holds is taken in parts; what an earlier comparison left is none
-        of it.
+        The engine's entries arrive in parts; those of an earlier comparison are discarded.
         """
         self.know(MANY)
         held = self.entries()
@@ -110,7 +109,7 @@ class PartsTests(SynchronousTestCase):
 
     def test_ended(self) -> None:
         """
-        What ends at once; why something is not matched is said once.
+        Many indicators end at once; only the first part has the reasons.
         """
         self.know(MANY, valid_until=moment(50))
         parts: list[Changes] = self.ask(StoreWorker.expire, 50.0)
@@ -122,7 +121,7 @@ class PartsTests(SynchronousTestCase):
 
     def test_snapshot(self) -> None:
         """
-        What a snapshot did not hold ends.
+        An indicator that a snapshot does not contain ends.
         """
         self.know(MANY)
         self.ask(StoreWorker.begin_snapshot)
@@ -165,7 +164,7 @@ class ProcessTests(TestCase):
 
     async def test_disk(self) -> None:
         """
-        What the disk refuses fails with the reason.
+        A call that the disk refuses fails with the reason.
         """
         worker = self.worker()
         worker.start(Position | None)
@@ -187,7 +186,7 @@ class ProcessTests(TestCase):
 
     async def test_garbage(self) -> None:
         """
-        In place of a file that is no store, a new one is made, and what it was is kept.
+        A file that is no store is moved aside and replaced by a new store.
         """
         self.path.write_bytes(b"x" * 10_000)
         worker = self.worker()
@@ -235,8 +234,8 @@ class ProcessTests(TestCase):
 
     async def test_removed(self) -> None:
         """
-        If the file is removed while it is used, all that was committed is written again,
-        and the process ends and says so.
+        If the file is removed while in use, everything committed is written again, and the process
+        ends with that reason.
         """
         worker = self.worker()
         worker.start(Position | None)

@@ -84,7 +84,7 @@ def started() -> set[int]:
 
 class ProcessCase(TestCase):
     """
-    What these tests share: whatever they start is gone at their end.
+    The base of the tests: every process that a test starts has ended afterwards.
     """
 
     timeout = 60
@@ -231,7 +231,7 @@ class ContextCommandTests(ProcessCase):
 
     async def test_stopped_while_asked(self) -> None:
         """
-        Stopping reports what waits unchanged and leaves no process.
+        The stop reports the waiting events unchanged and leaves no process.
         """
         service = self.transform(python("import time; time.sleep(600)", "%ioc"))
         answers = [service.transform({"n": n}, "x", LIVE) for n in range(10)]
@@ -264,7 +264,7 @@ class CommandSinkTests(ProcessCase):
 
     async def test_chatty(self) -> None:
         """
-        What a sink says is not kept, and does not stop it.
+        The output of a sink is ignored, and does not stop it.
         """
         sink = self.sink(python("import sys; sys.stdout.write('x' * 5_000_000)"))
         await sink.send({"n": 1}, "x", LIVE)
@@ -295,7 +295,7 @@ class CommandSinkTests(ProcessCase):
 
     async def test_stream_dies(self) -> None:
         """
-        After a death, the next process takes what comes.
+        After the end of a process, the next one takes the events.
         """
         path = self.path()
         sink = self.sink(python(APPEND, path), stream=True)
