@@ -394,6 +394,11 @@ class EngineSession(MultiService):
         return gatherResults(tasks).addCallback(lambda _: None)
 
     def stopService(self) -> Deferred[None]:
+        """
+        Interrupt the engine's calls.
+
+        @return: Fires when all calls have ended.
+        """
         self.running = 0
         stopped = self._end_tasks()
         return stopped.addCallback(lambda _: MultiService.stopService(self))
@@ -830,6 +835,10 @@ class _EngineUpdate:
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, engine: IEngineClient) -> None:
+        """
+        @param clock: The clock that measures the update.
+        @param engine: The engine.
+        """
         self._clock = clock
         self._engine = engine
         self._started = clock.seconds()

@@ -312,6 +312,9 @@ class Bridge(SequentialService):
         }
 
     def stopService(self) -> Deferred[None]:
+        """
+        @return: Fires when all parts, and then the store's worker, have stopped.
+        """
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:

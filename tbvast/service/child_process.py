@@ -307,6 +307,10 @@ class _Job:
     """
 
     def __init__(self, argv: Sequence[bytes], line: bytes) -> None:
+        """
+        @param argv: The command line.
+        @param line: The whole standard input.
+        """
         self.argv = argv
         self.line = line
         self.output = bytearray()

@@ -78,6 +78,9 @@ class _StoredTerm(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def observable(self) -> Observable:
+        """
+        The observable.
+        """
         return Observable(self.kind, self.value)
 
 
