@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.interfaces import (
     IConsumer,
@@ -23,13 +24,13 @@ from zope.interface import implementer
 @implementer(IProcessTransport, IConsumer)
 class MemoryProcess:
     """
-    A process whose program is the test: it says, reads and exits when told to.
+    A process whose program is the test: it writes, reads and exits when the test says so.
 
-    @ivar argv: What it was started with.
-    @ivar read: What has left for its standard input.
-    @ivar input_closed: Whether its standard input is at its end.
+    @ivar argv: Its command line.
+    @ivar read: The bytes that have left for its standard input.
+    @ivar input_closed: Whether its standard input has ended.
     @ivar signals: The signals it was sent, in order.
-    @ivar clogged: Whether it reads nothing, with a pipe that is full.
+    @ivar clogged: Whether it does not read, and its pipe is full.
     @ivar stubborn: Whether it ignores SIGTERM.
     """
 
@@ -53,7 +54,7 @@ class MemoryProcess:
         self._pipes = {0, 1, 2}
         self._closing = False
 
-    # What the program does.
+    # The program
 
     def say(self, data: bytes) -> None:
         self.protocol.childDataReceived(1, data)
@@ -63,7 +64,7 @@ class MemoryProcess:
 
     def drain(self) -> None:
         """
-        Read what is in the pipe and what waits to get there.
+        Read the bytes in the pipe and those that wait for it.
         """
         self._flush()
 
@@ -86,7 +87,7 @@ class MemoryProcess:
             for pipe in sorted(self._pipes):
                 self._lose(pipe)
 
-    # What the reactor offers.
+    # The transport
 
     def write(self, data: bytes) -> None:
         if 0 in self._pipes and not self._closing:
@@ -200,3 +201,17 @@ class MemoryProcesses:
         self.all.append(process)
         processProtocol.makeConnection(process)
         return process
+
+
+def an_event(number: int) -> dict[str, Any]:
+    """
+    @return: An event that differs from those with other numbers.
+    """
+    return {"n": number}
+
+
+def json_line(document: Any) -> bytes:
+    """
+    @return: A document as commands read and write it.
+    """
+    return msgspec.json.encode(document) + b"\n"

@@ -14,9 +14,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.bus_cursor import PIECE, StoreCursor
-from tbvast.bridge.store.indicators import BridgeStore, Changes
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.bus_cursor import MAX_INDICATORS_PER_COMMIT, StoreCursor
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.values import Changes
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import ICursor
 from tbvast.protocol.unreadable import unreadable
 from tbvast.stix.indicators import Indicator
@@ -73,8 +74,10 @@ class CursorTests(SynchronousTestCase):
         self.cursor = self.make()
 
     def make(self) -> StoreCursor:
-        ask = asking(Keeper(self.store), self.thread.defer)
-        return StoreCursor(ask, self.store.position, self.clock.seconds, True, self.changes.append)
+        ask = asking(StoreWorker(self.store), self.thread.defer)
+        return StoreCursor(
+            ask, self.store.indicators.position, self.clock.seconds, True, self.changes.append
+        )
 
     def apply(self, *items: Indicator, position: Position | None = None) -> None:
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
@@ -87,7 +90,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        The cursor provides L{ICursor}.
         """
         verifyObject(ICursor, self.cursor)
 
@@ -131,7 +134,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_time(self) -> None:
         """
-        What is no longer valid when it is applied is not written.
+        An expired indicator is not written.
         """
         self.clock.advance(100)
         self.apply(an_indicator(1, valid_until=moment(50)))
@@ -139,7 +142,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_failed(self) -> None:
         """
-        What the store cannot keep moves nothing.
+        A failed commit does not move the position.
         """
         self.store.close()
         applied = Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], Position("bus", 3)))
@@ -171,8 +174,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_failed_behind(self) -> None:
         """
-        If items cannot be kept, neither is what was on its way behind them; what follows
-        once that is known is.
+        If a batch fails, the batches under way behind it are refused; later ones are accepted.
         """
         for number in (1, 2):
             applied = Deferred.fromCoroutine(
@@ -204,7 +206,7 @@ class CursorTests(SynchronousTestCase):
             finally:
                 changing.pop()
 
-        ask = asking(Keeper(self.store), self.thread.defer)
+        ask = asking(StoreWorker(self.store), self.thread.defer)
         self.cursor = StoreCursor(ask, None, self.clock.seconds, True, self.changes.append, change)
         for refused in (False, True):
             self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
@@ -214,43 +216,42 @@ class CursorTests(SynchronousTestCase):
                 self.thread.perform()
             self.assertEqual(changing, [])
             settled.addErrback(lambda failure: None)
-            self.store.expire(self.clock.seconds())
+            self.store.indicators.expire(self.clock.seconds())
 
     def test_pieces(self) -> None:
         """
-        What is much is applied in pieces, of which the last one moves the position.
+        Many indicators are applied in several commits, of which the last one moves the position.
         """
-        many = [an_indicator(number) for number in range(2 * PIECE + 1)]
+        many = [an_indicator(number) for number in range(2 * MAX_INDICATORS_PER_COMMIT + 1)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         self.assertEqual(len(self.thread.waiting), 3)
         self.thread.perform(1)
         self.assertNoResult(applied)
         self.thread.perform(1)
         self.successResultOf(applied)
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
         self.assertEqual(len(self.changes), 2)
         self.thread.perform()
         self.successResultOf(self.settled())
-        self.assertEqual(self.store.position, Position("bus", 3))
-        self.assertEqual(self.store.counts()["indicators"], 2 * PIECE + 1)
+        self.assertEqual(self.store.indicators.position, Position("bus", 3))
+        self.assertEqual(self.store.counts()["indicators"], 2 * MAX_INDICATORS_PER_COMMIT + 1)
 
     def test_piece_failed(self) -> None:
         """
-        If a piece cannot be kept, what follows is not, and the position stays; tried
-        again, all of it is.
+        If one commit fails, the following ones fail and the position stays; a retry applies all.
         """
-        many = [an_indicator(number) for number in range(3 * PIECE)]
+        many = [an_indicator(number) for number in range(3 * MAX_INDICATORS_PER_COMMIT)]
         applied = Deferred.fromCoroutine(self.cursor.apply(many, Position("bus", 3)))
         self.thread.perform(1)
         with refusing(self.store):
             self.thread.perform(1)
         self.failureResultOf(applied, sqlite3.Error)
         self.thread.perform()
-        self.assertIsNone(self.store.position)
-        self.assertEqual(self.store.counts()["indicators"], PIECE)
+        self.assertIsNone(self.store.indicators.position)
+        self.assertEqual(self.store.counts()["indicators"], MAX_INDICATORS_PER_COMMIT)
         self.apply(*many, position=Position("bus", 3))
-        self.assertEqual(self.store.position, Position("bus", 3))
-        self.assertEqual(self.store.counts()["indicators"], 3 * PIECE)
+        self.assertEqual(self.store.indicators.position, Position("bus", 3))
+        self.assertEqual(self.store.counts()["indicators"], 3 * MAX_INDICATORS_PER_COMMIT)
 
     def test_item_failed(self) -> None:
         """
@@ -259,7 +260,7 @@ class CursorTests(SynchronousTestCase):
         many = [an_indicator(number) for number in range(9)]
         with failing(self.path, indicator_id(4)):
             self.apply(*many, position=Position("bus", 9))
-        self.assertEqual(self.store.position, Position("bus", 9))
+        self.assertEqual(self.store.indicators.position, Position("bus", 9))
         counts = self.store.counts()
         self.assertEqual(counts["indicators"], 8)
         self.assertEqual(counts["set_aside"]["count"], 1)
@@ -271,7 +272,7 @@ class CursorTests(SynchronousTestCase):
 
     def test_set_aside(self) -> None:
         """
-        What could not be read is kept, and what is known of it outlasts a snapshot.
+        Unreadable items are set aside, and the known indicators with their ids survive a snapshot.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
         begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
@@ -287,13 +288,14 @@ class CursorTests(SynchronousTestCase):
         self.thread.perform()
         self.successResultOf(ended)
         self.assertEqual(
-            set(self.store.bodies(map(indicator_id, (1, 2, 3)))), {indicator_id(1), indicator_id(2)}
+            set(self.store.indicators.bodies(map(indicator_id, (1, 2, 3)))),
+            {indicator_id(1), indicator_id(2)},
         )
         self.assertEqual(self.store.counts()["set_aside"]["count"], 1)
 
     def test_snapshot(self) -> None:
         """
-        The end of a snapshot tells what is no longer in force.
+        The end of a snapshot reports the indicators that are no longer in force.
         """
         Deferred.fromCoroutine(self.cursor.apply([an_indicator(1), an_indicator(2)], None))
         begun = Deferred.fromCoroutine(self.cursor.begin_snapshot())
@@ -305,6 +307,7 @@ class CursorTests(SynchronousTestCase):
         self.successResultOf(ended)
         self.assertEqual(len(self.changes[-1].erase), 1)
         self.assertEqual(
-            list(self.store.bodies([indicator_id(1), indicator_id(2)])), [indicator_id(2)]
+            list(self.store.indicators.bodies([indicator_id(1), indicator_id(2)])),
+            [indicator_id(2)],
         )
         self.assertEqual(self.cursor.position, Position("bus", 9))

@@ -23,8 +23,8 @@ class SearchFromTests(SynchronousTestCase):
     @given(STEPS, st.integers(-100_000, 100_000))
     def test_set(self, ahead: list[int], now: int) -> None:
         """
-        However often the date is set, forward and back, while markers come out, and once
-        before the match is back: what was imported after what is covered is searched.
+        Every event that was imported after the covered moment is searched, however often the date
+        is set, forward and back, during the match and once before it restarts.
         """
         base = 1e9
         moments = [
@@ -44,7 +44,7 @@ class SearchFromTests(SynchronousTestCase):
 
     def test_not_set(self) -> None:
         """
-        Where nothing was set, little more than what was missed is searched.
+        If the date was not set, little more than the missed events is searched.
         """
         known = covered(Moment(1000.0, 5.0, 995.0), 995.0, BOOT)
         since = search_from(known, Moment(2000.0, 1005.0, 995.0), BOOT)

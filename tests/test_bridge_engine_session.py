@@ -13,9 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge import engine_session
 from tbvast.bridge.coverage import OVERLAP
-from tbvast.bridge.engine_session import EngineSession, Search, State
-from tbvast.bridge.store.indicators import BridgeStore, Changes
-from tbvast.bridge.store.worker import PIECE, Keeper
+from tbvast.bridge.engine_session import ENTRIES_PER_CHUNK, EngineSession, Search, State
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.values import Changes
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Kind, Observable
@@ -45,8 +46,8 @@ class SessionTestCase(SynchronousTestCase):
     A test with a session, a store, and a node and its engine in memory.
 
     @ivar delivered: The matches that were delivered.
-    @ivar unsupported: The engines that cannot be driven.
-    @ivar failure: What delivering fails with.
+    @ivar unsupported: The errors of unsupported engines.
+    @ivar failure: The error with which the delivery fails.
     """
 
     search: Search | None = None
@@ -66,7 +67,7 @@ class SessionTestCase(SynchronousTestCase):
             self.clock.seconds,
             self.node,
             self.engine,
-            asking(Keeper(self.store)),
+            asking(StoreWorker(self.store)),
             self.deliver,
             self.live,
             self.search,
@@ -97,14 +98,16 @@ class SessionTestCase(SynchronousTestCase):
         """
         Indicators arrive.
         """
-        changes = self.store.apply(indicators, self.clock.seconds(), self.search is not None)
+        changes = self.store.indicators.apply(
+            indicators, self.clock.seconds(), self.search is not None
+        )
         self.session.changed(changes)
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         return changes
 
     def come_back(self) -> None:
         self.node.up = True
-        self.clock.advance(engine_session.WATCH_MOST)
+        self.clock.advance(engine_session.MAX_RECONNECT_DELAY)
 
     def searched(self) -> bool:
         return not self.store.counts()["unsearched"]
@@ -119,7 +122,7 @@ class NodeTests(SessionTestCase):
 
     def test_up(self) -> None:
         """
-        Once the node is there it is asked who it is, prepared, filled and watched.
+        Once the node runs, the session identifies, prepares, fills and watches it.
         """
         self.apply(an_indicator(1))
         self.start()
@@ -183,7 +186,7 @@ class NodeTests(SessionTestCase):
 
     def test_stale(self) -> None:
         """
-        What the engine holds and should not is removed.
+        A stale entry of the engine is removed.
         """
         self.engine.table[ip(9)] = (indicator_id(9),)
         self.apply(an_indicator(1))
@@ -220,12 +223,12 @@ class NodeTests(SessionTestCase):
 
 class ChangeTests(SessionTestCase):
     """
-    What the engine is told while it is there.
+    Changes while the engine runs.
     """
 
     def test_applied(self) -> None:
         """
-        Changes are told at once: what is new, what is different, what is gone.
+        New, changed and removed entries are written at once.
         """
         self.start()
         self.apply(an_indicator(1), an_indicator(2))
@@ -235,7 +238,7 @@ class ChangeTests(SessionTestCase):
 
     def test_together(self) -> None:
         """
-        What changes during a call is told with the next one, together.
+        All changes during a call are written with the next one.
         """
         self.start()
         self.engine.calls.clear()
@@ -249,21 +252,23 @@ class ChangeTests(SessionTestCase):
 
     def test_gathered(self) -> None:
         """
-        What changes in quick succession is told together, but not for ever.
+        Changes in quick succession are written together, up to a limit.
         """
         self.start()
         self.engine.calls.clear()
-        short = engine_session.GATHER / 2
+        short = engine_session.DEBOUNCE_SECONDS / 2
         for number in range(1, 11):
-            changes = self.store.apply([an_indicator(number)], self.clock.seconds(), False)
+            changes = self.store.indicators.apply(
+                [an_indicator(number)], self.clock.seconds(), False
+            )
             self.session.changed(changes)
             self.clock.advance(short)
         self.assertEqual(self.engine.calls, [])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(len(self.engine.table), 10)
-        for number in range(round(engine_session.GATHER_MOST / short) + 1):
-            changes = self.store.apply([an_indicator(number, 2 + number)], 0.0, False)
+        for number in range(round(engine_session.MAX_DEBOUNCE_SECONDS / short) + 1):
+            changes = self.store.indicators.apply([an_indicator(number, 2 + number)], 0.0, False)
             self.session.changed(
                 Changes(changes.number, (Entry(ip(number % 256), (indicator_id(number),)),))
             )
@@ -275,50 +280,50 @@ class ChangeTests(SessionTestCase):
         As many entries as the engine is given in one piece.
         """
         entries = {}
-        for number in range(first, first + PIECE):
+        for number in range(first, first + ENTRIES_PER_CHUNK):
             observable = Observable(Kind.DOMAIN, f"{number}.example")
             entries[observable] = Entry(observable, (indicator_id(number),))
-        self.session.changed(Changes(self.store.change, tuple(entries.values())))
+        self.session.changed(Changes(self.store.indicators.change, tuple(entries.values())))
         return entries
 
     def test_given(self) -> None:
         """
-        As long as the store is being changed, the engine is given what has changed, and
-        looks at it meanwhile: in one call.
+        As long as the store is being changed, the engine gets the changes in one call, and handles
+        them meanwhile.
         """
         self.start()
         self.engine.calls.clear()
         with self.session.changing():
             entries = self.many(0)
-            entries |= self.many(PIECE)
-            self.clock.advance(engine_session.GATHER)
+            entries |= self.many(ENTRIES_PER_CHUNK)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             (adding,) = self.engine.added
-            self.assertEqual(sum(map(len, adding.pieces)), 2 * PIECE)
-            entries |= self.many(2 * PIECE)
-            self.clock.advance(engine_session.GATHER)
-            self.assertEqual(sum(map(len, adding.pieces)), 3 * PIECE)
+            self.assertEqual(sum(map(len, adding.pieces)), 2 * ENTRIES_PER_CHUNK)
+            entries |= self.many(2 * ENTRIES_PER_CHUNK)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
+            self.assertEqual(sum(map(len, adding.pieces)), 3 * ENTRIES_PER_CHUNK)
             self.assertEqual(self.engine.calls, [])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add"])
         self.assertEqual(set(self.engine.table), set(entries))
 
     def test_given_and_removed(self) -> None:
         """
-        What is not wanted any more, of what the engine has just been given, is removed
-        after that, and what is wanted again is given it then.
+        An entry that the engine has just been given and that is no longer desired is removed
+        afterwards; one that is desired again is written afterwards.
         """
         self.start()
         self.engine.calls.clear()
         with self.session.changing():
             entries = self.many(0)
             gone, *_ = entries
-            self.session.changed(Changes(self.store.change, erase=(gone,)))
-            self.many(PIECE)
-            self.clock.advance(engine_session.GATHER)
+            self.session.changed(Changes(self.store.indicators.change, erase=(gone,)))
+            self.many(ENTRIES_PER_CHUNK)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
-            self.session.changed(Changes(self.store.change, (entries[gone],)))
-        self.clock.advance(engine_session.GATHER)
+            self.session.changed(Changes(self.store.indicators.change, (entries[gone],)))
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add", "remove", "add"])
         self.assertIn(gone, self.engine.table)
 
@@ -326,15 +331,15 @@ class ChangeTests(SessionTestCase):
         """
         One call is not given more and more.
         """
-        self.patch(engine_session, "BATCH", 2 * PIECE)
+        self.patch(engine_session, "MAX_ENTRIES_PER_CALL", 2 * ENTRIES_PER_CHUNK)
         self.start()
         self.engine.calls.clear()
         with self.session.changing():
             for piece in range(3):
-                self.many(piece * PIECE)
-                self.clock.advance(engine_session.GATHER)
+                self.many(piece * ENTRIES_PER_CHUNK)
+                self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(self.engine.calls, ["add"])
-        self.clock.advance(engine_session.GATHER)
+        self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add", "add"])
 
     def test_given_in_vain(self) -> None:
@@ -345,9 +350,9 @@ class ChangeTests(SessionTestCase):
         self.engine.failures["add"] = [EngineCallFailed("add", "no")]
         with self.session.changing():
             entries = self.many(0)
-            entries |= self.many(PIECE)
-            self.clock.advance(engine_session.GATHER)
-        self.clock.pump([engine_session.GATHER, engine_session.RETRY_FIRST])
+            entries |= self.many(ENTRIES_PER_CHUNK)
+            self.clock.advance(engine_session.DEBOUNCE_SECONDS)
+        self.clock.pump([engine_session.DEBOUNCE_SECONDS, engine_session.FIRST_RETRY_DELAY])
         self.assertEqual(set(self.engine.table), set(entries))
 
     def test_down_while_given(self) -> None:
@@ -363,7 +368,7 @@ class ChangeTests(SessionTestCase):
 
     def test_retried(self) -> None:
         """
-        What failed is tried again after a delay that doubles; nothing is lost.
+        A failed call is repeated after a delay that doubles; no change is lost.
         """
         self.start()
         self.engine.failures["add"] = [EngineCallFailed("add", "no")] * 3
@@ -375,7 +380,7 @@ class ChangeTests(SessionTestCase):
 
     def test_later_wins(self) -> None:
         """
-        What changed after a failed call is told as it is then.
+        An entry that changes after a failed call is written in its latest state.
         """
         self.start()
         self.engine.failures["add"] = [EngineCallFailed("add", "no")]
@@ -400,23 +405,23 @@ class ChangeTests(SessionTestCase):
 
     def test_overflow(self) -> None:
         """
-        What is too much to wait in memory is read from the store again, be it at the
-        second attempt.
+        If too many changes wait in memory, the store is read again, even if the first attempt
+        fails.
         """
         many = tuple(
             Entry(Observable(Kind.DOMAIN, f"{number}.example"), (indicator_id(number),))
-            for number in range(engine_session.MOST_PENDING)
+            for number in range(engine_session.MAX_PENDING_ENTRIES)
         )
         self.start()
         self.engine.held = {"add"}
         self.apply(an_indicator(1))
         self.apply(an_indicator(2))
-        self.session.changed(Changes(self.store.change, many))
+        self.session.changed(Changes(self.store.indicators.change, many))
         self.assertEqual(self.session.report()["pending"], 0)
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()
         self.engine.release()
-        self.clock.pump([engine_session.GATHER, 0.5])
+        self.clock.pump([engine_session.DEBOUNCE_SECONDS, 0.5])
         self.assertEqual(self.engine.calls, ["contents", "contents", "add"])
         self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
 
@@ -445,7 +450,7 @@ class LiveTests(SessionTestCase):
 
     def test_delivered(self) -> None:
         """
-        What is matched is delivered, and counted.
+        Matches are delivered and counted.
         """
         self.engine.arrive({"n": 1}, ip(1))
         ((match, type),) = self.delivered
@@ -458,10 +463,10 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch()
         self.assertFalse(self.session.live)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.session.live)
         self.engine.end_watch(EngineCallFailed("watch", "no"))
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.watching, 1)
 
     def test_not_kept(self) -> None:
@@ -470,12 +475,12 @@ class LiveTests(SessionTestCase):
         """
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.session.live)
 
     def test_begun(self) -> None:
         """
-        What arrives from the first marker on is to be matched, whatever happens next.
+        Events from the first marker on are covered, whatever happens next.
         """
         known = self.store.covered
         assert known is not None
@@ -484,7 +489,7 @@ class LiveTests(SessionTestCase):
 
     def test_caught_up(self) -> None:
         """
-        What arrived while nothing was matched is searched when it is again.
+        Events that arrived without a live match are searched when it runs again.
         """
         self.engine.mark()
         known = self.store.covered
@@ -509,7 +514,7 @@ class LiveTests(SessionTestCase):
 
     def test_not_covered_before_caught_up(self) -> None:
         """
-        As long as what was missed has not been searched, it is not covered.
+        Missed events do not count as covered before they have been searched.
         """
         known = self.store.covered
         self.node.die()
@@ -525,7 +530,7 @@ class LiveTests(SessionTestCase):
 
     def test_catch_up_again(self) -> None:
         """
-        A search of what was missed that ran out of time is made again, with more.
+        A search of missed events that ran out of time is repeated with more time.
         """
         known = self.store.covered
         self.node.die()
@@ -533,7 +538,7 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.mark()
         self.assertEqual(self.store.covered, known)
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         first = engine_session.CATCH_UP_TIMEOUT
         self.assertEqual(self.engine.limits, [(0, first), (0, 2 * first)])
         self.engine.mark()
@@ -541,8 +546,7 @@ class LiveTests(SessionTestCase):
 
     def test_caught_up_twice(self) -> None:
         """
-        If the match stops while what was missed is searched, all of it is searched
-        again.
+        If the match stops during the search of missed events, all of them are searched again.
         """
         known = self.store.covered
         assert known is not None
@@ -551,14 +555,14 @@ class LiveTests(SessionTestCase):
         self.come_back()
         self.engine.end_watch()
         self.engine.held = set()
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.since[-1], known.until - OVERLAP)
         self.engine.mark()
         self.assertNotEqual(self.store.covered, known)
 
     def test_not_delivered(self) -> None:
         """
-        What could not be kept is not covered.
+        Events whose sightings could not be stored are not covered.
         """
         known = self.store.covered
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
@@ -568,7 +572,7 @@ class LiveTests(SessionTestCase):
 
     def test_date_set_back(self) -> None:
         """
-        What is imported by an earlier date than what is covered is searched.
+        Events with an earlier import date than the covered moment are searched.
         """
         self.engine.mark(self.engine.date + DAY)
         self.node.die()
@@ -579,7 +583,7 @@ class LiveTests(SessionTestCase):
         self.assertLess(since, self.engine.moments[0].imported)
         self.assertGreater(since, self.engine.moments[0].imported - 60)
 
-    def test_deaf(self) -> None:
+    def test_silent(self) -> None:
         """
         When no marker comes out any more, status and log say so, once, and when one does.
         """
@@ -599,8 +603,8 @@ class LiveTests(SessionTestCase):
         self.assertEqual(
             logged,
             [
-                "The live match has not shown for 16 s that it hears.",
-                "The live match hears again.",
+                "The live match has made no progress for 16 s.",
+                "The live match makes progress again.",
             ],
         )
 
@@ -614,12 +618,12 @@ class RecentTests(SessionTestCase):
 
     def test_since(self) -> None:
         """
-        Only what arrived in the last days is looked at.
+        Only the events of the last days are searched.
         """
         self.clock.advance(10 * DAY)
         self.start()
         self.apply(an_indicator(1))
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         (since,) = self.engine.since
         self.assertEqual(since, self.clock.seconds() - 2 * DAY)
 
@@ -633,11 +637,11 @@ class SearchTests(SessionTestCase):
 
     def start(self) -> None:
         super().start()
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
 
     def apply(self, *indicators: Indicator) -> Changes:
         changes = super().apply(*indicators)
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         return changes
 
     def test_found(self) -> None:
@@ -657,7 +661,7 @@ class SearchTests(SessionTestCase):
 
     def test_again(self) -> None:
         """
-        What was searched for is not searched for when the node comes back.
+        Past events are not searched again for the same indicators when the node comes back.
         """
         self.apply(an_indicator(1))
         self.start()
@@ -667,15 +671,15 @@ class SearchTests(SessionTestCase):
 
     def test_only_applied(self) -> None:
         """
-        Only what the engine holds already is looked for: nothing falls between past
-        and arriving events.
+        Past events are searched only for entries that the engine holds: no event falls between past
+        and arriving ones.
         """
         self.start()
         self.engine.held = {"add"}
         self.apply(an_indicator(1))
         self.assertEqual(self.engine.searched, [])
         self.engine.release()
-        self.clock.advance(engine_session.CALM)
+        self.clock.advance(engine_session.QUIET_SECONDS)
         self.assertEqual(self.engine.searched, [[entry(1)]])
 
     def test_marked_afterwards(self) -> None:
@@ -703,35 +707,37 @@ class SearchTests(SessionTestCase):
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
         self.assertFalse(self.searched())
         self.failure = None
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(len(self.delivered), 1)
         self.assertTrue(self.searched())
 
     def test_in_pieces(self) -> None:
         """
-        What arrives in pieces is looked for in one pass, once it is all written.
+        Indicators that arrive in several batches are searched for at once, when all are written.
         """
         self.start()
         for number in range(1, 6):
             super().apply(an_indicator(number))
-            self.clock.advance(engine_session.CALM / 2)
+            self.clock.advance(engine_session.QUIET_SECONDS / 2)
         self.assertEqual(self.engine.searched, [])
-        self.clock.pump([engine_session.CALM] * 2)
+        self.clock.pump([engine_session.QUIET_SECONDS] * 2)
         self.assertEqual([len(entries) for entries in self.engine.searched], [5])
 
-    def test_never_calm(self) -> None:
+    def test_never_quiet(self) -> None:
         """
-        Where it never ends, what is there is looked for after a while.
+        If changes never end, the search begins after a time limit.
         """
         self.start()
-        for number in range(round(engine_session.CALM_MOST / engine_session.CALM) * 2):
+        for number in range(
+            round(engine_session.MAX_QUIET_WAIT_SECONDS / engine_session.QUIET_SECONDS) * 2
+        ):
             super().apply(an_indicator(number))
-            self.clock.advance(engine_session.CALM - engine_session.GATHER)
+            self.clock.advance(engine_session.QUIET_SECONDS - engine_session.DEBOUNCE_SECONDS)
         self.assertTrue(self.engine.searched)
 
     def test_given_up(self) -> None:
         """
-        A search for what nobody wants any more is ended, and is not made again.
+        A search is cancelled, and not repeated, if its indicators have ended.
         """
         self.engine.held = {"find"}
         self.start()
@@ -747,8 +753,7 @@ class SearchTests(SessionTestCase):
 
     def test_progress(self) -> None:
         """
-        A search in progress tells for how many observables it is, since when, and how
-        much it has found.
+        The report on a search has the number of its observables and sightings, and its duration.
         """
         self.engine.held = {"find"}
         self.start()
@@ -766,12 +771,12 @@ class SearchTests(SessionTestCase):
         self.start()
         self.apply(an_indicator(1))
         self.assertFalse(self.searched())
-        self.clock.advance(engine_session.RETRY_FIRST)
+        self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertTrue(self.searched())
 
     def test_timeout(self) -> None:
         """
-        A search that ran out of time is over, with what it found.
+        A search that runs out of time ends with the matches found so far.
         """
         self.engine.past[ip(1)] = [{"n": 1}]
         self.engine.failures["find"] = [EngineTimeout("find", 30.0)]
@@ -783,8 +788,7 @@ class SearchTests(SessionTestCase):
 
     def test_edited_while_waiting(self) -> None:
         """
-        An edit that tells the engine nothing does not keep an indicator from being
-        looked for.
+        An edit without changes for the engine does not prevent the search for the indicator.
         """
         self.engine.held = {"find"}
         self.start()
@@ -795,7 +799,7 @@ class SearchTests(SessionTestCase):
 
     def test_unmatched(self) -> None:
         """
-        What cannot be matched is not looked for, and does not wait for it.
+        An indicator that cannot be matched is not searched for, and does not wait for a search.
         """
         self.start()
         changes: Any = self.apply(an_indicator(1, pattern_type="yara", pattern="{"))

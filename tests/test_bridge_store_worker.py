@@ -13,27 +13,28 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bridge.store.indicators import BEGINNING, BridgeStore, Changes, DesiredPage
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.renewal import NOWHERE
-from tbvast.bridge.store.worker import NO, PIECE, Keeper
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, NO, StoreWorker
 from tbvast.errors import StoreFailed
 from tbvast.storage.sqlite import PAGE_BYTES
 from tbvast.storage.worker_client import Worker
 from tbvast.values import Covered, Entry, Position
 from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
 
-MANY = 2 * PIECE + 1
+MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
 
 
 class PartsTests(SynchronousTestCase):
     """
-    What may be long comes in parts, which are all of it.
+    Long results arrive completely, in several messages.
     """
 
     def setUp(self) -> None:
         self.store = BridgeStore(Path(self.mktemp()))
         self.addCleanup(self.store.close)
-        self._ask = asking(Keeper(self.store))
+        self._ask = asking(StoreWorker(self.store))
 
     def ask(self, *request: Any) -> Any:
         return self.successResultOf(self._ask(*request))
@@ -47,13 +48,13 @@ class PartsTests(SynchronousTestCase):
             for number in range(count)
         ]
         applied: Changes = self.ask(
-            Keeper.apply, indicators, 0.0, True, Position("bus", count), 1, False
+            StoreWorker.apply, indicators, 0.0, True, Position("bus", count), 1, False
         )
         return applied
 
     def entries(self) -> list[Entry]:
-        pages = list(self.pages(lambda last: self.ask(Keeper.entries, last)))
-        self.assertLessEqual(max(len(page.entries) for page in pages), PIECE)
+        pages = list(self.pages(lambda last: self.ask(StoreWorker.entries, last)))
+        self.assertLessEqual(max(len(page.entries) for page in pages), MAX_ENTRIES_PER_MESSAGE)
         return [entry for page in pages for entry in page.entries]
 
     def pages(self, ask: Callable[[tuple[int, int]], DesiredPage]) -> Iterator[DesiredPage]:
@@ -74,51 +75,59 @@ class PartsTests(SynchronousTestCase):
 
     def test_unsearched(self) -> None:
         """
-        The ids, and what to search for.
+        The ids and the entries to search for.
         """
-        self.assertEqual(self.ask(Keeper.unsearched, 1, MANY, BEGINNING), DesiredPage(None))
+        self.assertEqual(self.ask(StoreWorker.unsearched, 1, MANY, BEGINNING), DesiredPage(None))
         self.know(MANY)
-        pages = list(self.pages(lambda last: self.ask(Keeper.unsearched, 1, MANY, last)))
-        self.assertEqual([len(page.ids) for page in pages], [PIECE, PIECE, 1, 0])
+        pages = list(self.pages(lambda last: self.ask(StoreWorker.unsearched, 1, MANY, last)))
+        self.assertEqual(
+            [len(page.ids) for page in pages],
+            [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1, 0],
+        )
         ids = [id for page in pages for id in page.ids]
         self.assertEqual(ids, [indicator_id(number) for number in range(MANY)])
         self.assertEqual({e for page in pages for e in page.entries}, set(self.entries()))
 
     def test_reconciled(self) -> None:
         """
-        What the engine holds is taken in parts; what an earlier comparison left is none
-        of it.
+        The engine's entries arrive in parts; those of an earlier comparison are discarded.
         """
         self.know(MANY)
         held = self.entries()
-        self.ask(Keeper.compare, held[:3], 0)
-        for start in range(0, len(held), PIECE):
-            self.ask(Keeper.compare, held[start : start + PIECE], start)
-        self.assertEqual(self.ask(Keeper.reconcile), [Changes(1)])
-        self.ask(Keeper.compare, [], 0)
-        parts: list[Changes] = self.ask(Keeper.reconcile)
-        self.assertEqual([len(part.write) for part in parts], [PIECE, PIECE, 1])
+        self.ask(StoreWorker.add_held, held[:3], 0)
+        for start in range(0, len(held), MAX_ENTRIES_PER_MESSAGE):
+            self.ask(StoreWorker.add_held, held[start : start + MAX_ENTRIES_PER_MESSAGE], start)
+        self.assertEqual(self.ask(StoreWorker.reconcile), [Changes(1)])
+        self.ask(StoreWorker.add_held, [], 0)
+        parts: list[Changes] = self.ask(StoreWorker.reconcile)
+        self.assertEqual(
+            [len(part.write) for part in parts],
+            [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1],
+        )
         self.assertEqual({part.number for part in parts}, {1})
 
     def test_ended(self) -> None:
         """
-        What ends at once; why something is not matched is said once.
+        Many indicators end at once; only the first part has the reasons.
         """
         self.know(MANY, valid_until=moment(50))
-        parts: list[Changes] = self.ask(Keeper.expire, 50.0)
-        self.assertEqual([len(part.erase) for part in parts], [PIECE, PIECE, 1])
-        self.assertEqual(self.ask(Keeper.expire, 50.0), [Changes(2)])
+        parts: list[Changes] = self.ask(StoreWorker.expire, 50.0)
+        self.assertEqual(
+            [len(part.erase) for part in parts],
+            [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1],
+        )
+        self.assertEqual(self.ask(StoreWorker.expire, 50.0), [Changes(2)])
 
     def test_snapshot(self) -> None:
         """
-        What a snapshot did not hold ends.
+        An indicator that a snapshot does not contain ends.
         """
         self.know(MANY)
-        self.ask(Keeper.begin_snapshot)
+        self.ask(StoreWorker.begin_snapshot)
         self.know(1)
-        parts: list[Changes] = self.ask(Keeper.end_snapshot, Position("bus", 9))
+        parts: list[Changes] = self.ask(StoreWorker.end_snapshot, Position("bus", 9))
         self.assertEqual(sum(len(part.erase) for part in parts), MANY - 1)
-        self.assertEqual(self.store.position, Position("bus", 9))
+        self.assertEqual(self.store.indicators.position, Position("bus", 9))
 
 
 class ProcessTests(TestCase):
@@ -133,7 +142,7 @@ class ProcessTests(TestCase):
     def worker(self) -> Worker:
         arguments = [str(self.path), NO]
         return Worker(
-            *(reactor, "the keeper", "tbvast.bridge.store.worker", arguments),
+            *(reactor, "the store", "tbvast.bridge.store.worker", arguments),
             StoreFailed,
             self.lost.append,
         )
@@ -144,27 +153,27 @@ class ProcessTests(TestCase):
         """
         applied = Position("bus", 7)
         for position in (None, applied):
-            keeper = self.worker()
-            self.assertEqual(keeper.start(Position | None), position)
-            await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, applied, 1, False)
-            counts = await keeper.ask(Keeper.counts)
+            worker = self.worker()
+            self.assertEqual(worker.start(Position | None), position)
+            await worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, applied, 1, False)
+            counts = await worker.ask(StoreWorker.counts)
             self.assertEqual((counts["indicators"], counts["unsearched"]), (1, 1))
-            await keeper.stop()
+            await worker.stop()
         self.assertEqual(self.lost, [])
 
     async def test_disk(self) -> None:
         """
-        What the disk refuses fails with the reason.
+        A call that the disk refuses fails with the reason.
         """
-        keeper = self.worker()
-        keeper.start(Position | None)
+        worker = self.worker()
+        worker.start(Position | None)
         with contextlib.closing(sqlite3.connect(self.path)) as other:
             other.execute("ALTER TABLE indicators RENAME TO elsewhere")
         e = await self.assertFailure(
-            keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, None, 1, False), StoreFailed
+            worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, None, 1, False), StoreFailed
         )
         self.assertIn("indicators", str(e))
-        await keeper.stop()
+        await worker.stop()
 
     def test_unusable(self) -> None:
         """
@@ -176,30 +185,34 @@ class ProcessTests(TestCase):
 
     async def test_garbage(self) -> None:
         """
-        In place of a file that is no store, a new one is made, and what it was is kept.
+        A file that is no store is moved aside and replaced by a new store.
         """
         self.path.write_bytes(b"x" * 10_000)
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), NOWHERE)
-        said = await keeper.ask(Keeper.renewed)
-        await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False)
-        await keeper.stop()
+        worker = self.worker()
+        self.assertEqual(worker.start(Position | None), NOWHERE)
+        said = await worker.ask(StoreWorker.renewed)
+        await worker.ask(
+            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
+        )
+        await worker.stop()
         (aside,) = self.path.parent.glob(f"{self.path.name}-damaged-*")
         self.assertEqual(aside.read_bytes(), b"x" * 10_000)
         self.assertIn(str(aside), said)
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
-        self.assertEqual(await keeper.ask(Keeper.renewed), "")
-        await keeper.stop()
+        worker = self.worker()
+        self.assertEqual(worker.start(Position | None), Position("bus", 7))
+        self.assertEqual(await worker.ask(StoreWorker.renewed), "")
+        await worker.stop()
 
     async def test_carried_over(self) -> None:
         """
         A new store has the sightings that can still be read of the one that is damaged.
         """
         store = BridgeStore(self.path)
-        store.apply([an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False)
-        store.remember([a_sighting(number) for number in range(3)], 5.0)
-        store.mark_sent([a_sighting(0).id])
+        store.indicators.apply(
+            [an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False
+        )
+        store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
+        store.outbox.mark_sent([a_sighting(0).id])
         store.set_covered(Covered(7.0, 3.0, "boot"))
         (root,) = store._db.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
@@ -208,31 +221,33 @@ class ProcessTests(TestCase):
         with self.path.open("r+b") as file:
             file.seek((root - 1) * PAGE_BYTES)
             file.write(b"\xff" * PAGE_BYTES)
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), NOWHERE)
-        self.assertIn("2 sightings were carried over", await keeper.ask(Keeper.renewed))
-        unsent = await keeper.ask(Keeper.unsent, 10, 1 << 20, [])
+        worker = self.worker()
+        self.assertEqual(worker.start(Position | None), NOWHERE)
+        self.assertIn("2 sightings were carried over", await worker.ask(StoreWorker.renewed))
+        unsent = await worker.ask(StoreWorker.unsent, 10, 1 << 20, [])
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
-        self.assertEqual(await keeper.ask(Keeper.remember, [a_sighting(0)], 6.0), 0)
-        self.assertEqual(await keeper.ask(Keeper.covered), Covered(7.0, 3.0, "boot"))
-        await keeper.stop()
+        self.assertEqual(await worker.ask(StoreWorker.remember, [a_sighting(0)], 6.0), 0)
+        self.assertEqual(await worker.ask(StoreWorker.covered), Covered(7.0, 3.0, "boot"))
+        await worker.stop()
         self.assertEqual(self.lost, [])
 
     async def test_removed(self) -> None:
         """
-        If the file is removed while it is used, all that was committed is written again,
-        and the process ends and says so.
+        If the file is removed while in use, everything committed is written again, and the process
+        ends with that reason.
         """
-        keeper = self.worker()
-        keeper.start(Position | None)
-        await keeper.ask(Keeper.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False)
+        worker = self.worker()
+        worker.start(Position | None)
+        await worker.ask(
+            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
+        )
         self.path.unlink()
-        e = await self.assertFailure(keeper.ask(Keeper.expire, 1.0), StoreFailed)
-        await keeper.stop()
+        e = await self.assertFailure(worker.ask(StoreWorker.expire, 1.0), StoreFailed)
+        await worker.stop()
         self.assertEqual(self.lost, [str(e)])
         self.assertIn("was removed while it was in use", str(e))
-        keeper = self.worker()
-        self.assertEqual(keeper.start(Position | None), Position("bus", 7))
-        counts = await keeper.ask(Keeper.counts)
+        worker = self.worker()
+        self.assertEqual(worker.start(Position | None), Position("bus", 7))
+        counts = await worker.ask(StoreWorker.counts)
         self.assertEqual(counts["indicators"], 1)
-        await keeper.stop()
+        await worker.stop()

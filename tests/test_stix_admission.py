@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.engines.tenzir import rows
 from tbvast.errors import Invalid, ObservableInvalid, PatternInvalid
@@ -211,8 +211,8 @@ class WholeWayTests(SynchronousTestCase):
         self.carry_sighting(made)
         store = BridgeStore(Path(":memory:"))
         try:
-            store.apply([item, an_indicator(7)], 5.0, True)
-            observables = [each.observable for each in store.entries()]
+            store.indicators.apply([item, an_indicator(7)], 5.0, True)
+            observables = [each.observable for each in store.indicators.entries()]
             lines = rows.written(Entry(each, (item.id,)) for each in observables)
             self.assertEqual(len(lines.splitlines()), len(observables))
         finally:

@@ -1,5 +1,5 @@
 """
-How far the bus's journal has been applied to the bridge's store.
+The bridge's cursor in the bus's journal.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
-from tbvast.bridge.store.indicators import Changes
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.values import Changes
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item
 from tbvast.protocol.unreadable import Unreadable
@@ -20,17 +20,20 @@ from tbvast.stix.indicators import Indicator
 from tbvast.storage.worker_client import Ask
 from tbvast.values import Position
 
-PIECE = 2000
+MAX_INDICATORS_PER_COMMIT = 2000
 """
-The most indicators that are applied in one commit: more do not stay in the processor's
-caches.
+The most indicators that are applied in one commit: larger batches do not fit in the
+processor's caches.
 """
 
 
 @implementer(ICursor)
 class StoreCursor:
     """
-    Applies what the bus sends to the store, and tells what has changed.
+    Applies the items of the bus to the store, and reports the changes.
+
+    @ivar position: The position up to which all items have been applied durably; C{None} if
+        none has.
     """
 
     def __init__(
@@ -43,12 +46,12 @@ class StoreCursor:
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
-        @param ask: Asks the L{Keeper}.
-        @param position: How far the journal has been applied so far.
+        @param ask: Calls the L{StoreWorker}.
+        @param position: The position that the store has.
         @param now: The date that decides whether an indicator is valid.
-        @param search: Whether past events are to be searched for new indicators.
-        @param changed: Called with what the engine is to be told.
-        @param changing: What is inside is the change.
+        @param search: Whether to search past events for new indicators.
+        @param changed: Called with the changes for the engine.
+        @param changing: A context manager inside which a commit is under way.
         """
         self.position = position
         self._ask = ask
@@ -64,17 +67,17 @@ class StoreCursor:
     ) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
         now = self._now()
-        # One piece is on its way while another one is written; the last has the position.
-        count = max(-(-len(indicators) // PIECE), 1)
+        # One batch is sent while another one is written; the last has the position.
+        count = max(-(-len(indicators) // MAX_INDICATORS_PER_COMMIT), 1)
         size = max(-(-len(indicators) // count), 1)
         applied = [
             self._ask(
-                *(Keeper.apply, indicators[number * size : (number + 1) * size], now),
+                *(StoreWorker.apply, indicators[number * size : (number + 1) * size], now),
                 *(self._search, position if number == count - 1 else None, self._run, decided),
             ).addCallback(self._changed)
             for number in range(count)
         ]
-        # The last one need not have been written for others to be on their way.
+        # The next call may send its batches before the last one is written.
         before, self._last = (
             [self._last, *applied[:-1]],
             Deferred.fromCoroutine(self._applied(applied[-1], position)),
@@ -90,25 +93,25 @@ class StoreCursor:
         try:
             await gatherResults(applied, consumeErrors=True)
         except FirstError as e:
-            # What is on its way is refused. What comes after this is not.
+            # The worker refuses the batches under way, and accepts those of the next run.
             self._run += 1
             self._last.addErrback(lambda failure: None)
             e.subFailure.raiseException()
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         await self.commit()
-        await self._ask(Keeper.set_aside, list(items), self._now())
+        await self._ask(StoreWorker.set_aside, list(items), self._now())
 
     async def commit(self) -> None:
         await self._done([self._last])
 
     async def begin_snapshot(self) -> None:
         await self.commit()
-        await self._ask(Keeper.begin_snapshot)
+        await self._ask(StoreWorker.begin_snapshot)
 
     async def end_snapshot(self, position: Position) -> None:
         await self.commit()
-        ended = await self._ask(Keeper.end_snapshot, position)
+        ended = await self._ask(StoreWorker.end_snapshot, position)
         self.position = position
         for changes in ended:
             self._changed(changes)

@@ -20,8 +20,11 @@ some seconds later.
 
 def covered(moment: Moment, lowest: float, boot: str) -> Covered:
     """
+    Make the record of a moment up to which everything has been matched.
+
+    @param moment: The moment, by both clocks.
     @param lowest: The least lead of the date over the other clock since that moment.
-    @param boot: The machine's start.
+    @param boot: The identity of the machine's start.
     """
     return Covered(min(moment.imported, moment.awake + lowest), moment.awake, boot)
 
@@ -32,7 +35,7 @@ def search_from(known: Covered, heard: Moment, boot: str) -> float | None:
 
     @param known: The moment.
     @param heard: The import that the live match has just reported.
-    @param boot: The machine's start.
+    @param boot: The identity of the machine's start.
     @return: Seconds since the epoch; C{None} if all events have to be searched.
     """
     if boot and boot == known.boot:

@@ -1,5 +1,5 @@
 """
-The session with the engine: it holds what it should, and matches.
+The session with the engine: keeps its tables current, and runs its matches and searches.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
-from tbvast.bridge.store.indicators import BEGINNING, Changes, DesiredPage
-from tbvast.bridge.store.worker import PIECE, Keeper
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
@@ -37,15 +37,14 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.worker_client import Ask
 from tbvast.values import Covered, EngineIdentity, Entry, Match, MatchType, Progress
 
-RETRY_FIRST = 0.5
-RETRY_MOST = 30.0
+FIRST_RETRY_DELAY = 0.5
+MAX_RETRY_DELAY = 30.0
 """
-Seconds between attempts at something that the engine did not do: they double, up
-to the most.
+Seconds between attempts of a call that failed. The delay doubles up to the maximum.
 """
 
-WATCH_FIRST = 0.1
-WATCH_MOST = 5.0
+FIRST_RECONNECT_DELAY = 0.1
+MAX_RECONNECT_DELAY = 5.0
 """
 Seconds between attempts to connect to the node.
 """
@@ -55,63 +54,70 @@ CHECK_INTERVAL = 600.0
 Seconds without a change after which the engine's tables are compared with the store.
 """
 
-PULSE_LIMIT = 5.0
+PROGRESS_SECONDS = 5.0
 """
-Seconds within which an engine that can tell how far it is says so again, if all is well.
-"""
-
-DEAF = 15.0
-"""
-Seconds without a word of how far it is, after which the live match is not taken for live.
+Seconds within which a healthy engine reports its progress again, if it can.
 """
 
-LOOK_INTERVAL = 1.0
+MAX_SILENCE_SECONDS = 15.0
 """
-Seconds between looks at that.
+Seconds without progress after which the live match no longer counts as live.
+"""
+
+SILENCE_CHECK_INTERVAL = 1.0
+"""
+Seconds between checks of that.
 """
 
 CATCH_UP_TIMEOUT = 300.0
 """
-Seconds for the first search of what was missed, where past events are not searched
-otherwise. One that ran out of time is made again, with twice the time.
+Seconds for the first search of missed events, if past events are not searched otherwise.
+After a timeout the search is repeated with twice the time.
 """
 
-GATHER = 0.02
-GATHER_MOST = 2.0
+DEBOUNCE_SECONDS = 0.02
+MAX_DEBOUNCE_SECONDS = 2.0
 """
-Seconds without another change, nor one under way, after which the engine is given no more
-in one call, and the most that a call lasts: each costs as much as some ten thousand entries.
-What the engine is given it holds back for a second at most, until more comes, or the end.
-"""
-
-CALM = 0.25
-CALM_MOST = 10.0
-"""
-Seconds without a change after which past events are searched, and the most that
-this waits: new indicators are written, and arriving events matched, first; and what
-arrives in pieces is searched for in one pass.
+Seconds without a change, and without one in progress, after which a call of the engine ends,
+and the most that a call waits for further changes. Each call costs as much as some ten
+thousand entries. The engine buffers entries for up to a second, until more come or the call
+ends.
 """
 
-MOST_PENDING = 200_000
+QUIET_SECONDS = 0.25
+MAX_QUIET_WAIT_SECONDS = 10.0
 """
-How many changed entries wait in memory for an engine that is behind; beyond that
-all of them are read from the store again.
-"""
-
-BATCH = 50_000
-"""
-About how many entries the engine is given in one call at most.
+Seconds without a change after which past events are searched, and the most that the search
+waits. New indicators are written and arriving events matched first, and indicators that
+arrive in several batches are searched for in one pass.
 """
 
-SEARCH_BATCH = 100_000
+MAX_PENDING_ENTRIES = 200_000
 """
-The most indicators that are looked for in one pass over the past events.
+The most changed entries that wait in memory for an engine that is behind. With more, the
+whole table is compared with the store instead.
+"""
+
+MAX_ENTRIES_PER_CALL = 50_000
+"""
+About the most entries that the engine is given in one call.
+"""
+
+ENTRIES_PER_CHUNK = 5000
+"""
+The entries that a call is given at once. As soon as so many wait, they are sent without
+waiting for more changes.
+"""
+
+MAX_INDICATORS_PER_SEARCH = 100_000
+"""
+The most indicators that one search of past events covers.
 """
 
 
 class State(enum.StrEnum):
     """
-    How the session is doing.
+    The state of the session: no node, filling the engine's tables, or tables filled.
     """
 
     AWAY = "away"
@@ -121,11 +127,11 @@ class State(enum.StrEnum):
 
 class Search(msgspec.Struct, frozen=True):
     """
-    How past events are searched.
+    The limits of searches of past events.
 
-    @ivar limit: The most events for each observable; C{0} for all of them.
-    @ivar timeout: Seconds for one pass.
-    @ivar days: Only events that arrived in the last so many days; C{0} for all.
+    @ivar limit: The most events per observable; C{0} for no limit.
+    @ivar timeout: Seconds for one search.
+    @ivar days: The age in days of the oldest events to search; C{0} for no limit.
     """
 
     limit: int
@@ -134,70 +140,75 @@ class Search(msgspec.Struct, frozen=True):
 
     def since(self, now: float) -> float | None:
         """
-        When the oldest of the events arrived; C{None} for any time.
+        @param now: The date, in seconds since the epoch.
+        @return: The earliest arrival of an event to search; C{None} for no limit.
         """
         return now - self.days * 86400.0 if self.days else None
 
 
-class _Pass:
+class _RetroSearch:
     """
-    One pass over the past events.
+    A running search of past events.
 
-    @ivar wanted: What is searched for, and has not been withdrawn.
-    @ivar given_up: Whether all of it has.
+    @ivar remaining: The observables that have not been withdrawn.
+    @ivar given_up: Whether all have been withdrawn.
     """
 
     def __init__(self, entries: Sequence[Entry], started: float, matched: int) -> None:
         """
-        @param matched: How many matches there were before.
+        @param entries: The entries to search for.
+        @param started: The time of the start, in seconds of the reactor's clock.
+        @param matched: The number of earlier sightings of past events.
         """
         self.count = len(entries)
-        self.wanted = {entry.observable for entry in entries}
+        self.remaining = {entry.observable for entry in entries}
         self.started = started
         self.matched = matched
         self.given_up = False
         self.finding: Deferred[None] = Deferred()
 
-    def withdrawn(self, observables: Iterable[Observable]) -> None:
+    def withdraw(self, observables: Iterable[Observable]) -> None:
         """
-        These are not wanted any more.
+        Cancel the search once no indicator has any of its observables.
+
+        @param observables: Observables that no indicator has any more.
         """
-        self.wanted.difference_update(observables)
-        if not self.wanted and not self.given_up:
+        self.remaining.difference_update(observables)
+        if not self.remaining and not self.given_up:
             self.given_up = True
             self.finding.cancel()
 
 
-_Wanted = dict[Observable, Entry | None]
+DesiredEntries = dict[Observable, Entry | None]
 """
-What the engine should hold of some observables; nothing of those that nobody wants.
+The entries that the engine should hold, by observable; C{None} for an entry to remove.
 """
 
 
-def _wanted(changes: Changes) -> _Wanted:
-    wanted: _Wanted = {entry.observable: entry for entry in changes.write}
-    return wanted | dict.fromkeys(changes.erase)
+def _desired(changes: Changes) -> DesiredEntries:
+    entries: DesiredEntries = {entry.observable: entry for entry in changes.write}
+    return entries | dict.fromkeys(changes.erase)
 
 
 Deliver = Callable[[list[Match], MatchType], Coroutine[Deferred[Any], Any, int]]
 """
-Takes matches, and says how many sightings they were; the next ones are read when it is
-done.
+Stores the sightings of matches, and returns their number. The next matches are read when it
+is done.
 """
 
 
 class EngineSession(MultiService):
     """
-    Keeps an engine's tables as the store says, and has it match.
+    Keeps an engine's tables equal to the store, and runs the live match and the searches.
 
-    One idle TCP connection to the node tells when it goes away; from then on
-    until it is back, and has been given everything again, nothing is asked of it.
+    An idle TCP connection to the node shows when the node ends. From then on until the node
+    is back and its tables are filled again, no call is made.
 
-    @ivar state: How it is doing.
+    @ivar state: The state of the session.
     @ivar live: Whether arriving events are being matched.
-    @ivar identity: Who the engine is; C{None} until it was asked.
-    @ivar matched: How many sightings the matches were, by type.
-    @ivar searches: How many passes over the past events there were.
+    @ivar identity: The engine's name and version; C{None} until the first connection.
+    @ivar matched: The number of sightings, by the type of the match.
+    @ivar searches: The number of searches of past events.
     """
 
     _log = Logger()
@@ -217,14 +228,17 @@ class EngineSession(MultiService):
         awake: Callable[[], float] = awake,
     ) -> None:
         """
-        @param now: The date.
-        @param endpoint: The node's, to watch.
-        @param ask: Asks the L{Keeper}.
+        @param clock: The clock of all delays.
+        @param now: The date, in seconds since the epoch.
+        @param endpoint: The endpoint of the node, for the idle connection.
+        @param engine: The engine.
+        @param ask: Calls the L{StoreWorker}.
+        @param deliver: Takes the matches.
         @param live: Whether to match arriving events.
-        @param search: How to search past events; C{None} for not at all.
-        @param unsupported: Called if the engine is not one that can be driven.
-        @param boot: What tells this start of the machine from others.
-        @param awake: The seconds since then.
+        @param search: The limits of searches of past events; C{None} for no searches.
+        @param unsupported: Called if the engine is not supported.
+        @param boot: The identity of this start of the machine.
+        @param awake: The seconds since that start.
         """
         super().__init__()
         self.state = State.AWAY
@@ -238,38 +252,40 @@ class EngineSession(MultiService):
         self._ask = ask
         self._deliver = deliver
         self._want_live = live
-        self._complete = False
-        self._began: float | None = None
-        self._heard: float | None = None
-        self._told = False
-        self._deaf = False
+        self._caught_up = False
+        self._live_since: float | None = None
+        self._heard_at: float | None = None
+        self._progress_seen = False
+        self._silent = False
         self._lag = 0.0
         self._covered: Covered | None = None
-        self._catching: Deferred[None] | None = None
+        self._catch_up_task: Deferred[None] | None = None
         self._boot = boot
         self._awake = awake
-        self._finding = DeferredLock()
+        self._search_lock = DeferredLock()
         self._search = search
         self._unsupported = unsupported
-        self._pending: _Wanted = {}
+        self._pending: DesiredEntries = {}
         self._pending_since = 0.0
         self._pending_change = 0
-        self._overflow = False
+        self._needs_reconcile = False
         self._applied = 0
-        self._changing = 0
-        self._changed_at = -CALM
-        self._pass: _Pass | None = None
-        self._wake: list[Deferred[None]] = []
+        self._changes_in_progress = 0
+        self._changed_at = -QUIET_SECONDS
+        self._running_search: _RetroSearch | None = None
+        self._waiters: list[Deferred[None]] = []
         self._tasks: list[Deferred[None]] = []
         factory = Factory.forProtocol(functools.partial(_NodeWatch, self._node_up, self._node_down))
         factory.noisy = False
-        look = TimerService(LOOK_INTERVAL, self._look)
+        look = TimerService(SILENCE_CHECK_INTERVAL, self._check_silence)
         look.clock = clock
         look.setServiceParent(self)
         watch = ClientService(
             endpoint,
             factory,
-            retryPolicy=backoffPolicy(WATCH_FIRST, WATCH_MOST, jitter=lambda: 0.0),
+            retryPolicy=backoffPolicy(
+                FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY, jitter=lambda: 0.0
+            ),
             clock=clock,
         )
         watch.setServiceParent(self)
@@ -277,35 +293,37 @@ class EngineSession(MultiService):
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """
-        While inside, the store is being changed; L{changed} is called with the outcome.
+        A change of the store, which ends with a call of L{changed}.
         """
-        self._changing += 1
+        self._changes_in_progress += 1
         try:
             yield
         finally:
-            self._changing -= 1
+            self._changes_in_progress -= 1
 
     def changed(self, changes: Changes) -> None:
         """
-        Tell the engine, as soon as it can be told.
+        Apply changes to the engine as soon as possible.
+
+        @param changes: The changes.
         """
         if changes.write or changes.erase:
             self._changed_at = self._clock.seconds()
             if not self._pending:
                 self._pending_since = self._changed_at
-        self._pending |= _wanted(changes)
+        self._pending |= _desired(changes)
         self._pending_change = max(self._pending_change, changes.number)
-        if self._pass is not None:
-            self._pass.withdrawn(changes.erase)
-        if self.state is State.AWAY or len(self._pending) > MOST_PENDING:
-            # What the store holds is compared with the engine before anything else.
+        if self._running_search is not None:
+            self._running_search.withdraw(changes.erase)
+        if self.state is State.AWAY or len(self._pending) > MAX_PENDING_ENTRIES:
+            # The engine's tables are compared with the store first.
             self._pending.clear()
-            self._overflow = True
+            self._needs_reconcile = True
         self._notify()
 
     def report(self) -> dict[str, Any]:
         """
-        How it is doing, for people.
+        @return: The state of the session for the status report.
         """
         identity = self.identity
         return {
@@ -317,39 +335,43 @@ class EngineSession(MultiService):
             "pending": len(self._pending),
             "matched": {type.lower(): count for type, count in self.matched.items()},
             "searches": self.searches,
-            **({"searching": self._search_progress(self._pass)} if self._pass else {}),
+            **(
+                {"searching": self._search_progress(self._running_search)}
+                if self._running_search
+                else {}
+            ),
         }
 
     def _report_live(self) -> dict[str, Any]:
         now = self._clock.seconds()
-        found: dict[str, Any] = {"live": self.live and not self._deaf}
-        if self._began is not None:
-            found["live_for"] = round(now - self._began, 1)
-        if (behind := self._behind_by()) is not None:
+        found: dict[str, Any] = {"live": self.live and not self._silent}
+        if self._live_since is not None:
+            found["live_for"] = round(now - self._live_since, 1)
+        if (behind := self._match_delay()) is not None:
             found["behind"] = round(behind, 2)
         if self._want_live:
-            found["catching_up"] = self.live and not self._complete
+            found["catching_up"] = self.live and not self._caught_up
         if self._covered is not None:
             found["covered"] = datetime.fromtimestamp(self._covered.until, UTC).isoformat()
         return found
 
-    def _behind_by(self) -> float | None:
+    def _match_delay(self) -> float | None:
         """
-        Seconds from an import to its match; C{None} if nobody knows.
+        @return: Seconds from an import to its match; C{None} if unknown.
         """
-        if self._heard is None:
+        if self._heard_at is None:
             return None
-        since = self._clock.seconds() - self._heard
-        return self._lag if since <= PULSE_LIMIT else self._lag + since
+        since = self._clock.seconds() - self._heard_at
+        return self._lag if since <= PROGRESS_SECONDS else self._lag + since
 
-    def _search_progress(self, running: _Pass) -> dict[str, Any]:
+    def _search_progress(self, running: _RetroSearch) -> dict[str, Any]:
         return {
             "observables": running.count,
             "seconds": round(self._clock.seconds() - running.started, 1),
             "found": self.matched[MatchType.RETRO] - running.matched,
         }
 
-    # The node's coming and going
+    # The node starts and ends
 
     def _node_up(self) -> None:
         if not self.running:
@@ -364,7 +386,7 @@ class EngineSession(MultiService):
 
     def _end_tasks(self) -> Deferred[None]:
         self.state = State.AWAY
-        self._not_live()
+        self._reset_live_match()
         self._engine.interrupt()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -372,6 +394,11 @@ class EngineSession(MultiService):
         return gatherResults(tasks).addCallback(lambda _: None)
 
     def stopService(self) -> Deferred[None]:
+        """
+        Interrupt the engine's calls.
+
+        @return: Fires when all calls have ended.
+        """
         self.running = 0
         stopped = self._end_tasks()
         return stopped.addCallback(lambda _: MultiService.stopService(self))
@@ -390,76 +417,80 @@ class EngineSession(MultiService):
             self._log.failure("The session with the engine failed", failure)
 
     def _notify(self) -> None:
-        wake, self._wake = self._wake, []
+        wake, self._waiters = self._waiters, []
         for waiting in wake:
             waiting.callback(None)
 
-    def _changes(self) -> Deferred[None]:
-        waiting: Deferred[None] = Deferred(self._wake.remove)
-        self._wake.append(waiting)
+    def _next_change(self) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred(self._waiters.remove)
+        self._waiters.append(waiting)
         return waiting
 
-    # What is asked of the engine
+    # The calls of the engine
 
     async def _serve(self) -> None:
         self.state = State.FILLING
         try:
-            self.identity = await self._insist("identify the engine", self._engine.identify)
+            self.identity = await self._retry("identify the engine", self._engine.identify)
         except EngineUnsupported as e:
             self._unsupported(e)
             return
-        await self._insist("prepare the engine", self._engine.prepare)
-        await self._insist("fill the engine", self._reconcile)
+        await self._retry("prepare the engine", self._engine.prepare)
+        await self._retry("fill the engine", self._reconcile)
         if self._want_live:
             self._start(self._watch())
         if self._search is not None:
-            self._start(self._search_past(self._search))
+            self._start(self._search_past_events(self._search))
         while True:
-            while self._behind:
-                await self._insist("update the engine", self._apply)
+            while self._has_backlog:
+                await self._retry("update the engine", self._apply)
             try:
-                await self._changes().addTimeout(CHECK_INTERVAL, self._clock)
+                await self._next_change().addTimeout(CHECK_INTERVAL, self._clock)
             except TimeoutError:
-                await self._insist("check the engine", self._reconcile)
+                await self._retry("check the engine", self._reconcile)
 
     @property
-    def _behind(self) -> bool:
+    def _has_backlog(self) -> bool:
         """
-        Whether the engine has to be told of something.
+        Whether changes wait for the engine.
         """
-        return bool(self._pending) or self._overflow or self._applied < self._pending_change
+        return bool(self._pending) or self._needs_reconcile or self._applied < self._pending_change
 
-    async def _gathered(self, most: float) -> bool:
+    async def _debounce(self, most: float) -> bool:
         """
-        Wait for what is about to change too.
+        Wait for further changes.
 
-        @param most: Until when, at most.
-        @return: Whether more may come before that.
+        @param most: The time at which the wait ends, at the latest.
+        @return: Whether more changes may come before that time.
         """
-        while len(self._pending) < PIECE:
+        while len(self._pending) < ENTRIES_PER_CHUNK:
             now = self._clock.seconds()
-            quiet = (now if self._changing else self._changed_at) + GATHER
+            quiet = (now if self._changes_in_progress else self._changed_at) + DEBOUNCE_SECONDS
             left = min(quiet, most) - now
             if left <= 0:
                 return False
             await deferLater(self._clock, left)
         return self._clock.seconds() < most
 
-    async def _calm(self) -> None:
+    async def _wait_until_quiet(self) -> None:
         """
-        Wait until nothing changes, but not for ever.
+        Wait until no change has come for L{QUIET_SECONDS}, with a limit.
         """
-        most = self._clock.seconds() + CALM_MOST
+        most = self._clock.seconds() + MAX_QUIET_WAIT_SECONDS
         while self._clock.seconds() < most and (
-            self._behind or self._changing or self._clock.seconds() < self._changed_at + CALM
+            self._has_backlog
+            or self._changes_in_progress
+            or self._clock.seconds() < self._changed_at + QUIET_SECONDS
         ):
-            await deferLater(self._clock, CALM)
+            await deferLater(self._clock, QUIET_SECONDS)
 
-    async def _insist(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _retry(self, task: str, call: Callable[[], Awaitable[Any]]) -> Any:
         """
-        Do something until the engine does it.
+        Repeat a call until it succeeds.
+
+        @param task: The description of the call, for the log.
         """
-        delay = RETRY_FIRST
+        delay = FIRST_RETRY_DELAY
         while True:
             try:
                 return await call()
@@ -467,35 +498,36 @@ class EngineSession(MultiService):
                 raise
             except EngineError as e:
                 self._log.error(
-                    "Cannot {what}: {reason}; trying again in {delay} s.",
-                    what=what,
+                    "Cannot {task}: {reason}; trying again in {delay} s.",
+                    task=task,
                     reason=str(e),
                     delay=delay,
                 )
             except CancelledError:
                 raise
             except Exception:
-                self._log.failure("Could not {what}; trying again.", what=what)
+                self._log.failure("Could not {task}; trying again.", task=task)
             await deferLater(self._clock, delay)
-            delay = min(delay * 2, RETRY_MOST)
+            delay = min(delay * 2, MAX_RETRY_DELAY)
 
     async def _reconcile(self) -> None:
         """
-        Make the engine hold what it should, and nothing else.
+        Compare the engine's tables with the store, and correct them.
         """
         started = self._clock.seconds()
         self._pending.clear()
-        self._overflow = False
+        self._needs_reconcile = False
         held = await self._engine.contents()
-        for start in range(0, max(len(held), 1), PIECE):
-            await self._ask(Keeper.compare, held[start : start + PIECE], start)
-        wanted: _Wanted = {}
-        for changes in await self._ask(Keeper.reconcile):
-            wanted |= _wanted(changes)
-        await self._write(wanted)
+        for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
+            part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
+            await self._ask(StoreWorker.add_held, part, start)
+        desired: DesiredEntries = {}
+        for changes in await self._ask(StoreWorker.reconcile):
+            desired |= _desired(changes)
+        await self._write(desired)
         self._applied = max(self._applied, changes.number)
         self.state = State.READY
-        written = sum(entry is not None for entry in wanted.values())
+        written = sum(entry is not None for entry in desired.values())
         self._log.info(
             "{name} {version} at {endpoint} is ready: {held} entries were there,"
             " {written} written, {erased} erased, in {elapsed:.3f} s.",
@@ -504,126 +536,126 @@ class EngineSession(MultiService):
             endpoint=self.identity.endpoint if self.identity else "",
             held=len(held),
             written=written,
-            erased=len(wanted) - written,
+            erased=len(desired) - written,
             elapsed=self._clock.seconds() - started,
         )
         self._notify()
 
     async def _apply(self) -> None:
-        if self._overflow:
+        if self._needs_reconcile:
             try:
                 await self._reconcile()
             except BaseException:
-                self._overflow = True
+                self._needs_reconcile = True
                 raise
             return
-        writing = _Writing(self._clock, self._engine)
-        most = self._pending_since + GATHER_MOST
+        update = _EngineUpdate(self._clock, self._engine)
+        most = self._pending_since + MAX_DEBOUNCE_SECONDS
         more = True
         try:
             while more:
-                more = await self._gathered(most)
+                more = await self._debounce(most)
                 pending, self._pending = self._pending, {}
                 change = self._pending_change
-                writing.write(pending)
-                more = more and not writing.full
-            await writing.end()
+                update.write(pending)
+                more = more and not update.full
+            await update.finish()
         except BaseException:
-            self._pending = writing.abandoned() | self._pending
+            self._pending = update.abandon() | self._pending
             raise
         self._applied = max(self._applied, change)
         self._notify()
 
-    async def _write(self, wanted: _Wanted) -> None:
-        writing = _Writing(self._clock, self._engine)
+    async def _write(self, desired: DesiredEntries) -> None:
+        update = _EngineUpdate(self._clock, self._engine)
         try:
-            writing.write(wanted)
-            await writing.end()
+            update.write(desired)
+            await update.finish()
         except BaseException:
-            writing.abandoned()
+            update.abandon()
             raise
 
     async def _watch(self) -> None:
         while True:
             try:
-                await self._engine.watch(self._matched_live, self._progressed)
+                await self._engine.watch(self._deliver_live, self._progressed)
                 reason = "it ended"
             except (EngineInterrupted, CancelledError):
                 raise
             except EngineError as e:
                 reason = str(e)
             except Exception as e:
-                self._log.failure("What was matched could not be kept")
+                self._log.failure("Cannot store the sightings of live matches")
                 reason = str(e)
-            self._not_live()
+            self._reset_live_match()
             self._log.error(
                 "The live match stopped: {reason}; starting it again in {delay} s.",
                 reason=reason,
-                delay=RETRY_FIRST,
+                delay=FIRST_RETRY_DELAY,
             )
-            await deferLater(self._clock, RETRY_FIRST)
+            await deferLater(self._clock, FIRST_RETRY_DELAY)
 
-    def _not_live(self) -> None:
+    def _reset_live_match(self) -> None:
         self.live = False
-        self._complete = False
-        self._began = None
-        self._heard = None
-        self._told = False
-        self._deaf = False
-        catching, self._catching = self._catching, None
+        self._caught_up = False
+        self._live_since = None
+        self._heard_at = None
+        self._progress_seen = False
+        self._silent = False
+        catching, self._catch_up_task = self._catch_up_task, None
         if catching is not None:
             catching.cancel()
 
-    def _matched_live(self, matches: list[Match]) -> Deferred[None] | None:
+    def _deliver_live(self, matches: list[Match]) -> Deferred[None] | None:
         if not matches:
             self.live = True
-            self._began = self._clock.seconds()
+            self._live_since = self._clock.seconds()
             self._log.info("The live match is running.")
             return None
-        return self._matched(matches, MatchType.LIVE)
+        return self._deliver_matches(matches, MatchType.LIVE)
 
     def _progressed(self, progress: Progress) -> Deferred[None] | None:
         """
-        All matches before have been delivered.
+        Take note of the engine's progress: all earlier matches have been delivered.
         """
         if not self.live:
             return None
         if progress.heard is not None:
-            self._heard = self._clock.seconds()
+            self._heard_at = self._clock.seconds()
             self._lag = progress.behind
-            if self._deaf:
-                self._deaf = False
-                self._log.info("The live match hears again.")
-        if not self._told:
-            self._told = True
-            self._catching = self._start(self._catch_up(progress))
-        if not self._complete or progress.covered is None:
+            if self._silent:
+                self._silent = False
+                self._log.info("The live match makes progress again.")
+        if not self._progress_seen:
+            self._progress_seen = True
+            self._catch_up_task = self._start(self._catch_up(progress))
+        if not self._caught_up or progress.covered is None:
             return None
-        return self._cover(covered(progress.covered, progress.lowest, self._boot))
+        return self._store_covered(covered(progress.covered, progress.lowest, self._boot))
 
-    def _cover(self, known: Covered) -> Deferred[None]:
+    def _store_covered(self, known: Covered) -> Deferred[None]:
         def cover(result: None) -> None:
             self._covered = known
 
         return (
-            self._ask(Keeper.set_covered, known)
+            self._ask(StoreWorker.set_covered, known)
             .addCallback(cover)
             .addErrback(
-                lambda failure: self._log.failure("While remembering what was matched", failure)
+                lambda failure: self._log.failure(
+                    "Cannot store the progress of the live match", failure
+                )
             )
         )
 
-    def _look(self) -> None:
-        if self._heard is None or self._deaf:
+    def _check_silence(self) -> None:
+        if self._heard_at is None or self._silent:
             return
-        since = self._clock.seconds() - self._heard
-        if since > DEAF:
-            self._deaf = True
-            self._log.warn(
-                "The live match has not shown for {since:.0f} s that it hears.", since=since
-            )
+        since = self._clock.seconds() - self._heard_at
+        if since > MAX_SILENCE_SECONDS:
+            self._silent = True
+            self._log.warn("The live match has made no progress for {since:.0f} s.", since=since)
 
-    def _matched(self, matches: list[Match], type: MatchType) -> Deferred[None]:
+    def _deliver_matches(self, matches: list[Match], type: MatchType) -> Deferred[None]:
         def count(sightings: int) -> None:
             self.matched[type] += sightings
 
@@ -631,93 +663,100 @@ class EngineSession(MultiService):
 
     async def _catch_up(self, progress: Progress) -> None:
         """
-        Search the events that arrived while nothing was matched: the engine, or the
-        bridge, was away. Until all of it was searched, it counts as not covered.
+        Search the events that arrived while the engine or the bridge was away. They do not
+        count as covered before the search has succeeded.
         """
         timeout = self._search.timeout if self._search else CATCH_UP_TIMEOUT
-        while not await self._insist(
-            "search what was missed", functools.partial(self._find_missed, progress, timeout)
+        while not await self._retry(
+            "search missed events", functools.partial(self._find_missed, progress, timeout)
         ):
             timeout *= 2
             self._log.warn(
-                "The search of what was missed is made again, with {timeout:.0f} s of time.",
+                "The search of missed events is repeated with a limit of {timeout:.0f} s.",
                 timeout=timeout,
             )
-            await deferLater(self._clock, RETRY_FIRST)
-        self._complete = True
-        self._catching = None
+            await deferLater(self._clock, FIRST_RETRY_DELAY)
+        self._caught_up = True
+        self._catch_up_task = None
 
     async def _find_missed(self, progress: Progress, timeout: float) -> bool:
         """
-        @return: Whether there was time for all of it.
+        @return: Whether the search was completed within the time limit.
         """
-        known: Covered | None = await self._ask(Keeper.covered)
+        known: Covered | None = await self._ask(StoreWorker.covered)
         heard = progress.heard
         if known is None:
-            # Nothing was ever matched: what arrives from now on is to be.
+            # The first live match: coverage begins now.
             begins = Covered(self._now() - OVERLAP, self._awake(), self._boot)
             if heard is not None:
                 begins = covered(heard, heard.ahead, self._boot)
-            await self._cover(begins)
+            await self._store_covered(begins)
             return True
         self._covered = known
         since = None if heard is None else search_from(known, heard, self._boot)
-        desired = _Desired()
+        desired = _EntryCollector()
         while desired.last is not None:
-            desired.add(await self._ask(Keeper.entries, desired.last))
-        return await self._find(desired.entries, 0, timeout, since)
+            desired.add(await self._ask(StoreWorker.entries, desired.last))
+        return await self._search_for(desired.entries, 0, timeout, since)
 
-    async def _search_past(self, search: Search) -> None:
+    async def _search_past_events(self, search: Search) -> None:
         while True:
-            await self._calm()
+            await self._wait_until_quiet()
             until = self._applied
-            searched = await self._insist(
+            searched = await self._retry(
                 "search past events", functools.partial(self._search_batch, search, until)
             )
             if not searched and until >= self._applied:
-                await self._changes()
+                await self._next_change()
 
     async def _search_batch(self, search: Search, until: int) -> bool:
         """
-        @return: Whether there was anything to search for.
+        Search past events for the next new indicators.
+
+        @return: Whether there were any.
         """
-        desired = _Desired()
-        while desired.last is not None and (left := SEARCH_BATCH - len(desired.ids)) > 0:
-            desired.add(await self._ask(Keeper.unsearched, until, left, desired.last))
+        desired = _EntryCollector()
+        while (
+            desired.last is not None and (left := MAX_INDICATORS_PER_SEARCH - len(desired.ids)) > 0
+        ):
+            desired.add(await self._ask(StoreWorker.unsearched, until, left, desired.last))
         ids = desired.ids
         if ids:
             since = search.since(self._now())
-            await self._find(desired.of_ids(), search.limit, search.timeout, since)
-            for start in range(0, len(ids), PIECE):
-                await self._ask(Keeper.mark_searched, ids[start : start + PIECE], until)
+            await self._search_for(desired.of_ids(), search.limit, search.timeout, since)
+            for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
+                part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
+                await self._ask(StoreWorker.mark_searched, part, until)
         return bool(ids)
 
-    async def _find(
+    async def _search_for(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
     ) -> bool:
         """
-        @return: Whether there was time for all of it.
+        @return: Whether the search was completed within the time limit.
         """
         if not entries:
             return True
-        await self._finding.acquire()
+        await self._search_lock.acquire()
         try:
-            return await self._found(entries, limit, timeout, since)
+            return await self._run_search(entries, limit, timeout, since)
         finally:
-            self._finding.release()
+            self._search_lock.release()
 
-    async def _found(
+    async def _run_search(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
     ) -> bool:
-        running = _Pass(entries, self._clock.seconds(), self.matched[MatchType.RETRO])
+        running = _RetroSearch(entries, self._clock.seconds(), self.matched[MatchType.RETRO])
         outcome = "found"
-        self._pass = running
+        self._running_search = running
         try:
             running.finding = self._engine.find(
                 entries,
                 limit,
                 timeout,
-                lambda matches: self._matched(matches, MatchType.RETRO) if matches else None,
+                lambda matches: (
+                    self._deliver_matches(matches, MatchType.RETRO) if matches else None
+                ),
                 since,
             )
             await running.finding
@@ -726,9 +765,9 @@ class EngineSession(MultiService):
         except CancelledError:
             if not running.given_up:
                 raise
-            outcome = "was given up, as nobody wants them any more, having found"
+            outcome = "was cancelled, as its indicators have ended, having found"
         finally:
-            self._pass = None
+            self._running_search = None
         self.searches += 1
         self._log.info(
             "A search of past events for {count} observables {outcome} {found} sightings"
@@ -741,13 +780,13 @@ class EngineSession(MultiService):
         return outcome == "found"
 
 
-class _Desired:
+class _EntryCollector:
     """
-    The entries to search for, gathered page by page: the store has other calls to answer
-    in between, among them those of the live match.
+    Collects the entries to search for, page by page. In between, the store can answer other
+    calls, such as those of the live match.
 
-    @ivar last: Where the last page ended; C{None} if there are no more.
-    @ivar ids: The indicators.
+    @ivar last: The end of the last page; C{None} if there are no more.
+    @ivar ids: The ids of the indicators.
     """
 
     def __init__(self) -> None:
@@ -756,6 +795,9 @@ class _Desired:
         self._entries: dict[Observable, Entry] = {}
 
     def add(self, page: DesiredPage) -> None:
+        """
+        Add a page, which may have further indicators of known entries.
+        """
         self.last = page.last
         self.ids += page.ids
         for entry in page.entries:
@@ -767,11 +809,14 @@ class _Desired:
 
     @property
     def entries(self) -> list[Entry]:
+        """
+        All entries.
+        """
         return list(self._entries.values())
 
     def of_ids(self) -> list[Entry]:
         """
-        The entries, without the indicators that are not among L{ids}.
+        @return: The entries, with only those indicators that are among L{ids}.
         """
         ids = frozenset(self.ids)
         return [
@@ -782,18 +827,22 @@ class _Desired:
         ]
 
 
-class _Writing:
+class _EngineUpdate:
     """
-    Changes on their way to the engine, in one call that adds and one that removes.
+    Writes changes to the engine, with one call that adds entries and one that removes some.
     """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, engine: IEngineClient) -> None:
+        """
+        @param clock: The clock that measures the update.
+        @param engine: The engine.
+        """
         self._clock = clock
         self._engine = engine
         self._started = clock.seconds()
-        self._wanted: _Wanted = {}
+        self._entries: DesiredEntries = {}
         self._added = 0
         self._adding: IAdding | None = None
         self._removed: list[Observable] = []
@@ -801,57 +850,65 @@ class _Writing:
     @property
     def full(self) -> bool:
         """
-        Whether what follows had better be written by another one: what is to be removed
-        could be added again.
+        Whether further changes need another update: this one is large, or removes entries,
+        which a further change could add again.
         """
-        return len(self._wanted) >= BATCH or bool(self._removed)
+        return len(self._entries) >= MAX_ENTRIES_PER_CALL or bool(self._removed)
 
-    def write(self, wanted: _Wanted) -> None:
+    def write(self, entries: DesiredEntries) -> None:
         """
-        @param wanted: Nothing that was to be removed before.
+        Add changes to the calls.
+
+        @param entries: The changes, none of an observable that an earlier change removes.
         """
-        self._wanted |= wanted
-        add = [entry for entry in wanted.values() if entry is not None]
-        self._removed = [observable for observable, entry in wanted.items() if entry is None]
-        for start in range(0, len(add), PIECE):
+        self._entries |= entries
+        add = [entry for entry in entries.values() if entry is not None]
+        self._removed = [observable for observable, entry in entries.items() if entry is None]
+        for start in range(0, len(add), ENTRIES_PER_CHUNK):
             if self._adding is None:
                 self._adding = self._engine.adding()
-            self._adding.add(add[start : start + PIECE])
+            self._adding.add(add[start : start + ENTRIES_PER_CHUNK])
         self._added += len(add)
 
-    async def end(self) -> None:
+    async def finish(self) -> None:
         """
-        Wait until all of it has been done.
+        Wait until the engine has made all changes.
+
+        @raise EngineError: If it failed; see L{IAdding.end}.
         """
         if self._adding is not None:
             await self._adding.end()
-        for start in range(0, len(self._removed), BATCH):
-            await self._engine.remove(self._removed[start : start + BATCH])
-        if self._wanted:
+        for start in range(0, len(self._removed), MAX_ENTRIES_PER_CALL):
+            await self._engine.remove(self._removed[start : start + MAX_ENTRIES_PER_CALL])
+        if self._entries:
             self._log.info(
-                "The engine took {added} entries and let go of {removed} in {elapsed:.3f} s.",
+                "The engine took {added} entries and removed {removed} in {elapsed:.3f} s.",
                 added=self._added,
                 removed=len(self._removed),
                 elapsed=self._clock.seconds() - self._started,
             )
 
-    def abandoned(self) -> _Wanted:
+    def abandon(self) -> DesiredEntries:
         """
-        Give up.
+        Abandon the calls.
 
-        @return: What would have been written.
+        @return: The changes, which may or may not have been made.
         """
         if self._adding is not None:
             self._adding.abandon()
-        return self._wanted
+        return self._entries
 
 
 class _NodeWatch(Protocol):
     """
-    An idle connection to the node, which ends when the node does.
+    An idle connection to the node, which is lost when the node ends.
     """
 
     def __init__(self, up: Callable[[], None], down: Callable[[], None]) -> None:
+        """
+        @param up: Called when the connection is made.
+        @param down: Called when it is lost.
+        """
         self._up = up
         self._down = down
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from tbvast.bridge.store.worker import Keeper
+from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import IBacklog
 from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Deliver, Flusher
@@ -25,7 +25,7 @@ class StoredSightings:
 
     def __init__(self, ask: Ask, now: Calendar) -> None:
         """
-        @param ask: Asks the L{Keeper}.
+        @param ask: Calls the L{StoreWorker}.
         @param now: The date at which a sighting is set aside.
         """
         self._ask = ask
@@ -34,18 +34,20 @@ class StoredSightings:
     async def page(
         self, count: int, size: int, without: Collection[str]
     ) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(Keeper.unsent, count, size, list(without))
+        found: list[tuple[str, bytes]] = await self._ask(
+            StoreWorker.unsent, count, size, list(without)
+        )
         return found
 
     async def one(self, key: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(Keeper.unsent_among, [key])
+        found: list[tuple[str, bytes]] = await self._ask(StoreWorker.unsent_among, [key])
         return found
 
     async def mark_sent(self, keys: Collection[str]) -> None:
-        await self._ask(Keeper.mark_sent, list(keys))
+        await self._ask(StoreWorker.mark_sent, list(keys))
 
     async def set_aside(self, reasons: Mapping[str, str]) -> None:
-        await self._ask(Keeper.set_sightings_aside, dict(reasons), self._now())
+        await self._ask(StoreWorker.set_sightings_aside, dict(reasons), self._now())
 
 
 class Outbox(Flusher):
@@ -57,8 +59,10 @@ class Outbox(Flusher):
 
     def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, deliver: Deliver) -> None:
         """
-        @param now: The date from which a sighting is remembered.
-        @param ask: Asks the L{Keeper}.
+        @param clock: The clock of the retries.
+        @param now: The date at which a sighting is stored or set aside.
+        @param ask: Calls the L{StoreWorker}.
+        @param deliver: Delivers the sightings.
         """
         super().__init__(clock, StoredSightings(ask, now), deliver)
         self.made = 0
@@ -69,7 +73,7 @@ class Outbox(Flusher):
         """
         Store sightings durably, and begin to send them.
         """
-        new = await self._ask(Keeper.remember, list(sightings), self._now())
+        new = await self._ask(StoreWorker.remember, list(sightings), self._now())
         self.made += new
         if new:
             self.flush()

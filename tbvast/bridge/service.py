@@ -1,5 +1,5 @@
 """
-The bridge: from a bus's indicators to an engine, and from its matches back.
+The bridge: gives an engine the indicators of a bus, and reports its matches as sightings.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.bus_cursor import StoreCursor
-from tbvast.bridge.commands import CommandSink, StdoutSink, TransformContext, parse_command
+from tbvast.bridge.commands.command_line import parse_command
+from tbvast.bridge.commands.command_sink import CommandSink
+from tbvast.bridge.commands.context_command import ContextCommand
+from tbvast.bridge.commands.sink_delivery import DeliverToSink
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
-from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
-from tbvast.bridge.store.indicators import Changes
-from tbvast.bridge.store.worker import NO, YES, Keeper
+from tbvast.bridge.sighting_factory import SightingFactory
+from tbvast.bridge.store.values import Changes
+from tbvast.bridge.store.worker import NO, YES, StoreWorker
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
@@ -49,40 +53,42 @@ INTEL_TOPIC = "stix2/indicator"
 
 VALIDITY_INTERVAL = 1.0
 """
-Seconds between looks for indicators that are no longer, or have become, valid.
+Seconds between the checks for indicators that have expired or become valid.
 """
 
-FORGET_INTERVAL = 3600.0
+PRUNE_INTERVAL = 3600.0
 """
-Seconds between looks for sightings that were sent long ago.
-"""
-
-NAMED = 100
-"""
-The most indicators that one line of the log names.
+Seconds between the deletions of the ids of sightings that were sent long ago.
 """
 
-OLD_COMMAND = "vast"
-OLD_ADDRESS = HostPort("127.0.0.1", 42000)
+MAX_INDICATORS_PER_LINE = 100
 """
-What the engine of old is called, and where its node listens by default.
+The most indicators that one log line names.
 """
 
-_PROBE = 1.0
+VAST_COMMAND = "vast"
+VAST_ADDRESS = HostPort("127.0.0.1", 42000)
+"""
+The command of VAST, Tenzir's predecessor, and the default address of its node.
+"""
+
+_PROBE_TIMEOUT = 1.0
 
 
 class Bridge(SequentialService):
     """
-    One bridge, for as long as the service runs.
+    The service of one bridge.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any, settings: BridgeSettings, process: ServiceProcess) -> None:
         """
-        @param process: Whose state directory is used, and which is ended if the
-            bridge cannot go on.
-        @raise EngineMissing: If there is no engine's command.
+        @param reactor: The reactor.
+        @param settings: The settings of the bridge.
+        @param process: The process: it has the state directory, and ends if the bridge
+            cannot continue.
+        @raise EngineMissing: If the engine's command does not exist.
         @raise KeyUnusable: If a key file cannot be used.
         """
         super().__init__()
@@ -90,8 +96,8 @@ class Bridge(SequentialService):
         self._settings = settings
         self._process = process
         self._state = Path(process.state.path)
-        self._old = settings.engine == "vast"
-        self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
+        self._is_vast = settings.engine == "vast"
+        self._binary = client(settings.vast_binary or (VAST_COMMAND if self._is_vast else None))
         self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}
@@ -99,18 +105,18 @@ class Bridge(SequentialService):
     def startService(self) -> None:
         """
         @raise StoreFailed: If the store cannot be used.
-        @raise StartupRefused: If the place for an embedded node cannot.
+        @raise StartupRefused: If the directory of an embedded node cannot be used.
         """
-        self._keeper = Worker(
+        self._store_worker = Worker(
             self._reactor,
-            "the store's keeper",
+            "the store's worker",
             "tbvast.bridge.store.worker",
             [str(self._state / STORE_NAME), YES if self._settings.retro_match else NO],
             StoreFailed,
             self._process.fail,
         )
-        position: Position | None = self._keeper.start(Position | None)
-        self._keeper.ask(Keeper.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
+        position: Position | None = self._store_worker.start(Position | None)
+        self._store_worker.ask(StoreWorker.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
         self._factory = Factory(self._reactor)
         self._compose(position)
         try:
@@ -119,23 +125,23 @@ class Bridge(SequentialService):
             self._factory.shutdown()
             raise
 
-    def _cb_renewed(self, said: str) -> None:
-        if said:
-            self._log.critical("{said}", said=said)
+    def _cb_renewed(self, description: str) -> None:
+        if description:
+            self._log.critical("{description}", description=description)
 
     def _eb_renewed(self, failure: Failure) -> None:
-        failure.trap(StoreFailed)  # it has ended, and that is told
+        failure.trap(StoreFailed)  # the worker has ended, which the process reports
 
     def _compose(self, position: Position | None) -> None:
         """
-        @param position: How far the bus's journal has been applied.
+        @param position: The position up to which the bus's journal has been applied.
         """
-        settings, reactor, ask = self._settings, self._reactor, self._keeper.ask
+        settings, reactor, ask = self._settings, self._reactor, self._store_worker.ask
         address = self._engine_address()
-        self._driven = self._engine(address)
-        engine = EngineThreads(reactor, self._driven)
+        self._blocking_engine = self._engine(address)
+        engine = EngineThreads(reactor, self._blocking_engine)
         engine.setServiceParent(self)
-        self._maker = SightingMaker(calendar, ask, settings.engine, self._transform())
+        self._sighting_factory = SightingFactory(calendar, ask, settings.engine, self._transform())
         self._outbox = Outbox(reactor, calendar, ask, self._deliver())
         self._outbox.setServiceParent(self)
         self._session = EngineSession(
@@ -144,7 +150,7 @@ class Bridge(SequentialService):
             HostnameEndpoint(reactor, address.host, address.port),
             engine.client,
             ask,
-            self._sight,
+            self._store_sightings,
             settings.live_match,
             Search(
                 settings.retro_match_max_events,
@@ -159,9 +165,9 @@ class Bridge(SequentialService):
         self._session.setServiceParent(self)
         for interval, call in (
             (VALIDITY_INTERVAL, self._expire),
-            (VALIDITY_INTERVAL, self._begin),
-            (FORGET_INTERVAL, self._forget),
-            (settings.heartbeat, self._count),
+            (VALIDITY_INTERVAL, self._activate_due),
+            (PRUNE_INTERVAL, self._prune),
+            (settings.heartbeat, self._read_counts),
         ):
             timer = TimerService(interval, call)
             timer.clock = reactor
@@ -183,7 +189,7 @@ class Bridge(SequentialService):
             ),
             self._report,
             self._outbox.flush,
-            # What a bus of the same limit sends, with what it puts around it.
+            # The largest message of a bus with the same limit, with its framing.
             {zmq.MAXMSGSIZE: settings.max_message_bytes + FRAME_BYTES},
             self._keys,
         )
@@ -191,13 +197,13 @@ class Bridge(SequentialService):
 
     def _engine_address(self) -> HostPort:
         """
-        Where the engine is; an embedded node is made if there is none.
+        @return: The node's address. If no node runs there, an embedded one is created.
         """
         settings = self._settings
         if settings.vast != "auto":
             return HostPort.parse(settings.vast)
-        if self._old:
-            return OLD_ADDRESS
+        if self._is_vast:
+            return VAST_ADDRESS
         address = HostPort.parse(settings.vast_listen)
         if listens(address):
             self._log.info("Using the node that runs at {address}.", address=str(address))
@@ -209,7 +215,7 @@ class Bridge(SequentialService):
         return address
 
     def _engine(self, address: HostPort) -> IEngine:
-        if self._old:
+        if self._is_vast:
             return VastEngine(str(address), self._binary)
         return TenzirEngine(
             str(address),
@@ -220,12 +226,12 @@ class Bridge(SequentialService):
             local=self._embedded or None,
         )
 
-    def _transform(self) -> TransformContext | None:
+    def _transform(self) -> ContextCommand | None:
         text = self._settings.transform_context
         if not text:
             return None
         command = parse_command(text, "transform_context")
-        transform = TransformContext(command, self._reactor, self._reactor)
+        transform = ContextCommand(command, self._reactor, self._reactor)
         transform.setServiceParent(self)
         return transform
 
@@ -240,7 +246,7 @@ class Bridge(SequentialService):
             command = parse_command(settings.sink, "sink")
             sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)
         sink.setServiceParent(self)
-        return SinkHanding(sink)
+        return DeliverToSink(sink)
 
     def _changed(self, changes: Changes) -> None:
         for reasons, indicators in by_reasons(changes.unmatched):
@@ -252,26 +258,26 @@ class Bridge(SequentialService):
             )
         self._session.changed(changes)
 
-    def _changed_all(self, all: Iterable[Changes]) -> None:
+    def _changed_in_parts(self, all: Iterable[Changes]) -> None:
         for changes in all:
             self._changed(changes)
 
-    # Housekeeping
+    # Maintenance of the store
 
     def _expire(self) -> Deferred[None]:
-        return self._housekeep(self._changed_all, Keeper.expire, calendar())
+        return self._maintain(self._changed_in_parts, StoreWorker.expire, calendar())
 
-    def _begin(self) -> Deferred[None]:
+    def _activate_due(self) -> Deferred[None]:
         search = self._settings.retro_match
-        return self._housekeep(self._changed_all, Keeper.begin, calendar(), search)
+        return self._maintain(self._changed_in_parts, StoreWorker.activate_due, calendar(), search)
 
-    def _forget(self) -> Deferred[None]:
-        return self._housekeep(_ignore, Keeper.forget, calendar())
+    def _prune(self) -> Deferred[None]:
+        return self._maintain(_ignore, StoreWorker.prune, calendar())
 
-    def _count(self) -> Deferred[None]:
-        return self._housekeep(self._counted, Keeper.counts)
+    def _read_counts(self) -> Deferred[None]:
+        return self._maintain(self._update_counts, StoreWorker.counts)
 
-    def _counted(self, counts: dict[str, Any]) -> None:
+    def _update_counts(self, counts: dict[str, Any]) -> None:
         aside, before = counts.get("set_aside"), self._counts.get("set_aside")
         if aside and aside != before:
             self._log.warn(
@@ -282,67 +288,71 @@ class Bridge(SequentialService):
             )
         self._counts = counts
 
-    def _housekeep(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
+    def _maintain(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
         return (
-            self._keeper.ask(call, *args)
+            self._store_worker.ask(call, *args)
             .addCallback(then)
-            .addErrback(functools.partial(self._log.failure, "While tidying the store"))
+            .addErrback(functools.partial(self._log.failure, "Cannot maintain the store"))
         )
 
-    async def _sight(self, matches: list[Match], match_type: MatchType) -> int:
-        sightings = await self._maker.make(matches, match_type)
+    async def _store_sightings(self, matches: list[Match], match_type: MatchType) -> int:
+        sightings = await self._sighting_factory.make(matches, match_type)
         await self._outbox.add(sightings)
         return len(sightings)
 
     def _report(self) -> dict[str, Any]:
-        cut = dict(self._driven.cut)
+        cut = dict(self._blocking_engine.cut)
         return {
             "engine": {**self._session.report(), **({"cut": cut} if cut else {})},
             "store": self._counts,
             "sightings": {
                 "made": self._outbox.made,
                 "handed_on": self._outbox.delivered,
-                "set_aside": self._outbox.set_aside + self._maker.unmade,
+                "set_aside": self._outbox.set_aside + self._sighting_factory.failed,
             },
         }
 
     def stopService(self) -> Deferred[None]:
+        """
+        @return: Fires when all parts, and then the store's worker, have stopped.
+        """
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         await super().stopService()
         self._factory.shutdown()
-        await self._keeper.stop()
+        await self._store_worker.stop()
 
 
 def by_reasons(
     unmatched: Mapping[str, tuple[str, ...]],
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """
-    What is not matched, by the reasons of that; at most L{NAMED} indicators at once.
+    Group indicators that are not matched by their reasons.
 
     @param unmatched: The reasons, by indicator.
+    @return: Reasons, each with at most L{MAX_INDICATORS_PER_LINE} indicators.
     """
-    named: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for id, reasons in unmatched.items():
-        named.setdefault(reasons, []).append(id)
-    for reasons, ids in named.items():
-        for start in range(0, len(ids), NAMED):
-            yield reasons, ids[start : start + NAMED]
+        groups.setdefault(reasons, []).append(id)
+    for reasons, ids in groups.items():
+        for start in range(0, len(ids), MAX_INDICATORS_PER_LINE):
+            yield reasons, ids[start : start + MAX_INDICATORS_PER_LINE]
 
 
 def _ignore(result: Any) -> None:
     """
-    What is done with a result that says nothing.
+    Ignore the result of a call that returns nothing.
     """
 
 
 def listens(address: HostPort) -> bool:
     """
-    Whether somebody listens at an address; blocks for a moment.
+    Whether a server listens at an address. Blocks for a second at most.
     """
     try:
-        socket.create_connection((address.host, address.port), _PROBE).close()
+        socket.create_connection((address.host, address.port), _PROBE_TIMEOUT).close()
     except OSError:
         return False
     return True

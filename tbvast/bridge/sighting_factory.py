@@ -1,5 +1,5 @@
 """
-From matches to sightings: made, kept, and handed on.
+Makes sightings of matches.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from twisted.internet.defer import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bridge.store.worker import Keeper
-from tbvast.errors import CommandFailed, CommandRefused, Invalid, PatternUnmatchable
-from tbvast.interfaces import IContextTransform, ISink
+from tbvast.bridge.store.worker import StoreWorker
+from tbvast.errors import Invalid, PatternUnmatchable
+from tbvast.interfaces import IContextTransform
 from tbvast.service.clock import Calendar
-from tbvast.service.flusher import Reported
 from tbvast.stix.indicators import STIX, Indicator, decode_indicator
 from tbvast.stix.network_index import Nesting
 from tbvast.stix.observables import Kind, Observable, unescaped
@@ -35,27 +34,27 @@ from tbvast.storage.set_aside import MOST_BYTES, reason_of
 from tbvast.storage.worker_client import Ask
 from tbvast.values import Hit, Match, MatchType
 
-CACHED = 1024
+MAX_CACHED = 1024
 """
-How many indicators that were seen lately are not read again.
-"""
-
-LONGEST_CACHED = 16_384
-"""
-Bytes of a document beyond which it is read each time.
+The most parsed indicators in the cache.
 """
 
-MOST_UNMADE = 100
+MAX_CACHED_BYTES = 16_384
 """
-How many matches of one call are set aside at most; more are only counted.
+The most bytes of a document whose indicator is cached.
+"""
+
+MAX_SET_ASIDE = 100
+"""
+The most matches of one call that are set aside; further ones are only counted.
 """
 
 
-class SightingMaker:
+class SightingFactory:
     """
     Makes sightings of matches, one for each indicator and event.
 
-    @ivar unmade: How many it could not make.
+    @ivar failed: The number of sightings that could not be made.
     """
 
     _log = Logger()
@@ -69,61 +68,67 @@ class SightingMaker:
     ) -> None:
         """
         @param now: The date of a sighting whose event has none.
-        @param ask: Asks the L{Keeper}.
+        @param ask: Calls the L{StoreWorker}.
         @param engine: The engine's name.
+        @param transform: Changes the context of each sighting; C{None} for no change.
         """
-        self.unmade = 0
+        self.failed = 0
         self._now = now
         self._ask = ask
         self._engine = engine
         self._transform = transform
-        self._recent = functools.lru_cache(CACHED)(Wanted)
+        self._recent = functools.lru_cache(MAX_CACHED)(IndicatorMatcher)
 
     async def make(self, matches: list[Match], match_type: MatchType) -> list[Sighting]:
         """
-        @return: Without those of indicators that are no longer in force, or whose
-            pattern the event does not fulfil: it wants more than was hit, or was
-            changed since; and without those that cannot be made, which are set aside.
-        @raise CancelledError: If it was cancelled: nothing is set aside for that, and the
-            matches count as not dealt with.
+        Make the sightings of matches.
+
+        There is none for an indicator that is no longer in force or whose pattern the event
+        does not match: it may need further observables, or have changed since. Sightings
+        that cannot be made are set aside.
+
+        @param matches: The engine's matches.
+        @param match_type: The type of all of them.
+        @raise CancelledError: If the call is cancelled. Nothing is set aside, and the matches
+            count as not handled.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
-        bodies: dict[str, bytes] = await self._ask(Keeper.bodies, list(ids))
-        unmade: list[tuple[str, str, bytes]] = []
-        wanted: dict[str, Wanted] = {}
+        bodies: dict[str, bytes] = await self._ask(StoreWorker.bodies, list(ids))
+        failed: list[tuple[str, str, bytes]] = []
+        matchers: dict[str, IndicatorMatcher] = {}
         for id, body in bodies.items():
             try:
-                wanted[id] = self._wanted(body)
+                matchers[id] = self._matcher(body)
             except Exception as e:
-                unmade.append((id, reason_of(e), body))
+                failed.append((id, reason_of(e), body))
         made = [
-            maybeDeferred(self._make_one, match, wanted[id], hits, match_type).addErrback(
-                _eb_unmade, id, match, unmade
+            maybeDeferred(self._make_one, match, matchers[id], hits, match_type).addErrback(
+                _eb_failed, id, match, failed
             )
             for match in matches
             for id, hits in _hits_by_id(match).items()
-            if id in wanted
+            if id in matchers
         ]
         try:
             found = await gatherResults(made, consumeErrors=True)
         except FirstError as e:
             e.subFailure.raiseException()
         sightings = [sighting for sighting in found if sighting is not None]
-        if unmade:
-            self.unmade += len(unmade)
-            await self._ask(Keeper.set_unmade_aside, unmade[:MOST_UNMADE], self._now())
+        if failed:
+            self.failed += len(failed)
+            await self._ask(StoreWorker.set_matches_aside, failed[:MAX_SET_ASIDE], self._now())
         return sightings
 
     def _make_one(
-        self, match: Match, wanted: Wanted, hits: list[Hit], match_type: MatchType
+        self, match: Match, matcher: IndicatorMatcher, hits: list[Hit], match_type: MatchType
     ) -> Deferred[Sighting | None]:
-        values = wanted.seen(hits)
+        values = matcher.match(hits)
         if not values:
             return succeed(None)
-        return self._make(match.event, wanted.indicator, values, match_type)
+        return self._make(match.event, matcher.indicator, values, match_type)
 
-    def _wanted(self, body: bytes) -> Wanted:
-        return (self._recent if len(body) <= LONGEST_CACHED else Wanted)(body)
+    def _matcher(self, body: bytes) -> IndicatorMatcher:
+        return (self._recent if len(body) <= MAX_CACHED_BYTES else IndicatorMatcher)(body)
 
     def _make(
         self,
@@ -149,23 +154,23 @@ class SightingMaker:
         return self._transform.transform(event, values[0], match_type).addCallback(with_context)
 
 
-def _eb_unmade(
-    failure: Failure, id: str, match: Match, unmade: list[tuple[str, str, bytes]]
+def _eb_failed(
+    failure: Failure, id: str, match: Match, failed: list[tuple[str, str, bytes]]
 ) -> None:
-    if failure.check(CancelledError):  # the matches come again
+    if failure.check(CancelledError):  # the engine delivers the matches again
         failure.raiseException()
     failure.trap(Exception)
     try:
         event = msgspec.json.encode(match.event)
-    except Exception:  # that is why
+    except Exception:  # the cause of the failure
         event = repr(match.event).encode("utf-8", "backslashreplace")
     error: Any = failure.value
-    unmade.append((id, reason_of(error), event[:MOST_BYTES]))
+    failed.append((id, reason_of(error), event[:MOST_BYTES]))
 
 
 def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
     """
-    The hits of each indicator, in their order.
+    @return: The hits of each indicator, in order.
     """
     found: dict[str, list[Hit]] = {}
     for hit in match.hits:
@@ -174,9 +179,9 @@ def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
     return found
 
 
-class Wanted:
+class IndicatorMatcher:
     """
-    What an indicator wants to be seen.
+    Decides whether the hits of an event match an indicator.
 
     @ivar indicator: The indicator.
     """
@@ -207,13 +212,14 @@ class Wanted:
     def _nesting(self) -> Nesting:
         return Nesting(each.value for each in self._terms if each.kind is Kind.NETWORK)
 
-    def seen(self, hits: Iterable[Hit]) -> tuple[str, ...]:
+    def match(self, hits: Iterable[Hit]) -> tuple[str, ...]:
         """
-        What was seen, as the indicator has it: what was hit first, or, where it wants
-        several together, all of the first alternative that was hit.
+        Match an event.
 
-        @param hits: The hits of one event for this indicator.
-        @return: Nothing if the event is not what the indicator wants.
+        @param hits: The hits of the event for this indicator.
+        @return: The matched values as the indicator has them: the first hit, or, of a
+            pattern that needs several observables in one event, all values of the first
+            alternative that was hit. Empty if the event does not match.
         """
         if self._matchable is None:
             return ()
@@ -222,13 +228,13 @@ class Wanted:
             return (first.text,) if first is not None else ()
         observables = {term.observable for hit in hits for term in self._hit(hit)}
         if any(needed.isdisjoint(observables) for needed in self._needed):
-            return ()  # of most events that hold one that is frequent
+            return ()  # most events with one frequent observable
         return tuple(term.text for term in self._matchable.held(observables))
 
     def _hit(self, hit: Hit) -> Iterator[Term]:
         """
-        The terms that a hit stands for: of a network, also all that cover it, for the
-        engine names only the narrowest.
+        @return: The terms that a hit satisfies. The engine names only the narrowest network,
+            so the networks that cover it are added.
         """
         exact = self._terms.get(Observable(hit.kind, hit.value))
         if exact is not None:
@@ -238,55 +244,3 @@ class Wanted:
             for observable, term in self._terms.items():
                 if term is not exact and observable in covering:
                     yield term
-
-
-class _Reported(msgspec.Struct):
-    x_threatbus_sighting_context: dict[str, Any]
-    x_threatbus_indicator_value: str
-    x_threatbus_match_type: MatchType
-
-
-class SinkHanding:
-    """
-    The contexts of sightings go to a sink, instead of the bus.
-    """
-
-    _log = Logger()
-
-    def __init__(self, sink: ISink) -> None:
-        self._sink = sink
-
-    def __call__(self, documents: Sequence[bytes]) -> Deferred[Reported]:
-        return gatherResults(map(self._send, documents), consumeErrors=True).addCallback(_reported)
-
-    def _send(self, document: bytes) -> Deferred[bool | str]:
-        try:
-            sighting = msgspec.json.decode(document, type=_Reported)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            return succeed(reason_of(e))
-        return self._sink.send(
-            sighting.x_threatbus_sighting_context,
-            sighting.x_threatbus_indicator_value,
-            sighting.x_threatbus_match_type,
-        ).addCallbacks(lambda _: True, self._eb_not_taken)
-
-    def _eb_not_taken(self, failure: Failure) -> bool | str:
-        failure.trap(CommandFailed)
-        refused = failure.check(CommandRefused) is not None
-        self._log.warn(
-            "The sink did not take a sighting{outcome}: {reason}",
-            outcome=", and never will" if refused else "; trying again",
-            reason=str(failure.value),
-        )
-        return str(failure.value) if refused else False
-
-
-def _reported(outcomes: list[bool | str]) -> Reported:
-    """
-    @param outcomes: Of each sighting whether it was taken, or why it never will be.
-    """
-    return Reported(
-        [outcome is not False for outcome in outcomes],
-        {n: outcome for n, outcome in enumerate(outcomes) if isinstance(outcome, str)},
-        "" if False not in outcomes else "the sink did not take all of them",
-    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tbvast.bridge.commands import StdoutSink
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.service import Bridge
 from tbvast.service.clock import use_monotonic_time
 from tbvast.service.options import ServiceOptions
@@ -25,7 +25,11 @@ class Options(ServiceOptions):
 
 def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
-    @raise SystemExit: If it cannot be started; the reason is on standard error.
+    Make the service of C{twistd tbvast-bridge}.
+
+    @param options: The parsed command line.
+    @param reactor: The reactor; twistd's if not given.
+    @raise SystemExit: If the bridge cannot be started; the reason is on standard error.
     """
     if reactor is None:  # twistd passes none
         from twisted.internet import reactor

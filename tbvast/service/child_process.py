@@ -1,5 +1,5 @@
 """
-Child processes that are fed, read and ended without blocking.
+Child processes: written to, read and ended without blocking.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from tbvast.errors import CommandFailed
 
 STDIN, STDOUT, STDERR = range(3)
 
-STDERR_KEPT = 2048
+MAX_STDERR_BYTES = 2048
 """
-The most bytes of a child's standard error that are remembered: the last ones.
+The most bytes of a child's standard error that are stored: the last ones.
 """
 
-LINGER = 1.0
+LINGER_SECONDS = 1.0
 """
-Seconds that the pipes of a child which has exited may stay open, held by a
-process that it left behind.
+Seconds that the pipes of a child may stay open after its exit, if a process that it left
+behind holds them.
 """
 
 
 class Exit(msgspec.Struct, frozen=True):
     """
-    How a process ended.
+    The end of a process.
 
-    @ivar code: Its exit status, or L{None} if a signal ended it.
-    @ivar signal: The signal's number, or L{None} if it exited by itself.
-    @ivar stderr: The end of what it said on standard error.
+    @ivar code: The exit status; C{None} if a signal ended the process.
+    @ivar signal: The signal's number; C{None} if the process exited by itself.
+    @ivar stderr: The last part of its standard error.
     """
 
     code: int | None
@@ -59,7 +59,7 @@ class Exit(msgspec.Struct, frozen=True):
     @property
     def clean(self) -> bool:
         """
-        Whether it exited by itself with status 0.
+        Whether the process exited by itself with status 0.
         """
         return self.code == 0
 
@@ -82,7 +82,7 @@ class Child(ProcessProtocol):
         received: Callable[[bytes], None],
         ended: Callable[[Exit], None],
         drained: Callable[[], None],
-        deaf: Callable[[], None],
+        input_closed: Callable[[], None],
     ) -> None:
         """
         @see: L{Children.spawn}
@@ -92,44 +92,46 @@ class Child(ProcessProtocol):
         self._received = received
         self._ended = ended
         self._drained = drained
-        self._deaf = deaf
+        self._input_closed = input_closed
         self._stderr = b""
         self._reason: Failure | None = None
-        self._over = False
-        self._fed = False
-        self._open = True
+        self._finished = False
+        self._written = False
+        self._input_open = True
         self._terminated = False
         self._timer: IDelayedCall | None = None
 
     @property
     def stderr(self) -> str:
         """
-        The end of what the process said on standard error, so far.
+        The last part of the process's standard error, so far.
         """
         return self._stderr.decode("utf-8", "replace")
 
     def write(self, data: bytes) -> None:
         """
-        Give the process something to read; nothing once its input is closed.
+        Write to the process's standard input. Ignored once it is closed.
+
+        @param data: The bytes.
         """
-        if self._open:
-            self._fed = True
+        if self._input_open:
+            self._written = True
             self._pipes.write(data)
 
     def close_input(self) -> None:
         """
-        Close the process's standard input, after what was written to it.
+        Close the process's standard input, after everything written so far.
         """
-        if self._open:
-            self._open = False
+        if self._input_open:
+            self._input_open = False
             self._pipes.unregisterProducer()
             self._pipes.closeStdin()
 
     def end(self, grace: float = 0.0) -> None:
         """
-        End the process: close its input, then SIGTERM, then SIGKILL.
+        End the process: close its input, then send SIGTERM, then SIGKILL.
 
-        @param grace: Seconds between the first and the second.
+        @param grace: Seconds from the closing to SIGTERM.
         """
         if self._terminated or self._reason is not None:
             return
@@ -155,7 +157,7 @@ class Child(ProcessProtocol):
 
     @property
     def _pipes(self) -> Any:
-        # IProcessTransport does not know that Twisted's is also a consumer.
+        # Twisted's transport is also a consumer, which IProcessTransport does not declare.
         return self.transport
 
     def connectionMade(self) -> None:
@@ -163,33 +165,33 @@ class Child(ProcessProtocol):
 
     def resumeProducing(self) -> None:
         """
-        Everything written so far has left for the pipe.
+        Report that everything written so far is in the pipe.
         """
-        if self._fed:
-            self._fed = False
+        if self._written:
+            self._written = False
             self._drained()
 
     def stopProducing(self) -> None:
         """
-        The pipe is closed; L{inConnectionLost} follows.
+        Do nothing: L{inConnectionLost} follows.
         """
 
     def outReceived(self, data: bytes) -> None:
-        if not self._over:
+        if not self._finished:
             self._received(data)
 
     def errReceived(self, data: bytes) -> None:
-        self._stderr = (self._stderr + data)[-STDERR_KEPT:]
+        self._stderr = (self._stderr + data)[-MAX_STDERR_BYTES:]
 
     def inConnectionLost(self) -> None:
-        if self._open:
-            self._open = False
-            self._deaf()
+        if self._input_open:
+            self._input_open = False
+            self._input_closed()
 
     def processExited(self, reason: Failure) -> None:
         self._reason = reason
         self._cancel()
-        self._timer = self._clock.callLater(LINGER, self._abandon)
+        self._timer = self._clock.callLater(LINGER_SECONDS, self._abandon)
 
     def processEnded(self, reason: Failure) -> None:
         self._finish()
@@ -200,10 +202,10 @@ class Child(ProcessProtocol):
         self._finish()
 
     def _finish(self) -> None:
-        if self._over or self._reason is None:
+        if self._finished or self._reason is None:
             return
-        self._over = True
-        self._open = False
+        self._finished = True
+        self._input_open = False
         self._cancel()
         status: Any = self._reason.value
         self._ended(Exit(status.exitCode, status.signal, self.stderr))
@@ -216,17 +218,19 @@ class Child(ProcessProtocol):
 
 def _ignore(*_: object) -> None:
     """
-    For the callers that do not want to know.
+    Ignore an event of a child.
     """
 
 
 class Children:
     """
-    The processes that one owner has started and that are not reaped yet.
+    The processes that one owner has started and that have not been reaped yet.
     """
 
     def __init__(self, reactor: IReactorProcess, clock: IReactorTime, kill_after: float) -> None:
         """
+        @param reactor: The reactor that starts them.
+        @param clock: The clock of the time limits.
         @param kill_after: Seconds from SIGTERM to SIGKILL.
         """
         self._reactor = reactor
@@ -242,19 +246,21 @@ class Children:
         ended: Callable[[Exit], None],
         received: Callable[[bytes], None] = _ignore,
         drained: Callable[[], None] = _ignore,
-        deaf: Callable[[], None] = _ignore,
+        input_closed: Callable[[], None] = _ignore,
     ) -> Child:
         """
-        Start a process with this one's environment and directory.
+        Start a process with this one's environment and working directory.
 
-        @param ended: Called once, when it was reaped and its output was read.
-        @param received: Called with each piece of its standard output.
-        @param drained: Called whenever all that was written is in its pipe.
-        @param deaf: Called if it closes its standard input itself, or ends.
-        @raise OSError: If it cannot be started.
+        @param argv: The command line.
+        @param executable: The path of the program.
+        @param ended: Called once, when the process has been reaped and its output read.
+        @param received: Called with each chunk of its standard output.
+        @param drained: Called whenever everything written is in its pipe.
+        @param input_closed: Called if the process closes its standard input or ends.
+        @raise OSError: If the process cannot be started.
         """
 
-        def over(exit_: Exit) -> None:
+        def reaped(exit_: Exit) -> None:
             self._running.discard(child)
             ended(exit_)
             if not self._running:
@@ -262,7 +268,7 @@ class Children:
                 for d in waiting:
                     d.callback(None)
 
-        child = Child(self._clock, self._kill_after, received, over, drained, deaf)
+        child = Child(self._clock, self._kill_after, received, reaped, drained, input_closed)
         self._reactor.spawnProcess(child, executable, argv)
         self._running.add(child)
         return child
@@ -271,8 +277,7 @@ class Children:
         """
         End all processes.
 
-        @param grace: Seconds they have to end by themselves, once their input
-            is closed.
+        @param grace: Seconds from the closing of their input to SIGTERM.
         @return: Fires when all have been reaped.
         """
         if not self._running:
@@ -286,10 +291,10 @@ class Children:
 
 class Finished(msgspec.Struct, frozen=True):
     """
-    What came of a process that ended with exit status 0.
+    The result of a process that ended with exit status 0.
 
-    @ivar output: All of its standard output, if it was to be kept.
-    @ivar stderr: The end of its standard error.
+    @ivar output: Its whole standard output; empty if that is ignored.
+    @ivar stderr: The last part of its standard error.
     """
 
     output: bytes
@@ -298,10 +303,14 @@ class Finished(msgspec.Struct, frozen=True):
 
 class _Job:
     """
-    One run of a program: waiting, running, or over.
+    One run of a program: waiting, running or finished.
     """
 
     def __init__(self, argv: Sequence[bytes], line: bytes) -> None:
+        """
+        @param argv: The command line.
+        @param line: The whole standard input.
+        """
         self.argv = argv
         self.line = line
         self.output = bytearray()
@@ -311,7 +320,9 @@ class _Job:
 
     def take_result(self) -> Deferred[Finished] | None:
         """
-        @return: What is to be fired, the first time; L{None} afterwards.
+        Take the result of the run, once, and cancel the time limit.
+
+        @return: The L{Deferred} to fire; C{None} if it was already taken.
         """
         result, self.result = self.result, None
         if self.timer is not None and self.timer.active():
@@ -321,10 +332,9 @@ class _Job:
 
 class OneShots:
     """
-    Runs of one program, each for one input, a few at a time.
+    Runs a program once for each input, a few at a time.
 
-    Waiting runs are kept in memory without a limit: whoever adds them waits
-    for their results.
+    The number of waiting runs is not limited: callers wait for their results.
     """
 
     def __init__(
@@ -335,14 +345,17 @@ class OneShots:
         executable: bytes,
         timeout: float,
         concurrency: int,
-        kept: int,
+        max_output: int,
     ) -> None:
         """
-        @param program: The program's name for error messages.
-        @param timeout: Seconds that one run may take.
+        @param children: The processes of the owner.
+        @param clock: The clock of the time limit.
+        @param program: The program's name, for error messages.
+        @param executable: Its path.
+        @param timeout: The most seconds for one run.
         @param concurrency: The most processes at a time.
-        @param kept: The most bytes of a run's output; one that says more
-            fails. C{0} means that output is not wanted, and not limited.
+        @param max_output: The most bytes of a run's output; a run with more fails. With
+            C{0}, the output is ignored, and not limited.
         """
         self._children = children
         self._clock = clock
@@ -350,7 +363,7 @@ class OneShots:
         self._executable = executable
         self._timeout = timeout
         self._concurrency = concurrency
-        self._kept = kept
+        self._max_output = max_output
         self._waiting: deque[_Job] = deque()
         self._running = 0
         self._starting = False
@@ -360,8 +373,9 @@ class OneShots:
         """
         Run the program once.
 
-        @param line: All of its standard input.
-        @return: Fires when it has ended with exit status 0; fails with
+        @param argv: The command line.
+        @param line: The whole standard input.
+        @return: Fires when the program has ended with exit status 0; fails with
             L{CommandFailed} otherwise.
         """
         job = _Job(argv, line)
@@ -373,8 +387,8 @@ class OneShots:
 
     def stop(self) -> None:
         """
-        Fail what waits, and start nothing more. Running processes are the
-        business of their L{Children}.
+        Fail the waiting runs, and start no more. The owner of the L{Children} ends the
+        running processes.
         """
         self._stopped = True
         self._start()
@@ -387,7 +401,7 @@ class OneShots:
 
     def _start(self) -> None:
         if self._starting:
-            # A callback added a run: the loop below takes it, not the stack.
+            # A callback has added a run: the loop below starts it, without recursion.
             return
         self._starting = True
         try:
@@ -402,11 +416,11 @@ class OneShots:
 
     def _spawn(self, job: _Job) -> None:
         def received(data: bytes) -> None:
-            if self._kept == 0 or job.result is None:
+            if self._max_output == 0 or job.result is None:
                 return
             job.output += data
-            if len(job.output) > self._kept:
-                self._give_up(job, f"more than {self._kept} bytes of output")
+            if len(job.output) > self._max_output:
+                self._give_up(job, f"more than {self._max_output} bytes of output")
 
         def ended(exit_: Exit) -> None:
             self._running -= 1
@@ -445,15 +459,20 @@ class OneShots:
 
 class BackOff:
     """
-    How long to wait before trying again: twice as long each time.
+    Delays the next attempt after a failure. The delay doubles up to the maximum.
+
+    @cvar FIRST_SECONDS: The first delay.
+    @cvar MAX_SECONDS: The longest delay.
+    @ivar failures: The number of failures in a row.
     """
 
-    FIRST = 1.0
-    MOST = 30.0
+    FIRST_SECONDS = 1.0
+    MAX_SECONDS = 30.0
 
     def __init__(self, clock: IReactorTime, again: Callable[[], None]) -> None:
         """
-        @param again: Called when the wait is over.
+        @param clock: The clock of the delay.
+        @param again: Called after each delay, for the next attempt.
         """
         self._clock = clock
         self._again = again
@@ -463,52 +482,53 @@ class BackOff:
     @property
     def waiting(self) -> bool:
         """
-        Whether it is too early to try again.
+        Whether the delay has not elapsed yet.
         """
         return self._timer is not None
 
     def failed(self) -> None:
         """
-        Wait, longer than the last time.
+        Begin a delay, longer than the last one.
         """
         self.cancel()
-        delay = min(self.MOST, self.FIRST * 2.0 ** min(self.failures, 16))
+        delay = min(self.MAX_SECONDS, self.FIRST_SECONDS * 2.0 ** min(self.failures, 16))
         self.failures += 1
-        self._timer = self._clock.callLater(delay, self._over)
+        self._timer = self._clock.callLater(delay, self._elapsed)
 
     def succeeded(self) -> None:
         """
-        The next wait is a short one again.
+        Begin with the first delay again.
         """
         self.failures = 0
 
     def cancel(self) -> None:
         """
-        Wait no longer.
+        Cancel the delay.
         """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _over(self) -> None:
+    def _elapsed(self) -> None:
         self._timer = None
         self._again()
 
 
 class Output(FileDescriptor):
     """
-    A descriptor of this process that is written to without ever waiting for
-    its reader.
+    Writes to a descriptor of this process without blocking.
 
-    It is not made non-blocking, for whoever shares it (a shell, the log) would
-    suffer: it is written to only when it is ready, and then no more than a
-    pipe that is ready takes at once. It is never closed.
+    The descriptor is not made non-blocking, since that would affect the processes that share
+    it, such as a shell. It is written to only when it is ready, and then no more than a ready
+    pipe accepts at once. It is never closed.
     """
 
     connected = 1
 
     def __init__(self, reactor: IReactorFDSet, descriptor: int, lost: Callable[[], None]) -> None:
         """
+        @param reactor: The reactor that watches the descriptor.
+        @param descriptor: The descriptor.
         @param lost: Called when its reader has gone.
         """
         super().__init__(reactor)

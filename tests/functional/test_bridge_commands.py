@@ -18,12 +18,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from tbvast.bridge.commands import (
-    CommandSink,
-    StdoutSink,
-    TransformContext,
-    parse_command,
-)
+from tbvast.bridge.commands.command_line import parse_command
+from tbvast.bridge.commands.command_sink import CommandSink
+from tbvast.bridge.commands.context_command import ContextCommand
+from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.errors import CommandFailed
 from tbvast.values import MatchType
 from tests.functional.components import children
@@ -86,7 +84,7 @@ def started() -> set[int]:
 
 class ProcessCase(TestCase):
     """
-    What these tests share: whatever they start is gone at their end.
+    The base of the tests: every process that a test starts has ended afterwards.
     """
 
     timeout = 60
@@ -120,18 +118,18 @@ class ProcessCase(TestCase):
         return os.path.abspath(self.mktemp())
 
 
-class TransformContextTests(ProcessCase):
+class ContextCommandTests(ProcessCase):
     """
-    Tests for L{TransformContext}.
+    Tests for L{ContextCommand}.
     """
 
-    def transform(self, text: str, **kwargs: Any) -> TransformContext:
-        service: TransformContext = self.started(
-            TransformContext(parse_command(text), reactor, reactor, **kwargs)
+    def transform(self, text: str, **kwargs: Any) -> ContextCommand:
+        service: ContextCommand = self.started(
+            ContextCommand(parse_command(text), reactor, reactor, **kwargs)
         )
         return service
 
-    async def ask(self, service: TransformContext, events: list[dict[str, Any]]) -> list[Any]:
+    async def ask(self, service: ContextCommand, events: list[dict[str, Any]]) -> list[Any]:
         return await gatherResults([service.transform(e, "6.6.6.6", LIVE) for e in events])
 
     async def test_stream(self) -> None:
@@ -233,7 +231,7 @@ class TransformContextTests(ProcessCase):
 
     async def test_stopped_while_asked(self) -> None:
         """
-        Stopping reports what waits unchanged and leaves no process.
+        The stop reports the waiting events unchanged and leaves no process.
         """
         service = self.transform(python("import time; time.sleep(600)", "%ioc"))
         answers = [service.transform({"n": n}, "x", LIVE) for n in range(10)]
@@ -266,7 +264,7 @@ class CommandSinkTests(ProcessCase):
 
     async def test_chatty(self) -> None:
         """
-        What a sink says is not kept, and does not stop it.
+        The output of a sink is ignored, and does not stop it.
         """
         sink = self.sink(python("import sys; sys.stdout.write('x' * 5_000_000)"))
         await sink.send({"n": 1}, "x", LIVE)
@@ -297,7 +295,7 @@ class CommandSinkTests(ProcessCase):
 
     async def test_stream_dies(self) -> None:
         """
-        After a death, the next process takes what comes.
+        After the end of a process, the next one takes the events.
         """
         path = self.path()
         sink = self.sink(python(APPEND, path), stream=True)

@@ -51,7 +51,7 @@ class StoreTests(ServicesTestCase):
         """
         Put the store of 0.1.0 in place, with two sightings that have not been sent.
 
-        @return: What else is in it.
+        @return: The other content of the store.
         """
         self.store.write_bytes(gzip.decompress((OLD_STATE / "bridge.db.gz").read_bytes()))
         contents: dict[str, Any] = json.loads((OLD_STATE / "contents.json").read_text())
@@ -119,8 +119,8 @@ class StoreTests(ServicesTestCase):
 
     async def test_removed(self) -> None:
         """
-        If it is removed while the bridge runs, the bridge ends, and says so; all that was in
-        it is there when it is started again.
+        If the store is removed while the bridge runs, the bridge ends with that reason; after a
+        restart its content is complete.
         """
         await self.prepare()
         bridge = self.running()

@@ -228,7 +228,7 @@ class MainJobTests(ServicesTestCase):
         self.assertEqual(found, self.expected("LIVE", *patterns, SENTINEL))
 
         await self.publish(indicator(PATTERNS["ip"], x_threatbus_update="REMOVE"))
-        await self.engine_side.saw("let go of 1")
+        await self.engine_side.saw("removed 1 in")
         await self.feed(BAD, LAST)
         found = await self.sightings(client, 8)
         self.assertEqual(found, self.expected("LIVE", *(patterns[1:]), SENTINEL))
@@ -303,16 +303,16 @@ class MainJobTests(ServicesTestCase):
         await self.engine_side.wait()
         await deferToThread(wait_until_gone, processes)
 
-    async def test_keeper_killed(self) -> None:
+    async def test_store_worker_killed(self) -> None:
         """
         A bridge whose store is not kept any more ends, with status 1 and the reason in its
         log, and so do its processes; started again, it goes on.
         """
         await self.start()
         processes = descendants(self.engine_side.pid)
-        (keeper,) = [pid for pid in processes if "tbvast.bridge.store.worker" in command_line(pid)]
-        os.kill(keeper, signal.SIGKILL)
-        await self.engine_side.saw("cannot go on: the store's keeper ended with signal 9")
+        (worker,) = [pid for pid in processes if "tbvast.bridge.store.worker" in command_line(pid)]
+        os.kill(worker, signal.SIGKILL)
+        await self.engine_side.saw("cannot go on: the store's worker ended with signal 9")
         self.assertEqual(await self.engine_side.wait(), 1)
         await deferToThread(wait_until_gone, processes)
         self.engine_side = self.ending(self.engine_side.again())

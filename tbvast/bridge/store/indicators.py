@@ -1,9 +1,5 @@
 """
-The bridge's own memory: SQLite, by blocking calls, from one thread at a time.
-
-It is the truth of which indicators are in force, which observables they hold,
-which of them have been looked for in past events, and which sightings have been
-made. The engine's tables are a copy of it.
+The indicators in the bridge's store: blocking calls, from one thread at a time.
 """
 
 from __future__ import annotations
@@ -13,270 +9,66 @@ import functools
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from tbvast.errors import Invalid, PatternUnmatchable, StartupRefused
+from tbvast.bridge.store.decisions import (
+    ENDED,
+    IN_FORCE,
+    NO_TERMS,
+    StoredIndicator,
+    Terms,
+    changes_anything,
+    split_fast_path,
+    state_at,
+    terms_of,
+)
+from tbvast.bridge.store.schema import IN_JSON_LIST, JSON_LIST, MICROSECONDS, NO_END
+from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage, merge_changes
+from tbvast.errors import Invalid
 from tbvast.protocol.unreadable import ids_in
-from tbvast.stix.indicators import STIX, Indicator, Operation, decode_indicator
-from tbvast.stix.limits import LARGEST_SIGHTING
+from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.network_index import Nesting
-from tbvast.stix.observables import Kind, Observable, unescaped
-from tbvast.stix.pattern_conditions import PATTERN_RULES, Term, matchable, sure_observable
-from tbvast.stix.sighting_size import fitted
-from tbvast.stix.sightings import Sighting
+from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
-from tbvast.storage.file_guard import FileGuard
-from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
+from tbvast.storage.digest_index import DigestIndex, digest, digests, settled
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
-from tbvast.storage.sqlite import connect, insert, migrate, transaction
-from tbvast.values import Covered, Entry, Position
+from tbvast.storage.sqlite import insert, transaction
+from tbvast.values import Entry, Position
 
-SIGHTING_MEMORY_DAYS = 30
+MAX_LISTED = 50
+MAX_LISTED_REASONS = 2
 """
-Days after which a sighting that was sent may be made again.
-"""
-
-LISTED = 50
-LISTED_REASONS = 2
-"""
-The most indicators that are listed because they are not matched, or not all of them,
-the most reasons that are given for each, and the most reasons that are counted
-apart: a bus takes no longer report.
+The most indicators that L{IndicatorTable.counts} lists as not or only partly matched, and the
+most reasons for each. L{MAX_LISTED} is also the most reasons that are counted separately: a
+bus accepts no longer report.
 """
 
 OTHER_REASONS = "other reasons"
 """
-What the reasons that are not counted apart are counted as.
+The key under which all further reasons are counted.
 """
 
-PAGE = 5000
+MAX_ROWS_PER_READ = 5000
 """
-Indicators, or observables, that are read at once where all are read.
-"""
-
-FIRST_SCHEMA = """
-CREATE TABLE indicators (
-    id TEXT PRIMARY KEY,
-    modified INTEGER NOT NULL,
-    valid_until INTEGER,
-    in_force INTEGER NOT NULL,
-    change INTEGER NOT NULL,
-    searched INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    unmatched TEXT,
-    body BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX unsearched ON indicators (change) WHERE in_force AND NOT searched;
-CREATE INDEX expiring ON indicators (valid_until) WHERE in_force AND valid_until IS NOT NULL;
-CREATE TABLE terms (
-    kind TEXT NOT NULL,
-    value TEXT NOT NULL,
-    id TEXT NOT NULL,
-    PRIMARY KEY (kind, value, id)
-) WITHOUT ROWID;
-CREATE INDEX terms_by_id ON terms (id);
-CREATE TABLE sightings (
-    id TEXT PRIMARY KEY,
-    made INTEGER NOT NULL,
-    body BLOB
-) WITHOUT ROWID;
-CREATE TABLE position (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    plugin TEXT,
-    number INTEGER,
-    generation INTEGER NOT NULL
-);
-INSERT INTO position VALUES (1, NULL, NULL, 0);
-CREATE TABLE covered (only INTEGER PRIMARY KEY CHECK (only = 1), until REAL NOT NULL);
-CREATE INDEX unsent ON sightings (made) WHERE body IS NOT NULL;
+The most indicators or observables that one query reads.
 """
 
-_NO_END = 1 << 62
-"""
-What stands for a C{valid_until} that is not there.
-"""
-
-_NUMBERED = f"""
-DROP INDEX unsearched;
-DROP INDEX expiring;
-ALTER TABLE indicators RENAME TO named;
-CREATE TABLE indicators (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL,
-    digest INTEGER NOT NULL,
-    modified INTEGER NOT NULL,
-    valid_from INTEGER NOT NULL,
-    valid_until INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    change INTEGER NOT NULL,
-    searched INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    wanted TEXT NOT NULL,
-    unmatched TEXT NOT NULL,
-    body BLOB NOT NULL
-);
-INSERT INTO indicators (
-    id, digest, modified, valid_from, valid_until, state, change, searched, generation,
-    wanted, unmatched, body
-) SELECT
-    id, digest_of(id), modified, 0, coalesce(valid_until, {_NO_END}), in_force, change,
-    searched, generation,
-    (SELECT json_group_array(json_array(kind, value, 0)) FROM terms WHERE terms.id = named.id),
-    '[]',
-    body
-FROM named;
-DROP TABLE named;
-CREATE INDEX by_digest ON indicators (digest);
-CREATE INDEX by_state ON indicators (state, searched, change);
-CREATE INDEX beginning ON indicators (valid_from) WHERE state = 2;
-CREATE INDEX ending ON indicators (valid_until) WHERE state != 0 AND valid_until < {_NO_END};
-CREATE INDEX unmatched ON indicators (change) WHERE state = 1 AND unmatched != '[]';
-ALTER TABLE terms RENAME TO named_terms;
-CREATE TABLE terms (
-    digest INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    network INTEGER NOT NULL,
-    PRIMARY KEY (digest, number)
-) WITHOUT ROWID;
-CREATE INDEX networks ON terms (number) WHERE network;
-INSERT OR IGNORE INTO terms
-SELECT digest_of(kind || ' ' || value), number, kind = 'network'
-FROM named_terms JOIN indicators ON indicators.id = named_terms.id;
-DROP TABLE named_terms;
-ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
-"""
-
-_GATHERED = f"""
-DROP INDEX by_digest;
-DROP INDEX networks;
-{UNTIL};
-{index_table("ids")};
-INSERT INTO ids SELECT digest, number FROM indicators ORDER BY digest, number;
-CREATE TABLE networks (number INTEGER PRIMARY KEY);
-INSERT INTO networks SELECT DISTINCT number FROM terms WHERE network;
-ALTER TABLE terms RENAME TO wide_terms;
-{index_table("terms")};
-INSERT INTO terms SELECT digest, number FROM wide_terms ORDER BY digest, number;
-DROP TABLE wide_terms;
-INSERT INTO indexed SELECT 'ids', coalesce(max(number), 0) FROM indicators;
-INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
-"""
-
-_BY_TWO_CLOCKS = """
-ALTER TABLE covered ADD COLUMN awake REAL NOT NULL DEFAULT 0;
-ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
-"""
-
-_MICROSECONDS = 1_000_000
+_NETWORK = Kind.NETWORK
+# A module's global is found faster than a member of an enumeration.
 
 _T = TypeVar("_T")
 
-_Wanted = dict[Observable, bool]
-"""
-The observables of an indicator; of each, whether it is joint.
-"""
 
-
-_ENDED, _IN_FORCE, _NOT_YET = range(3)
-"""
-What an indicator's C{state} says; plain numbers, for SQLite takes them as they are.
-"""
-
-_REMOVE = Operation.REMOVE
-_NETWORK = Kind.NETWORK
-# Names of the module are found quicker than those of an enumeration.
-
-
-class Changes(msgspec.Struct, frozen=True, array_like=True):
-    """
-    What the engine is to be told.
-
-    @ivar number: Counts the changes; higher is later.
-    @ivar write: Entries that are new, or whose ids have changed.
-    @ivar erase: Observables that nobody wants any more.
-    @ivar unmatched: Why some indicators are not matched, or not all of them, by id.
-    """
-
-    number: int
-    write: tuple[Entry, ...] = ()
-    erase: tuple[Observable, ...] = ()
-    unmatched: dict[str, tuple[str, ...]] = {}
-
-
-class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
-    """
-    A page of what the engine should look for.
-
-    @ivar last: Where the page ended: given back, it asks for the next one. C{None} if
-        there are no more.
-    @ivar entries: The entries. Of networks, they also name the indicators of networks that
-        cover them.
-    @ivar ids: The indicators, where the page is one of indicators.
-    """
-
-    last: tuple[int, int] | None
-    entries: tuple[Entry, ...] = ()
-    ids: tuple[str, ...] = ()
-
-
-BEGINNING = (-1, -1)
-"""
-Asks for the first page.
-"""
-
-
-def merged(all: Sequence[Changes]) -> Changes:
-    """
-    Several changes, in their order, as one.
-
-    @param all: At least one.
-    """
-    if len(all) == 1:
-        return all[0]
-    wanted: dict[Observable, Entry | None] = {}
-    unmatched: dict[str, tuple[str, ...]] = {}
-    for each in all:
-        wanted |= {entry.observable: entry for entry in each.write}
-        wanted |= dict.fromkeys(each.erase)
-        unmatched |= each.unmatched
-    return Changes(
-        max(each.number for each in all),
-        tuple(entry for entry in wanted.values() if entry is not None),
-        tuple(observable for observable, entry in wanted.items() if entry is None),
-        unmatched,
-    )
-
-
-class _Kept(msgspec.Struct, array_like=True, gc=False):
-    """
-    What is kept of an indicator.
-
-    @ivar unmatched: Why it is not matched, or not all of it.
-    @ivar is_new: Whether nothing is, so far.
-    """
-
-    number: int
-    id: str
-    digest: int
-    modified: int
-    state: int
-    searched: bool
-    generation: int
-    unmatched: tuple[str, ...]
-    is_new: bool = False
-
-
-class _Term(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class _StoredTerm(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """
     One observable of an indicator.
 
-    @ivar joint: Whether it is not enough for the indicator, but has to be in one event
-        with others.
+    @ivar joint: Whether it does not suffice alone: the same event has to contain others.
     """
 
     kind: Kind
@@ -285,49 +77,51 @@ class _Term(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def observable(self) -> Observable:
+        """
+        The observable.
+        """
         return Observable(self.kind, self.value)
 
 
-class _Wanting(msgspec.Struct, array_like=True):
+class _IndicatorTerms(msgspec.Struct, array_like=True):
     """
-    An indicator, and what it wants.
+    An indicator and its observables.
 
-    @ivar digest: That by which it was found, if it was found by one.
+    @ivar digest: The digest by which a query found it, if any.
     """
 
     number: int
     id: str
-    wanted: tuple[_Term, ...]
+    terms: tuple[_StoredTerm, ...]
     digest: int = 0
 
 
-class _Unsearched(msgspec.Struct, array_like=True):
+class _UnsearchedIndicator(msgspec.Struct, array_like=True):
+    """
+    An indicator for which no past events have been searched.
+
+    @ivar change: The number of its last change.
+    """
+
     number: int
     id: str
-    wanted: tuple[_Term, ...]
+    terms: tuple[_StoredTerm, ...]
     change: int
 
 
-class BridgeStore:
+class IndicatorTable:
     """
-    The file. Not thread-safe.
+    The indicators, their observables, and the position in the bus's journal.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         """
-        @raise StartupRefused: If the file cannot be used.
+        @param connection: The open store.
+        @raise sqlite3.Error: If it cannot be read.
         """
-        try:
-            self._db = connect(path)
-            self._db.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(
-                self._db,
-                [FIRST_SCHEMA, _NUMBERED, _GATHERED, SET_ASIDE_TABLE, _BY_TWO_CLOCKS],
-            )
-            self._by_id = DigestIndex(self._db, "ids", self._ids_above)
-            self._by_term = DigestIndex(self._db, "terms", self._terms_above)
-        except sqlite3.Error as e:
-            raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
+        self._db = connection
+        self._by_id = DigestIndex(self._db, "ids", self._ids_above)
+        self._by_term = DigestIndex(self._db, "terms", self._terms_above)
         plugin, number, self._generation, self._rules = self._db.execute(
             "SELECT plugin, number, generation, rules FROM position"
         ).fetchone()
@@ -335,10 +129,10 @@ class BridgeStore:
         self._number, self._change = self._db.execute(
             "SELECT coalesce(max(number), 0), coalesce(max(change), 0) FROM indicators"
         ).fetchone()
-        self._nesting = Nesting(
+        self._networks = Nesting(
             term.value
-            for each in self._wanting("SELECT number FROM networks")
-            for term in each.wanted
+            for each in self._read_terms("SELECT number FROM networks")
+            for term in each.terms
             if term.kind is Kind.NETWORK
         )
         self._undo: list[Callable[[], None]] = []
@@ -347,19 +141,9 @@ class BridgeStore:
         return self._db.execute("SELECT digest, number FROM indicators WHERE number > ?", (number,))
 
     def _terms_above(self, number: int) -> Iterator[tuple[int, int]]:
-        for each in self._wanting("SELECT number FROM indicators WHERE number > ?", number):
-            for term in each.wanted:
+        for each in self._read_terms("SELECT number FROM indicators WHERE number > ?", number):
+            for term in each.terms:
                 yield _key(term.observable), each.number
-
-    def close(self) -> None:
-        self._db.close()
-
-    def make_guard(self, path: Path, replacement: Callable[[], str]) -> FileGuard:
-        """
-        @param path: The file.
-        @param replacement: As L{FileGuard} takes it.
-        """
-        return FileGuard(self._db, path, "the bridge's store", replacement)
 
     @property
     def change(self) -> int:
@@ -371,16 +155,16 @@ class BridgeStore:
     @property
     def position(self) -> Position | None:
         """
-        How far the bus's journal was applied.
+        The position up to which the bus's journal has been applied; C{None} if nothing was.
         """
         return self._position
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         """
-        A transaction; if it fails, what is known in memory is as it was before.
+        A transaction that also restores the state in memory if it fails.
         """
-        self._undo = [functools.partial(self._recall, self._number, self._change)]
+        self._undo = [functools.partial(self._restore_numbers, self._number, self._change)]
         try:
             with settled(self._by_id, self._by_term), transaction(self._db):
                 yield
@@ -389,30 +173,31 @@ class BridgeStore:
                 undo()
             raise
 
-    def _recall(self, number: int, change: int) -> None:
+    def _restore_numbers(self, number: int, change: int) -> None:
         self._number, self._change = number, change
 
-    def _one(self, type: type[_T], query: str, *parameters: Any) -> _T:
+    def _read_json(self, type: type[_T], query: str, *parameters: Any) -> _T:
         """
-        Ask for all rows as one JSON text, which is one step.
+        Read all rows as one JSON text: a single step of SQLite.
+
+        @param type: The type of the rows.
         """
         try:
-            return self._decoded(type, query, parameters)
+            return self._read_json_once(type, query, parameters)
         except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
             if not is_of_an_item(e):
                 raise
-        # One value of a row is damaged.
+        # A value of some row is damaged.
         self._repair()
-        return self._decoded(type, query, parameters)
+        return self._read_json_once(type, query, parameters)
 
-    def _decoded(self, type: type[_T], query: str, parameters: Sequence[Any]) -> _T:
+    def _read_json_once(self, type: type[_T], query: str, parameters: Sequence[Any]) -> _T:
         (found,) = self._db.execute(query, parameters).fetchone()
         return msgspec.json.decode(found, type=type)
 
     def _repair(self) -> None:
         """
-        Find out again what the indicators want whose row no longer says it; why others
-        are not matched is not known any more.
+        Rebuild damaged terms from the indicators' documents, and clear damaged reasons.
         """
         for number, unmatched in self._db.execute(
             "SELECT number, cast(unmatched AS BLOB) FROM indicators WHERE unmatched != '[]'"
@@ -428,56 +213,57 @@ class BridgeStore:
         ).fetchall()
         for number, id, body, wanted in rows:
             try:
-                _wanted_decoder.decode(wanted)
+                _terms_decoder.decode(wanted)
                 continue
             except msgspec.MsgspecError:
-                pass  # its document says it, too
+                pass  # rebuilt from the document
             try:
-                after, _ = _observables(decode_indicator(body))
+                after, _ = terms_of(decode_indicator(body))
             except Invalid as e:
-                after = _NONE
-                self._keep_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], 0)
+                after = NO_TERMS
+                self._set_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], 0)
             self._db.execute(
-                "UPDATE indicators SET wanted = ? WHERE number = ?", (_written(after), number)
+                "UPDATE indicators SET wanted = ? WHERE number = ?", (_encode_terms(after), number)
             )
 
-    # What is set aside
+    # Items set aside
 
     def set_aside(
         self, items: Sequence[SetAside], now: float, position: Position | None = None
     ) -> None:
         """
-        Keep what cannot be handled, for a person to look at. What is known of the
-        indicators that may be meant outlasts the snapshot that is being applied.
+        Set items aside that cannot be handled, for a person to look at. Known indicators
+        with their ids survive the snapshot that is being applied.
 
+        @param items: The items.
         @param now: Seconds since the epoch.
         @param position: As for L{apply}.
         """
         ids = list({id: None for each in items for id in (each.id, *ids_in(each.body)) if id})
-        with self._writing():
-            self._keep_aside(items, now)
-            self._outlast(ids)
-            self._set_position(position)
+        with self._transaction():
+            self._set_aside(items, now)
+            self._retain_in_snapshot(ids)
+            self._store_position(position)
         self._position = position or self._position
 
-    def outlast(self, ids: Sequence[str]) -> None:
+    def retain_in_snapshot(self, ids: Sequence[str]) -> None:
         """
-        Have indicators outlast the snapshot that is being applied.
+        Let indicators survive the snapshot that is being applied.
 
-        @param ids: They need not be known.
+        @param ids: Their ids; unknown ones are ignored.
         """
-        with self._writing():
-            self._outlast(ids)
+        with self._transaction():
+            self._retain_in_snapshot(ids)
 
-    def _outlast(self, ids: Sequence[str]) -> None:
-        numbers = [kept.number for kept in self._kept(_digests(ids)).values()]
+    def _retain_in_snapshot(self, ids: Sequence[str]) -> None:
+        numbers = [stored.number for stored in self._find(_digests(ids)).values()]
         self._db.execute(
-            f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
-            (self._generation, _listed(numbers)),
+            f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
+            (self._generation, _json_list(numbers)),
         )
 
-    def _keep_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.keep(self._db, items, int(now * _MICROSECONDS))
+    def _set_aside(self, items: Sequence[SetAside], now: float) -> None:
+        set_aside.keep(self._db, items, int(now * MICROSECONDS))
 
     # Indicators
 
@@ -490,121 +276,124 @@ class BridgeStore:
         decided: bool = False,
     ) -> Changes:
         """
-        Take indicators in; a repeat changes nothing.
+        Store indicators durably. A repeat changes nothing.
 
-        @param now: Seconds since the epoch; what is no longer valid then is
-            removed, and what is not valid yet waits.
-        @param search: Whether past events are to be searched for the new ones.
-        @param position: How far the bus's journal has been applied then, if it has
-            numbers.
-        @param decided: Whether the bus has decided, so that each of them is what is in
-            force from then on, or is not any more. Otherwise a removal ends what is in
-            force, and of two versions the later one is, where one from the future counts
-            as of now.
-        @return: What the engine is to be told, durable here.
+        @param indicators: The indicators, in the bus's order.
+        @param now: The date that decides about validity, in seconds since the epoch:
+            expired indicators end, future ones wait.
+        @param search: Whether to search past events for the new ones.
+        @param position: The position in the bus's journal after these indicators; C{None}
+            if it has no numbers.
+        @param decided: Whether the bus has already decided between versions: then the
+            last one counts. Otherwise a removal ends the indicator, and the later of
+            two versions counts; a version from the future counts as of C{now}.
+        @return: The changes for the engine.
         """
-        moment = int(now * _MICROSECONDS)
-        with self._writing():
+        moment = int(now * MICROSECONDS)
+        with self._transaction():
             by_id = _digests([indicator.id for indicator in indicators])
-            kept = self._kept(by_id)
+            stored = self._find(by_id)
             plain: list[Indicator] = []
             if len(by_id) == len(indicators):
-                plain, indicators = _parted(indicators, kept, moment)
-            documents = self._documents(kept.values()) if kept else {}
+                plain, indicators = split_fast_path(indicators, stored, moment)
+            documents = self._read_documents(stored.values()) if stored else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
             for indicator in indicators:
                 id_ = indicator.id
-                known = kept.get(id_)
-                state = _state(indicator, moment)
+                known = stored.get(id_)
+                state = state_at(indicator, moment)
                 if known is None:
-                    if state == _ENDED:
+                    if state == ENDED:
                         continue
-                    known = kept[id_] = self._new(id_, by_id[id_])
-                elif not _changes_anything(
+                    known = stored[id_] = self._new_indicator(id_, by_id[id_])
+                elif not changes_anything(
                     indicator, state, known, documents, None if decided else moment
                 ):
                     if known.generation != self._generation:
                         repeated.append(known.number)
                     continue
                 version = min(indicator.modified, moment)
-                # What has ended is not to come back with an earlier version.
-                known.modified = max(known.modified, version) if state == _ENDED else version
+                # An ended indicator does not come back with an earlier version.
+                known.modified = max(known.modified, version) if state == ENDED else version
                 known.state = state
                 documents[id_] = indicator.raw
                 latest[id_] = indicator
             if repeated:
                 self._db.execute(
-                    f"UPDATE indicators SET generation = ? WHERE number {_AMONG}",
-                    (self._generation, _listed(repeated)),
+                    f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
+                    (self._generation, _json_list(repeated)),
                 )
-            changes = self._replace(
-                [(kept[id], each) for id, each in latest.items()],
+            changes = self._write(
+                [(stored[id], each) for id, each in latest.items()],
                 search,
                 plain,
                 [by_id[each.id] for each in plain],
                 moment,
             )
-            self._set_position(position)
+            self._store_position(position)
         self._position = position or self._position
         return changes
 
-    def _new(self, id: str, digest: int) -> _Kept:
+    def _new_indicator(self, id: str, digest: int) -> StoredIndicator:
         self._number += 1
-        return _Kept(self._number, id, digest, 0, _ENDED, True, self._generation, (), True)
+        return StoredIndicator(self._number, id, digest, 0, ENDED, True, self._generation, (), True)
 
-    def _kept(self, digests: Mapping[str, int]) -> dict[str, _Kept]:
+    def _find(self, digests: Mapping[str, int]) -> dict[str, StoredIndicator]:
         """
-        What is kept of those of some indicators that are known.
+        Read the known ones of some indicators.
 
-        @param digests: Those of the indicators' ids, by id.
+        @param digests: The digests of their ids, by id.
+        @return: The indicators, by id.
         """
         numbers = self._by_id.find(tuple(digests.values()))
         if not numbers:
             return {}
-        found = self._one(
-            list[_Kept],
+        found = self._read_json(
+            list[StoredIndicator],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
             " json(unmatched)))"
-            f" FROM indicators WHERE number {_AMONG}",
-            _listed(numbers),
+            f" FROM indicators WHERE number {IN_JSON_LIST}",
+            _json_list(numbers),
         )
-        return {kept.id: kept for kept in found if kept.id in digests}
+        return {stored.id: stored for stored in found if stored.id in digests}
 
-    def _documents(self, kept: Iterable[_Kept]) -> dict[str, bytes]:
+    def _read_documents(self, stored: Iterable[StoredIndicator]) -> dict[str, bytes]:
         """
-        The documents of what is kept, by id; that of what has ended is empty.
+        @return: The documents, by id; empty for an indicator that has ended.
         """
-        ids = {each.number: each.id for each in kept}
+        ids = {each.number: each.id for each in stored}
         found = self._db.execute(
-            f"SELECT number, body FROM indicators WHERE number {_AMONG}", (_listed(ids),)
+            f"SELECT number, body FROM indicators WHERE number {IN_JSON_LIST}", (_json_list(ids),)
         )
         return {ids[number]: body for number, body in found}
 
-    def _replace(
+    def _write(
         self,
-        items: Sequence[tuple[_Kept, Indicator]],
+        items: Sequence[tuple[StoredIndicator, Indicator]],
         search: bool,
         plain: Sequence[Indicator] = (),
         digests: Sequence[int] = (),
         moment: int = 0,
     ) -> Changes:
         """
-        Write indicators, with their observables.
+        Write indicators, their observables and the indexes.
 
-        @param items: What is to be kept of each, and the indicator.
-        @param plain: More of them, new and L{plain<_parted>}.
-        @param digests: Those of the ids of C{plain}.
-        @param moment: When C{plain} was received, in microseconds since the epoch.
+        @param items: Indicators, each with the row to store.
+        @param search: Whether to search past events for the new ones.
+        @param plain: Further, plain indicators: see L{split_fast_path}.
+        @param digests: The digests of the ids of C{plain}.
+        @param moment: The date of C{plain}, in microseconds since the epoch.
+        @return: The changes for the engine.
         """
         if not items and not plain:
             return Changes(self._change)
         self._change += 1
-        known = [kept.number for kept, _ in items if not kept.is_new]
+        known = [stored.number for stored, _ in items if not stored.is_new]
         before = {
-            each.number: {term.observable: bool(term.joint) for term in each.wanted}
-            for each in (self._wanting(_AMONG_THESE, _listed(known)) if known else ())
+            each.number: {term.observable: bool(term.joint) for term in each.terms}
+            for each in (self._read_terms(JSON_LIST, _json_list(known)) if known else ())
         }
         rows: list[tuple[Any, ...]] = []
         more_terms: list[tuple[Observable, int]] = []
@@ -616,55 +405,55 @@ class BridgeStore:
         self._number += len(plain)
         terms = list(zip(observables, numbers, strict=True))
         touched = set(observables)
-        wanted: dict[Observable, list[str]] = {}
+        new_ids: dict[Observable, list[str]] = {}
         for observable, indicator in zip(observables, plain, strict=True):
-            wanted.setdefault(observable, []).append(indicator.id)
-        for kept, indicator in items:
+            new_ids.setdefault(observable, []).append(indicator.id)
+        for stored, indicator in items:
             start, end = indicator.valid_from, indicator.valid_until
-            after, reasons = _NOTHING if kept.state != _IN_FORCE else _observables(indicator)
-            earlier = before.get(kept.number, _NONE)
+            after, reasons = (NO_TERMS, ()) if stored.state != IN_FORCE else terms_of(indicator)
+            earlier = before.get(stored.number, NO_TERMS)
             if earlier:
                 touched |= earlier.keys() ^ after.keys()
-                # Of the same terms, others may be wanted together.
+                # The same terms may be joined differently now.
                 nothing_new = after.keys() <= earlier.keys() and not (
                     any(after.values()) or any(earlier.values())
                 )
             else:
                 touched.update(after)
                 nothing_new = not after
-            if reasons and reasons != kept.unmatched:
-                unmatched[kept.id] = reasons
-            number = kept.number
+            if reasons and reasons != stored.unmatched:
+                unmatched[stored.id] = reasons
+            number = stored.number
             for observable in after:
-                wanted.setdefault(observable, []).append(kept.id)
-                (terms if kept.is_new else more_terms).append((observable, number))
+                new_ids.setdefault(observable, []).append(stored.id)
+                (terms if stored.is_new else more_terms).append((observable, number))
                 if observable.kind is _NETWORK:
                     networks.append((number,))
             rows.append(
                 (
-                    number, kept.id, kept.digest, kept.modified,
-                    start or 0, _NO_END if end is None else end,
-                    kept.state, change,
-                    0 if search and not (nothing_new and kept.searched) else 1,
-                    generation, _written(after),
+                    number, stored.id, stored.digest, stored.modified,
+                    start or 0, NO_END if end is None else end,
+                    stored.state, change,
+                    0 if search and not (nothing_new and stored.searched) else 1,
+                    generation, _encode_terms(after),
                     json.dumps(reasons) if reasons else "[]",
-                    bytearray(b"" if kept.state == _ENDED else indicator.raw),
+                    bytearray(b"" if stored.state == ENDED else indicator.raw),
                 )
             )  # fmt: skip
-        self._erase_terms(before)
-        # Those of the items that want them, and who else does.
-        ids = {observable: wanted.get(observable) or [] for observable in touched}
-        keys = _keys(touched | wanted.keys())
+        self._delete_terms(before)
+        # The ids of the new indicators, then those of stored ones.
+        ids = {observable: new_ids.get(observable) or [] for observable in touched}
+        keys = _keys(touched | new_ids.keys())
         self._add_ids(ids, [keys[observable] for observable in touched])
-        # Column by column, which is quicker.
+        # Column by column, which is faster than row by row.
         plain_rows = zip(
             numbers,
             [each.id for each in plain],
             digests,
             [min(each.modified, moment) for each in plain],
             [each.valid_from or 0 for each in plain],
-            [_NO_END if each.valid_until is None else each.valid_until for each in plain],
-            *map(itertools.repeat, (_IN_FORCE, change, 0 if search else 1, generation)),
+            [NO_END if each.valid_until is None else each.valid_until for each in plain],
+            *map(itertools.repeat, (IN_FORCE, change, 0 if search else 1, generation)),
             _encoder.encode_lines([(each,) for each in observables]).decode().split("\n"),
             itertools.repeat("[]"),
             [bytearray(each.raw) for each in plain],
@@ -673,37 +462,38 @@ class BridgeStore:
         insert(self._db, "indicators", list(plain_rows))
         insert(self._db, "indicators", rows, "INSERT OR REPLACE")
         new = list(zip(digests, numbers, strict=True))
-        new += [(kept.digest, kept.number) for kept, _ in items if kept.is_new]
+        new += [(stored.digest, stored.number) for stored, _ in items if stored.is_new]
         self._by_id.change(new)
         self._by_term.change([(keys[observable], number) for observable, number in terms])
         self._by_term.insert([(keys[observable], number) for observable, number in more_terms])
         insert(self._db, "networks", networks, "INSERT OR IGNORE")
-        return self._changes(ids, unmatched)
+        return self._changes_of(ids, unmatched)
 
-    def _wanting(self, numbers: str, *parameters: Any) -> list[_Wanting]:
+    def _read_terms(self, numbers: str, *parameters: Any) -> list[_IndicatorTerms]:
         """
-        Indicators that want anything, and what each wants.
+        Read the observables of indicators; those without any are left out.
 
-        @param numbers: SQL that gives their numbers.
+        @param numbers: SQL that selects the indicators' numbers.
+        @param parameters: The parameters of that SQL.
         """
-        return self._one(
-            list[_Wanting],
+        return self._read_json(
+            list[_IndicatorTerms],
             "SELECT json_group_array(json_array(number, id, json(wanted)))"
             f" FROM indicators WHERE wanted != '[]' AND number IN ({numbers})",
             *parameters,
         )
 
-    def _erase_terms(self, wanted: Mapping[int, Iterable[Observable]]) -> None:
+    def _delete_terms(self, terms: Mapping[int, Iterable[Observable]]) -> None:
         """
-        @param wanted: The observables of each indicator, by number.
+        @param terms: The observables of each indicator, by its number.
         """
-        if not wanted:
+        if not terms:
             return
-        pairs = [(_key(o), number) for number, observables in wanted.items() for o in observables]
+        pairs = [(_key(o), number) for number, observables in terms.items() for o in observables]
         self._by_term.change((), pairs)
-        self._db.execute(f"DELETE FROM networks WHERE number {_AMONG}", (_listed(wanted),))
+        self._db.execute(f"DELETE FROM networks WHERE number {IN_JSON_LIST}", (_json_list(terms),))
 
-    def _set_position(self, position: Position | None) -> None:
+    def _store_position(self, position: Position | None) -> None:
         if position is not None:
             self._db.execute(
                 "UPDATE position SET plugin = ?, number = ?", (position.plugin, position.number)
@@ -711,8 +501,7 @@ class BridgeStore:
 
     def begin_snapshot(self) -> None:
         """
-        All that is in force is applied from now on; what is not, ends with
-        L{end_snapshot}.
+        Begin a snapshot: an indicator that is not applied before L{end_snapshot} ends then.
         """
         self._db.execute("UPDATE position SET generation = generation + 1")
         self._generation += 1
@@ -721,30 +510,36 @@ class BridgeStore:
         """
         End every indicator that was not applied since L{begin_snapshot}.
 
-        @param position: How far the bus's journal has been applied.
+        @param position: The position of the snapshot in the bus's journal.
+        @return: The changes for the engine.
         """
-        with self._writing():
-            self._set_position(position)
-            changes = self._end("generation != ?", self._generation)
+        with self._transaction():
+            self._store_position(position)
+            changes = self._end_where("generation != ?", self._generation)
         self._position = position
         return changes
 
     def expire(self, now: float) -> Changes:
         """
-        End what is no longer valid.
+        End the indicators that have reached their C{valid_until}.
 
         @param now: Seconds since the epoch.
+        @return: The changes for the engine.
         """
-        with self._writing():
-            return self._end(
-                f"valid_until < {_NO_END} AND valid_until <= ?", int(now * _MICROSECONDS)
+        with self._transaction():
+            return self._end_where(
+                f"valid_until < {NO_END} AND valid_until <= ?", int(now * MICROSECONDS)
             )
 
-    def _end(self, condition: str, parameter: int | str) -> Changes:
+    def _end_where(self, condition: str, parameter: int | str) -> Changes:
         """
-        @param condition: Which indicators are no longer in force.
+        End indicators.
+
+        @param condition: The SQL condition that selects them.
+        @param parameter: The parameter of the condition.
+        @return: The changes for the engine.
         """
-        ended = self._one(
+        ended = self._read_json(
             list[int],
             f"SELECT json_group_array(number) FROM indicators WHERE state != 0 AND {condition}",
             parameter,
@@ -752,92 +547,100 @@ class BridgeStore:
         if not ended:
             return Changes(self._change)
         self._change += 1
-        numbers = _listed(ended)
-        wanted = {
-            each.number: [term.observable for term in each.wanted]
-            for each in self._wanting(_AMONG_THESE, numbers)
+        numbers = _json_list(ended)
+        terms = {
+            each.number: [term.observable for term in each.terms]
+            for each in self._read_terms(JSON_LIST, numbers)
         }
-        self._erase_terms(wanted)
+        self._delete_terms(terms)
         self._db.execute(
             "UPDATE indicators SET state = 0, change = ?, wanted = '[]', unmatched = '[]',"
-            f" body = x'' WHERE number {_AMONG}",
+            f" body = x'' WHERE number {IN_JSON_LIST}",
             (self._change, numbers),
         )
-        touched = set[Observable]().union(*wanted.values())
-        return self._changes(self._ids(touched), {})
+        touched = set[Observable]().union(*terms.values())
+        return self._changes_of(self._ids_of(touched), {})
 
-    def begin(self, now: float, search: bool) -> Changes:
+    def activate_due(self, now: float, search: bool) -> Changes:
         """
-        Put in force what has become valid.
+        Put the indicators in force that have reached their C{valid_from}.
 
         @param now: Seconds since the epoch.
-        @param search: Whether past events are to be searched for it.
+        @param search: Whether to search past events for them.
+        @return: The changes for the engine.
         """
-        moment = int(now * _MICROSECONDS)
-        with self._writing():
-            begun = self._db.execute(
+        moment = int(now * MICROSECONDS)
+        with self._transaction():
+            due = self._db.execute(
                 "SELECT body, number, id FROM indicators INDEXED BY beginning"
                 " WHERE state = 2 AND valid_from <= ?",
                 (moment,),
             ).fetchall()
-            return self._put_in_force(begun, search, now)
+            return self._activate(due, search, now)
 
-    def derive(self, search: bool) -> None:
+    def rebuild_observables(self, search: bool) -> None:
         """
-        Find the observables of all indicators again, if they were found by another
-        version's rules.
+        Extract the observables of all indicators again if another version's rules did it
+        last.
 
-        @param search: Whether past events are to be searched for new ones.
+        @param search: Whether to search past events for new observables.
         """
         if self._rules == PATTERN_RULES:
             return
-        with self._writing():
+        with self._transaction():
             last = 0
             while rows := self._db.execute(
                 "SELECT body, number, id FROM indicators WHERE state = 1 AND number > ?"
                 " ORDER BY number LIMIT ?",
-                (last, PAGE),
+                (last, MAX_ROWS_PER_READ),
             ).fetchall():
                 last = rows[-1][1]
-                self._put_in_force(rows, search, 0.0)
+                self._activate(rows, search, 0.0)
             self._db.execute("UPDATE position SET rules = ?", (PATTERN_RULES,))
         self._rules = PATTERN_RULES
 
-    def _put_in_force(
+    def _activate(
         self, rows: Sequence[tuple[bytes, int, str]], search: bool, now: float
     ) -> Changes:
         """
-        @param rows: The document, the number and the id of each. One that is damaged ends.
+        Put indicators in force. A damaged one ends and is set aside.
+
+        @param rows: The document, the number and the id of each.
+        @param search: Whether to search past events for them.
+        @param now: The date at which a damaged one is set aside.
+        @return: The changes for the engine.
         """
         indicators: list[Indicator] = []
         damaged: list[int] = []
         for body, number, id in rows:
             try:
                 indicators.append(decode_indicator(body))
-            except Invalid as e:  # it was one when it was written
+            except Invalid as e:  # damaged since it was written
                 damaged.append(number)
-                self._keep_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
-        ended = self._end(f"number {_AMONG}", _listed(damaged)) if damaged else None
-        kept = self._kept(_digests([each.id for each in indicators]))
-        indicators = [each for each in indicators if each.id in kept]
+                self._set_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
+        ended = self._end_where(f"number {IN_JSON_LIST}", _json_list(damaged)) if damaged else None
+        stored = self._find(_digests([each.id for each in indicators]))
+        indicators = [each for each in indicators if each.id in stored]
         for indicator in indicators:
-            kept[indicator.id].state = _IN_FORCE
-        changes = self._replace([(kept[each.id], each) for each in indicators], search)
-        return merged([ended, changes]) if ended else changes
+            stored[indicator.id].state = IN_FORCE
+        changes = self._write([(stored[each.id], each) for each in indicators], search)
+        return merge_changes([ended, changes]) if ended else changes
 
     # Observables
 
-    def _changes(
+    def _changes_of(
         self, ids: dict[Observable, list[str]], unmatched: dict[str, tuple[str, ...]]
     ) -> Changes:
         """
-        @param ids: Who wants what was changed.
+        @param ids: The ids of the indicators of each changed observable.
+        @param unmatched: The reasons, by indicator, that are new.
+        @return: The changes for the engine, with all networks inside a changed one.
         """
         networks = [o for o in ids if o.kind is _NETWORK]
         for network in networks:
-            self._nest(network.value, bool(ids[network]))
-        covered = {each for network in networks for each in self._nesting.covered(network.value)}
-        ids |= self._covering_ids(covered)
+            self._index_network(network.value, bool(ids[network]))
+        covered = {each for network in networks for each in self._networks.covered(network.value)}
+        ids |= self._ids_covering(covered)
         return Changes(
             self._change,
             tuple(
@@ -851,16 +654,16 @@ class BridgeStore:
             unmatched,
         )
 
-    def _nest(self, network: str, wanted: bool) -> None:
-        do, undo = self._nesting.add, self._nesting.discard
-        if not wanted:
+    def _index_network(self, network: str, present: bool) -> None:
+        do, undo = self._networks.add, self._networks.discard
+        if not present:
             do, undo = undo, do
         do(network)
         self._undo.append(functools.partial(undo, network))
 
-    def _ids(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
+    def _ids_of(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
         """
-        Who wants each of some observables.
+        @return: The ids of the indicators of each observable.
         """
         ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
         self._add_ids(ids, list(_keys(observables).values()))
@@ -868,23 +671,25 @@ class BridgeStore:
 
     def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
         """
-        Add who wants each of some observables.
+        Add the ids of the stored indicators of each observable.
 
-        @param keys: L{_key} of each of them.
+        @param ids: The ids, by observable.
+        @param keys: The keys of the observables; see L{_key}.
         """
         numbers = self._by_term.find(keys)
-        for each in self._wanting(_AMONG_THESE, _listed(numbers)) if numbers else ():
-            for term in each.wanted:
+        for each in self._read_terms(JSON_LIST, _json_list(numbers)) if numbers else ():
+            for term in each.terms:
                 if (some := ids.get(term.observable)) is not None:
                     some.append(each.id)
 
-    def _covering_ids(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
+    def _ids_covering(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
         """
-        Who wants each of some networks, or one that covers it.
+        @return: For each network, the ids of its indicators and of those of the networks
+            that cover it.
         """
-        covering = {network: list(self._nesting.covering(network)) for network in networks}
-        wanted = {_network(each) for wider in covering.values() for each in wider}
-        ids = self._ids(wanted)
+        covering = {network: list(self._networks.covering(network)) for network in networks}
+        observables = {_network(each) for wider in covering.values() for each in wider}
+        ids = self._ids_of(observables)
         return {
             _network(network): list({id for each in wider for id in ids[_network(each)]})
             for network, wider in covering.items()
@@ -892,25 +697,26 @@ class BridgeStore:
 
     def entries(self) -> Iterator[Entry]:
         """
-        Everything that the engine should hold.
+        @return: All entries that the engine should hold.
         """
         last: tuple[int, int] | None = BEGINNING
         while last is not None:
-            page = self.entries_page(last, PAGE)
+            page = self.entries_page(last, MAX_ROWS_PER_READ)
             yield from page.entries
             last = page.last
 
     def entries_page(self, after: tuple[int, int], limit: int) -> DesiredPage:
         """
-        A page of everything that the engine should hold.
+        Read a page of the entries that the engine should hold.
 
+        @param after: The end of the previous page; L{BEGINNING} for the first page.
         @param limit: The most observables.
         """
         if after == BEGINNING:
-            with self._writing():
+            with self._transaction():
                 self._by_term.write_all()
-        page = self._one(
-            list[_Wanting],
+        page = self._read_json(
+            list[_IndicatorTerms],
             "SELECT json_group_array(json_array(i.number, i.id, json(i.wanted), t.digest))"
             " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"
             " (SELECT DISTINCT digest FROM terms WHERE digest > ? ORDER BY digest LIMIT ?)",
@@ -921,10 +727,10 @@ class BridgeStore:
             return DesiredPage(None)
         ids: dict[Observable, list[str]] = {}
         for each in page:
-            for observable in (term.observable for term in each.wanted):
-                if len(each.wanted) == 1 or _key(observable) == each.digest:
+            for observable in (term.observable for term in each.terms):
+                if len(each.terms) == 1 or _key(observable) == each.digest:
                     ids.setdefault(observable, []).append(each.id)
-        wider = self._covering_ids(o.value for o in ids if o.kind is Kind.NETWORK)
+        wider = self._ids_covering(o.value for o in ids if o.kind is Kind.NETWORK)
         return DesiredPage(
             (max(each.digest for each in page), 0),
             tuple(Entry(o, tuple(sorted(found))) for o, found in (ids | wider).items()),
@@ -932,9 +738,10 @@ class BridgeStore:
 
     def reconcile(self, held: Sequence[Entry]) -> Changes:
         """
-        What the engine is to be told so that it holds what it should.
+        Compare the store with the engine.
 
-        @param held: What it holds.
+        @param held: The entries that the engine holds.
+        @return: The changes that make the engine hold the right ones.
         """
         stale = {entry.observable: entry.ids for entry in held}
         write = []
@@ -946,13 +753,15 @@ class BridgeStore:
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
         """
-        A page of the oldest indicators for which no past events have been searched.
+        Read a page of the indicators for which no past events have been searched, oldest
+        first.
 
-        @param until: The number of the last change to look at.
+        @param until: The number of the last change to include.
         @param limit: The most indicators.
+        @param after: The end of the previous page; L{BEGINNING} for the first page.
         """
-        found = self._one(
-            list[_Unsearched],
+        found = self._read_json(
+            list[_UnsearchedIndicator],
             "SELECT json_group_array(json_array(number, id, json(wanted), change))"
             " FROM (SELECT number, id, wanted, change FROM indicators WHERE state = 1"
             " AND searched = 0 AND change <= ? AND (change, number) > (?, ?)"
@@ -963,66 +772,53 @@ class BridgeStore:
         )
         if not found:
             return DesiredPage(None)
-        wanted: dict[Observable, list[str]] = {}
+        ids: dict[Observable, list[str]] = {}
         joint: set[Observable] = set()
         for each in found:
-            for term in each.wanted:
-                wanted.setdefault(term.observable, []).append(each.id)
+            for term in each.terms:
+                ids.setdefault(term.observable, []).append(each.id)
                 if term.joint:
                     joint.add(term.observable)
-        wanted |= self._covering_ids(o.value for o in wanted if o.kind is Kind.NETWORK)
+        ids |= self._ids_covering(o.value for o in ids if o.kind is Kind.NETWORK)
         return DesiredPage(
             (found[-1].change, found[-1].number),
-            tuple(Entry(o, tuple(sorted(some)), o in joint) for o, some in wanted.items()),
+            tuple(Entry(o, tuple(sorted(some)), o in joint) for o, some in ids.items()),
             tuple(each.id for each in found),
         )
 
     def mark_searched(self, ids: Iterable[str], until: int) -> None:
         """
-        @param until: As given to L{unsearched}; what has changed since has to be
-            searched again.
+        Store that past events have been searched for indicators.
+
+        @param ids: The indicators.
+        @param until: The same number as for L{unsearched}: an indicator that has changed
+            since has to be searched for again.
         """
         searched = list(ids)
         with transaction(self._db):
             self._db.execute(
-                f"UPDATE indicators SET searched = 1 WHERE number {_AMONG} AND id {_AMONG}"
-                " AND change <= ?",
+                "UPDATE indicators SET searched = 1"
+                f" WHERE number {IN_JSON_LIST} AND id {IN_JSON_LIST} AND change <= ?",
                 (
-                    _listed(self._by_id.find(digests(searched))),
+                    _json_list(self._by_id.find(digests(searched))),
                     json.dumps(searched),
                     until,
                 ),
             )
 
-    @property
-    def covered(self) -> Covered | None:
-        """
-        Up to where every arriving event was matched.
-        """
-        found = self._db.execute("SELECT until, awake, boot FROM covered").fetchone()
-        return None if found is None else Covered(*found)
-
-    def set_covered(self, covered: Covered) -> None:
-        """
-        @param covered: Every event that arrived before was matched, and its sighting
-            remembered.
-        """
-        self._db.execute(
-            "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",
-            (covered.until, covered.awake, covered.boot),
-        )
-
     def bodies(self, ids: Iterable[str]) -> dict[str, bytes]:
         """
-        The documents of those of some indicators that are in force.
+        @return: The documents of those of some indicators that are in force, by id.
         """
-        return self._documents(
-            each for each in self._kept(_digests(list(ids))).values() if each.state == _IN_FORCE
+        return self._read_documents(
+            each for each in self._find(_digests(list(ids))).values() if each.state == IN_FORCE
         )
 
     def counts(self) -> dict[str, Any]:
         """
-        @see: L{_counts}
+        @return: C{indicators} in force, C{unsearched} ones among them, and those that are
+            C{not_yet} valid; C{unmatched} ones by reason (one may have several), and the
+            L{MAX_LISTED} newest of these by id, as C{unmatched_ids}.
         """
         try:
             return self._counts()
@@ -1033,13 +829,6 @@ class BridgeStore:
         return self._counts()
 
     def _counts(self) -> dict[str, Any]:
-        """
-        @return: C{indicators} in force, C{unsearched} ones among them, and those
-            that are C{not_yet} valid; C{unmatched} ones by reason, where one may
-            have several, and the L{LISTED} newest of these by id, as
-            C{unmatched_ids}; C{unsent} sightings; and how many items were C{set_aside},
-            with the newest reason, if any were.
-        """
         indicators, unsearched, not_yet = self._db.execute(
             "SELECT count(*) FILTER (WHERE state = 1),"
             " count(*) FILTER (WHERE state = 1 AND NOT searched),"
@@ -1053,170 +842,49 @@ class BridgeStore:
         listed = self._db.execute(
             "SELECT id, unmatched FROM indicators INDEXED BY unmatched"
             " WHERE state = 1 AND unmatched != '[]' ORDER BY change DESC, number DESC LIMIT ?",
-            (LISTED,),
+            (MAX_LISTED,),
         )
-        (unsent,) = self._db.execute(
-            "SELECT count(*) FROM sightings WHERE body IS NOT NULL"
-        ).fetchone()
-        aside = set_aside.report(self._db)
         return {
             "indicators": indicators,
             "unsearched": unsearched,
             "not_yet": not_yet,
             "unmatched": _most_frequent(dict(reasons)),
             "unmatched_ids": {
-                id: list(_unmatched_decoder.decode(why)[:LISTED_REASONS]) for id, why in listed
+                id: list(_unmatched_decoder.decode(why)[:MAX_LISTED_REASONS]) for id, why in listed
             },
-            "unsent": unsent,
-            "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
 
-    # Sightings
 
-    def remember(self, sightings: Sequence[Sighting], now: float) -> list[Sighting]:
-        """
-        Keep sightings until they are sent.
-
-        @param now: Seconds since the epoch.
-        @return: Those that were new.
-        """
-        new = {sighting.id: sighting for sighting in reversed(sightings)}
-        with transaction(self._db):
-            for id in self._one(
-                list[str],
-                f"SELECT json_group_array(id) FROM sightings WHERE id {_AMONG}",
-                json.dumps(list(new)),
-            ):
-                del new[id]
-            fresh = list(reversed(new.values()))
-            insert(self._db, "sightings", [(each.id, int(now), each.raw) for each in fresh])
-        return fresh
-
-    def carry_over(self, sightings: Sequence[tuple[str, int, bytes | None]]) -> int:
-        """
-        Take in the sightings of another store.
-
-        @param sightings: Of each its id, when it was made, and its document if it has not
-            been sent.
-        @return: How many have not been sent.
-        """
-        with transaction(self._db):
-            self._db.executemany(
-                "INSERT OR IGNORE INTO sightings (id, made, body) VALUES (?, ?, ?)", sightings
-            )
-        return sum(body is not None for _, _, body in sightings)
-
-    def unsent(
-        self, limit: int, size: int, without: Collection[str] = ()
-    ) -> list[tuple[str, bytes]]:
-        """
-        The oldest sightings that have not been sent: id and document.
-
-        @param limit: The most to return.
-        @param size: Bytes of documents beyond which no more are returned; the first is
-            returned however long it is.
-        @param without: The ids of some that are left out.
-        """
-        found: list[tuple[str, bytes]] = []
-        for id, body in self._db.execute(
-            "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made"
-        ):
-            if id in without:
-                continue
-            if len(body) > LARGEST_SIGHTING:  # of an earlier version
-                body = fitted(body)
-            size -= len(body)
-            if found and size < 0:
-                break
-            found.append((id, body))
-            if len(found) >= limit:
-                break
-        return found
-
-    def unsent_among(self, ids: Iterable[str]) -> list[tuple[str, bytes]]:
-        """
-        Those of some sightings that have not been sent: id and document.
-        """
-        return self._db.execute(
-            f"SELECT id, body FROM sightings WHERE body IS NOT NULL AND id {_AMONG}",
-            (json.dumps(list(ids)),),
-        ).fetchall()
-
-    def set_sightings_aside(self, reasons: Mapping[str, str], now: float) -> None:
-        """
-        Give sightings up: they will not be sent, and not be made again.
-
-        @param reasons: Why, by id.
-        @param now: Seconds since the epoch.
-        """
-        with transaction(self._db):
-            self._keep_aside(
-                [
-                    SetAside(Stage.REPORT, reasons[id], body, "sighting", id)
-                    for id, body in self.unsent_among(reasons)
-                ],
-                now,
-            )
-            self._db.execute(
-                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(reasons)),)
-            )
-
-    def mark_sent(self, ids: Iterable[str]) -> None:
-        with transaction(self._db):
-            self._db.execute(
-                f"UPDATE sightings SET body = NULL WHERE id {_AMONG}", (json.dumps(list(ids)),)
-            )
-
-    def forget(self, now: float) -> None:
-        """
-        Forget sightings that were sent long ago.
-
-        @param now: Seconds since the epoch.
-        """
-        with transaction(self._db):
-            self._db.execute(
-                "DELETE FROM sightings WHERE body IS NULL AND made < ?",
-                (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
-            )
-
-
-_AMONG_THESE = "SELECT value FROM json_each(?)"
-_AMONG = f"IN ({_AMONG_THESE})"
-"""
-With a parameter that is a JSON list: one parameter for any number of values.
-"""
-
-_wanted_decoder = msgspec.json.Decoder(tuple[_Term, ...])
+_terms_decoder = msgspec.json.Decoder(tuple[_StoredTerm, ...])
 _unmatched_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
 
-_NONE: _Wanted = {}
-_NOTHING: tuple[_Wanted, tuple[str, ...]] = (_NONE, ())
-
 
 def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
     """
-    @param reasons: The most frequent ones first.
+    Limit the number of reasons.
+
+    @param reasons: The number of indicators of each, the most frequent first.
     """
-    apart = dict(itertools.islice(reasons.items(), LISTED))
+    apart = dict(itertools.islice(reasons.items(), MAX_LISTED))
     others = sum(reasons.values()) - sum(apart.values())
     return {**apart, OTHER_REASONS: others} if others else apart
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def _json_list(numbers: Iterable[int]) -> str:
     return _encode(list(numbers)).decode()
 
 
-def _written(wanted: _Wanted) -> str:
+def _encode_terms(terms: Terms) -> str:
     """
-    An indicator's observables, as they are kept.
+    @return: The stored form of an indicator's terms.
     """
-    terms: list[Any] = list(wanted)  # an observable is a term that is not joint
-    if any(wanted.values()):
-        terms = [(o.kind, o.value, joint) for o, joint in wanted.items()]
-    return _encode(terms).decode()
+    rows: list[Any] = list(terms)  # a bare observable is a term that is not joint
+    if any(terms.values()):
+        rows = [(o.kind, o.value, joint) for o, joint in terms.items()]
+    return _encode(rows).decode()
 
 
 def _digests(ids: Sequence[str]) -> dict[str, int]:
@@ -1225,7 +893,7 @@ def _digests(ids: Sequence[str]) -> dict[str, int]:
 
 def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
     """
-    L{_key} of each of many observables.
+    @return: The key of each observable; see L{_key}.
     """
     found = digests([observable.kind + " " + observable.value for observable in observables])
     return dict(zip(observables, found, strict=True))
@@ -1233,94 +901,10 @@ def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
 
 def _key(observable: Observable) -> int:
     """
-    A number that stands for an observable.
+    @return: The digest by which the index finds an observable.
     """
     return digest(observable.kind + " " + observable.value)
 
 
 def _network(text: str) -> Observable:
     return Observable(Kind.NETWORK, text)
-
-
-def _parted(
-    indicators: Iterable[Indicator], known: Container[str], moment: int
-) -> tuple[list[Indicator], list[Indicator]]:
-    """
-    @param known: The ids that are known.
-    @return: The plain ones: new, in force, and with one observable that is quickly found,
-        as most are; and the others.
-    """
-    plain, others = [], []
-    for indicator in indicators:
-        if (
-            indicator.surely_matchable
-            and indicator.id not in known
-            and _state(indicator, moment) == _IN_FORCE
-        ):
-            plain.append(indicator)
-        else:
-            others.append(indicator)
-    return plain, others
-
-
-def _state(indicator: Indicator, moment: int) -> int:
-    """
-    What an indicator is at a time, in microseconds since the epoch.
-    """
-    start, end = indicator.valid_from, indicator.valid_until
-    if indicator.operation is _REMOVE or (end is not None and end <= moment):
-        return _ENDED
-    return _NOT_YET if start is not None and start > moment else _IN_FORCE
-
-
-def _changes_anything(
-    indicator: Indicator,
-    state: int,
-    known: _Kept,
-    documents: Mapping[str, bytes],
-    moment: int | None,
-) -> bool:
-    """
-    @param state: What the indicator is now.
-    @param known: What is kept of it.
-    @param documents: The documents that are kept, by id.
-    @param moment: The bridge's date, in microseconds since the epoch, if it is to decide
-        between versions; L{None} if the bus has.
-    """
-    lasts = known.state != _ENDED
-    if indicator.operation is _REMOVE:
-        return lasts
-    if lasts and indicator.raw == documents[indicator.id]:
-        return state == _ENDED
-    if moment is not None:
-        version, before = min(indicator.modified, moment), min(known.modified, moment)
-        if version < before or (not lasts and version == before != moment):
-            return False
-    return lasts or state != _ENDED
-
-
-def _observables(indicator: Indicator) -> tuple[_Wanted, tuple[str, ...]]:
-    """
-    @return: What of an indicator is matched, and why something of it is not.
-    """
-    if indicator.pattern is None:
-        return _NONE, ("no pattern",)
-    if indicator.surely_matchable:  # as most are
-        return {sure_observable(indicator.pattern): False}, ()
-    if indicator.pattern_type != STIX:
-        return _NONE, (f"pattern type {indicator.pattern_type}",)
-    try:
-        found = matchable(indicator.pattern)
-    except PatternUnmatchable as e:
-        return _NONE, (e.reason,)
-    except Invalid as e:
-        return _NONE, (f"{e.field} is not {e.expected}",)
-    if isinstance(found.condition, Term):
-        wanted = {found.condition.observable: False}
-    else:
-        alone = {term.observable for term in found.alone}
-        wanted = {observable: observable not in alone for observable in found.observables}
-    for observable, joint in list(wanted.items()):
-        if (as_logged := unescaped(observable)) is not None:
-            wanted[as_logged] = joint
-    return wanted, tuple(dict.fromkeys(found.unmatched)) if found.unmatched else ()

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.store.indicators import BridgeStore
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.errors import Invalid
 from tbvast.service.clock import Calendar, calendar
 from tbvast.stix.sightings import decode_sighting
@@ -33,6 +33,8 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     """
     Move a store aside, and create a new one in its place.
 
+    @param path: The store's file.
+    @param now: The date of the new store.
     @return: A description of the steps, for the log.
     @raise OSError: If the store cannot be moved.
     @raise StartupRefused: If a new one cannot be created.
@@ -43,8 +45,8 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     try:
         if covered is not None:
             store.set_covered(covered)
-        unsent = store.carry_over(sightings)
-        store.apply((), now(), False, NOWHERE)
+        unsent = store.outbox.carry_over(sightings)
+        store.indicators.apply((), now(), False, NOWHERE)
     finally:
         store.close()
     return (

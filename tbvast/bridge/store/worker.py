@@ -1,9 +1,9 @@
 """
-The process that keeps the bridge's store, and what it can be asked.
+The process of the bridge's store, and the calls that it serves.
 
     python -m tbvast.bridge.store.worker PATH yes|no
 
-The second argument says whether past events are searched.
+The second argument is C{yes} if past events are searched.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from tbvast.bridge.store.indicators import BridgeStore, Changes, DesiredPage, merged
+from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.renewal import NOWHERE, renew
+from tbvast.bridge.store.values import Changes, DesiredPage, merge_changes
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.indicators import Indicator
@@ -31,26 +32,30 @@ from tbvast.storage.sqlite import own
 from tbvast.storage.worker_server import serve
 from tbvast.values import Covered, Entry, Position
 
-PIECE = 5000
+MAX_ENTRIES_PER_MESSAGE = 5000
 """
-The most entries in one part of a result: whoever asks reads each in a turn of its own.
+The most entries in one message of a call or a result. The reactor handles each message in a
+turn of its own.
 """
 
 YES, NO = "yes", "no"
 
 
-class Keeper:
+class StoreWorker:
     """
-    A L{BridgeStore}, as another process asks for it.
+    The calls that the process of the bridge's store serves.
 
-    @ivar guard: Watches the file: each method is to be called inside.
+    @ivar guard: The guard of the file, inside which every method is called; C{None} for no
+        guard.
     """
 
     def __init__(
         self, store: BridgeStore, guard: FileGuard | None = None, renewed: str = ""
     ) -> None:
         """
-        @param renewed: What was done about a store that could not be read.
+        @param store: The store.
+        @param guard: The guard of its file.
+        @param renewed: The result of L{renewed}.
         """
         self.guard = guard
         self._renewed = renewed
@@ -68,13 +73,13 @@ class Keeper:
         decided: bool,
     ) -> Changes:
         """
-        @see: L{BridgeStore.apply}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.apply}
 
-        @param run: Until when something fails: if one part could not be applied,
-            neither is what follows, which may have the position.
+        @param run: The generation of the batch. After a failure every later call of the
+            same run is refused, so that none commits the position past a gap.
         """
         if run == self._failed:
-            raise StoreFailed("what came before could not be applied")
+            raise StoreFailed("an earlier batch could not be applied")
         try:
             return self._apply(indicators, now, search, position, decided)
         except Exception:
@@ -83,7 +88,8 @@ class Keeper:
 
     def renewed(self) -> str:
         """
-        What was done about a store that could not be read; empty for nothing.
+        @return: A description of the replacement of an unreadable store, for the log;
+            empty if it was not replaced.
         """
         return self._renewed
 
@@ -97,27 +103,27 @@ class Keeper:
     ) -> Changes:
         store = self._store
         try:
-            return store.apply(indicators, now, search, position, decided)
+            return store.indicators.apply(indicators, now, search, position, decided)
         except Exception as e:
             if not is_of_an_item(e):
                 raise
         applied, failed = sift(
-            indicators, lambda some: store.apply(some, now, search, None, decided)
+            indicators, lambda some: store.indicators.apply(some, now, search, None, decided)
         )
         aside = [
             SetAside(Stage.STORE, reason_of(e), indicator.raw, "indicator", indicator.id)
             for indicator, e in failed
         ]
-        store.set_aside(aside, now, position)
-        return merged(applied or [Changes(store.change)])
+        store.indicators.set_aside(aside, now, position)
+        return merge_changes(applied or [Changes(store.indicators.change)])
 
     def set_aside(self, items: list[Unreadable], now: float) -> None:
         """
-        Keep what could not be read.
+        Set items aside that could not be read.
 
-        @see: L{BridgeStore.set_aside}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.set_aside}
         """
-        self._store.set_aside(
+        self._store.indicators.set_aside(
             [
                 SetAside(
                     Stage.RECEPTION,
@@ -131,81 +137,83 @@ class Keeper:
             ],
             now,
         )
-        self._store.outlast([id for each in items for id in each.ids])
+        self._store.indicators.retain_in_snapshot([id for each in items for id in each.ids])
 
-    def set_unmade_aside(self, items: list[tuple[str, str, bytes]], now: float) -> None:
+    def set_matches_aside(self, items: list[tuple[str, str, bytes]], now: float) -> None:
         """
-        Keep matches that no sighting could be made of.
+        Set matches aside of which no sighting could be made.
 
-        @param items: Of each the indicator's id, the reason, and the event.
+        @param items: The indicator's id, the reason and the event of each.
+        @param now: Seconds since the epoch.
         """
-        self._store.set_aside(
+        self._store.indicators.set_aside(
             [SetAside(Stage.MATCH, reason, event, "event", id) for id, reason, event in items],
             now,
         )
 
     def set_sightings_aside(self, reasons: dict[str, str], now: float) -> None:
         """
-        @see: L{BridgeStore.set_sightings_aside}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.set_aside}
         """
-        self._store.set_sightings_aside(reasons, now)
+        self._store.outbox.set_aside(reasons, now)
 
     def begin_snapshot(self) -> None:
         """
-        @see: L{BridgeStore.begin_snapshot}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.begin_snapshot}
         """
-        self._store.begin_snapshot()
+        self._store.indicators.begin_snapshot()
 
     def end_snapshot(self, position: Position) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.end_snapshot}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.end_snapshot}
         """
-        return _pieces(self._store.end_snapshot(position))
+        return _in_messages(self._store.indicators.end_snapshot(position))
 
     def expire(self, now: float) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.expire}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.expire}
         """
-        return _pieces(self._store.expire(now))
+        return _in_messages(self._store.indicators.expire(now))
 
-    def begin(self, now: float, search: bool) -> Iterator[Changes]:
+    def activate_due(self, now: float, search: bool) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.begin}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.activate_due}
         """
-        return _pieces(self._store.begin(now, search))
+        return _in_messages(self._store.indicators.activate_due(now, search))
 
     def entries(self, after: tuple[int, int]) -> DesiredPage:
         """
-        @see: L{BridgeStore.entries_page}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.entries_page}
         """
-        return self._store.entries_page(after, PIECE)
+        return self._store.indicators.entries_page(after, MAX_ENTRIES_PER_MESSAGE)
 
-    def compare(self, held: list[Entry], start: int) -> None:
+    def add_held(self, held: list[Entry], start: int) -> None:
         """
-        Take some of what the engine holds, for L{reconcile}.
+        Take a part of the entries that the engine holds, for L{reconcile}.
 
-        @param start: How much of it came before.
+        @param held: The part.
+        @param start: The number of entries before it.
         """
         self._held[start:] = held
 
     def reconcile(self) -> Iterator[Changes]:
         """
-        @see: L{BridgeStore.reconcile}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.reconcile}
         """
         held, self._held = self._held, []
-        return _pieces(self._store.reconcile(held))
+        return _in_messages(self._store.indicators.reconcile(held))
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int]) -> DesiredPage:
         """
-        @see: L{BridgeStore.unsearched}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.unsearched}
         """
-        return self._store.unsearched(until, min(limit, PIECE), after)
+        return self._store.indicators.unsearched(until, min(limit, MAX_ENTRIES_PER_MESSAGE), after)
 
     def mark_searched(self, ids: list[str], until: int) -> None:
         """
-        @see: L{BridgeStore.mark_searched}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.mark_searched}
         """
-        self._store.mark_searched(ids, until)
+        self._store.indicators.mark_searched(ids, until)
 
     def covered(self) -> Covered | None:
         """
@@ -221,9 +229,9 @@ class Keeper:
 
     def bodies(self, ids: list[str]) -> dict[str, bytes]:
         """
-        @see: L{BridgeStore.bodies}
+        @see: L{tbvast.bridge.store.indicators.IndicatorTable.bodies}
         """
-        return self._store.bodies(ids)
+        return self._store.indicators.bodies(ids)
 
     def counts(self) -> dict[str, Any]:
         """
@@ -233,13 +241,13 @@ class Keeper:
 
     def remember(self, sightings: list[Sighting], now: float) -> int:
         """
-        @see: L{BridgeStore.remember}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.remember}
 
-        @return: How many were new.
+        @return: The number of new ones.
         """
-        new, failed = sift(sightings, lambda some: len(self._store.remember(some, now)))
+        new, failed = sift(sightings, lambda some: len(self._store.outbox.remember(some, now)))
         if failed:
-            self._store.set_aside(
+            self._store.indicators.set_aside(
                 [SetAside(Stage.MATCH, reason_of(e), s.raw, "sighting", s.id) for s, e in failed],
                 now,
             )
@@ -247,36 +255,36 @@ class Keeper:
 
     def unsent(self, limit: int, size: int, without: list[str]) -> list[tuple[str, bytes]]:
         """
-        @see: L{BridgeStore.unsent}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent}
         """
-        return self._store.unsent(limit, size, set(without))
+        return self._store.outbox.unsent(limit, size, set(without))
 
     def unsent_among(self, ids: list[str]) -> list[tuple[str, bytes]]:
         """
-        @see: L{BridgeStore.unsent_among}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent_among}
         """
-        return self._store.unsent_among(ids)
+        return self._store.outbox.unsent_among(ids)
 
     def mark_sent(self, ids: list[str]) -> None:
         """
-        @see: L{BridgeStore.mark_sent}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.mark_sent}
         """
-        self._store.mark_sent(ids)
+        self._store.outbox.mark_sent(ids)
 
-    def forget(self, now: float) -> None:
+    def prune(self, now: float) -> None:
         """
-        @see: L{BridgeStore.forget}
+        @see: L{tbvast.bridge.store.outbox_table.OutboxTable.prune}
         """
-        self._store.forget(now)
+        self._store.outbox.prune(now)
 
 
-def _pieces(changes: Changes) -> Iterator[Changes]:
+def _in_messages(changes: Changes) -> Iterator[Changes]:
     """
-    Changes in parts, of which the first one says what is not matched.
+    Split changes so that each fits in a message. The first part has all reasons.
     """
     unmatched = changes.unmatched
-    for start in range(0, max(len(changes.write), len(changes.erase), 1), PIECE):
-        end = start + PIECE
+    for start in range(0, max(len(changes.write), len(changes.erase), 1), MAX_ENTRIES_PER_MESSAGE):
+        end = start + MAX_ENTRIES_PER_MESSAGE
         write: tuple[Entry, ...] = changes.write[start:end]
         erase: tuple[Observable, ...] = changes.erase[start:end]
         yield Changes(changes.number, write, erase, unmatched)
@@ -284,12 +292,15 @@ def _pieces(changes: Changes) -> Iterator[Changes]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]:
+def open_store(path: Path, search: bool) -> Iterator[tuple[StoreWorker, Position | None]]:
     """
-    A store, and how far the bus's journal has been applied to it, for as long as it is kept.
+    Open the store, and close it on exit. An unreadable store is replaced.
 
+    @param path: The file.
     @param search: Whether past events are searched.
-    @raise StartupRefused: If it cannot be.
+    @return: The store's calls, and the position up to which the bus's journal has been
+        applied.
+    @raise StartupRefused: If the store can neither be used nor replaced.
     """
     lock = path.with_name(f"{path.name}-writer")
     gone = lock.exists() and not path.exists()
@@ -299,7 +310,7 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
         raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
     renewed = ""
     try:
-        store = _derived(path, search, gone)
+        store = _open_current(path, search, gone)
         if gone:
             renewed = (
                 f"The store {path} is gone: a new one was made, which the bus fills; sightings"
@@ -313,26 +324,26 @@ def opened(path: Path, search: bool) -> Iterator[tuple[Keeper, Position | None]]
             renewed = f"The store {path} is damaged ({damage}): {renew(path)}."
         except OSError as refusal:
             raise StartupRefused(f"{e}, and it cannot be moved aside: {refusal}") from e
-        store = _derived(path, search)
+        store = _open_current(path, search)
     guard = store.make_guard(path, lambda: renew(path))
     try:
-        yield Keeper(store, guard, renewed), store.position
+        yield StoreWorker(store, guard, renewed), store.indicators.position
     finally:
-        with contextlib.suppress(sqlite3.Error):  # as of one that was damaged
+        with contextlib.suppress(sqlite3.Error):  # a damaged file may not close
             store.close()
 
 
-def _derived(path: Path, search: bool, gone: bool = False) -> BridgeStore:
+def _open_current(path: Path, search: bool, gone: bool = False) -> BridgeStore:
     """
-    A store with which everything can be read.
+    Open the store and bring its observables up to date.
 
-    @param gone: Whether there was one that is no longer there.
+    @param gone: Whether an earlier store has disappeared.
     """
     store = BridgeStore(path)
     try:
         if gone:
-            store.apply((), 0.0, search, NOWHERE)
-        store.derive(search)
+            store.indicators.apply((), 0.0, search, NOWHERE)
+        store.indicators.rebuild_observables(search)
     except BaseException:
         store.close()
         raise
@@ -341,9 +352,12 @@ def _derived(path: Path, search: bool, gone: bool = False) -> BridgeStore:
 
 def main(path: str, search: str) -> None:
     """
-    Keep a store, as asked on standard input, which is a socket.
+    Serve the store on standard input, which is a socket.
+
+    @param path: The store's file.
+    @param search: L{YES} if past events are searched.
     """
-    serve(opened(Path(path), search == YES), (sqlite3.Error, StartupRefused, StoreFailed))
+    serve(open_store(Path(path), search == YES), (sqlite3.Error, StartupRefused, StoreFailed))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Tests for L{tbvast.bridge.store.indicators}.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -15,25 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store.indicators import (
-    _GATHERED,
-    _NUMBERED,
-    FIRST_SCHEMA,
-    LISTED,
-    OTHER_REASONS,
-    SIGHTING_MEMORY_DAYS,
-    BridgeStore,
-    Changes,
-    DesiredPage,
-)
-from tbvast.errors import StartupRefused
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.indicators import MAX_LISTED, OTHER_REASONS
+from tbvast.bridge.store.schema import FIRST_SCHEMA
+from tbvast.bridge.store.values import Changes, DesiredPage
 from tbvast.protocol.manage import REPORT_BYTES
 from tbvast.stix.indicators import Indicator, Operation
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
-from tbvast.values import Covered, Entry, Position
-from tests.doubles import DAY, a_sighting, an_indicator, indicator_document, indicator_id, moment
+from tbvast.values import Entry, Position
+from tests.doubles import an_indicator, indicator_id, moment
 
 ALL = 1 << 60
 """
@@ -87,18 +77,18 @@ class StoreTestCase(SynchronousTestCase):
         search: bool = True,
         decided: bool = False,
     ) -> Changes:
-        return self.store.apply(indicators, now, search, decided=decided)
+        return self.store.indicators.apply(indicators, now, search, decided=decided)
 
     def in_force(self) -> set[str]:
-        return set(self.store.bodies(indicator_id(number) for number in range(20)))
+        return set(self.store.indicators.bodies(indicator_id(number) for number in range(20)))
 
     def unsearched(self) -> list[str]:
-        return list(self.store.unsearched(ALL, 100).ids)
+        return list(self.store.indicators.unsearched(ALL, 100).ids)
 
 
 class ApplyTests(StoreTestCase):
     """
-    What indicators make of the engine's tables.
+    The changes of the engine's tables that indicators cause.
     """
 
     def test_new(self) -> None:
@@ -109,7 +99,7 @@ class ApplyTests(StoreTestCase):
         changes = self.apply(one, an_indicator(2))
         self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
         self.assertEqual(changes.erase, ())
-        self.assertEqual(self.store.bodies([one.id]), {one.id: one.raw})
+        self.assertEqual(self.store.indicators.bodies([one.id]), {one.id: one.raw})
 
     def test_repeat(self) -> None:
         """
@@ -149,7 +139,7 @@ class ApplyTests(StoreTestCase):
                 "SELECT id, digest, modified, valid_from, valid_until, state, searched,"
                 " generation, wanted, unmatched, body FROM indicators"
             )
-            held = {each.observable: each.ids for each in self.store.entries()}
+            held = {each.observable: each.ids for each in self.store.indicators.entries()}
             last = {entry.observable: entry.ids for changes in told for entry in changes.write}
             found.append((sorted(rows), held, last))
         self.assertEqual(len(found[0][1]), 3)
@@ -162,7 +152,7 @@ class ApplyTests(StoreTestCase):
         """
         first = self.apply(an_indicator(1)).number
         self.reopen()
-        self.assertEqual(self.store.change, first)
+        self.assertEqual(self.store.indicators.change, first)
         self.assertGreater(self.apply(an_indicator(2)).number, first)
 
     def test_older(self) -> None:
@@ -173,7 +163,7 @@ class ApplyTests(StoreTestCase):
         self.apply(newer)
         changes = self.apply(an_indicator(1, 3, pattern="[ipv4-addr:value = '192.0.2.9']"))
         self.assertEqual(changes.write, ())
-        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+        self.assertEqual(self.store.indicators.bodies([newer.id]), {newer.id: newer.raw})
 
     def test_edited(self) -> None:
         """
@@ -194,11 +184,11 @@ class ApplyTests(StoreTestCase):
         newer = an_indicator(1, 2, name="another")
         changes = self.apply(newer)
         self.assertEqual((changes.write, changes.erase), ((), ()))
-        self.assertEqual(self.store.bodies([newer.id]), {newer.id: newer.raw})
+        self.assertEqual(self.store.indicators.bodies([newer.id]), {newer.id: newer.raw})
 
     def test_removed(self) -> None:
         """
-        What is withdrawn is erased.
+        A withdrawn indicator is erased.
         """
         self.apply(an_indicator(1))
         changes = self.apply(an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE"))
@@ -207,14 +197,14 @@ class ApplyTests(StoreTestCase):
 
     def test_removed_unknown(self) -> None:
         """
-        To withdraw what is not known changes nothing.
+        The withdrawal of an unknown indicator changes nothing.
         """
         changes = self.apply(an_indicator(1, x_threatbus_update="REMOVE"))
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
     def test_removed_repeat(self) -> None:
         """
-        A repeat of what was withdrawn does not bring it back; a newer version does.
+        A repeat does not bring a withdrawn indicator back; a newer version does.
         """
         self.apply(an_indicator(1, 2))
         self.apply(an_indicator(1, 3, x_threatbus_update="REMOVE"))
@@ -224,7 +214,7 @@ class ApplyTests(StoreTestCase):
 
     def test_decided(self) -> None:
         """
-        What the bus has decided is applied in its order, whatever the versions say.
+        Decisions of the bus are applied in order, whatever the versions are.
         """
         for order in (
             [an_indicator(1, 9), an_indicator(1, 5, name="other")],
@@ -245,13 +235,14 @@ class ApplyTests(StoreTestCase):
                     last = order[-1]
                     lasts = last.operation is not Operation.REMOVE and not last.valid_until
                     self.assertEqual(
-                        self.store.bodies([last.id]), {last.id: last.raw} if lasts else {}
+                        self.store.indicators.bodies([last.id]),
+                        {last.id: last.raw} if lasts else {},
                     )
 
     def test_from_the_future(self) -> None:
         """
-        Where the bus has not decided, a version from the future counts as of its receipt:
-        what is corrected or removed later has its way.
+        If the bus has not decided, a version from the future counts as of its receipt, so a later
+        correction or removal prevails.
         """
         future = "9999-12-31T23:59:59Z"
         for number, end in enumerate(
@@ -269,7 +260,9 @@ class ApplyTests(StoreTestCase):
                 self.assertIn(indicator_id(number), self.in_force())
                 self.apply(end, now=20.0)
                 lasts = end.operation is not Operation.REMOVE
-                self.assertEqual(self.store.bodies([end.id]), {end.id: end.raw} if lasts else {})
+                self.assertEqual(
+                    self.store.indicators.bodies([end.id]), {end.id: end.raw} if lasts else {}
+                )
 
     def test_removed_without_version(self) -> None:
         """
@@ -295,7 +288,7 @@ class ApplyTests(StoreTestCase):
 
     def test_unmatched(self) -> None:
         """
-        What cannot be matched is named with a reason, and harms nothing else.
+        An indicator that cannot be matched is reported with a reason; others are not affected.
         """
         changes = self.apply(
             an_indicator(1, pattern_type="yara", pattern="rule x {}"), an_indicator(2)
@@ -313,23 +306,23 @@ class ExpiryTests(StoreTestCase):
 
     def test_expire(self) -> None:
         """
-        What is no longer valid is erased, once.
+        An expired indicator is erased, once.
         """
         self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
-        self.assertEqual(self.store.expire(99.0).erase, ())
-        self.assertEqual(self.store.expire(100.0).erase, (ip(1),))
+        self.assertEqual(self.store.indicators.expire(99.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(100.0).erase, (ip(1),))
         self.assertEqual(self.in_force(), {indicator_id(2)})
-        self.assertEqual(self.store.expire(200.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
 
     def test_too_late(self) -> None:
         """
-        What is no longer valid when it arrives is never written.
+        An indicator that has expired before its arrival is never written.
         """
         self.assertEqual(self.apply(an_indicator(1, valid_until=moment(100)), now=100).write, ())
 
     def test_ended_by_edit(self) -> None:
         """
-        An edit that puts the end into the past ends what was in force.
+        An edit that sets the end to the past ends the indicator.
         """
         self.apply(an_indicator(1))
         changes = self.apply(an_indicator(1, 2, valid_until=moment(50)), now=60)
@@ -341,7 +334,7 @@ class ExpiryTests(StoreTestCase):
         """
         self.apply(an_indicator(1, valid_until=moment(100)))
         self.apply(an_indicator(1, 2, valid_until=moment(300)))
-        self.assertEqual(self.store.expire(200.0).erase, ())
+        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
 
 
 class BeginningTests(StoreTestCase):
@@ -351,32 +344,32 @@ class BeginningTests(StoreTestCase):
 
     def test_waits(self) -> None:
         """
-        What is not valid yet is not written; when it is, it is, and searched for.
+        A future indicator is written and searched for when it becomes valid.
         """
         changes = self.apply(an_indicator(1, valid_from=moment(100)), now=50)
         self.assertEqual(changes, Changes(changes.number))
         self.assertEqual(self.in_force(), set())
         self.assertEqual(self.store.counts()["not_yet"], 1)
-        self.assertEqual(self.store.begin(99.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(99.0, True).write, ())
         self.reopen()
-        begun = self.store.begin(100.0, True)
+        begun = self.store.indicators.activate_due(100.0, True)
         self.assertEqual(begun.write, (entry(ip(1), 1),))
         self.assertGreater(begun.number, changes.number)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
-        self.assertEqual(self.store.begin(200.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(200.0, True).write, ())
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
     def test_no_search(self) -> None:
         """
-        Where past events are not searched, what begins does not wait for it.
+        If past events are not searched, an indicator that becomes valid waits for no search.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
-        self.store.begin(100.0, False)
+        self.store.indicators.activate_due(100.0, False)
         self.assertEqual(self.unsearched(), [])
 
     def test_withdrawn(self) -> None:
         """
-        What is withdrawn, or over, before it begins never does.
+        An indicator that is withdrawn or expires before it becomes valid is never written.
         """
         self.apply(
             an_indicator(1, valid_from=moment(100)),
@@ -384,8 +377,8 @@ class BeginningTests(StoreTestCase):
             now=50,
         )
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
-        self.store.expire(300.0)
-        self.assertEqual(self.store.begin(300.0, True).write, ())
+        self.store.indicators.expire(300.0)
+        self.assertEqual(self.store.indicators.activate_due(300.0, True).write, ())
 
     def test_postponed(self) -> None:
         """
@@ -394,15 +387,17 @@ class BeginningTests(StoreTestCase):
         self.apply(an_indicator(1), now=50)
         changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
         self.assertEqual(changes.erase, (ip(1),))
-        self.assertEqual(self.store.begin(100.0, True).write, (entry(ip(1), 1),))
+        self.assertEqual(self.store.indicators.activate_due(100.0, True).write, (entry(ip(1), 1),))
 
     def test_not_matched(self) -> None:
         """
-        What cannot be matched is named once it is valid.
+        An indicator that cannot be matched is reported when it becomes valid.
         """
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
-        self.assertEqual(set(self.store.begin(100.0, True).unmatched), {indicator_id(1)})
+        self.assertEqual(
+            set(self.store.indicators.activate_due(100.0, True).unmatched), {indicator_id(1)}
+        )
 
 
 class TogetherTests(StoreTestCase):
@@ -418,7 +413,9 @@ class TogetherTests(StoreTestCase):
         The search is told which observables are not enough.
         """
         self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
-        joint = {each.observable: each.joint for each in self.store.unsearched(ALL, 9).entries}
+        joint = {
+            each.observable: each.joint for each in self.store.indicators.unsearched(ALL, 9).entries
+        }
         evil = Observable(Kind.DOMAIN, "evil.example")
         self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
 
@@ -427,7 +424,7 @@ class TogetherTests(StoreTestCase):
         With the same observables, wanted in another way, past events are searched again.
         """
         self.apply(an_indicator(1, pattern=self.BOTH))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         changes = self.apply(an_indicator(1, 2, pattern=self.EITHER))
         self.assertEqual((changes.write, changes.erase), ((), ()))
         self.assertEqual(self.unsearched(), [indicator_id(1)])
@@ -452,7 +449,7 @@ class EscapedTests(StoreTestCase):
 
 class UnmatchedTests(StoreTestCase):
     """
-    What is told of indicators that are not matched.
+    The reports on indicators that are not matched.
     """
 
     def test_named_once(self) -> None:
@@ -468,16 +465,18 @@ class UnmatchedTests(StoreTestCase):
 
     def test_listed(self) -> None:
         """
-        The newest are listed, and all are counted; what is matched, or ended, is neither.
+        The newest are listed and all are counted, without matched and ended ones.
         """
-        many = [an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, LISTED + 11)]
+        many = [
+            an_indicator(n, pattern_type="yara", pattern="{") for n in range(1, MAX_LISTED + 11)
+        ]
         self.apply(*many, an_indicator(500), an_indicator(501, pattern="[process:name = 'x']"))
         self.apply(an_indicator(501, 2, x_threatbus_update="REMOVE"))
         counts = self.store.counts()
-        self.assertEqual(counts["unmatched"], {"pattern type yara": LISTED + 10})
+        self.assertEqual(counts["unmatched"], {"pattern type yara": MAX_LISTED + 10})
         self.assertEqual(
             counts["unmatched_ids"],
-            {indicator_id(n): ["pattern type yara"] for n in range(LISTED + 10, 10, -1)},
+            {indicator_id(n): ["pattern type yara"] for n in range(MAX_LISTED + 10, 10, -1)},
         )
 
     def test_bounded(self) -> None:
@@ -529,35 +528,35 @@ class RulesTests(StoreTestCase):
 
     def test_migrated(self) -> None:
         """
-        What was known still is; what can be matched by now is, and is searched for.
+        Known observables stay; new ones are matched and searched for.
         """
         self.old()
-        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(self.store.indicators.position, Position("bus", 7))
         wide = network("198.51.100.0/24")
-        self.assertEqual(set(self.store.entries()), {entry(ip(1), 1), entry(wide, 3)})
+        self.assertEqual(set(self.store.indicators.entries()), {entry(ip(1), 1), entry(wide, 3)})
         self.assertEqual(self.apply(an_indicator(1)).write, ())
-        self.store.derive(True)
+        self.store.indicators.rebuild_observables(True)
         evil = Observable(Kind.DOMAIN, "evil.example")
         known = {entry(ip(1), 1, 2), entry(evil, 2), entry(wide, 3)}
-        self.assertEqual(set(self.store.entries()), known)
+        self.assertEqual(set(self.store.indicators.entries()), known)
         self.assertEqual(self.unsearched(), [indicator_id(2)])
         self.assertEqual(self.in_force(), {indicator_id(number) for number in (1, 2, 3)})
         self.assertEqual(
             self.apply(subnet(4, "198.51.100.128/25")).write,
             (entry(network("198.51.100.128/25"), 3, 4),),
         )
-        self.assertGreater(self.store.change, 2)
+        self.assertGreater(self.store.indicators.change, 2)
 
     def test_derived_once(self) -> None:
         """
         By the same rules nothing is found again.
         """
-        self.store.derive(True)
+        self.store.indicators.rebuild_observables(True)
         self.apply(an_indicator(1))
-        change = self.store.change
+        change = self.store.indicators.change
         self.reopen()
-        self.store.derive(True)
-        self.assertEqual(self.store.change, change)
+        self.store.indicators.rebuild_observables(True)
+        self.assertEqual(self.store.indicators.change, change)
 
 
 class NetworkTests(StoreTestCase):
@@ -615,11 +614,11 @@ class NetworkTests(StoreTestCase):
 
     def test_entries(self) -> None:
         """
-        The whole of what the engine should hold says the same.
+        The list of all entries says the same.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"), an_indicator(3))
         self.assertCountEqual(
-            self.store.entries(),
+            self.store.indicators.entries(),
             [
                 entry(network("10.0.0.0/8"), 1),
                 entry(network("10.1.0.0/16"), 1, 2),
@@ -632,13 +631,13 @@ class NetworkTests(StoreTestCase):
         A search for nested networks finds both where they overlap.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
-        entries = self.store.unsearched(ALL, 100).entries
+        entries = self.store.indicators.unsearched(ALL, 100).entries
         self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
 
 
 class ReconcileTests(StoreTestCase):
     """
-    What an engine is told that holds something already.
+    The changes for an engine that already holds entries.
     """
 
     def test_empty(self) -> None:
@@ -646,25 +645,27 @@ class ReconcileTests(StoreTestCase):
         An engine that lost everything is given everything.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        changes = self.store.reconcile([])
+        changes = self.store.indicators.reconcile([])
         self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
-        self.assertEqual(changes.number, self.store.change)
+        self.assertEqual(changes.number, self.store.indicators.change)
 
     def test_same(self) -> None:
         """
-        An engine that holds what it should is told nothing, whatever the order of ids.
+        There are no changes for an engine with the right entries, whatever the order of ids.
         """
         value = "[ipv4-addr:value = '192.0.2.1']"
         self.apply(an_indicator(1, pattern=value), an_indicator(2, pattern=value))
-        changes = self.store.reconcile([entry(ip(1), 2, 1)])
+        changes = self.store.indicators.reconcile([entry(ip(1), 2, 1)])
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
     def test_differences(self) -> None:
         """
-        Only what is missing or different is written, and only what is stale is erased.
+        Only missing or different entries are written, and only stale ones are erased.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
-        changes = self.store.reconcile([entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)])
+        changes = self.store.indicators.reconcile(
+            [entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)]
+        )
         self.assertCountEqual(changes.write, [entry(ip(2), 2), entry(ip(3), 3)])
         self.assertEqual(changes.erase, (ip(8),))
 
@@ -676,12 +677,12 @@ class SearchedTests(StoreTestCase):
 
     def test_marked(self) -> None:
         """
-        What was searched for is not given again, in another process neither.
+        An indicator that was searched for is not returned again, even after a restart.
         """
         self.apply(an_indicator(1))
-        page = self.store.unsearched(ALL, 10)
+        page = self.store.indicators.unsearched(ALL, 10)
         self.assertEqual((page.ids, page.entries), ((indicator_id(1),), (entry(ip(1), 1),)))
-        self.store.mark_searched(page.ids, ALL)
+        self.store.indicators.mark_searched(page.ids, ALL)
         self.reopen()
         self.assertEqual(self.unsearched(), [])
 
@@ -691,14 +692,14 @@ class SearchedTests(StoreTestCase):
         """
         first = self.apply(an_indicator(2)).number
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.unsearched(first, 10).ids, (indicator_id(2),))
-        page = self.store.unsearched(ALL, 1)
+        self.assertEqual(self.store.indicators.unsearched(first, 10).ids, (indicator_id(2),))
+        page = self.store.indicators.unsearched(ALL, 1)
         self.assertEqual(page.ids, (indicator_id(2),))
         assert page.last is not None
-        page = self.store.unsearched(ALL, 1, page.last)
+        page = self.store.indicators.unsearched(ALL, 1, page.last)
         self.assertEqual(page.ids, (indicator_id(1),))
         assert page.last is not None
-        self.assertEqual(self.store.unsearched(ALL, 1, page.last), DesiredPage(None))
+        self.assertEqual(self.store.indicators.unsearched(ALL, 1, page.last), DesiredPage(None))
 
     def test_not_wanted(self) -> None:
         """
@@ -712,13 +713,13 @@ class SearchedTests(StoreTestCase):
         An edit that asks for nothing new need not be searched for again.
         """
         self.apply(an_indicator(1))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, name="another"))
         self.assertEqual(self.unsearched(), [])
 
     def test_edit_keeps_waiting(self) -> None:
         """
-        An edit of what was not searched for leaves it so.
+        An edit of an unsearched indicator leaves it unsearched.
         """
         self.apply(an_indicator(1))
         self.apply(an_indicator(1, 2, name="another"))
@@ -729,57 +730,27 @@ class SearchedTests(StoreTestCase):
         A new pattern is searched for.
         """
         self.apply(an_indicator(1))
-        self.store.mark_searched([indicator_id(1)], ALL)
+        self.store.indicators.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.assertEqual(self.store.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
+        self.assertEqual(self.store.indicators.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
 
     def test_changed_meanwhile(self) -> None:
         """
-        What changed while it was searched for is searched for again.
+        An indicator that changes during its search is searched for again.
         """
         until = self.apply(an_indicator(1)).number
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.store.mark_searched([indicator_id(1)], until)
+        self.store.indicators.mark_searched([indicator_id(1)], until)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
 
     def test_removed(self) -> None:
         """
-        What is no longer in force is not searched for.
+        An indicator that has ended is not searched for.
         """
         self.apply(an_indicator(1))
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"))
         self.assertEqual(self.unsearched(), [])
         self.assertEqual(self.store.counts()["unsearched"], 0)
-
-
-class CoveredTests(StoreTestCase):
-    """
-    Up to where arriving events have been matched.
-    """
-
-    def test_kept(self) -> None:
-        """
-        It is not known at first; then the last one is, also after a restart.
-        """
-        self.assertIsNone(self.store.covered)
-        self.store.set_covered(Covered(2e9, 3.5, "a boot"))
-        self.store.set_covered(Covered(1e9, 4.5, "a boot"))
-        self.reopen()
-        self.assertEqual(self.store.covered, Covered(1e9, 4.5, "a boot"))
-
-    def test_migrated(self) -> None:
-        """
-        Of what an earlier version has kept, the date alone is known.
-        """
-        path = Path(self.mktemp())
-        database = sqlite3.connect(path)
-        database.executescript(FIRST_SCHEMA)
-        database.execute("INSERT INTO covered VALUES (1, 1e9)")
-        database.execute("PRAGMA user_version = 1")
-        database.commit()
-        database.close()
-        with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.covered, Covered(1e9, 0.0, ""))
 
 
 class PositionTests(StoreTestCase):
@@ -791,140 +762,59 @@ class PositionTests(StoreTestCase):
         """
         A new store has no position, and items without one leave it so.
         """
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
         self.apply(an_indicator(1))
         self.reopen()
-        self.assertIsNone(self.store.position)
+        self.assertIsNone(self.store.indicators.position)
 
     def test_same_step(self) -> None:
         """
-        The position is as durable as what was applied with it.
+        The position is as durable as the indicators that were applied with it.
         """
-        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
+        self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 7))
         self.reopen()
-        self.assertEqual(self.store.position, Position("bus", 7))
+        self.assertEqual(self.store.indicators.position, Position("bus", 7))
         self.assertEqual(self.in_force(), {indicator_id(1)})
 
     def test_not_applied(self) -> None:
         """
         Where the disk refuses, neither the items nor the position are taken.
         """
-        self.store.apply([], 0.0, True, Position("bus", 1))
+        self.store.indicators.apply([], 0.0, True, Position("bus", 1))
         broken: Any = [an_indicator(1), None]
-        self.assertRaises(AttributeError, self.store.apply, broken, 0.0, True, Position("bus", 2))
-        self.assertEqual(self.store.position, Position("bus", 1))
+        self.assertRaises(
+            AttributeError, self.store.indicators.apply, broken, 0.0, True, Position("bus", 2)
+        )
+        self.assertEqual(self.store.indicators.position, Position("bus", 1))
         self.assertEqual(self.in_force(), set())
         self.reopen()
-        self.assertEqual(self.store.position, Position("bus", 1))
+        self.assertEqual(self.store.indicators.position, Position("bus", 1))
 
     def test_snapshot(self) -> None:
         """
-        A snapshot ends what it does not hold, repeats or not.
+        A snapshot ends the indicators that it does not contain, whether the others are repeats or
+        not.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(2), an_indicator(3))
-        changes = self.store.end_snapshot(Position("other", 4))
+        changes = self.store.indicators.end_snapshot(Position("other", 4))
         self.assertEqual((changes.write, changes.erase), ((), (ip(1),)))
         self.assertEqual(self.in_force(), {indicator_id(2), indicator_id(3)})
-        self.assertEqual(self.store.position, Position("other", 4))
+        self.assertEqual(self.store.indicators.position, Position("other", 4))
 
     def test_snapshot_interrupted(self) -> None:
         """
         Until a snapshot is complete nothing ends, and another one begins anew.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(2))
         self.reopen()
         self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
-        self.store.begin_snapshot()
+        self.store.indicators.begin_snapshot()
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.end_snapshot(Position("bus", 1)).erase, (ip(2),))
-
-
-class SightingTests(StoreTestCase):
-    """
-    Sightings that wait to be handed on.
-    """
-
-    def test_remember(self) -> None:
-        """
-        A sighting is new once, and waits, in another process too.
-        """
-        one = a_sighting(1)
-        self.assertEqual(self.store.remember([one, one], 0.0), [one])
-        self.assertEqual(self.store.remember([one], 1.0), [])
-        self.reopen()
-        self.assertEqual(self.store.unsent(10, 1000), [(one.id, one.raw)])
-        self.assertEqual(self.store.counts()["unsent"], 1)
-
-    def test_oldest_first(self) -> None:
-        """
-        The oldest are given first, as many as wanted.
-        """
-        self.store.remember([a_sighting(2)], 1.0)
-        self.store.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.store.unsent(1, 1000)], [a_sighting(2).id])
-
-    def test_sent(self) -> None:
-        """
-        What was sent does not wait, and is not made again.
-        """
-        one = a_sighting(1)
-        self.store.remember([one], 0.0)
-        self.store.mark_sent([one.id])
-        self.assertEqual(self.store.unsent(10, 1000), [])
-        self.assertEqual(self.store.remember([one], 1.0), [])
-
-    def test_forget(self) -> None:
-        """
-        What was sent long ago is forgotten; what still waits never is.
-        """
-        sent, waiting = a_sighting(1), a_sighting(2)
-        self.store.remember([sent, waiting], 0.0)
-        self.store.mark_sent([sent.id])
-        self.store.forget(SIGHTING_MEMORY_DAYS * DAY)
-        self.assertEqual(self.store.remember([sent], 0.0), [])
-        self.store.forget(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.store.unsent(10, 1000), [(waiting.id, waiting.raw)])
-        self.assertEqual(self.store.remember([sent], 0.0), [sent])
-
-
-class FileTests(SynchronousTestCase):
-    """
-    Files that cannot be used.
-    """
-
-    def test_later_version(self) -> None:
-        """
-        A file of a later tbvast is refused, by a message that names both versions.
-        """
-        path = Path(self.mktemp())
-        BridgeStore(path).close()
-        later = sqlite3.connect(path)
-        later.execute("PRAGMA user_version = 99")
-        later.close()
-        error = self.assertRaises(StartupRefused, BridgeStore, path)
-        self.assertIn("version 99", str(error))
-        self.assertIn(str(path), str(error))
-
-    def test_damaged(self) -> None:
-        """
-        A file that is no database is refused, in one line, and left as it is.
-        """
-        path = Path(self.mktemp())
-        path.write_bytes(b"this is no database\n" * 100)
-        error = self.assertRaises(StartupRefused, BridgeStore, path)
-        self.assertIn(str(path), str(error))
-        self.assertNotIn("\n", str(error))
-        self.assertTrue(path.read_bytes().startswith(b"this is no database"))
-
-    def test_no_directory(self) -> None:
-        """
-        Where there is no directory, there is no store.
-        """
-        self.assertRaises(StartupRefused, BridgeStore, Path(self.mktemp()) / "bridge.sqlite")
+        self.assertEqual(self.store.indicators.end_snapshot(Position("bus", 1)).erase, (ip(2),))
 
 
 class DamageTests(StoreTestCase):
@@ -945,17 +835,19 @@ class DamageTests(StoreTestCase):
 
     def test_wanted(self) -> None:
         """
-        What an indicator wants is found again in its document, wherever it is asked for.
+        Damaged terms are rebuilt from the document, whichever call reads them.
         """
         ids = [indicator_id(n) for n in range(1, 6)]
         pattern = "[domain-name:value = 'evil.example']"
         uses: list[Callable[[], Any]] = [
-            lambda: list(self.store.entries()),
-            lambda: self.store.reconcile([]),
-            lambda: self.store.unsearched(1 << 40, 100),
-            lambda: self.store.expire(0.0),
-            lambda: self.store.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
-            lambda: self.store.apply([an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True),
+            lambda: list(self.store.indicators.entries()),
+            lambda: self.store.indicators.reconcile([]),
+            lambda: self.store.indicators.unsearched(1 << 40, 100),
+            lambda: self.store.indicators.expire(0.0),
+            lambda: self.store.indicators.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
+            lambda: self.store.indicators.apply(
+                [an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True
+            ),
             lambda: self.store.counts(),
         ]
         for number, use in enumerate(uses):
@@ -964,24 +856,24 @@ class DamageTests(StoreTestCase):
                     self.store.close()
                     self.path = Path(self.mktemp())
                     self.store = BridgeStore(self.path)
-                    self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+                    self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
                     self.damage(column, value, 1, 4)
                     with self.subTest(use=number, column=column, value=value):
                         use()
-                        held = {id for entry in self.store.entries() for id in entry.ids}
-                        self.assertEqual(held, set(self.store.bodies(ids)))
+                        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
+                        self.assertEqual(held, set(self.store.indicators.bodies(ids)))
                         self.assertGreaterEqual(len(held), 4)
                         self.store.counts()
         self.assertEqual(self.aside(), 0)
 
     def test_document(self) -> None:
         """
-        An indicator of which what it wants and its document are both damaged is set aside.
+        An indicator whose terms and document are both damaged is set aside.
         """
-        self.store.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
+        self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
         self.damage("wanted", b"[[", 2)
         self.damage("body", b"{", 2)
-        held = {id for entry in self.store.entries() for id in entry.ids}
+        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(n) for n in (1, 3, 4, 5)})
         self.assertEqual(self.aside(), 1)
 
@@ -989,13 +881,15 @@ class DamageTests(StoreTestCase):
         """
         One that is damaged when it becomes valid ends, and the others begin.
         """
-        self.store.apply([an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True)
+        self.store.indicators.apply(
+            [an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True
+        )
         self.damage("body", b"{", 2)
-        changes = self.store.begin(60.0, True)
+        changes = self.store.indicators.activate_due(60.0, True)
         self.assertEqual(
             {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
         )
-        self.assertEqual(self.store.begin(70.0, True).write, ())
+        self.assertEqual(self.store.indicators.activate_due(70.0, True).write, ())
         self.assertEqual(self.aside(), 1)
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
@@ -1003,86 +897,15 @@ class DamageTests(StoreTestCase):
         """
         One that is damaged when all are looked at again ends, and its entry goes.
         """
-        self.store.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
+        self.store.indicators.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
         self.damage("body", b"{", 2)
         self.store._db.execute("UPDATE position SET rules = 0")
         self.store.close()
         self.store = BridgeStore(self.path)
-        self.store.derive(True)
-        held = {id for entry in self.store.entries() for id in entry.ids}
+        self.store.indicators.rebuild_observables(True)
+        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
         self.assertEqual(held, {indicator_id(1), indicator_id(3)})
         self.assertEqual(self.aside(), 1)
-
-
-class EarlierVersionTests(SynchronousTestCase):
-    """
-    A store that 0.1.0 has written.
-    """
-
-    def test_opens(self) -> None:
-        """
-        It works, with the indicators and sightings that it has; a sighting that is longer
-        than one may be today is handed on without its long part.
-        """
-        path = Path(self.mktemp())
-        with contextlib.closing(connect(path)) as database:
-            database.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(database, [FIRST_SCHEMA, _NUMBERED, _GATHERED])
-            row = {
-                "number": 1,
-                "id": indicator_id(1),
-                "digest": digest(indicator_id(1)),
-                "modified": 1_000_000,
-                "valid_from": 0,
-                "valid_until": 1 << 62,
-                "state": 1,
-                "change": 1,
-                "searched": 1,
-                "generation": 0,
-                "wanted": '[["ip","192.0.2.1"]]',
-                "unmatched": "[]",
-                "body": indicator_document(1),
-            }
-            database.execute(
-                f"INSERT INTO indicators ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
-                list(row.values()),
-            )
-            long = a_sighting(2, x_threatbus_sighting_context={"a": "x" * 12_000_000, "b": 1})
-            for sighting in (a_sighting(1), long):
-                database.execute(
-                    "INSERT INTO sightings VALUES (?, 0, ?)", (sighting.id, sighting.raw)
-                )
-        opened = BridgeStore(path)
-        self.addCleanup(opened.close)
-        opened.derive(True)
-        self.assertEqual([entry.ids for entry in opened.entries()], [(indicator_id(1),)])
-        sent = dict(opened.unsent(10, 1 << 30))
-        self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)
-        context = msgspec.json.decode(sent[long.id])["x_threatbus_sighting_context"]
-        self.assertEqual((len(context["a"]), context["b"]), (1024, 1))
-        opened.set_sightings_aside({long.id: "why"}, 0.0)
-        self.assertEqual(list(dict(opened.unsent(10, 1000))), [a_sighting(1).id])
-        self.assertEqual(opened.counts()["set_aside"]["count"], 1)
-
-    def test_unsent(self) -> None:
-        """
-        A page has a limit of bytes and of sightings, and leaves some out; the first is in
-        it however long it is.
-        """
-        opened = BridgeStore(Path(self.mktemp()))
-        self.addCleanup(opened.close)
-        for number in range(1, 6):
-            opened.remember([a_sighting(number, x="y" * 1000)], float(number))
-        ids = [a_sighting(number).id for number in range(1, 6)]
-        for limit, size, without, expected in (
-            (10, 1 << 20, [], ids),
-            (2, 1 << 20, [], ids[:2]),
-            (10, 1, [], ids[:1]),
-            (10, 3000, ids[:1], ids[1:3]),
-            (10, 1 << 20, ids, []),
-        ):
-            self.assertEqual([id for id, _ in opened.unsent(limit, size, without)], expected)
-        self.assertEqual(len(opened.unsent_among([ids[3], "?"])), 1)
 
 
 class DiskErrorTests(StoreTestCase):
@@ -1098,16 +921,15 @@ class DiskErrorTests(StoreTestCase):
 
     def test_nothing_half_done(self) -> None:
         """
-        What cannot be written leaves nothing behind, also not in memory, and can be
-        applied when the disk does its work again.
+        A failed write leaves no trace, not even in memory, and succeeds when the disk works again.
         """
-        self.store.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
+        self.store.indicators.apply([an_indicator(1)], 0.0, True, Position("bus", 1))
         batch = [
             an_indicator(1, 2, x_threatbus_update="REMOVE"),
             subnet(2, "10.0.0.0/8"),
             subnet(3, "10.1.0.0/16"),
         ]
-        before = list(self.store.entries()), self.store.counts()
+        before = list(self.store.indicators.entries()), self.store.counts()
         for table, condition in (
             ("INSERT ON indicators", f"new.id = '{indicator_id(3)}'"),
             ("UPDATE ON position", "true"),
@@ -1118,12 +940,14 @@ class DiskErrorTests(StoreTestCase):
                     " BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
                 )
                 self.assertRaises(
-                    sqlite3.Error, self.store.apply, batch, 0.0, True, Position("bus", 2)
+                    sqlite3.Error, self.store.indicators.apply, batch, 0.0, True, Position("bus", 2)
                 )
-                self.assertEqual((list(self.store.entries()), self.store.counts()), before)
-                self.assertEqual(self.store.position, Position("bus", 1))
+                self.assertEqual(
+                    (list(self.store.indicators.entries()), self.store.counts()), before
+                )
+                self.assertEqual(self.store.indicators.position, Position("bus", 1))
                 self.run_elsewhere("DROP TRIGGER refusal")
-        changes = self.store.apply(batch, 0.0, True, Position("bus", 2))
+        changes = self.store.indicators.apply(batch, 0.0, True, Position("bus", 2))
         self.assertEqual(changes.erase, (ip(1),))
         self.assertEqual(
             set(changes.write),
@@ -1152,7 +976,7 @@ indicators = st.builds(
 
 class AgreementTests(SynchronousTestCase):
     """
-    An engine that does what it is told holds what it should.
+    An engine that applies all changes holds the right entries.
     """
 
     @settings(max_examples=50)
@@ -1169,18 +993,20 @@ class AgreementTests(SynchronousTestCase):
             told.update((entry.observable, entry.ids) for entry in changes.write)
             for observable in changes.erase:
                 told.pop(observable, None)
-            self.assertEqual(told, {entry.observable: entry.ids for entry in store.entries()})
+            self.assertEqual(
+                told, {entry.observable: entry.ids for entry in store.indicators.entries()}
+            )
             held = [Entry(observable, ids) for observable, ids in told.items()]
-            self.assertEqual(store.reconcile(held), Changes(store.change))
+            self.assertEqual(store.indicators.reconcile(held), Changes(store.indicators.change))
 
         store = BridgeStore(Path(self.mktemp()))
         try:
             for number, batch in enumerate(batches):
                 if number == snapshot:
-                    store.begin_snapshot()
-                tell(store.apply(batch, 0.0, True))
+                    store.indicators.begin_snapshot()
+                tell(store.indicators.apply(batch, 0.0, True))
             if snapshot < len(batches):
-                tell(store.end_snapshot(Position("bus", 1)))
-            tell(store.expire(60.0))
+                tell(store.indicators.end_snapshot(Position("bus", 1)))
+            tell(store.indicators.expire(60.0))
         finally:
             store.close()

@@ -1,0 +1,3 @@
+"""
+Commands of the configuration: a context transform, and the sinks that replace the bus.
+"""

@@ -1,0 +1,89 @@
+"""
+Tests for L{tbvast.bridge.store.outbox_table}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
+from tests.doubles import DAY, a_sighting
+
+
+class OutboxTableTests(SynchronousTestCase):
+    """
+    Tests for L{OutboxTable}.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.open()
+        self.addCleanup(lambda: self.store.close())
+
+    def open(self) -> None:
+        self.store = BridgeStore(self.path)
+        self.outbox = self.store.outbox
+
+    def test_remember(self) -> None:
+        """
+        A sighting is new once, and waits, in another process too.
+        """
+        one = a_sighting(1)
+        self.assertEqual(self.outbox.remember([one, one], 0.0), [one])
+        self.assertEqual(self.outbox.remember([one], 1.0), [])
+        self.store.close()
+        self.open()
+        self.assertEqual(self.outbox.unsent(10, 1000), [(one.id, one.raw)])
+        self.assertEqual(self.store.counts()["unsent"], 1)
+
+    def test_oldest_first(self) -> None:
+        """
+        The oldest are given first, as many as wanted.
+        """
+        self.outbox.remember([a_sighting(2)], 1.0)
+        self.outbox.remember([a_sighting(1)], 2.0)
+        self.assertEqual([id for id, _ in self.outbox.unsent(1, 1000)], [a_sighting(2).id])
+
+    def test_sent(self) -> None:
+        """
+        A sent sighting does not wait, and is not stored again.
+        """
+        one = a_sighting(1)
+        self.outbox.remember([one], 0.0)
+        self.outbox.mark_sent([one.id])
+        self.assertEqual(self.outbox.unsent(10, 1000), [])
+        self.assertEqual(self.outbox.remember([one], 1.0), [])
+
+    def test_forget(self) -> None:
+        """
+        Sightings that were sent long ago are pruned; waiting ones never are.
+        """
+        sent, waiting = a_sighting(1), a_sighting(2)
+        self.outbox.remember([sent, waiting], 0.0)
+        self.outbox.mark_sent([sent.id])
+        self.outbox.prune(SIGHTING_MEMORY_DAYS * DAY)
+        self.assertEqual(self.outbox.remember([sent], 0.0), [])
+        self.outbox.prune(SIGHTING_MEMORY_DAYS * DAY + 1)
+        self.assertEqual(self.outbox.unsent(10, 1000), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.outbox.remember([sent], 0.0), [sent])
+
+    def test_unsent(self) -> None:
+        """
+        A page has a limit of bytes and of sightings, and leaves some out; the first is in
+        it however long it is.
+        """
+        for number in range(1, 6):
+            self.outbox.remember([a_sighting(number, x="y" * 1000)], float(number))
+        ids = [a_sighting(number).id for number in range(1, 6)]
+        for limit, size, without, expected in (
+            (10, 1 << 20, [], ids),
+            (2, 1 << 20, [], ids[:2]),
+            (10, 1, [], ids[:1]),
+            (10, 3000, ids[:1], ids[1:3]),
+            (10, 1 << 20, ids, []),
+        ):
+            self.assertEqual([id for id, _ in self.outbox.unsent(limit, size, without)], expected)
+        self.assertEqual(len(self.outbox.unsent_among([ids[3], "?"])), 1)
