@@ -33,8 +33,7 @@ from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import encode_status
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.stix.indicators import decode_indicator
-from tbvast.stix.sightings import Sighting
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType, Sighting
 from tbvast.zeromq.sockets import Factory
 
 DATA = Path(tbvast.__file__).parents[1] / "tests" / "data"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from devtools.telemetry import Found, Wanted
 from tbvast.cli.terminal import styled
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 PHASES = (MatchType.RETRO, MatchType.LIVE)
 

@@ -17,18 +17,21 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from tbvast.bus.journal.ownership import Run
 from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.set_aside import SetAside, SetAsideReport
-from tbvast.values import EngineIdentity, Entry, Match, MatchType, Progress
+from tbvast.values import EngineIdentity, Entry, Match, Progress
+
+if TYPE_CHECKING:
+    from tbvast.bus.journal.ownership import Run
 
 
 class IEngine(Interface):

@@ -4,21 +4,11 @@ What travels between a bridge and its engine.
 
 from __future__ import annotations
 
-import enum
 from typing import Any
 
 import msgspec
 
 from tbvast.stix.observables import Kind, Observable
-
-
-class MatchType(enum.StrEnum):
-    """
-    How an event was found; the value is C{x_threatbus_match_type}.
-    """
-
-    LIVE = "LIVE"
-    RETRO = "RETRO"
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -30,7 +30,7 @@ from tbvast.bridge.commands import (
 )
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
 from tbvast.interfaces import IContextTransform, ISink
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses
 
 LIVE = MatchType.LIVE

@@ -28,8 +28,8 @@ from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.observables import Kind, Observable
-from tbvast.stix.sightings import Sighting, canonical, decode_sighting, sighting_id
-from tbvast.values import Hit, Match, MatchType
+from tbvast.stix.sightings import MatchType, Sighting, canonical, decode_sighting, sighting_id
+from tbvast.values import Hit, Match
 from tests.doubles import (
     MemorySink,
     MemoryTransform,

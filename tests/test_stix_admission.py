@@ -33,12 +33,13 @@ from tbvast.protocol.manage import Publish, decode_request, encode_publish
 from tbvast.protocol.replay import Batch, decode_feed, encode_batch, encode_item
 from tbvast.protocol.topics import Dialect
 from tbvast.protocol.vast_dialect import (
+    admit_vast_sighting,
     decode_vast_sighting,
     encode_vast_intel,
     encode_vast_sighting,
 )
 from tbvast.stix import admission
-from tbvast.stix.admission import admit, admit_indicator, admit_sighting, admit_vast_sighting
+from tbvast.stix.admission import admit, admit_indicator, admit_sighting
 from tbvast.stix.documents import microseconds
 from tbvast.stix.indicators import (
     Indicator,
@@ -59,6 +60,7 @@ from tbvast.stix.limits import (
 )
 from tbvast.stix.properties import INDICATOR, SIGHTING
 from tbvast.stix.sightings import (
+    MatchType,
     Sighting,
     compatible_sighting,
     decode_sighting,
@@ -66,7 +68,7 @@ from tbvast.stix.sightings import (
     make_sighting,
 )
 from tbvast.storage.worker_server import encode_request
-from tbvast.values import Entry, MatchType
+from tbvast.values import Entry
 from tests import documents
 from tests.doubles import a_sighting, an_indicator, indicator_document
 

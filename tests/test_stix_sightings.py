@@ -21,6 +21,7 @@ from tbvast.protocol.vast_dialect import (
 from tbvast.stix.documents import microseconds
 from tbvast.stix.indicators import Indicator, decode_indicator, removal
 from tbvast.stix.sightings import (
+    MatchType,
     Sighting,
     canonical,
     decode_sighting,
@@ -28,7 +29,6 @@ from tbvast.stix.sightings import (
     make_sighting,
     sighting_id,
 )
-from tbvast.values import MatchType
 
 NOW = datetime(2024, 5, 17, 12, 30, tzinfo=UTC)
 SEEN = datetime(2011, 8, 14, 7, 38, 53, 914038, tzinfo=UTC)

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
 from tbvast.interfaces import IContextTransform, ISink
 from tbvast.service.child_process import BackOff, Child, Children, Exit, Finished, OneShots, Output
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 LONGEST_ANSWER = 16 * 1024 * 1024
 """

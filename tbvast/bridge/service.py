@@ -38,9 +38,10 @@ from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
 from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings import BridgeSettings, HostPort
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import Worker
 from tbvast.telemetry.known_fields import mapped
-from tbvast.values import Match, MatchType
+from tbvast.values import Match
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 

@@ -30,10 +30,10 @@ from tbvast.stix.indicators import STIX, Indicator, decode_indicator
 from tbvast.stix.network_index import Nesting
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
-from tbvast.stix.sightings import Sighting, make_sighting
+from tbvast.stix.sightings import MatchType, Sighting, make_sighting
 from tbvast.storage.set_aside import MOST_BYTES, reason_of
 from tbvast.storage.worker_client import Ask
-from tbvast.values import Hit, Match, MatchType
+from tbvast.values import Hit, Match
 
 CACHED = 1024
 """

@@ -27,7 +27,6 @@ from tbvast.errors import (
     PatternUnmatchable,
     SightingInvalid,
 )
-from tbvast.protocol.vast_dialect import decode_vast_sighting
 from tbvast.stix import documents
 from tbvast.stix.documents import Time, timestamp
 from tbvast.stix.indicators import (
@@ -214,7 +213,7 @@ def _with_custom(raw: bytes) -> _Usual | None:
         usual = _usual_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     others = document.keys() - _USUAL
     return usual if others.isdisjoint(INDICATOR) and all(map(is_custom, others)) else None
 
@@ -313,7 +312,7 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     """
     Like L{admit_indicator}, but by the table of properties.
     """
-    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     complete, document = _checked(document, INDICATOR, IndicatorInvalid)
     if not complete:
         raw = msgspec.json.encode(document)
@@ -357,23 +356,13 @@ def admit_sighting(raw: bytes) -> Sighting:
     @return: The sighting; its C{raw} is the completed document.
     @raise SightingInvalid: If it is refused.
     """
-    document = _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    document = read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
     complete, document = _checked(document, SIGHTING, SightingInvalid)
     if "sighting_of_ref" not in document:
         raise SightingInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
     if not complete:
         raw = msgspec.json.encode(document)
     return decode_sighting(_whole(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
-
-
-def admit_vast_sighting(raw: bytes) -> Sighting:
-    """
-    Admit the report of a VAST matcher.
-
-    @raise SightingInvalid: If the report is malformed, or its sighting is refused.
-    """
-    _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
-    return admit_sighting(decode_vast_sighting(raw).raw)
 
 
 def _checked(
@@ -428,9 +417,13 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")
 
 
-def _read(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
+def read_bounded(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
     """
     Read a document that every decoder on its way can read.
+
+    @param most: The most bytes.
+    @param deepest: The most levels of arrays and objects.
+    @raise Invalid: A C{refusal}, if C{raw} exceeds a limit or is no JSON object.
     """
     if len(raw) > most:
         raise refusal("length", len(raw), f"at most {most} bytes")

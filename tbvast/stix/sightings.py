@@ -4,6 +4,7 @@ Sightings: STIX documents that say what was seen, where and when.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -22,12 +23,20 @@ from tbvast.stix.documents import (
 )
 from tbvast.stix.limits import FIRST_YEAR
 from tbvast.stix.sighting_size import encode_fitting
-from tbvast.values import MatchType
 
 SOURCE = "tbvast-bridge"
 """
 What C{x_threatbus_source} begins with; the engine's name follows after a slash.
 """
+
+
+class MatchType(enum.StrEnum):
+    """
+    How an event was found; the value is C{x_threatbus_match_type}.
+    """
+
+    LIVE = "LIVE"
+    RETRO = "RETRO"
 
 
 class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):

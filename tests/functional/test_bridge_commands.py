@@ -25,7 +25,7 @@ from tbvast.bridge.commands import (
     parse_command,
 )
 from tbvast.errors import CommandFailed
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.functional.components import children
 
 reactor: Any = installed_reactor
