@@ -27,7 +27,7 @@ from tbvast.interfaces import IContextTransform, ISink
 from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Reported
 from tbvast.stix.indicators import STIX, Indicator, decode_indicator
-from tbvast.stix.network_index import Nesting
+from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
 from tbvast.stix.sightings import MatchType, Sighting, make_sighting
@@ -204,8 +204,8 @@ class Wanted:
         return self._matchable.needed if self._matchable is not None else ()
 
     @functools.cached_property
-    def _nesting(self) -> Nesting:
-        return Nesting(each.value for each in self._terms if each.kind is Kind.NETWORK)
+    def _nesting(self) -> NetworkIndex:
+        return NetworkIndex(each.value for each in self._terms if each.kind is Kind.NETWORK)
 
     def seen(self, hits: Iterable[Hit]) -> tuple[str, ...]:
         """

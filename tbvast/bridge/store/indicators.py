@@ -24,7 +24,7 @@ from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import STIX, Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
-from tbvast.stix.network_index import Nesting
+from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import PATTERN_RULES, Term, matchable, sure_observable
 from tbvast.stix.sighting_size import fitted
@@ -336,7 +336,7 @@ class BridgeStore:
         self._number, self._change = self._db.execute(
             "SELECT coalesce(max(number), 0), coalesce(max(change), 0) FROM indicators"
         ).fetchone()
-        self._nesting = Nesting(
+        self._nesting = NetworkIndex(
             term.value
             for each in self._wanting("SELECT number FROM networks")
             for term in each.wanted
