@@ -16,7 +16,7 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.interruptible import Closable
+from tbvast.engines.interruptible import InterruptibleIterator
 from tbvast.engines.json_text import decode_json
 from tbvast.engines.pyvast_calls import Commands
 from tbvast.engines.search_budget import Limit
@@ -156,7 +156,9 @@ class VastEngine:
         since: float | None = None,
     ) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
+        return InterruptibleIterator(
+            self._found(commands, entries, limit, timeout), commands.interrupt
+        )
 
     def _found(
         self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
@@ -193,7 +195,7 @@ class VastEngine:
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._watched(commands, progress), commands.interrupt)
+        return InterruptibleIterator(self._watched(commands, progress), commands.interrupt)
 
     def _watched(
         self, commands: Commands, progress: Callable[[Progress], None]

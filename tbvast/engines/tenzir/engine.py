@@ -20,7 +20,7 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.interruptible import Closable
+from tbvast.engines.interruptible import InterruptibleIterator
 from tbvast.engines.json_text import decode_json
 from tbvast.engines.pyvast_calls import Commands, Result, complaint
 from tbvast.engines.search_budget import Limit
@@ -295,7 +295,7 @@ class TenzirEngine:
     ) -> Iterator[list[Match]]:
         commands = self._commands.part()
         found = self._found(commands, entries, limit, timeout, since)
-        return Closable(found, commands.interrupt)
+        return InterruptibleIterator(found, commands.interrupt)
 
     def _found(
         self,
@@ -373,7 +373,7 @@ class TenzirEngine:
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
-        return Closable(self._watched(commands, progress), commands.interrupt)
+        return InterruptibleIterator(self._watched(commands, progress), commands.interrupt)
 
     def _watched(
         self, commands: Commands, progress: Callable[[Progress], None]
