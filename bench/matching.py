@@ -240,12 +240,12 @@ class Matching(Way):
         through: list[float] = []
         alone: list[float] = []
         for name in OTHER:
-            run(self.engine, pipelines.create(name), "")
+            run(self.engine, pipelines.create_table(name), "")
         for number in numbers:
             observable = Observable(Kind.IP, address(number))
-            text = rows.written([Entry(observable, (f"indicator--{number}",))])
+            text = rows.encode_entries([Entry(observable, (f"indicator--{number}",))])
             began = time.monotonic()
-            run(self.engine, pipelines.update(OTHER), text)
+            run(self.engine, pipelines.update_tables(OTHER), text)
             alone.append((time.monotonic() - began) * 1000)
             began = time.monotonic()
             self.give([indicator(number)])

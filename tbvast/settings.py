@@ -20,7 +20,7 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 import msgspec
 import yaml
 
-from tbvast.engines.tenzir.pipelines import POSITIONS
+from tbvast.engines.tenzir.pipelines import LIST_POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 from tbvast.telemetry.known_fields import BY_KEY, SCHEMA, STEP, Mapped, Source
@@ -337,7 +337,7 @@ def _paths(where: str, value: Any) -> list[str]:
     for each in paths:
         path = each.strip() if isinstance(each, str) else ""
         steps = [STEP.fullmatch(step) for step in path.split(".")]
-        lists = [int(step[3] or POSITIONS) for step in steps if step is not None and step[2]]
+        lists = [int(step[3] or LIST_POSITIONS) for step in steps if step is not None and step[2]]
         if None in steps or len(path) > 200 or math.prod(lists) > MOST_LOOKUPS:
             raise SettingsInvalid(where, each, _PATHS)
         found.append(path)

@@ -139,7 +139,7 @@ class MarkersTests(SynchronousTestCase):
 
 class MarkerLineTests(SynchronousTestCase):
     """
-    L{rows.markers} tells markers from matches.
+    L{rows.split_markers} tells markers from matches.
     """
 
     def test_marker(self) -> None:
@@ -152,8 +152,8 @@ class MarkerLineTests(SynchronousTestCase):
             pipelines.MARKER_NUMBER: 7,
             pipelines.MARKER_LEAF: 3,
         }
-        lines = [json.dumps({**fields, pipelines.MARK: mark}), "other"]
-        (marker,), others = rows.markers(lines)
+        lines = [json.dumps({**fields, pipelines.FINDINGS: mark}), "other"]
+        (marker,), others = rows.split_markers(lines)
         self.assertEqual((marker.number, marker.leaf), (7, 3))
         self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
         self.assertEqual(others, ["other"])
@@ -163,5 +163,5 @@ class MarkerLineTests(SynchronousTestCase):
         An event that speaks of markers is an event.
         """
         for mark in ({"s": "x.y"}, {"s": pipelines.MARKER}, None):
-            line = json.dumps({"a": pipelines.MARKER, pipelines.MARK: mark})
-            self.assertEqual(rows.markers([line]), ([], [line]))
+            line = json.dumps({"a": pipelines.MARKER, pipelines.FINDINGS: mark})
+            self.assertEqual(rows.split_markers([line]), ([], [line]))

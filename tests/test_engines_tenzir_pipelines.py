@@ -106,8 +106,10 @@ class PlanTests(SynchronousTestCase):
         plan = pipelines.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
-        self.assertIn(f"_tbvast_cut = {branch.cut}\n", pipelines.live(plan, pipelines.MAIN, "b"))
-        self.assertNotIn("cut", pipelines.retro(plan, pipelines.RETRO, 1))
+        self.assertIn(
+            f"_tbvast_cut = {branch.cut}\n", pipelines.live_match(plan, pipelines.MAIN_TABLES, "b")
+        )
+        self.assertNotIn("cut", pipelines.retro_search(plan, pipelines.RETRO_TABLES, 1))
 
     def test_order(self) -> None:
         """
@@ -160,7 +162,7 @@ class PlanTests(SynchronousTestCase):
         }
         above = more - plain
         self.assertTrue(plain < more)
-        self.assertEqual(len(above), pipelines.LABELS - 1)
+        self.assertEqual(len(above), pipelines.MAX_LABELS - 1)
         for expression in above:
             self.assertIn('a?.to_lower().trim_end(".").replace_regex(', expression)
         name = ".".join("gfedcba")
@@ -249,9 +251,9 @@ class PlanTests(SynchronousTestCase):
         Names of tables, streams and tokens are names, or refused.
         """
         for text in ("", 'a"b', "A", "a b", "a\n", "é", "a" * 65):
-            self.assertRaises(Invalid, pipelines.create, text)
-            self.assertRaises(Invalid, pipelines.end, text)
-        self.assertRaises(Invalid, pipelines.serve, "a", 'x"', 1, 1.0)
+            self.assertRaises(Invalid, pipelines.create_table, text)
+            self.assertRaises(Invalid, pipelines.end_pipeline, text)
+        self.assertRaises(Invalid, pipelines.serve_results, "a", 'x"', 1, 1.0)
 
 
 class PipelineTests(SynchronousTestCase):
@@ -269,7 +271,10 @@ class PipelineTests(SynchronousTestCase):
         """
         No pipeline writes under a key that is null.
         """
-        for text in (pipelines.update(pipelines.MAIN), pipelines.erase(pipelines.MAIN)):
+        for text in (
+            pipelines.update_tables(pipelines.MAIN_TABLES),
+            pipelines.erase_from_tables(pipelines.MAIN_TABLES),
+        ):
             writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
             self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 4)
 
@@ -302,8 +307,11 @@ class PipelineTests(SynchronousTestCase):
         A limit bounds the events with the same hits; none leaves them alone.
         """
         plan = pipelines.plan([DNS])
-        self.assertIn("deduplicate _tbvast, limit=7\n", pipelines.retro(plan, pipelines.RETRO, 7))
-        self.assertNotIn("deduplicate", pipelines.retro(plan, pipelines.RETRO, 0))
+        self.assertIn(
+            "deduplicate _tbvast, limit=7\n",
+            pipelines.retro_search(plan, pipelines.RETRO_TABLES, 7),
+        )
+        self.assertNotIn("deduplicate", pipelines.retro_search(plan, pipelines.RETRO_TABLES, 0))
 
     def test_retro_tables(self) -> None:
         """
@@ -311,39 +319,42 @@ class PipelineTests(SynchronousTestCase):
         """
         searched = set(
             re.findall(
-                r'context_enrich "(\w+)"', pipelines.retro(pipelines.plan(), pipelines.RETRO, 0)
+                r'context_enrich "(\w+)"',
+                pipelines.retro_search(pipelines.plan(), pipelines.RETRO_TABLES, 0),
             )
         )
-        self.assertEqual(searched, set(pipelines.RETRO))
+        self.assertEqual(searched, set(pipelines.RETRO_TABLES))
 
 
 def _pipelines() -> list[str]:
     plan = pipelines.plan(BUILT_IN)
     return [
-        pipelines.create("a"),
-        pipelines.drop("a"),
-        pipelines.listing(),
-        pipelines.inspect("a"),
-        pipelines.update(pipelines.MAIN),
-        pipelines.erase(pipelines.RETRO),
-        pipelines.live(plan, pipelines.MAIN, "b"),
+        pipelines.create_table("a"),
+        pipelines.drop_table("a"),
+        pipelines.list_tables(),
+        pipelines.inspect_table("a"),
+        pipelines.update_tables(pipelines.MAIN_TABLES),
+        pipelines.erase_from_tables(pipelines.RETRO_TABLES),
+        pipelines.live_match(plan, pipelines.MAIN_TABLES, "b"),
         pipelines.to_socket("/a/b"),
         pipelines.markers_from_socket("/a/b"),
         pipelines.markers_from_topic("a"),
         pipelines.publish_markers("a", "b", 1, [0, 1]),
-        pipelines.start(pipelines.live(plan, pipelines.MAIN, "b"), "a", 1.5),
-        pipelines.renew(["a", "b"]),
-        pipelines.retro(plan, pipelines.RETRO, 3),
-        pipelines.launch(pipelines.retro(plan, pipelines.RETRO, 3), "a", 1.5),
-        pipelines.serve("a", "b-1", 10, 0.5),
-        pipelines.end("a"),
-        pipelines.ping(),
+        pipelines.start_pipeline(pipelines.live_match(plan, pipelines.MAIN_TABLES, "b"), "a", 1.5),
+        pipelines.renew_pipelines(["a", "b"]),
+        pipelines.retro_search(plan, pipelines.RETRO_TABLES, 3),
+        pipelines.launch_pipeline(
+            pipelines.retro_search(plan, pipelines.RETRO_TABLES, 3), "a", 1.5
+        ),
+        pipelines.serve_results("a", "b-1", 10, 0.5),
+        pipelines.end_pipeline("a"),
+        pipelines.ping_node(),
     ]
 
 
 class CutTests(SynchronousTestCase):
     """
-    L{rows.cut} tells which events were not looked at as a whole.
+    L{rows.truncated_schemas} tells which events were not looked at as a whole.
     """
 
     def test_cut(self) -> None:
@@ -358,9 +369,9 @@ class CutTests(SynchronousTestCase):
             '{"cut":true,',
             '{"_tbvast":null}',
         ]
-        self.assertEqual(list(rows.cut(lines)), ["a.b", "a.c"])
+        self.assertEqual(list(rows.truncated_schemas(lines)), ["a.b", "a.c"])
         slots = {"f0": pipelines.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
-        (found,) = rows.matches(lines[:2], slots)
+        (found,) = rows.decode_matches(lines[:2], slots)
         self.assertEqual(found.hits, (Hit("x", Kind.IP, "1.2.3.4", ("i",)),))
 
 
@@ -441,10 +452,12 @@ class RowTests(SynchronousTestCase):
         """
         Whatever a value holds, an entry is one line, and reads back as it was.
         """
-        text = rows.written(given).encode()
+        text = rows.encode_entries(given).encode()
         self.assertEqual(text.count(b"\n"), len(given))
         back = [
-            rows.entry(b'{"key":null,"value":' + line + b"}") for line in text.split(b"\n") if line
+            rows.decode_entry(b'{"key":null,"value":' + line + b"}")
+            for line in text.split(b"\n")
+            if line
         ]
         self.assertEqual(back, sorted(given, key=lambda e: e.observable.kind))
 
@@ -461,7 +474,7 @@ class RowTests(SynchronousTestCase):
                 observable = normalise(kind, each)
             except ObservableInvalid:
                 continue
-            line = rows.written([Entry(observable, ("indicator--1",))])
+            line = rows.encode_entries([Entry(observable, ("indicator--1",))])
             self.assertEqual(json.loads(line)["v"], observable.value)
             self.assertEqual(line.count("\n"), 1)
         self.assertEqual(_pipelines(), before)
@@ -472,8 +485,8 @@ class RowTests(SynchronousTestCase):
         No value changes a pipeline: none is made from one.
         """
         before = _pipelines()
-        rows.written([given])
-        rows.named([given.observable])
+        rows.encode_entries([given])
+        rows.encode_observables([given.observable])
         self.assertEqual(_pipelines(), before)
 
     @given(st.binary())
@@ -481,7 +494,7 @@ class RowTests(SynchronousTestCase):
         """
         A line that is no entry is refused.
         """
-        self.assertRaises(Invalid, rows.entry, line)
+        self.assertRaises(Invalid, rows.decode_entry, line)
 
 
 SLOTS = pipelines.plan([DNS], positions=2).slots
@@ -491,7 +504,7 @@ def line(mark: Any, **event: Any) -> bytes:
     """
     A line of a match.
     """
-    return json.dumps({**event, pipelines.MARK: mark}).encode()
+    return json.dumps({**event, pipelines.FINDINGS: mark}).encode()
 
 
 def slot_of(field: str, kind: Kind) -> str:
@@ -503,7 +516,7 @@ def slot_of(field: str, kind: Kind) -> str:
 
 class MatchTests(SynchronousTestCase):
     """
-    L{rows.match} reads a line of a match.
+    L{rows.decode_match} reads a line of a match.
     """
 
     def test_hits(self) -> None:
@@ -513,7 +526,7 @@ class MatchTests(SynchronousTestCase):
         name = slot_of("dns.answers[1].rdata", Kind.DOMAIN)
         mark = {"s": "suricata.dns", name: {"v": "a.b", "k": "domain", "ids": ["i", "j"]}}
         self.assertEqual(
-            rows.match(line(mark, src_ip="1.2.3.4"), SLOTS),
+            rows.decode_match(line(mark, src_ip="1.2.3.4"), SLOTS),
             Match(
                 {"src_ip": "1.2.3.4"},
                 "suricata.dns",
@@ -525,7 +538,7 @@ class MatchTests(SynchronousTestCase):
         """
         A line whose mark is null is no match.
         """
-        self.assertIsNone(rows.match(b'{"_tbvast":null}', SLOTS))
+        self.assertIsNone(rows.decode_match(b'{"_tbvast":null}', SLOTS))
 
     def test_other_kind(self) -> None:
         """
@@ -533,7 +546,7 @@ class MatchTests(SynchronousTestCase):
         """
         name = slot_of("dns.answers[0].rdata", Kind.DOMAIN)
         mark = {"s": "x", name: {"v": "ab" * 16, "k": "md5", "ids": ["i"]}}
-        self.assertIsNone(rows.match(line(mark), SLOTS))
+        self.assertIsNone(rows.decode_match(line(mark), SLOTS))
 
     def test_large_numbers(self) -> None:
         """
@@ -541,7 +554,7 @@ class MatchTests(SynchronousTestCase):
         """
         name = slot_of("src_ip", Kind.IP)
         mark = {"s": "x", name: {"v": "1.2.3.4", "k": "ip", "ids": ["i"]}}
-        match = rows.match(line(mark, flow_id=2**63 - 1), SLOTS)
+        match = rows.decode_match(line(mark, flow_id=2**63 - 1), SLOTS)
         assert match is not None
         self.assertEqual(match.event["flow_id"], 2**63 - 1)
 
@@ -551,6 +564,6 @@ class MatchTests(SynchronousTestCase):
         What is no line of a match is refused, and nothing else is raised.
         """
         try:
-            rows.match(text, SLOTS)
+            rows.decode_match(text, SLOTS)
         except Invalid:
             pass

@@ -215,7 +215,7 @@ class WholeWayTests(SynchronousTestCase):
         try:
             store.apply([item, an_indicator(7)], 5.0, True)
             observables = [each.observable for each in store.entries()]
-            lines = rows.written(Entry(each, (item.id,)) for each in observables)
+            lines = rows.encode_entries(Entry(each, (item.id,)) for each in observables)
             self.assertEqual(len(lines.splitlines()), len(observables))
         finally:
             store.close()

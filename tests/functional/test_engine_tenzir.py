@@ -560,7 +560,7 @@ class FieldTests(TenzirTestCase):
         watch: Any = self.engine.watch(unheeded)
         with closing(watch):
             self.assertEqual(next(watch), [])
-            full = [f"{n}.example" for n in range(pipelines.POSITIONS)]
+            full = [f"{n}.example" for n in range(pipelines.LIST_POSITIONS)]
             certificates = (
                 ("a.b", [*full, "late.example"]),
                 ("here.example", [*full, "late.example"]),
@@ -595,9 +595,9 @@ class FieldTests(TenzirTestCase):
         An event that has our mark already cannot say what it matched.
         """
         forged = {"s": "x", "f0": {"k": "ip", "v": "1.2.3.4", "ids": ["indicator--9"]}}
-        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "10.0.0.1"}))
-        slots = {f"{pipelines.MARK}_f{number}": forged["f0"] for number in range(400)}
-        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "203.0.113.7", **slots}))
+        self.node.feed(json.dumps({pipelines.FINDINGS: forged, "src_ip": "10.0.0.1"}))
+        slots = {f"{pipelines.FINDINGS}_f{number}": forged["f0"] for number in range(400)}
+        self.node.feed(json.dumps({pipelines.FINDINGS: forged, "src_ip": "203.0.113.7", **slots}))
         (match,) = _found(self.engine, [ADDRESS])
         self.assertEqual([hit.ids for hit in match.hits], [ADDRESS.ids])
 

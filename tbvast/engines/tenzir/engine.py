@@ -157,7 +157,7 @@ class TenzirEngine:
         state: Path,
         *,
         sources: Sequence[Source] = BUILT_IN,
-        positions: int = pipelines.POSITIONS,
+        positions: int = pipelines.LIST_POSITIONS,
         subdomains: bool = False,
         oldest: tuple[int, int] = OLDEST,
         silence: float = SILENCE,
@@ -226,7 +226,7 @@ class TenzirEngine:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
         try:
             # The command's own `version` does not ask the node.
-            version = _answer(self._commands, "identify", pipelines.ping(), _Pong).version
+            version = _answer(self._commands, "identify", pipelines.ping_node(), _Pong).version
         except EngineCallFailed as e:
             # What the two say to each other changes with the version.
             if "unexpected_message" in e.reason:
@@ -241,39 +241,45 @@ class TenzirEngine:
 
     def prepare(self) -> None:
         there = self._tables()
-        for table in pipelines.MAIN:
+        for table in pipelines.MAIN_TABLES:
             if table not in there:
                 self._create(table)
         with self._searching:
             self._renew(there)
 
     def _tables(self) -> set[str]:
-        lines = _run(self._commands, "prepare", pipelines.listing())
+        lines = _run(self._commands, "prepare", pipelines.list_tables())
         return {_decoded("prepare", line, _Named).name for line in lines}
 
     def _create(self, table: str) -> None:
         try:
-            _run(self._commands, "prepare", pipelines.create(table))
+            _run(self._commands, "prepare", pipelines.create_table(table))
         except EngineCallFailed as e:
             if "already exists" not in e.reason:  # another bridge was faster
                 raise
 
     def _renew(self, there: set[str]) -> None:
-        for table in pipelines.RETRO:
+        for table in pipelines.RETRO_TABLES:
             if table in there:
-                _run(self._commands, "prepare", pipelines.drop(table))
+                _run(self._commands, "prepare", pipelines.drop_table(table))
             self._create(table)
         self._stale.clear()
 
     def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
-        texts = map(rows.written, pieces)
+        texts = map(rows.encode_entries, pieces)
         _accepted(
             "add",
-            self._commands.feed("add", [pipelines.update(pipelines.MAIN)], texts, timeout=WRITING),
+            self._commands.feed(
+                "add", [pipelines.update_tables(pipelines.MAIN_TABLES)], texts, timeout=WRITING
+            ),
         )
 
     def remove(self, observables: Sequence[Observable]) -> None:
-        self._write("remove", pipelines.erase(pipelines.MAIN), rows.named(observables))
+        self._write(
+            "remove",
+            pipelines.erase_from_tables(pipelines.MAIN_TABLES),
+            rows.encode_observables(observables),
+        )
 
     def _write(self, name: str, pipeline: str, lines: str) -> None:
         if lines:
@@ -281,9 +287,9 @@ class TenzirEngine:
 
     def contents(self) -> list[Entry]:
         found = []
-        for table in pipelines.MAIN:
-            for line in _run(self._commands, "contents", pipelines.inspect(table), WRITING):
-                found.append(rows.entry(line))
+        for table in pipelines.MAIN_TABLES:
+            for line in _run(self._commands, "contents", pipelines.inspect_table(table), WRITING):
+                found.append(rows.decode_entry(line))
         return found
 
     def find(
@@ -314,8 +320,12 @@ class TenzirEngine:
             self._forget()
             self._stale.update(entry.observable for entry in entries)
             try:
-                self._write("find", pipelines.update(pipelines.RETRO), rows.written(entries))
-                search = pipelines.retro(plan, pipelines.RETRO, limit, since)
+                self._write(
+                    "find",
+                    pipelines.update_tables(pipelines.RETRO_TABLES),
+                    rows.encode_entries(entries),
+                )
+                search = pipelines.retro_search(plan, pipelines.RETRO_TABLES, limit, since)
                 with contextlib.closing(
                     self._searched(commands, search, timeout, deadline)
                 ) as pages:
@@ -334,7 +344,11 @@ class TenzirEngine:
         """
         Remove what earlier searches left in their tables.
         """
-        self._write("find", pipelines.erase(pipelines.RETRO), rows.named(self._stale))
+        self._write(
+            "find",
+            pipelines.erase_from_tables(pipelines.RETRO_TABLES),
+            rows.encode_observables(self._stale),
+        )
         self._stale.clear()
 
     def _searched(
@@ -348,7 +362,7 @@ class TenzirEngine:
         """
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
-        launched = pipelines.launch(pipeline, stream, timeout + ASKING)
+        launched = pipelines.launch_pipeline(pipeline, stream, timeout + ASKING)
         over = False
         try:
             started = _answer(commands, "find", launched, Launched)
@@ -359,7 +373,7 @@ class TenzirEngine:
                 left = deadline - self._monotonic()
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
-                fetch = pipelines.serve(stream, token, PAGE, min(left, WAITING))
+                fetch = pipelines.serve_results(stream, token, PAGE, min(left, WAITING))
                 page = _answer(commands, "find", fetch, Page)
                 if page.error is not None or page.state == "failed":
                     raise EngineCallFailed("find", complaint(str(page.error or "it failed")))
@@ -369,7 +383,7 @@ class TenzirEngine:
         finally:
             if not over:
                 with contextlib.suppress(EngineError):
-                    _run(self._commands, "find", pipelines.end(stream))
+                    _run(self._commands, "find", pipelines.end_pipeline(stream))
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.part()
@@ -404,7 +418,7 @@ class TenzirEngine:
             yield from self._followed(served, progress)
 
     def _pipeline(self, bridge: str) -> Callable[[str], str]:
-        matched = pipelines.live(self._plan, pipelines.MAIN, bridge)
+        matched = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, bridge)
         return lambda end: matched + end
 
     def _end_left(self) -> None:
@@ -443,8 +457,8 @@ class TenzirEngine:
             began = self._monotonic()
             lines = feed.receive(HELLO if markers.under_way else markers.wait(self._awake()))
             waited += self._monotonic() - began
-            passed, events = rows.markers(lines)
-            self.cut.update(rows.cut(events))
+            passed, events = rows.split_markers(lines)
+            self.cut.update(rows.truncated_schemas(events))
             found = _matches("watch", events, self._plan)
             if lines and not running:
                 running = True
@@ -500,6 +514,6 @@ def _decoded(name: str, text: bytes, kind: type[_T]) -> _T:
 
 def _matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:
     try:
-        return rows.matches(lines, plan.slots)
+        return rows.decode_matches(lines, plan.slots)
     except Invalid as e:
         raise EngineCallFailed(name, str(e)) from None

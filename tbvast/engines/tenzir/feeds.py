@@ -117,7 +117,9 @@ class _Pipelines:
         """
         if time.monotonic() - self._renewed < RENEWAL:
             return
-        there = _read(self._ask(self._commands, pipelines.renew(self._names)), _Renewed).reset
+        there = _read(
+            self._ask(self._commands, pipelines.renew_pipelines(self._names)), _Renewed
+        ).reset
         if set(there) != set(self._names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
@@ -129,7 +131,7 @@ def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
     """
     for name in names:
         with contextlib.suppress(EngineError):
-            ask(commands, pipelines.end(name))
+            ask(commands, pipelines.end_pipeline(name))
 
 
 def names(bridge: str) -> tuple[str, str]:
@@ -188,9 +190,9 @@ class SocketFeed:
             feed._listening = closing.enter_context(_listening(place / "e"))
             closing.callback(end, owner, ask, (match, markers))
             out = pipeline(pipelines.to_socket(str(place / "e")))
-            running.started(pipelines.start(out, match, LIFETIME))
+            running.started(pipelines.start_pipeline(out, match, LIFETIME))
             from_us = pipelines.markers_from_socket(str(place / "m"))
-            running.started(pipelines.start(from_us, markers, LIFETIME))
+            running.started(pipelines.start_pipeline(from_us, markers, LIFETIME))
             feed._in = _accepted(waiter, coming)
             yield feed
 
@@ -278,9 +280,11 @@ class ServedFeed:
         match, markers = names(bridge)
         feed = cls(commands, ask, bridge)
         try:
-            feed._pipelines.started(pipelines.launch(pipeline(""), match, LIFETIME, whole=True))
             feed._pipelines.started(
-                pipelines.start(pipelines.markers_from_topic(markers), markers, LIFETIME)
+                pipelines.launch_pipeline(pipeline(""), match, LIFETIME, whole=True)
+            )
+            feed._pipelines.started(
+                pipelines.start_pipeline(pipelines.markers_from_topic(markers), markers, LIFETIME)
             )
             yield feed
         finally:
@@ -291,11 +295,11 @@ class ServedFeed:
             names(self._bridge)[1], self._bridge, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        self._pipelines.started(pipelines.start(published, name, LIFETIME))
+        self._pipelines.started(pipelines.start_pipeline(published, name, LIFETIME))
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        fetch = pipelines.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
+        fetch = pipelines.serve_results(names(self._bridge)[0], self._token, PAGE, wait, least=1)
         page = _read(self._ask(self._commands, fetch), Page)
         if page.error is not None or page.state == "failed":
             raise EngineCallFailed(_WATCH, complaint(str(page.error or "it failed")))
@@ -328,7 +332,7 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
     @raise Unreachable: If there is none.
     """
     preferred = preferred.resolve()
-    if pipelines.fits(f"{preferred}/m"):
+    if pipelines.is_socket_path(f"{preferred}/m"):
         yield preferred
         return
     for parent in (tempfile.gettempdir(), *SHORT_DIRECTORIES):
@@ -339,7 +343,7 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
                 )
             except OSError:
                 continue
-            if pipelines.fits(f"{made}/m"):
+            if pipelines.is_socket_path(f"{made}/m"):
                 yield Path(made)
                 return
     raise Unreachable(_WATCH, "no directory for sockets has a path that is short enough")
