@@ -168,7 +168,7 @@ class Matching(Way):
         path = self._folder / f"{len(self._children)}.tql"
         path.write_text(pipeline)  # it may be too long for an argument
         child = subprocess.Popen(
-            [binaries.client(), f"--endpoint={self.engine}", *options, "-f", str(path)],
+            [binaries.find_client(), f"--endpoint={self.engine}", *options, "-f", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -279,7 +279,7 @@ class Matching(Way):
         """
         What a live match beside the bridge's finds, as lines.
         """
-        engine = TenzirEngine(self.engine, binaries.client(), self._folder / "beside")
+        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "beside")
         with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
             for batch in engine.watch(lambda progress: None):
                 if not batch:
@@ -375,7 +375,7 @@ class Matching(Way):
         """
         @return: Seconds for one search by the engine.
         """
-        engine = TenzirEngine(self.engine, binaries.client(), self._folder / "alone")
+        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "alone")
         entries = list(map(entry, documents))
         began = time.monotonic()
         found = sum(map(len, engine.find(entries, 0, LIMIT)))

@@ -94,7 +94,7 @@ class Demonstration:
         """
         self._reactor = reactor
         self._screen = screen
-        self._client = binaries.client()
+        self._client = binaries.find_client()
         self._folder = folder
         self._past, self._future = halves(read_logs(data))
         self._bundles = [str(data / "stix" / f"{name}.json") for name in BUNDLES]

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tbvast.engines.search_budget import Limit
+from tbvast.engines.search_budget import SearchBudget
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
 from tbvast.stix.observables import Kind, Observable
@@ -102,10 +102,10 @@ class MemoryEngine:
         since: float | None = None,
     ) -> Iterator[list[Match]]:
         self._prepared("find")
-        enough = Limit(limit, entries)
+        budget = SearchBudget(limit, entries)
         for schema, event in list(self._events):
             match = found(event, schema, entries)
-            if match is not None and (matches := enough.apply([match])):
+            if match is not None and (matches := budget.apply([match])):
                 yield matches
                 self._call("find")
 

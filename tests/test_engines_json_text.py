@@ -10,9 +10,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.json_text import decode_json
-from tbvast.engines.tenzir.answers import Line, Page
-from tbvast.engines.tenzir.engine import _decoded
-from tbvast.engines.tenzir.feeds import _read, _text
+from tbvast.engines.tenzir.answers import Line, decode_answer, decode_page
 
 LINE = json.dumps({"line": json.dumps({"host": "B?den"})}).encode().replace(b"?", b"\xf6")
 """
@@ -51,12 +49,11 @@ class FeedTests(SynchronousTestCase):
         """
         On a line of its own.
         """
-        self.assertEqual(_text(LINE), REPLACED)
+        self.assertEqual(decode_answer("watch", LINE, Line).line, REPLACED)
 
     def test_page(self) -> None:
         """
         In a page of results.
         """
         page = b'{"events":[{"data":' + LINE + b"}]}"
-        for read in (_read(page, Page), _decoded("find", page, Page)):
-            self.assertEqual([event.data.line for event in read.events], [REPLACED])
+        self.assertEqual(decode_page("find", page).lines, [REPLACED])

@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import pipelines, rows
-from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, RARELY, Markers, Round, grouped
+from tbvast.engines.tenzir.markers import (
+    LOOKUPS_PER_ROUND,
+    PULSE_SECONDS,
+    PULSES_BETWEEN_WIDE_ROUNDS,
+    Markers,
+    Round,
+    group_leaves,
+)
 from tbvast.engines.tenzir.rows import Marker
 from tbvast.values import Progress
 
-LOOKED_UP = [10, LOOKUPS, 5, 80, 80]
+LOOKED_UP = [10, LOOKUPS_PER_ROUND, 5, 80, 80]
 
 
 class MarkersTests(SynchronousTestCase):
@@ -54,13 +61,13 @@ class MarkersTests(SynchronousTestCase):
             told += self.out(round)
         self.assertEqual(sorted(passed), list(range(len(LOOKED_UP))))
         self.assertEqual(told[-1].covered, told[0].heard)
-        self.assertGreater(self.markers.wait(self.now), PULSE / 2)
+        self.assertGreater(self.markers.wait(self.now), PULSE_SECONDS / 2)
 
     def test_wide(self) -> None:
         """
         A leaf with many lookups is passed at first, and rarely then.
         """
-        self.markers = Markers([10, 5 * LOOKUPS, 20])
+        self.markers = Markers([10, 5 * LOOKUPS_PER_ROUND, 20])
         passed: list[float] = []
         while len(passed) < 3:
             round = self.markers.begin(self.now)
@@ -70,8 +77,8 @@ class MarkersTests(SynchronousTestCase):
             self.now += self.markers.wait(self.now)
         self.assertLess(passed[0], 101)
         for one, two in itertools.pairwise(passed):
-            self.assertGreaterEqual(two - one, RARELY * PULSE)
-            self.assertLess(two - one, (RARELY + 2) * PULSE)
+            self.assertGreaterEqual(two - one, PULSES_BETWEEN_WIDE_ROUNDS * PULSE_SECONDS)
+            self.assertLess(two - one, (PULSES_BETWEEN_WIDE_ROUNDS + 2) * PULSE_SECONDS)
 
     def test_one_round(self) -> None:
         """
@@ -130,11 +137,11 @@ class MarkersTests(SynchronousTestCase):
         """
         Every leaf is in one round, and no round costs much that need not.
         """
-        groups = grouped(lookups)
+        groups = group_leaves(lookups)
         self.assertEqual(sorted(leaf for each in groups for leaf in each), [*range(len(lookups))])
         for group in groups:
             if len(group) > 1:
-                self.assertLessEqual(sum(lookups[leaf] for leaf in group), LOOKUPS)
+                self.assertLessEqual(sum(lookups[leaf] for leaf in group), LOOKUPS_PER_ROUND)
 
 
 class MarkerLineTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.vast import expressible, located, query
+from tbvast.engines.vast import field_holding, is_expressible, query
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry
 
@@ -24,7 +24,7 @@ entries = st.builds(
 
 class ExpressibleTests(SynchronousTestCase):
     """
-    Tests for L{expressible} and L{query}.
+    Tests for L{is_expressible} and L{query}.
     """
 
     @given(entries)
@@ -33,7 +33,7 @@ class ExpressibleTests(SynchronousTestCase):
         No value is an option, ends the text that it is in, or adds to the query.
         """
         value = entry.observable.value
-        if not expressible(entry):
+        if not is_expressible(entry):
             return
         self.assertFalse(value.startswith("-"))
         for id_ in entry.ids:
@@ -51,14 +51,14 @@ class ExpressibleTests(SynchronousTestCase):
         asked = {
             kind
             for kind in Kind
-            if expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
+            if is_expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
         }
         self.assertEqual(set(Kind) - asked, {Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
 
 
-class LocatedTests(SynchronousTestCase):
+class FieldHoldingTests(SynchronousTestCase):
     """
-    Tests for L{located}.
+    Tests for L{field_holding}.
     """
 
     LEAVES = (
@@ -87,4 +87,4 @@ class LocatedTests(SynchronousTestCase):
             (Kind.NETWORK, "198.51.100.0/24", None),
             (Kind.NETWORK, "none", None),
         ):
-            self.assertEqual(located(self.LEAVES, Observable(kind, value)), field)
+            self.assertEqual(field_holding(self.LEAVES, Observable(kind, value)), field)

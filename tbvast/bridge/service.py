@@ -25,7 +25,7 @@ from tbvast.bridge.sighting_factory import SightingMaker, SinkHanding
 from tbvast.bridge.store.indicators import Changes
 from tbvast.bridge.store.worker import NO, YES, Keeper
 from tbvast.bus_client.subscription import BusSubscription, Wish
-from tbvast.engines.binaries import client
+from tbvast.engines.binaries import find_client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.engines.threads import EngineThreads
@@ -93,7 +93,7 @@ class Bridge(SequentialService):
         self._process = process
         self._state = Path(process.state.path)
         self._old = settings.engine == "vast"
-        self._binary = client(settings.vast_binary or (OLD_COMMAND if self._old else None))
+        self._binary = find_client(settings.vast_binary or (OLD_COMMAND if self._old else None))
         self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}

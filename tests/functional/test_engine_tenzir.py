@@ -837,7 +837,7 @@ class EndingTests(TenzirTestCase):
         def slow(*arguments: object) -> None:
             raise EngineTimeout("find", 30.0)
 
-        self.patch(engine, "_answer", slow)
+        self.patch(engine, "_query", slow)
         self.assertRaises(EngineCallFailed, list, self.engine.find([ADDRESS], 0, 60.0))
 
     def test_frozen_node(self) -> None:

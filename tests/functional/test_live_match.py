@@ -385,7 +385,7 @@ class EngineTests(SynchronousTestCase):
         """
         engine = self.engine(silence=3.0, pulse=0.1)
         with self.watching(engine) as watch:
-            (name,) = (each.name for each in (engine._notes).iterdir())
+            (name,) = (each.name for each in (engine._live_directories).iterdir())
             run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-markers-{name}"), "")
             e = self.assertRaises(EngineCallFailed, next, watch)
         self.assertRegex(str(e), "marker")
@@ -396,7 +396,7 @@ class EngineTests(SynchronousTestCase):
         """
         engine = self.engine()
         with self.watching(engine) as watch:
-            (name,) = (each.name for each in (engine._notes).iterdir())
+            (name,) = (each.name for each in (engine._live_directories).iterdir())
             run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-live-{name}"), "")
             self.assertRaises(EngineCallFailed, next, watch)
 
