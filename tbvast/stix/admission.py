@@ -130,7 +130,7 @@ def admit_indicator(raw: bytes) -> Indicator:
         or (end is not None and end <= start)
         or _is_indicator_id(plain.id) is None
         or not (
-            plain.external_references is UNSET or all(map(_says_more, plain.external_references))
+            plain.external_references is UNSET or all(map(_has_details, plain.external_references))
         )
         or not is_compatible(raw)
     ):
@@ -152,7 +152,7 @@ class _Reference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     external_id: str | None = None
 
 
-def _says_more(reference: _Reference) -> bool:
+def _has_details(reference: _Reference) -> bool:
     return not (reference.description is reference.url is reference.external_id is None)
 
 
@@ -232,7 +232,7 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
         raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
     if "hashes" in pattern or "EXISTS" in pattern or ("-" in pattern and pattern.count("[") > 1):
         _check_tests(pattern, parse(pattern))
-    if len(pattern) > _HARMLESS:
+    if len(pattern) > _SHORT_PATTERN:
         terms, steps = count_terms(pattern)
         if terms > MOST_TERMS:
             raise IndicatorInvalid(
@@ -302,7 +302,7 @@ def _check_hash(pattern: str, name: object, value: object) -> None:
         )
 
 
-_HARMLESS = 2 * MOST_STEPS
+_SHORT_PATTERN = 2 * MOST_STEPS
 """
 The length up to which a pattern cannot exceed the limits of terms and steps.
 """
@@ -331,7 +331,7 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     elif language in ("suricata", "Suricata"):
         _check_rule(pattern)
     if pattern is not None:
-        raw = _whole(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
+        raw = _completed(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
     return decode_indicator(raw)
 
 
@@ -362,7 +362,7 @@ def admit_sighting(raw: bytes) -> Sighting:
         raise SightingInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
     if not complete:
         raw = msgspec.json.encode(document)
-    return decode_sighting(_whole(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
+    return decode_sighting(_completed(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
 
 
 def _checked(
@@ -402,13 +402,13 @@ def _check_order(document: dict[str, Any], first: str, second: str, equal: bool)
         raise Invalid(second, document[second], expected)
 
 
-def _whole(
-    raw: bytes, make_whole: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
+def _completed(
+    raw: bytes, complete: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
 ) -> bytes:
-    whole = make_whole(raw)
-    if len(whole) > most:  # rewritten numbers may be longer
-        raise refusal("length", len(whole), f"at most {most} bytes when complete")
-    return whole
+    completed = complete(raw)
+    if len(completed) > most:  # rewritten numbers may be longer
+        raise refusal("length", len(completed), f"at most {most} bytes when complete")
+    return completed
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
