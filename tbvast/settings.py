@@ -23,7 +23,7 @@ import yaml
 from tbvast.engines.tenzir.pipelines import LIST_POSITIONS
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
-from tbvast.telemetry.known_fields import BY_KEY, SCHEMA, STEP, Mapped, Source
+from tbvast.telemetry.known_fields import FIELDS_BY_KEY, SCHEMA, STEP, Source, SourceMapping
 
 LOOPBACK = "127.0.0.1"
 
@@ -300,7 +300,7 @@ class FieldMap(Form, frozen=True):
     def expected(self) -> str:
         return "a mapping of schemas to what their fields hold"
 
-    def check(self, value: Any) -> tuple[Mapped, ...]:
+    def check(self, value: Any) -> tuple[SourceMapping, ...]:
         if value is None:
             return ()
         if not isinstance(value, dict):
@@ -308,12 +308,12 @@ class FieldMap(Form, frozen=True):
         return tuple(_mapped(schema, said) for schema, said in value.items())
 
 
-def _mapped(schema: Any, said: Any) -> Mapped:
+def _mapped(schema: Any, said: Any) -> SourceMapping:
     where = f"bridge.fields.{_label(schema)}"
     if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
         raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
     found = _mapping(said, where)
-    _refuse_unknown(found, f"{where}.", [*BY_KEY, "replace"])
+    _refuse_unknown(found, f"{where}.", [*FIELDS_BY_KEY, "replace"])
     replace = found.get("replace", False)
     if type(replace) is not bool:
         raise SettingsInvalid(f"{where}.replace", replace, "yes or no")
@@ -321,9 +321,9 @@ def _mapped(schema: Any, said: Any) -> Mapped:
         field
         for key, paths in found.items()
         if key != "replace"
-        for field in BY_KEY[key](*_paths(f"{where}.{key}", paths))
+        for field in FIELDS_BY_KEY[key](*_paths(f"{where}.{key}", paths))
     )
-    return Mapped(Source(schema, fields), replace)
+    return SourceMapping(Source(schema, fields), replace)
 
 
 def _paths(where: str, value: Any) -> list[str]:
@@ -629,7 +629,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = False
     fields: Annotated[
-        tuple[Mapped, ...],
+        tuple[SourceMapping, ...],
         Key(
             "Fields of your own events, by schema, as docs/matching.md says; only with tenzir.",
             FieldMap(),

@@ -18,21 +18,21 @@ from tbvast.errors import Invalid, ObservableInvalid
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
     BUILT_IN,
-    BY_KEY,
+    FIELDS_BY_KEY,
     Field,
     Form,
-    Mapped,
     Request,
     Source,
+    SourceMapping,
     addresses,
-    anything,
+    any_source,
     certificates,
     digests,
     file_names,
     hosts,
     locations,
-    mapped,
     names,
+    with_mappings,
 )
 from tbvast.values import Entry, Hit, Match
 
@@ -377,7 +377,7 @@ class CutTests(SynchronousTestCase):
 
 class MappedTests(SynchronousTestCase):
     """
-    L{mapped} adds what somebody says of their schemas.
+    L{with_mappings} adds what somebody says of their schemas.
     """
 
     BASE = (Source("a.b", names("n")), Source("a.*", addresses("i"), (Request("h", "u"),)))
@@ -386,7 +386,7 @@ class MappedTests(SynchronousTestCase):
         """
         Without anything said, all stays.
         """
-        self.assertEqual(mapped([]), BUILT_IN)
+        self.assertEqual(with_mappings([]), BUILT_IN)
 
     def test_added(self) -> None:
         """
@@ -398,11 +398,11 @@ class MappedTests(SynchronousTestCase):
         for schema, base in (
             ("a.b", known["a.b"]),
             ("a.c", known["a.*"]),
-            ("z.z", anything(self.BASE)),
+            ("z.z", any_source(self.BASE)),
         ):
             found = {
                 source.schema: source
-                for source in mapped([Mapped(Source(schema, more))], self.BASE)
+                for source in with_mappings([SourceMapping(Source(schema, more))], self.BASE)
             }
             self.assertEqual(found[schema], Source(schema, base.fields + more, base.requests))
             self.assertEqual({**found, schema: None}, {**known, schema: None})
@@ -412,26 +412,29 @@ class MappedTests(SynchronousTestCase):
         What is said of a beginning holds for all that begin so.
         """
         more = Source("a.*", names("x"))
-        found = {source.schema: source.fields for source in mapped([Mapped(more)], self.BASE)}
+        found = {
+            source.schema: source.fields
+            for source in with_mappings([SourceMapping(more)], self.BASE)
+        }
         self.assertEqual(
             found, {"a.b": names("n") + names("x"), "a.*": addresses("i") + names("x")}
         )
-        (only,) = mapped([Mapped(more, True)], self.BASE)
+        (only,) = with_mappings([SourceMapping(more, True)], self.BASE)
         self.assertEqual(only, more)
 
     def test_replaced(self) -> None:
         """
         What replaces stands alone, whatever is said of its beginning.
         """
-        given = [Mapped(Source("a.b", ()), True), Mapped(Source("a.*", names("x")))]
-        found = {source.schema: source.fields for source in mapped(given, self.BASE)}
+        given = [SourceMapping(Source("a.b", ()), True), SourceMapping(Source("a.*", names("x")))]
+        found = {source.schema: source.fields for source in with_mappings(given, self.BASE)}
         self.assertEqual(found, {"a.b": (), "a.*": addresses("i") + names("x")})
 
     def test_keys(self) -> None:
         """
         Every kind that a text can have has a key, or goes with another's.
         """
-        fields = [field for make in BY_KEY.values() for field in make("a")]
+        fields = [field for make in FIELDS_BY_KEY.values() for field in make("a")]
         self.assertEqual({kind for field in fields for kind in field.kinds}, set(Kind))
 
 

@@ -40,7 +40,7 @@ from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings import BridgeSettings, HostPort
 from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import Worker
-from tbvast.telemetry.known_fields import mapped
+from tbvast.telemetry.known_fields import with_mappings
 from tbvast.values import Match
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
@@ -215,7 +215,7 @@ class Bridge(SequentialService):
             str(address),
             self._binary,
             self._state / "client",
-            sources=mapped(self._settings.fields),
+            sources=with_mappings(self._settings.fields),
             subdomains=self._settings.subdomains,
             local=self._embedded or None,
         )

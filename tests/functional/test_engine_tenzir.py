@@ -29,13 +29,13 @@ from tbvast.errors import (
 from tbvast.interfaces import IEngine
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
-    Mapped,
     Source,
+    SourceMapping,
     addresses,
     file_names,
     hardware,
-    mapped,
     names,
+    with_mappings,
 )
 from tbvast.values import Entry, Match
 from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event, unheeded
@@ -441,8 +441,8 @@ class FieldTests(TenzirTestCase):
             "acme.proxy",
             addresses("match.in[].addr") + names("who.server") + file_names("got") + hardware("if"),
         )
-        engine = self.make_mapped([Mapped(said)])
-        other = self.make_mapped([Mapped(Source("acme.*", ()), True)])
+        engine = self.make_mapped([SourceMapping(said)])
+        other = self.make_mapped([SourceMapping(Source("acme.*", ()), True)])
         entries = [
             entry(Kind.IP, "192.0.2.5"),
             entry(Kind.DOMAIN, "acme.example"),
@@ -468,8 +468,8 @@ class FieldTests(TenzirTestCase):
         )
         self.assertEqual(_found(other, entries), [])
 
-    def make_mapped(self, given: Sequence[Mapped]) -> TenzirEngine:
-        engine = self.make_tenzir(self.node.endpoint, sources=mapped(given))
+    def make_mapped(self, given: Sequence[SourceMapping]) -> TenzirEngine:
+        engine = self.make_tenzir(self.node.endpoint, sources=with_mappings(given))
         engine.prepare()
         return engine
 

@@ -23,7 +23,7 @@ from tbvast.telemetry.known_fields import (
     Form,
     Request,
     Source,
-    anything,
+    any_source,
 )
 
 MARKER = "tbvast.marker"
@@ -271,7 +271,7 @@ def plan(
             _levels(source, positions, numbered),
             _has_longer_list(source, _whole(positions), _only(1)),
         )
-        for source in [*full, *partial, anything(sources)]
+        for source in [*full, *partial, any_source(sources)]
     ]
     return Plan(tuple(branches), numbered.by_name())
 
