@@ -81,9 +81,9 @@ class MemoryEngine:
         if self._table is None:
             self._table = {}
 
-    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
+    def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         table = self._prepared("add")
-        for entries in pieces:
+        for entries in batches:
             table.update({entry.observable: entry for entry in entries})
 
     def remove(self, observables: Sequence[Observable]) -> None:
