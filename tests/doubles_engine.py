@@ -524,7 +524,7 @@ class EngineContract:
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        It provides its interface.
         """
         verifyObject(IEngine, self.make_engine())
 

@@ -27,14 +27,14 @@ class DecodeTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        What is not UTF-8 is replaced.
+        Bytes that are not UTF-8 are replaced.
         """
         self.assertEqual(decode_json(LINE, Line), Line(REPLACED))
         self.assertEqual(decode_json(b'{"line":"\xc3\xb6"}', Line), Line("ö"))
 
     def test_refused(self) -> None:
         """
-        What is no JSON is not taken for it.
+        Malformed JSON is refused.
         """
         for text in (b"\xff", b'{"line":"\xff', b'{"line":1}', "{"):
             self.assertRaises(msgspec.MsgspecError, decode_json, text, Line)

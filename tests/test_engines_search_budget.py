@@ -73,8 +73,8 @@ class SearchBudgetTests(SynchronousTestCase):
 
     def test_rare_beside_frequent(self) -> None:
         """
-        What is seen for the first time keeps what the same indicator wants with it,
-        be that seen too often for others.
+        An observable below the limit keeps the other hits of its indicator, even those that
+        have exceeded the limit.
         """
         kept = SearchBudget(2).apply([match("a")] * 5 + [match("a", "b", "c")])
         self.assertEqual(shown_to("both", kept)[-1], ["a", "b"])
@@ -92,8 +92,8 @@ class SearchBudgetTests(SynchronousTestCase):
 
     def test_narrower_network(self) -> None:
         """
-        A network stands for those that cover it: what is wanted together with one of
-        these is found with it too.
+        A network stands for the networks that cover it: observables that are joint with one
+        of these are found with it, too.
         """
         wide, narrow, name = (
             Entry(Observable(Kind.NETWORK, "10.0.0.0/8"), ("both",), joint=True),

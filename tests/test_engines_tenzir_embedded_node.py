@@ -28,7 +28,7 @@ class MemoryProcess:
     """
     A child process that a test plays.
 
-    @ivar signals: What it was sent.
+    @ivar signals: The signals that it was sent.
     """
 
     def __init__(self, protocol: ProcessProtocol, command: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_log(self) -> None:
         """
-        What the node says is carried into our log, at its level.
+        The messages of the node's log are logged at their level.
         """
         self.node.startService()
         with capturedLogs() as events:
@@ -216,7 +216,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_address_taken(self) -> None:
         """
-        An address that somebody listens on is refused, with what to do instead.
+        An address in use is refused; the error names the alternatives.
         """
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

@@ -28,7 +28,7 @@ LOOKED_UP = [10, LOOKUPS_PER_ROUND, 5, 80, 80]
 
 class MarkersTests(SynchronousTestCase):
     """
-    L{Markers} says how far a match has got.
+    L{Markers} reports the progress of a match.
     """
 
     def setUp(self) -> None:
@@ -48,8 +48,8 @@ class MarkersTests(SynchronousTestCase):
 
     def test_every_leaf(self) -> None:
         """
-        Nothing is covered before every leaf has been passed, in rounds without a pause;
-        then what was imported before the round that came before the oldest of them.
+        Nothing is covered before every leaf has been passed, in rounds without a pause. Then
+        everything is covered that was imported before the round preceding the oldest of these.
         """
         passed: list[int] = []
         told: list[Progress] = []
@@ -82,7 +82,7 @@ class MarkersTests(SynchronousTestCase):
 
     def test_one_round(self) -> None:
         """
-        There is one round at a time, and a word when its last marker is out.
+        There is one round at a time, and a report when its last marker is out.
         """
         self.out(self.markers.begin(self.now))
         round = self.markers.begin(self.now)

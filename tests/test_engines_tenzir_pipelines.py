@@ -1,5 +1,5 @@
 """
-The pipelines for Tenzir, and what is read from their output.
+The pipelines for Tenzir, and the decoding of their output.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def expressions(plan: pipelines.Plan) -> dict[str, str]:
 
 class PlanTests(SynchronousTestCase):
     """
-    L{pipelines.plan} works out what is looked up.
+    L{pipelines.plan} derives the lookups.
     """
 
     def test_positions(self) -> None:
@@ -100,7 +100,7 @@ class PlanTests(SynchronousTestCase):
 
     def test_cut(self) -> None:
         """
-        Only the live match tells of lists that are longer than what is looked at.
+        Only the live match reports lists that it does not read to their end.
         """
         source = Source("x.y", names("a[]", "b[24].c[]", "d"))
         plan = pipelines.plan([source], positions=4)
@@ -377,7 +377,7 @@ class CutTests(SynchronousTestCase):
 
 class MappedTests(SynchronousTestCase):
     """
-    L{with_mappings} adds what somebody says of their schemas.
+    L{with_mappings} adds the fields that a user maps.
     """
 
     BASE = (Source("a.b", names("n")), Source("a.*", addresses("i"), (Request("h", "u"),)))
@@ -390,8 +390,8 @@ class MappedTests(SynchronousTestCase):
 
     def test_added(self) -> None:
         """
-        What is said of a schema comes on top of what is known of it, which is what
-        is known of the longest beginning, or everything.
+        The mapping of a schema extends its fields: those of the source with the longest
+        matching prefix, or else all fields.
         """
         more = names("x")
         known = {source.schema: source for source in self.BASE}
@@ -409,7 +409,7 @@ class MappedTests(SynchronousTestCase):
 
     def test_beginning(self) -> None:
         """
-        What is said of a beginning holds for all that begin so.
+        The mapping of a prefix applies to all schemas with this prefix.
         """
         more = Source("a.*", names("x"))
         found = {
@@ -424,7 +424,7 @@ class MappedTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        What replaces stands alone, whatever is said of its beginning.
+        A replacement stands alone, regardless of mappings of its prefix.
         """
         given = [SourceMapping(Source("a.b", ()), True), SourceMapping(Source("a.*", names("x")))]
         found = {source.schema: source.fields for source in with_mappings(given, self.BASE)}
@@ -467,8 +467,8 @@ class RowTests(SynchronousTestCase):
     @given(st.sampled_from(Kind), st.binary())
     def test_any_bytes(self, kind: Kind, raw: bytes) -> None:
         """
-        Whatever bytes an indicator has as its value, the pipelines are the same,
-        and what goes with them is one line of JSON for each value.
+        The pipelines do not depend on the values of indicators, and their input has one line
+        of JSON for each value.
         """
         before = _pipelines()
         text = raw.decode("utf-8", "surrogateescape")
@@ -553,7 +553,7 @@ class MatchTests(SynchronousTestCase):
 
     def test_large_numbers(self) -> None:
         """
-        Numbers of 64 bits stay what they are.
+        Numbers of 64 bits are exact.
         """
         name = slot_of("src_ip", Kind.IP)
         mark = {"s": "x", name: {"v": "1.2.3.4", "k": "ip", "ids": ["i"]}}
@@ -564,7 +564,7 @@ class MatchTests(SynchronousTestCase):
     @given(st.one_of(st.binary(), st.dictionaries(st.text(), st.text()).map(line)))
     def test_refused(self, text: bytes) -> None:
         """
-        What is no line of a match is refused, and nothing else is raised.
+        A malformed line of a match is refused, and nothing else is raised.
         """
         try:
             rows.decode_match(text, SLOTS)

@@ -1,5 +1,5 @@
 """
-What the engine of old is asked for.
+The queries and lookups of the legacy engine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ExpressibleTests(SynchronousTestCase):
 
     def test_kinds(self) -> None:
         """
-        What the engine would find in the wrong place is not asked for.
+        Kinds that the engine would find in the wrong field are not queried.
         """
         asked = {
             kind

@@ -83,7 +83,7 @@ class MakeSightingTests(SynchronousTestCase):
 
     def test_made(self) -> None:
         """
-        A sighting says what was seen, when and in what.
+        A sighting tells the indicator, the time and the event.
         """
         made = sighting()
         self.assertEqual(
@@ -113,7 +113,7 @@ class MakeSightingTests(SynchronousTestCase):
 
     def test_context(self) -> None:
         """
-        The context may be what somebody made of the event; the id is the event's.
+        The context may be a transformation of the event; the id depends on the event.
         """
         made = sighting(context={"a": 1})
         self.assertEqual(made.id, sighting().id)
@@ -326,7 +326,7 @@ class VASTFormatTests(SynchronousTestCase):
 
     def test_inexpressible(self) -> None:
         """
-        What the format cannot express is left out.
+        Observables that the format cannot express are left out.
         """
         for each in (
             indicator("[file:name = 'x']"),
