@@ -90,9 +90,9 @@ class MarkersTests(SynchronousTestCase):
         *first, last = round.leaves
         for leaf in first:
             self.assertIsNone(self.markers.passed(Marker(round.number, leaf, 1e9), self.now))
-        self.assertTrue(self.markers.under_way)
+        self.assertTrue(self.markers.pending)
         self.assertIsNotNone(self.markers.passed(Marker(round.number, last, 1e9), self.now))
-        self.assertFalse(self.markers.under_way)
+        self.assertFalse(self.markers.pending)
 
     def test_others(self) -> None:
         """

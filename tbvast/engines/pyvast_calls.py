@@ -269,7 +269,7 @@ class Commands:
     @contextlib.contextmanager
     def _call(self, name: str, timeout: float | None) -> Iterator[_Call]:
         if shutil.which(self.binary) is None:  # else PyVAST would ask Docker for it
-            raise EngineMissing(f"the engine's command is gone: {self.binary}")
+            raise EngineMissing(f"the engine's command no longer exists: {self.binary}")
         call = _Call(name, self.endpoint, self._vast, timeout)
         try:
             self._enter(call, name)

@@ -8,7 +8,7 @@ C{stix2} refuses.
 
 An incomplete document is completed with the properties that others need: its version, the
 type of its pattern, C{created}, C{modified} and C{valid_from}. Its times are rewritten in
-UTC, to the microsecond at most. A complete document stays byte for byte as it came.
+UTC, to the microsecond at most. A complete document stays unchanged, byte for byte.
 """
 
 from __future__ import annotations

@@ -427,5 +427,5 @@ _OBJECTS: Container[str] = frozenset(
     ("external_references", "kill_chain_phases", "granular_markings")
 )
 """
-Properties with objects of the standard's own, which C{stix2} does not look into.
+Properties whose values are objects that the standard defines, which C{stix2} does not look into.
 """

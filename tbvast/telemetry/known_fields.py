@@ -55,7 +55,7 @@ class Form(enum.Enum):
     """A MAC address, in any case, with colons or dashes."""
 
     VERBATIM = "verbatim"
-    """Text that is compared as it is."""
+    """Text that is compared unchanged."""
 
 
 class Field(msgspec.Struct, frozen=True):

@@ -219,7 +219,7 @@ class EmbeddedNode(Service):
         except ProcessExitedAlready:
             pass
 
-    # What the child's protocol reports
+    # Called by the child's protocol
 
     def log_line(self, line: bytes) -> None:
         """

@@ -447,16 +447,14 @@ class TenzirEngine:
         feed.send(markers.begin(self._awake()))
         greeted = self._monotonic()
         while True:
-            if not markers.under_way and not markers.wait(self._awake()):
+            if not markers.pending and not markers.wait(self._awake()):
                 feed.send(markers.begin(self._awake()))
                 waited = 0.0
             elif not markers.heard and self._monotonic() - greeted > HELLO_SECONDS:
                 feed.send(markers.again())
                 greeted = self._monotonic()
             began = self._monotonic()
-            lines = feed.receive(
-                HELLO_SECONDS if markers.under_way else markers.wait(self._awake())
-            )
+            lines = feed.receive(HELLO_SECONDS if markers.pending else markers.wait(self._awake()))
             waited += self._monotonic() - began
             passed, events = rows.split_markers(lines)
             self.cut.update(rows.truncated_schemas(events))
@@ -470,7 +468,7 @@ class TenzirEngine:
                 if (news := markers.passed(marker, self._awake())) is not None:
                     progress(news)
             # Counts only the time spent waiting for the node.
-            if markers.under_way and waited > self._silence:
+            if markers.pending and waited > self._silence:
                 raise EngineCallFailed("watch", f"no marker came out for {self._silence:g} s")
 
     def interrupt(self) -> None:

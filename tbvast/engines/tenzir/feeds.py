@@ -242,7 +242,7 @@ class SocketFeed:
         try:
             chunk = connection.recv(READ_BYTES)
         except OSError as e:
-            raise EngineCallFailed(_WATCH, f"the node has gone: {e}") from None
+            raise EngineCallFailed(_WATCH, f"the connection to the node is lost: {e}") from None
         if not chunk:
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         return [decode_answer(_WATCH, line, Line).line for line in self._lines.add(chunk) if line]

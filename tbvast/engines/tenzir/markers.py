@@ -3,7 +3,7 @@ Tracks the progress of a live match by marker events that pass through it.
 
 Pure: no sockets, no clock. The lookups of a live match form a tree, whose leaves work in
 parallel: a marker can overtake events in another leaf, but never in its own. So each leaf
-gets markers of its own, a few leaves at a time.
+gets its own markers, a few leaves at a time.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Markers:
         self._seen: list[Moment] = []
 
     @property
-    def under_way(self) -> bool:
+    def pending(self) -> bool:
         """
         Whether markers have yet to come out.
         """
@@ -104,7 +104,7 @@ class Markers:
         @raise ValueError: If markers of the previous round have yet to come out.
         """
         if self._waiting:
-            raise ValueError("markers are under way")
+            raise ValueError("markers are pending")
         self._group = self._chosen(awake)
         self._begun[self._group] = awake
         leaves = self._groups[self._group]

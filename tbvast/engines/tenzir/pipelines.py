@@ -668,7 +668,7 @@ def _socket_path(path: str) -> str:
 
 def start_pipeline(pipeline: str, name: str, lifetime: float) -> str:
     """
-    Run a pipeline that has its own sink, in the node.
+    Run a pipeline with a sink in the node.
 
     @param name: A unique name. The pipeline is not listed, and does not outlive the node.
     @param lifetime: Seconds after which the node ends the pipeline unless it is renewed; see
@@ -799,7 +799,7 @@ def _or_marker_of(condition: str, leaves: Sequence[int]) -> str:
 def _lookup_stage(
     slots: Sequence[Slot], tables: Tables, arriving: bool, cut: str = ""
 ) -> Iterator[str]:
-    # Each result has a column of its own: adding it to a record would cost the more the wider
+    # Each result has its own column: adding it to a record would cost the more the wider
     # the record is.
     columns = {slot.name: f"{FINDINGS}_{slot.name}" for slot in slots}
     for slot in slots:
