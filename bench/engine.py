@@ -45,7 +45,7 @@ class Node:
         settings = folder / "client.yaml"
         settings.write_text(SETTINGS)
         self._command = [
-            binaries.client(),
+            binaries.find_client(),
             f"--endpoint={endpoint}",
             f"--config={settings}",
             "--connection-timeout=5s",

@@ -115,7 +115,7 @@ class Sensor:
     def __init__(self, endpoint: str, folder: Path) -> None:
         path = folder / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ read_suricata _batch_timeout=10ms }}\nimport\n'
-        run(endpoint, pipelines.start(pipeline, "sensor", 3600.0), "")
+        run(endpoint, pipelines.start_pipeline(pipeline, "sensor", 3600.0), "")
         while not path.exists():
             time.sleep(0.05)
         self.socket = socket.socket(socket.AF_UNIX)

@@ -168,7 +168,7 @@ class Matching(Way):
         path = self._folder / f"{len(self._children)}.tql"
         path.write_text(pipeline)  # it may be too long for an argument
         child = subprocess.Popen(
-            [binaries.client(), f"--endpoint={self.engine}", *options, "-f", str(path)],
+            [binaries.find_client(), f"--endpoint={self.engine}", *options, "-f", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -240,12 +240,12 @@ class Matching(Way):
         through: list[float] = []
         alone: list[float] = []
         for name in OTHER:
-            run(self.engine, pipelines.create(name), "")
+            run(self.engine, pipelines.create_table(name), "")
         for number in numbers:
             observable = Observable(Kind.IP, address(number))
-            text = rows.written([Entry(observable, (f"indicator--{number}",))])
+            text = rows.encode_entries([Entry(observable, (f"indicator--{number}",))])
             began = time.monotonic()
-            run(self.engine, pipelines.update(OTHER), text)
+            run(self.engine, pipelines.update_tables(OTHER), text)
             alone.append((time.monotonic() - began) * 1000)
             began = time.monotonic()
             self.give([indicator(number)])
@@ -279,7 +279,7 @@ class Matching(Way):
         """
         What a live match beside the bridge's finds, as lines.
         """
-        engine = TenzirEngine(self.engine, binaries.client(), self._folder / "beside")
+        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "beside")
         with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
             for batch in engine.watch(lambda progress: None):
                 if not batch:
@@ -375,7 +375,7 @@ class Matching(Way):
         """
         @return: Seconds for one search by the engine.
         """
-        engine = TenzirEngine(self.engine, binaries.client(), self._folder / "alone")
+        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "alone")
         entries = list(map(entry, documents))
         began = time.monotonic()
         found = sum(map(len, engine.find(entries, 0, LIMIT)))

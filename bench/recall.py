@@ -606,7 +606,7 @@ class Recall(Way):
         waited(lambda: not self._busy())
 
     def _held(self) -> int:
-        answers = (run(self.engine, _COUNT.format(table), "") for table in pipelines.MAIN)
+        answers = (run(self.engine, _COUNT.format(table), "") for table in pipelines.MAIN_TABLES)
         return sum(json.loads(answer or '{"count": 0}')["count"] for answer in answers)
 
     def _busy(self) -> bool:

@@ -40,8 +40,7 @@ from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import encode_status
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.stix.indicators import decode_indicator
-from tbvast.stix.sightings import Sighting
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType, Sighting
 from tbvast.zeromq.sockets import Factory
 
 DATA = Path(tbvast.__file__).parents[1] / "tests" / "data"
@@ -103,7 +102,7 @@ class Demonstration:
         """
         self._reactor = reactor
         self._screen = screen
-        self._client = binaries.client()
+        self._client = binaries.find_client()
         self._folder = folder
         self._past, self._future = split_past_and_future(read_logs(data))
         self._bundles = [str(data / "stix" / f"{name}.json") for name in BUNDLES]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from devtools.telemetry import DemoIndicator, Occurrence
 from tbvast.cli.terminal import escaped_text
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 PHASES = (MatchType.RETRO, MatchType.LIVE)
 

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 import tbvast
 from tbvast.bus_client.manage_client import ManageClient
-from tbvast.engines.binaries import Program, launched
+from tbvast.engines.binaries import Program, launch_command
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status
 from tbvast.values import HostPort
@@ -97,7 +97,7 @@ class RunningCommand(ProcessProtocol):
         @raise OSError: If it cannot be started.
         """
         program, *rest = arguments
-        command = launched(Program(program, program), rest)
+        command = launch_command(Program(program, program), rest)
         self._reactor.spawnProcess(
             self, command[0], command, env={**_environment(), **(environment or {})}
         )

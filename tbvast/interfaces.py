@@ -1,5 +1,5 @@
 """
-What the parts of tbvast ask of each other.
+The interfaces between the parts of tbvast.
 
 Unless an interface says otherwise, its methods are called from the reactor's
 thread only, and return without blocking.
@@ -17,24 +17,27 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from tbvast.bus.journal.ownership import Run
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.set_aside import SetAside, SetAsideReport
-from tbvast.values import EngineIdentity, Entry, Match, MatchType, Position, Progress
+from tbvast.values import EngineIdentity, Entry, Match, Position, Progress
+
+if TYPE_CHECKING:
+    from tbvast.bus.journal.ownership import Run
 
 
 class IEngine(Interface):
     """
-    One telemetry engine, asked by blocking calls: only from worker threads.
+    A telemetry engine, with blocking calls: only for worker threads.
 
-    All methods are thread-safe. An engine does not retry: whoever calls does.
+    All methods are thread-safe. An engine does not retry: its callers do.
     Every method raises L{tbvast.errors.EngineUnreachable} if the node cannot be
     asked, L{tbvast.errors.EngineTimeout} if it does not finish in time,
     L{tbvast.errors.EngineCallFailed} if it was asked and did not do it, and
@@ -42,49 +45,48 @@ class IEngine(Interface):
     """
 
     cut = Attribute(
-        "How many events, by schema, L{watch} has seen with a list that is longer than"
-        " what is looked at of it; a mapping to be read only, from any thread."
+        "A read-only mapping of the numbers of events, by schema, in which L{watch} has found a"
+        " list that it did not read to its end. Thread-safe."
     )
 
     def identify() -> EngineIdentity:
         """
-        Ask the node who it is; the cheapest call that proves it works.
+        Identify the node: the cheapest call that proves that it works.
 
-        @raise tbvast.errors.EngineUnsupported: If it is older than what tbvast
-            supports, or something else altogether.
+        @raise tbvast.errors.EngineUnsupported: If it is too old, or not an engine that tbvast
+            supports.
         """
 
     def prepare() -> None:
         """
-        Make sure that everything the other calls need exists in the node.
+        Create everything that the other calls need in the node.
 
-        Idempotent; never empties or recreates a table that a running L{watch}
-        uses. Entries that the tables held stay.
+        Idempotent: never empties or recreates a table that a running L{watch} uses. Existing
+        entries stay.
         """
 
-    def add(pieces: Iterable[Sequence[Entry]]) -> None:
+    def add(batches: Iterable[Sequence[Entry]]) -> None:
         """
-        Write entries; what was stored for the same observable is replaced.
+        Write entries; each replaces the stored entry of the same observable.
 
         When this returns, the entries are visible to L{watch}.
 
-        An engine that finds only the longest network prefix for an address is
-        to be given, with each network, the ids of all networks that cover it.
+        For an engine that finds only the longest network prefix of an address, the entry of
+        each network must have the ids of all networks that cover it.
 
-        @param pieces: In each of them, each observable at most once; a later piece
-            replaces what is in an earlier one. The next piece may come much later, and
-            is waited for: the call begins with the first one. What the iterator raises
-            ends the call.
+        @param batches: The entries. A batch has each observable at most once; later batches
+            replace entries of earlier ones. The call begins with the first batch, and waits
+            for the next ones, however late. An exception of the iterator ends the call.
         """
 
     def remove(observables: Sequence[Observable]) -> None:
         """
-        Remove entries. One that is not there is no error.
+        Remove entries; missing ones are ignored.
         """
 
     def contents() -> list[Entry]:
         """
-        Read back every entry that the tables of L{watch} hold, in no order.
+        Read back all entries in the tables of L{watch}, in any order.
         """
 
     def find(
@@ -93,36 +95,33 @@ class IEngine(Interface):
         """
         Search the stored events for entries, in one pass over the data.
 
-        The search is ended when the iterator is closed, which any thread may
-        do: if another waits for the next batch, it gets
-        L{tbvast.errors.EngineInterrupted} within a second. At the time limit it
-        ends with L{tbvast.errors.EngineTimeout}, after yielding what was found.
+        Closing the iterator ends the search. Any thread may do so: if another thread waits for
+        the next batch, it gets L{tbvast.errors.EngineInterrupted} within a second. At the time
+        limit, the search ends with L{tbvast.errors.EngineTimeout}, after yielding all matches
+        found so far.
 
-        @param limit: The most events per observable; C{0} means all of them. An event
-            with several observables that are joint, for one indicator, is found
-            however many there were with each of them; of the same several, it may be
-            that there are no more than so many.
+        @param limit: The most events per observable; C{0} is unlimited. An event with several
+            joint observables of an indicator is found even if each of them has exceeded the
+            limit, which then applies to the combination.
         @param timeout: Seconds for the whole search.
-        @param since: Only events imported then or later need be found; seconds
-            since the epoch.
-        @return: Matches in batches, as they are found.
+        @param since: The earliest import time of events that must be found, in seconds since
+            the epoch.
+        @return: Batches of matches, as they are found.
         """
 
     def watch(progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         """
-        Match every event that arrives from now on, against what the tables hold
-        at that moment.
+        Match every event that arrives from now on against the tables, as they are at its
+        arrival.
 
-        An empty batch is yielded once, when the match is running; then batches
-        of matches, as they are found. Never ends by itself while the engine is
-        healthy. It fails if it is not seen for too long that the match still hears, but
-        may not notice that the node went away. Closing the iterator ends the match, as
-        for L{find}, and so does L{interrupt}.
+        Yields an empty batch when the match runs, then batches of matches, as they are found.
+        The match does not end while the engine is healthy. It fails if it has not proved for
+        too long that it receives events; it may not notice the loss of the node. Closing the
+        iterator ends the match, as for L{find}, and so does L{interrupt}.
 
-        @param progress: Called, in the thread that iterates, every few seconds, when all
-            matches before have been yielded, and the next ones been asked for. An
-            engine that cannot tell how far it is calls it once, when the match runs, with
-            nothing but defaults.
+        @param progress: Called every few seconds in the iterating thread, after all earlier
+            matches were yielded and the next ones requested. An engine that does not know its
+            progress calls it once, when the match runs, with default values.
         """
 
     def interrupt() -> None:
@@ -141,9 +140,9 @@ class IEngine(Interface):
 
 class IEngineClient(Interface):
     """
-    The same engine, asked from the reactor's thread.
+    The same engine, for the reactor's thread.
 
-    A L{Deferred} fails with what the L{IEngine} method raises.
+    A L{Deferred} fails with the error that the method of L{IEngine} raises.
     """
 
     def identify() -> Deferred[EngineIdentity]:
@@ -158,7 +157,7 @@ class IEngineClient(Interface):
 
     def adding() -> IAdding:
         """
-        Begin to add entries, which are given as they come.
+        Begin to write entries that arrive in batches.
 
         @see: L{IEngine.add}
         """
@@ -183,10 +182,10 @@ class IEngineClient(Interface):
         """
         @see: L{IEngine.find}
 
-        @param deliver: Called in the reactor's thread with each batch; the next
-            one is read from the engine when what it returns has fired.
-        @return: Fires when the search is over and everything was delivered.
-            Cancelling it ends the search.
+        @param deliver: Called in the reactor's thread with each batch. The next batch is read
+            from the engine when the L{Deferred} that it returns has fired.
+        @return: Fires when the search has ended and everything was delivered. Cancelling it
+            ends the search.
         """
 
     def watch(
@@ -194,14 +193,12 @@ class IEngineClient(Interface):
         progress: Callable[[Progress], Deferred[None] | None],
     ) -> Deferred[None]:
         """
-        @see: L{IEngine.watch}; C{deliver} is called with the first, empty, batch
-            too.
+        @see: L{IEngine.watch}
 
-        @param deliver: As for L{find}.
-        @param progress: Called in the reactor's thread, when everything that was found
-            before has been delivered; the match goes on when what it returns has fired.
-        @return: Fires or fails when the match has ended. Cancelling it ends the
-            match.
+        @param deliver: As for L{find}; also called with the first, empty batch.
+        @param progress: Called in the reactor's thread after all earlier matches were
+            delivered. The match continues when the L{Deferred} that it returns has fired.
+        @return: Fires or fails when the match has ended. Cancelling it ends the match.
         """
 
     def interrupt() -> None:
@@ -217,26 +214,29 @@ class IEngineClient(Interface):
 
 class IAdding(Interface):
     """
-    Entries on their way into an engine; it takes them while others are still to come.
+    An unfinished L{IEngine.add}: the engine writes batches of entries while further ones are
+    added.
     """
 
     def add(entries: Sequence[Entry]) -> None:
         """
-        @param entries: One of the pieces of L{IEngine.add}.
+        Add the next batch.
+
+        @param entries: A batch of L{IEngine.add}.
         """
 
     def end() -> Deferred[None]:
         """
-        Called once, when all have been given.
+        Finish the write; called once, after the last batch.
 
-        @return: Fires when they are visible to L{IEngineClient.watch}. If it fails, it
-            is not known which ones are.
+        @return: Fires when all entries are visible to L{IEngineClient.watch}. If it fails, any
+            of them may be visible.
         """
 
     def abandon() -> None:
         """
-        Called instead of L{end}, or before that has fired: it is of no interest any more
-        what becomes of them.
+        Abandon the write; its outcome no longer matters. Called instead of L{end}, or before
+        that has fired.
         """
 
 

@@ -4,7 +4,6 @@ Values that cross the seams between packages.
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 import re
 from typing import Any, Self
@@ -83,23 +82,15 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     frames: list[bytes]
 
 
-class MatchType(enum.StrEnum):
-    """
-    How an event was found; the value is C{x_threatbus_match_type}.
-    """
-
-    LIVE = "LIVE"
-    RETRO = "RETRO"
-
-
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """
-    A row of the engine's tables: an observable and who wants to know of it.
+    A row of the engine's tables: an observable and its indicators.
 
-    @ivar ids: STIX ids of the indicators that hold the observable; never empty.
-    @ivar joint: Whether it is not enough for one of these indicators, but has to be in
-        one event with others. Only a search asks: it must not leave out an event with
-        several because there were too many with each.
+    @ivar observable: The observable.
+    @ivar ids: STIX ids of the indicators that contain the observable; never empty.
+    @ivar joint: Whether one of these indicators requires other observables in the same event.
+        Only searches use it: they must find an event with several of these observables even if
+        each of them has exceeded the limit.
     """
 
     observable: Observable
@@ -109,12 +100,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Hit(msgspec.Struct, frozen=True):
     """
-    One field of an event that holds an observable.
+    A field of an event that holds an observable.
 
-    @ivar field: The field's path in the event, e.g. C{"dns.rrname"}.
-    @ivar kind: The observable's kind, as it was given in the L{Entry}.
-    @ivar value: The observable's value, as it was given in the L{Entry}.
-    @ivar ids: The ids, as they were given in the L{Entry}.
+    @ivar field: The field's path in the event, such as C{"dns.rrname"}.
+    @ivar kind: The observable's kind, as in the L{Entry}.
+    @ivar value: The observable's value, as in the L{Entry}.
+    @ivar ids: The ids, as in the L{Entry}.
     """
 
     field: str
@@ -125,12 +116,12 @@ class Hit(msgspec.Struct, frozen=True):
 
 class Match(msgspec.Struct, frozen=True):
     """
-    An event that holds at least one observable. Of those that an indicator needs
-    together, all that the event holds are among the hits.
+    An event that holds at least one observable.
 
     @ivar event: The whole event, as the engine exports it.
-    @ivar schema: The event's schema in the engine, e.g. C{"suricata.dns"}.
-    @ivar hits: At least one.
+    @ivar schema: The event's schema in the engine, such as C{"suricata.dns"}.
+    @ivar hits: The hits; at least one. If an indicator requires several observables together,
+        the hits include all of these that the event holds.
     """
 
     event: dict[str, Any]
@@ -140,12 +131,12 @@ class Match(msgspec.Struct, frozen=True):
 
 class Moment(msgspec.Struct, frozen=True):
     """
-    A moment of an engine's imports, by two clocks.
+    The time of an import, by two clocks.
 
-    @ivar imported: When, by the engine's date, in seconds since the epoch.
-    @ivar awake: When, in seconds since this machine's start, sleep included; no later
-        than the import.
-    @ivar ahead: By how much the engine's date was ahead of C{awake}: at least.
+    @ivar imported: The time by the engine's clock, in seconds since the epoch.
+    @ivar awake: The time in seconds since this machine's start, sleep included; no later than
+        the import.
+    @ivar ahead: The least number of seconds by which the engine's clock was ahead of C{awake}.
     """
 
     imported: float
@@ -155,14 +146,15 @@ class Moment(msgspec.Struct, frozen=True):
 
 class Progress(msgspec.Struct, frozen=True):
     """
-    How far a live match has got.
+    The progress of a live match.
 
-    @ivar heard: The newest moment of which it has been seen that the match still hears;
-        C{None} if the engine cannot tell.
-    @ivar covered: All that was imported after the match had begun, and before this
-        moment, has been matched and handed out; C{None} if that is not known yet.
-    @ivar behind: Seconds from an import to the match: what they were last.
-    @ivar lowest: The smallest C{ahead} since C{covered}: the date may have been set back.
+    @ivar heard: The newest import that the match is known to have received; C{None} if the
+        engine cannot tell.
+    @ivar covered: Everything that was imported after the start of the match and before this
+        moment has been matched and delivered; C{None} if that is not known yet.
+    @ivar behind: The last measured seconds from an import to its match.
+    @ivar lowest: The smallest C{ahead} since C{covered}; the engine's clock may have been set
+        back.
     """
 
     heard: Moment | None = None
@@ -173,12 +165,12 @@ class Progress(msgspec.Struct, frozen=True):
 
 class Covered(msgspec.Struct, frozen=True):
     """
-    Up to where everything has been matched, and its sightings are remembered.
+    The point up to which everything has been matched, and its sightings are stored.
 
-    @ivar until: The earliest date that an import since then can have; in seconds since
-        the epoch, by the engine's clock.
-    @ivar awake: The moment, in seconds since the machine's start.
-    @ivar boot: Which start of the machine that was; C{""} if it is not known.
+    @ivar until: The earliest date that a later import can have; in seconds since the epoch, by
+        the engine's clock.
+    @ivar awake: The point, in seconds since the machine's start.
+    @ivar boot: The id of that start of the machine; C{""} if it is not known.
     """
 
     until: float
@@ -188,9 +180,11 @@ class Covered(msgspec.Struct, frozen=True):
 
 class EngineIdentity(msgspec.Struct, frozen=True):
     """
-    @ivar name: E.g. C{"tenzir"}.
-    @ivar version: E.g. C{"6.20.0"}.
-    @ivar endpoint: C{HOST:PORT}.
+    The identity of an engine.
+
+    @ivar name: The name, such as C{"tenzir"}.
+    @ivar version: The version, such as C{"6.20.0"}.
+    @ivar endpoint: The address of the node, C{HOST:PORT}.
     """
 
     name: str

@@ -47,11 +47,11 @@ from tbvast.stix.indicators import (
 )
 from tbvast.stix.observables import Observable
 from tbvast.stix.removals import bare_removal
-from tbvast.stix.sightings import Sighting, decode_sighting
+from tbvast.stix.sightings import MatchType, Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.storage.worker_client import Ask
 from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
-from tbvast.values import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Position, Progress
+from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Position, Progress
 from tests.doubles_engine import MemoryAdding
 
 DAY = 86400.0

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tbvast.engines.search_budget import Limit
+from tbvast.engines.search_budget import SearchBudget
 from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
 from tbvast.stix.observables import Kind, Observable
@@ -81,9 +81,9 @@ class MemoryEngine:
         if self._table is None:
             self._table = {}
 
-    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
+    def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         table = self._prepared("add")
-        for entries in pieces:
+        for entries in batches:
             table.update({entry.observable: entry for entry in entries})
 
     def remove(self, observables: Sequence[Observable]) -> None:
@@ -102,10 +102,10 @@ class MemoryEngine:
         since: float | None = None,
     ) -> Iterator[list[Match]]:
         self._prepared("find")
-        enough = Limit(limit, entries)
+        budget = SearchBudget(limit, entries)
         for schema, event in list(self._events):
             match = found(event, schema, entries)
-            if match is not None and (matches := enough.apply([match])):
+            if match is not None and (matches := budget.apply([match])):
                 yield matches
                 self._call("find")
 
@@ -524,7 +524,7 @@ class EngineContract:
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        It provides its interface.
         """
         verifyObject(IEngine, self.make_engine())
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.commands.command_line import Command, parse_command
 from tbvast.errors import CommandRefused, SettingsInvalid
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 LIVE = MatchType.LIVE
 TEMPLATE = Command("tool", "/bin/tool", ("--ioc=%ioc", "%matchtype"))

@@ -15,7 +15,7 @@ from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.json_lines import WRITE_BYTES
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
 from tbvast.interfaces import ISink
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line
 
 LIVE = MatchType.LIVE

@@ -15,7 +15,7 @@ from zope.interface.verify import verifyObject
 from tbvast.bridge.commands.command_line import Command
 from tbvast.bridge.commands.context_command import MAX_ANSWER_BYTES, ContextCommand
 from tbvast.interfaces import IContextTransform
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line
 
 LIVE = MatchType.LIVE

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge.commands.sink_delivery import DeliverToSink
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.service.flusher import Reported
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.doubles import MemorySink, a_sighting
 
 EVENT = {"timestamp": "2026-01-02T03:04:05Z", "src_ip": "192.0.2.1"}

@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import an_event, json_line
 
 LIVE = MatchType.LIVE

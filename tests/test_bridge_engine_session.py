@@ -20,7 +20,8 @@ from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Kind, Observable
-from tbvast.values import Entry, Match, MatchType
+from tbvast.stix.sightings import MatchType
+from tbvast.values import Entry, Match
 from tests.doubles import (
     DAY,
     MemoryEngineClient,

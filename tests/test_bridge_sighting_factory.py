@@ -22,8 +22,8 @@ from tbvast.bridge.store.worker import StoreWorker
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.observables import Kind, Observable
-from tbvast.stix.sightings import Sighting, canonical, decode_sighting, sighting_id
-from tbvast.values import Hit, Match, MatchType
+from tbvast.stix.sightings import MatchType, Sighting, canonical, decode_sighting, sighting_id
+from tbvast.values import Hit, Match
 from tests.doubles import (
     MemoryTransform,
     a_match,

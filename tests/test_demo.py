@@ -25,7 +25,7 @@ from devtools.telemetry import (
     time_of,
 )
 from tbvast.errors import StartupRefused
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 DATA = Path(__file__).with_name("data")
 DOCUMENTED = [15, 11, 11, 15, 9, 9, 11, 6, 2, 4, 2, 1, 1, 2]

@@ -1,5 +1,5 @@
 """
-The engine in memory keeps to what is asked of engines.
+The contract of engines, for the engine in memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MemoryEngineClientTests(SynchronousTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        It provides its interface.
         """
         verifyObject(IEngineClient, self.client)
 
@@ -82,7 +82,7 @@ class MemoryEngineClientTests(SynchronousTestCase):
 
     def test_find(self) -> None:
         """
-        A search delivers what it finds, and is over.
+        A search delivers its matches, and ends.
         """
         batches: list[list[Match]] = []
         self.client.arrive(event(1))

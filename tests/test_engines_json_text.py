@@ -10,9 +10,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.json_text import decode_json
-from tbvast.engines.tenzir.answers import Line, Page
-from tbvast.engines.tenzir.engine import _decoded
-from tbvast.engines.tenzir.feeds import _read, _text
+from tbvast.engines.tenzir.answers import Line, decode_answer, decode_page
 
 LINE = json.dumps({"line": json.dumps({"host": "B?den"})}).encode().replace(b"?", b"\xf6")
 """
@@ -29,14 +27,14 @@ class DecodeTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        What is not UTF-8 is replaced.
+        Bytes that are not UTF-8 are replaced.
         """
         self.assertEqual(decode_json(LINE, Line), Line(REPLACED))
         self.assertEqual(decode_json(b'{"line":"\xc3\xb6"}', Line), Line("ö"))
 
     def test_refused(self) -> None:
         """
-        What is no JSON is not taken for it.
+        Malformed JSON is refused.
         """
         for text in (b"\xff", b'{"line":"\xff', b'{"line":1}', "{"):
             self.assertRaises(msgspec.MsgspecError, decode_json, text, Line)
@@ -51,12 +49,11 @@ class FeedTests(SynchronousTestCase):
         """
         On a line of its own.
         """
-        self.assertEqual(_text(LINE), REPLACED)
+        self.assertEqual(decode_answer("watch", LINE, Line).line, REPLACED)
 
     def test_page(self) -> None:
         """
         In a page of results.
         """
         page = b'{"events":[{"data":' + LINE + b"}]}"
-        for read in (_read(page, Page), _decoded("find", page, Page)):
-            self.assertEqual([event.data.line for event in read.events], [REPLACED])
+        self.assertEqual(decode_page("find", page).lines, [REPLACED])

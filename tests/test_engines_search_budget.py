@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines import search_budget
-from tbvast.engines.search_budget import Limit
+from tbvast.engines.search_budget import SearchBudget
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry, Hit, Match
 
@@ -52,16 +52,16 @@ def shown_to(id: str, matches: list[Match]) -> list[list[str]]:
     return [values for values in each if values]
 
 
-class LimitTests(SynchronousTestCase):
+class SearchBudgetTests(SynchronousTestCase):
     """
-    L{Limit} counts by observable, and by combination.
+    L{SearchBudget} counts by observable, and by combination.
     """
 
     def test_each(self) -> None:
         """
         An event stays while any of its observables is below the limit.
         """
-        kept = Limit(2).apply([match("c"), match("c"), match("c", "d"), match("c")])
+        kept = SearchBudget(2).apply([match("c"), match("c"), match("c", "d"), match("c")])
         self.assertEqual(kept, [match("c"), match("c"), match("d")])
 
     def test_none(self) -> None:
@@ -69,14 +69,14 @@ class LimitTests(SynchronousTestCase):
         Without a limit all of them stay.
         """
         found = [match("a")] * 5
-        self.assertEqual(Limit(0).apply(found), found)
+        self.assertEqual(SearchBudget(0).apply(found), found)
 
     def test_rare_beside_frequent(self) -> None:
         """
-        What is seen for the first time keeps what the same indicator wants with it,
-        be that seen too often for others.
+        An observable below the limit keeps the other hits of its indicator, even those that
+        have exceeded the limit.
         """
-        kept = Limit(2).apply([match("a")] * 5 + [match("a", "b", "c")])
+        kept = SearchBudget(2).apply([match("a")] * 5 + [match("a", "b", "c")])
         self.assertEqual(shown_to("both", kept)[-1], ["a", "b"])
         self.assertEqual(len(shown_to("a", kept)), 2)
 
@@ -85,15 +85,15 @@ class LimitTests(SynchronousTestCase):
         Two that are each seen too often are still found together, up to the limit.
         """
         alone = [match("a"), match("b")] * 5
-        kept = Limit(2, ENTRIES).apply(alone + [match("a", "b")] * 3 + alone + [match("c")])
+        kept = SearchBudget(2, ENTRIES).apply(alone + [match("a", "b")] * 3 + alone + [match("c")])
         self.assertEqual(shown_to("both", kept).count(["a", "b"]), 2)
         self.assertEqual(len(shown_to("a", kept)), 2)
         self.assertEqual(kept[-1], match("c"))
 
     def test_narrower_network(self) -> None:
         """
-        A network stands for those that cover it: what is wanted together with one of
-        these is found with it too.
+        A network stands for the networks that cover it: observables that are joint with one
+        of these are found with it, too.
         """
         wide, narrow, name = (
             Entry(Observable(Kind.NETWORK, "10.0.0.0/8"), ("both",), joint=True),
@@ -105,9 +105,9 @@ class LimitTests(SynchronousTestCase):
             for each in (narrow, name)
         )
         alone = [Match({}, "x", (of_address,)), Match({}, "x", (of_name,))]
-        enough = Limit(2, [wide, narrow, name])
-        enough.apply(alone * 5)
-        kept = enough.apply([Match({}, "x", (of_address, of_name))])
+        budget = SearchBudget(2, [wide, narrow, name])
+        budget.apply(alone * 5)
+        kept = budget.apply([Match({}, "x", (of_address, of_name))])
         self.assertEqual(shown_to("both", kept), [["10.1.0.0/16", "a"]])
         self.assertEqual(shown_to("other", kept), [])
 
@@ -115,15 +115,15 @@ class LimitTests(SynchronousTestCase):
         """
         Not every combination that there may be is remembered; it is rather let through.
         """
-        self.patch(search_budget, "MOST_COMBINATIONS", 1)
+        self.patch(search_budget, "MAX_COMBINATIONS", 1)
         values = [Observable(Kind.DOMAIN, str(number)) for number in range(5)]
-        enough = Limit(1, [Entry(each, ("i",), joint=True) for each in values])
+        budget = SearchBudget(1, [Entry(each, ("i",), joint=True) for each in values])
         events = [
             Match({}, "x", tuple(Hit("f", o.kind, o.value, ("i",)) for o in (values[0], other)))
             for other in values[1:]
         ]
-        enough.apply(events)
-        self.assertEqual(enough.apply(events), events[1:])
+        budget.apply(events)
+        self.assertEqual(budget.apply(events), events[1:])
 
     @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, unique=True)), st.integers(1, 3))
     def test_never_more(self, events: list[list[str]], most: int) -> None:
@@ -132,7 +132,7 @@ class LimitTests(SynchronousTestCase):
         so many with those that are wanted together, with all of them.
         """
         found = [match(*values, number=number) for number, values in enumerate(events)]
-        kept = Limit(most, ENTRIES).apply(found)
+        kept = SearchBudget(most, ENTRIES).apply(found)
         for value in "abc":
             before = shown_to(value, found)
             self.assertEqual(shown_to(value, kept), [[value]] * min(len(before), most))

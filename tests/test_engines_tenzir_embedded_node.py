@@ -28,7 +28,7 @@ class MemoryProcess:
     """
     A child process that a test plays.
 
-    @ivar signals: What it was sent.
+    @ivar signals: The signals that it was sent.
     """
 
     def __init__(self, protocol: ProcessProtocol, command: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_log(self) -> None:
         """
-        What the node says is carried into our log, at its level.
+        The messages of the node's log are logged at their level.
         """
         self.node.startService()
         with capturedLogs() as events:
@@ -153,9 +153,9 @@ class EmbeddedNodeTests(SynchronousTestCase):
             self.assertEqual(len(self.clock.processes), count)
             self.clock.advance(0.01)
             self.assertEqual(len(self.clock.processes), count + 1)
-        self.clock.advance(embedded_node.STEADY)
+        self.clock.advance(embedded_node.STEADY_SECONDS)
         self.process.end(1)
-        self.clock.advance(embedded_node.SHORTEST_DELAY)
+        self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
         self.assertEqual(len(self.clock.processes), 10)
         self.stop()
 
@@ -167,7 +167,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.process.protocol.outReceived(b"127.0.0.1:5158\n")
         self.process.end(1)
         ready = self.node.when_ready()
-        self.clock.advance(embedded_node.SHORTEST_DELAY)
+        self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
         self.assertNoResult(ready)
         self.process.protocol.outReceived(b"127.0.0.1:5158\n")
         self.successResultOf(ready)
@@ -190,7 +190,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         """
         self.node.startService()
         stopped = self.node.stopService()
-        self.clock.advance(embedded_node.STOP_LIMIT)
+        self.clock.advance(embedded_node.STOP_SECONDS)
         self.assertEqual(self.process.signals, ["TERM", "KILL"])
         self.process.end(1)
         self.successResultOf(stopped)
@@ -216,7 +216,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_address_taken(self) -> None:
         """
-        An address that somebody listens on is refused, with what to do instead.
+        An address in use is refused; the error names the alternatives.
         """
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

@@ -40,7 +40,7 @@ class SocketDirectoryTests(SynchronousTestCase):
         for temporary in (self.short, self.long):
             self.patch(tempfile, "tempdir", str(temporary))
             with socket_directory(self.long) as place:
-                self.assertTrue(pipelines.fits(f"{place}/m"), place)
+                self.assertTrue(pipelines.is_socket_path(f"{place}/m"), place)
                 self.assertEqual(place.stat().st_mode & 0o777, 0o700)
             self.assertFalse(place.exists())
             self.assertEqual(list(temporary.iterdir()), [])

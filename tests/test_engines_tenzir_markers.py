@@ -12,16 +12,23 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import pipelines, rows
-from tbvast.engines.tenzir.markers import LOOKUPS, PULSE, RARELY, Markers, Round, grouped
+from tbvast.engines.tenzir.markers import (
+    LOOKUPS_PER_ROUND,
+    PULSE_SECONDS,
+    PULSES_BETWEEN_WIDE_ROUNDS,
+    Markers,
+    Round,
+    group_leaves,
+)
 from tbvast.engines.tenzir.rows import Marker
 from tbvast.values import Progress
 
-LOOKED_UP = [10, LOOKUPS, 5, 80, 80]
+LOOKED_UP = [10, LOOKUPS_PER_ROUND, 5, 80, 80]
 
 
 class MarkersTests(SynchronousTestCase):
     """
-    L{Markers} says how far a match has got.
+    L{Markers} reports the progress of a match.
     """
 
     def setUp(self) -> None:
@@ -41,8 +48,8 @@ class MarkersTests(SynchronousTestCase):
 
     def test_every_leaf(self) -> None:
         """
-        Nothing is covered before every leaf has been passed, in rounds without a pause;
-        then what was imported before the round that came before the oldest of them.
+        Nothing is covered before every leaf has been passed, in rounds without a pause. Then
+        everything is covered that was imported before the round preceding the oldest of these.
         """
         passed: list[int] = []
         told: list[Progress] = []
@@ -54,13 +61,13 @@ class MarkersTests(SynchronousTestCase):
             told += self.out(round)
         self.assertEqual(sorted(passed), list(range(len(LOOKED_UP))))
         self.assertEqual(told[-1].covered, told[0].heard)
-        self.assertGreater(self.markers.wait(self.now), PULSE / 2)
+        self.assertGreater(self.markers.wait(self.now), PULSE_SECONDS / 2)
 
     def test_wide(self) -> None:
         """
         A leaf with many lookups is passed at first, and rarely then.
         """
-        self.markers = Markers([10, 5 * LOOKUPS, 20])
+        self.markers = Markers([10, 5 * LOOKUPS_PER_ROUND, 20])
         passed: list[float] = []
         while len(passed) < 3:
             round = self.markers.begin(self.now)
@@ -70,12 +77,12 @@ class MarkersTests(SynchronousTestCase):
             self.now += self.markers.wait(self.now)
         self.assertLess(passed[0], 101)
         for one, two in itertools.pairwise(passed):
-            self.assertGreaterEqual(two - one, RARELY * PULSE)
-            self.assertLess(two - one, (RARELY + 2) * PULSE)
+            self.assertGreaterEqual(two - one, PULSES_BETWEEN_WIDE_ROUNDS * PULSE_SECONDS)
+            self.assertLess(two - one, (PULSES_BETWEEN_WIDE_ROUNDS + 2) * PULSE_SECONDS)
 
     def test_one_round(self) -> None:
         """
-        There is one round at a time, and a word when its last marker is out.
+        There is one round at a time, and a report when its last marker is out.
         """
         self.out(self.markers.begin(self.now))
         round = self.markers.begin(self.now)
@@ -83,9 +90,9 @@ class MarkersTests(SynchronousTestCase):
         *first, last = round.leaves
         for leaf in first:
             self.assertIsNone(self.markers.passed(Marker(round.number, leaf, 1e9), self.now))
-        self.assertTrue(self.markers.under_way)
+        self.assertTrue(self.markers.pending)
         self.assertIsNotNone(self.markers.passed(Marker(round.number, last, 1e9), self.now))
-        self.assertFalse(self.markers.under_way)
+        self.assertFalse(self.markers.pending)
 
     def test_others(self) -> None:
         """
@@ -130,16 +137,16 @@ class MarkersTests(SynchronousTestCase):
         """
         Every leaf is in one round, and no round costs much that need not.
         """
-        groups = grouped(lookups)
+        groups = group_leaves(lookups)
         self.assertEqual(sorted(leaf for each in groups for leaf in each), [*range(len(lookups))])
         for group in groups:
             if len(group) > 1:
-                self.assertLessEqual(sum(lookups[leaf] for leaf in group), LOOKUPS)
+                self.assertLessEqual(sum(lookups[leaf] for leaf in group), LOOKUPS_PER_ROUND)
 
 
 class MarkerLineTests(SynchronousTestCase):
     """
-    L{rows.markers} tells markers from matches.
+    L{rows.split_markers} tells markers from matches.
     """
 
     def test_marker(self) -> None:
@@ -152,8 +159,8 @@ class MarkerLineTests(SynchronousTestCase):
             pipelines.MARKER_NUMBER: 7,
             pipelines.MARKER_LEAF: 3,
         }
-        lines = [json.dumps({**fields, pipelines.MARK: mark}), "other"]
-        (marker,), others = rows.markers(lines)
+        lines = [json.dumps({**fields, pipelines.FINDINGS: mark}), "other"]
+        (marker,), others = rows.split_markers(lines)
         self.assertEqual((marker.number, marker.leaf), (7, 3))
         self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
         self.assertEqual(others, ["other"])
@@ -163,5 +170,5 @@ class MarkerLineTests(SynchronousTestCase):
         An event that speaks of markers is an event.
         """
         for mark in ({"s": "x.y"}, {"s": pipelines.MARKER}, None):
-            line = json.dumps({"a": pipelines.MARKER, pipelines.MARK: mark})
-            self.assertEqual(rows.markers([line]), ([], [line]))
+            line = json.dumps({"a": pipelines.MARKER, pipelines.FINDINGS: mark})
+            self.assertEqual(rows.split_markers([line]), ([], [line]))

@@ -1,5 +1,5 @@
 """
-The pipelines for Tenzir, and what is read from their output.
+The pipelines for Tenzir, and the decoding of their output.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tbvast.errors import Invalid, ObservableInvalid
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
     BUILT_IN,
-    BY_KEY,
+    FIELDS_BY_KEY,
     Field,
     Form,
-    Mapped,
     Request,
     Source,
+    SourceMapping,
     addresses,
-    anything,
+    any_source,
     certificates,
     digests,
     file_names,
     hosts,
     locations,
-    mapped,
     names,
+    with_mappings,
 )
 from tbvast.values import Entry, Hit, Match
 
@@ -48,7 +48,7 @@ def expressions(plan: pipelines.Plan) -> dict[str, str]:
 
 class PlanTests(SynchronousTestCase):
     """
-    L{pipelines.plan} works out what is looked up.
+    L{pipelines.plan} derives the lookups.
     """
 
     def test_positions(self) -> None:
@@ -100,14 +100,16 @@ class PlanTests(SynchronousTestCase):
 
     def test_cut(self) -> None:
         """
-        Only the live match tells of lists that are longer than what is looked at.
+        Only the live match reports lists that it does not read to their end.
         """
         source = Source("x.y", names("a[]", "b[24].c[]", "d"))
         plan = pipelines.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
-        self.assertIn(f"_tbvast_cut = {branch.cut}\n", pipelines.live(plan, pipelines.MAIN, "b"))
-        self.assertNotIn("cut", pipelines.retro(plan, pipelines.RETRO, 1))
+        self.assertIn(
+            f"_tbvast_cut = {branch.cut}\n", pipelines.live_match(plan, pipelines.MAIN_TABLES, "b")
+        )
+        self.assertNotIn("cut", pipelines.retro_search(plan, pipelines.RETRO_TABLES, 1))
 
     def test_order(self) -> None:
         """
@@ -160,7 +162,7 @@ class PlanTests(SynchronousTestCase):
         }
         above = more - plain
         self.assertTrue(plain < more)
-        self.assertEqual(len(above), pipelines.LABELS - 1)
+        self.assertEqual(len(above), pipelines.MAX_LABELS - 1)
         for expression in above:
             self.assertIn('a?.to_lower().trim_end(".").replace_regex(', expression)
         name = ".".join("gfedcba")
@@ -249,9 +251,9 @@ class PlanTests(SynchronousTestCase):
         Names of tables, streams and tokens are names, or refused.
         """
         for text in ("", 'a"b', "A", "a b", "a\n", "é", "a" * 65):
-            self.assertRaises(Invalid, pipelines.create, text)
-            self.assertRaises(Invalid, pipelines.end, text)
-        self.assertRaises(Invalid, pipelines.serve, "a", 'x"', 1, 1.0)
+            self.assertRaises(Invalid, pipelines.create_table, text)
+            self.assertRaises(Invalid, pipelines.end_pipeline, text)
+        self.assertRaises(Invalid, pipelines.serve_results, "a", 'x"', 1, 1.0)
 
 
 class PipelineTests(SynchronousTestCase):
@@ -269,7 +271,10 @@ class PipelineTests(SynchronousTestCase):
         """
         No pipeline writes under a key that is null.
         """
-        for text in (pipelines.update(pipelines.MAIN), pipelines.erase(pipelines.MAIN)):
+        for text in (
+            pipelines.update_tables(pipelines.MAIN_TABLES),
+            pipelines.erase_from_tables(pipelines.MAIN_TABLES),
+        ):
             writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
             self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 4)
 
@@ -302,8 +307,11 @@ class PipelineTests(SynchronousTestCase):
         A limit bounds the events with the same hits; none leaves them alone.
         """
         plan = pipelines.plan([DNS])
-        self.assertIn("deduplicate _tbvast, limit=7\n", pipelines.retro(plan, pipelines.RETRO, 7))
-        self.assertNotIn("deduplicate", pipelines.retro(plan, pipelines.RETRO, 0))
+        self.assertIn(
+            "deduplicate _tbvast, limit=7\n",
+            pipelines.retro_search(plan, pipelines.RETRO_TABLES, 7),
+        )
+        self.assertNotIn("deduplicate", pipelines.retro_search(plan, pipelines.RETRO_TABLES, 0))
 
     def test_retro_tables(self) -> None:
         """
@@ -311,39 +319,42 @@ class PipelineTests(SynchronousTestCase):
         """
         searched = set(
             re.findall(
-                r'context_enrich "(\w+)"', pipelines.retro(pipelines.plan(), pipelines.RETRO, 0)
+                r'context_enrich "(\w+)"',
+                pipelines.retro_search(pipelines.plan(), pipelines.RETRO_TABLES, 0),
             )
         )
-        self.assertEqual(searched, set(pipelines.RETRO))
+        self.assertEqual(searched, set(pipelines.RETRO_TABLES))
 
 
 def _pipelines() -> list[str]:
     plan = pipelines.plan(BUILT_IN)
     return [
-        pipelines.create("a"),
-        pipelines.drop("a"),
-        pipelines.listing(),
-        pipelines.inspect("a"),
-        pipelines.update(pipelines.MAIN),
-        pipelines.erase(pipelines.RETRO),
-        pipelines.live(plan, pipelines.MAIN, "b"),
+        pipelines.create_table("a"),
+        pipelines.drop_table("a"),
+        pipelines.list_tables(),
+        pipelines.inspect_table("a"),
+        pipelines.update_tables(pipelines.MAIN_TABLES),
+        pipelines.erase_from_tables(pipelines.RETRO_TABLES),
+        pipelines.live_match(plan, pipelines.MAIN_TABLES, "b"),
         pipelines.to_socket("/a/b"),
         pipelines.markers_from_socket("/a/b"),
         pipelines.markers_from_topic("a"),
         pipelines.publish_markers("a", "b", 1, [0, 1]),
-        pipelines.start(pipelines.live(plan, pipelines.MAIN, "b"), "a", 1.5),
-        pipelines.renew(["a", "b"]),
-        pipelines.retro(plan, pipelines.RETRO, 3),
-        pipelines.launch(pipelines.retro(plan, pipelines.RETRO, 3), "a", 1.5),
-        pipelines.serve("a", "b-1", 10, 0.5),
-        pipelines.end("a"),
-        pipelines.ping(),
+        pipelines.start_pipeline(pipelines.live_match(plan, pipelines.MAIN_TABLES, "b"), "a", 1.5),
+        pipelines.renew_pipelines(["a", "b"]),
+        pipelines.retro_search(plan, pipelines.RETRO_TABLES, 3),
+        pipelines.launch_pipeline(
+            pipelines.retro_search(plan, pipelines.RETRO_TABLES, 3), "a", 1.5
+        ),
+        pipelines.serve_results("a", "b-1", 10, 0.5),
+        pipelines.end_pipeline("a"),
+        pipelines.ping_node(),
     ]
 
 
 class CutTests(SynchronousTestCase):
     """
-    L{rows.cut} tells which events were not looked at as a whole.
+    L{rows.truncated_schemas} tells which events were not looked at as a whole.
     """
 
     def test_cut(self) -> None:
@@ -358,15 +369,15 @@ class CutTests(SynchronousTestCase):
             '{"cut":true,',
             '{"_tbvast":null}',
         ]
-        self.assertEqual(list(rows.cut(lines)), ["a.b", "a.c"])
+        self.assertEqual(list(rows.truncated_schemas(lines)), ["a.b", "a.c"])
         slots = {"f0": pipelines.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
-        (found,) = rows.matches(lines[:2], slots)
+        (found,) = rows.decode_matches(lines[:2], slots)
         self.assertEqual(found.hits, (Hit("x", Kind.IP, "1.2.3.4", ("i",)),))
 
 
 class MappedTests(SynchronousTestCase):
     """
-    L{mapped} adds what somebody says of their schemas.
+    L{with_mappings} adds the fields that a user maps.
     """
 
     BASE = (Source("a.b", names("n")), Source("a.*", addresses("i"), (Request("h", "u"),)))
@@ -375,52 +386,55 @@ class MappedTests(SynchronousTestCase):
         """
         Without anything said, all stays.
         """
-        self.assertEqual(mapped([]), BUILT_IN)
+        self.assertEqual(with_mappings([]), BUILT_IN)
 
     def test_added(self) -> None:
         """
-        What is said of a schema comes on top of what is known of it, which is what
-        is known of the longest beginning, or everything.
+        The mapping of a schema extends its fields: those of the source with the longest
+        matching prefix, or else all fields.
         """
         more = names("x")
         known = {source.schema: source for source in self.BASE}
         for schema, base in (
             ("a.b", known["a.b"]),
             ("a.c", known["a.*"]),
-            ("z.z", anything(self.BASE)),
+            ("z.z", any_source(self.BASE)),
         ):
             found = {
                 source.schema: source
-                for source in mapped([Mapped(Source(schema, more))], self.BASE)
+                for source in with_mappings([SourceMapping(Source(schema, more))], self.BASE)
             }
             self.assertEqual(found[schema], Source(schema, base.fields + more, base.requests))
             self.assertEqual({**found, schema: None}, {**known, schema: None})
 
     def test_beginning(self) -> None:
         """
-        What is said of a beginning holds for all that begin so.
+        The mapping of a prefix applies to all schemas with this prefix.
         """
         more = Source("a.*", names("x"))
-        found = {source.schema: source.fields for source in mapped([Mapped(more)], self.BASE)}
+        found = {
+            source.schema: source.fields
+            for source in with_mappings([SourceMapping(more)], self.BASE)
+        }
         self.assertEqual(
             found, {"a.b": names("n") + names("x"), "a.*": addresses("i") + names("x")}
         )
-        (only,) = mapped([Mapped(more, True)], self.BASE)
+        (only,) = with_mappings([SourceMapping(more, True)], self.BASE)
         self.assertEqual(only, more)
 
     def test_replaced(self) -> None:
         """
-        What replaces stands alone, whatever is said of its beginning.
+        A replacement stands alone, regardless of mappings of its prefix.
         """
-        given = [Mapped(Source("a.b", ()), True), Mapped(Source("a.*", names("x")))]
-        found = {source.schema: source.fields for source in mapped(given, self.BASE)}
+        given = [SourceMapping(Source("a.b", ()), True), SourceMapping(Source("a.*", names("x")))]
+        found = {source.schema: source.fields for source in with_mappings(given, self.BASE)}
         self.assertEqual(found, {"a.b": (), "a.*": addresses("i") + names("x")})
 
     def test_keys(self) -> None:
         """
         Every kind that a text can have has a key, or goes with another's.
         """
-        fields = [field for make in BY_KEY.values() for field in make("a")]
+        fields = [field for make in FIELDS_BY_KEY.values() for field in make("a")]
         self.assertEqual({kind for field in fields for kind in field.kinds}, set(Kind))
 
 
@@ -441,18 +455,20 @@ class RowTests(SynchronousTestCase):
         """
         Whatever a value holds, an entry is one line, and reads back as it was.
         """
-        text = rows.written(given).encode()
+        text = rows.encode_entries(given).encode()
         self.assertEqual(text.count(b"\n"), len(given))
         back = [
-            rows.entry(b'{"key":null,"value":' + line + b"}") for line in text.split(b"\n") if line
+            rows.decode_entry(b'{"key":null,"value":' + line + b"}")
+            for line in text.split(b"\n")
+            if line
         ]
         self.assertEqual(back, sorted(given, key=lambda e: e.observable.kind))
 
     @given(st.sampled_from(Kind), st.binary())
     def test_any_bytes(self, kind: Kind, raw: bytes) -> None:
         """
-        Whatever bytes an indicator has as its value, the pipelines are the same,
-        and what goes with them is one line of JSON for each value.
+        The pipelines do not depend on the values of indicators, and their input has one line
+        of JSON for each value.
         """
         before = _pipelines()
         text = raw.decode("utf-8", "surrogateescape")
@@ -461,7 +477,7 @@ class RowTests(SynchronousTestCase):
                 observable = normalise(kind, each)
             except ObservableInvalid:
                 continue
-            line = rows.written([Entry(observable, ("indicator--1",))])
+            line = rows.encode_entries([Entry(observable, ("indicator--1",))])
             self.assertEqual(json.loads(line)["v"], observable.value)
             self.assertEqual(line.count("\n"), 1)
         self.assertEqual(_pipelines(), before)
@@ -472,8 +488,8 @@ class RowTests(SynchronousTestCase):
         No value changes a pipeline: none is made from one.
         """
         before = _pipelines()
-        rows.written([given])
-        rows.named([given.observable])
+        rows.encode_entries([given])
+        rows.encode_observables([given.observable])
         self.assertEqual(_pipelines(), before)
 
     @given(st.binary())
@@ -481,7 +497,7 @@ class RowTests(SynchronousTestCase):
         """
         A line that is no entry is refused.
         """
-        self.assertRaises(Invalid, rows.entry, line)
+        self.assertRaises(Invalid, rows.decode_entry, line)
 
 
 SLOTS = pipelines.plan([DNS], positions=2).slots
@@ -491,7 +507,7 @@ def line(mark: Any, **event: Any) -> bytes:
     """
     A line of a match.
     """
-    return json.dumps({**event, pipelines.MARK: mark}).encode()
+    return json.dumps({**event, pipelines.FINDINGS: mark}).encode()
 
 
 def slot_of(field: str, kind: Kind) -> str:
@@ -503,7 +519,7 @@ def slot_of(field: str, kind: Kind) -> str:
 
 class MatchTests(SynchronousTestCase):
     """
-    L{rows.match} reads a line of a match.
+    L{rows.decode_match} reads a line of a match.
     """
 
     def test_hits(self) -> None:
@@ -513,7 +529,7 @@ class MatchTests(SynchronousTestCase):
         name = slot_of("dns.answers[1].rdata", Kind.DOMAIN)
         mark = {"s": "suricata.dns", name: {"v": "a.b", "k": "domain", "ids": ["i", "j"]}}
         self.assertEqual(
-            rows.match(line(mark, src_ip="1.2.3.4"), SLOTS),
+            rows.decode_match(line(mark, src_ip="1.2.3.4"), SLOTS),
             Match(
                 {"src_ip": "1.2.3.4"},
                 "suricata.dns",
@@ -525,7 +541,7 @@ class MatchTests(SynchronousTestCase):
         """
         A line whose mark is null is no match.
         """
-        self.assertIsNone(rows.match(b'{"_tbvast":null}', SLOTS))
+        self.assertIsNone(rows.decode_match(b'{"_tbvast":null}', SLOTS))
 
     def test_other_kind(self) -> None:
         """
@@ -533,24 +549,24 @@ class MatchTests(SynchronousTestCase):
         """
         name = slot_of("dns.answers[0].rdata", Kind.DOMAIN)
         mark = {"s": "x", name: {"v": "ab" * 16, "k": "md5", "ids": ["i"]}}
-        self.assertIsNone(rows.match(line(mark), SLOTS))
+        self.assertIsNone(rows.decode_match(line(mark), SLOTS))
 
     def test_large_numbers(self) -> None:
         """
-        Numbers of 64 bits stay what they are.
+        Numbers of 64 bits are exact.
         """
         name = slot_of("src_ip", Kind.IP)
         mark = {"s": "x", name: {"v": "1.2.3.4", "k": "ip", "ids": ["i"]}}
-        match = rows.match(line(mark, flow_id=2**63 - 1), SLOTS)
+        match = rows.decode_match(line(mark, flow_id=2**63 - 1), SLOTS)
         assert match is not None
         self.assertEqual(match.event["flow_id"], 2**63 - 1)
 
     @given(st.one_of(st.binary(), st.dictionaries(st.text(), st.text()).map(line)))
     def test_refused(self, text: bytes) -> None:
         """
-        What is no line of a match is refused, and nothing else is raised.
+        A malformed line of a match is refused, and nothing else is raised.
         """
         try:
-            rows.match(text, SLOTS)
+            rows.decode_match(text, SLOTS)
         except Invalid:
             pass

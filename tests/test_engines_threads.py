@@ -54,7 +54,7 @@ class CallTests(ThreadedTestCase):
 
     def test_interface(self) -> None:
         """
-        It provides what it should.
+        It provides its interface.
         """
         verifyObject(IEngineClient, self.client)
 
@@ -70,7 +70,7 @@ class CallTests(ThreadedTestCase):
 
     def test_failure(self) -> None:
         """
-        What the engine raises, the Deferred fails with.
+        The Deferred fails with the engine's error.
         """
         self.engine.failure = EngineCallFailed("contents", "no")
         asked = self.client.contents()
@@ -107,7 +107,7 @@ class CallTests(ThreadedTestCase):
 
     def test_adding(self) -> None:
         """
-        Entries are given as they come; the later ones replace those before.
+        Batches are written as they arrive; later entries replace earlier ones.
         """
         again = Entry(HOST.observable, ("indicator--9",))
         adding = self.client.adding()
@@ -133,8 +133,7 @@ class CallTests(ThreadedTestCase):
 
     def test_abandon(self) -> None:
         """
-        What is abandoned ends without a word, be it waiting for its turn or under way;
-        the next one that writes has its turn then.
+        An abandoned call ends silently, whether it waits or runs; then the next writer runs.
         """
         first, second = self.client.adding(), self.client.adding()
         third = self.added(HOST)
@@ -149,7 +148,7 @@ class CallTests(ThreadedTestCase):
 
     def test_cancel_waiting(self) -> None:
         """
-        A call that waits for its turn can be given up.
+        A waiting call can be cancelled.
         """
         first, second = self.added(ADDRESS), self.added(HOST)
         second.cancel()
@@ -160,7 +159,7 @@ class CallTests(ThreadedTestCase):
 
     def test_cancel_started(self) -> None:
         """
-        A call that was given up when it had begun still keeps others waiting.
+        A call that was cancelled while it ran still keeps others waiting.
         """
         first, second = self.added(ADDRESS), self.added(HOST)
         first.cancel()
@@ -179,7 +178,7 @@ class DeliveryTests(ThreadedTestCase):
 
     def test_find(self) -> None:
         """
-        Each batch is delivered, then the search is over.
+        Each batch is delivered, then the search ends.
         """
         self.engine.arrive(event(1))
         self.engine.arrive(event(2, hostname="evil.example"))
@@ -191,7 +190,7 @@ class DeliveryTests(ThreadedTestCase):
 
     def test_backpressure(self) -> None:
         """
-        The thread waits until a batch has been dealt with.
+        The thread waits until a batch has been processed.
         """
         self.engine.arrive(event(1))
         busy: Deferred[None] = Deferred()
@@ -201,7 +200,7 @@ class DeliveryTests(ThreadedTestCase):
 
     def test_deliver_fails(self) -> None:
         """
-        If a batch cannot be dealt with, the search ends with that.
+        If a batch cannot be processed, the search ends with that error.
         """
         self.engine.arrive(event(1))
         for deliver in (lambda batch: fail(ValueError()), lambda batch: [][0]):
@@ -237,8 +236,8 @@ class DeliveryTests(ThreadedTestCase):
 
     def test_cancel_during(self) -> None:
         """
-        A search that is cancelled while a batch is dealt with ends there, and
-        what was to deal with it is cancelled.
+        A search that is cancelled while a batch is processed ends there, and the processing is
+        cancelled.
         """
         self.engine.arrive(event(1, hostname="evil.example"))
         cancelled: list[object] = []
@@ -271,7 +270,7 @@ class DeliveryTests(ThreadedTestCase):
         self.threads.perform()
         self.failureResultOf(watch, CancelledError)
         self.assertEqual([len(batch) for batch in self.batches], [0, 1])
-        self.engine.arrive(event(2))  # nobody is told any more
+        self.engine.arrive(event(2))  # no longer delivered
 
     def test_progress(self) -> None:
         """
@@ -313,7 +312,7 @@ class DeliveryTests(ThreadedTestCase):
 
     def test_interrupt(self) -> None:
         """
-        An interrupt ends what is delivered, and is what it fails with.
+        An interrupt ends the delivery, which fails with it.
         """
 
         def deliver(batch: list[Match]) -> Deferred[None]:

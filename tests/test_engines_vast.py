@@ -1,5 +1,5 @@
 """
-What the engine of old is asked for.
+The queries and lookups of the legacy engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.vast import expressible, located, query
+from tbvast.engines.vast import field_holding, is_expressible, query
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry
 
@@ -24,7 +24,7 @@ entries = st.builds(
 
 class ExpressibleTests(SynchronousTestCase):
     """
-    Tests for L{expressible} and L{query}.
+    Tests for L{is_expressible} and L{query}.
     """
 
     @given(entries)
@@ -33,7 +33,7 @@ class ExpressibleTests(SynchronousTestCase):
         No value is an option, ends the text that it is in, or adds to the query.
         """
         value = entry.observable.value
-        if not expressible(entry):
+        if not is_expressible(entry):
             return
         self.assertFalse(value.startswith("-"))
         for id_ in entry.ids:
@@ -46,19 +46,19 @@ class ExpressibleTests(SynchronousTestCase):
 
     def test_kinds(self) -> None:
         """
-        What the engine would find in the wrong place is not asked for.
+        Kinds that the engine would find in the wrong field are not queried.
         """
         asked = {
             kind
             for kind in Kind
-            if expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
+            if is_expressible(Entry(Observable(kind, "a.b/c"), ("indicator--1",)))
         }
         self.assertEqual(set(Kind) - asked, {Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
 
 
-class LocatedTests(SynchronousTestCase):
+class FieldHoldingTests(SynchronousTestCase):
     """
-    Tests for L{located}.
+    Tests for L{field_holding}.
     """
 
     LEAVES = (
@@ -87,4 +87,4 @@ class LocatedTests(SynchronousTestCase):
             (Kind.NETWORK, "198.51.100.0/24", None),
             (Kind.NETWORK, "none", None),
         ):
-            self.assertEqual(located(self.LEAVES, Observable(kind, value)), field)
+            self.assertEqual(field_holding(self.LEAVES, Observable(kind, value)), field)

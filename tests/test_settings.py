@@ -17,7 +17,7 @@ from tbvast.errors import SettingsInvalid
 from tbvast.settings.loader import decode, load, override
 from tbvast.settings.schema import SECTIONS, BridgeSettings, PluginSettings, Settings
 from tbvast.settings.types import keys_of
-from tbvast.telemetry.known_fields import Mapped, Source, addresses, file_names
+from tbvast.telemetry.known_fields import Source, SourceMapping, addresses, file_names
 
 EXAMPLE = Path(__file__).parent.parent / "tap.conf.example"
 
@@ -139,10 +139,10 @@ bridge:
         self.assertEqual(
             settings.bridge.fields,
             (
-                Mapped(
+                SourceMapping(
                     Source("acme.*", addresses("client.addr", "hops[].addr") + file_names("name"))
                 ),
-                Mapped(Source("acme.vpn", ()), True),
+                SourceMapping(Source("acme.vpn", ()), True),
             ),
         )
         self.assertEqual(decode(b"bridge: {fields: }").bridge.fields, ())

@@ -33,12 +33,13 @@ from tbvast.protocol.manage import Publish, decode_request, encode_publish
 from tbvast.protocol.replay import Batch, decode_replay, encode_batch, encode_item
 from tbvast.protocol.topics import Dialect
 from tbvast.protocol.vast_dialect import (
+    admit_vast_sighting,
     decode_vast_sighting,
     encode_vast_intel,
     encode_vast_sighting,
 )
 from tbvast.stix import admission
-from tbvast.stix.admission import admit, admit_indicator, admit_sighting, admit_vast_sighting
+from tbvast.stix.admission import admit, admit_indicator, admit_sighting
 from tbvast.stix.documents import microseconds
 from tbvast.stix.indicators import (
     Indicator,
@@ -59,6 +60,7 @@ from tbvast.stix.limits import (
 )
 from tbvast.stix.properties import INDICATOR, SIGHTING
 from tbvast.stix.sightings import (
+    MatchType,
     Sighting,
     compatible_sighting,
     decode_sighting,
@@ -66,7 +68,7 @@ from tbvast.stix.sightings import (
     make_sighting,
 )
 from tbvast.storage.worker_server import encode_request
-from tbvast.values import Entry, MatchType
+from tbvast.values import Entry
 from tests import documents
 from tests.doubles import a_sighting, an_indicator, indicator_document
 
@@ -131,7 +133,7 @@ def has_custom(document: dict[str, Any]) -> bool:
 
 class WholeWayTests(SynchronousTestCase):
     """
-    What is admitted can be carried by every hop.
+    Every hop can carry an admitted document.
     """
 
     @many
@@ -213,7 +215,7 @@ class WholeWayTests(SynchronousTestCase):
         try:
             store.indicators.apply([item, an_indicator(7)], 5.0, True)
             observables = [each.observable for each in store.indicators.entries()]
-            lines = rows.written(Entry(each, (item.id,)) for each in observables)
+            lines = rows.encode_entries(Entry(each, (item.id,)) for each in observables)
             self.assertEqual(len(lines.splitlines()), len(observables))
         finally:
             store.close()
@@ -278,7 +280,7 @@ STRICTER: dict[str, Callable[[dict[str, Any], Invalid], bool]] = {
     ),
 }
 """
-Why we may refuse what C{stix2} accepts.
+The reasons to refuse a document that C{stix2} accepts.
 """
 
 LAXER = {
@@ -293,7 +295,7 @@ LAXER = {
     "pattern_version": "what 2.0 says is read as 2.1",
 }
 """
-Which properties may be missing, or be what C{stix2} does not read, and what becomes of them.
+The properties that may be missing, or unreadable for C{stix2}, and their completion.
 """
 
 
@@ -324,7 +326,7 @@ class VerdictTests(SynchronousTestCase):
                 self.assertTrue(reasons, f"only we refuse it: {e!r}: {raw[:2000]!r}")
             return
         if theirs and getattr(item, "pattern", "") is not None:
-            # Then it has been made whole, in nothing else than what we are laxer in.
+            # Then it was completed, and only in the properties of the laxer rules.
             before, after = json.loads(raw), json.loads(item.raw)
             self.assertNotEqual(before, after, theirs)
             changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
@@ -335,7 +337,7 @@ class VerdictTests(SynchronousTestCase):
     @given(st.randoms(use_true_random=False))
     def test_valid(self, random: Random) -> None:
         """
-        What the standard allows is admitted.
+        Everything that the standard allows is admitted.
         """
         admit(documents.valid(random))
 
@@ -364,15 +366,15 @@ class VerdictTests(SynchronousTestCase):
 
 class TotalTests(SynchronousTestCase):
     """
-    Receivers read what others admitted, or did not.
+    Receivers read documents that others have admitted, or have not.
     """
 
     @many
     @given(st.randoms(use_true_random=False) | st.binary())
     def test_decoders(self, given_: Any) -> None:
         """
-        Any bytes give a value, or an L{Invalid}, and nothing else; so does what is made of
-        the value.
+        Any bytes give a value or an L{Invalid}, and nothing else; so does the encoding of the
+        value.
         """
         raw = given_ if isinstance(given_, bytes) else documents.document(given_)
         found: list[Any] = []
@@ -446,7 +448,7 @@ class IndicatorTests(SynchronousTestCase):
 
     def test_whole(self) -> None:
         """
-        What is missing is made good, the same each time.
+        Missing properties are completed, deterministically.
         """
         bare = {"type": "indicator", "id": documents.an_id(), "pattern": "[url:value = 'a.b/c']"}
         item = admit(msgspec.json.encode({**bare, "labels": [], "name": None}))
@@ -475,7 +477,7 @@ class IndicatorTests(SynchronousTestCase):
 
     def test_limits(self) -> None:
         """
-        What some hop could not carry is refused, with the property.
+        Documents that some hop cannot carry are refused; the error names the property.
         """
         for literal, expected in (
             ("9" * 5000, "JSON that every program can read"),
@@ -561,7 +563,7 @@ class IndicatorTests(SynchronousTestCase):
 
     def test_properties(self) -> None:
         """
-        A refusal names the property, the value, and what was expected.
+        A refusal names the property, the value, and the expected values.
         """
         for fields, message in (
             ({"confidence": "high"}, "confidence: 'high' is not a whole number from 0 to 100"),
@@ -608,7 +610,7 @@ class SightingTests(SynchronousTestCase):
 
     def test_whole(self) -> None:
         """
-        One that is whole stays as it is; another is made whole.
+        A complete sighting stays unchanged; an incomplete one is completed.
         """
         raw = sighting_of()
         self.assertIs(admit_sighting(raw).raw, raw)
@@ -654,7 +656,7 @@ class SightingTests(SynchronousTestCase):
 
     def test_vast(self) -> None:
         """
-        A report of a VAST matcher is held to the same.
+        The same rules apply to the report of a VAST matcher.
         """
         good = b'{"ts":5,"reference":"threatbus__%b","a":%b}'
         id_ = documents.an_id().encode()

@@ -91,7 +91,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
 
     def assertRefused(self, raw: bytes, field: str, expected: str) -> None:
         """
-        C{raw} is refused by a bounded line that names a field and what it should be.
+        C{raw} is refused with a bounded line that names a field and its valid values.
         """
         error = self.assertRaises(IndicatorInvalid, decode_indicator, raw)
         self.assertEqual(error.field, field)
@@ -101,7 +101,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
 
     def test_decoded(self) -> None:
         """
-        What is needed of a document is in the indicator, with the document itself.
+        The indicator has the required properties, and the document itself.
         """
         raw = document(valid_until="2030-01-01T00:00:00Z", x_other={"a": [1]})
         indicator = decode_indicator(raw)
@@ -160,7 +160,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
 
     def test_operations(self) -> None:
         """
-        C{x_threatbus_update} and C{revoked} tell what to do.
+        C{x_threatbus_update} and C{revoked} determine the operation.
         """
         for changes, operation in (
             ({"x_threatbus_update": "EDIT"}, Operation.EDIT),
@@ -215,7 +215,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
 
     def test_broken_documents(self) -> None:
         """
-        What is no JSON object, or none that ends, is refused.
+        Anything but a complete JSON object is refused.
         """
         for raw in (
             b"",
@@ -294,7 +294,7 @@ class MakeIndicatorTests(SynchronousTestCase):
 
     def test_made(self) -> None:
         """
-        What is made can be read, and stands for its observable.
+        The made indicator can be decoded, and matches its observable.
         """
         for text in ("192.0.2.1", "2001:db8::/32", "https://evil.example/'x", "a@evil.example"):
             observable = guess(text)
@@ -382,7 +382,7 @@ class SplitBundleTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        What holds no objects is refused.
+        A document without objects is refused.
         """
         for raw in (b"", b"5", b"{}", b'{"type":5}', b"[1", b'{"type":"bundle","objects":{}}'):
             self.assertRaises(IndicatorInvalid, split_bundle, raw)
@@ -404,7 +404,7 @@ class CompatibleTests(SynchronousTestCase):
 
     def test_as_it_is(self) -> None:
         """
-        What Threat Bus's applications can read stays byte for byte.
+        Documents that Threat Bus's applications can read stay unchanged.
         """
         raw = document(spec_version="2.1", pattern_type="stix")
         self.assertIs(compatible(raw), raw)
@@ -427,9 +427,8 @@ class CompatibleTests(SynchronousTestCase):
 
     def test_missing(self) -> None:
         """
-        What is missing of the two versions is taken from the other one, else from the
-        epoch; what does not say since when it is valid is valid as of ever. It is the same
-        each time.
+        A missing version is taken from the other one, else from the epoch; without a beginning
+        the validity begins with the epoch. The result is deterministic.
         """
         for times_given, created, modified, valid_from in (
             ({"created": MAY}, MAY, MAY, EPOCH),
@@ -468,8 +467,8 @@ class CompatibleTests(SynchronousTestCase):
     )
     def test_always_readable(self, changes: dict[str, Any]) -> None:
         """
-        Whatever was decoded is readable then, and says the same; what was readable
-        before is not touched.
+        Every decoded document becomes readable without a change of its meaning; readable ones
+        stay unchanged.
         """
         raw = document(**changes)
         try:

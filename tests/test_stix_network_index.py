@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.stix.network_index import Nesting
+from tbvast.stix.network_index import NetworkIndex
 
 networks = st.one_of(
     st.tuples(st.integers(0, 7), st.integers(0, 32)).map(
@@ -24,31 +24,29 @@ networks = st.one_of(
 
 def covers(wide: str, narrow: str) -> bool:
     """
-    As the standard library has it.
+    The answer of the standard library.
     """
     one, other = ipaddress.ip_network(wide), ipaddress.ip_network(narrow)
     return one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
 
 
-class NestingTests(SynchronousTestCase):
+class NetworkIndexTests(SynchronousTestCase):
     """
-    Tests for L{Nesting}.
+    Tests for L{NetworkIndex}.
     """
 
     @given(st.lists(networks), st.lists(networks), networks)
     def test_agrees(self, added: list[str], removed: list[str], asked: str) -> None:
         """
-        What it finds is what a look at all of them would find.
+        It finds the same networks as a scan of all of them.
         """
-        nesting = Nesting(added[:5])
+        index = NetworkIndex(added[:5])
         for network in added:
-            nesting.add(network)
+            index.add(network)
         for network in removed:
-            nesting.discard(network)
+            index.discard(network)
         there = set(added) - set(removed)
         self.assertCountEqual(
-            nesting.covering(asked), [each for each in there if covers(each, asked)]
+            index.covering(asked), [each for each in there if covers(each, asked)]
         )
-        self.assertCountEqual(
-            nesting.covered(asked), [each for each in there if covers(asked, each)]
-        )
+        self.assertCountEqual(index.covered(asked), [each for each in there if covers(asked, each)])

@@ -74,7 +74,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_no_addresses(self) -> None:
         """
-        What is not exactly an address is none, leading zeros and zones included.
+        Malformed addresses are refused, leading zeros and zones included.
         """
         for text in (
             "",
@@ -136,7 +136,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_no_domains(self) -> None:
         """
-        What no resolver could look up is refused.
+        Names that no resolver can look up are refused.
         """
         for text in (
             "",
@@ -156,7 +156,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_invisible(self) -> None:
         """
-        What cannot be seen is refused, and named.
+        Invisible characters are refused, and named.
         """
         for text, name in (
             ("evil.example\x00", "U+0000"),
@@ -172,7 +172,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_urls(self) -> None:
         """
-        URLs are reduced to what events hold of them.
+        URLs are reduced to the parts that events contain.
         """
         for text, value in (
             ("http://evil.example/x?y=1", "evil.example/x?y=1"),
@@ -242,7 +242,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_handshakes(self) -> None:
         """
-        What TLS clients are known by is lower case.
+        Fingerprints of TLS clients are lower case.
         """
         self.assertNormal(Kind.JA3, "D" * 32, "d" * 32)
         self.assertNormal(Kind.JA3S, "0" * 32, "0" * 32)
@@ -262,7 +262,7 @@ class NormaliseTests(SynchronousTestCase):
 
     def test_file_names(self) -> None:
         """
-        A file's name is what stands behind the directories, as it is.
+        A file's name is the unchanged text after the directories.
         """
         for text in ("A b.exe", "C:\\x\\A b.exe", "/tmp/A b.exe", "x\\y/A b.exe"):
             self.assertNormal(Kind.FILE_NAME, text, "A b.exe")
@@ -328,7 +328,7 @@ class GuessTests(SynchronousTestCase):
 
     def test_not_guessed(self) -> None:
         """
-        What looks like nothing is refused, as is what looks broken.
+        Texts of an unknown form, and malformed ones, are refused.
         """
         for text in (
             "",
@@ -360,7 +360,7 @@ class RefangTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """
-        What is not defanged stays as it is.
+        Texts that are not defanged stay unchanged.
         """
         for text in ("evil.example", "http://u@evil.example/a[.]b?(at)#c", "http://[::1]/", ""):
             self.assertEqual(refang(text), text)
@@ -464,7 +464,7 @@ class UnescapedTests(SynchronousTestCase):
 
     def test_undone(self) -> None:
         """
-        Escapes of what is printable are undone, once.
+        Escapes of printable characters are undone, once.
         """
         self.assertEqual(
             self.unescaped("http://a.example/it%27s?x=%2541"), "unescaped a.example/it's?x=%41"

@@ -65,7 +65,7 @@ def accepted_elsewhere(pattern: str) -> bool:
     """
     Whether C{stix2-patterns} takes a text for a pattern.
 
-    Its check of hashes is left out: what a value has to be is no matter of grammar.
+    Its check of hashes is disabled: the form of values is not part of the grammar.
     """
     try:
         Pattern(pattern).walk(ValidationListener())
@@ -280,7 +280,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        The message says where a text stops being a pattern, and what would have been one.
+        The message tells the position of the error, and the expected tokens.
         """
         for pattern, position, expected in (
             ("", 0, "[ or ("),
@@ -393,7 +393,7 @@ _SHORT_PATHS = [
 
 def outcome(pattern: str) -> object:
     """
-    What L{matchable} returns, or the type and reason of what it raises.
+    The result of L{matchable}, or the type and reason of its error.
     """
     try:
         return matchable(pattern)
@@ -405,7 +405,7 @@ def outcome(pattern: str) -> object:
 
 Tree = str | tuple[str, list["Tree"]]
 """
-A leaf of a pattern, or a joint and what it joins.
+A leaf of a pattern, or a joint and its operands.
 """
 
 
@@ -457,7 +457,7 @@ def is_true(tree: Tree, held: set[Observable]) -> bool:
 
 class TogetherTests(SynchronousTestCase):
     """
-    Tests for L{matchable} of what has to be seen in one event.
+    Tests for L{matchable} of conditions on a single event.
     """
 
     def held(self, pattern: str, *values: str) -> list[str]:
@@ -533,7 +533,7 @@ class TogetherTests(SynchronousTestCase):
     @example(["file:name = ' AND '", "file:name = 'b'"], " OR ", "[{}]")
     def test_shortcut(self, parts: list[str], joint: str, frame: str) -> None:
         """
-        What is read without parsing is read as it would be.
+        The fast paths give the same result as the parser.
         """
         pattern = frame.format(joint.join(parts))
         self.assertEqual(_validated(pattern), accepted(pattern))
@@ -541,7 +541,7 @@ class TogetherTests(SynchronousTestCase):
 
     def test_needed(self) -> None:
         """
-        Of what is wanted together an event holds something of each part, or is none.
+        A matching event holds an observable of each part of a conjunction.
         """
         ip, names = "ipv4-addr:value = '192.0.2.1'", "domain-name:value IN ('a', 'b')"
         for pattern, expected in (
@@ -777,7 +777,7 @@ class MatchableTests(SynchronousTestCase):
 
     def test_published(self) -> None:
         """
-        What of the real patterns can be matched.
+        The matchable parts of real patterns.
         """
         kinds: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -845,8 +845,8 @@ class SurelyMatchableTests(SynchronousTestCase):
     )
     def test_no_more_than_matchable(self, pattern: str) -> None:
         """
-        It says so of nothing that the closer look would refuse, and what is found at
-        once is what the closer look would find.
+        It is never true of a pattern that L{matchable} refuses, and the observable is the one
+        that L{matchable} finds.
         """
         if surely_matchable(pattern):
             self.assertEqual(matchable(pattern).observables, (sure_observable(pattern),))
@@ -868,7 +868,7 @@ class SurelyMatchableTests(SynchronousTestCase):
 
     def test_not_sure(self) -> None:
         """
-        What is not in its normal form is looked at closer.
+        Values that are not in their normal form take the slow path.
         """
         for pattern in (
             "[ipv4-addr:value = '192.0.2.256']",

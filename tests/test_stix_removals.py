@@ -46,7 +46,7 @@ class BareRemovalTests(SynchronousTestCase):
 
     def test_no_pattern(self) -> None:
         """
-        What is no pattern any more is not repeated.
+        A pattern that is no longer valid is not repeated.
         """
         damaged = an_indicator(1).raw.replace(b"[ipv4", b"ipv4")
         for raw in (b"", b"\xff", damaged, b'{"pattern":"[a:b = 1"}', b"[" * 100_000):

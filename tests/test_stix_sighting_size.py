@@ -67,7 +67,7 @@ class FittingTests(SynchronousTestCase):
 
     def test_whole(self) -> None:
         """
-        What fits is left as it is.
+        A sighting that fits stays unchanged.
         """
         for context in ({}, {"a": ["x" * 5000] * 300}, {"deep": nested(55)}):
             found = self.fitted(context)
@@ -77,7 +77,7 @@ class FittingTests(SynchronousTestCase):
 
     def test_deep(self) -> None:
         """
-        What is nested too deep is left out.
+        Parts that nest too deep are left out.
         """
         for levels in (62, 63, 64, 200, 900):
             found = self.fitted({"a": 1, "deep": nested(levels)})
@@ -99,7 +99,7 @@ class FittingTests(SynchronousTestCase):
 
     def test_encoded(self) -> None:
         """
-        What was encoded before is made to fit; what is no sighting is left alone.
+        Encoded sightings are made to fit; anything else stays unchanged.
         """
         document = self.sighting({"a": "b" * (LARGEST_SIGHTING + 1), "c": 1})
         found = msgspec.json.decode(fitted(msgspec.json.encode(document)))
@@ -110,7 +110,7 @@ class FittingTests(SynchronousTestCase):
 
     def test_impossible(self) -> None:
         """
-        What is too long without both is refused.
+        A sighting that is too long without both is refused.
         """
         document = {"type": "sighting", "value": "x" * 5000, CONTEXT: {}}
         self.assertRaises(SightingInvalid, encode_fitting, document, 4000)
@@ -119,7 +119,7 @@ class FittingTests(SynchronousTestCase):
     @given(st.dictionaries(st.text(max_size=5), events, max_size=4), st.integers(300, 100_000))
     def test_any(self, context: dict[str, Any], largest: int) -> None:
         """
-        Any event fits, and the sighting says what is not in it.
+        Any event fits, and the sighting tells how many bytes are missing.
         """
         found = self.fitted(context, largest=largest)
         if CONTEXT_LEFT_OUT not in found:

@@ -21,6 +21,7 @@ from tbvast.protocol.vast_dialect import (
 from tbvast.stix.documents import microseconds
 from tbvast.stix.indicators import Indicator, decode_indicator, removal
 from tbvast.stix.sightings import (
+    MatchType,
     Sighting,
     canonical,
     decode_sighting,
@@ -28,7 +29,6 @@ from tbvast.stix.sightings import (
     make_sighting,
     sighting_id,
 )
-from tbvast.values import MatchType
 
 NOW = datetime(2024, 5, 17, 12, 30, tzinfo=UTC)
 SEEN = datetime(2011, 8, 14, 7, 38, 53, 914038, tzinfo=UTC)
@@ -83,7 +83,7 @@ class MakeSightingTests(SynchronousTestCase):
 
     def test_made(self) -> None:
         """
-        A sighting says what was seen, when and in what.
+        A sighting tells the indicator, the time and the event.
         """
         made = sighting()
         self.assertEqual(
@@ -113,7 +113,7 @@ class MakeSightingTests(SynchronousTestCase):
 
     def test_context(self) -> None:
         """
-        The context may be what somebody made of the event; the id is the event's.
+        The context may be a transformation of the event; the id depends on the event.
         """
         made = sighting(context={"a": 1})
         self.assertEqual(made.id, sighting().id)
@@ -326,7 +326,7 @@ class VASTFormatTests(SynchronousTestCase):
 
     def test_inexpressible(self) -> None:
         """
-        What the format cannot express is left out.
+        Observables that the format cannot express are left out.
         """
         for each in (
             indicator("[file:name = 'x']"),

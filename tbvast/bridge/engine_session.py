@@ -34,8 +34,9 @@ from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineU
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import Ask
-from tbvast.values import Covered, EngineIdentity, Entry, Match, MatchType, Progress
+from tbvast.values import Covered, EngineIdentity, Entry, Match, Progress
 
 FIRST_RETRY_DELAY = 0.5
 MAX_RETRY_DELAY = 30.0

@@ -29,7 +29,7 @@ from tbvast.bridge.sighting_factory import SightingFactory
 from tbvast.bridge.store.values import Changes
 from tbvast.bridge.store.worker import NO, YES, StoreWorker
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
-from tbvast.engines.binaries import client
+from tbvast.engines.binaries import find_client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.engines.threads import EngineThreads
@@ -41,9 +41,10 @@ from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
 from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings.schema import BridgeSettings
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import Worker
-from tbvast.telemetry.known_fields import mapped
-from tbvast.values import HostPort, Match, MatchType, Position
+from tbvast.telemetry.known_fields import with_mappings
+from tbvast.values import HostPort, Match, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -97,7 +98,9 @@ class Bridge(SequentialService):
         self._process = process
         self._state = Path(process.state.path)
         self._is_vast = settings.engine == "vast"
-        self._binary = client(settings.vast_binary or (VAST_COMMAND if self._is_vast else None))
+        self._binary = find_client(
+            settings.vast_binary or (VAST_COMMAND if self._is_vast else None)
+        )
         self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
         self._counts: dict[str, Any] = {}
@@ -221,7 +224,7 @@ class Bridge(SequentialService):
             str(address),
             self._binary,
             self._state / "client",
-            sources=mapped(self._settings.fields),
+            sources=with_mappings(self._settings.fields),
             subdomains=self._settings.subdomains,
             local=self._embedded or None,
         )

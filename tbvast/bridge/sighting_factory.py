@@ -26,13 +26,13 @@ from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import STIX, Indicator, decode_indicator
-from tbvast.stix.network_index import Nesting
+from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
-from tbvast.stix.sightings import Sighting, make_sighting
+from tbvast.stix.sightings import MatchType, Sighting, make_sighting
 from tbvast.storage.set_aside import MOST_BYTES, reason_of
 from tbvast.storage.worker_client import Ask
-from tbvast.values import Hit, Match, MatchType
+from tbvast.values import Hit, Match
 
 MAX_CACHED = 1024
 """
@@ -209,8 +209,8 @@ class IndicatorMatcher:
         return self._matchable.needed if self._matchable is not None else ()
 
     @functools.cached_property
-    def _nesting(self) -> Nesting:
-        return Nesting(each.value for each in self._terms if each.kind is Kind.NETWORK)
+    def _nesting(self) -> NetworkIndex:
+        return NetworkIndex(each.value for each in self._terms if each.kind is Kind.NETWORK)
 
     def match(self, hits: Iterable[Hit]) -> tuple[str, ...]:
         """

@@ -1,5 +1,5 @@
 """
-Where the engine's programs are.
+Finds the engine's programs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from tbvast.errors import EngineMissing, shown
 from tbvast.service import launch
 
-HINT = (
+NOT_INSTALLED = (
     "no engine is installed: pip install 'tbvast[engine]', "
     "or name a running node's command with --vast-binary"
 )
@@ -24,51 +24,53 @@ HINT = (
 
 class Program(msgspec.Struct, frozen=True):
     """
+    A program of the engine.
+
     @ivar path: The executable.
-    @ivar name: What it is to see as its own name; it decides by that what it is.
+    @ivar name: The program's own name as it sees it, which selects its mode: command or node.
     """
 
     path: str
     name: str
 
 
-def client(command: str | None = None) -> str:
+def find_client(command: str | None = None) -> str:
     """
-    Find the command that asks a node.
+    Find the command that talks to a node.
 
-    @param command: Its name or path, if the user named one.
+    @param command: Its name or path, if the user gave one.
     @return: The path of an executable.
-    @raise EngineMissing: If there is none.
+    @raise EngineMissing: If there is no such command.
     """
     if command:
         named = shutil.which(command)
         if named is None:
             raise EngineMissing(f"--vast-binary: {shown(command)} is not an executable command")
         return named
-    # The package's own command is a Python script: it would cost a start each call.
+    # The package's own command is a Python script, which would start an interpreter per call.
     bundled = _bundled("bin/tenzir")
     found = bundled or shutil.which("tenzir")
     if found is None:
-        raise EngineMissing(HINT)
+        raise EngineMissing(NOT_INSTALLED)
     return found
 
 
-def node() -> Program:
+def find_node() -> Program:
     """
-    Find the node itself.
+    Find the program of the node.
 
-    @raise EngineMissing: If there is none.
+    @raise EngineMissing: If it is not installed.
     """
     bundled = _bundled("libexec/tenzir-engine")
     found = bundled or shutil.which("tenzir-node")
     if found is None:
-        raise EngineMissing(HINT)
+        raise EngineMissing(NOT_INSTALLED)
     return Program(found, "tenzir-node")
 
 
-def launched(program: Program, arguments: Sequence[str]) -> list[str]:
+def launch_command(program: Program, arguments: Sequence[str]) -> list[str]:
     """
-    A command line that starts a program as a child which ends with this process.
+    @return: A command line that starts a program as a child which ends with this process.
     """
     return [
         *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),

@@ -1,5 +1,5 @@
 """
-The iterators of an engine's matches.
+Iterators over matches that another thread can end.
 """
 
 from __future__ import annotations
@@ -10,33 +10,32 @@ from collections.abc import Callable, Generator, Iterator
 from tbvast.values import Match
 
 
-class Closable(Iterator[list[Match]]):
+class InterruptibleIterator(Iterator[list[Match]]):
     """
-    An iterator that any thread may close, while another waits for its next item.
+    An iterator that any thread may close, even while another thread waits for its next item.
     """
 
     def __init__(self, items: Generator[list[Match], None, None], stop: Callable[[], None]) -> None:
         """
-        @param items: A generator.
-        @param stop: Makes the generator, in whatever thread it runs, raise
-            L{tbvast.errors.EngineInterrupted}.
+        @param items: The generator to iterate over.
+        @param stop: Makes the generator raise L{tbvast.errors.EngineInterrupted}, in whatever
+            thread it runs. Thread-safe.
         """
         self._items = items
         self._stop = stop
-        self._owner: int | None = None
+        self._consumer: int | None = None
 
     def __next__(self) -> list[Match]:
-        self._owner = threading.get_ident()
+        self._consumer = threading.get_ident()
         return next(self._items)
 
     def close(self) -> None:
         """
-        End what yields the items.
+        End the generator.
 
-        From another thread than that which takes the items, it is only asked to
-        end: what takes them gets L{tbvast.errors.EngineInterrupted}, at once or
-        for the next one.
+        If another thread consumes it, this only requests the end: that thread gets
+        L{tbvast.errors.EngineInterrupted} from the current or the next item.
         """
         self._stop()
-        if self._owner in (None, threading.get_ident()):
+        if self._consumer in (None, threading.get_ident()):
             self._items.close()

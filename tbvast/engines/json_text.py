@@ -1,8 +1,8 @@
 """
-JSON that an engine has written.
+Decodes JSON that an engine has written.
 
-An engine takes texts of other encodings in, of CSV and syslog for example, and hands their
-bytes out as they came. Such an event must not end the match of all others.
+An engine imports texts in other encodings than UTF-8, from CSV or syslog for example, and exports
+their bytes unchanged. Such an event must not stop the match of all other events.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ _T = TypeVar("_T")
 
 def decode_json(text: bytes | str, kind: type[_T]) -> _T:
     """
-    Decode JSON in which texts need not be UTF-8: each byte that is not is replaced.
+    Decode JSON whose texts need not be UTF-8; invalid bytes are replaced.
 
-    @raise msgspec.MsgspecError: If C{text} is no JSON, or not of this type.
+    @param kind: The type of the result.
+    @raise msgspec.MsgspecError: If C{text} is malformed, or of another type.
     """
     try:
         return msgspec.json.decode(text, type=kind)

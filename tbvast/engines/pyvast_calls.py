@@ -1,9 +1,9 @@
 """
-Engine commands, run through PyVAST from worker threads.
+Runs an engine's commands through PyVAST, in worker threads.
 
-PyVAST starts a command and hands over its streams; what else a command needs is
-here: a time limit, an end from another thread, its exit status and warnings
-looked at, and nothing of it left behind.
+PyVAST only starts a command and connects its streams. This module adds a time limit, an
+interruption from another thread, a check of the exit status and of warnings, and the removal of
+all that the command leaves behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from tbvast.engines.binaries import Program, launched
+from tbvast.engines.binaries import Program, launch_command
+from tbvast.engines.error_text import error_summary
+from tbvast.engines.line_buffer import READ_BYTES, LineBuffer
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -31,44 +33,33 @@ from tbvast.errors import (
     EngineUnreachable,
 )
 
-CHUNK = 1 << 18
+MAX_STDERR_BYTES = 1 << 14
 """
-The most bytes read at once.
-"""
-
-LONGEST = 1 << 26
-"""
-The most bytes of one line; an event is never that long.
+The most bytes that are kept of a command's standard error.
 """
 
-COMPLAINTS = 1 << 14
+TERM_GRACE_SECONDS = (0.3, 0.5)
 """
-The most bytes kept of what a command writes to its standard error.
-"""
-
-GRACES = (0.3, 0.5)
-"""
-Seconds that a command has to end by itself, each time that it is asked to. Asked
-twice it hurries; killed instead, it would delay the end of its node for 11 s.
+Seconds that a command has to end after each TERM signal. The second signal makes it hurry; if
+it were killed instead, it would delay the end of its node by 11 s.
 """
 
-REAPED = 5.0
+REAP_SECONDS = 5.0
 """
-The most seconds to wait for the system to say that a killed command has ended.
+The most seconds to wait until a killed command is reaped.
 """
 
 _UNREACHABLE = re.compile(r"failed to connect to|cannot_connect_to_node|broken_promise")
-_NOTES = 300  # characters of a complaint that an error repeats
 
 T = TypeVar("T")
 
 
 class Result(msgspec.Struct, frozen=True):
     """
-    What a command that ended well had to say.
+    The output of a command that succeeded.
 
-    @ivar lines: Of its standard output, without their ends.
-    @ivar warnings: Of its standard error; C{""} if there was none.
+    @ivar lines: The lines of its standard output, without their ends.
+    @ivar warnings: The warnings on its standard error; C{""} if there was none.
     """
 
     lines: list[bytes]
@@ -81,12 +72,12 @@ class _Stoppable(Protocol):
 
 class Waiter:
     """
-    Waits in a worker thread for sockets, until it is interrupted.
+    Waits for sockets in a worker thread, and can be interrupted.
     """
 
     def __init__(self, name: str) -> None:
         """
-        @param name: What the call is named in errors.
+        @param name: The name of the call in errors.
         """
         self._name = name
         self._lock = threading.Lock()
@@ -94,25 +85,25 @@ class Waiter:
 
     def readable(self, other: socket.socket, timeout: float) -> bool:
         """
-        Wait until something can be read, or a connection accepted.
+        Wait until a socket has data to read, or a connection to accept.
 
-        @return: False if not within C{timeout} seconds.
+        @return: Whether it had any within C{timeout} seconds.
         @raise EngineInterrupted: If the calls were interrupted.
         """
         return self._ready(other, select.POLLIN, timeout)
 
     def writable(self, other: socket.socket, timeout: float) -> bool:
         """
-        Wait until something can be written.
+        Wait until a socket accepts data.
 
-        @return: False if not within C{timeout} seconds.
+        @return: Whether it did within C{timeout} seconds.
         @raise EngineInterrupted: If the calls were interrupted.
         """
         return self._ready(other, select.POLLOUT, timeout)
 
     def sleep(self, seconds: float) -> None:
         """
-        Wait so many seconds.
+        Wait some seconds.
 
         @raise EngineInterrupted: If the calls were interrupted.
         """
@@ -137,6 +128,9 @@ class Waiter:
             self._wake.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """
+        Release the waiter's own sockets.
+        """
         with self._lock:
             self._wake.close()
             self._woken.close()
@@ -144,9 +138,9 @@ class Waiter:
 
 class Commands:
     """
-    Runs an engine's command, each time with other arguments.
+    Runs an engine's command with varying arguments.
 
-    All methods are thread-safe; each call is made and awaited by one thread.
+    All methods are thread-safe. Each call belongs to the thread that makes it.
     """
 
     def __init__(
@@ -159,8 +153,8 @@ class Commands:
         """
         @param binary: The path of the command.
         @param endpoint: The node to ask, C{HOST:PORT}.
-        @param options: What goes before the arguments of each call.
-        @param parent: What interrupts these too, when it is interrupted.
+        @param options: The options that precede the arguments of each call.
+        @param parent: The commands whose interruption interrupts these, too.
         """
         self.binary = binary
         self.endpoint = endpoint
@@ -176,13 +170,13 @@ class Commands:
         """
         Run a command to its end.
 
-        @param name: What the call is named in errors.
-        @param stdin: What it reads; always given to it, then ended.
-        @param timeout: Seconds for all of it.
-        @raise EngineMissing: If the command is not there.
-        @raise EngineUnreachable: If it could not connect to the node.
-        @raise EngineCallFailed: If it said that it failed.
-        @raise EngineTimeout: If it did not end in time.
+        @param name: The name of the call in errors.
+        @param stdin: The command's whole standard input.
+        @param timeout: The most seconds for the whole call.
+        @raise EngineMissing: If there is no such command.
+        @raise EngineUnreachable: If the command could not connect to the node.
+        @raise EngineCallFailed: If the command reported a failure.
+        @raise EngineTimeout: If the command did not end in time.
         @raise EngineInterrupted: If L{interrupt} was called.
         """
         with self._call(name, timeout) as call:
@@ -193,20 +187,22 @@ class Commands:
         self, name: str, arguments: Sequence[str], texts: Iterable[str], *, timeout: float
     ) -> Result:
         """
-        Run a command, and give it what it reads as that comes.
+        Run a command, and write its standard input piecemeal.
 
-        @param texts: What it reads, then its input ends. The next one is waited for.
-        @param timeout: Seconds for each of them to be read, and for what comes then.
+        @param texts: The texts of the standard input, which ends after the last one. The
+            iterator may block.
+        @param timeout: The most seconds for the command to read each text, and to end after
+            the last one.
         @raise EngineError: As for L{run}.
         """
         with self._call(name, None) as call:
             call.start(arguments, None)
             for text in texts:
-                call.limit(timeout)
+                call.set_timeout(timeout)
                 if not call.write(text):
                     call.finish()
                     raise EngineCallFailed(name, "it ended before it had read everything")
-            call.limit(timeout)
+            call.set_timeout(timeout)
             call.end_input()
             return call.result()
 
@@ -219,12 +215,12 @@ class Commands:
         timeout: float | None = None,
     ) -> Generator[list[bytes], None, None]:
         """
-        Run a command and take its lines as they come.
+        Run a command, and yield its lines as they arrive. Closing the iterator ends the
+        command.
 
-        It is ended when the iterator is closed. The first batch has no lines: it
-        says that the command has been started.
-
-        @param timeout: Seconds for all of it; C{None} is without end.
+        @param timeout: The most seconds for the whole call; C{None} is unlimited.
+        @return: Batches of lines. The first batch is empty, and means that the command has been
+            started.
         @raise EngineError: As for L{run}.
         """
         with self._call(name, timeout) as call:
@@ -236,7 +232,7 @@ class Commands:
     @contextlib.contextmanager
     def waiting(self, name: str) -> Iterator[Waiter]:
         """
-        While inside, wait for something else than a command.
+        Provide a waiter for a call that does not run a command.
 
         @raise EngineInterrupted: If L{interrupt} was called.
         """
@@ -248,15 +244,15 @@ class Commands:
             self._leave(waiter)
             waiter.close()
 
-    def part(self) -> Commands:
+    def child(self) -> Commands:
         """
-        The same command, for calls that can be interrupted apart from others.
+        @return: The same command, for calls that can be interrupted separately.
         """
         return Commands(self.binary, self.endpoint, self._options, self)
 
     def interrupt(self) -> None:
         """
-        End all calls, and let none start.
+        End all calls, and refuse new ones.
         """
         with self._lock:
             self._interrupted = True
@@ -265,7 +261,7 @@ class Commands:
 
     def resume(self) -> None:
         """
-        Let calls start again.
+        Accept new calls again.
         """
         with self._lock:
             self._interrupted = False
@@ -273,7 +269,7 @@ class Commands:
     @contextlib.contextmanager
     def _call(self, name: str, timeout: float | None) -> Iterator[_Call]:
         if shutil.which(self.binary) is None:  # else PyVAST would ask Docker for it
-            raise EngineMissing(f"the engine's command is gone: {self.binary}")
+            raise EngineMissing(f"the engine's command no longer exists: {self.binary}")
         call = _Call(name, self.endpoint, self._vast, timeout)
         try:
             self._enter(call, name)
@@ -298,8 +294,8 @@ class Commands:
 
     def _vast(self, arguments: Sequence[str]) -> Any:
         """
-        @return: A C{pyvast.VAST} that is about to run a command. It keeps that
-            command, so each call has one of its own.
+        @return: A C{pyvast.VAST} that is ready to run a command. It stores that command, so
+            each call needs a new object.
         """
         try:
             from pyvast import VAST
@@ -314,8 +310,7 @@ class Commands:
 
 def _quiet() -> logging.Logger:
     """
-    A logger for PyVAST that keeps quiet: it would write out all that a command
-    reads.
+    @return: A silent logger for PyVAST, which would log the whole input of a command.
     """
     logger = logging.Logger("pyvast", logging.CRITICAL)
     logger.addHandler(logging.NullHandler())
@@ -324,17 +319,18 @@ def _quiet() -> logging.Logger:
 
 class _Loop(asyncio.SelectorEventLoop):
     """
-    The event loop of one call: knows the child that PyVAST starts in it.
+    The event loop of one call. It keeps the child that PyVAST starts.
 
-    @ivar child: Once it was started; PyVAST hands it over only when all its input
-        is written.
-    @ivar complaints: What the child has written to its standard error.
-    @ivar feeds: Whether it is given its input by us, not by PyVAST.
+    @ivar child: The child, once it was started; PyVAST returns it only after having written
+        all its input.
+    @ivar complaints: The child's standard error so far.
+    @ivar writes_input: Whether tbvast writes the child's input, not PyVAST.
+    @ivar drained: The task that reads the child's standard error.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.feeds = False
+        self.writes_input = False
         self.child: asyncio.subprocess.Process | None = None
         self.complaints = bytearray()
         self.drained: asyncio.Task[None] | None = None
@@ -343,13 +339,15 @@ class _Loop(asyncio.SelectorEventLoop):
         self, protocol_factory: Callable[[], Any], program: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        Start the child so that it ends with us, reads nothing but what it is
-        given, and can always get rid of its complaints.
+        Start the child so that it ends with this process, has no standard input but its own,
+        and can always write to its standard error.
         """
-        if kwargs.get("stdin") is None:  # it would read our own
-            kwargs["stdin"] = asyncio.subprocess.PIPE if self.feeds else asyncio.subprocess.DEVNULL
+        if kwargs.get("stdin") is None:  # it would read this process's
+            kwargs["stdin"] = (
+                asyncio.subprocess.PIPE if self.writes_input else asyncio.subprocess.DEVNULL
+            )
         path = shutil.which(program) or program
-        command, *rest = launched(Program(path, path), args)
+        command, *rest = launch_command(Program(path, path), args)
         transport, protocol = await super().subprocess_exec(
             protocol_factory, command, *rest, **kwargs
         )
@@ -358,15 +356,15 @@ class _Loop(asyncio.SelectorEventLoop):
         return transport, protocol
 
     async def _drain(self, stream: asyncio.StreamReader) -> None:
-        while chunk := await stream.read(CHUNK):
-            self.complaints += chunk[: COMPLAINTS - len(self.complaints)]
+        while chunk := await stream.read(READ_BYTES):
+            self.complaints += chunk[: MAX_STDERR_BYTES - len(self.complaints)]
 
 
 class _Call:
     """
-    One command, from its start until nothing is left of it.
+    One run of a command, from its start until it is reaped.
 
-    All methods but L{stop} belong to one thread.
+    All methods except L{stop} belong to one thread.
     """
 
     def __init__(
@@ -376,6 +374,12 @@ class _Call:
         vast: Callable[[Sequence[str]], Any],
         timeout: float | None,
     ) -> None:
+        """
+        @param name: The name of the call in errors.
+        @param endpoint: The node, C{HOST:PORT}.
+        @param vast: Makes a C{pyvast.VAST} for some arguments.
+        @param timeout: The most seconds for the call; C{None} is unlimited.
+        """
         self._name = name
         self._endpoint = endpoint
         self._vast = vast
@@ -384,7 +388,7 @@ class _Call:
         self._runner = asyncio.Runner(loop_factory=_Loop)
         self._loop: _Loop = self._runner.get_loop()  # type: ignore[assignment]
         if timeout is not None:
-            self.limit(timeout)
+            self.set_timeout(timeout)
         self._stopped = self._loop.create_future()
         self._process: Any = None
 
@@ -400,35 +404,35 @@ class _Call:
         if not self._stopped.done():
             self._stopped.set_result(None)
 
-    def limit(self, timeout: float) -> None:
+    def set_timeout(self, timeout: float) -> None:
         """
-        From now on it is given so many seconds.
+        Set the time limit, counted from now.
         """
         self._timeout = timeout
         self._deadline = self._loop.time() + timeout
 
     def start(self, arguments: Sequence[str], stdin: str | None) -> None:
         """
-        Start the command and write all its input.
+        Start the command, and write all its input.
 
-        While it is written, the command's complaints are read, but not its
-        output: one that writes much before it has read all would be ended at
-        the time limit. No command of ours does.
+        Meanwhile the command's standard error is read, but not its output: a command that
+        writes much output before it has read its input would block until the time limit. None
+        of the commands that tbvast runs does so.
 
-        @param stdin: C{None} if L{write} follows.
+        @param stdin: The whole input; C{None} if L{write} follows.
         """
-        self._loop.feeds = stdin is None
-        with contextlib.suppress(ConnectionError):  # it ended: its status says why
+        self._loop.writes_input = stdin is None
+        with contextlib.suppress(ConnectionError):  # it ended; its status tells why
             self._process = self._wait(self._vast(arguments).exec(stdin=stdin))
         if stdin is None:
-            # What is not written while somebody waits for it is not written.
+            # Without this, write() would return before the text is in the pipe.
             self._process.stdin.transport.set_write_buffer_limits(0)
 
     def write(self, text: str) -> bool:
         """
-        Give the command some of its input; returns when it is in the pipe.
+        Write a part of the command's input; return when it is in the pipe.
 
-        @return: False if the command does not read any more.
+        @return: False if the command no longer reads.
         """
         self._process.stdin.write(text.encode())
         try:
@@ -439,35 +443,27 @@ class _Call:
 
     def end_input(self) -> None:
         """
-        Nothing more is written.
+        Close the command's input.
         """
         self._process.stdin.close()
 
     def batches(self) -> Iterator[list[bytes]]:
         """
-        Read whole lines until the output ends.
+        Yield the complete lines of the output until it ends.
         """
-        rest: list[bytes] = []
-        size = 0
+        buffer = LineBuffer(self._name)
         while self._process is not None:
-            chunk = self._wait(self._process.stdout.read(CHUNK))
+            chunk = self._wait(self._process.stdout.read(READ_BYTES))
             if not chunk:
                 break
-            *whole, tail = chunk.split(b"\n")
-            if whole:
-                whole[0] = b"".join([*rest, whole[0]])
-                rest, size = [], 0
-                yield whole
-            rest.append(tail)
-            size += len(tail)
-            if size > LONGEST:
-                raise EngineCallFailed(self._name, f"a line is longer than {LONGEST} bytes")
-        if any(rest):
-            yield [b"".join(rest)]
+            if lines := buffer.add(chunk):
+                yield lines
+        if rest := buffer.rest():
+            yield [rest]
 
     def result(self) -> Result:
         """
-        Read all its output, and wait for the end of the command.
+        Read all output, and wait for the end of the command.
         """
         lines = [line for batch in self.batches() for line in batch]
         return Result(lines, self.finish())
@@ -495,8 +491,8 @@ class _Call:
 
     def _failed(self, status: int, said: str) -> EngineError:
         if _UNREACHABLE.search(said):
-            return EngineUnreachable(self._endpoint, complaint(said))
-        return EngineCallFailed(self._name, complaint(said) or f"exit status {status}")
+            return EngineUnreachable(self._endpoint, error_summary(said))
+        return EngineCallFailed(self._name, error_summary(said) or f"exit status {status}")
 
     def _wait(self, awaitable: Awaitable[T]) -> T:
         return self._runner.run(self._raced(awaitable))
@@ -519,7 +515,7 @@ class _Call:
 
     def close(self) -> None:
         """
-        End the command, if it has not ended; returns when it is reaped.
+        End the command, if it still runs; return when it is reaped.
         """
         self._runner.run(self._end())
         self._runner.close()
@@ -528,7 +524,7 @@ class _Call:
         child = self._loop.child
         if child is None:
             return
-        for grace in GRACES:
+        for grace in TERM_GRACE_SECONDS:
             if child.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()
@@ -537,17 +533,8 @@ class _Call:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            with contextlib.suppress(TimeoutError):  # or this process could never end
-                await asyncio.wait_for(child.wait(), REAPED)
+            with contextlib.suppress(TimeoutError):  # otherwise this process might never end
+                await asyncio.wait_for(child.wait(), REAP_SECONDS)
         if self._loop.drained is not None:
             self._loop.drained.cancel()
             await asyncio.wait({self._loop.drained})
-
-
-def complaint(said: str) -> str:
-    """
-    What a command complained of, in one bounded line.
-    """
-    start = max(said.rfind("error: "), 0) or max(said.find("warning: "), 0)
-    text = " ".join(said[start:].split())
-    return text if len(text) <= _NOTES else f"{text[:_NOTES]}…"

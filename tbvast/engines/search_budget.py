@@ -1,5 +1,5 @@
 """
-No more of what a search finds than was asked for.
+Bounds the number of events that a search finds.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Collection, Iterator, Sequence
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry, Hit, Match
 
-MOST_COMBINATIONS = 50_000
+MAX_COMBINATIONS = 50_000
 """
-How many combinations of observables are counted in one search; events with others
-are let through.
+The most combinations of observables that are counted in one search; events with further
+combinations pass.
 """
 
 
-class Limit:
+class SearchBudget:
     """
-    Lets at most so many events through for each observable, and for each combination
-    of such as an indicator may want together: these may be rare, however frequent
-    each of them is.
+    Limits the events per observable, and per combination of observables that an indicator
+    may require together: a combination can be rare although each of its observables is
+    frequent.
     """
 
     def __init__(self, limit: int, entries: Collection[Entry] = ()) -> None:
         """
-        @param limit: C{0} lets all of them through.
-        @param entries: What is searched for.
+        @param limit: The most events per observable; C{0} is unlimited.
+        @param entries: The entries of the search.
         """
         self._limit = limit
         self._joint = _joint(entries)
@@ -36,45 +36,47 @@ class Limit:
 
     def apply(self, found: Sequence[Match]) -> list[Match]:
         """
-        Leave out what is too much: of an event what nobody gets to see any more, and
-        events of which nothing is left.
+        Remove the hits that exceed the limit, and matches without remaining hits.
+
+        @param found: The next matches of the search.
+        @return: The remaining matches, in order.
         """
         if not self._limit:
             return list(found)
-        return [kept for match in found if (kept := self._kept(match)) is not None]
+        return [kept for match in found if (kept := self._reduced(match)) is not None]
 
-    def _kept(self, match: Match) -> Match | None:
+    def _reduced(self, match: Match) -> Match | None:
         observables = [Observable(hit.kind, hit.value) for hit in match.hits]
-        open_ = {each for each in observables if self._seen[each] < self._limit}
-        self._seen.update(open_)
-        ids = set(self._together(match.hits, observables))
+        below_limit = {each for each in observables if self._seen[each] < self._limit}
+        self._seen.update(below_limit)
+        ids = set(self._ids_within(match.hits, observables))
         for hit, observable in zip(match.hits, observables, strict=True):
-            if observable in open_:
+            if observable in below_limit:
                 ids.update(hit.ids)
         hits: list[Hit] = []
         for hit, observable in zip(match.hits, observables, strict=True):
-            if observable in open_:
+            if observable in below_limit:
                 hits.append(hit)
             elif left := tuple(id for id in hit.ids if id in ids):
                 hits.append(Hit(hit.field, hit.kind, hit.value, left))
         return Match(match.event, match.schema, tuple(hits)) if hits else None
 
-    def _together(self, hits: Sequence[Hit], observables: Sequence[Observable]) -> Iterator[str]:
+    def _ids_within(self, hits: Sequence[Hit], observables: Sequence[Observable]) -> Iterator[str]:
         """
-        Count the combinations.
+        Count the combinations of an event.
 
-        @return: The ids of those indicators which the event is still to be shown to.
+        @return: The ids of the indicators whose combination is still within the limit.
         """
-        wanted: dict[str, set[Observable]] = {}
+        combinations: dict[str, set[Observable]] = {}
         for hit, observable in zip(hits, observables, strict=True):
             if observable in self._joint:
                 for id in hit.ids:
-                    wanted.setdefault(id, set()).add(observable)
-        for id, together in wanted.items():
+                    combinations.setdefault(id, set()).add(observable)
+        for id, together in combinations.items():
             if len(together) < 2:
                 continue
             key = (id, frozenset(together))
-            if key in self._combined or len(self._combined) < MOST_COMBINATIONS:
+            if key in self._combined or len(self._combined) < MAX_COMBINATIONS:
                 self._combined[key] += 1
             if self._combined[key] <= self._limit:
                 yield id
@@ -82,7 +84,8 @@ class Limit:
 
 def _joint(entries: Collection[Entry]) -> set[Observable]:
     """
-    What is joint, or a network within one that is: an engine may name only that one.
+    @return: The observables of joint entries, and all networks of their indicators: an engine
+        may report only the narrowest of several networks.
     """
     wide = {
         id

@@ -1,5 +1,5 @@
 """
-The boundary between the reactor's thread and those in which an engine is asked.
+The boundary between the reactor's thread and the worker threads that call an engine.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from tbvast.interfaces import IAdding, IEngine, IEngineClient
 from tbvast.stix.observables import Observable
 from tbvast.values import EngineIdentity, Entry, Match, Progress
 
-THREADS = 6
+MAX_THREADS = 6
 """
-One each for the writer, the search and the live match, and a few for questions.
+The most worker threads: one each for the writer, the search and the live match, and a few for
+queries.
 """
 
 Deliver = Callable[[list[Match]], "Deferred[None] | None"]
@@ -41,8 +42,8 @@ class ThreadedEngine:
     """
     An L{IEngineClient} that makes an L{IEngine}'s calls in worker threads.
 
-    One call at a time writes, one searches, and one matches live; others wait
-    for their turn.
+    At most one call writes, one searches and one matches live at a time; other calls of
+    these kinds wait in line.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class ThreadedEngine:
         call_in_reactor: Callable[..., Any],
     ) -> None:
         """
-        @param defer: Calls a callable in a thread, for a L{Deferred} of its
-            result: C{partial(deferToThreadPool, reactor, pool)}, say.
-        @param call_in_reactor: Called in a thread, calls a callable in the
-            reactor's, and waits until the L{Deferred} that it returns has fired:
-            C{partial(blockingCallFromThread, reactor)}, say.
+        @param engine: The engine, whose calls block.
+        @param defer: Calls a callable in a worker thread, and returns a L{Deferred} of its
+            result; for example C{partial(deferToThreadPool, reactor, pool)}.
+        @param call_in_reactor: Calls a callable in the reactor's thread, from a worker
+            thread, and waits until the L{Deferred} that it returns has fired; for example
+            C{partial(blockingCallFromThread, reactor)}.
         """
         self._engine = engine
         self._defer = defer
@@ -71,21 +73,23 @@ class ThreadedEngine:
         return self._defer(self._engine.identify)
 
     def prepare(self) -> Deferred[None]:
-        return _Turn(self._writing, partial(self._defer, self._engine.prepare)).result
+        return _SerializedCall(self._writing, partial(self._defer, self._engine.prepare)).result
 
     def adding(self) -> _Adding:
-        def over(result: T) -> T:
+        def ended(result: T) -> T:
             self._addings.discard(adding)
             return result
 
         adding = _Adding()
         self._addings.add(adding)
-        start = partial(self._defer, self._engine.add, adding.pieces())
-        adding.result = _Turn(self._writing, start, adding.cut).result.addBoth(over)
+        start = partial(self._defer, self._engine.add, adding.batches())
+        adding.result = _SerializedCall(self._writing, start, adding.stop).result.addBoth(ended)
         return adding
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
-        return _Turn(self._writing, partial(self._defer, self._engine.remove, observables)).result
+        return _SerializedCall(
+            self._writing, partial(self._defer, self._engine.remove, observables)
+        ).result
 
     def contents(self) -> Deferred[list[Entry]]:
         return self._defer(self._engine.contents)
@@ -98,96 +102,93 @@ class ThreadedEngine:
         deliver: Deliver,
         since: float | None = None,
     ) -> Deferred[None]:
-        found = partial(self._engine.find, entries, limit, timeout, since)
-        return self._delivered(self._searching, found, deliver)
+        search = partial(self._engine.find, entries, limit, timeout, since)
+        delivery = _Delivery(search, deliver, self._call_in_reactor)
+        return self._run(self._searching, delivery)
 
     def watch(
         self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
     ) -> Deferred[None]:
-        def told(news: Progress) -> None:
-            self._call_in_reactor(delivery.hand_over, partial(progress, news))
+        def report(news: Progress) -> None:
+            self._call_in_reactor(delivery.deliver, partial(progress, news))
 
-        watch = partial(self._engine.watch, told)
+        watch = partial(self._engine.watch, report)
         delivery = _Delivery(watch, deliver, self._call_in_reactor)
         return self._run(self._watching, delivery)
 
     def interrupt(self) -> None:
         self._engine.interrupt()
         for adding in list(self._addings):
-            adding.cut()
+            adding.stop()
         for delivery in list(self._deliveries):
             delivery.end(EngineInterrupted("the engine's calls were ended"))
 
     def resume(self) -> None:
         self._engine.resume()
 
-    def _delivered(
-        self, lock: DeferredLock, iterate: Callable[[], Iterator[list[Match]]], deliver: Deliver
-    ) -> Deferred[None]:
-        return self._run(lock, _Delivery(iterate, deliver, self._call_in_reactor))
-
     def _run(self, lock: DeferredLock, delivery: _Delivery) -> Deferred[None]:
         def start() -> Deferred[None]:
             self._deliveries.add(delivery)
-            return self._defer(delivery.run).addBoth(over)
+            return self._defer(delivery.run).addBoth(ended)
 
-        def over(result: T) -> T:
+        def ended(result: T) -> T:
             self._deliveries.discard(delivery)
             return result
 
-        return _Turn(lock, start, lambda: delivery.end(CancelledError())).result
+        return _SerializedCall(lock, start, lambda: delivery.end(CancelledError())).result
 
 
 @implementer(IAdding)
 class _Adding:
     """
-    Pieces of entries, from the reactor's thread to a worker.
+    Carries batches of entries from the reactor's thread to a worker thread.
 
-    @ivar result: Of the call that takes them.
+    @ivar result: The result of the call that writes them.
     """
 
     result: Deferred[None]
 
     def __init__(self) -> None:
-        self._given: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
-        self._cut = False
+        self._queue: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
+        self._stopped = False
 
-    def pieces(self) -> Iterator[Sequence[Entry]]:
+    def batches(self) -> Iterator[Sequence[Entry]]:
         """
-        What has been given, as it comes. Called in a worker thread.
+        Yield the batches as they arrive. Called in a worker thread.
 
-        @raise EngineInterrupted: If not all will be.
+        @raise EngineInterrupted: If L{stop} was called.
         """
-        while (piece := self._given.get()) is not None:
-            yield piece
-        if self._cut:
+        while (batch := self._queue.get()) is not None:
+            yield batch
+        if self._stopped:
             raise EngineInterrupted("add")
 
     def add(self, entries: Sequence[Entry]) -> None:
-        self._given.put(entries)
+        self._queue.put(entries)
 
     def end(self) -> Deferred[None]:
-        self._given.put(None)
+        self._queue.put(None)
         return self.result
 
-    def cut(self) -> None:
+    def stop(self) -> None:
         """
-        Nothing more will be given.
+        End L{batches} early.
         """
-        self._cut = True
-        self._given.put(None)
+        self._stopped = True
+        self._queue.put(None)
 
     def abandon(self) -> None:
         self.result.addErrback(lambda failure: None)
         self.result.cancel()
 
 
-class _Turn:
+class _SerializedCall:
     """
-    A call that waits for a lock, and keeps it until its thread is done.
+    A call that waits for a lock, and holds it until its thread has finished.
 
-    @ivar result: The call's; cancelling it gives up the wait, or, if the call
-        was made already, its result: a thread cannot be stopped, only asked to.
+    @ivar result: The call's result. Cancelling it while the call waits removes the call from
+        the line. Once the call runs, cancelling only asks it to end: a thread cannot be
+        stopped.
     """
 
     def __init__(
@@ -197,15 +198,16 @@ class _Turn:
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        @param start: Makes the call.
-        @param stop: Asks the call to end early.
+        @param lock: Serializes the calls that share it.
+        @param start: Starts the call; its L{Deferred} fires when the thread has finished.
+        @param stop: Asks the running call to end early.
         """
         self._stop = stop
         self._start = start
         self._started = False
         self.result: Deferred[Any] = Deferred(self._cancel)
-        self._turn = lock.run(self._begin)
-        self._turn.addBoth(self._finished)
+        self._locked = lock.run(self._begin)
+        self._locked.addBoth(self._finished)
 
     def _begin(self) -> Deferred[Any]:
         self._started = True
@@ -215,7 +217,7 @@ class _Turn:
         if self._started:
             self._stop()
         else:
-            self._turn.cancel()
+            self._locked.cancel()
 
     def _finished(self, outcome: Any) -> None:
         if not self.result.called:
@@ -224,8 +226,8 @@ class _Turn:
 
 class _Delivery:
     """
-    Carries the batches of one iterator from a thread to the reactor's, each
-    only when the one before has been dealt with.
+    Carries the batches of one iterator from a worker thread to the reactor's thread. Each
+    batch is delivered only after the one before has been processed.
     """
 
     def __init__(
@@ -234,8 +236,13 @@ class _Delivery:
         deliver: Deliver,
         call_in_reactor: Callable[..., Any],
     ) -> None:
+        """
+        @param iterate: Starts the iteration. Called in a worker thread.
+        @param deliver: Receives each batch, in the reactor's thread.
+        @param call_in_reactor: See L{ThreadedEngine}.
+        """
         self._iterate = iterate
-        self._deliver = deliver
+        self._deliver_batch = deliver
         self._call_in_reactor = call_in_reactor
         self._iterator: Any = None
         self._pending: Deferred[None] | None = None
@@ -249,7 +256,7 @@ class _Delivery:
         try:
             if self._ended is None:
                 for batch in self._iterator:
-                    self._call_in_reactor(self.hand_over, partial(self._deliver, batch))
+                    self._call_in_reactor(self.deliver, partial(self._deliver_batch, batch))
         except Exception as e:
             raise self._ended or e from None
         finally:
@@ -257,25 +264,25 @@ class _Delivery:
         if self._ended is not None:
             raise self._ended
 
-    def hand_over(self, give: Callable[[], Deferred[None] | None]) -> Deferred[None]:
+    def deliver(self, receive: Callable[[], Deferred[None] | None]) -> Deferred[None]:
         """
-        Give what the engine has found, or said, to whom it is for. Called in the
-        reactor's thread.
+        Pass a batch or a progress report to its receiver. Called in the reactor's thread.
 
-        @return: Fires when it has been dealt with.
+        @param receive: Calls the receiver.
+        @return: Fires when the receiver has processed it.
         """
         if self._ended is None:
             try:
-                delivered = give()
+                processed = receive()
             except Exception:
                 return fail()
-            self._pending = succeed(None) if delivered is None else delivered
-        return self._waited_for()
+            self._pending = succeed(None) if processed is None else processed
+        return self._until_processed()
 
-    def _waited_for(self) -> Deferred[None]:
+    def _until_processed(self) -> Deferred[None]:
         if self._ended is None and self._pending is not None:
             return self._pending
-        if self._pending is not None:  # what it was delivered to has ended it
+        if self._pending is not None:  # the receiver has ended the iteration
             self._pending.addErrback(lambda failure: None)
             self._pending.cancel()
         return fail(self._ended)
@@ -295,14 +302,18 @@ class _Delivery:
 
 class EngineThreads(Service):
     """
-    The threads in which one engine is asked; they end with the service.
+    The worker threads that call one engine; they end with the service.
 
-    @ivar client: The engine, for the reactor's thread. Calls made before the
-        service is started wait for that.
+    @ivar client: The engine's client for the reactor's thread. Calls made before the service
+        is started wait for the start.
     """
 
     def __init__(self, reactor: Any, engine: IEngine) -> None:
-        self._pool = ThreadPool(0, THREADS, "tbvast-engine")
+        """
+        @param reactor: Provides C{IReactorThreads} and C{IReactorFromThreads}.
+        @param engine: The engine, whose calls block.
+        """
+        self._pool = ThreadPool(0, MAX_THREADS, "tbvast-engine")
         self._reactor = reactor
         self._calls: set[Deferred[Any]] = set()
         self.client = ThreadedEngine(engine, self._call, partial(blockingCallFromThread, reactor))
@@ -313,7 +324,9 @@ class EngineThreads(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        End all calls; fires when no thread is left.
+        End all calls.
+
+        @return: Fires when every thread has ended.
         """
         super().stopService()
         self.client.interrupt()
@@ -324,9 +337,9 @@ class EngineThreads(Service):
         done: Deferred[None] = Deferred()
         self._calls.add(done)
 
-        def over(result: Any) -> Any:
+        def ended(result: Any) -> Any:
             self._calls.discard(done)
             done.callback(None)
             return result
 
-        return call.addBoth(over)
+        return call.addBoth(ended)

@@ -1,5 +1,5 @@
 """
-VAST, as it was from 2020 to 2022, for those who still run it.
+The legacy engine: VAST as of 2020 to 2022.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.interruptible import Closable
+from tbvast.engines.interruptible import InterruptibleIterator
 from tbvast.engines.json_text import decode_json
 from tbvast.engines.pyvast_calls import Commands
-from tbvast.engines.search_budget import Limit
+from tbvast.engines.search_budget import SearchBudget
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IEngine
 from tbvast.stix.observables import Kind, Observable
@@ -27,24 +27,24 @@ from tbvast.values import EngineIdentity, Entry, Hit, Match, Progress
 
 MATCHER = "tbvast"
 """
-The name of the matcher that holds what is matched live.
+The name of the matcher for the live match.
 """
 
-CALLING = 60.0
+CALL_SECONDS = 60.0
 """
-Seconds for one call that is not a search.
+Seconds for a call that is not a search.
 """
 
-_REFERENCE = "threatbus__"
+_REFERENCE_PREFIX = "threatbus__"
 
-# What goes into an argument or a query as it is: no quotes, no backslash, no
-# blanks, nothing but ASCII, and nothing that a command takes for an option.
-_PLAIN = re.compile(r"(?!-)[!#-\[\]-~]{1,2048}", re.ASCII)
-_ID = re.compile(r"[A-Za-z0-9-]{1,200}", re.ASCII)
+# Values that are safe in arguments and queries: ASCII without quotes, backslashes and blanks, and
+# without a leading hyphen, which would make an option.
+_SAFE_VALUE = re.compile(r"(?!-)[!#-\[\]-~]{1,2048}", re.ASCII)
+_SAFE_ID = re.compile(r"[A-Za-z0-9-]{1,200}", re.ASCII)
 
-# The engine compares with every text of an event: a file's name could be found as
-# that of a host. Certificates' hashes are written in many ways.
-_BEYOND = frozenset({Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
+# The engine compares a value with every text of an event, so that it might find the name of a
+# file as that of a host. The hashes of certificates have many notations.
+_INEXPRESSIBLE = frozenset({Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
 
 
 class _Version(msgspec.Struct):
@@ -56,7 +56,7 @@ class _Indicator(msgspec.Struct):
     context: str | None = None
 
 
-class _Sighted(msgspec.Struct):
+class _MatcherReport(msgspec.Struct):
     event: dict[str, Any]
     indicator: _Indicator
 
@@ -64,17 +64,17 @@ class _Sighted(msgspec.Struct):
 @implementer(IEngine)
 class VastEngine:
     """
-    A VAST node, asked with its command line.
+    A VAST node, driven through its command line.
 
-    It matches live what its C{matcher} plugin does: equal values, no networks.
-    The matcher cannot be read back, so that C{contents} is what this object has
-    written. What would have to be escaped is left out, and logged by its kind.
+    Its live match is the C{matcher} plugin, which finds equal values, but no networks. A matcher
+    cannot be read back, so that C{contents} returns the entries that this object has written.
+    Values that would need escaping are skipped, and their kind is logged.
 
-    It imports nothing that would come out of its matcher, so it does not tell how far that
-    has got: after every interruption all that is stored is searched.
+    The live match has no markers, so that its progress is unknown: after an interruption, all
+    stored events are searched.
 
-    It says of one observable at a time that an event holds it. What else the event
-    holds for the same indicators is looked up here.
+    The node reports one observable of an event at a time. This class looks up the other
+    observables of the same indicators in the event.
     """
 
     _log = Logger()
@@ -87,11 +87,11 @@ class VastEngine:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        @param endpoint: The node's, C{HOST:PORT}.
+        @param endpoint: The node's endpoint, C{HOST:PORT}.
         @param binary: The path of the C{vast} command.
-        @param monotonic: The time in seconds, from any thread.
+        @param monotonic: Returns the time in seconds. Thread-safe.
         """
-        self.cut: Mapping[str, int] = {}  # it looks at whole lists
+        self.cut: Mapping[str, int] = {}  # it reads every list to its end
         self._endpoint = endpoint
         self._commands = Commands(binary, endpoint)
         self._monotonic = monotonic
@@ -116,11 +116,11 @@ class VastEngine:
             options = ("--mode=exact", "--match-types=ip,addr,string")
             self._run("prepare", "matcher", "start", *options, MATCHER)
 
-    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
-        for entries in pieces:
-            self._add(entries)
+    def add(self, batches: Iterable[Sequence[Entry]]) -> None:
+        for entries in batches:
+            self._add_batch(entries)
 
-    def _add(self, entries: Sequence[Entry]) -> None:
+    def _add_batch(self, entries: Sequence[Entry]) -> None:
         usable = [entry for entry in entries if self._usable(entry)]
         if usable:
             rows = b"".join(msgspec.json.encode(_row(entry)) + b"\n" for entry in usable)
@@ -128,7 +128,7 @@ class VastEngine:
                 "add",
                 ("import", "--type=intel.indicator", "json"),
                 rows.decode(),
-                timeout=CALLING,
+                timeout=CALL_SECONDS,
             )
         for entry in usable:
             value, reference = entry.observable.value, _reference(entry)
@@ -155,76 +155,80 @@ class VastEngine:
         timeout: float,
         since: float | None = None,
     ) -> Iterator[list[Match]]:
-        commands = self._commands.part()
-        return Closable(self._found(commands, entries, limit, timeout), commands.interrupt)
+        commands = self._commands.child()
+        return InterruptibleIterator(
+            self._search(commands, entries, limit, timeout), commands.interrupt
+        )
 
-    def _found(
+    def _search(
         self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
     ) -> Generator[list[Match], None, None]:
         deadline = self._monotonic() + timeout
         options = self._options(commands)
         bound = (f"--max-events={limit}",) if limit else ()
-        searched = _Entries(filter(expressible, entries))
+        searched = _Entries(filter(is_expressible, entries))
         for entry in entries:
             left = deadline - self._monotonic()
             if left <= 0:
                 raise EngineTimeout("find", timeout)
             if not self._usable(entry, live=False):
                 continue
-            beside = searched.beside(entry)
-            enough = Limit(limit, [entry, *beside])
-            # What it has to be seen with may come after any number of events without.
+            related = searched.related(entry)
+            budget = SearchBudget(limit, [entry, *related])
+            # Any number of events may precede one that has the other joint observables, too.
             more = () if entry.joint else bound
             arguments = ("export", *options, *more, "json", query(entry.observable))
             for lines in commands.stream("find", arguments, timeout=left):
-                found = [_match("find", line, entry, beside) for line in lines if line]
-                if kept := enough.apply(found):
+                found = [_decode_match("find", line, entry, related) for line in lines if line]
+                if kept := budget.apply(found):
                     yield kept
 
     def _options(self, commands: Commands) -> tuple[str, ...]:
         """
-        What every search is given: newer versions know a lower priority.
+        The options of every search; newer versions support a low priority.
         """
         if self._export is None:
-            said = commands.run("find", ("export", "--help"), timeout=CALLING).lines
+            said = commands.run("find", ("export", "--help"), timeout=CALL_SECONDS).lines
             known = any(b"--low-priority" in line for line in said)
             self._export = ("--low-priority",) if known else ()
         return self._export
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
-        commands = self._commands.part()
-        return Closable(self._watched(commands, progress), commands.interrupt)
+        commands = self._commands.child()
+        return InterruptibleIterator(self._watch(commands, progress), commands.interrupt)
 
-    def _watched(
+    def _watch(
         self, commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
         attached = commands.stream("watch", ("matcher", "attach", "json", MATCHER))
         with contextlib.closing(attached) as batches:
             next(batches)
-            yield []  # it has started, but does not say when it is attached
+            yield []  # it has started; when it is attached is unknown
             progress(Progress())
             for lines in batches:
-                found = [match for line in lines if (match := self._sighted(line)) is not None]
+                found = [
+                    match for line in lines if (match := self._decode_report(line)) is not None
+                ]
                 if found:
                     yield found
         raise EngineCallFailed("watch", "the match ended by itself")
 
-    def _sighted(self, line: bytes) -> Match | None:
+    def _decode_report(self, line: bytes) -> Match | None:
         try:
-            seen = decode_json(line, _Sighted)
+            seen = decode_json(line, _MatcherReport)
         except msgspec.MsgspecError:
-            self._log.warn("A sighting of the matcher cannot be read.", size=len(line))
+            self._log.warn("Cannot read a report of the matcher: {size} bytes.", size=len(line))
             return None
-        # The engine writes strings as it would read them: in quotes.
+        # The engine writes strings in quotes.
         context = (seen.indicator.context or "").strip('"')
-        kind, _, ids = context.removeprefix(_REFERENCE).partition("__")
-        if not context.startswith(_REFERENCE) or kind not in set(Kind) or not ids:
-            return None  # somebody else's
+        kind, _, ids = context.removeprefix(_REFERENCE_PREFIX).partition("__")
+        if not context.startswith(_REFERENCE_PREFIX) or kind not in set(Kind) or not ids:
+            return None  # of another client
         observable = Observable(Kind(kind), seen.indicator.value.strip('"'))
         entry = Entry(observable, tuple(ids.split(",")))
         with self._lock:
-            beside = self._held.beside(entry)
-        return _matched(seen.event, entry, beside)
+            related = self._held.related(entry)
+        return _make_match(seen.event, entry, related)
 
     def interrupt(self) -> None:
         self._commands.interrupt()
@@ -233,35 +237,36 @@ class VastEngine:
         self._commands.resume()
 
     def _run(self, name: str, *arguments: str) -> list[bytes]:
-        return self._commands.run(name, arguments, timeout=CALLING).lines
+        return self._commands.run(name, arguments, timeout=CALL_SECONDS).lines
 
     def _usable(self, entry: Entry, live: bool = True) -> bool:
         """
-        Whether an entry can be given to the command line as it is.
+        Whether the engine supports an entry; log its kind if it does not.
+
+        @param live: Whether the entry is for the live match.
         """
         kind = entry.observable.kind
         if live and kind is Kind.NETWORK:
             return False
-        if expressible(entry):
+        if is_expressible(entry):
             return True
-        self._log.warn("The engine cannot be asked for a value of kind {kind}.", kind=kind)
+        self._log.warn("The engine does not support a value of the kind {kind}.", kind=kind)
         return False
 
 
-def expressible(entry: Entry) -> bool:
+def is_expressible(entry: Entry) -> bool:
     """
-    Whether an entry can be part of arguments and queries as it is, and means the
-    same to the engine.
+    Whether an entry is safe in arguments and queries, and has the same meaning for the engine.
     """
     observable = entry.observable
-    if observable.kind in _BEYOND or not _PLAIN.fullmatch(observable.value):
+    if observable.kind in _INEXPRESSIBLE or not _SAFE_VALUE.fullmatch(observable.value):
         return False
-    return all(_ID.fullmatch(id) for id in entry.ids)
+    return all(_SAFE_ID.fullmatch(id) for id in entry.ids)
 
 
 def query(observable: Observable) -> str:
     """
-    The query for an observable whose value needs no escapes.
+    @return: The query for an observable of an entry that L{is_expressible}.
     """
     value = observable.value
     if observable.kind in (Kind.IP, Kind.NETWORK):
@@ -283,28 +288,29 @@ def _row(entry: Entry) -> dict[str, str]:
 
 
 def _reference(entry: Entry) -> str:
-    return f"{_REFERENCE}{entry.observable.kind}__{','.join(entry.ids)}"
+    return f"{_REFERENCE_PREFIX}{entry.observable.kind}__{','.join(entry.ids)}"
 
 
-def _match(name: str, line: bytes, entry: Entry, beside: Iterable[Entry]) -> Match:
+def _decode_match(name: str, line: bytes, entry: Entry, related: Iterable[Entry]) -> Match:
     try:
         event = decode_json(line, dict[str, Any])
     except msgspec.MsgspecError:
-        raise EngineCallFailed(name, "it answered what is not an event") from None
-    return _matched(event, entry, beside)
+        raise EngineCallFailed(name, "unexpected reply") from None
+    return _make_match(event, entry, related)
 
 
-def _matched(event: dict[str, Any], entry: Entry, beside: Iterable[Entry]) -> Match:
+def _make_match(event: dict[str, Any], entry: Entry, related: Iterable[Entry]) -> Match:
     """
-    The engine says neither the schema nor the field: the field is looked up.
+    Make a match of an event. The engine reports neither its schema nor the field, so the field
+    is looked up.
 
-    @param entry: What the engine has found.
-    @param beside: What else may be in the event.
+    @param entry: The entry that the engine has found.
+    @param related: Further entries that the event may hold.
     """
     leaves = list(_leaves(event))
-    hits = [_hit(located(leaves, entry.observable) or "", entry)]
-    for other in beside:
-        field = located(leaves, other.observable)
+    hits = [_hit(field_holding(leaves, entry.observable) or "", entry)]
+    for other in related:
+        field = field_holding(leaves, other.observable)
         if field is not None:
             hits.append(_hit(field, other))
     return Match(event, "", tuple(hits))
@@ -316,12 +322,12 @@ def _hit(field: str, entry: Entry) -> Hit:
 
 class _Entries:
     """
-    Entries, by observable and by the ids of indicators.
+    Entries by observable, and by the ids of their indicators.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: dict[Observable, Entry] = {}
-        self._wanted: dict[str, dict[Observable, None]] = {}
+        self._by_id: dict[str, dict[Observable, None]] = {}
         for entry in entries:
             self.put(entry)
 
@@ -329,27 +335,27 @@ class _Entries:
         self.pop(entry.observable)
         self._entries[entry.observable] = entry
         for id in entry.ids:
-            self._wanted.setdefault(id, {})[entry.observable] = None
+            self._by_id.setdefault(id, {})[entry.observable] = None
 
     def pop(self, observable: Observable) -> Entry | None:
         entry = self._entries.pop(observable, None)
         for id in entry.ids if entry is not None else ():
-            wanted = self._wanted[id]
-            del wanted[observable]
-            if not wanted:
-                del self._wanted[id]
+            remaining = self._by_id[id]
+            del remaining[observable]
+            if not remaining:
+                del self._by_id[id]
         return entry
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
-    def beside(self, entry: Entry) -> list[Entry]:
+    def related(self, entry: Entry) -> list[Entry]:
         """
-        The other entries of an entry's indicators; each with only these ids.
+        @return: The other entries of an entry's indicators, each with only these ids.
         """
         found: dict[Observable, list[str]] = {}
         for id in entry.ids:
-            for observable in self._wanted.get(id, ()):
+            for observable in self._by_id.get(id, ()):
                 if observable != entry.observable:
                     found.setdefault(observable, []).append(id)
         return [
@@ -358,17 +364,16 @@ class _Entries:
         ]
 
 
-def located(leaves: Sequence[tuple[str, str]], observable: Observable) -> str | None:
+def field_holding(leaves: Sequence[tuple[str, str]], observable: Observable) -> str | None:
     """
-    Where an event holds an observable: a field's path.
-
-    @param leaves: The event's texts, with their paths.
+    @param leaves: The paths and texts of an event.
+    @return: The path of the field that holds an observable; C{None} if no field does.
     """
     kind, value = observable.kind, observable.value
     if kind is Kind.URL:
         host, _, target = value.partition("/")
-        if any(text.lower() == host and _name(path) in _HOSTS for path, text in leaves):
-            at = (p for p, text in leaves if text == f"/{target}" and _name(p) in _TARGETS)
+        if any(text.lower() == host and _last_name(path) in _HOSTS for path, text in leaves):
+            at = (p for p, text in leaves if text == f"/{target}" and _last_name(p) in _TARGETS)
             return next(at, None)
         return None
     if kind is Kind.NETWORK:
@@ -380,7 +385,7 @@ _HOSTS = frozenset({"hostname", "host"})
 _TARGETS = frozenset({"url", "uri"})
 
 
-def _name(path: str) -> str:
+def _last_name(path: str) -> str:
     return path.rpartition(".")[2]
 
 

@@ -11,8 +11,12 @@ import msgspec
 
 from tbvast.errors import IndicatorInvalid, ProtocolInvalid, SightingInvalid
 from tbvast.protocol.topics import Dialect, Stream
-from tbvast.protocol.vast_dialect import encode_vast_intel, encode_vast_sighting
-from tbvast.stix.admission import admit_indicator, admit_sighting, admit_vast_sighting
+from tbvast.protocol.vast_dialect import (
+    admit_vast_sighting,
+    encode_vast_intel,
+    encode_vast_sighting,
+)
+from tbvast.stix.admission import admit_indicator, admit_sighting
 from tbvast.stix.indicators import Indicator, compatible, decode_indicator
 from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 

@@ -15,8 +15,10 @@ from tbvast.errors import (
     SightingInvalid,
 )
 from tbvast.stix import documents
+from tbvast.stix.admission import admit_sighting, read_bounded
 from tbvast.stix.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
 from tbvast.stix.indicators import STIX, Indicator
+from tbvast.stix.limits import DEEPEST_SIGHTING, LARGEST_SIGHTING
 from tbvast.stix.observables import Kind
 from tbvast.stix.pattern_conditions import Term, matchable
 from tbvast.stix.sightings import Sighting, canonical, event_time
@@ -100,6 +102,16 @@ def decode_vast_sighting(raw: bytes) -> Sighting:
         "x_threatbus_sighting_context": context,
     }
     return Sighting(id_, indicator, microseconds(seen), msgspec.json.encode(document))
+
+
+def admit_vast_sighting(raw: bytes) -> Sighting:
+    """
+    Admit the report of a VAST matcher.
+
+    @raise SightingInvalid: If the report is malformed, or its sighting is refused.
+    """
+    read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    return admit_sighting(decode_vast_sighting(raw).raw)
 
 
 def encode_vast_sighting(sighting: Sighting) -> bytes:

@@ -28,7 +28,7 @@ from tbvast.settings.types import (
 )
 from tbvast.settings.validation import FieldMap, validate_section
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
-from tbvast.telemetry.known_fields import Mapped
+from tbvast.telemetry.known_fields import SourceMapping
 
 LOOPBACK = "127.0.0.1"
 
@@ -332,7 +332,7 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = False
     fields: Annotated[
-        tuple[Mapped, ...],
+        tuple[SourceMapping, ...],
         Key(
             "Fields of your own events, by schema, as described in docs/matching.md; only with "
             "tenzir.",

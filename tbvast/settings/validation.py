@@ -15,7 +15,14 @@ import msgspec
 
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.settings.types import ValueType, keys_of
-from tbvast.telemetry.known_fields import BY_KEY, POSITIONS, SCHEMA, STEP, Mapped, Source
+from tbvast.telemetry.known_fields import (
+    FIELDS_BY_KEY,
+    POSITIONS,
+    SCHEMA,
+    STEP,
+    Source,
+    SourceMapping,
+)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -112,7 +119,7 @@ class FieldMap(ValueType, frozen=True):
     def expected(self) -> str:
         return "a mapping of schemas to their fields"
 
-    def check(self, value: Any) -> tuple[Mapped, ...]:
+    def check(self, value: Any) -> tuple[SourceMapping, ...]:
         if value is None:
             return ()
         if not isinstance(value, dict):
@@ -120,7 +127,7 @@ class FieldMap(ValueType, frozen=True):
         return tuple(_validate_source(schema, keys) for schema, keys in value.items())
 
 
-def _validate_source(schema: Any, keys: Any) -> Mapped:
+def _validate_source(schema: Any, keys: Any) -> SourceMapping:
     """
     Validate the entry of one schema.
 
@@ -132,7 +139,7 @@ def _validate_source(schema: Any, keys: Any) -> Mapped:
     if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
         raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
     found = require_mapping(keys, where)
-    refuse_unknown(found, f"{where}.", [*BY_KEY, "replace"])
+    refuse_unknown(found, f"{where}.", [*FIELDS_BY_KEY, "replace"])
     replace = found.get("replace", False)
     if type(replace) is not bool:
         raise SettingsInvalid(f"{where}.replace", replace, "yes or no")
@@ -140,9 +147,9 @@ def _validate_source(schema: Any, keys: Any) -> Mapped:
         field
         for key, paths in found.items()
         if key != "replace"
-        for field in BY_KEY[key](*_validate_paths(f"{where}.{key}", paths))
+        for field in FIELDS_BY_KEY[key](*_validate_paths(f"{where}.{key}", paths))
     )
-    return Mapped(Source(schema, fields), replace)
+    return SourceMapping(Source(schema, fields), replace)
 
 
 def _validate_paths(where: str, value: Any) -> list[str]:

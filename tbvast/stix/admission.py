@@ -8,7 +8,7 @@ C{stix2} refuses.
 
 An incomplete document is completed with the properties that others need: its version, the
 type of its pattern, C{created}, C{modified} and C{valid_from}. Its times are rewritten in
-UTC, to the microsecond at most. A complete document stays byte for byte as it came.
+UTC, to the microsecond at most. A complete document stays unchanged, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from tbvast.errors import (
     PatternUnmatchable,
     SightingInvalid,
 )
-from tbvast.protocol.vast_dialect import decode_vast_sighting
 from tbvast.stix import documents
 from tbvast.stix.documents import Time, timestamp
 from tbvast.stix.indicators import (
@@ -131,7 +130,7 @@ def admit_indicator(raw: bytes) -> Indicator:
         or (end is not None and end <= start)
         or _is_indicator_id(plain.id) is None
         or not (
-            plain.external_references is UNSET or all(map(_says_more, plain.external_references))
+            plain.external_references is UNSET or all(map(_has_details, plain.external_references))
         )
         or not is_compatible(raw)
     ):
@@ -153,7 +152,7 @@ class _Reference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     external_id: str | None = None
 
 
-def _says_more(reference: _Reference) -> bool:
+def _has_details(reference: _Reference) -> bool:
     return not (reference.description is reference.url is reference.external_id is None)
 
 
@@ -214,7 +213,7 @@ def _with_custom(raw: bytes) -> _Usual | None:
         usual = _usual_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     others = document.keys() - _USUAL
     return usual if others.isdisjoint(INDICATOR) and all(map(is_custom, others)) else None
 
@@ -233,7 +232,7 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
         raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
     if "hashes" in pattern or "EXISTS" in pattern or ("-" in pattern and pattern.count("[") > 1):
         _check_tests(pattern, parse(pattern))
-    if len(pattern) > _HARMLESS:
+    if len(pattern) > _SHORT_PATTERN:
         terms, steps = count_terms(pattern)
         if terms > MOST_TERMS:
             raise IndicatorInvalid(
@@ -303,7 +302,7 @@ def _check_hash(pattern: str, name: object, value: object) -> None:
         )
 
 
-_HARMLESS = 2 * MOST_STEPS
+_SHORT_PATTERN = 2 * MOST_STEPS
 """
 The length up to which a pattern cannot exceed the limits of terms and steps.
 """
@@ -313,7 +312,7 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     """
     Like L{admit_indicator}, but by the table of properties.
     """
-    document = _read(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     complete, document = _checked(document, INDICATOR, IndicatorInvalid)
     if not complete:
         raw = msgspec.json.encode(document)
@@ -332,7 +331,7 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     elif language in ("suricata", "Suricata"):
         _check_rule(pattern)
     if pattern is not None:
-        raw = _whole(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
+        raw = _completed(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
     return decode_indicator(raw)
 
 
@@ -357,23 +356,13 @@ def admit_sighting(raw: bytes) -> Sighting:
     @return: The sighting; its C{raw} is the completed document.
     @raise SightingInvalid: If it is refused.
     """
-    document = _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    document = read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
     complete, document = _checked(document, SIGHTING, SightingInvalid)
     if "sighting_of_ref" not in document:
         raise SightingInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
     if not complete:
         raw = msgspec.json.encode(document)
-    return decode_sighting(_whole(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
-
-
-def admit_vast_sighting(raw: bytes) -> Sighting:
-    """
-    Admit the report of a VAST matcher.
-
-    @raise SightingInvalid: If the report is malformed, or its sighting is refused.
-    """
-    _read(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
-    return admit_sighting(decode_vast_sighting(raw).raw)
+    return decode_sighting(_completed(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
 
 
 def _checked(
@@ -413,13 +402,13 @@ def _check_order(document: dict[str, Any], first: str, second: str, equal: bool)
         raise Invalid(second, document[second], expected)
 
 
-def _whole(
-    raw: bytes, make_whole: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
+def _completed(
+    raw: bytes, complete: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
 ) -> bytes:
-    whole = make_whole(raw)
-    if len(whole) > most:  # rewritten numbers may be longer
-        raise refusal("length", len(whole), f"at most {most} bytes when complete")
-    return whole
+    completed = complete(raw)
+    if len(completed) > most:  # rewritten numbers may be longer
+        raise refusal("length", len(completed), f"at most {most} bytes when complete")
+    return completed
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -428,9 +417,13 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")
 
 
-def _read(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
+def read_bounded(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
     """
     Read a document that every decoder on its way can read.
+
+    @param most: The most bytes.
+    @param deepest: The most levels of arrays and objects.
+    @raise Invalid: A C{refusal}, if C{raw} exceeds a limit or is no JSON object.
     """
     if len(raw) > most:
         raise refusal("length", len(raw), f"at most {most} bytes")

@@ -1,5 +1,5 @@
 """
-What indicators and sightings have in common as STIX documents.
+The common parts of STIX documents: ids, timestamps and decoding.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ A STIX timestamp: RFC 3339 with a time zone.
 
 NAMESPACE = uuid.UUID("2c7a2c0e-7c0b-5d0a-9f0d-3c0b6c2a7f51")
 """
-The namespace of the ids that are derived from content.
+The namespace of ids that are derived from content.
 """
 
 
 def id_of(kind: str) -> re.Pattern[str]:
     """
-    What the STIX ids of one type of objects look like.
-
-    @param kind: The type, as a regular expression.
+    @param kind: A type of objects, as a regular expression.
+    @return: The pattern of the STIX ids of this type.
     """
     digit = "[0-9a-fA-F]"
     return re.compile(rf"{kind}--{digit}{{8}}-{digit}{{4}}-{digit}{{4}}-{digit}{{4}}-{digit}{{12}}")
@@ -40,13 +39,23 @@ def id_of(kind: str) -> re.Pattern[str]:
 
 STIX_ID = id_of("([a-z][a-z0-9-]*)")
 """
-The ids of all types; the type is the first group.
+The pattern of the STIX ids of all types; the first group is the type.
 """
 
 UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
 """
-A UUID of the variant that RFC 4122 defines, which the nil UUID is not of: the only one that
-may enter the bus; L{id_of} is what journals may hold.
+The pattern of UUIDs of the variant that RFC 4122 defines, which excludes the nil UUID. Only these
+may enter the bus; journals may hold any that L{id_of} allows.
+"""
+
+ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
+"""
+A timestamp with at most microseconds, if it ends with C{Z}. Its form is not checked otherwise.
+"""
+
+TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z"
+"""
+The description of a valid timestamp in errors.
 """
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,21 +64,21 @@ MICROSECOND = timedelta(microseconds=1)
 
 def microseconds(time: datetime) -> int:
     """
-    Microseconds since the epoch.
+    @return: A time in microseconds since the epoch.
     """
     return (time - EPOCH) // MICROSECOND
 
 
 def from_microseconds(value: int) -> datetime:
     """
-    The reverse of L{microseconds}; what the calendar does not hold becomes its end.
+    The inverse of L{microseconds}. Values beyond the calendar become its first or last time.
     """
     return EPOCH + min(max(value, _FIRST), _LAST) * MICROSECOND
 
 
 def timestamp(time: datetime) -> str:
     """
-    A time as STIX writes it: UTC, to the microsecond.
+    @return: A time in the notation of STIX: in UTC, to the microsecond.
     """
     text = from_microseconds(microseconds(time)).isoformat(timespec="microseconds")
     return f"{text[:-6]}Z"
@@ -81,9 +90,9 @@ _LAST = microseconds(datetime.max.replace(tzinfo=UTC))
 
 def derived_id(kind: str, *parts: bytes) -> str:
     """
-    A STIX id that depends on nothing but its parts.
-
-    @param kind: The object's type.
+    @param kind: The type of the object.
+    @param parts: The content that identifies the object.
+    @return: A STIX id that depends only on these.
     """
     digest = hashlib.sha1(NAMESPACE.bytes, usedforsecurity=False)
     for part in (kind.encode(), *parts):
@@ -99,16 +108,16 @@ def decode(
     expected: Mapping[str, str],
 ) -> T:
     """
-    A typed document.
+    Decode a typed document.
 
-    @param refusal: What to raise.
-    @param expected: For each field of C{T} what its value has to be, in words.
-    @raise Invalid: A C{refusal}, if C{raw} is no such document; it names the first
-        field that is wrong, in the order of C{expected}.
+    @param refusal: The type of the error.
+    @param expected: The description of the valid values of each field of C{T}.
+    @raise Invalid: A C{refusal}, if C{raw} is no such document. It names the first wrong field,
+        in the order of the fields.
     """
     try:
         if not raw.isascii():
-            str(raw, "utf-8")  # what is skipped while decoding is not looked at
+            str(raw, "utf-8")  # the decoder does not check fields that it skips
         return decoder.decode(raw)
     except msgspec.ValidationError:
         _explain(decoder, raw, refusal, expected)
@@ -125,7 +134,7 @@ def _explain(
     expected: Mapping[str, str],
 ) -> NoReturn:
     """
-    Find out which field of a document is wrong.
+    Report the wrong field of a document.
     """
     try:
         document: Any = msgspec.json.decode(raw)
@@ -149,9 +158,9 @@ def _explain(
 
 def json_object(raw: bytes, refusal: type[Invalid]) -> dict[str, Any]:
     """
-    A document as it is.
+    Decode a document without types.
 
-    @raise Invalid: A C{refusal}, if C{raw} is no JSON object that can be read whole.
+    @raise Invalid: A C{refusal}, if C{raw} is not a readable JSON object.
     """
     try:
         found: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])

@@ -1,5 +1,5 @@
 """
-Indicators: STIX documents that say what to look for.
+Indicators: STIX documents with a pattern to look for.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from datetime import datetime
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -16,6 +16,8 @@ from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
     MICROSECOND,
+    TIMESTAMP,
+    ShortTime,
     Time,
     from_microseconds,
     microseconds,
@@ -26,13 +28,13 @@ from tbvast.stix.pattern_conditions import surely_matchable, validate
 
 STIX = "stix"
 """
-The C{pattern_type} of the patterns that are understood here.
+The C{pattern_type} of the patterns that tbvast reads.
 """
 
 
 class Operation(enum.StrEnum):
     """
-    What a document does to the indicator it names.
+    The effect of a document on its indicator.
     """
 
     ADD = "ADD"
@@ -42,20 +44,22 @@ class Operation(enum.StrEnum):
 
 class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="indicator"):
     """
-    An indicator, decoded.
+    A decoded indicator.
 
     @ivar id: The STIX id: C{indicator--UUID}.
     @ivar modified: The version, in microseconds since the epoch: the document's
         C{modified}, else its C{created}, else C{0}.
-    @ivar pattern: L{None} only where L{operation} is L{Operation.REMOVE}, and only
-        otherwise sure to be a valid pattern (of the type STIX).
-    @ivar pattern_type: Patterns of other types than L{STIX} are carried unread.
-    @ivar valid_from: In microseconds since the epoch.
-    @ivar valid_until: In microseconds since the epoch; L{None} for no end.
-    @ivar operation: A revoked indicator is one to L{Operation.REMOVE}.
-    @ivar raw: The document, byte for byte as it came.
-    @ivar surely_matchable: What L{tbvast.stix.pattern_conditions.surely_matchable} says of the
-        pattern, if it was asked.
+    @ivar pattern: The pattern. If L{operation} is L{Operation.REMOVE} it may be L{None}, or
+        invalid; otherwise a pattern of the type L{STIX} is valid.
+    @ivar pattern_type: The type of the pattern. Patterns of other types than L{STIX} are not
+        read.
+    @ivar valid_from: In microseconds since the epoch; L{None} if the document has none.
+    @ivar valid_until: In microseconds since the epoch; L{None} is never.
+    @ivar operation: The effect of the document; a revoked indicator is one to
+        L{Operation.REMOVE}.
+    @ivar raw: The unchanged document.
+    @ivar surely_matchable: Whether the pattern is known to be
+        L{surely matchable<tbvast.stix.pattern_conditions.surely_matchable>}.
     """
 
     id: str
@@ -71,10 +75,10 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
 
 class Contents(msgspec.Struct, frozen=True):
     """
-    The objects of a document that may hold many.
+    The objects of a document that can contain several.
 
-    @ivar indicators: The indicators' documents, in their order, not yet decoded.
-    @ivar others: How many objects of other types there were, by type.
+    @ivar indicators: The documents of the indicators, in order, not decoded.
+    @ivar others: The numbers of other objects, by type.
     """
 
     indicators: tuple[bytes, ...]
@@ -83,7 +87,7 @@ class Contents(msgspec.Struct, frozen=True):
 
 class _Document(msgspec.Struct, gc=False):
     """
-    What is read of an indicator's document.
+    The properties of an indicator that are decoded.
     """
 
     type: Literal["indicator"]
@@ -98,17 +102,15 @@ class _Document(msgspec.Struct, gc=False):
     x_threatbus_update: Operation | None = None
 
 
-_TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z"
-
 _EXPECTED = {
     "type": "the type indicator",
     "id": "an id of the form indicator--UUID",
     "pattern": "a pattern",
     "pattern_type": "the name of a pattern language",
-    "created": _TIMESTAMP,
-    "modified": _TIMESTAMP,
-    "valid_from": _TIMESTAMP,
-    "valid_until": _TIMESTAMP,
+    "created": TIMESTAMP,
+    "modified": TIMESTAMP,
+    "valid_from": TIMESTAMP,
+    "valid_until": TIMESTAMP,
     "revoked": "true or false",
     "x_threatbus_update": "EDIT or REMOVE",
 }
@@ -119,18 +121,18 @@ _is_id = documents.id_of("indicator").fullmatch
 
 _ADD = Operation.ADD
 _REMOVE = Operation.REMOVE
-# Names of the module are found quicker than those of an enumeration.
+# Global names are faster than members of an enumeration.
 
 
 def decode_indicator(raw: bytes) -> Indicator:
     """
-    Read an indicator: a STIX 2.1 document, or a STIX 2.0 one.
+    Decode an indicator of STIX 2.1 or 2.0.
 
-    Whether the pattern can be matched is another question, which
-    L{tbvast.stix.pattern_conditions.matchable} answers.
+    The pattern may be one that cannot be matched; see
+    L{tbvast.stix.pattern_conditions.matchable}.
 
-    @raise IndicatorInvalid: If C{raw} is no indicator.
-    @raise PatternInvalid: If its pattern is not one.
+    @raise IndicatorInvalid: If C{raw} is not an indicator.
+    @raise PatternInvalid: If its pattern is invalid.
     """
     document = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
     id_ = document.id
@@ -154,9 +156,9 @@ def decode_indicator(raw: bytes) -> Indicator:
     return interpret(document, operation, sure, raw)
 
 
-class Timed(Protocol):
+class IndicatorProperties(Protocol):
     """
-    What is read of an indicator's document, whoever reads it.
+    The properties from which L{interpret} makes an indicator.
     """
 
     @property
@@ -175,11 +177,16 @@ class Timed(Protocol):
     def valid_until(self) -> datetime | None: ...
 
 
-def interpret(document: Timed, operation: Operation, sure: bool, raw: bytes) -> Indicator:
+def interpret(
+    document: IndicatorProperties, operation: Operation, sure: bool, raw: bytes
+) -> Indicator:
     """
-    The indicator of a document that has been checked.
+    Make an indicator of a document that has been checked.
 
-    @param sure: What L{surely_matchable} says of its pattern.
+    @param document: The decoded properties.
+    @param operation: The effect of the document.
+    @param sure: Whether its pattern is L{surely_matchable}.
+    @param raw: The document.
     """
     version = document.modified or document.created
     modified = 0 if version is None else microseconds(version)
@@ -207,13 +214,14 @@ def make_indicator(
     observable: Observable, *, now: datetime, source: str, original: str | None = None
 ) -> bytes:
     """
-    A STIX 2.1 indicator of an observable.
+    Make a STIX 2.1 indicator of an observable.
 
-    Its id depends on the observable alone: published again, it is a new version of
-    the same indicator.
+    Its id depends only on the observable: if it is published again, it is a new version of the
+    same indicator.
 
-    @param source: Where it comes from; a label of the indicator.
-    @param original: The text that the observable was made of, if there is one.
+    @param now: The version, and the beginning of the validity.
+    @param source: The origin, which becomes a label of the indicator.
+    @param original: The text of which the observable was made, if there is one.
     """
     time = timestamp(now)
     return msgspec.json.encode(
@@ -235,21 +243,18 @@ def make_indicator(
     )
 
 
-_ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
-
-
 class _Readable(msgspec.Struct, gc=False):
     """
-    What Threat Bus's applications need of an indicator's document: both versions, and
-    times of microseconds at the most, which end with C{Z}.
+    The properties that Threat Bus's applications require of an indicator: both versions, and
+    times with at most microseconds, which end with C{Z}.
     """
 
     spec_version: Literal["2.1"]
     pattern_type: str
-    created: _ShortTime
-    modified: _ShortTime
-    valid_from: _ShortTime
-    valid_until: _ShortTime = "2024-05-17T12:00:00Z"
+    created: ShortTime
+    modified: ShortTime
+    valid_from: ShortTime
+    valid_until: ShortTime = "2024-05-17T12:00:00Z"
     pattern_version: str = "2.1"
 
 
@@ -258,7 +263,7 @@ _readable_decoder = msgspec.json.Decoder(_Readable)
 
 def is_compatible(raw: bytes) -> bool:
     """
-    Whether L{compatible} leaves an indicator as it is.
+    Whether L{compatible} leaves an indicator unchanged.
 
     @param raw: An indicator that has been decoded before.
     """
@@ -269,7 +274,7 @@ def is_compatible(raw: bytes) -> bool:
     created, modified, start, end = (
         found.created, found.modified, found.valid_from, found.valid_until
     )  # fmt: skip
-    # One after the other: quicker than a loop, for each and every indicator.
+    # Faster than a loop; this runs for every indicator.
     return (
         created[-1] == modified[-1] == start[-1] == end[-1] == "Z"
         and created[10] == modified[10] == start[10] == end[10] == "T"
@@ -279,14 +284,14 @@ def is_compatible(raw: bytes) -> bool:
 
 def compatible(raw: bytes) -> bytes:
     """
-    An indicator as Threat Bus's applications can read it: they end when they meet a
-    time that is not in UTC, or in nanoseconds, or a document that does not say its
-    version. What is missing of C{created} and C{modified} is taken from the other one, else
-    from the epoch, where validity without a beginning begins.
+    Complete an indicator so that Threat Bus's applications can read it. They crash on a time
+    that is not in UTC, or has nanoseconds, and on a document without its version. A missing
+    C{created} or C{modified} is taken from the other one, else from the epoch. A missing
+    C{valid_from} becomes the epoch.
 
     @param raw: An indicator that has been decoded before.
-    @return: C{raw} itself, if they can read it.
-    @raise Invalid: If C{raw} is no indicator.
+    @return: The completed document; C{raw} itself if it is complete.
+    @raise Invalid: If C{raw} is not an indicator.
     """
     return raw if is_compatible(raw) else _made_compatible(raw)
 
@@ -315,10 +320,11 @@ def _made_compatible(raw: bytes) -> bytes:
 
 def with_operation(raw: bytes, operation: Operation) -> bytes:
     """
-    An indicator's document with another operation in it.
+    Replace the operation in an indicator's document.
 
-    @param raw: A document that L{decode_indicator} reads.
-    @raise IndicatorInvalid: If C{raw} is no JSON object.
+    @param raw: A document that L{decode_indicator} accepts.
+    @return: The changed document.
+    @raise IndicatorInvalid: If C{raw} is not a JSON object.
     """
     document = documents.json_object(raw, IndicatorInvalid)
     document.pop("x_threatbus_update", None)
@@ -329,11 +335,12 @@ def with_operation(raw: bytes, operation: Operation) -> bytes:
 
 def with_version(raw: bytes, version: int) -> bytes:
     """
-    An indicator's document with another C{modified}, and a C{created} that is no later.
+    Replace C{modified} in an indicator's document, and C{created} if it would be later.
 
-    @param raw: A document that L{decode_indicator} reads.
+    @param raw: A document that L{decode_indicator} accepts.
     @param version: In microseconds since the epoch.
-    @raise IndicatorInvalid: If C{raw} is no indicator.
+    @return: The changed document.
+    @raise IndicatorInvalid: If C{raw} is not an indicator.
     """
     document = documents.json_object(raw, IndicatorInvalid)
     created = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED).created
@@ -345,7 +352,7 @@ def with_version(raw: bytes, version: int) -> bytes:
 
 def removal(id: str, now: datetime) -> bytes:
     """
-    A document that withdraws an indicator of which only the id is known.
+    @return: A document that removes an indicator of which only the id is known.
     """
     time = timestamp(now)
     return msgspec.json.encode(
@@ -376,7 +383,7 @@ _typed_decoder = msgspec.json.Decoder(_Typed)
 
 def split_bundle(raw: bytes) -> Contents:
     """
-    The objects of a STIX bundle, of a list of objects, or a single object.
+    Split a STIX bundle, a list of objects, or a single object.
 
     @raise IndicatorInvalid: If C{raw} is none of these.
     """

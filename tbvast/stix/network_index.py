@@ -1,5 +1,5 @@
 """
-Networks within networks.
+An index of networks that contain one another.
 """
 
 from __future__ import annotations
@@ -11,44 +11,55 @@ from collections.abc import Iterable, Iterator
 _Key = tuple[int, int, int]
 
 
-class Nesting:
+class NetworkIndex:
     """
-    Networks, of which those that cover another one, and those that it covers, are
-    found without a look at all.
+    Finds the networks that cover another network, and those that it covers, without
+    scanning all of them.
 
     Networks are texts in their normal form, such as C{192.0.2.0/24}.
     """
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
+        """
+        @param networks: The networks to begin with.
+        """
         self._text = {_key(network): network for network in networks}
         self._ordered = sorted(self._text)
 
     def add(self, network: str) -> None:
+        """
+        Add a network, unless the index has it already.
+        """
         key = _key(network)
         if key not in self._text:
             self._text[key] = network
             bisect.insort(self._ordered, key)
 
     def discard(self, network: str) -> None:
+        """
+        Remove a network, if the index has it.
+        """
         key = _key(network)
         if self._text.pop(key, None) is not None:
             del self._ordered[bisect.bisect_left(self._ordered, key)]
 
     def covering(self, network: str) -> Iterator[str]:
         """
-        Those that cover a network, itself among them if it is there.
+        @return: The networks that cover a network, the widest first; including the network
+            itself if the index has it.
         """
         version, address, length = _key(network)
         bits = _BITS[version]
         for shorter in range(length + 1):
-            rest = bits - shorter
-            found = self._text.get((version, address >> rest << rest, shorter))
+            host_bits = bits - shorter
+            found = self._text.get((version, address >> host_bits << host_bits, shorter))
             if found is not None:
                 yield found
 
     def covered(self, network: str) -> Iterator[str]:
         """
-        Those that a network covers, itself among them if it is there.
+        @return: The networks that a network covers; including the network itself if the
+            index has it.
         """
         version, address, length = _key(network)
         beyond = address + (1 << _BITS[version] - length)
@@ -62,7 +73,7 @@ _BITS = {4: 32, 6: 128}
 
 def _key(network: str) -> _Key:
     """
-    What orders networks: the wider one first, and then all that it covers.
+    The sort key of a network: a network comes directly before those that it covers.
     """
     parsed = ipaddress.ip_network(network)
     return parsed.version, int(parsed.network_address), parsed.prefixlen

@@ -20,7 +20,7 @@ from tbvast.errors import ObservableInvalid
 
 class Kind(enum.StrEnum):
     """
-    What an observable is; the value is its name on logs and in stores.
+    The kind of an observable; the value is its name in logs and stores.
     """
 
     IP = "ip"
@@ -39,7 +39,7 @@ class Kind(enum.StrEnum):
     USER_AGENT = "user-agent"
     MAC = "mac"
 
-    # An enumeration's own is not quick.
+    # The hash of an enumeration is slow.
     __hash__ = str.__hash__
 
 
@@ -47,10 +47,10 @@ class Observable(
     msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True, array_like=True
 ):
     """
-    One value that can be seen in an event, in its normal form.
+    A value that can be seen in an event, in its normal form.
 
-    @ivar kind: What the value is.
-    @ivar value: The normal form: L{tbvast.stix.observables.normalise} made it.
+    @ivar kind: The kind of the value.
+    @ivar value: The normal form, as L{normalise} makes it.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Observable(
 
 WIDEST_V4 = 8
 """
-The shortest prefix, in bits, of an IPv4 network: a wider one matches by chance.
+The shortest prefix, in bits, of an IPv4 network: wider networks match by chance.
 """
 
 WIDEST_V6 = 16
@@ -69,7 +69,7 @@ The shortest prefix, in bits, of an IPv6 network.
 
 UNESCAPED = "unescaped "
 """
-What the value begins with of a URL whose escapes are undone; no URL has a blank.
+The prefix of the value of an unescaped URL. No normal form of a URL contains a blank.
 """
 
 LONGEST_URL = 8192
@@ -79,12 +79,12 @@ The most characters of a URL's normal form.
 
 LONGEST_NAME = 253
 """
-The most characters of a domain name, as the DNS has it.
+The most characters of a domain name in the DNS.
 """
 
 LONGEST_FILE_NAME = 1024
 """
-The most characters of a file's name; file systems have no more than 255.
+The most characters of a file's name; file systems allow 255.
 """
 
 LONGEST_USER_AGENT = 8192
@@ -93,8 +93,8 @@ The most characters of a user agent.
 """
 
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1?[1-9][0-9]|1[0-9][0-9]|[0-9])(?:\.(?!\Z)|\Z)){4}")
-_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_LABEL = "[a-z0-9_-]{1,63}"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LOCAL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}")
 _HEX = re.compile(r"[0-9a-f]+")
 _MAC = re.compile(
@@ -104,10 +104,10 @@ _JA4 = re.compile(r"[tqd][0-9a-z]{2}[di][0-9]{4}[0-9a-z]{2}_[0-9a-f]{12}_[0-9a-f
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:\[:\]|:)//|([A-Za-z][A-Za-z0-9+.-]*)\[://\]")
 _AUTHORITY_END = re.compile(r"[/?#\\]|\Z")
 _PORT = re.compile(r":([0-9]*)\Z")
-_TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
+_TO_ENCODE = re.compile(r"[^\x21-\x7e]+")
 
 _DEFANGED = re.compile(r"\[\.\]|\(\.\)|\{\.\}|\[dot\]|\(dot\)|\[@\]|\[at\]|\(at\)|\[:\]", re.I)
-_FANGS = {".": ".", "d": ".", "@": "@", "a": "@", ":": ":"}
+_REFANGED = {".": ".", "d": ".", "@": "@", "a": "@", ":": ":"}
 _SCHEMES = {"hxxp": "http", "hxxps": "https", "fxp": "ftp"}
 _JOINERS = "\u200c\u200d"
 _USUAL_PORTS = ("", "80", "443")
@@ -115,41 +115,39 @@ _USUAL_PORTS = ("", "80", "443")
 
 def normalise(kind: Kind, text: str) -> Observable:
     """
-    The observable that a text of a known kind stands for.
+    Make the observable of a text whose kind is known.
 
-    The result's kind is C{kind}, but for what is written as another: an address
-    in place of a domain name is an L{Kind.IP}, a range in place of an address is
-    a L{Kind.NETWORK}, a range of one address is an L{Kind.IP}. Giving a result
-    back in returns it unchanged. Defanged spellings (C{hxxp://}, C{[.]}, C{[at]})
-    are understood.
+    The result has another kind if the text has the form of another kind: an address in place
+    of a domain name is an L{Kind.IP}, a range in place of an address is a L{Kind.NETWORK}, and
+    a range of a single address is an L{Kind.IP}. A normal form is its own normal form.
+    Defanged spellings (C{hxxp://}, C{[.]}, C{[at]}) are understood.
 
-    - Addresses: compressed, lower case; IPv4 mapped into IPv6 is IPv4.
-    - Networks: compressed, host bits cleared. One wider than L{WIDEST_V4} or
-      L{WIDEST_V6} is refused: C{0.0.0.0/0} would match every event.
-    - Domains: lower case, no trailing dot, non-ASCII names as IDNA writes them.
-    - URLs: what events hold of one: host, port, path, and query. No scheme, no user,
-      no fragment; ports 80 and 443 are left out whatever the scheme; an empty path
-      is C{/}.
-    - E-mail addresses: lower case, the domain as above.
+    - Addresses: compressed, lower case; IPv4-mapped IPv6 addresses are IPv4.
+    - Networks: compressed, host bits cleared. Networks wider than L{WIDEST_V4} or L{WIDEST_V6}
+      are refused: C{0.0.0.0/0} would match every event.
+    - Domains: lower case, no trailing dot, non-ASCII names in the form of IDNA.
+    - URLs: the parts that events contain: host, port, path and query. No scheme, user or
+      fragment; no port 80 or 443, whatever the scheme; an empty path is C{/}.
+    - E-mail addresses: lower case, with a domain as above.
     - Hashes: lower-case hexadecimal digits.
-    - Certificates: the hash of one, MD5, SHA-1 or SHA-256, without colons.
-    - File names: without the directories before it, the rest as it is.
-    - User agents: as they are.
+    - Certificates: the certificate's MD5, SHA-1 or SHA-256, without colons.
+    - File names: without directories, otherwise unchanged.
+    - User agents: unchanged.
     - MAC addresses: lower case, with colons.
     - JA3, JA3S, JA4: lower case.
 
-    @raise ObservableInvalid: If C{text} is none of its kind.
+    @raise ObservableInvalid: If C{text} is malformed.
     """
     return _NORMALISERS[kind](text)
 
 
 def guess(text: str) -> Observable:
     """
-    The observable that a text of unknown kind stands for, by its looks.
+    Make the observable of a text whose kind is recognised by its form.
 
-    White space around it does not count.
+    Surrounding white space is ignored.
 
-    @raise ObservableInvalid: If it looks like nothing known, or is broken.
+    @raise ObservableInvalid: If the form is unknown, or the text is malformed.
     """
     text = text.strip()
     plain = refang(text)
@@ -180,29 +178,29 @@ def guess(text: str) -> Observable:
 
 def refang(text: str) -> str:
     """
-    Undo the usual ways of making a value unclickable.
+    Undo the usual ways to make a value unclickable.
 
-    Of a URL only the scheme and the host are touched: the rest may hold such
-    characters by right.
+    In a URL this changes only the scheme and the host: the rest may legitimately contain such
+    characters.
     """
     scheme = _SCHEME.match(text)
     if scheme is None:
         end = text.find("/")
         end = len(text) if end < 0 else end
-        return _DEFANGED.sub(_fang, text[:end]) + text[end:]
+        return _DEFANGED.sub(_refanged, text[:end]) + text[end:]
     name = (scheme[1] or scheme[2]).lower()
     start = scheme.end()
-    # A host may be an address in brackets, which contains none of the separators.
+    # A host may be an address in brackets, which contains no separator.
     end = _end_of_authority(text, start)
-    return f"{_SCHEMES.get(name, name)}://{_DEFANGED.sub(_fang, text[start:end])}{text[end:]}"
+    return f"{_SCHEMES.get(name, name)}://{_DEFANGED.sub(_refanged, text[start:end])}{text[end:]}"
 
 
 def pattern_for(observable: Observable, original: str | None = None) -> str:
     """
-    The STIX pattern of an observable.
+    Make the STIX pattern of an observable.
 
-    @param original: The text the observable was made of; only a URL needs it, for
-        its normal form has no scheme. Without it the scheme is C{http}.
+    @param original: The text of which the observable was made. It provides the scheme of a
+        URL, whose normal form has none; the default is C{http}.
     """
     kind, value = observable.kind, observable.value
     if kind is Kind.IP or kind is Kind.NETWORK:
@@ -243,20 +241,19 @@ _HASH_OF_LENGTH = {32: Kind.MD5, 40: Kind.SHA1, 64: Kind.SHA256}
 
 def _refuse(field: str, value: str, expected: str) -> NoReturn:
     """
-    @raise ObservableInvalid: Always; what cannot be seen in C{value} is the reason
-        where there is such a thing.
+    @raise ObservableInvalid: Always. If C{value} has an invisible character, the error names
+        it.
     """
-    hidden = _invisible(value)
+    hidden = _first_invisible(value)
     if hidden is not None:
         expected = f"{expected} (it holds the invisible character U+{ord(hidden):04X})"
     raise ObservableInvalid(field, value, expected)
 
 
-def _invisible(text: str) -> str | None:
+def _first_invisible(text: str) -> str | None:
     """
-    The first character that cannot be seen, direction marks and surrogates included.
-
-    The joiners that some scripts need are not counted.
+    @return: The first invisible character, direction marks and surrogates included; C{None} if
+        there is none. The joiners that some scripts need are ignored.
     """
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS:
@@ -264,8 +261,8 @@ def _invisible(text: str) -> str | None:
     return None
 
 
-def _fang(match: re.Match[str]) -> str:
-    return _FANGS[match[0][1].lower()]
+def _refanged(match: re.Match[str]) -> str:
+    return _REFANGED[match[0][1].lower()]
 
 
 def _end_of_authority(text: str, start: int) -> int:
@@ -275,7 +272,7 @@ def _end_of_authority(text: str, start: int) -> int:
 
 def _ip(text: str) -> Observable:
     """
-    @return: An L{Kind.IP}, or a L{Kind.NETWORK} where C{text} names a range.
+    @return: An L{Kind.IP}, or a L{Kind.NETWORK} if C{text} is a range.
     """
     if _IPV4.fullmatch(text):
         return Observable(Kind.IP, text)
@@ -290,7 +287,7 @@ def _ip(text: str) -> Observable:
 
 def _address(text: str) -> str | None:
     """
-    The normal form of an address; L{None} if C{text} is none.
+    @return: The normal form of an address; L{None} if C{text} is not an address.
     """
     if _IPV4.fullmatch(text):
         return text
@@ -305,7 +302,7 @@ def _address(text: str) -> str | None:
 
 def _network(text: str) -> Observable:
     """
-    @return: A L{Kind.NETWORK}, or an L{Kind.IP} where the range is one address.
+    @return: A L{Kind.NETWORK}, or an L{Kind.IP} if the range has only one address.
     """
     plain = refang(text)
     host, slash, bits = plain.partition("/")
@@ -329,14 +326,14 @@ def _network(text: str) -> Observable:
         _refuse(
             "network",
             text,
-            f"a network of /{widest} or narrower, for a wider one matches by chance",
+            f"a network of /{widest} or narrower: a wider one matches by chance",
         )
     return Observable(Kind.NETWORK, str(network))
 
 
 def _domain(text: str) -> Observable:
     """
-    @return: A L{Kind.DOMAIN}, or an L{Kind.IP} where C{text} is an address.
+    @return: A L{Kind.DOMAIN}, or an L{Kind.IP} if C{text} is an address.
     """
     name = _name(text)
     if name is not None:
@@ -349,12 +346,12 @@ def _domain(text: str) -> Observable:
     if name is not None:
         return Observable(Kind.DOMAIN, name)
     if not plain.isascii():
-        mapped = _mapped(plain)
-        if mapped is not None:
-            address = _address(mapped)
+        ascii_name = _to_idna(plain)
+        if ascii_name is not None:
+            address = _address(ascii_name)
             if address is not None:
                 return Observable(Kind.IP, address)
-            name = _name(mapped)
+            name = _name(ascii_name)
             if name is not None:
                 return Observable(Kind.DOMAIN, name)
     _refuse("domain", text, "a domain name")
@@ -362,9 +359,8 @@ def _domain(text: str) -> Observable:
 
 def _name(text: str) -> str | None:
     """
-    The normal form of a name in ASCII; L{None} if C{text} is none, or an address.
-
-    A name whose last label is a number is none: it is an address, or meant to be.
+    @return: The normal form of an ASCII domain name; L{None} if C{text} is not a domain name.
+        A text whose last label is a number is an address, or a malformed one.
     """
     name = text.lower().removesuffix(".")
     if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
@@ -372,11 +368,11 @@ def _name(text: str) -> str | None:
     return None if name.rpartition(".")[2].isdecimal() else name
 
 
-def _mapped(text: str) -> str | None:
+def _to_idna(text: str) -> str | None:
     """
-    A name that is not ASCII, as IDNA (UTS 46) writes it; L{None} if it cannot.
+    @return: A non-ASCII domain name in the form of IDNA (UTS 46); L{None} if it has none.
     """
-    if len(text) > LONGEST_NAME or _invisible(text) is not None:
+    if len(text) > LONGEST_NAME or _first_invisible(text) is not None:
         return None
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
@@ -388,7 +384,7 @@ def _mapped(text: str) -> str | None:
 
 
 def _url(text: str) -> Observable:
-    if not text.isprintable() and _invisible(text) is not None:
+    if not text.isprintable() and _first_invisible(text) is not None:
         _refuse("url", text, "a URL")
     plain = refang(text)
     scheme = _SCHEME.match(plain)
@@ -408,7 +404,7 @@ def _url(text: str) -> Observable:
     except ObservableInvalid:
         _refuse("url", text, "a URL with a domain name or an address as its host")
     if not rest.isascii() or " " in rest:
-        rest = _TO_QUOTE.sub(_quoted, rest)
+        rest = _TO_ENCODE.sub(_percent_encoded, rest)
     value = name.value if ":" not in name.value else f"[{name.value}]"
     value += "" if number in _USUAL_PORTS else f":{number}"
     value += rest if rest.startswith("/") else f"/{rest}"
@@ -419,11 +415,11 @@ def _url(text: str) -> Observable:
 
 def unescaped(observable: Observable) -> Observable | None:
     """
-    What is seen of a URL where its escapes are undone before it is logged: no normal
-    form, but L{UNESCAPED} and what is left.
+    Make the observable of a URL for logs that unescape it.
 
-    @return: L{None} if there are no escapes, or if they stand for what is not printable
-        ASCII, which is logged in more than one way.
+    @return: An observable whose value is no normal form: L{UNESCAPED} and the unescaped URL.
+        L{None} if there is nothing to unescape, or if the escaped characters are not printable
+        ASCII, because logs write these in several ways.
     """
     if observable.kind is not Kind.URL or "%" not in observable.value:
         return None
@@ -433,7 +429,7 @@ def unescaped(observable: Observable) -> Observable | None:
     return Observable(Kind.URL, UNESCAPED + plain)
 
 
-def _quoted(match: re.Match[str]) -> str:
+def _percent_encoded(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8"))
 
 
@@ -487,21 +483,21 @@ def _mac(text: str) -> Observable:
 def _file_name(text: str) -> Observable:
     value = re.split(r"[/\\]", text)[-1]
     expected = f"a file's name of at most {LONGEST_FILE_NAME} characters"
-    if not 0 < len(value) <= LONGEST_FILE_NAME or _unprintable(value):
+    if not 0 < len(value) <= LONGEST_FILE_NAME or _has_control_characters(value):
         _refuse("file-name", text, expected)
     return Observable(Kind.FILE_NAME, value)
 
 
 def _user_agent(text: str) -> Observable:
-    if not 0 < len(text) <= LONGEST_USER_AGENT or _unprintable(text):
+    if not 0 < len(text) <= LONGEST_USER_AGENT or _has_control_characters(text):
         _refuse("user-agent", text, f"a user agent of at most {LONGEST_USER_AGENT} characters")
     return Observable(Kind.USER_AGENT, text)
 
 
-def _unprintable(text: str) -> bool:
+def _has_control_characters(text: str) -> bool:
     """
-    Whether there is a control character or half a character in a text; direction
-    marks are none: names of files are disguised with them.
+    Whether a text has control characters or surrogates. Direction marks are allowed: they
+    disguise names of malicious files.
     """
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 

@@ -1,5 +1,5 @@
 """
-What of a STIX pattern a single event can decide.
+Derives the conditions of STIX patterns that a single event can fulfil.
 """
 
 from __future__ import annotations
@@ -44,20 +44,22 @@ __all__ = [
 
 PATTERN_RULES = 2
 """
-Counts changes of what is matched; stored patterns are derived again when it is larger.
+The version of the rules that derive conditions. Stored conditions of an older version are derived
+again.
 """
 
 LONGEST_REASON = 80
 """
-The most characters of a reason; only an object path can make one that long.
+The most characters of a reason. Only a reason with an object path can be longer, and is cut.
 """
 
 
 class Term(msgspec.Struct, frozen=True):
     """
-    One observable of a pattern.
+    An observable of a pattern.
 
-    @ivar text: The value as the pattern has it; a URL's scheme is in it, say.
+    @ivar observable: The observable.
+    @ivar text: The value as written in the pattern; for example with the scheme of a URL.
     """
 
     observable: Observable
@@ -66,7 +68,9 @@ class Term(msgspec.Struct, frozen=True):
 
 class AllOf(msgspec.Struct, frozen=True):
     """
-    Conditions that must all hold in the same event; at least two.
+    Conditions that must all hold in the same event.
+
+    @ivar conditions: The conditions; at least two.
     """
 
     conditions: tuple[Condition, ...]
@@ -74,7 +78,9 @@ class AllOf(msgspec.Struct, frozen=True):
 
 class AnyOf(msgspec.Struct, frozen=True):
     """
-    Conditions of which one must hold; at least two.
+    Alternative conditions, of which one must hold.
+
+    @ivar conditions: The alternatives; at least two.
     """
 
     conditions: tuple[Condition, ...]
@@ -85,12 +91,11 @@ Condition = Term | AllOf | AnyOf
 
 class Matchable(msgspec.Struct, frozen=True):
     """
-    What of a pattern can be matched.
+    The matchable part of a pattern.
 
-    @ivar condition: What an event must hold; without the alternatives that cannot be
-        matched.
-    @ivar unmatched: Why these cannot be, as short phrases that can be counted: one for
-        each part that is in the way.
+    @ivar condition: The condition on an event, without the alternatives that cannot be matched.
+    @ivar unmatched: The reasons why these cannot be matched, as short phrases for statistics:
+        one for each unsupported part of the pattern.
     """
 
     condition: Condition
@@ -99,7 +104,7 @@ class Matchable(msgspec.Struct, frozen=True):
     @property
     def terms(self) -> tuple[Term, ...]:
         """
-        At least one; each observable once, in the pattern's order.
+        The terms; at least one, each observable once, in the pattern's order.
         """
         condition = self.condition
         if isinstance(condition, Term):
@@ -112,14 +117,14 @@ class Matchable(msgspec.Struct, frozen=True):
     @property
     def observables(self) -> tuple[Observable, ...]:
         """
-        The terms' observables.
+        The observables of the terms.
         """
         return tuple(term.observable for term in self.terms)
 
     @property
     def alone(self) -> tuple[Term, ...]:
         """
-        Those of the terms each of which is enough.
+        The terms that are sufficient alone.
         """
         found: dict[Observable, Term] = {}
         for condition in _alternatives(self.condition):
@@ -130,14 +135,14 @@ class Matchable(msgspec.Struct, frozen=True):
     @property
     def joint(self) -> bool:
         """
-        Whether there are terms that are not enough, but need others in the same event.
+        Whether there are terms that need other terms in the same event.
         """
         return not all(isinstance(each, Term) for each in _alternatives(self.condition))
 
     @property
     def needed(self) -> tuple[frozenset[Observable], ...]:
         """
-        Sets of observables of each of which an event that matches holds one.
+        Sets of observables: a matching event holds at least one observable of each set.
         """
         condition = self.condition
         parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
@@ -145,11 +150,11 @@ class Matchable(msgspec.Struct, frozen=True):
 
     def held(self, observables: Container[Observable]) -> tuple[Term, ...]:
         """
-        The terms by which an event matches: those of the first alternative, in the
-        pattern's order, that holds.
+        Match an event.
 
-        @param observables: What the event holds.
-        @return: Each observable once; nothing if the event does not match.
+        @param observables: The observables that the event holds.
+        @return: The terms of the first alternative, in the pattern's order, that holds, each
+            observable once; empty if the event does not match.
         """
         return _held(self.condition, observables)
 
@@ -163,7 +168,7 @@ def _terms(condition: Condition) -> Iterator[Term]:
 
 
 def _alternatives(condition: Condition) -> Sequence[Condition]:
-    # One within another is not made.
+    # _any_of never nests alternatives.
     return condition.conditions if isinstance(condition, AnyOf) else (condition,)
 
 
@@ -185,32 +190,30 @@ def _held(condition: Condition, observables: Container[Observable]) -> tuple[Ter
 
 def surely_matchable(pattern: str) -> bool:
     """
-    A quick look, for the most frequent patterns: whether L{matchable} would find
-    something, without working out what.
+    Whether L{matchable} is certain to succeed: a fast check that covers the most frequent
+    patterns.
 
-    @return: False if that is not known.
+    @return: False if it is uncertain.
     """
     return _NORMAL.fullmatch(pattern) is not None
 
 
 def sure_observable(pattern: str) -> Observable:
     """
-    The only observable of a pattern, as L{matchable} would find it.
-
-    @param pattern: One that L{surely_matchable} knows.
+    @param pattern: A pattern that is L{surely_matchable}.
+    @return: Its only observable, as L{matchable} would find it.
     """
     path, _, value = pattern[1:-2].partition(" = '")
     kind = _KIND_OF_TEXT[path]
     return normalise(kind, value) if kind is _URL else Observable(kind, value)
 
 
-_URL = Kind.URL
-# Names of the module are found quicker than those of an enumeration.
+_URL = Kind.URL  # a global name is faster than a member of an enumeration
 
 
 def validate(pattern: str) -> None:
     """
-    Check that a text is a STIX pattern; as L{parse}, but quicker for most.
+    Check that a text is a STIX pattern: like L{parse}, but faster for most patterns.
 
     @raise PatternInvalid: If it is not.
     """
@@ -221,9 +224,7 @@ def validate(pattern: str) -> None:
 
 def observables(pattern: str) -> tuple[Observable, ...]:
     """
-    The observables of a pattern that can be matched.
-
-    @return: At least one.
+    @return: The matchable observables of a pattern; at least one.
     @raise PatternInvalid: As L{matchable}.
     @raise PatternUnmatchable: As L{matchable}.
     @raise ObservableInvalid: As L{matchable}.
@@ -233,12 +234,12 @@ def observables(pattern: str) -> tuple[Observable, ...]:
 
 def matchable(pattern: str) -> Matchable:
     """
-    What of a pattern can be matched.
+    Derive the matchable part of a pattern.
 
     @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
-    @raise PatternUnmatchable: If none of it can be matched; with the first reason.
-    @raise ObservableInvalid: If none of it can be matched, and a value in it is none:
-        an address that is no address, say.
+    @raise PatternUnmatchable: If nothing of it can be matched; with the first reason.
+    @raise ObservableInvalid: If nothing of it can be matched, and a value in it is malformed,
+        such as an address.
     """
     simple = _SIMPLE.fullmatch(pattern)
     if simple is not None:
@@ -263,9 +264,10 @@ def matchable(pattern: str) -> Matchable:
 
 def _joined(pattern: str) -> tuple[Joint, list[tuple[Kind, str]]] | None:
     """
-    The parts of several simple comparisons, and what joins all of them.
+    Split a pattern of several simple comparisons that are joined by one operator.
 
-    @return: L{None} if it is anything else.
+    @return: The operator, and the kinds and values of the comparisons; L{None} for any other
+        pattern.
     """
     match = _JOINED.fullmatch(pattern)
     if match is None:
@@ -279,7 +281,10 @@ def _joined(pattern: str) -> tuple[Joint, list[tuple[Kind, str]]] | None:
 
 class _Findings(NamedTuple):
     """
-    What has been found to be in the way so far.
+    The obstacles found so far.
+
+    @ivar unmatched: The reasons why parts of the pattern cannot be matched.
+    @ivar invalid: The errors of malformed values.
     """
 
     unmatched: list[str]
@@ -289,13 +294,12 @@ class _Findings(NamedTuple):
 _PART = r"([a-z0-9-]+:[A-Za-z0-9_.'-]+) ?= ?'([^'\\]*)'"
 _SIMPLE = re.compile(rf"\[ ?{_PART} ?\]")
 """
-A single comparison without anything to unescape; only a shortcut, and only for the
-object paths of L{_KIND_OF_TEXT}.
+A single comparison without escapes: a shortcut for the object paths of L{_KIND_OF_TEXT}.
 """
 
 _JOINED = re.compile(rf"\[ ?{_PART}(?:(?: AND {_PART})+|(?: OR {_PART})+) ?\]")
 """
-Several of them; the same holds.
+Several such comparisons, joined by one operator.
 """
 
 _PARTS = re.compile(_PART)
@@ -313,7 +317,7 @@ _NORMAL = re.compile(
     r")\]"
 )
 """
-A single comparison with a value that needs hardly any change to be in its normal form.
+A single comparison whose value is in its normal form, or a URL in nearly normal form.
 """
 
 _KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {
@@ -324,14 +328,14 @@ _KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {
     ("email-addr", ("value",)): Kind.EMAIL,
     ("email-message", ("from_ref", "value")): Kind.EMAIL,
     ("email-message", ("sender_ref", "value")): Kind.EMAIL,
-    # A reference to an address or to a domain name: the value tells which.
+    # A reference to an address or to a domain name; the value decides.
     ("network-traffic", ("src_ref", "value")): Kind.DOMAIN,
     ("network-traffic", ("dst_ref", "value")): Kind.DOMAIN,
     ("file", ("name",)): Kind.FILE_NAME,
     ("mac-addr", ("value",)): Kind.MAC,
 }
 
-# STIX has no property for these: this is how most write them.
+# STIX has no properties for these; these are the common notations.
 _TLS = {
     "ja3": Kind.JA3,
     "ja3_hash": Kind.JA3,
@@ -377,7 +381,7 @@ def _kind(path: ObjectPath) -> Kind | None:
 
 def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
     """
-    What an extension of network traffic holds.
+    @return: The kind of a property in an extension of network traffic; L{None} if unsupported.
     """
     if steps[:1] == ("tls-ext",) and len(steps) == 2:
         return _TLS.get(str(steps[1]).lower())
@@ -388,7 +392,7 @@ def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
 
 def _of_observations(expression: Expression, found: _Findings) -> Condition | None:
     """
-    @return: L{None} if nothing of it can be matched.
+    @return: The condition of an expression; L{None} if nothing of it can be matched.
     """
     if isinstance(expression, Observation):
         return _of_test(expression.test, found)
@@ -421,7 +425,7 @@ def _of_test(test: Test, found: _Findings) -> Condition | None:
 
 def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
     """
-    @param conditions: L{None} for one that cannot be matched.
+    @param conditions: The alternatives; L{None} for each that cannot be matched.
     """
     found: list[Condition] = []
     for condition in conditions:
@@ -434,20 +438,19 @@ def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
 
 def _all_of(conditions: Sequence[Condition | None]) -> Condition | None:
     """
-    @param conditions: At least one; L{None} for one that cannot be matched.
+    @param conditions: The conditions, at least one; L{None} for each that cannot be matched.
     """
     found = tuple(condition for condition in conditions if condition is not None)
     if len(found) < len(conditions):
-        return None  # matched by the rest alone, it would be seen where it is not
+        return None  # matching only the rest would report false sightings
     return found[0] if len(found) == 1 else AllOf(found)
 
 
 def _without_reference_types(operands: tuple[Test, ...]) -> list[Test]:
     """
-    A conjunction's tests, less those which only repeat what another's value says.
-
-    C{network-traffic:dst_ref.type = 'ipv4-addr' AND network-traffic:dst_ref.value =
-    '192.0.2.1'} is how MISP writes a destination address.
+    @return: The tests of a conjunction, without tests of a reference's type that its value
+        implies. MISP writes a destination address as C{network-traffic:dst_ref.type =
+        'ipv4-addr' AND network-traffic:dst_ref.value = '192.0.2.1'}.
     """
     references = {
         operand.path.steps[0]
@@ -506,6 +509,6 @@ def _of_value(kind: Kind, value: Literal, found: _Findings) -> Term | None:
 
 def _kind_of_value(kind: Kind, value: str) -> Kind:
     """
-    A reference's value may be a range, which no domain name can be.
+    @return: The kind of a value: that of a reference may be a range, which is no domain name.
     """
     return Kind.NETWORK if kind is Kind.DOMAIN and "/" in value else kind

@@ -1,9 +1,9 @@
 """
-STIX 2.1 patterns: from text to a tree.
+Parses STIX 2.1 patterns into trees.
 
-The grammar is that of the STIX 2.1 specification, part 9. Two limits are ours:
-parentheses nest at most L{DEEPEST} deep, and a number has at most L{LONGEST_NUMBER}
-characters; what exceeds them is refused as if it were no pattern.
+The grammar is that of the STIX 2.1 specification, part 9, with two additional limits:
+parentheses nest at most L{DEEPEST} deep, and a number has at most L{LONGEST_NUMBER} characters.
+Patterns that exceed them are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tbvast.errors import PatternInvalid
 
 DEEPEST = 64
 """
-How deep parentheses may nest.
+The most levels of nested parentheses.
 """
 
 LONGEST_NUMBER = 1000
@@ -30,7 +30,7 @@ The most characters of a number.
 
 class Operator(enum.StrEnum):
     """
-    How a comparison compares.
+    The operator of a comparison.
     """
 
     EQUAL = "="
@@ -48,7 +48,7 @@ class Operator(enum.StrEnum):
 
 class Joint(enum.StrEnum):
     """
-    What joins tests or observations.
+    The operator that joins tests or observations.
     """
 
     AND = "AND"
@@ -58,7 +58,9 @@ class Joint(enum.StrEnum):
 
 class Timestamp(msgspec.Struct, frozen=True):
     """
-    A point in time, as it was written: C{2016-01-20T12:31:12.123Z}.
+    A point in time.
+
+    @ivar text: The timestamp as written, such as C{2016-01-20T12:31:12.123Z}.
     """
 
     text: str
@@ -75,7 +77,7 @@ class AnyIndex(msgspec.Struct, frozen=True):
 
 class ObjectPath(msgspec.Struct, frozen=True):
     """
-    Where in an object to look: C{file:hashes.'SHA-256'}.
+    The path of a property, such as C{file:hashes.'SHA-256'}.
 
     @ivar type: The object's type.
     @ivar steps: Property names, list positions, and L{AnyIndex}; at least one.
@@ -96,9 +98,12 @@ class ObjectPath(msgspec.Struct, frozen=True):
 
 class Comparison(msgspec.Struct, frozen=True):
     """
-    A property compared to a value.
+    The comparison of a property with a value.
 
-    @ivar value: A tuple for L{Operator.IN}, a single literal for all others.
+    @ivar path: The property.
+    @ivar operator: The operator.
+    @ivar value: A tuple for L{Operator.IN}, a single literal for all other operators.
+    @ivar negated: Whether C{NOT} precedes the operator.
     """
 
     path: ObjectPath
@@ -109,7 +114,10 @@ class Comparison(msgspec.Struct, frozen=True):
 
 class Exists(msgspec.Struct, frozen=True):
     """
-    A property that is there, whatever its value.
+    The test that a property exists.
+
+    @ivar path: The property.
+    @ivar negated: Whether C{NOT} precedes the test.
     """
 
     path: ObjectPath
@@ -118,7 +126,10 @@ class Exists(msgspec.Struct, frozen=True):
 
 class Tests(msgspec.Struct, frozen=True):
     """
-    Tests of one observation, joined by C{AND} or C{OR}; at least two.
+    Tests of one observation, joined by an operator.
+
+    @ivar joint: C{AND} or C{OR}.
+    @ivar operands: The tests; at least two.
     """
 
     joint: Joint
@@ -130,7 +141,9 @@ Test = Comparison | Exists | Tests
 
 class Observation(msgspec.Struct, frozen=True):
     """
-    What one observation has to be: C{[...]}.
+    The condition on one observation: C{[...]}.
+
+    @ivar test: The condition.
     """
 
     test: Test
@@ -138,7 +151,9 @@ class Observation(msgspec.Struct, frozen=True):
 
 class Within(msgspec.Struct, frozen=True):
     """
-    All observations within so many seconds.
+    The qualifier that all observations occur within some seconds.
+
+    @ivar seconds: The seconds.
     """
 
     seconds: float
@@ -146,7 +161,9 @@ class Within(msgspec.Struct, frozen=True):
 
 class Repeats(msgspec.Struct, frozen=True):
     """
-    The observations so many times.
+    The qualifier that the observations occur several times.
+
+    @ivar times: The number of times.
     """
 
     times: int
@@ -154,7 +171,10 @@ class Repeats(msgspec.Struct, frozen=True):
 
 class StartStop(msgspec.Struct, frozen=True):
     """
-    The observations from one point in time (inclusive) to another (exclusive).
+    The qualifier that the observations occur in an interval.
+
+    @ivar start: The beginning, inclusive.
+    @ivar stop: The end, exclusive.
     """
 
     start: Timestamp
@@ -166,7 +186,10 @@ Qualifier = Within | Repeats | StartStop
 
 class Qualified(msgspec.Struct, frozen=True):
     """
-    An expression whose observations have to fulfil qualifiers; at least one.
+    An expression with qualifiers.
+
+    @ivar expression: The expression whose observations have to fulfil the qualifiers.
+    @ivar qualifiers: The qualifiers; at least one.
     """
 
     expression: Expression
@@ -175,7 +198,10 @@ class Qualified(msgspec.Struct, frozen=True):
 
 class Observations(msgspec.Struct, frozen=True):
     """
-    Expressions joined by C{AND}, C{OR} or C{FOLLOWEDBY}; at least two.
+    Expressions joined by an operator.
+
+    @ivar joint: The operator.
+    @ivar operands: The expressions; at least two.
     """
 
     joint: Joint
@@ -187,8 +213,9 @@ Expression = Observation | Observations | Qualified
 
 def parse(pattern: str) -> Expression:
     """
-    The tree of a pattern.
+    Parse a pattern.
 
+    @return: Its tree.
     @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
     """
     parser = _Parser(pattern)
@@ -199,16 +226,16 @@ def parse(pattern: str) -> Expression:
 
 def count_terms(pattern: str) -> tuple[int, int]:
     """
-    How much a parser that recurses has to do.
+    Measure the work of a recursive parser.
 
-    @param pattern: One that L{parse} accepts.
-    @return: How many comparisons and qualifiers there are, and how many steps the
-        longest object path has.
+    @param pattern: A pattern that L{parse} accepts.
+    @return: The number of comparisons and qualifiers, and the number of steps of the longest
+        object path.
     """
     terms, steps, longest = 1, 0, 0
     for token in _TOKEN.finditer(pattern):
         text = token[0]
-        if text in _JOINTS:
+        if text in _TERM_KEYWORDS:
             terms += 1
         elif text == ":":
             steps = 1
@@ -218,7 +245,7 @@ def count_terms(pattern: str) -> tuple[int, int]:
     return terms, longest
 
 
-_JOINTS = frozenset(("AND", "OR", "FOLLOWEDBY", "WITHIN", "REPEATS", "START"))
+_TERM_KEYWORDS = frozenset(("AND", "OR", "FOLLOWEDBY", "WITHIN", "REPEATS", "START"))
 
 _PLAIN_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -270,10 +297,10 @@ _LOOSEST_FIRST = (Joint.FOLLOWEDBY, Joint.OR, Joint.AND)
 
 class _Parser:
     """
-    A recursive descent over the tokens of one pattern.
+    A recursive-descent parser for one pattern.
 
-    @ivar kind: The current token's: a keyword or sign itself, or the name of a
-        group of L{_TOKEN}, C{"end"} after the last.
+    @ivar kind: The kind of the current token: the token itself if it is a keyword or a sign,
+        else the name of a group of L{_TOKEN}; C{"end"} after the last token.
     @ivar text: The current token.
     """
 
@@ -288,7 +315,7 @@ class _Parser:
 
     def advance(self) -> None:
         """
-        Go to the next token.
+        Advance to the next token.
         """
         pattern = self._pattern
         while True:
@@ -319,9 +346,10 @@ class _Parser:
 
     def expect(self, kind: str, expected: str) -> str:
         """
-        Go past a token that has to be there.
+        Consume a token that must be the current one.
 
         @return: The token.
+        @raise PatternInvalid: If it is not.
         """
         if self.kind != kind:
             self.refuse(expected)
@@ -329,9 +357,11 @@ class _Parser:
         self.advance()
         return text
 
-    def passed(self, kind: str) -> bool:
+    def accept(self, kind: str) -> bool:
         """
-        Go past a token if it is there.
+        Consume a token if it is the current one.
+
+        @return: Whether it was.
         """
         if self.kind != kind:
             return False
@@ -340,19 +370,21 @@ class _Parser:
 
     def observations(self, joints: tuple[Joint, ...] = _LOOSEST_FIRST) -> Expression:
         """
-        @param joints: What may join, the loosest first.
+        Parse an expression.
+
+        @param joints: The operators that may join its operands, the loosest first.
         """
         if not joints:
             return self._qualified()
         operands = [self.observations(joints[1:])]
-        while self.passed(joints[0].value):
+        while self.accept(joints[0].value):
             operands.append(self.observations(joints[1:]))
         return operands[0] if len(operands) == 1 else Observations(joints[0], tuple(operands))
 
     def _qualified(self) -> Expression:
         expression: Expression
         simple = self.kind == "["
-        if self.passed("["):
+        if self.accept("["):
             expression = Observation(self._tests())
             self.expect("]", "AND, OR or ]")
         else:
@@ -369,11 +401,11 @@ class _Parser:
         return Qualified(expression, tuple(qualifiers)) if qualifiers else expression
 
     def _qualifier(self) -> Qualifier:
-        if self.passed("WITHIN"):
+        if self.accept("WITHIN"):
             seconds = self._positive("a positive number", "int", "float")
             self.expect("SECONDS", "SECONDS")
             return Within(seconds)
-        if self.passed("REPEATS"):
+        if self.accept("REPEATS"):
             times = self._positive("a positive whole number", "int")
             self.expect("TIMES", "TIMES")
             return Repeats(int(times))
@@ -406,13 +438,13 @@ class _Parser:
 
     def _tests(self) -> Test:
         alternatives = [self._conjunction()]
-        while self.passed("OR"):
+        while self.accept("OR"):
             alternatives.append(self._conjunction())
         return alternatives[0] if len(alternatives) == 1 else Tests(Joint.OR, tuple(alternatives))
 
     def _conjunction(self) -> Test:
         operands = [self._test()]
-        while self.passed("AND"):
+        while self.accept("AND"):
             operands.append(self._test())
         return operands[0] if len(operands) == 1 else Tests(Joint.AND, tuple(operands))
 
@@ -423,11 +455,11 @@ class _Parser:
             self._close("AND, OR or )")
             return test
         if self.kind in ("NOT", "EXISTS"):
-            negated = self.passed("NOT")
+            negated = self.accept("NOT")
             self.expect("EXISTS", "EXISTS")
             return Exists(self._path(), negated)
         path = self._path()
-        negated = self.passed("NOT")
+        negated = self.accept("NOT")
         kind = self.kind
         if kind in _EQUALITIES:
             self.advance()
@@ -446,9 +478,9 @@ class _Parser:
     def _set(self) -> tuple[Literal, ...]:
         self.expect("(", "(")
         values: list[Literal] = []
-        if not self.passed(")"):
+        if not self.accept(")"):
             values.append(self._literal())
-            while self.passed(","):
+            while self.accept(","):
                 values.append(self._literal())
             self.expect(")", ", or )")
         return tuple(values)
@@ -461,9 +493,9 @@ class _Parser:
         self.expect(":", ":")
         steps: list[str | int | AnyIndex] = [self._key()]
         while True:
-            if self.passed("."):
+            if self.accept("."):
                 steps.append(self._key())
-            elif self.passed("["):
+            elif self.accept("["):
                 steps.append(self._index())
                 self.expect("]", "]")
             else:
@@ -475,7 +507,7 @@ class _Parser:
         return self.expect("name", "a property name")
 
     def _index(self) -> int | AnyIndex:
-        if self.passed("*"):
+        if self.accept("*"):
             return AnyIndex()
         if self.kind != "int":
             self.refuse("a list position or *")

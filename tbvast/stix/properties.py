@@ -16,12 +16,13 @@ from typing import Any
 import msgspec
 
 from tbvast.errors import Invalid
+from tbvast.stix import documents
 from tbvast.stix.documents import UUID, Time
 from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
 
 Check = Callable[[str, Any], None]
 
-TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z, of the years 1000 to 9999"
+_TIMESTAMP = f"{documents.TIMESTAMP}, of the years 1000 to 9999"
 
 _TYPE = "[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 _ID = re.compile(rf"({_TYPE})--{UUID}")
@@ -71,6 +72,9 @@ def is_id(kind: str) -> Callable[[str], re.Match[str] | None]:
 
 
 def text(path: str, value: Any) -> None:
+    """
+    Require a text.
+    """
     if not isinstance(value, str):
         raise Invalid(path, value, "a text")
 
@@ -81,6 +85,9 @@ def _name(path: str, value: Any) -> None:
 
 
 def flag(path: str, value: Any) -> None:
+    """
+    Require a boolean.
+    """
     if not isinstance(value, bool):
         raise Invalid(path, value, "true or false")
 
@@ -92,21 +99,31 @@ def anything(path: str, value: Any) -> None:
 
 
 def an_object(path: str, value: Any) -> None:
+    """
+    Require an object.
+    """
     if not isinstance(value, dict):
         raise Invalid(path, value, "an object")
 
 
 def time(path: str, value: Any) -> None:
+    """
+    Require a timestamp with a time zone, from L{FIRST_YEAR} on.
+    """
     try:
         found: datetime = msgspec.convert(value, Time)
         if isinstance(value, str) and found.astimezone(UTC).year >= FIRST_YEAR:
             return
     except (msgspec.ValidationError, OverflowError):
         pass
-    raise Invalid(path, value, TIMESTAMP)
+    raise Invalid(path, value, _TIMESTAMP)
 
 
-def whole(least: int, most: int) -> Check:
+def whole_number(least: int, most: int) -> Check:
+    """
+    @return: A check for an integer in a range.
+    """
+
     def check(path: str, value: Any) -> None:
         if type(value) is not int or not least <= value <= most:
             raise Invalid(path, value, f"a whole number from {least} to {most}")
@@ -115,6 +132,9 @@ def whole(least: int, most: int) -> Check:
 
 
 def one_of(*values: str) -> Check:
+    """
+    @return: A check for one of some texts.
+    """
     expected = " or ".join(values)
 
     def check(path: str, value: Any) -> None:
@@ -125,6 +145,10 @@ def one_of(*values: str) -> Check:
 
 
 def a_type(kind: str) -> Check:
+    """
+    @return: A check for the type of a document.
+    """
+
     def check(path: str, value: Any) -> None:
         if value != kind:
             raise Invalid(path, value, f"the type {kind}")
@@ -133,6 +157,9 @@ def a_type(kind: str) -> Check:
 
 
 def id_of(*kinds: str) -> Check:
+    """
+    @return: A check for the id of an object of one of some types.
+    """
     expected = " or ".join(f"{kind}--UUID" for kind in kinds)
 
     def check(path: str, value: Any) -> None:
@@ -145,7 +172,7 @@ def id_of(*kinds: str) -> Check:
 
 def subject(path: str, value: Any) -> None:
     """
-    Accept the id of a domain object, or of a type that the standard does not define.
+    Require the id of a domain object, or of an object whose type the standard does not define.
     """
     match = _ID.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[1] in _NO_SUBJECTS or not 3 <= len(match[1]) <= 250:
@@ -155,11 +182,18 @@ def subject(path: str, value: Any) -> None:
 
 
 def language(path: str, value: Any) -> None:
+    """
+    Require a language tag.
+    """
     if not isinstance(value, str) or _LANGUAGE.fullmatch(value) is None:
         raise Invalid(path, value, "a language tag such as en or de-CH")
 
 
 def items(check: Check) -> Check:
+    """
+    @return: A check for a list whose items all pass a check.
+    """
+
     def check_all(path: str, value: Any) -> None:
         if not isinstance(value, list):
             raise Invalid(path, value, "a list")
@@ -171,14 +205,16 @@ def items(check: Check) -> Check:
 
 def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
     """
-    @param needed: Sets of properties; the record must have at least one property of each.
+    @param table: The checks of the object's properties.
+    @param needed: Sets of properties; the object must have at least one property of each.
+    @return: A check for an object.
     """
 
     def check(path: str, value: Any) -> None:
         an_object(path, value)
         check_properties(table, value, f"{path}.")
         for names in needed:
-            if not any(_there(value.get(name)) for name in names):
+            if not any(_is_present(value.get(name)) for name in names):
                 raise Invalid(f"{path}.{names[0]}", None, f"there, as {' or '.join(names)} must be")
 
     return check
@@ -189,6 +225,8 @@ def check_properties(table: Mapping[str, Check], document: dict[str, Any], path:
     Check each property of an object. C{null} and an empty list count as missing, as they do
     for the library C{stix2}.
 
+    @param table: The checks, by name of the property.
+    @param path: The prefix of paths in errors.
     @raise Invalid: If a property is wrong.
     """
     for name, value in document.items():
@@ -196,7 +234,7 @@ def check_properties(table: Mapping[str, Check], document: dict[str, Any], path:
         if check is None:
             if not is_custom(name):
                 raise Invalid(path.rstrip(".") or "document", name, _NAMES)
-        elif _there(value):
+        elif _is_present(value):
             check(path + name, value)
 
 
@@ -213,7 +251,7 @@ _NAMES = (
 )
 
 
-def _there(value: Any) -> bool:
+def _is_present(value: Any) -> bool:
     return value is not None and value != []
 
 
@@ -263,7 +301,7 @@ _granular_marking = record(
 def _granular_markings(path: str, value: Any) -> None:
     items(_granular_marking)(path, value)
     for number, marking in enumerate(value):
-        if _there(marking.get("lang")) and _there(marking.get("marking_ref")):
+        if _is_present(marking.get("lang")) and _is_present(marking.get("marking_ref")):
             raise Invalid(f"{path}[{number}].lang", marking["lang"], "alone: there is marking_ref")
 
 
@@ -275,7 +313,7 @@ COMMON: dict[str, Check] = {
     "description": text,
     "revoked": flag,
     "labels": items(text),
-    "confidence": whole(0, 100),
+    "confidence": whole_number(0, 100),
     "lang": language,
     "external_references": items(
         record(
@@ -316,7 +354,7 @@ SIGHTING: dict[str, Check] = COMMON | {
     "id": id_of("sighting"),
     "first_seen": time,
     "last_seen": time,
-    "count": whole(0, 999_999_999),
+    "count": whole_number(0, 999_999_999),
     "sighting_of_ref": subject,
     "observed_data_refs": items(id_of("observed-data")),
     "where_sighted_refs": items(id_of("identity", "location")),
@@ -389,5 +427,5 @@ _OBJECTS: Container[str] = frozenset(
     ("external_references", "kill_chain_phases", "granular_markings")
 )
 """
-Properties with objects of the standard's own, which C{stix2} does not look into.
+Properties whose values are objects that the standard defines, which C{stix2} does not look into.
 """

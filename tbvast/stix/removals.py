@@ -35,11 +35,12 @@ def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
     Build the removal of an indicator from little more than its id. Every subscriber can
     read it.
 
-    @param version: In microseconds since the epoch.
+    @param id: The indicator's STIX id.
+    @param version: The version, in microseconds since the epoch.
     @param body: The indicator's document. If its pattern is readable, the removal repeats
         it; otherwise the pattern contains only the id, and matches nothing.
-    @raise Invalid: If the id may not enter the bus: it is damaged, or of a journal that
-        0.1.0 has written. An old client ends when it meets it.
+    @raise Invalid: If the id may not enter the bus, because old clients crash on it. It is
+        damaged, or from a journal of version 0.1.0.
     """
     pattern, pattern_type = f"[indicator:id = '{id}']", STIX
     try:

@@ -1,12 +1,13 @@
 """
-Sightings: STIX documents that say what was seen, where and when.
+Sightings: STIX documents that report the match of an indicator in an event.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +16,8 @@ from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
     STIX_ID,
+    TIMESTAMP,
+    ShortTime,
     Time,
     from_microseconds,
     microseconds,
@@ -22,23 +25,30 @@ from tbvast.stix.documents import (
 )
 from tbvast.stix.limits import FIRST_YEAR
 from tbvast.stix.sighting_size import encode_fitting
-from tbvast.values import MatchType
 
 SOURCE = "tbvast-bridge"
 """
-What C{x_threatbus_source} begins with; the engine's name follows after a slash.
+The beginning of C{x_threatbus_source}; a slash and the engine's name follow.
 """
+
+
+class MatchType(enum.StrEnum):
+    """
+    The way in which an event was found; the value of C{x_threatbus_match_type}.
+    """
+
+    LIVE = "LIVE"
+    RETRO = "RETRO"
 
 
 class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):
     """
-    A sighting, decoded.
+    A decoded sighting.
 
     @ivar id: The STIX id: C{sighting--UUID}.
-    @ivar indicator: The id of what was seen.
-    @ivar last_seen: In microseconds since the epoch; L{None} if the document does
-        not say.
-    @ivar raw: The document, byte for byte as it came.
+    @ivar indicator: The id of the object that was seen.
+    @ivar last_seen: In microseconds since the epoch; L{None} if the document has none.
+    @ivar raw: The unchanged document.
     """
 
     id: str
@@ -49,7 +59,7 @@ class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):
 
 class _Document(msgspec.Struct):
     """
-    What is read of a sighting's document.
+    The properties of a sighting that are decoded.
     """
 
     type: Literal["sighting"]
@@ -62,7 +72,7 @@ _EXPECTED = {
     "type": "the type sighting",
     "id": "an id of the form sighting--UUID",
     "sighting_of_ref": "a STIX id of the form TYPE--UUID",
-    "last_seen": "a timestamp such as 2024-05-17T12:00:00.000Z",
+    "last_seen": TIMESTAMP,
 }
 
 _decoder = msgspec.json.Decoder(_Document)
@@ -70,9 +80,9 @@ _decoder = msgspec.json.Decoder(_Document)
 
 def decode_sighting(raw: bytes) -> Sighting:
     """
-    Read a sighting.
+    Decode a sighting.
 
-    @raise SightingInvalid: If C{raw} is none.
+    @raise SightingInvalid: If C{raw} is not a sighting.
     """
     document = documents.decode(_decoder, raw, SightingInvalid, _EXPECTED)
     match = STIX_ID.fullmatch(document.id)
@@ -91,20 +101,19 @@ def decode_sighting(raw: bytes) -> Sighting:
     )
 
 
-_ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
 _SOME_TIME = "2024-05-17T12:00:00Z"
 
 
 class _Readable(msgspec.Struct, gc=False):
     """
-    What Threat Bus's applications need of a sighting's document.
+    The properties that Threat Bus's applications require of a sighting.
     """
 
     spec_version: Literal["2.1"]
-    created: _ShortTime
-    modified: _ShortTime
-    first_seen: _ShortTime = _SOME_TIME
-    last_seen: _ShortTime = _SOME_TIME
+    created: ShortTime
+    modified: ShortTime
+    first_seen: ShortTime = _SOME_TIME
+    last_seen: ShortTime = _SOME_TIME
 
 
 class _Timed(msgspec.Struct, gc=False):
@@ -122,13 +131,13 @@ _SIGHTING_TIMES = ("created", "modified", "first_seen", "last_seen")
 
 def compatible_sighting(raw: bytes) -> bytes:
     """
-    A sighting as Threat Bus's applications can read it, as
-    L{tbvast.stix.indicators.compatible} makes indicators. What is missing of C{created}
-    and C{modified} is taken from the other, else from when it was seen, else from the epoch.
+    Complete a sighting so that Threat Bus's applications can read it; see
+    L{tbvast.stix.indicators.compatible}. A missing C{created} or C{modified} is taken from the
+    other one, else from the time of the sighting, else from the epoch.
 
     @param raw: A sighting that has been decoded before.
-    @return: C{raw} itself, if they can read it.
-    @raise SightingInvalid: If C{raw} is no sighting.
+    @return: The completed document; C{raw} itself if it is complete.
+    @raise SightingInvalid: If C{raw} is not a sighting.
     """
     try:
         found = _readable_decoder.decode(raw)
@@ -154,17 +163,17 @@ def compatible_sighting(raw: bytes) -> bytes:
 
 def canonical(event: dict[str, Any]) -> bytes:
     """
-    An event as bytes that do not depend on the order of its keys.
+    @return: An event as bytes that do not depend on the order of its keys.
     """
     return msgspec.json.encode(event, order="sorted")
 
 
 def sighting_id(indicator_id: str, event: bytes, engine: str) -> str:
     """
-    The id of the sighting of an indicator in an event: seen again, it is the same.
-
-    @param event: The event, L{canonical}.
+    @param event: The L{canonical} bytes of an event.
     @param engine: The engine's name.
+    @return: The id of the sighting of an indicator in an event. If the event is found again, the
+        id is the same.
     """
     return documents.derived_id("sighting", indicator_id.encode(), engine.encode(), event)
 
@@ -181,19 +190,20 @@ def make_sighting(
     now: datetime,
 ) -> Sighting:
     """
-    The sighting of an indicator in an event.
+    Make the sighting of an indicator in an event.
 
-    @param indicator_raw: The indicator's document, if it is at hand; valid JSON.
-    @param values: What was seen, as the indicator has it; more than one only where
-        the indicator wants them together.
-    @param event: The whole event, which the sighting's id is derived from.
-    @param context: What the sighting says of the event: the event itself, or what
-        somebody made of it.
+    @param indicator_id: The indicator's id.
+    @param indicator_raw: The indicator's document, which is valid JSON, if it is available.
+    @param values: The values that were seen, as the indicator has them; several only if the
+        indicator requires them together.
+    @param match_type: The way in which the event was found.
+    @param event: The whole event, from which the sighting's id is derived.
+    @param context: The sighting's context: the event itself, or its transformation.
     @param engine: The engine's name.
-    @param now: When the match was found; stands in for an event's missing time.
-    @return: The sighting, without what is too long of the context or the indicator: see
+    @param now: The time of the match; also the sighting's time if the event has none.
+    @return: The sighting, if necessary without some of the context or the indicator; see
         L{encode_fitting}.
-    @raise SightingInvalid: If it is too long all the same.
+    @raise SightingInvalid: If it is too long even then.
     """
     time = timestamp(now)
     seen = event_time(event) or now
@@ -222,14 +232,13 @@ def make_sighting(
 
 def event_time(event: dict[str, Any]) -> datetime | None:
     """
-    When an event happened, in UTC.
+    Read the time of an event.
 
-    Looked for in C{timestamp} (Suricata), C{ts} (Zeek), and C{time} (OCSF), as an
-    ISO 8601 text, or as a number: of milliseconds in C{time}, else of seconds, since
-    the epoch. A text without a time zone is in UTC.
+    The time is in C{timestamp} (Suricata), C{ts} (Zeek) or C{time} (OCSF): as an ISO 8601 text,
+    or as a number since the epoch, which is in milliseconds in C{time} and otherwise in seconds.
+    A text without a time zone is in UTC.
 
-    @return: L{None} if the event does not say, says it in another way, or says a time that
-        no document may have.
+    @return: The time in UTC; L{None} if the event has none, or one that no document may have.
     """
     for field, unit in _TIMES:
         value = event.get(field)

@@ -1,9 +1,9 @@
 """
-Which fields of an event can hold an observable, as data.
+The fields of events that can hold observables.
 
-The built-in map knows Suricata EVE, Zeek and OCSF. A path names the records on
-the way, joined by dots; C{[]} behind a name means every element of a list, as far
-as lists are looked at, and C{[24]} the first 24 of one that tends to be long.
+The built-in fields cover Suricata EVE, Zeek and OCSF. A path joins the names of nested records
+by dots. C{[]} after a name means the elements of a list, up to the configured number, and
+C{[24]} the first 24 elements of a list that tends to be long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tbvast.stix.observables import Kind
 
 STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
 """
-A part of a path between dots.
+The pattern of a part of a path between dots.
 """
 
 POSITIONS = 8
@@ -29,13 +29,13 @@ How many elements of each list are looked at, unless a path says otherwise.
 
 SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?", re.ASCII)
 """
-What a source can have as its schema.
+The pattern of a source's schema.
 """
 
 
 class Form(enum.Enum):
     """
-    How a field writes what it holds, and so what is to be undone to compare it.
+    The notation of a field's values, which determines how they are normalised.
     """
 
     ADDRESS = "address"
@@ -60,16 +60,18 @@ class Form(enum.Enum):
     """A MAC address, in any case, with colons or dashes."""
 
     VERBATIM = "verbatim"
-    """Text that is compared as it is."""
+    """Text that is compared unchanged."""
 
 
 class Field(msgspec.Struct, frozen=True):
     """
     A field that can hold observables of some kinds.
 
-    @ivar path: Where it is, e.g. C{"dns.answers[].rdata"}.
-    @ivar flat: Whether the dots are part of one name at the top of the event, as
-        in Zeek's JSON when it was imported without its schema.
+    @ivar path: The path in the event, such as C{"dns.answers[].rdata"}.
+    @ivar form: The notation of the values.
+    @ivar kinds: The kinds that the field can hold.
+    @ivar flat: Whether the dots are part of a single top-level name, as in Zeek's JSON that was
+        imported without a schema.
     """
 
     path: str
@@ -82,13 +84,13 @@ class Request(msgspec.Struct, frozen=True):
     """
     Fields that hold the parts of one URL.
 
-    @ivar host: The path of the host's name.
-    @ivar target: The path of what was requested from it: a path with a query,
-        or, of a proxy, a whole URL.
-    @ivar port: The path of the port that was asked; C{""} if the log has none.
-        Ports 80 and 443 go without saying.
-    @ivar query: The path of the query; C{""} if C{target} has it.
-    @ivar unescaped: Whether the log undoes the escapes of what was requested.
+    @ivar host: The path of the host name.
+    @ivar target: The path of the request target: a path with a query, or a whole URL if it was
+        sent to a proxy.
+    @ivar port: The path of the port; C{""} if the log has none. Ports 80 and 443 are not part
+        of the URL's normal form.
+    @ivar query: The path of the query; C{""} if C{target} includes it.
+    @ivar unescaped: Whether the log contains the target unescaped.
     """
 
     host: str
@@ -100,10 +102,12 @@ class Request(msgspec.Struct, frozen=True):
 
 class Source(msgspec.Struct, frozen=True):
     """
-    What is known of the events of some schemas.
+    The fields in the events of some schemas.
 
-    @ivar schema: A schema's name; or, with a trailing C{*}, how the names of
-        those begin that no other source names in full.
+    @ivar schema: The name of a schema; with a trailing C{*}, the common beginning of the names
+        of schemas that no other source names in full.
+    @ivar fields: The fields that can hold observables.
+    @ivar requests: The fields that together hold URLs.
     """
 
     schema: str
@@ -111,11 +115,12 @@ class Source(msgspec.Struct, frozen=True):
     requests: tuple[Request, ...] = ()
 
 
-class Mapped(msgspec.Struct, frozen=True):
+class SourceMapping(msgspec.Struct, frozen=True):
     """
-    What somebody says of the events of some schemas.
+    The fields that a user adds to the events of some schemas.
 
-    @ivar replace: Whether nothing else is looked at in them.
+    @ivar source: The fields.
+    @ivar replace: Whether they replace all other fields of these events.
     """
 
     source: Source
@@ -163,7 +168,7 @@ def locations(*paths: str) -> tuple[Field, ...]:
 
 def digests(*paths: str, kinds: frozenset[Kind] = DIGESTS) -> tuple[Field, ...]:
     """
-    Fields that hold hashes: of files, if C{kinds} is not given.
+    Fields that hold hashes, by default those of files.
     """
     return tuple(Field(path, Form.DIGEST, kinds) for path in paths)
 
@@ -184,7 +189,7 @@ def certificates(*paths: str) -> tuple[Field, ...]:
 
 def user_agents(*paths: str) -> tuple[Field, ...]:
     """
-    Fields that hold what a client says it is.
+    Fields that hold user agents.
     """
     return tuple(Field(path, Form.VERBATIM, frozenset({Kind.USER_AGENT})) for path in paths)
 
@@ -198,7 +203,11 @@ def hardware(*paths: str) -> tuple[Field, ...]:
 
 def handshakes(ja3: str = "", ja3s: str = "", ja4: str = "") -> tuple[Field, ...]:
     """
-    Fields that hold what TLS clients and servers are known by.
+    Fields that hold fingerprints of TLS clients and servers.
+
+    @param ja3: The path of a JA3; C{""} if there is none.
+    @param ja3s: The path of a JA3S, likewise.
+    @param ja4: The path of a JA4, likewise.
     """
     return tuple(
         field
@@ -290,7 +299,7 @@ _ZEEK_OTHER = (
     + _ZEEK_HARDWARE
     + hardware("mac")
 )
-# Zeek writes the host without its port: with the server's, it is another URL.
+# Zeek logs the host without a port: the request with the server's port is another URL.
 _ZEEK_REQUEST = (
     Request("host", "uri", unescaped=True),
     Request("host", "uri", "id.resp_p", unescaped=True),
@@ -342,9 +351,9 @@ OCSF = (
 _FLAT = addresses("id.orig_h", "id.resp_h", flat=True)
 
 
-def anything(sources: tuple[Source, ...]) -> Source:
+def any_source(sources: tuple[Source, ...]) -> Source:
     """
-    Every field of every source, for events whose schema says nothing.
+    @return: A source with the fields of all sources, for events of unknown schemas.
     """
     fields: dict[Field, None] = dict.fromkeys(
         field for source in sources for field in source.fields
@@ -358,7 +367,7 @@ def anything(sources: tuple[Source, ...]) -> Source:
 
 BUILT_IN = SURICATA + ZEEK + OCSF
 
-BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
+FIELDS_BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
     "ip": addresses,
     "domain": names,
     "host": hosts,
@@ -374,19 +383,25 @@ BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
     "mac": hardware,
 }
 """
-What makes fields of paths, by what the configuration calls it.
+The functions that make fields of paths, by their configuration keys.
 """
 
 
-def mapped(given: Iterable[Mapped], sources: Iterable[Source] = BUILT_IN) -> tuple[Source, ...]:
+def with_mappings(
+    given: Iterable[SourceMapping], sources: Iterable[Source] = BUILT_IN
+) -> tuple[Source, ...]:
     """
-    Sources with what else is said of some schemas.
+    Apply mappings to sources.
 
-    What is said of a prefix holds for all schemas that begin so; what is said of a
-    narrower one comes on top of it, or in its place.
+    The mapping of a prefix applies to all schemas with this prefix. The mapping of a longer
+    prefix, or of a whole name, extends or replaces that of a shorter one.
+
+    @param given: The mappings, in any order.
+    @param sources: The sources to extend.
+    @return: The resulting sources.
     """
     found = {source.schema: source for source in sources}
-    everything = anything(tuple(found.values()))
+    everything = any_source(tuple(found.values()))
     for each in sorted(given, key=_width):
         own = each.source
         covered = [schema for schema in found if _covers(own.schema, schema)]
@@ -406,7 +421,7 @@ def mapped(given: Iterable[Mapped], sources: Iterable[Source] = BUILT_IN) -> tup
     return tuple(found.values())
 
 
-def _width(each: Mapped) -> tuple[bool, int]:
+def _width(each: SourceMapping) -> tuple[bool, int]:
     schema = each.source.schema
     return not schema.endswith("*"), len(schema)
 

@@ -24,7 +24,7 @@ import zmq
 
 import tbvast
 from devtools.services import STOP_TIMEOUT_SECONDS, free_ports, twistd
-from tbvast.engines.binaries import Program, launched
+from tbvast.engines.binaries import Program, launch_command
 from tbvast.values import HostPort
 from tests.functional.components import wait_until
 
@@ -375,7 +375,7 @@ class BlockingProcess:
         paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                launched(Program(program, program), rest),
+                launch_command(Program(program, program), rest),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -45,8 +45,8 @@ def require_tenzir(testcase: SynchronousTestCase) -> str:
     @raise SkipTest: If it is not installed; a failure where C{CI} is C{true}.
     """
     try:
-        binaries.node()
-        return binaries.client()
+        binaries.find_node()
+        return binaries.find_client()
     except EngineMissing as e:
         if os.environ.get("CI") == "true":
             testcase.fail(str(e))
@@ -164,7 +164,7 @@ class RealNode:
             "--print-endpoint",
         )
         self._process = subprocess.Popen(
-            binaries.launched(binaries.node(), arguments),
+            binaries.launch_command(binaries.find_node(), arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -220,7 +220,7 @@ def run(endpoint: str, pipeline: str, text: str, *options: str) -> str:
     @raise AssertionError: If it failed.
     """
     done = subprocess.run(
-        [binaries.client(), "-e", endpoint, "--console-verbosity=warning", *options, pipeline],
+        [binaries.find_client(), "-e", endpoint, "--console-verbosity=warning", *options, pipeline],
         input=text,
         capture_output=True,
         encoding="utf-8",

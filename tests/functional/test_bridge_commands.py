@@ -23,7 +23,7 @@ from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.context_command import ContextCommand
 from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.errors import CommandFailed
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 from tests.functional.components import children
 
 reactor: Any = installed_reactor

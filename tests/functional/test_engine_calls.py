@@ -25,7 +25,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
 from tbvast.engines import pyvast_calls
-from tbvast.engines.pyvast_calls import Commands, complaint
+from tbvast.engines.error_text import error_summary
+from tbvast.engines.pyvast_calls import Commands
 from tbvast.engines.threads import EngineThreads
 from tbvast.engines.vast import VastEngine
 from tbvast.errors import (
@@ -111,7 +112,7 @@ class RunTests(CommandsTestCase):
         text = "for line in sys.stdin:\n    print('warning: ' + 'w' * 1000, file=sys.stderr)\n"
         result = self.commands(text).run("x", [], "line\n" * 5_000, timeout=LIMIT)
         self.assertTrue(result.warnings.startswith("warning: www"))
-        self.assertLessEqual(len(result.warnings), pyvast_calls.COMPLAINTS)
+        self.assertLessEqual(len(result.warnings), pyvast_calls.MAX_STDERR_BYTES)
 
     def test_failure(self) -> None:
         """
@@ -265,18 +266,18 @@ class StreamTests(CommandsTestCase):
 
     def test_interrupt(self) -> None:
         """
-        An interrupt from another thread ends all calls, and those of a part too.
+        An interrupt from another thread ends all calls, and those of a child, too.
         """
         commands = self.commands("time.sleep(99)")
-        part = commands.part()
-        batches = part.stream("x", [])
+        child = commands.child()
+        batches = child.stream("x", [])
         next(batches)
         timer = threading.Timer(0.2, commands.interrupt)
         timer.start()
         began = time.monotonic()
         self.assertRaises(EngineInterrupted, next, batches)
         self.assertLess(time.monotonic() - began, 2.0)
-        for each in (commands, part):
+        for each in (commands, child):
             self.assertRaises(EngineInterrupted, each.run, "x", [], timeout=LIMIT)
         commands.resume()
         timer.join()
@@ -289,7 +290,7 @@ class StreamTests(CommandsTestCase):
         one, other = socket.socketpair()
         self.addCleanup(one.close)
         self.addCleanup(other.close)
-        with commands.part().waiting("x") as waiter:
+        with commands.child().waiting("x") as waiter:
             self.assertTrue(waiter.writable(one, LIMIT))
             self.assertFalse(waiter.readable(one, 0.0))
             other.send(b"x")
@@ -311,12 +312,12 @@ class StreamTests(CommandsTestCase):
 
     def test_interrupt_part(self) -> None:
         """
-        To interrupt a part leaves the rest alone.
+        An interruption of a child leaves the others alone.
         """
         commands = self.commands("print(1)")
-        part = commands.part()
-        part.interrupt()
-        self.assertRaises(EngineInterrupted, part.run, "x", [], timeout=LIMIT)
+        child = commands.child()
+        child.interrupt()
+        self.assertRaises(EngineInterrupted, child.run, "x", [], timeout=LIMIT)
         self.assertEqual(commands.run("x", [], timeout=LIMIT).lines, [b"1"])
 
     def test_slow_reader(self) -> None:
@@ -362,20 +363,20 @@ class OrphanTests(CommandsTestCase):
         wait_until(lambda: not alive(child))
 
 
-class ComplaintTests(SynchronousTestCase):
+class ErrorSummaryTests(SynchronousTestCase):
     """
-    L{complaint} makes one bounded line of what a command said.
+    L{error_summary} makes one bounded line of what a command said.
     """
 
     def test_line(self) -> None:
         """
         The error counts for more than the warnings before it.
         """
-        self.assertEqual(complaint("warning: a\n\nerror: b\n  | c\n"), "error: b | c")
-        self.assertEqual(complaint("noise\nwarning: a"), "warning: a")
-        self.assertEqual(complaint("noise"), "noise")
-        self.assertEqual(complaint(""), "")
-        self.assertLess(len(complaint("x" * 10_000)), 400)
+        self.assertEqual(error_summary("warning: a\n\nerror: b\n  | c\n"), "error: b | c")
+        self.assertEqual(error_summary("noise\nwarning: a"), "warning: a")
+        self.assertEqual(error_summary("noise"), "noise")
+        self.assertEqual(error_summary(""), "")
+        self.assertLess(len(error_summary("x" * 10_000)), 400)
 
 
 class EngineThreadsTests(TestCase):

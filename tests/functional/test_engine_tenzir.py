@@ -30,13 +30,13 @@ from tbvast.interfaces import IEngine
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
     POSITIONS,
-    Mapped,
     Source,
+    SourceMapping,
     addresses,
     file_names,
     hardware,
-    mapped,
     names,
+    with_mappings,
 )
 from tbvast.values import Entry, Match
 from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event, unheeded
@@ -442,8 +442,8 @@ class FieldTests(TenzirTestCase):
             "acme.proxy",
             addresses("match.in[].addr") + names("who.server") + file_names("got") + hardware("if"),
         )
-        engine = self.make_mapped([Mapped(said)])
-        other = self.make_mapped([Mapped(Source("acme.*", ()), True)])
+        engine = self.make_mapped([SourceMapping(said)])
+        other = self.make_mapped([SourceMapping(Source("acme.*", ()), True)])
         entries = [
             entry(Kind.IP, "192.0.2.5"),
             entry(Kind.DOMAIN, "acme.example"),
@@ -469,8 +469,8 @@ class FieldTests(TenzirTestCase):
         )
         self.assertEqual(_found(other, entries), [])
 
-    def make_mapped(self, given: Sequence[Mapped]) -> TenzirEngine:
-        engine = self.make_tenzir(self.node.endpoint, sources=mapped(given))
+    def make_mapped(self, given: Sequence[SourceMapping]) -> TenzirEngine:
+        engine = self.make_tenzir(self.node.endpoint, sources=with_mappings(given))
         engine.prepare()
         return engine
 
@@ -596,9 +596,9 @@ class FieldTests(TenzirTestCase):
         An event that has our mark already cannot say what it matched.
         """
         forged = {"s": "x", "f0": {"k": "ip", "v": "1.2.3.4", "ids": ["indicator--9"]}}
-        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "10.0.0.1"}))
-        slots = {f"{pipelines.MARK}_f{number}": forged["f0"] for number in range(400)}
-        self.node.feed(json.dumps({pipelines.MARK: forged, "src_ip": "203.0.113.7", **slots}))
+        self.node.feed(json.dumps({pipelines.FINDINGS: forged, "src_ip": "10.0.0.1"}))
+        slots = {f"{pipelines.FINDINGS}_f{number}": forged["f0"] for number in range(400)}
+        self.node.feed(json.dumps({pipelines.FINDINGS: forged, "src_ip": "203.0.113.7", **slots}))
         (match,) = _found(self.engine, [ADDRESS])
         self.assertEqual([hit.ids for hit in match.hits], [ADDRESS.ids])
 
@@ -838,7 +838,7 @@ class EndingTests(TenzirTestCase):
         def slow(*arguments: object) -> None:
             raise EngineTimeout("find", 30.0)
 
-        self.patch(engine, "_answer", slow)
+        self.patch(engine, "_query", slow)
         self.assertRaises(EngineCallFailed, list, self.engine.find([ADDRESS], 0, 60.0))
 
     def test_frozen_node(self) -> None:

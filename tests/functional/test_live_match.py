@@ -94,7 +94,7 @@ class Sensor:
         self._folder = tempfile.TemporaryDirectory()  # its path is short enough
         path = Path(self._folder.name) / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ {read} }}\n{then}\nimport\n'
-        run(endpoint, pipelines.start(pipeline, f"sensor-{id(self)}", 3600.0), "")
+        run(endpoint, pipelines.start_pipeline(pipeline, f"sensor-{id(self)}", 3600.0), "")
         wait_until(path.exists, LIMIT)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
@@ -385,8 +385,8 @@ class EngineTests(SynchronousTestCase):
         """
         engine = self.engine(silence=3.0, pulse=0.1)
         with self.watching(engine) as watch:
-            (name,) = (each.name for each in (engine._notes).iterdir())
-            run(self.node.endpoint, pipelines.end(f"tbvast-markers-{name}"), "")
+            (name,) = (each.name for each in (engine._live_directories).iterdir())
+            run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-markers-{name}"), "")
             e = self.assertRaises(EngineCallFailed, next, watch)
         self.assertRegex(str(e), "marker")
 
@@ -396,8 +396,8 @@ class EngineTests(SynchronousTestCase):
         """
         engine = self.engine()
         with self.watching(engine) as watch:
-            (name,) = (each.name for each in (engine._notes).iterdir())
-            run(self.node.endpoint, pipelines.end(f"tbvast-live-{name}"), "")
+            (name,) = (each.name for each in (engine._live_directories).iterdir())
+            run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-live-{name}"), "")
             self.assertRaises(EngineCallFailed, next, watch)
 
     def test_markers_behind_events(self) -> None:

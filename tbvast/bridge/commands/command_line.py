@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tbvast.errors import CommandRefused, SettingsInvalid
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 _PLACEHOLDER = re.compile(r"%ioc|%matchtype")
 _INTERPRETER = re.compile(r"(ba|da|z|k|a|fi|c|tc)?sh|(python|perl|ruby|node|php)[0-9.]*")

@@ -21,7 +21,7 @@ from tbvast.bridge.commands.json_lines import LineQueue, encode_line
 from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
 from tbvast.interfaces import ISink
 from tbvast.service.child_process import BackOff, Child, Children, Exit, OneShots
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 
 class _RunningSink:

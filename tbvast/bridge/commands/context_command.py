@@ -24,7 +24,7 @@ from tbvast.bridge.commands.json_lines import encode_line
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import IContextTransform
 from tbvast.service.child_process import BackOff, Child, Children, Exit, Finished, OneShots
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """

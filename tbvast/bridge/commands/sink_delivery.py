@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.service.flusher import Reported
+from tbvast.stix.sightings import MatchType
 from tbvast.storage.set_aside import reason_of
-from tbvast.values import MatchType
 
 
 class _SightingContext(msgspec.Struct):

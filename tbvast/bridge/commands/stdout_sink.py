@@ -16,7 +16,7 @@ from tbvast.bridge.commands.json_lines import LineQueue, encode_line
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.service.child_process import Output
-from tbvast.values import MatchType
+from tbvast.stix.sightings import MatchType
 
 
 @implementer(ISink, IPullProducer)

@@ -30,7 +30,7 @@ from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage, merge_ch
 from tbvast.errors import Invalid
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import Indicator, decode_indicator
-from tbvast.stix.network_index import Nesting
+from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
@@ -129,7 +129,7 @@ class IndicatorTable:
         self._number, self._change = self._db.execute(
             "SELECT coalesce(max(number), 0), coalesce(max(change), 0) FROM indicators"
         ).fetchone()
-        self._networks = Nesting(
+        self._networks = NetworkIndex(
             term.value
             for each in self._read_terms("SELECT number FROM networks")
             for term in each.terms

@@ -1,5 +1,5 @@
 """
-A Tenzir node of our own, as a child process.
+A Tenzir node that runs as a child process.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
 
 _SETTINGS = """\
-# What tbvast gives to the node that it starts; written anew at each start.
+# Written by tbvast at each start of its node.
 tenzir:
-  # As an option it would come too late: the node has made its default one by then.
+  # As a command-line option, this would come after the node has created its default one.
   cache-directory: {cache}
-  # Else an import that stays open is matched a second late.
+  # Otherwise the events of a continuous import are matched a second late.
   import-buffer-timeout: 0s
-  # The node's own log; it would be gigabytes otherwise.
+  # Otherwise the node's own log would grow to gigabytes.
   file-verbosity: warning
 caf:
   middleman:
-    # Without this, the node would listen on a second port, of all interfaces.
+    # Without this, the node would listen on a second port, on all interfaces.
     enable-automatic-connections: false
 """
 
 
 def node_settings(folder: Path) -> str:
     """
-    @param folder: Where the node may keep what it can do without.
-    @return: The configuration file of a node that tbvast starts.
+    @param folder: The parent of the node's cache directory.
+    @return: The text of the configuration file for a node that tbvast starts.
     """
     return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
 
 
-SHORTEST_DELAY = 0.5
+MIN_RESTART_SECONDS = 0.5
 """
-Seconds before a node that ended is started again; they double each time.
-"""
-
-LONGEST_DELAY = 30.0
-"""
-The most seconds before a node that ended is started again.
+Seconds before a node that ended is restarted; they double each time.
 """
 
-STEADY = 60.0
+MAX_RESTART_SECONDS = 30.0
 """
-Seconds that a node has to run for its next end to count as the first.
-"""
-
-STOP_LIMIT = 15.0
-"""
-Seconds that a node has to save its state and end before it is killed.
+The most seconds before a node that ended is restarted.
 """
 
-LONGEST_LINE = 1 << 16
+STEADY_SECONDS = 60.0
 """
-The most bytes of one line of the node's output that are kept.
+Seconds that a node has to run to reset the delay.
+"""
+
+STOP_SECONDS = 15.0
+"""
+Seconds for a node to save its state and end, before it is killed.
+"""
+
+MAX_LINE_BYTES = 1 << 16
+"""
+The most bytes that are kept of an incomplete line of the node's log.
 """
 
 _LEVELS = {
@@ -86,9 +86,9 @@ _COLOUR = re.compile(rb"\x1b\[[0-9;]*m|\r")
 
 class EmbeddedNode(Service):
     """
-    A node that runs while the service does, and is started again if it ends.
+    A node that runs while the service does, and is restarted if it ends.
 
-    It does not outlive this process, however that ends.
+    It does not outlive this process, however this process ends.
     """
 
     _log = Logger()
@@ -102,12 +102,12 @@ class EmbeddedNode(Service):
     ) -> None:
         """
         @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
-        @param endpoint: Where it is to listen; its C{str} is C{HOST:PORT}.
-        @param state: A directory for all it keeps; made if it is not there.
-        @param program: The node; the one that is installed, if not given.
-        @raise tbvast.errors.EngineMissing: If none is installed.
+        @param endpoint: The address that it listens on; its C{str} is C{HOST:PORT}.
+        @param state: The directory for its state; created if necessary.
+        @param program: The program of the node; by default the installed one.
+        @raise tbvast.errors.EngineMissing: If no node is installed.
         """
-        self._program = program or binaries.node()
+        self._program = program or binaries.find_node()
         self._reactor = reactor
         self._endpoint = str(endpoint)
         self._state = state
@@ -122,24 +122,25 @@ class EmbeddedNode(Service):
 
     def when_ready(self) -> Deferred[None]:
         """
-        @return: Fires when the node accepts clients: at once, if it does.
+        @return: Fires when the node accepts clients; at once if it does already.
         """
         if self._ready:
             return succeed(None)
-        ready: Deferred[None] = Deferred(self._forget)
+        ready: Deferred[None] = Deferred(self._stop_waiting)
         self._waiting.append(ready)
         return ready
 
-    def _forget(self, ready: Deferred[None]) -> None:
+    def _stop_waiting(self, ready: Deferred[None]) -> None:
         self._waiting.remove(ready)
 
     def startService(self) -> None:
         """
-        @raise StartupRefused: If the state directory or the address cannot be
-            used.
+        Start the node.
+
+        @raise StartupRefused: If the state directory or the address is not usable.
         """
         self._write_settings()
-        self._try_address()
+        self._check_address()
         super().startService()
         self._stopped = None
         self._start()
@@ -157,7 +158,7 @@ class EmbeddedNode(Service):
                 f"the engine's state directory {self._state} cannot be written: {e.strerror}"
             ) from None
 
-    def _try_address(self) -> None:
+    def _check_address(self) -> None:
         host, _, port = self._endpoint.rpartition(":")
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
@@ -184,14 +185,16 @@ class EmbeddedNode(Service):
             "--console-verbosity=info",
             "--console-format=%l %v",
         )
-        command = binaries.launched(self._program, arguments)
+        command = binaries.launch_command(self._program, arguments)
         self._process = self._reactor.spawnProcess(
-            _Node(self), command[0], command, env=dict(os.environ)
+            _NodeProtocol(self), command[0], command, env=dict(os.environ)
         )
 
     def stopService(self) -> Deferred[None]:
         """
-        @return: Fires when nothing of the node is left.
+        Stop the node.
+
+        @return: Fires when the node has ended and is reaped.
         """
         super().stopService()
         if self._restart is not None:
@@ -202,12 +205,12 @@ class EmbeddedNode(Service):
         if self._stopped is None:
             self._stopped = Deferred()
             self._signal("TERM")
-            self._kill = self._reactor.callLater(STOP_LIMIT, self._end_hard)
+            self._kill = self._reactor.callLater(STOP_SECONDS, self._kill_node)
         return self._stopped
 
-    def _end_hard(self) -> None:
+    def _kill_node(self) -> None:
         self._kill = None
-        self._log.warn("The node has not ended after {limit} s; killing it.", limit=STOP_LIMIT)
+        self._log.warn("The node has not ended after {limit} s; killing it.", limit=STOP_SECONDS)
         self._signal("KILL")
 
     def _signal(self, name: str) -> None:
@@ -216,16 +219,16 @@ class EmbeddedNode(Service):
         except ProcessExitedAlready:
             pass
 
-    # What the child's protocol reports
+    # Called by the child's protocol
 
-    def said(self, line: bytes) -> None:
+    def log_line(self, line: bytes) -> None:
         """
-        The node wrote a line of its log.
+        Log a line of the node's log.
         """
         line = _COLOUR.sub(b"", line).rstrip()
         match = _LINE.fullmatch(line)
         level, text = (_LEVELS[match[1]], match[2]) if match else (LogLevel.debug, line)
-        # Its own metrics are nobody's loss; and how it ends is known.
+        # The node's internal metrics are noise, and so are its messages while it stops.
         if b" #internal " in text or (not self.running and level < LogLevel.error):
             level = LogLevel.debug
         if text.strip():
@@ -233,7 +236,7 @@ class EmbeddedNode(Service):
 
     def became_ready(self) -> None:
         """
-        The node said that it accepts clients.
+        Record that the node accepts clients.
         """
         self._ready = True
         self._log.info(
@@ -247,7 +250,9 @@ class EmbeddedNode(Service):
 
     def ended(self, reason: Failure) -> None:
         """
-        The node has ended and is reaped.
+        Record that the node has ended and is reaped; restart it if the service runs.
+
+        @param reason: The reason that Twisted gives.
         """
         self._process = None
         self._ready = False
@@ -257,24 +262,24 @@ class EmbeddedNode(Service):
         if self._stopped is not None:
             self._stopped.callback(None)
         if self.running:
-            self._start_again(reason)
+            self._schedule_restart(reason)
 
-    def _start_again(self, reason: Failure) -> None:
-        if self._reactor.seconds() - self._started >= STEADY:
+    def _schedule_restart(self, reason: Failure) -> None:
+        if self._reactor.seconds() - self._started >= STEADY_SECONDS:
             self._ends = 0
-        delay = min(SHORTEST_DELAY * 2**self._ends, LONGEST_DELAY)
+        delay = min(MIN_RESTART_SECONDS * 2**self._ends, MAX_RESTART_SECONDS)
         self._ends += 1
         self._log.error(
-            "The node ended by itself ({reason}); starting it again in {delay} s.",
+            "The node ended unexpectedly ({reason}); restarting it in {delay} s.",
             reason="exit status 0" if reason.check(ProcessDone) else reason.getErrorMessage(),
             delay=delay,
         )
         self._restart = self._reactor.callLater(delay, self._start)
 
 
-class _Node(ProcessProtocol):
+class _NodeProtocol(ProcessProtocol):
     """
-    Reads what the node writes, line by line.
+    Reads the output and the log of the node.
     """
 
     def __init__(self, service: EmbeddedNode) -> None:
@@ -282,16 +287,16 @@ class _Node(ProcessProtocol):
         self._rest = b""
 
     def outReceived(self, data: bytes) -> None:
-        # Its endpoint is all that it ever writes there.
+        # The node writes nothing but its endpoint to standard output.
         if b"\n" in data:
             self._service.became_ready()
 
     def errReceived(self, data: bytes) -> None:
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[:LONGEST_LINE]
+        self._rest = rest[:MAX_LINE_BYTES]
         for line in lines:
-            self._service.said(line)
+            self._service.log_line(line)
 
     def processEnded(self, reason: Failure) -> None:
-        self._service.said(self._rest)
+        self._service.log_line(self._rest)
         self._service.ended(reason)

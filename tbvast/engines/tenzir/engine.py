@@ -1,5 +1,5 @@
 """
-Tenzir, the engine of today.
+The current engine: a Tenzir node.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.interruptible import Closable
-from tbvast.engines.json_text import decode_json
-from tbvast.engines.pyvast_calls import Commands, Result, complaint
-from tbvast.engines.search_budget import Limit
+from tbvast.engines.error_text import error_summary
+from tbvast.engines.interruptible import InterruptibleIterator
+from tbvast.engines.pyvast_calls import Commands, Result
+from tbvast.engines.search_budget import SearchBudget
 from tbvast.engines.tenzir import feeds, pipelines, rows
-from tbvast.engines.tenzir.answers import Launched, Page
+from tbvast.engines.tenzir.answers import check_started, decode_answer, decode_page
 from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
-from tbvast.engines.tenzir.markers import PULSE, Markers
+from tbvast.engines.tenzir.markers import PULSE_SECONDS, Markers
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -42,84 +42,80 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.telemetry.known_fields import BUILT_IN, POSITIONS, Source
 from tbvast.values import EngineIdentity, Entry, Match, Progress
 
-OLDEST = (6, 20)
+OLDEST_VERSION = (6, 20)
 """
-The oldest version that is known to work. 6.19.1 is known not to: of a conditional
-expression it gives an event the value of another one, and so finds what is not there.
+The oldest version that is known to work. Version 6.19.1 does not: it may give an event the value
+that a conditional expression has for another event, and so reports false matches.
 """
 
-UNREACHABLE = 600.0
+SOCKET_RETRY_SECONDS = 600.0
 """
-Seconds after which a live match tries again a socket that the node could not reach. A node
-that was busy for a moment reaches it then; one in a container of its own never does.
+Seconds until a live match tries sockets again after the node could not reach one. A node that
+was only busy reaches it then; a node in its own container never does.
 """
 
 _SETTINGS = """\
-# What tbvast gives to each engine command that it runs.
+# Written by tbvast for the engine's commands that it runs.
 caf:
   middleman:
     # Without this, every command would listen on a port of all interfaces.
     enable-automatic-connections: false
 tenzir:
-  # By default, each command makes one where everybody may write.
+  # By default, each command creates one in a directory that everybody can write to.
   cache-directory: {cache}
-  # Without the others, which are not used, a command starts in five sixths of the time.
+  # Without the other plugins, which are not used, a command starts in 5/6 of the time.
   plugins: [context]
 """
 
 
 def command_settings(folder: Path) -> str:
     """
-    @param folder: Where a command may keep what it can do without.
-    @return: The configuration file of the engine's commands.
+    @param folder: The parent of the commands' cache directory.
+    @return: The text of the configuration file for the engine's commands.
     """
     return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
 
 
-ASKING = 30.0
+QUERY_SECONDS = 30.0
 """
-Seconds for a call that only asks something.
-"""
-
-WRITING = 300.0
-"""
-Seconds for a call that writes, or reads back, a table.
+Seconds for a call that only queries the node.
 """
 
-SILENCE = 60.0
+TABLE_SECONDS = 300.0
 """
-Seconds of waiting for markers that do not come out, after which a live match is given up.
-"""
-
-HELLO = 1.0
-"""
-Seconds after which the first markers are imported again; and the most that is waited for
-anything at once.
+Seconds for a call that writes a table, or reads it back.
 """
 
-PAGE = 1000
+SILENCE_SECONDS = 60.0
 """
-How many matches of a retro search are fetched at once.
-"""
-
-LONGEST_ARGUMENT = 60_000
-"""
-Characters of a pipeline beyond which it is not given as an argument: the system
-takes 128 KiB, with all that goes with it.
+Seconds of waiting without a marker after which a live match fails.
 """
 
-
-WAITING = 1.0
+HELLO_SECONDS = 1.0
 """
-The most seconds that one fetch of a retro search waits for a full page.
+Seconds between imports of the first markers until one comes out; also the longest single wait.
 """
 
-_FROM_STDIN = ("-f", "/dev/stdin")  # where a command is to find its pipeline
+PAGE_EVENTS = 1000
+"""
+The most matches of a page of a retro search.
+"""
 
-_T = TypeVar("_T")
+MAX_ARGUMENT_CHARACTERS = 60_000
+"""
+The most characters of a pipeline that is passed as an argument; the system allows 128 KiB for
+an argument. Longer pipelines are passed on standard input.
+"""
+
+PAGE_WAIT_SECONDS = 1.0
+"""
+The most seconds that a retro search waits for a full page.
+"""
+
+_PIPELINE_ON_STDIN = ("-f", "/dev/stdin")
 
 
-class _Named(msgspec.Struct):
+class _TableName(msgspec.Struct):
     name: str
 
 
@@ -128,24 +124,24 @@ class _Pong(msgspec.Struct):
     error: Any = None
 
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 """
-The hosts whose nodes may reach our sockets.
+The hosts whose nodes may be able to reach the bridge's sockets.
 """
 
 
 @implementer(IEngine)
 class TenzirEngine:
     """
-    A Tenzir node, asked with its command line.
+    A Tenzir node, driven through its command line.
 
-    Both matches run in the node, where events of several schemas may mix: a batch of
-    them cannot be sent to a client. What the search finds is fetched page by page; what
-    the live match finds is written to a socket of ours, or fetched, if the node cannot
-    reach that. Neither opens a port.
+    Both matches run in the node, because events of several schemas in one batch cannot be sent
+    to a client. The matches of a search are fetched page by page. Those of the live match are
+    written to one of the bridge's sockets, or fetched if the node cannot reach it. Neither way
+    opens a port.
 
-    @ivar cut: How many events, by schema, the live match has seen with a list that
-        is longer than what was looked at of it.
+    @ivar cut: The numbers of events with a list that the live match did not read to its end,
+        by schema.
     """
 
     _log = Logger()
@@ -159,41 +155,40 @@ class TenzirEngine:
         sources: Sequence[Source] = BUILT_IN,
         positions: int = POSITIONS,
         subdomains: bool = False,
-        oldest: tuple[int, int] = OLDEST,
-        silence: float = SILENCE,
-        pulse: float = PULSE,
+        oldest: tuple[int, int] = OLDEST_VERSION,
+        silence: float = SILENCE_SECONDS,
+        pulse: float = PULSE_SECONDS,
         local: bool | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         awake: Callable[[], float] = awake,
     ) -> None:
         """
-        @param endpoint: The node's, C{HOST:PORT}.
+        @param endpoint: The node's endpoint, C{HOST:PORT}.
         @param binary: The path of the command; see
-            L{tbvast.engines.binaries.client}.
-        @param state: A directory for a small configuration file, and for sockets; made
-            if it is not there.
-        @param sources: Which fields hold what.
-        @param positions: How many elements of each list in an event are looked
-            at.
-        @param subdomains: Whether a domain is also found in the names below it.
-        @param oldest: The oldest version of the node that is not refused.
-        @param silence: Seconds of waiting for markers after which a live match is
-            given up.
-        @param pulse: Seconds between markers.
-        @param local: Whether the node can reach a socket in C{state}; C{None} to try it
-            if the node is on this machine.
-        @param monotonic: The time in seconds, from any thread.
-        @param awake: The seconds since the machine's start, sleep included.
-        @raise tbvast.errors.Invalid: If a source is not valid.
+            L{tbvast.engines.binaries.find_client}.
+        @param state: A directory for a small configuration file and for sockets; created if
+            necessary.
+        @param sources: The fields of events that can hold observables.
+        @param positions: The number of elements that are read of each list in an event.
+        @param subdomains: Whether a domain also matches the names below it.
+        @param oldest: The oldest accepted version of the node.
+        @param silence: Seconds of waiting without a marker after which a live match fails.
+        @param pulse: Seconds between rounds of markers.
+        @param local: Whether the node can reach a socket in C{state}; C{None} to try it if the
+            node is on this machine.
+        @param monotonic: Returns the time in seconds. Thread-safe.
+        @param awake: Returns the seconds since the machine's start, sleep included.
+            Thread-safe.
+        @raise tbvast.errors.Invalid: If a source is malformed.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = state / "client.yaml"
         settings.write_text(command_settings(state), encoding="utf-8")
         self._state = state
-        self._notes = state / "live"
-        self._notes.mkdir(mode=0o700, exist_ok=True)
+        self._live_directories = state / "live"
+        self._live_directories.mkdir(mode=0o700, exist_ok=True)
         host = endpoint.rpartition(":")[0].strip("[]")
-        self._local = host in LOOPBACK if local is None else local
+        self._local = host in LOOPBACK_HOSTS if local is None else local
         self._socket_after = 0.0
         self._pulse = pulse
         self._awake = awake
@@ -204,10 +199,10 @@ class TenzirEngine:
         self._oldest = oldest
         self._silence = silence
         self._monotonic = monotonic
-        self._plan = self._planned(frozenset(Kind))
+        self._plan = self._plan_for(frozenset(Kind))
         self.cut: Counter[str] = Counter()
         self._searching = threading.Lock()
-        self._stale: set[Observable] = set()
+        self._searched_observables: set[Observable] = set()
         self._commands = Commands(
             binary,
             endpoint,
@@ -219,16 +214,17 @@ class TenzirEngine:
             ),
         )
 
-    def _planned(self, kinds: Collection[Kind]) -> pipelines.Plan:
+    def _plan_for(self, kinds: Collection[Kind]) -> pipelines.Plan:
         return pipelines.plan(self._sources, self._positions, kinds, self._subdomains)
 
     def identify(self) -> EngineIdentity:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
         try:
             # The command's own `version` does not ask the node.
-            version = _answer(self._commands, "identify", pipelines.ping(), _Pong).version
+            reply = _query(self._commands, "identify", pipelines.ping_node())
+            version = decode_answer("identify", reply, _Pong).version
         except EngineCallFailed as e:
-            # What the two say to each other changes with the version.
+            # The protocol between command and node differs between versions.
             if "unexpected_message" in e.reason:
                 e.reason = f"node and command are of different versions; {expected} is needed"
             raise
@@ -240,51 +236,54 @@ class TenzirEngine:
         return EngineIdentity("tenzir", version, self._endpoint)
 
     def prepare(self) -> None:
-        there = self._tables()
-        for table in pipelines.MAIN:
+        there = self._existing_tables()
+        for table in pipelines.MAIN_TABLES:
             if table not in there:
-                self._create(table)
+                self._create_table(table)
         with self._searching:
-            self._renew(there)
+            self._recreate_search_tables(there)
 
-    def _tables(self) -> set[str]:
-        lines = _run(self._commands, "prepare", pipelines.listing())
-        return {_decoded("prepare", line, _Named).name for line in lines}
+    def _existing_tables(self) -> set[str]:
+        lines = _run(self._commands, "prepare", pipelines.list_tables())
+        return {decode_answer("prepare", line, _TableName).name for line in lines}
 
-    def _create(self, table: str) -> None:
+    def _create_table(self, table: str) -> None:
         try:
-            _run(self._commands, "prepare", pipelines.create(table))
+            _run(self._commands, "prepare", pipelines.create_table(table))
         except EngineCallFailed as e:
-            if "already exists" not in e.reason:  # another bridge was faster
+            if "already exists" not in e.reason:  # another bridge has created it
                 raise
 
-    def _renew(self, there: set[str]) -> None:
-        for table in pipelines.RETRO:
+    def _recreate_search_tables(self, there: set[str]) -> None:
+        for table in pipelines.RETRO_TABLES:
             if table in there:
-                _run(self._commands, "prepare", pipelines.drop(table))
-            self._create(table)
-        self._stale.clear()
+                _run(self._commands, "prepare", pipelines.drop_table(table))
+            self._create_table(table)
+        self._searched_observables.clear()
 
-    def add(self, pieces: Iterable[Sequence[Entry]]) -> None:
-        texts = map(rows.written, pieces)
-        _accepted(
-            "add",
-            self._commands.feed("add", [pipelines.update(pipelines.MAIN)], texts, timeout=WRITING),
-        )
+    def add(self, batches: Iterable[Sequence[Entry]]) -> None:
+        texts = map(rows.encode_entries, batches)
+        update = pipelines.update_tables(pipelines.MAIN_TABLES)
+        result = self._commands.feed("add", [update], texts, timeout=TABLE_SECONDS)
+        _check_accepted("add", result)
 
     def remove(self, observables: Sequence[Observable]) -> None:
-        self._write("remove", pipelines.erase(pipelines.MAIN), rows.named(observables))
+        erase = pipelines.erase_from_tables(pipelines.MAIN_TABLES)
+        self._write("remove", erase, rows.encode_observables(observables))
 
     def _write(self, name: str, pipeline: str, lines: str) -> None:
         if lines:
-            _accepted(name, self._commands.run(name, [pipeline], lines, timeout=WRITING))
+            result = self._commands.run(name, [pipeline], lines, timeout=TABLE_SECONDS)
+            _check_accepted(name, result)
 
     def contents(self) -> list[Entry]:
-        found = []
-        for table in pipelines.MAIN:
-            for line in _run(self._commands, "contents", pipelines.inspect(table), WRITING):
-                found.append(rows.entry(line))
-        return found
+        entries = []
+        for table in pipelines.MAIN_TABLES:
+            for line in _run(
+                self._commands, "contents", pipelines.inspect_table(table), TABLE_SECONDS
+            ):
+                entries.append(rows.decode_entry(line))
+        return entries
 
     def find(
         self,
@@ -293,11 +292,11 @@ class TenzirEngine:
         timeout: float,
         since: float | None = None,
     ) -> Iterator[list[Match]]:
-        commands = self._commands.part()
-        found = self._found(commands, entries, limit, timeout, since)
-        return Closable(found, commands.interrupt)
+        commands = self._commands.child()
+        found = self._search(commands, entries, limit, timeout, since)
+        return InterruptibleIterator(found, commands.interrupt)
 
-    def _found(
+    def _search(
         self,
         commands: Commands,
         entries: Sequence[Entry],
@@ -308,19 +307,23 @@ class TenzirEngine:
         if not entries:
             return
         deadline = self._monotonic() + timeout
-        plan = self._planned({entry.observable.kind for entry in entries})
-        enough = Limit(limit, entries)
+        plan = self._plan_for({entry.observable.kind for entry in entries})
+        budget = SearchBudget(limit, entries)
         with self._searching:
-            self._forget()
-            self._stale.update(entry.observable for entry in entries)
+            self._clear_search_tables()
+            self._searched_observables.update(entry.observable for entry in entries)
             try:
-                self._write("find", pipelines.update(pipelines.RETRO), rows.written(entries))
-                search = pipelines.retro(plan, pipelines.RETRO, limit, since)
+                self._write(
+                    "find",
+                    pipelines.update_tables(pipelines.RETRO_TABLES),
+                    rows.encode_entries(entries),
+                )
+                search = pipelines.retro_search(plan, pipelines.RETRO_TABLES, limit, since)
                 with contextlib.closing(
-                    self._searched(commands, search, timeout, deadline)
+                    self._fetch_pages(commands, search, timeout, deadline)
                 ) as pages:
                     for page in pages:
-                        if found := enough.apply(_matches("find", page, plan)):
+                        if found := budget.apply(_decode_matches("find", page, plan)):
                             yield found
             except EngineTimeout as e:
                 if self._monotonic() < deadline:  # one of its commands took too long
@@ -328,124 +331,134 @@ class TenzirEngine:
                 raise
             finally:
                 with contextlib.suppress(EngineError):
-                    self._forget()
+                    self._clear_search_tables()
 
-    def _forget(self) -> None:
+    def _clear_search_tables(self) -> None:
         """
-        Remove what earlier searches left in their tables.
+        Remove the entries of earlier searches from the tables of searches.
         """
-        self._write("find", pipelines.erase(pipelines.RETRO), rows.named(self._stale))
-        self._stale.clear()
+        self._write(
+            "find",
+            pipelines.erase_from_tables(pipelines.RETRO_TABLES),
+            rows.encode_observables(self._searched_observables),
+        )
+        self._searched_observables.clear()
 
-    def _searched(
+    def _fetch_pages(
         self, commands: Commands, pipeline: str, timeout: float, deadline: float
     ) -> Generator[list[str], None, None]:
         """
-        Run a pipeline in the node, and fetch what it finds, page by page.
+        Run a pipeline in the node, and fetch its results page by page.
 
-        The node ends it by itself some time after the limit, should we not be
-        there any more to do so.
+        If this process does not end the pipeline, the node does, some time after the limit.
         """
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
-        launched = pipelines.launch(pipeline, stream, timeout + ASKING)
-        over = False
+        launched = pipelines.launch_pipeline(pipeline, stream, timeout + QUERY_SECONDS)
+        ended = False
         try:
-            started = _answer(commands, "find", launched, Launched)
-            if started.error is not None:
-                raise EngineCallFailed("find", complaint(str(started.error)))
+            check_started("find", _query(commands, "find", launched))
             token: str | None = ""
             while token is not None:
                 left = deadline - self._monotonic()
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
-                fetch = pipelines.serve(stream, token, PAGE, min(left, WAITING))
-                page = _answer(commands, "find", fetch, Page)
-                if page.error is not None or page.state == "failed":
-                    raise EngineCallFailed("find", complaint(str(page.error or "it failed")))
+                fetch = pipelines.serve_results(
+                    stream, token, PAGE_EVENTS, min(left, PAGE_WAIT_SECONDS)
+                )
+                page = decode_page("find", _query(commands, "find", fetch))
                 token = page.next_continuation_token
-                over = token is None
-                yield [event.data.line for event in page.events]
+                ended = token is None
+                yield page.lines
         finally:
-            if not over:
+            if not ended:
                 with contextlib.suppress(EngineError):
-                    _run(self._commands, "find", pipelines.end(stream))
+                    _run(self._commands, "find", pipelines.end_pipeline(stream))
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
-        commands = self._commands.part()
-        return Closable(self._watched(commands, progress), commands.interrupt)
+        commands = self._commands.child()
+        return InterruptibleIterator(self._watch(commands, progress), commands.interrupt)
 
-    def _watched(
+    def _watch(
         self, commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
-        self._end_left()
+        self._end_leftovers()
         if self._local and self._monotonic() >= self._socket_after:
             try:
                 with (
-                    self._noted() as note,
+                    self._live_directory() as directory,
                     SocketFeed.opened(
-                        commands, self._commands, _asked, note, self._pipeline(note.name)
-                    ) as to_us,
+                        commands,
+                        self._commands,
+                        _query_for_watch,
+                        directory,
+                        self._live_pipeline(directory.name),
+                    ) as feed,
                 ):
-                    yield from self._followed(to_us, progress)
+                    yield from self._follow(feed, progress)
             except Unreachable as e:
-                self._socket_after = self._monotonic() + UNREACHABLE
+                self._socket_after = self._monotonic() + SOCKET_RETRY_SECONDS
                 self._log.info(
-                    "The node cannot reach a socket of the bridge's ({reason}): what the live"
-                    " match finds is fetched through the node's endpoint.",
+                    "The node cannot reach the bridge's socket ({reason}); live matches are"
+                    " fetched through the node's endpoint instead.",
                     reason=e.reason,
                 )
         with (
-            self._noted() as note,
+            self._live_directory() as directory,
             ServedFeed.opened(
-                commands, self._commands, _asked, note.name, self._pipeline(note.name)
-            ) as served,
+                commands,
+                self._commands,
+                _query_for_watch,
+                directory.name,
+                self._live_pipeline(directory.name),
+            ) as feed,
         ):
-            yield from self._followed(served, progress)
+            yield from self._follow(feed, progress)
 
-    def _pipeline(self, bridge: str) -> Callable[[str], str]:
-        matched = pipelines.live(self._plan, pipelines.MAIN, bridge)
+    def _live_pipeline(self, bridge: str) -> Callable[[str], str]:
+        matched = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, bridge)
         return lambda end: matched + end
 
-    def _end_left(self) -> None:
+    def _end_leftovers(self) -> None:
         """
-        End what a bridge that was killed has left in the node.
+        End the pipelines that a killed bridge has left in the node.
         """
-        for left in self._notes.iterdir():
-            feeds.end(self._commands, _asked, feeds.names(left.name))
+        for left in self._live_directories.iterdir():
+            feeds.end_pipelines(self._commands, _query_for_watch, feeds.pipeline_names(left.name))
             shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[Path]:
+    def _live_directory(self) -> Iterator[Path]:
         """
-        A directory whose name is that of one live match; it is there until that has ended.
+        Provide a directory with the name of a live match; it is removed when the match has
+        ended, and so records matches that a killed bridge has left in the node.
         """
-        note = self._notes / f"b{secrets.token_hex(8)}"
-        note.mkdir(mode=0o700)
-        yield note
-        shutil.rmtree(note, ignore_errors=True)
+        directory = self._live_directories / f"b{secrets.token_hex(8)}"
+        directory.mkdir(mode=0o700)
+        yield directory
+        shutil.rmtree(directory, ignore_errors=True)
 
-    def _followed(
+    def _follow(
         self, feed: Feed, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
         markers = Markers(self._plan.leaves, self._pulse)
         running = False
         waited = 0.0
         feed.send(markers.begin(self._awake()))
-        said = self._monotonic()
+        greeted = self._monotonic()
         while True:
-            if not markers.under_way and not markers.wait(self._awake()):
+            if not markers.pending and not markers.wait(self._awake()):
                 feed.send(markers.begin(self._awake()))
                 waited = 0.0
-            elif not markers.heard and self._monotonic() - said > HELLO:
+            elif not markers.heard and self._monotonic() - greeted > HELLO_SECONDS:
                 feed.send(markers.again())
-                said = self._monotonic()
+                greeted = self._monotonic()
             began = self._monotonic()
-            lines = feed.receive(HELLO if markers.under_way else markers.wait(self._awake()))
+            lines = feed.receive(HELLO_SECONDS if markers.pending else markers.wait(self._awake()))
             waited += self._monotonic() - began
-            passed, events = rows.markers(lines)
-            self.cut.update(rows.cut(events))
-            found = _matches("watch", events, self._plan)
+            passed, events = rows.split_markers(lines)
+            self.cut.update(rows.truncated_schemas(events))
+            found = _decode_matches("watch", events, self._plan)
             if lines and not running:
                 running = True
                 yield []
@@ -454,8 +467,8 @@ class TenzirEngine:
             for marker in passed:
                 if (news := markers.passed(marker, self._awake())) is not None:
                     progress(news)
-            # Only the time that the node was waited for.
-            if markers.under_way and waited > self._silence:
+            # Counts only the time spent waiting for the node.
+            if markers.pending and waited > self._silence:
                 raise EngineCallFailed("watch", f"no marker came out for {self._silence:g} s")
 
     def interrupt(self) -> None:
@@ -465,41 +478,40 @@ class TenzirEngine:
         self._commands.resume()
 
 
-def _accepted(name: str, result: Result) -> None:
+def _check_accepted(name: str, result: Result) -> None:
     """
-    @raise EngineCallFailed: If something was left out: the engine does so with a line that
-        it cannot read, and still succeeds.
+    Check that a command has processed its whole input.
+
+    @raise EngineCallFailed: If it has not: the engine skips a line that it cannot read, warns,
+        and still succeeds.
     """
     if result.warnings:
-        raise EngineCallFailed(name, complaint(result.warnings))
+        raise EngineCallFailed(name, error_summary(result.warnings))
 
 
-def _run(commands: Commands, name: str, pipeline: str, timeout: float = ASKING) -> list[bytes]:
-    if len(pipeline) > LONGEST_ARGUMENT:
-        return commands.run(name, _FROM_STDIN, pipeline, timeout=timeout).lines
+def _run(
+    commands: Commands, name: str, pipeline: str, timeout: float = QUERY_SECONDS
+) -> list[bytes]:
+    if len(pipeline) > MAX_ARGUMENT_CHARACTERS:
+        return commands.run(name, _PIPELINE_ON_STDIN, pipeline, timeout=timeout).lines
     return commands.run(name, [pipeline], timeout=timeout).lines
 
 
-def _asked(commands: Commands, pipeline: str) -> bytes:
-    return b"".join(_run(commands, "watch", pipeline))
-
-
-def _answer(commands: Commands, name: str, pipeline: str, kind: type[_T]) -> _T:
+def _query(commands: Commands, name: str, pipeline: str) -> bytes:
     """
-    Ask something that has one answer.
+    Run a pipeline that yields a single reply.
+
+    @return: The reply.
     """
-    return _decoded(name, b"".join(_run(commands, name, pipeline)), kind)
+    return b"".join(_run(commands, name, pipeline))
 
 
-def _decoded(name: str, text: bytes, kind: type[_T]) -> _T:
+def _query_for_watch(commands: Commands, pipeline: str) -> bytes:
+    return _query(commands, "watch", pipeline)
+
+
+def _decode_matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:
     try:
-        return decode_json(text, kind)
-    except msgspec.MsgspecError:
-        raise EngineCallFailed(name, f"it answered {shown(text)}") from None
-
-
-def _matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:
-    try:
-        return rows.matches(lines, plan.slots)
+        return rows.decode_matches(lines, plan.slots)
     except Invalid as e:
         raise EngineCallFailed(name, str(e)) from None

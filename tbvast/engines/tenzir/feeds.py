@@ -1,7 +1,7 @@
 """
 The transports between the bridge and a live match that runs in a node.
 
-Everything here blocks, and runs in the worker thread that watches.
+Everything here blocks, and runs in the worker thread of the live match.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
-from tbvast.engines.json_text import decode_json
-from tbvast.engines.pyvast_calls import CHUNK, LONGEST, Commands, Waiter, complaint
+from tbvast.engines.line_buffer import READ_BYTES, LineBuffer
+from tbvast.engines.pyvast_calls import Commands, Waiter
 from tbvast.engines.tenzir import pipelines
-from tbvast.engines.tenzir.answers import Launched, Line, Page
+from tbvast.engines.tenzir.answers import Line, check_started, decode_answer, decode_page
 from tbvast.engines.tenzir.markers import Round
 from tbvast.errors import EngineCallFailed, EngineError
 
-ATTACH = 5.0
+CONNECT_SECONDS = 5.0
 """
-Seconds for a node to connect to a socket of ours. After that the socket counts as
+Seconds for a node to connect to one of the bridge's sockets. After that the socket counts as
 unreachable.
 """
 
-LIFETIME = 300.0
+LIFETIME_SECONDS = 300.0
 """
-Seconds after which the node ends the live match, unless the bridge renews it. While nobody
-reads its results, the node keeps everything in memory, about half a kilobyte an event.
+Seconds after which the node ends the live match, unless the bridge renews it. As long as the
+results are not read, the node keeps them in memory: about half a kilobyte per event.
 """
 
-RENEWAL = 30.0
+RENEWAL_SECONDS = 30.0
 """
 Seconds between renewals.
 """
 
-PAGE = 1000
+PAGE_EVENTS = 1000
 """
-The most matches of one fetched page.
+The most matches of a fetched page.
 """
 
 SHORT_DIRECTORIES = ("/run", "/tmp", "/var/tmp")
 """
-Where a directory for sockets is tried if the usual paths are too long for a socket.
+The parents to try for a directory of sockets if the usual paths are too long for a socket.
 """
 
 _WATCH = "watch"
@@ -61,11 +61,9 @@ class _Renewed(msgspec.Struct):
     reset: list[str] = []
 
 
-_T = TypeVar("_T")
-
 Ask = Callable[[Commands, str], bytes]
 """
-Runs a pipeline in a command, and returns the command's output.
+Runs a pipeline with a command, and returns the command's output.
 """
 
 
@@ -77,19 +75,21 @@ class Feed(Protocol):
     def send(self, markers: Round) -> None:
         """
         Import markers.
+
+        @raise EngineCallFailed: If the node does not accept them.
         """
 
     def receive(self, wait: float) -> list[str]:
         """
         @param wait: The most seconds to wait.
-        @return: The texts that the match has written, in order; empty if none came.
+        @return: The new texts of the match, in order; empty if there are none.
         @raise EngineCallFailed: If the match has ended.
         """
 
 
 class Unreachable(EngineCallFailed):
     """
-    The node cannot reach a socket of ours.
+    The node cannot reach a socket of the bridge.
     """
 
 
@@ -99,15 +99,24 @@ class _Pipelines:
     """
 
     def __init__(self, commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
+        """
+        @param commands: Runs the requests.
+        @param ask: Makes a request.
+        @param names: The names of the pipelines.
+        """
         self._commands = commands
         self._ask = ask
         self._names = names
         self._renewed = time.monotonic()
 
-    def started(self, request: str) -> None:
-        answer = _read(self._ask(self._commands, request), Launched)
-        if answer.error is not None:
-            raise EngineCallFailed(_WATCH, complaint(str(answer.error)))
+    def start(self, request: str) -> None:
+        """
+        Start a pipeline.
+
+        @param request: The pipeline that starts it.
+        @raise EngineCallFailed: If it is not started.
+        """
+        check_started(_WATCH, self._ask(self._commands, request))
 
     def renew(self) -> None:
         """
@@ -115,44 +124,50 @@ class _Pipelines:
 
         @raise EngineCallFailed: If one has ended.
         """
-        if time.monotonic() - self._renewed < RENEWAL:
+        if time.monotonic() - self._renewed < RENEWAL_SECONDS:
             return
-        there = _read(self._ask(self._commands, pipelines.renew(self._names)), _Renewed).reset
+        reply = self._ask(self._commands, pipelines.renew_pipelines(self._names))
+        there = decode_answer(_WATCH, reply, _Renewed).reset
         if set(there) != set(self._names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
 
 
-def end(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
+def end_pipelines(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
     """
     End pipelines in the node, if they exist.
     """
     for name in names:
         with contextlib.suppress(EngineError):
-            ask(commands, pipelines.end(name))
+            ask(commands, pipelines.end_pipeline(name))
 
 
-def names(bridge: str) -> tuple[str, str]:
+def pipeline_names(bridge: str) -> tuple[str, str]:
     """
-    The names of one live match's two pipelines: the match, and the markers.
+    @param bridge: The name of the bridge's live match.
+    @return: The names of its two pipelines: the match, and the import of markers.
     """
     return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
 
 
 class SocketFeed:
     """
-    The node connects to sockets of ours, which other users cannot reach.
+    A live match whose node connects to sockets of the bridge, which other users cannot reach.
     """
 
-    def __init__(self, waiter: Waiter, pipelines: _Pipelines) -> None:
+    def __init__(self, waiter: Waiter, running: _Pipelines, bridge: str) -> None:
+        """
+        @param waiter: Waits for the sockets.
+        @param running: The pipelines of the match.
+        @param bridge: The name of the bridge's live match.
+        """
         self._waiter = waiter
-        self._pipelines = pipelines
-        self._bridge = ""
+        self._pipelines = running
+        self._bridge = bridge
         self._listening: socket.socket | None = None
         self._in: socket.socket | None = None
         self._out: socket.socket | None = None
-        self._rest: list[bytes] = []
-        self._size = 0
+        self._lines = LineBuffer(_WATCH)
 
     @classmethod
     @contextlib.contextmanager
@@ -161,37 +176,38 @@ class SocketFeed:
         commands: Commands,
         owner: Commands,
         ask: Ask,
-        note: Path,
+        directory: Path,
         pipeline: Callable[[str], str],
     ) -> Iterator[SocketFeed]:
         """
-        Start the match.
+        Start the match; end it on exit.
 
+        @param commands: Runs the requests of the match.
         @param owner: Ends the pipelines in the node, even after an interruption of
             C{commands}.
-        @param note: An empty directory, whose name distinguishes this match from others.
-        @param pipeline: Builds the match from the last operator of its pipeline.
+        @param ask: Makes a request.
+        @param directory: An empty directory, whose unique name is also that of the match.
+        @param pipeline: Completes the match's pipeline with its last operator.
         @raise Unreachable: If the node does not connect.
         """
-        bridge = note.name
-        match, markers = names(bridge)
+        bridge = directory.name
+        match, markers = pipeline_names(bridge)
         with (
             commands.waiting(_WATCH) as waiter,
             contextlib.ExitStack() as closing,
         ):
             running = _Pipelines(commands, ask, (match, markers))
-            feed = cls(waiter, running)
-            feed._bridge = bridge
+            feed = cls(waiter, running, bridge)
             closing.callback(feed._close)
-            place = closing.enter_context(socket_directory(note))
+            place = closing.enter_context(socket_directory(directory))
             coming = closing.enter_context(_listening(place / "m"))
             feed._listening = closing.enter_context(_listening(place / "e"))
-            closing.callback(end, owner, ask, (match, markers))
+            closing.callback(end_pipelines, owner, ask, (match, markers))
             out = pipeline(pipelines.to_socket(str(place / "e")))
-            running.started(pipelines.start(out, match, LIFETIME))
+            running.start(pipelines.start_pipeline(out, match, LIFETIME_SECONDS))
             from_us = pipelines.markers_from_socket(str(place / "m"))
-            running.started(pipelines.start(from_us, markers, LIFETIME))
-            feed._in = _accepted(waiter, coming)
+            running.start(pipelines.start_pipeline(from_us, markers, LIFETIME_SECONDS))
+            feed._in = _accept_own_user(waiter, coming)
             yield feed
 
     def send(self, markers: Round) -> None:
@@ -208,7 +224,7 @@ class SocketFeed:
             for leaf in markers.leaves
         )
         while data:
-            if not self._waiter.writable(connection, ATTACH):
+            if not self._waiter.writable(connection, CONNECT_SECONDS):
                 raise EngineCallFailed(_WATCH, "the node does not read markers")
             try:
                 data = data[connection.send(data) :]
@@ -216,7 +232,7 @@ class SocketFeed:
                 raise EngineCallFailed(_WATCH, f"cannot send markers to the node: {e}") from None
         # The node connects only when it has something to write.
         if self._out is None and self._listening is not None:
-            self._out = _accepted(self._waiter, self._listening)
+            self._out = _accept_own_user(self._waiter, self._listening)
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
@@ -224,20 +240,12 @@ class SocketFeed:
         if not self._waiter.readable(connection, wait):
             return []
         try:
-            chunk = connection.recv(CHUNK)
+            chunk = connection.recv(READ_BYTES)
         except OSError as e:
-            raise EngineCallFailed(_WATCH, f"the node has gone: {e}") from None
+            raise EngineCallFailed(_WATCH, f"the connection to the node is lost: {e}") from None
         if not chunk:
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
-        *whole, tail = chunk.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*self._rest, whole[0]])
-            self._rest, self._size = [], 0
-        self._rest.append(tail)
-        self._size += len(tail)
-        if self._size > LONGEST:
-            raise EngineCallFailed(_WATCH, f"a line is longer than {LONGEST} bytes")
-        return [_text(line) for line in whole if line]
+        return [decode_answer(_WATCH, line, Line).line for line in self._lines.add(chunk) if line]
 
     def _connected(self, connection: socket.socket | None) -> socket.socket:
         if connection is None:
@@ -252,15 +260,20 @@ class SocketFeed:
 
 class ServedFeed:
     """
-    The bridge fetches the matches through the node's endpoint, page by page.
+    A live match whose matches are fetched through the node's endpoint, page by page.
     """
 
     def __init__(self, commands: Commands, ask: Ask, bridge: str) -> None:
+        """
+        @param commands: Runs the requests of the match.
+        @param ask: Makes a request.
+        @param bridge: The name of the bridge's live match.
+        """
         self._commands = commands
         self._ask = ask
         self._bridge = bridge
         self._token = ""
-        self._pipelines = _Pipelines(commands, ask, names(bridge))
+        self._pipelines = _Pipelines(commands, ask, pipeline_names(bridge))
 
     @classmethod
     @contextlib.contextmanager
@@ -275,60 +288,50 @@ class ServedFeed:
         """
         @see: L{SocketFeed.opened}
         """
-        match, markers = names(bridge)
+        match, markers = pipeline_names(bridge)
         feed = cls(commands, ask, bridge)
         try:
-            feed._pipelines.started(pipelines.launch(pipeline(""), match, LIFETIME, whole=True))
-            feed._pipelines.started(
-                pipelines.start(pipelines.markers_from_topic(markers), markers, LIFETIME)
+            feed._pipelines.start(
+                pipelines.launch_pipeline(pipeline(""), match, LIFETIME_SECONDS, whole=True)
+            )
+            feed._pipelines.start(
+                pipelines.start_pipeline(
+                    pipelines.markers_from_topic(markers), markers, LIFETIME_SECONDS
+                )
             )
             yield feed
         finally:
-            end(owner, ask, (match, markers))
+            end_pipelines(owner, ask, (match, markers))
 
     def send(self, markers: Round) -> None:
         published = pipelines.publish_markers(
-            names(self._bridge)[1], self._bridge, markers.number, markers.leaves
+            pipeline_names(self._bridge)[1], self._bridge, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        self._pipelines.started(pipelines.start(published, name, LIFETIME))
+        self._pipelines.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        fetch = pipelines.serve(names(self._bridge)[0], self._token, PAGE, wait, least=1)
-        page = _read(self._ask(self._commands, fetch), Page)
-        if page.error is not None or page.state == "failed":
-            raise EngineCallFailed(_WATCH, complaint(str(page.error or "it failed")))
+        fetch = pipelines.serve_results(
+            pipeline_names(self._bridge)[0], self._token, PAGE_EVENTS, wait, least=1
+        )
+        page = decode_page(_WATCH, self._ask(self._commands, fetch))
         if page.next_continuation_token is None:
             raise EngineCallFailed(_WATCH, f"the match has ended in the node ({page.state})")
         self._token = page.next_continuation_token
-        return [event.data.line for event in page.events]
-
-
-def _read(text: bytes, kind: type[_T]) -> _T:
-    try:
-        return decode_json(text, kind)
-    except msgspec.MsgspecError:
-        raise EngineCallFailed(_WATCH, f"unexpected reply {text[:200]!r}") from None
-
-
-def _text(line: bytes) -> str:
-    try:
-        return decode_json(line, Line).line
-    except msgspec.MsgspecError:
-        raise EngineCallFailed(_WATCH, f"unexpected line {line[:200]!r}") from None
+        return page.lines
 
 
 @contextlib.contextmanager
 def socket_directory(preferred: Path) -> Iterator[Path]:
     """
-    A private directory whose path is short enough for that of a socket: C{preferred}, or
-    one that is removed again.
+    Provide a private directory whose path is short enough for sockets: C{preferred}, or a
+    temporary one, which is removed on exit.
 
-    @raise Unreachable: If there is none.
+    @raise Unreachable: If no directory has such a path.
     """
     preferred = preferred.resolve()
-    if pipelines.fits(f"{preferred}/m"):
+    if pipelines.is_socket_path(f"{preferred}/m"):
         yield preferred
         return
     for parent in (tempfile.gettempdir(), *SHORT_DIRECTORIES):
@@ -339,7 +342,7 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
                 )
             except OSError:
                 continue
-            if pipelines.fits(f"{made}/m"):
+            if pipelines.is_socket_path(f"{made}/m"):
                 yield Path(made)
                 return
     raise Unreachable(_WATCH, "no directory for sockets has a path that is short enough")
@@ -354,11 +357,13 @@ def _listening(path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def _accepted(waiter: Waiter, listening: socket.socket) -> socket.socket:
+def _accept_own_user(waiter: Waiter, listening: socket.socket) -> socket.socket:
     """
-    The first connection from a process of our own user, or of root.
+    Accept the first connection from a process of this process's user, or of root.
+
+    @raise Unreachable: If there is none within L{CONNECT_SECONDS}.
     """
-    deadline = time.monotonic() + ATTACH
+    deadline = time.monotonic() + CONNECT_SECONDS
     while waiter.readable(listening, deadline - time.monotonic()):
         connection, _ = listening.accept()
         _, user, _ = _CREDENTIALS.unpack(
@@ -368,4 +373,4 @@ def _accepted(waiter: Waiter, listening: socket.socket) -> socket.socket:
             connection.setblocking(False)
             return connection
         connection.close()
-    raise Unreachable(_WATCH, f"the node did not connect within {ATTACH:g} s")
+    raise Unreachable(_WATCH, f"the node did not connect within {CONNECT_SECONDS:g} s")

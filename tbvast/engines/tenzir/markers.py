@@ -3,7 +3,7 @@ Tracks the progress of a live match by marker events that pass through it.
 
 Pure: no sockets, no clock. The lookups of a live match form a tree, whose leaves work in
 parallel: a marker can overtake events in another leaf, but never in its own. So each leaf
-gets markers of its own, a few leaves at a time.
+gets its own markers, a few leaves at a time.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import msgspec
 from tbvast.engines.tenzir.rows import Marker
 from tbvast.values import Moment, Progress
 
-LOOKUPS = 120
+LOOKUPS_PER_ROUND = 120
 """
 The approximate number of lookups that the markers of one round pass. Each costs some
 tenths of a millisecond.
 """
 
-PULSE = 2.0
+PULSE_SECONDS = 2.0
 """
 Seconds between rounds, once markers have passed every leaf.
 """
 
-
-RARELY = 150
+PULSES_BETWEEN_WIDE_ROUNDS = 150
 """
-Pulses between two rounds through a leaf with more than L{LOOKUPS} lookups: such a round
+Pulses between two rounds through a leaf with more than L{LOOKUPS_PER_ROUND} lookups: such a round
 delays the events that arrive meanwhile.
 """
 
@@ -37,6 +36,9 @@ delays the events that arrive meanwhile.
 class Round(msgspec.Struct, frozen=True):
     """
     Markers that are imported together.
+
+    @ivar number: The number of the round.
+    @ivar leaves: The leaves that the markers pass, one marker each.
     """
 
     number: int
@@ -53,15 +55,17 @@ class Markers:
     proves that everything imported before the previous round has come out of it, too.
     """
 
-    def __init__(self, lookups: Sequence[int], pulse: float = PULSE) -> None:
+    def __init__(self, lookups: Sequence[int], pulse: float = PULSE_SECONDS) -> None:
         """
         @param lookups: The number of lookups in each leaf.
         @param pulse: Seconds between rounds.
         """
-        self._groups = grouped(lookups)
-        self._wide = [sum(lookups[leaf] for leaf in each) > LOOKUPS for each in self._groups]
+        self._groups = group_leaves(lookups)
+        self._wide = [
+            sum(lookups[leaf] for leaf in each) > LOOKUPS_PER_ROUND for each in self._groups
+        ]
         self._begun: list[float | None] = [None] * len(self._groups)
-        self._turn = -1
+        self._group = -1
         self._pulse = pulse
         self._number = 0
         self._waiting: set[int] = set()
@@ -74,7 +78,7 @@ class Markers:
         self._seen: list[Moment] = []
 
     @property
-    def under_way(self) -> bool:
+    def pending(self) -> bool:
         """
         Whether markers have yet to come out.
         """
@@ -97,12 +101,13 @@ class Markers:
         Import a round of markers.
 
         @param awake: Seconds since the machine's start.
+        @raise ValueError: If markers of the previous round have yet to come out.
         """
         if self._waiting:
-            raise ValueError("markers are under way")
-        self._turn = self._chosen(awake)
-        self._begun[self._turn] = awake
-        leaves = self._groups[self._turn]
+            raise ValueError("markers are pending")
+        self._group = self._chosen(awake)
+        self._begun[self._group] = awake
+        leaves = self._groups[self._group]
         self._number += 1
         self._waiting = set(leaves)
         self._sent = awake
@@ -111,17 +116,17 @@ class Markers:
 
     def _chosen(self, awake: float) -> int:
         count = len(self._groups)
-        for turn in (each % count for each in range(self._turn + 1, self._turn + 1 + count)):
+        for turn in (each % count for each in range(self._group + 1, self._group + 1 + count)):
             begun = self._begun[turn]
             if begun is None or not self._wide[turn]:
                 return turn
-            if awake - begun >= RARELY * self._pulse:
+            if awake - begun >= PULSES_BETWEEN_WIDE_ROUNDS * self._pulse:
                 return turn
-        return (self._turn + 1) % count
+        return (self._group + 1) % count
 
     def again(self) -> Round:
         """
-        The first round once more: the match may not have been listening yet.
+        Repeat the first round: the match may not have been running at its import.
         """
         return Round(self._number, self._groups[0])
 
@@ -135,6 +140,8 @@ class Markers:
     def passed(self, marker: Marker, awake: float) -> Progress | None:
         """
         Record that a marker has come out, and that all matches before it are processed.
+
+        @param awake: Seconds since the machine's start.
 
         @return: The progress of the match, when the last marker of the round is out.
         """
@@ -151,7 +158,7 @@ class Markers:
     def _complete(self, imported: float, awake: float) -> Progress:
         heard = Moment(imported, self._sent, imported - awake)
         if self._last is not None:
-            for leaf in self._groups[self._turn]:
+            for leaf in self._groups[self._group]:
                 self._passed[leaf] = self._last
         self._last = heard
         self._seen.append(heard)
@@ -165,9 +172,9 @@ class Markers:
         return Progress(heard, covered, behind, min(each.ahead for each in self._seen))
 
 
-def grouped(lookups: Sequence[int]) -> list[tuple[int, ...]]:
+def group_leaves(lookups: Sequence[int]) -> list[tuple[int, ...]]:
     """
-    The leaves of each round: neighbours with about L{LOOKUPS} lookups in all. The first
+    The leaves of each round: neighbours with about L{LOOKUPS_PER_ROUND} lookups in all. The first
     round has only the cheapest leaf, to show quickly that the match hears.
     """
     cheapest = min(range(len(lookups)), key=lookups.__getitem__)
@@ -177,7 +184,7 @@ def grouped(lookups: Sequence[int]) -> list[tuple[int, ...]]:
     for leaf, count in enumerate(lookups):
         if leaf == cheapest:
             continue
-        if group and size + count > LOOKUPS:
+        if group and size + count > LOOKUPS_PER_ROUND:
             groups.append(tuple(group))
             group, size = [], 0
         group.append(leaf)

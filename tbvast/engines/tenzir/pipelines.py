@@ -1,8 +1,8 @@
 """
-The pipelines that drive a Tenzir node, as text made from data.
+Generates the TQL pipelines that drive a Tenzir node.
 
-No value of an indicator is ever part of that text: values travel as NDJSON. What
-is, are names of tables, topics and fields, checked here, and numbers.
+No value of an indicator is ever part of a pipeline: values travel as NDJSON. A pipeline
+contains only numbers and the names of tables, topics and fields, which are checked here.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from tbvast.telemetry.known_fields import (
     Form,
     Request,
     Source,
-    anything,
+    any_source,
 )
 
 MARKER = "tbvast.marker"
 """
-The schema of the events that the bridge imports itself, and waits for on the matches' way.
+The schema of markers: events that the bridge imports to see them pass the live match.
 """
 
 MARKER_SOURCE = "tbvast_bridge"
 MARKER_NUMBER = "tbvast_number"
 MARKER_LEAF = "tbvast_leaf"
 """
-The fields of a marker: who imported it, which one it is, and the leaf that it passes.
+The fields of a marker: the bridge that imported it, its round, and the leaf that it passes.
 """
 
-BATCH_TIMEOUT = 0.1
+LIVE_BATCH_SECONDS = 0.1
 """
-Seconds that arriving events are gathered: a lookup costs by the batch, not by the event.
-"""
-
-LEVELS = (1, 4)
-"""
-How many elements of its lists are looked at in an event whose lists are no longer.
+Seconds for which arriving events are gathered: a lookup costs per batch, not per event.
 """
 
-MARK = "_tbvast"
+SHORT_LIST_LENGTHS = (1, 4)
 """
-The field of an exported event that holds what was found in it.
-"""
-
-IMPORTED = "t"
-"""
-Within L{MARK}: when the event was imported.
+The list lengths up to which an event counts as short; it then gets only as many lookups.
 """
 
-CUT = "cut"
+FINDINGS = "_tbvast"
 """
-Within L{MARK}: whether a list of the event is longer than what was looked at of it.
+The field of an exported event that contains the findings.
 """
 
-RESERVED = frozenset(
+IMPORTED_KEY = "t"
+"""
+The key in L{FINDINGS} of the time when the event was imported.
+"""
+
+CUT_KEY = "cut"
+"""
+The key in L{FINDINGS} that tells whether a list of the event was not read to its end.
+"""
+
+RESERVED_WORDS = frozenset(
     [
         "and",
         "as",
@@ -92,24 +92,27 @@ RESERVED = frozenset(
     ]
 )
 """
-Words that TQL does not take for the name of a field.
+Words that TQL does not accept as the plain name of a field.
 """
 
-LABELS = 6
+MAX_LABELS = 6
 """
-The most labels of a domain name whose subdomains are recognised, if they are.
+The most labels of a domain name whose subdomains are matched.
 """
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
-_IDENTITY = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
+_TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_PIPELINE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 
 
 class Tables(msgspec.Struct, frozen=True):
     """
-    The names of the three tables that one match uses.
+    The names of the three tables that a match uses, one for each type of key: a table with
+    keys of several types takes minutes to read back.
 
-    One for each type of key: a table of mixed keys takes minutes to read back.
+    @ivar ip: The table of addresses.
+    @ivar net: The table of networks.
+    @ivar text: The table of all other observables.
     """
 
     ip: str
@@ -118,7 +121,7 @@ class Tables(msgspec.Struct, frozen=True):
 
     def of(self, kind: Kind) -> str:
         """
-        The table that holds observables of a kind.
+        @return: The table for observables of a kind.
         """
         if kind is Kind.IP:
             return self.ip
@@ -128,18 +131,18 @@ class Tables(msgspec.Struct, frozen=True):
         return iter((self.ip, self.net, self.text))
 
 
-MAIN = Tables("tbvast_ip", "tbvast_net", "tbvast_str")
+MAIN_TABLES = Tables("tbvast_ip", "tbvast_net", "tbvast_str")
 """
-What the live match uses; they hold everything in force.
-"""
-
-RETRO = Tables("tbvast_r0_ip", "tbvast_r0_net", "tbvast_r0_str")
-"""
-What the retro match uses; they hold only what is searched for.
+The tables of the live match, with all entries in force.
 """
 
+RETRO_TABLES = Tables("tbvast_r0_ip", "tbvast_r0_net", "tbvast_r0_str")
+"""
+The tables of retro searches, with the entries of the current search.
+"""
 
-PREFIXED = (
+
+PREFIXED_KINDS = (
     Kind.FILE_NAME,
     Kind.CERTIFICATE,
     Kind.JA3,
@@ -149,19 +152,20 @@ PREFIXED = (
     Kind.MAC,
 )
 """
-The kinds whose key is the kind, a blank and the value: one key for a file's MD5 and
-for a JA3 of the same digits would make each replace the other. A blank is in no key
-of the kinds that have their value as the key.
+The kinds whose key is the kind, a blank and the value. Otherwise a file's MD5 and a JA3 with
+the same digits would replace each other. The keys of all other kinds are plain values, none of
+which contains a blank.
 """
 
 
 class Slot(msgspec.Struct, frozen=True):
     """
-    One lookup: an expression over the event's fields, in one table.
+    One lookup: an expression over the event's fields, looked up in one table.
 
-    @ivar name: Where its result is found, within L{MARK}.
+    @ivar name: The key of its result in L{FINDINGS}.
     @ivar field: The path that is reported for a hit.
-    @ivar kinds: What the field can hold; the table may hold other kinds too.
+    @ivar kinds: The kinds that the field can hold; the table may hold other kinds too.
+    @ivar expression: The TQL expression whose value is looked up.
     """
 
     name: str
@@ -172,10 +176,11 @@ class Slot(msgspec.Struct, frozen=True):
 
 class Level(msgspec.Struct, frozen=True):
     """
-    The lookups in events with lists of a certain length.
+    The lookups in events whose lists have up to a certain length.
 
-    @ivar condition: A TQL expression that is true of an event with a longer list than
-        the next level looks at; C{""} is always.
+    @ivar condition: A TQL expression that is true for an event with a longer list than the
+        next level reads; C{""} is always true.
+    @ivar slots: The lookups.
     """
 
     condition: str
@@ -186,11 +191,11 @@ class Branch(msgspec.Struct, frozen=True):
     """
     The lookups in events of some schemas.
 
-    @ivar condition: A TQL expression over the schema's name; C{""} is always.
-    @ivar levels: The longest lists come first. Most events have short ones, and are
-        spared the lookups of all later elements.
-    @ivar cut: A TQL expression that is true of an event with a list that is longer
-        than what is looked at of it.
+    @ivar condition: A TQL expression over the schema's name; C{""} is always true.
+    @ivar levels: The levels, the longest lists first. Most events have short lists, and so
+        skip the lookups of all later elements.
+    @ivar cut: A TQL expression that is true for an event with a list that is not read to its
+        end.
     """
 
     condition: str
@@ -200,21 +205,24 @@ class Branch(msgspec.Struct, frozen=True):
     @property
     def first(self) -> tuple[Slot, ...]:
         """
-        The lookups in an event whose lists are the shortest.
+        The lookups in an event with the shortest lists.
         """
         return self.levels[-1].slots
 
     @property
     def all(self) -> tuple[Slot, ...]:
         """
-        The lookups in an event whose lists are the longest.
+        The lookups in an event with the longest lists.
         """
         return self.levels[0].slots
 
 
 class Plan(msgspec.Struct, frozen=True):
     """
-    Everything a match looks up, and how to read what it found.
+    All lookups of a match.
+
+    @ivar branches: The branches, in the order in which an event's schema is tested.
+    @ivar slots: All lookups, by name.
     """
 
     branches: tuple[Branch, ...]
@@ -223,7 +231,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def leaves(self) -> list[int]:
         """
-        The number of lookups of each level of each branch, in their order.
+        The number of lookups in each level of each branch, in their order.
         """
         return [len(level.slots) for branch in self.branches for level in branch.levels]
 
@@ -235,15 +243,15 @@ def plan(
     subdomains: bool = False,
 ) -> Plan:
     """
-    Work out the lookups.
+    Derive the lookups of a match from the fields of events.
 
-    @param positions: How many elements are looked at of each list whose path does
-        not say; C{1} is only the first of any list.
-    @param kinds: Look only for these.
-    @param subdomains: Whether a domain is also found in every name below it, if it
-        has at least two and at most L{LABELS} labels.
-    @raise tbvast.errors.Invalid: If a source names a schema or a field by
-        something that is no name.
+    @param sources: The fields, by schema.
+    @param positions: The number of elements that are read of each list whose path gives no
+        number; C{1} reads only the first element of every list.
+    @param kinds: The kinds to look for.
+    @param subdomains: Whether a domain with two to L{MAX_LABELS} labels also matches every
+        name below it.
+    @raise tbvast.errors.Invalid: If a source has a malformed schema or path.
     """
     sources = tuple(sources)
     full = [source for source in sources if not source.schema.endswith("*")]
@@ -252,55 +260,58 @@ def plan(
         key=lambda source: len(source.schema),
         reverse=True,
     )
-    numbered = _Slots(frozenset(kinds), subdomains)
+    numbered = _SlotNumbering(frozenset(kinds), subdomains)
     branches = [
         Branch(
             _condition(source.schema),
             _levels(source, positions, numbered),
-            _longer(source, _whole(positions), _only(1)),
+            _has_longer_list(source, _whole(positions), _only(1)),
         )
-        for source in [*full, *partial, anything(sources)]
+        for source in [*full, *partial, any_source(sources)]
     ]
-    return Plan(tuple(branches), numbered.known())
+    return Plan(tuple(branches), numbered.by_name())
 
 
-_Bound = Callable[[int], int]
+_PositionsRead = Callable[[int], int]
 """
-How many elements of a list are looked at, given how many its path says; C{0} if it does
-not.
+Computes the number of elements that are read of a list, from the number in its path, which is
+C{0} if the path has none.
 """
 
 
-def _whole(positions: int) -> _Bound:
+def _whole(positions: int) -> _PositionsRead:
     return lambda most: 1 if positions == 1 else most or positions
 
 
-def _only(count: int) -> _Bound:
+def _only(count: int) -> _PositionsRead:
     return lambda most: count
 
 
-def _levels(source: Source, positions: int, numbered: _Slots) -> tuple[Level, ...]:
+def _levels(source: Source, positions: int, numbered: _SlotNumbering) -> tuple[Level, ...]:
     whole = _whole(positions)
-    bounds: list[_Bound] = [*(_at_most(level, whole) for level in LEVELS), whole]
+    bounds: list[_PositionsRead] = [
+        *(_at_most(level, whole) for level in SHORT_LIST_LENGTHS),
+        whole,
+    ]
     levels: list[Level] = []
-    below: _Bound | None = None
+    below: _PositionsRead | None = None
     for bound in bounds:
         slots = numbered.of(source, bound)
         if below is not None and slots == levels[0].slots:
             continue
-        condition = _longer(source, below, below) if below is not None else ""
+        condition = _has_longer_list(source, below, below) if below is not None else ""
         levels.insert(0, Level(condition, slots))
         below = bound
     return tuple(levels)
 
 
-def _at_most(level: int, whole: _Bound) -> _Bound:
+def _at_most(level: int, whole: _PositionsRead) -> _PositionsRead:
     return lambda most: min(level, whole(most))
 
 
-class _Slots:
+class _SlotNumbering:
     """
-    Numbers lookups; the same lookup in two branches is one slot.
+    Numbers lookups; equal lookups in two branches are one slot.
     """
 
     def __init__(self, kinds: frozenset[Kind], subdomains: bool) -> None:
@@ -308,22 +319,22 @@ class _Slots:
         self._subdomains = subdomains
         self._slots: dict[tuple[str, str, frozenset[Kind]], Slot] = {}
 
-    def known(self) -> dict[str, Slot]:
+    def by_name(self) -> dict[str, Slot]:
         return {slot.name: slot for slot in self._slots.values()}
 
-    def of(self, source: Source, bound: _Bound) -> tuple[Slot, ...]:
+    def of(self, source: Source, bound: _PositionsRead) -> tuple[Slot, ...]:
         found: dict[Slot, None] = {}
         for field in source.fields:
-            for kinds in _by_key(field.kinds & self._kinds):
-                prefix = next((f'"{kind} " + ' for kind in PREFIXED if kind in kinds), "")
+            for kinds in _groups_by_key(field.kinds & self._kinds):
+                prefix = next((f'"{kind} " + ' for kind in PREFIXED_KINDS if kind in kinds), "")
                 for shown, expression in _lookups(field, bound):
                     found[self._slot(shown, prefix + expression, kinds)] = None
                     if self._subdomains and kinds == {Kind.DOMAIN}:
-                        for above in _above(expression):
+                        for above in _parent_names(expression):
                             found[self._slot(shown, above, kinds)] = None
         if Kind.URL in self._kinds:
             for request in source.requests:
-                for expression in _requested(request):
+                for expression in _request_expressions(request):
                     found[self._slot(request.target, expression, frozenset({Kind.URL}))] = None
         return tuple(found)
 
@@ -334,16 +345,16 @@ class _Slots:
         return self._slots[key]
 
 
-def _by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
+def _groups_by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
     """
-    Groups of kinds that one lookup can find.
+    Group kinds that one lookup can find.
     """
-    plain = kinds.difference(PREFIXED)
-    for table in MAIN:
-        part = frozenset(kind for kind in plain if MAIN.of(kind) == table)
+    plain = kinds.difference(PREFIXED_KINDS)
+    for table in MAIN_TABLES:
+        part = frozenset(kind for kind in plain if MAIN_TABLES.of(kind) == table)
         if part:
             yield part
-    for kind in PREFIXED:
+    for kind in PREFIXED_KINDS:
         if kind in kinds:
             yield frozenset({kind})
 
@@ -358,10 +369,11 @@ def _condition(schema: str) -> str:
     return f'@name == "{schema}"'
 
 
-def _longer(source: Source, than: _Bound, among: _Bound) -> str:
+def _has_longer_list(source: Source, than: _PositionsRead, among: _PositionsRead) -> str:
     """
-    @param than: The length that is exceeded.
-    @param among: Of lists within lists, in how many of the outer elements.
+    @param than: The length that a list must exceed.
+    @param among: For lists within lists, the number of outer elements that are read.
+    @return: A TQL expression that is true for an event with such a list.
     """
     found = {
         f"{access}[{than(most)}]? != null": None
@@ -372,13 +384,13 @@ def _longer(source: Source, than: _Bound, among: _Bound) -> str:
     return " or ".join(found)
 
 
-def _lists(steps: list[tuple[str, int | None]], among: _Bound) -> Iterator[tuple[str, int]]:
+def _lists(steps: list[tuple[str, int | None]], among: _PositionsRead) -> Iterator[tuple[str, int]]:
     """
-    The lists of a path.
+    Yield an access to each list of a path, with the number in the path.
     """
     accesses = [""]
     for name, most in steps:
-        accesses = [_within(access, name) for access in accesses]
+        accesses = [_member(access, name) for access in accesses]
         if most is not None:
             for access in accesses:
                 yield access, most
@@ -387,28 +399,28 @@ def _lists(steps: list[tuple[str, int | None]], among: _Bound) -> Iterator[tuple
             ]
 
 
-def _within(record: str, name: str) -> str:
-    if name in RESERVED:
+def _member(record: str, name: str) -> str:
+    if name in RESERVED_WORDS:
         return f'{record or "this"}["{name}"]?'
     return f"{record}.{name}?" if record else f"{name}?"
 
 
-def _lookups(field: Field, bound: _Bound) -> Iterator[tuple[str, str]]:
+def _lookups(field: Field, bound: _PositionsRead) -> Iterator[tuple[str, str]]:
     """
-    The expressions of a field: one for each position of a list in its path.
+    Yield the paths and expressions of a field: one for each position of a list in its path.
     """
     if field.flat:
         _steps(field.path)
-        yield field.path, _undone(field.form, f'this["{field.path}"]?')
+        yield field.path, _normalised(field.form, f'this["{field.path}"]?')
         return
     for shown, access in _accesses(_steps(field.path), bound):
-        yield shown, _undone(field.form, access)
+        yield shown, _normalised(field.form, access)
 
 
 def _steps(path: str) -> list[tuple[str, int | None]]:
     """
-    The names of a path, each with how many elements are looked at if it is a
-    list: C{0} if that is not said.
+    Split a path into names, each with the number of elements that are read if it is a list:
+    C{0} if the path gives no number, C{None} if it is no list.
     """
     steps: list[tuple[str, int | None]] = []
     for step in path.split("."):
@@ -419,10 +431,10 @@ def _steps(path: str) -> list[tuple[str, int | None]]:
     return steps
 
 
-def _accesses(steps: list[tuple[str, int | None]], bound: _Bound) -> list[tuple[str, str]]:
+def _accesses(steps: list[tuple[str, int | None]], bound: _PositionsRead) -> list[tuple[str, str]]:
     found = [("", "")]
     for name, most in steps:
-        found = [(f"{shown}.{name}", _within(access, name)) for shown, access in found]
+        found = [(f"{shown}.{name}", _member(access, name)) for shown, access in found]
         if most is not None:
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
@@ -432,7 +444,7 @@ def _accesses(steps: list[tuple[str, int | None]], bound: _Bound) -> list[tuple[
     return [(shown[1:], access) for shown, access in found]
 
 
-def _undone(form: Form, access: str) -> str:
+def _normalised(form: Form, access: str) -> str:
     if form is Form.ADDRESS:
         return f"ip({access})"
     if form is Form.NAME:
@@ -447,36 +459,36 @@ def _undone(form: Form, access: str) -> str:
         return f'{access}.replace("-", ":").to_lower()'
     if form is Form.VERBATIM:
         return access
-    return _located(access)
+    return _normalised_url(access)
 
 
-def _above(name: str) -> Iterator[str]:
+def _parent_names(name: str) -> Iterator[str]:
     """
-    The names above a name: what is left of it that has two labels, three, and so on.
+    Yield the parent names of a name, from two labels to L{MAX_LABELS}.
 
-    One label is a top-level domain, which would find half the world.
+    A single label is a top-level domain, which would match far too much.
     """
-    for more in range(1, LABELS):
+    for more in range(1, MAX_LABELS):
         ending = rf"^.*\\.([^.]+(?:\\.[^.]+){{{more}}})$"
         yield rf'{name}.replace_regex("{ending}", "\\1")'
 
 
-def _located(access: str) -> str:
+def _normalised_url(access: str) -> str:
     bare = (
         f'{access}.replace_regex("^[a-zA-Z][a-zA-Z0-9+.-]*://", "").replace_regex("#.*$", "")'
         r'.replace_regex("^([^/?]*)\\?", "\\1/?")'
     )
     parts = f'{bare}.split("/", max=1)'
     host = f'{parts}[0]?.replace_regex("^.*@", "").replace_regex(":(?:80|443)?$", "")'
-    return f'({_named(host)} + "/" + ({_escaped(f"{parts}[1]?")} else ""))'
+    return f'({_normalised_host(host)} + "/" + ({_with_escaped_blanks(f"{parts}[1]?")} else ""))'
 
 
-def _named(access: str) -> str:
+def _normalised_host(access: str) -> str:
     return rf'{access}.to_lower().replace_regex("\\.(:[0-9]+)?$", "\\1")'
 
 
-def _escaped(access: str) -> str:
-    # Zeek logs a URL's path with its escapes undone; an indicator's has none but these.
+def _with_escaped_blanks(access: str) -> str:
+    # Zeek logs a URL's path unescaped; blanks are the only escapes in an indicator's path.
     return f'{access}.replace(" ", "%20")'
 
 
@@ -485,17 +497,18 @@ def _access(path: str) -> str:
     return access
 
 
-def _requested(request: Request) -> Iterator[str]:
+def _request_expressions(request: Request) -> Iterator[str]:
     target = _access(request.target)
     is_path = f'{target}.starts_with("/")'
-    yield f"({_joined(request, _escaped(target))} if {is_path} else {_located(target)})"
+    escaped = _request_url(request, _with_escaped_blanks(target))
+    yield f"({escaped} if {is_path} else {_normalised_url(target)})"
     if request.unescaped:
-        yield f'("{UNESCAPED}" + {_joined(request, target)} if {is_path})'
+        yield f'("{UNESCAPED}" + {_request_url(request, target)} if {is_path})'
 
 
-def _joined(request: Request, target: str) -> str:
+def _request_url(request: Request, target: str) -> str:
     """
-    @param target: What stands for the request's own.
+    @param target: The expression to use for the request's target.
     """
     host = f'{_access(request.host)}.to_lower().trim_end(".")'
     if request.port:
@@ -509,50 +522,52 @@ def _joined(request: Request, target: str) -> str:
     return whole
 
 
-def create(table: str) -> str:
+def create_table(table: str) -> str:
     """
-    Make a table that is not there.
+    Create a table that does not exist.
     """
-    return f'context_create_lookup_table "{_name(table)}"\n'
+    return f'context_create_lookup_table "{_table_name(table)}"\n'
 
 
-def drop(table: str) -> str:
+def drop_table(table: str) -> str:
     """
-    Take a table away, with its entries.
+    Delete a table with its entries.
     """
-    return f'context_remove "{_name(table)}"\n'
+    return f'context_remove "{_table_name(table)}"\n'
 
 
-def listing() -> str:
+def list_tables() -> str:
     """
-    Name the tables that are there, one a line.
+    List the names of all tables, one per line.
     """
     return "context_list\nselect name\nwrite_ndjson\n"
 
 
-def inspect(table: str) -> str:
+def inspect_table(table: str) -> str:
     """
-    Read the entries of a table, one a line.
+    Read the entries of a table, one per line.
     """
-    return f'context_inspect "{_name(table)}"\nselect value\nwrite_ndjson\n'
+    return f'context_inspect "{_table_name(table)}"\nselect value\nwrite_ndjson\n'
 
 
-def update(tables: Tables) -> str:
+def update_tables(tables: Tables) -> str:
     """
-    Write the rows on standard input; each replaces what its key had.
+    Write the rows on standard input; each replaces the previous row of its key.
     """
-    return _stored(tables, 'context_update "{table}", key=_key, value={{v: v, k: k, ids: ids}}')
+    return _table_writer(
+        tables, 'context_update "{table}", key=_key, value={{v: v, k: k, ids: ids}}'
+    )
 
 
-def erase(tables: Tables) -> str:
+def erase_from_tables(tables: Tables) -> str:
     """
     Remove the rows on standard input.
     """
-    return _stored(tables, 'context_erase "{table}", key=_key')
+    return _table_writer(tables, 'context_erase "{table}", key=_key')
 
 
-def _stored(tables: Tables, operator: str) -> str:
-    prefixed = " or ".join(f'k == "{kind}"' for kind in PREFIXED)
+def _table_writer(tables: Tables, operator: str) -> str:
+    prefixed = " or ".join(f'k == "{kind}"' for kind in PREFIXED_KINDS)
     # A null key would match every event that lacks a field: hence the `where`.
     lines = ["from_stdin { read_ndjson raw=true }"]
     for condition, key, table in (
@@ -565,140 +580,146 @@ def _stored(tables: Tables, operator: str) -> str:
             f"{condition} {{",
             f"  _key = {key}",
             "  where _key != null",
-            f"  {operator.format(table=_name(table))}",
+            f"  {operator.format(table=_table_name(table))}",
             "}",
         ]
     # A closing brace and the `else` that goes with it share a line.
     return "\n".join(lines).replace("}\nelse", "} else") + "\n"
 
 
-def live(matched: Plan, tables: Tables, bridge: str) -> str:
+def live_match(matched: Plan, tables: Tables, bridge: str) -> str:
     """
-    Match in the node what arrives from now on; of each match, or marker, one text.
+    Match the events that arrive from now on, in the node; yield a text for each match and
+    for each marker.
 
-    An event in which nothing was found, but a list was too long, makes a text of the mark
-    alone. A marker passes the lookups of its leaf, and so comes out behind every event
-    that went in there before it.
+    An event without a hit, but with a list that was not read to its end, yields a text that
+    has only the findings. A marker passes the lookups of its leaf, so that it comes out after
+    every event that entered the leaf before it.
 
-    @param bridge: Who has imported the markers that come out; those of others do not.
+    @param bridge: The name of the bridge whose markers come out; other markers are dropped.
     """
     return (
-        f"export live=true\nbatch timeout={int(BATCH_TIMEOUT * 1000)}ms\n"
-        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{identity(bridge)}"\n'
-        f"{_matched(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
+        f"export live=true\nbatch timeout={int(LIVE_BATCH_SECONDS * 1000)}ms\n"
+        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{checked_name(bridge)}"\n'
+        f"{_match_stages(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
     )
 
 
 def to_socket(path: str) -> str:
     """
-    Write the texts of a pipeline, as lines, to a Unix socket that somebody listens on.
-    The pipeline fails when nobody does.
+    Write the texts of a pipeline, as lines, to a listening Unix socket. Without a listener,
+    the pipeline fails.
     """
-    return f"to_unix_socket {_path(path)}, max_retry_count=2 {{ write_ndjson }}\n"
+    return f"to_unix_socket {_socket_path(path)}, max_retry_count=2 {{ write_ndjson }}\n"
 
 
 def markers_from_socket(path: str) -> str:
     """
-    Import the markers that come from a Unix socket that somebody listens on.
+    Import the markers that arrive from a listening Unix socket.
     """
     reading = "{ read_ndjson raw=true, _batch_timeout=10ms }"
-    return f"from_unix_socket {_path(path)} {reading}\n{_IMPORTED}"
+    return f"from_unix_socket {_socket_path(path)} {reading}\n{_IMPORTED}"
 
 
 def markers_from_topic(topic: str) -> str:
     """
-    Import the markers that are published, in the node, under a topic.
+    Import the markers that are published under a topic of the node.
     """
-    return f'subscribe "{identity(topic)}"\n{_IMPORTED}'
+    return f'subscribe "{checked_name(topic)}"\n{_IMPORTED}'
 
 
 def publish_markers(topic: str, bridge: str, number: int, leaves: Iterable[int]) -> str:
     """
-    Publish markers under a topic.
+    Publish markers under a topic of the node.
+
+    @param bridge: The name of the bridge that imports them.
+    @param number: The number of the round.
+    @param leaves: The leaves that they pass, one marker each.
     """
     events = ", ".join(
-        f'{{{MARKER_SOURCE}: "{identity(bridge)}", {MARKER_NUMBER}: {int(number)},'
+        f'{{{MARKER_SOURCE}: "{checked_name(bridge)}", {MARKER_NUMBER}: {int(number)},'
         f" {MARKER_LEAF}: {int(leaf)}}}"
         for leaf in leaves
     )
-    return f'from {events}\npublish "{identity(topic)}"\n'
+    return f'from {events}\npublish "{checked_name(topic)}"\n'
 
 
 _IMPORTED = f'@name = "{MARKER}"\nimport\n'
 _IS_MARKER = f'@name == "{MARKER}"'
-_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]{0,106}", re.ASCII)
+_SOCKET_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]{0,106}", re.ASCII)
 
 
-def fits(path: str) -> bool:
+def is_socket_path(path: str) -> bool:
     """
-    Whether a path can be that of a Unix socket, and part of a pipeline.
+    Whether a path is short enough for a Unix socket, and safe within a pipeline.
     """
-    return _PATH.fullmatch(path) is not None
+    return _SOCKET_PATH.fullmatch(path) is not None
 
 
-def _path(path: str) -> str:
-    if not fits(path):
+def _socket_path(path: str) -> str:
+    if not is_socket_path(path):
         raise Invalid("socket", path, "an absolute path of at most 107 plain characters")
     return f'"{path}"'
 
 
-def start(pipeline: str, name: str, lifetime: float) -> str:
+def start_pipeline(pipeline: str, name: str, lifetime: float) -> str:
     """
-    Run a pipeline in the node that has a sink of its own.
+    Run a pipeline with a sink in the node.
 
-    @param name: One that no other has. It is not listed, and gone with the node.
-    @param lifetime: Seconds after which the node ends it, unless L{renew} comes first.
+    @param name: A unique name. The pipeline is not listed, and does not outlive the node.
+    @param lifetime: Seconds after which the node ends the pipeline unless it is renewed; see
+        L{renew_pipelines}.
     """
+    checked = checked_name(name)
     return (
-        f'api "/pipeline/create", {{definition: {quoted(pipeline)}, id: "{identity(name)}", '
-        f'name: "{identity(name)}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
+        f'api "/pipeline/create", {{definition: {quoted(pipeline)}, id: "{checked}", '
+        f'name: "{checked}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
     )
 
 
-def renew(names: Iterable[str]) -> str:
+def renew_pipelines(names: Iterable[str]) -> str:
     """
-    Let pipelines live on for their lifetime. The answer names those that are there.
+    Restart the lifetime of pipelines. The reply names those that still run.
     """
-    listed = ", ".join(f'"{identity(name)}"' for name in names)
+    listed = ", ".join(f'"{checked_name(name)}"' for name in names)
     return f'api "/pipeline/reset-ttl", {{ids: [{listed}]}}\nwrite_ndjson\n'
 
 
-def retro(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
+def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
     """
-    Match what is stored, as events.
+    Match the stored events.
 
-    @param limit: The most events with the same hits in the same fields; C{0}
-        means all of them.
-    @param since: Only events imported then or later; seconds since the epoch.
+    @param limit: The most events with the same hits in the same fields; C{0} is unlimited.
+    @param since: The earliest import time of the events, in seconds since the epoch.
     """
     recent = ""
     if since is not None:
-        # Right behind the export, where the node need not read what is older.
+        # Directly after the export, where it spares the node the reading of older events.
         moment = datetime.fromtimestamp(int(since), UTC)
         recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
-    bounded = f"deduplicate {MARK}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{recent}where not ({_IS_MARKER})\n{_matched(matched, tables)}{bounded}"
+    bounded = f"deduplicate {FINDINGS}, limit={int(limit)}\n" if limit else ""
+    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched, tables)}{bounded}"
 
 
-def ping() -> str:
+def ping_node() -> str:
     """
-    Ask the node, not the command, for its version.
+    Ask for the version of the node, not of the command.
     """
     return 'api "/ping"\nwrite_ndjson\n'
 
 
-def launch(pipeline: str, stream: str, lifetime: float, whole: bool = False) -> str:
+def launch_pipeline(pipeline: str, stream: str, lifetime: float, whole: bool = False) -> str:
     """
-    Run a pipeline in the node, with its results kept for L{serve}.
+    Run a pipeline in the node, and keep its results for L{serve_results}.
 
-    Each result is wrapped as one text, for the answers of the node's interface
-    would mix the fields of different schemas.
+    Each result is wrapped as one text, because the replies of the node's API would mix the
+    fields of different schemas.
 
-    @param stream: A name that was never used before, for pipeline and results.
-    @param lifetime: Seconds after which the node ends it by itself.
-    @param whole: Whether its results are texts already.
+    @param stream: A name for the pipeline and its results that was never used before.
+    @param lifetime: Seconds after which the node ends the pipeline.
+    @param whole: Whether the results are texts already.
     """
-    name = identity(stream)
+    name = checked_name(stream)
     wrapped = "" if whole else "select line=print_ndjson(this)\n"
     definition = quoted(f"{pipeline}{wrapped}")
     return (
@@ -707,61 +728,63 @@ def launch(pipeline: str, stream: str, lifetime: float, whole: bool = False) -> 
     )
 
 
-def serve(stream: str, token: str, most: int, wait: float, least: int | None = None) -> str:
+def serve_results(stream: str, token: str, most: int, wait: float, least: int | None = None) -> str:
     """
-    Fetch the next results of a pipeline that was launched.
+    Fetch the next results of a pipeline that L{launch_pipeline} started.
 
-    @param token: What the fetch before answered; C{""} for the first.
+    @param token: The continuation token of the previous reply; C{""} for the first fetch.
     @param most: The most results.
-    @param wait: Seconds to wait until there are enough.
-    @param least: How many are enough; C{None} for half of the most.
+    @param wait: The most seconds to wait for C{least} results.
+    @param least: The number of results to wait for; C{None} is half of C{most}.
     """
     if token and not _TOKEN.fullmatch(token):
         raise Invalid("continuation token", token, "letters, digits and -")
     continued = f'continuation_token: "{token}", ' if token else ""
     return (
-        f'api "/serve", {{serve_id: "{identity(stream)}", {continued}'
+        f'api "/serve", {{serve_id: "{checked_name(stream)}", {continued}'
         f"max_events: {int(most)}, min_events: {int(most) // 2 if least is None else int(least)}, "
         f'timeout: "{int(wait * 1000)}ms", schema: "never"}}\nwrite_ndjson\n'
     )
 
 
-def end(stream: str) -> str:
+def end_pipeline(stream: str) -> str:
     """
-    End a pipeline that was launched.
+    End a pipeline that runs in the node.
     """
-    return f'api "/pipeline/delete", {{id: "{identity(stream)}"}}\nwrite_ndjson\n'
+    return f'api "/pipeline/delete", {{id: "{checked_name(stream)}"}}\nwrite_ndjson\n'
 
 
-def _matched(matched: Plan, tables: Tables, arriving: bool = False) -> str:
+def _match_stages(matched: Plan, tables: Tables, arriving: bool = False) -> str:
     """
-    @param arriving: Whether this is the live match: with markers, and with the mark of
-        events that are not looked at as a whole.
+    @param arriving: Whether this is the live match, which has markers, and which reports
+        events with lists that are not read to their end.
     """
     lines: list[str] = []
     leaf = 0
     for number, branch in enumerate(matched.branches):
         leaves = range(leaf, leaf + len(branch.levels))
-        condition = _passed(branch.condition, leaves if arriving else ())
+        condition = _or_marker_of(branch.condition, leaves if arriving else ())
         opening = f"if {condition} {{" if branch.condition else "{"
         lines.append(f"}} else {opening}" if number else opening)
         for depth, level in enumerate(branch.levels):
             if level.condition:
-                condition = _passed(level.condition, leaves[depth : depth + 1] if arriving else ())
+                condition = _or_marker_of(
+                    level.condition, leaves[depth : depth + 1] if arriving else ()
+                )
                 lines.append(f"}} else if {condition} {{" if depth else f"if {condition} {{")
             elif depth:
                 lines.append("} else {")
             cut = branch.cut if arriving and not depth else ""
-            lines += _looked_up(level.slots, tables, arriving, cut)
+            lines += _lookup_stage(level.slots, tables, arriving, cut)
         if len(branch.levels) > 1:
             lines.append("}")
         leaf = leaves.stop
-    return "\n".join([*lines, "}", f"drop_null_fields {MARK}", ""])
+    return "\n".join([*lines, "}", f"drop_null_fields {FINDINGS}", ""])
 
 
-def _passed(condition: str, leaves: Sequence[int]) -> str:
+def _or_marker_of(condition: str, leaves: Sequence[int]) -> str:
     """
-    A condition that markers of some leaves fulfil, too.
+    Extend a condition so that the markers of some leaves fulfil it, too.
     """
     if not leaves:
         return condition
@@ -769,58 +792,58 @@ def _passed(condition: str, leaves: Sequence[int]) -> str:
     return f"{condition} or ({_IS_MARKER} and ({own}))"
 
 
-def _looked_up(
+def _lookup_stage(
     slots: Sequence[Slot], tables: Tables, arriving: bool, cut: str = ""
 ) -> Iterator[str]:
-    # Each result has a column of its own: to add one to a record costs as much as the
-    # record is wide.
-    columns = {slot.name: f"{MARK}_{slot.name}" for slot in slots}
+    # Each result has its own column: adding it to a record would cost the more the wider
+    # the record is.
+    columns = {slot.name: f"{FINDINGS}_{slot.name}" for slot in slots}
     for slot in slots:
-        table = _name(tables.of(next(iter(slot.kinds))))
+        table = _table_name(tables.of(next(iter(slot.kinds))))
         yield f'context_enrich "{table}", key={slot.expression}, into={columns[slot.name]}'
     found = " or ".join(f"{column} != null" for column in columns.values()) or "false"
     parts = ["s: @name"]
     if arriving:
         found = f"{found} or {_IS_MARKER}"
-        parts.append(f"{IMPORTED}: @import_time")
+        parts.append(f"{IMPORTED_KEY}: @import_time")
     if cut:
-        yield f"{MARK}_{CUT} = {cut}"
-        parts.append(f"{CUT}: {MARK}_{CUT}")
+        yield f"{FINDINGS}_{CUT_KEY} = {cut}"
+        parts.append(f"{CUT_KEY}: {FINDINGS}_{CUT_KEY}")
         yield f"if {found} {{"
     else:
         yield f"where {found}"
     parts += [f"{name}: {column}" for name, column in columns.items()]
-    yield f"{MARK} = {{{', '.join(parts)}}}"
-    dropped = [*columns.values(), *([f"{MARK}_{CUT}"] if cut else [])]
+    yield f"{FINDINGS} = {{{', '.join(parts)}}}"
+    dropped = [*columns.values(), *([f"{FINDINGS}_{CUT_KEY}"] if cut else [])]
     if dropped:
         yield f"drop {', '.join(dropped)}"
     if cut:
-        yield f"}} else if {MARK}_{CUT} == true {{"
-        yield f"select {MARK}={{s: @name, {CUT}: true}}\n}} else {{\nwhere false\n}}"
+        yield f"}} else if {FINDINGS}_{CUT_KEY} == true {{"
+        yield f"select {FINDINGS}={{s: @name, {CUT_KEY}: true}}\n}} else {{\nwhere false\n}}"
 
 
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
+def _table_name(text: str) -> str:
+    if not _TABLE_NAME.fullmatch(text):
         raise Invalid("table", text, "a table's name")
     return text
 
 
-def identity(text: str) -> str:
+def checked_name(text: str) -> str:
     """
-    @return: C{text}, which is fit to name a pipeline or a stream.
+    @return: C{text}, if it is a valid name of a pipeline, a stream, a topic or a bridge.
     @raise tbvast.errors.Invalid: If it is not.
     """
-    if not _IDENTITY.fullmatch(text):
+    if not _PIPELINE_NAME.fullmatch(text):
         raise Invalid("identity", text, "lower-case letters, digits, - and _")
     return text
 
 
 def quoted(pipeline: str) -> str:
     """
-    A generated pipeline as a string literal within another.
+    Quote a generated pipeline as a string literal for another one.
 
-    @raise tbvast.errors.Invalid: If it holds anything but printable ASCII and
-        newlines: then it was not generated here.
+    @raise tbvast.errors.Invalid: If it has other characters than printable ASCII and newlines,
+        and so was not generated here.
     """
     if not re.fullmatch(r"[\x20-\x7e\n]*", pipeline):
         raise Invalid("pipeline", pipeline, "printable ASCII")

@@ -1,7 +1,7 @@
 """
-What goes into a Tenzir node's tables, and what comes out of its matches.
+The NDJSON of a Tenzir node: rows of its tables, and results of its matches.
 
-Pure: lines in, values out.
+Pure: it converts lines to values and back.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from tbvast.engines.tenzir.pipelines import (
-    CUT,
-    IMPORTED,
-    MARK,
+    CUT_KEY,
+    FINDINGS,
+    IMPORTED_KEY,
     MARKER,
     MARKER_LEAF,
     MARKER_NUMBER,
@@ -28,8 +28,8 @@ from tbvast.values import Entry, Hit, Match
 
 class _Row(msgspec.Struct):
     """
-    One line of input to L{tbvast.engines.tenzir.pipelines.update}, and the value of
-    one entry of a table.
+    A line of input to L{tbvast.engines.tenzir.pipelines.update_tables}, and the value of an
+    entry in a table.
     """
 
     k: Kind
@@ -42,14 +42,16 @@ class _Inspected(msgspec.Struct):
 
 
 class _Marked(msgspec.Struct):
-    mark: Any = msgspec.field(name=MARK, default=None)
+    mark: Any = msgspec.field(name=FINDINGS, default=None)
 
 
 class Marker(msgspec.Struct, frozen=True):
     """
     A marker that has passed the match.
 
-    @ivar imported: When, by the engine's date, in seconds since the epoch.
+    @ivar number: The number of its round.
+    @ivar leaf: The leaf of the match that it has passed.
+    @ivar imported: The time of its import by the engine's clock, in seconds since the epoch.
     """
 
     number: int
@@ -59,16 +61,16 @@ class Marker(msgspec.Struct, frozen=True):
 
 class _MarkerMark(msgspec.Struct):
     schema: str = msgspec.field(name="s")
-    imported: datetime = msgspec.field(name=IMPORTED)
+    imported: datetime = msgspec.field(name=IMPORTED_KEY)
 
 
 class _MarkerLine(msgspec.Struct):
-    mark: _MarkerMark = msgspec.field(name=MARK)
+    mark: _MarkerMark = msgspec.field(name=FINDINGS)
     number: int = msgspec.field(name=MARKER_NUMBER)
     leaf: int = msgspec.field(name=MARKER_LEAF)
 
 
-_CUT = f'"{CUT}":true'
+_TRUNCATED = f'"{CUT_KEY}":true'
 _OF_MARKER = f'"{MARKER}"'
 _marker_decoder = msgspec.json.Decoder(_MarkerLine)
 _marked_decoder = msgspec.json.Decoder(_Marked)
@@ -77,37 +79,33 @@ _event_decoder = msgspec.json.Decoder(dict[str, Any])
 _inspected_decoder = msgspec.json.Decoder(_Inspected)
 
 
-def written(entries: Iterable[Entry]) -> str:
+def encode_entries(entries: Iterable[Entry]) -> str:
     """
-    Entries as lines, grouped as the engine likes them: by the type of their key.
+    Encode entries as lines, grouped by the type of their key, which the engine handles best.
     """
     ordered = sorted(entries, key=lambda entry: entry.observable.kind)
-    return _lines(
+    return _encode_rows(
         _Row(entry.observable.kind, entry.observable.value, entry.ids) for entry in ordered
     )
 
 
-def named(observables: Iterable[Observable]) -> str:
+def encode_observables(observables: Iterable[Observable]) -> str:
     """
-    Observables as lines, grouped likewise.
+    Encode observables as lines, grouped like L{encode_entries}.
     """
     ordered = sorted(observables, key=lambda observable: observable.kind)
-    return _lines(_Row(observable.kind, observable.value) for observable in ordered)
+    return _encode_rows(_Row(observable.kind, observable.value) for observable in ordered)
 
 
-def _lines(rows: Iterable[_Row]) -> str:
-    return _encoder_lines(list(rows)).decode()
+def _encode_rows(rows: Iterable[_Row]) -> str:
+    return _encoder.encode_lines(list(rows)).decode()
 
 
-def _encoder_lines(rows: list[_Row]) -> bytes:
-    return _encoder.encode_lines(rows)
-
-
-def entry(line: bytes) -> Entry:
+def decode_entry(line: bytes) -> Entry:
     """
-    Read a line of L{tbvast.engines.tenzir.pipelines.inspect}.
+    Decode a line of L{tbvast.engines.tenzir.pipelines.inspect_table}.
 
-    @raise Invalid: If it is none.
+    @raise Invalid: If the line is malformed.
     """
     try:
         row = _inspected_decoder.decode(line)
@@ -116,22 +114,23 @@ def entry(line: bytes) -> Entry:
     return Entry(Observable(row.value.k, row.value.v), row.value.ids)
 
 
-def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
+def decode_match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
     """
-    Read a line of a match.
+    Decode a line of a match.
 
-    @return: C{None} if nothing was found, or only what is of a kind that the field
-        cannot hold.
-    @raise Invalid: If it is no line of a match.
+    @param slots: The lookups of the match, by name.
+    @return: The match; C{None} if there is no hit, or if every hit is of a kind that its
+        field cannot hold.
+    @raise Invalid: If the line is malformed.
     """
     try:
         event = _event_decoder.decode(line)
-        mark = event.pop(MARK)
+        mark = event.pop(FINDINGS)
         if mark is None:
             return None
         schema = mark.pop("s")
-        mark.pop(CUT, None)
-        mark.pop(IMPORTED, None)
+        mark.pop(CUT_KEY, None)
+        mark.pop(IMPORTED_KEY, None)
         hits: dict[Hit, None] = {}
         for name, value in mark.items():
             if value is None:
@@ -144,18 +143,18 @@ def match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
     return Match(event, schema, tuple(hits)) if hits else None
 
 
-def matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]:
+def decode_matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]:
     """
-    Read lines of a match; those in which nothing was found are left out.
+    Decode the lines of a match, without those that have no hit.
 
-    @raise Invalid: If one is no line of a match.
+    @raise Invalid: If a line is malformed.
     """
-    return [found for line in lines if (found := match(line, slots)) is not None]
+    return [found for line in lines if (found := decode_match(line, slots)) is not None]
 
 
-def markers(lines: Iterable[str]) -> tuple[list[Marker], list[str]]:
+def split_markers(lines: Iterable[str]) -> tuple[list[Marker], list[str]]:
     """
-    Take the markers out of the lines of a live match.
+    Split the lines of a live match into markers and other lines.
 
     @return: The markers, and the other lines.
     """
@@ -179,16 +178,16 @@ def _marker(line: str) -> Marker | None:
     return Marker(read.number, read.leaf, read.mark.imported.timestamp())
 
 
-def cut(lines: Iterable[str]) -> Iterator[str]:
+def truncated_schemas(lines: Iterable[str]) -> Iterator[str]:
     """
-    The schemas of events with a list that is longer than what was looked at of it.
+    Yield the schema of each event that has a list with more elements than the match read.
     """
     for line in lines:
-        if _CUT not in line:
+        if _TRUNCATED not in line:
             continue
         try:
             mark = _marked_decoder.decode(line).mark
         except msgspec.MsgspecError:
-            continue  # reading the matches says so
-        if isinstance(mark, dict) and mark.get(CUT) is True:
+            continue  # decode_match reports it
+        if isinstance(mark, dict) and mark.get(CUT_KEY) is True:
             yield str(mark.get("s"))
