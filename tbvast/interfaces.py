@@ -270,7 +270,7 @@ class IJournal(Interface):
             L{tbvast.stix.sightings.Sighting} values.
         @param publishers: Whose they are, in order; of everybody if not given.
         @return: Fires once they are durable, with one
-            L{tbvast.bus.journal.client.Outcome} per item.
+            L{tbvast.bus.journal.values.Outcome} per item.
         """
 
     def current(
@@ -400,7 +400,7 @@ class IKeeper(Interface):
 
         @param limit: The most to end.
         @return: Fires, once it is durable, with one
-            L{tbvast.bus.journal.writer.Outcome} each: a removal with a number of its own.
+            L{tbvast.bus.journal.values.Outcome} each: a removal with a number of its own.
         """
 
     def forget(age: float, size: int, limit: int) -> Deferred[int]:
@@ -536,7 +536,7 @@ class IReplay(Interface):
         @param after: Only those with a higher number.
         @param limit: The most to return.
         @param size: Bytes of documents after which no more are returned.
-        @return: Fires with L{tbvast.bus.journal.writer.Entered} values, by number; none
+        @return: Fires with L{tbvast.bus.journal.values.JournalEntry} values, by number; none
             if there are no more.
         """
 

@@ -15,7 +15,8 @@ from zmq.utils import z85
 
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
-from tbvast.bus.journal.worker import Opened, Writer
+from tbvast.bus.journal.values import Opened
+from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits
 from tbvast.protocol.frames import SIGHTING_TOPIC

@@ -18,7 +18,7 @@ from tbvast.bus.access_control import Gate
 from tbvast.bus.fanout import Commit
 from tbvast.bus.ingest import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.subscriptions import TURN
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report

@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bus.journal.client import JournalService
 from tbvast.bus.journal.ownership import EVERYBODY, Publisher, runs_of
-from tbvast.bus.journal.reader import Entered
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
+from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.protocol.frames import Item
@@ -116,8 +116,8 @@ class JournalContract:
         streams: Sequence[Stream] = tuple(Stream),
         limit: int = 1000,
         size: int = 1 << 20,
-    ) -> list[Entered]:
-        found: list[Entered] = self.successResultOf(
+    ) -> list[JournalEntry]:
+        found: list[JournalEntry] = self.successResultOf(
             self.journal.entries(after, streams, limit, size)
         )
         return found
@@ -571,7 +571,7 @@ class JournalContract:
         (removed,) = self.append(removal(2))
         streams = [Stream.INTEL, Stream.SIGHTING, Stream.INTEL, Stream.INTEL, Stream.INTEL]
         expected = [
-            Entered(number, stream, item.raw)
+            JournalEntry(number, stream, item.raw)
             for number, stream, item in zip(
                 range(1, 6), streams, [*items, removed.item], strict=True
             )

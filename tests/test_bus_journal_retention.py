@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bus.journal.retention import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IKeeper
 from tbvast.protocol.frames import Item

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import Gate
 from tbvast.bus.ingest import RETRY_DELAY, Intake
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.manage_endpoint import Addresses, Dialogue
 from tbvast.bus.replayed_subscription import FedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots

@@ -25,9 +25,9 @@ from tbvast.bus.access_control import Gate
 from tbvast.bus.fanout import Commit, render_each
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService
-from tbvast.bus.journal.reader import Entered
 from tbvast.bus.journal.soundness import check_document, damage
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
+from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
@@ -102,7 +102,7 @@ class AsideTestCase(SynchronousTestCase):
         return numbers
 
     def entries(self, limit: int = 1000) -> list[int]:
-        found: list[Entered] = []
+        found: list[JournalEntry] = []
         while page := self.successResultOf(
             self.journal.entries(found[-1].number if found else 0, list(Stream), limit, ALL)
         ):
@@ -535,13 +535,13 @@ class EveryWayOutTests(SynchronousTestCase):
         for dialect in Dialect:
             for _, raw in current:
                 self.assertEqual(len(render_intel(dialect, raw)), 1)
-        entries: list[Entered] = []
+        entries: list[JournalEntry] = []
         while found := self.successResultOf(
             journal.entries(entries[-1].number if entries else 0, list(Stream), limit, ALL)
         ):
             entries += found
         self.assertEqual(
-            entries, [Entered(n, stream_of(item), item.raw) for n, item in good.items()]
+            entries, [JournalEntry(n, stream_of(item), item.raw) for n, item in good.items()]
         )
 
     def check_ended(

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from tbvast.bus.access_control import TO_PUBLISH, Gate
 from tbvast.bus.fanout import Commit
 from tbvast.bus.journal.ownership import Publisher, runs_of
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.subscriptions import TURN
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import IJournal

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.access_control import TO_SUBSCRIBE, Gate
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.replayed_subscription import FedSubscription
 from tbvast.bus.snapshots import Snapshots
 from tbvast.bus.statistics import Statistics

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import Commit
-from tbvast.bus.journal.reader import Entered
+from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.frames import render_entry
@@ -309,7 +309,7 @@ class QueuedSubscription(Subscription):
         self._reading = reading
         reading.addCallback(self._cb_read, after).addErrback(self._eb_read)
 
-    def _cb_read(self, entries: list[Entered], after: int) -> None:
+    def _cb_read(self, entries: list[JournalEntry], after: int) -> None:
         self._reading = None
         self._unreadable = False
         self._check_pruned(after)
@@ -322,7 +322,7 @@ class QueuedSubscription(Subscription):
             return
         self._stuck(self)
 
-    def _render(self, entries: Iterable[Entered]) -> tuple[list[int], list[bytes]]:
+    def _render(self, entries: Iterable[JournalEntry]) -> tuple[list[int], list[bytes]]:
         """
         Render entries; one that cannot be rendered is set aside, as by a L{Commit}.
         """

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import Commit
-from tbvast.bus.journal.reader import Entered
+from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.manage import Subscribe
@@ -132,7 +132,7 @@ class FedSubscription(Subscription):
             self._reading = reading
             reading.addCallback(self._cb_read).addErrback(self._eb_read)
 
-    def _cb_read(self, entries: list[Entered]) -> None:
+    def _cb_read(self, entries: list[JournalEntry]) -> None:
         self._reading = None
         if self._replay.floor > self.position:
             self._unreadable(self)

@@ -18,9 +18,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bus.journal.ownership import Run, runs_of
-from tbvast.bus.journal.reader import Entered, JournalReader
-from tbvast.bus.journal.worker import Forgotten, Opened, Settled, Writer
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.reader import JournalReader
+from tbvast.bus.journal.values import (
+    JournalEntry,
+    Opened,
+    Outcome,
+    PackedOutcome,
+    Pruned,
+    Verdict,
+)
+from tbvast.bus.journal.worker import Writer
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
 from tbvast.protocol.frames import Item, stream_of
@@ -94,7 +101,7 @@ class Journal:
         # It fails at once, so that nothing overtakes what is asked again.
         asked.addErrback(self._eb_unencodable, items, failures, publishers)
         return asked.addCallbacks(
-            self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
+            self._cb_appended, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
     def _eb_unencodable(
@@ -103,7 +110,7 @@ class Journal:
         items: Sequence[Item],
         failures: int,
         publishers: Sequence[Run],
-    ) -> Failure | Deferred[list[Settled]]:
+    ) -> Failure | Deferred[list[PackedOutcome]]:
         """
         Append the items without those that the other process cannot be given.
         """
@@ -120,15 +127,15 @@ class Journal:
                 bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
         if not bad:
             return failure
-        asked: Deferred[list[Settled]] = self._ask(
+        asked: Deferred[list[PackedOutcome]] = self._ask(
             Writer.append, good, self._now(), failures, runs_of(givers)
         )
         self.set_aside([aside for _, aside in bad]).addErrback(self._eb_set_aside)
 
-        def merge(settled: list[Settled]) -> list[Settled]:
+        def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
             for place, _ in bad:
-                settled.insert(place, Settled(Verdict.REFUSED, 0, None))
-            return settled
+                packed.insert(place, PackedOutcome(Verdict.REFUSED, 0, None))
+            return packed
 
         return asked.addCallback(merge)
 
@@ -153,10 +160,10 @@ class Journal:
             return good
         return self.set_aside(bad).addErrback(self._eb_set_aside).addCallback(lambda _: good)
 
-    def _cb_settled(self, settled: list[Settled], items: Sequence[Item]) -> list[Outcome]:
+    def _cb_appended(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
             Outcome(each.verdict, each.number, each.item or item, each.reason)
-            for each, item in zip(settled, items, strict=True)
+            for each, item in zip(packed, items, strict=True)
         ]
         # Those that were accepted are numbered in their order.
         self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
@@ -182,23 +189,23 @@ class Journal:
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
         return self._ask(Writer.expire, self._now(), limit).addCallback(
-            lambda settled: self._cb_settled(settled, [each.item for each in settled])
+            lambda packed: self._cb_appended(packed, [each.item for each in packed])
         )
 
     def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._now() - age
-        return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_forgotten)
+        return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_pruned)
 
-    def _cb_forgotten(self, forgotten: Forgotten) -> int:
-        self._reader.floor = max(self._reader.floor, forgotten.floor)
-        return forgotten.count
+    def _cb_pruned(self, pruned: Pruned) -> int:
+        self._reader.floor = max(self._reader.floor, pruned.floor)
+        return pruned.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._ask(Writer.save_subscriptions, changes)
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> Deferred[list[Entered]]:
+    ) -> Deferred[list[JournalEntry]]:
         return self._read(self._reader.entries, after, streams, limit, size).addCallback(
             self._cb_read
         )

@@ -10,44 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
-import msgspec
-
-from tbvast.bus.journal.soundness import MOST_BYTES, damage
-from tbvast.bus.journal.writer import (
+from tbvast.bus.journal.schema import (
     BODY,
-    DAMAGED,
+    DAMAGE_ADVICE,
     IN_FORCE,
     MICROSECONDS,
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
-    of_row,
+    journal_errors,
     read_floor,
     readable_text,
-    translated,
+    set_aside_row,
 )
+from tbvast.bus.journal.soundness import MOST_BYTES, damage
+from tbvast.bus.journal.values import EntryPage, IndicatorPage, JournalEntry
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
 from tbvast.storage.sqlite import connect, snapshot
-
-
-class Entered(msgspec.Struct, frozen=True, gc=False):
-    """
-    An item, and the number it has in the journal.
-    """
-
-    number: int
-    stream: Stream
-    raw: bytes
-
-
-Page = tuple[list[tuple[int, bytes]], list[SetAside]]
-Entries = tuple[list[Entered], list[SetAside]]
-"""
-What was read, and what of it is damaged: that is left out, and has to be set aside.
-"""
 
 
 class JournalReader:
@@ -65,7 +47,7 @@ class JournalReader:
         @raise JournalFailed: If it cannot be read.
         """
         self._path = path
-        with translated("open", path):
+        with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
             self.floor = read_floor(self._connection)
@@ -82,15 +64,17 @@ class JournalReader:
         @raise FileLost: If the file is damaged.
         """
         try:
-            with translated("read", self._path):
+            with journal_errors("read", self._path):
                 yield
         except JournalFailed as e:
             if (damage := damage_of(e)) is not None:
-                advice = DAMAGED.format(path=self._path)
+                advice = DAMAGE_ADVICE.format(path=self._path)
                 raise FileLost(f"cannot read the journal {self._path}: {damage}; {advice}") from e
             raise
 
-    def current(self, after: int, until: int, since: float, limit: int, now: float) -> Page:
+    def current(
+        self, after: int, until: int, since: float, limit: int, now: float
+    ) -> IndicatorPage:
         """
         @see: L{tbvast.interfaces.IJournal.current}
 
@@ -139,7 +123,7 @@ class JournalReader:
                 else:
                     reason = damage(known, body, crc)
                 if reason is not None:
-                    yield of_row(number, stream, id_, body, stage, reason)
+                    yield set_aside_row(number, stream, id_, body, stage, reason)
 
     def counts(self, now: float) -> dict[str, int]:
         """
@@ -176,12 +160,12 @@ class JournalReader:
         with self._reading():
             return dict(self._connection.execute("SELECT topic, request FROM subscriptions"))
 
-    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> Entries:
+    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> EntryPage:
         """
         @see: L{tbvast.interfaces.IReplay.entries}
         """
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
-        good: list[Entered] = []
+        good: list[JournalEntry] = []
         bad: list[int] = []
         with self._reading(), snapshot(self._connection):
             self.floor = read_floor(self._connection)
@@ -192,7 +176,7 @@ class JournalReader:
                     try:
                         known = STREAM_OF_NUMBER[stream]
                         if crc32(body) == crc and len(body) <= MOST_BYTES[known]:
-                            good.append(Entered(number, known, body))
+                            good.append(JournalEntry(number, known, body))
                             continue
                     except (TypeError, KeyError):
                         pass  # the type of a damaged row's column
@@ -222,7 +206,7 @@ class JournalReader:
         """
         @see: L{tbvast.interfaces.IReplay.pruned}
         """
-        with translated("read", self._path):
+        with journal_errors("read", self._path):
             (left,) = self._connection.execute(
                 "SELECT count(*) FROM entries WHERE number > ? AND number <= ?", (after, until)
             ).fetchone()

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from tbvast.bus.journal.writer import Outcome
+from tbvast.bus.journal.values import Outcome
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IKeeper
 

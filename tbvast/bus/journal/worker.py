@@ -11,51 +11,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from tbvast.bus.journal.ownership import Run
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict, translated
+from tbvast.bus.journal.schema import journal_errors
+from tbvast.bus.journal.values import Opened, Outcome, PackedOutcome, Pruned
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import Position
 from tbvast.storage.set_aside import SetAside
 from tbvast.storage.sqlite import own
 from tbvast.storage.worker_server import serve
-
-
-class Opened(msgspec.Struct, frozen=True, array_like=True):
-    """
-    What the process says first.
-
-    @ivar identity: The journal's.
-    @ivar head: The highest number so far.
-    """
-
-    identity: str
-    head: int
-
-
-class Forgotten(msgspec.Struct, frozen=True, array_like=True):
-    """
-    @ivar count: How many entries were let go of.
-    @ivar floor: Up to which number there may be none.
-    """
-
-    count: int
-    floor: int
-
-
-class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """
-    An L{Outcome}.
-
-    @ivar item: L{None} if it is the one that was given.
-    """
-
-    verdict: Verdict
-    number: int
-    item: Item | None
-    reason: str = ""
 
 
 class Writer:
@@ -72,7 +37,7 @@ class Writer:
 
     def append(
         self, items: list[Item], now: float, failures: int, publishers: list[Run]
-    ) -> list[Settled]:
+    ) -> list[PackedOutcome]:
         """
         @see: L{JournalStore.append}
 
@@ -86,19 +51,19 @@ class Writer:
         except JournalFailed as e:
             self._failed = (failures, e)
             raise
-        return [_settled(outcome, item) for outcome, item in zip(outcomes, items, strict=True)]
+        return [_packed(outcome, item) for outcome, item in zip(outcomes, items, strict=True)]
 
-    def expire(self, now: float, limit: int) -> list[Settled]:
+    def expire(self, now: float, limit: int) -> list[PackedOutcome]:
         """
         @see: L{JournalStore.expire}
         """
-        return [_settled(each) for each in self._store.expire(now, limit)]
+        return [_packed(each) for each in self._store.expire(now, limit)]
 
-    def forget(self, since: float, size: int, limit: int) -> Forgotten:
+    def forget(self, since: float, size: int, limit: int) -> Pruned:
         """
         @see: L{JournalStore.forget}
         """
-        return Forgotten(self._store.forget(since, size, limit), self._store.floor)
+        return Pruned(self._store.forget(since, size, limit), self._store.floor)
 
     def find(self, ids: list[str]) -> dict[str, bytes]:
         """
@@ -130,9 +95,12 @@ class Writer:
         self._store.set_position(reader, position)
 
 
-def _settled(outcome: Outcome, given: Item | None = None) -> Settled:
-    item = outcome.item
-    return Settled(outcome.verdict, outcome.number, None if item is given else item, outcome.reason)
+def _packed(outcome: Outcome, given: Item | None = None) -> PackedOutcome:
+    """
+    @param given: The item that was appended, if the outcome is of one.
+    """
+    item = None if outcome.item is given else outcome.item
+    return PackedOutcome(outcome.verdict, outcome.number, item, outcome.reason)
 
 
 @contextlib.contextmanager
@@ -143,7 +111,7 @@ def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
     @param identity: What a new one is called.
     @raise JournalFailed: If it cannot be.
     """
-    with translated("open", path):
+    with journal_errors("open", path):
         own(path)
     store = JournalStore(path, identity)
     try:

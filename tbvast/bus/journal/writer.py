@@ -1,20 +1,10 @@
 """
-The journal's file, as it is written: SQLite, by blocking calls.
-
-One table holds every accepted item under its number. A row's C{state} says
-whether it is the latest version of its STIX id, and whether that version is in
-force. The latest versions are indexed by a digest of the id, which is an eighth
-of what the ids themselves would take; a repeat is found by it.
-
-A row whose document cannot be handled is set aside: its C{body} moves to a table of its
-own, and an empty one stays. Nobody is sent it any more, and nothing fails of it; a later
-version, a removal or its end come over it as over any other.
+Writes the journal's file: SQLite, by blocking calls.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,9 +15,25 @@ from zlib import crc32
 import msgspec
 
 from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.journal.schema import (
+    BODY,
+    ENDED,
+    IN_FORCE,
+    LAPSED,
+    MICROSECONDS,
+    MIGRATIONS,
+    STREAM_NUMBER,
+    STREAM_OF_NUMBER,
+    SUPERSEDED,
+    journal_errors,
+    read_floor,
+    readable_text,
+    set_aside_row,
+)
 from tbvast.bus.journal.soundness import check_document, damage
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.journal.versions import BusDates, Step, read_decided, shown_date, write_decided
-from tbvast.errors import Invalid, JournalFailed
+from tbvast.errors import Invalid
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
@@ -40,67 +46,14 @@ from tbvast.stix.indicators import (
     with_version,
 )
 from tbvast.stix.removals import bare_removal
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
-from tbvast.storage.file_guard import FileGuard, damage_of
-from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, id_in, keep, reason_of
+from tbvast.storage.digest_index import DigestIndex, digest, digests, settled
+from tbvast.storage.file_guard import FileGuard
+from tbvast.storage.set_aside import SetAside, Stage, id_in, keep, reason_of
 from tbvast.storage.sqlite import connect, insert, migrate, transaction
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE entries (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    stream INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    received INTEGER NOT NULL,
-    modified INTEGER NOT NULL,
-    valid_until INTEGER,
-    state INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
-CREATE INDEX expiring ON entries (valid_until) WHERE state = 1 AND valid_until IS NOT NULL;
-CREATE INDEX history ON entries (number) WHERE stream != 1 OR state != 1;
-CREATE INDEX sightings ON entries (number) WHERE stream = 2;
-CREATE TABLE subscriptions (topic TEXT PRIMARY KEY, request BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE positions (
-    reader TEXT PRIMARY KEY,
-    plugin TEXT NOT NULL,
-    number INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
-
-_BY_DIGEST = """
-ALTER TABLE entries ADD COLUMN digest INTEGER;
-UPDATE entries SET digest = digest_of(id) WHERE state != 0;
-DROP INDEX latest;
-CREATE INDEX latest ON entries (digest) WHERE state != 0
-"""
-
-_GATHERED = f"""
-DROP INDEX latest;
-{index_table("latest")};
-INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY digest, number;
-{UNTIL};
-INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
-"""
-
-_OWNED = """
-ALTER TABLE entries ADD COLUMN owner TEXT NOT NULL DEFAULT '';
-ALTER TABLE entries ADD COLUMN decided TEXT NOT NULL DEFAULT ''
-"""
-"""
-Whose each indicator is; and the versions that were decided on before, which a later row
-of the same id carries on. Rows of before have neither.
-"""
 
 _CLOCK_STEPS = "clock_steps"
 """
 The key of C{meta} under which the L{Step}s of the clock are kept.
-"""
-
-_CHECKED = f"ALTER TABLE entries ADD COLUMN crc INTEGER; {SET_ASIDE_TABLE}"
-"""
-From here on, each entry has a checksum of its body.
 """
 
 _NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
@@ -118,11 +71,6 @@ no calendar has.
 
 _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?, ?)"
 
-BODY = "coalesce(CAST(body AS BLOB), x'')"
-"""
-SQL for a body that may be of another type, where a row is damaged.
-"""
-
 UPGRADE_ROWS = 10_000
 UPGRADE_BYTES = 1 << 24
 """
@@ -130,98 +78,15 @@ How many entries of an earlier version, and how many bytes of them, are checked 
 transaction.
 """
 
-STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
-"""
-What a row's C{stream} says.
-"""
-
-STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
-
 _INTEL_STREAM = Stream.INTEL
 _INTEL = STREAM_NUMBER[Stream.INTEL]
 _SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
-
-MICROSECONDS = 1_000_000
-
-SUPERSEDED, IN_FORCE, ENDED, LAPSED = range(4)
-"""
-What a row's C{state} says: L{ENDED} is what somebody removed, L{LAPSED} what was no longer
-valid by the bus's own date. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
-the module C{sqlite3} takes many times as long for anything else, for it first asks
-whether somebody wants to adapt it.
-"""
-
-
-class Verdict(enum.StrEnum):
-    """
-    What the journal made of an item.
-    """
-
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"
-    OUTDATED = "outdated"
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    REFUSED = "refused"
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """
-    @ivar verdict: L{Verdict.REFUSED} if the item is another's, with a reason; or if it could
-        not be kept, and was set aside, without one.
-    @ivar number: The item's number if it was accepted, or expired; else C{0}.
-    @ivar item: The item as it is to be forwarded: a removal that came without
-        its pattern has got it from the version that was in force.
-    @ivar reason: Why it was refused, or is outdated; else empty.
-    """
-
-    verdict: Verdict
-    number: int
-    item: Item
-    reason: str = ""
-
 
 _Row = list[Any]
 """
 A row of C{entries}. Of one that is in the file, not in the batch that is being written,
 the body is L{None}, and what a batch does not need.
 """
-
-
-@contextlib.contextmanager
-def translated(doing: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as e:
-        advice = f"; {DAMAGED.format(path=path)}" if damage_of(e) else ""
-        raise JournalFailed(f"cannot {doing} the journal {path}: {e}{advice}") from e
-
-
-DAMAGED = (
-    "the file is damaged: move it away, with {path}-wal and {path}-shm, to begin with an empty"
-    " journal, and put a copy in its place if there is one; sqlite3 {path} .recover prints what"
-    " can still be read of it"
-)
-"""
-What can be done about a damaged file.
-"""
-
-
-def readable_text(raw: bytes) -> str:
-    """
-    Text as it is in the file, where a damaged byte must not keep all others from being read.
-    """
-    return raw.decode("utf-8", "replace")
-
-
-def read_floor(connection: sqlite3.Connection) -> int:
-    """
-    @return: The number up to which entries may have been let go of.
-    """
-    (floor,) = connection.execute(
-        "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
-    ).fetchone()
-    return int(floor)
 
 
 class JournalStore:
@@ -238,11 +103,11 @@ class JournalStore:
             by a later tbvast.
         """
         self._path = path
-        with translated("open", path):
+        with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
             self._connection.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED, _OWNED, _CHECKED])
+            migrate(self._connection, MIGRATIONS)
             self.identity = self._identify(new_identity)
             (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
@@ -286,7 +151,9 @@ class JournalStore:
                     check_document(STREAM_OF_NUMBER[stream], id_, body)
                     sound.append((crc32(body), number))
                 except Exception as e:
-                    bad.append(of_row(number, stream, id_, body, Stage.UPGRADE, reason_of(e)))
+                    bad.append(
+                        set_aside_row(number, stream, id_, body, Stage.UPGRADE, reason_of(e))
+                    )
             last = rows[-1][0]
             with transaction(self._connection):
                 self._connection.executemany("UPDATE entries SET crc = ? WHERE number = ?", sound)
@@ -327,7 +194,7 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        with translated("write", self._path), transaction(self._connection):
+        with journal_errors("write", self._path), transaction(self._connection):
             self._set_aside(items, int(now * MICROSECONDS))
 
     def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
@@ -420,7 +287,7 @@ class JournalStore:
         """
         A batch that is committed in the end.
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             self._look_at_clock(moment)
             # All in one transaction, for SQLite takes a while to begin one.
             with settled(self._index), transaction(self._connection):
@@ -458,7 +325,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.IKeeper.forget}
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             (used,) = self._connection.execute(
                 "SELECT (page_count - freelist_count) * page_size"
                 " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -488,7 +355,7 @@ class JournalStore:
         @see: L{tbvast.interfaces.IJournal.find}
         """
         wanted = list(ids)
-        with translated("read", self._path):
+        with journal_errors("read", self._path):
             numbers = self._index.find(digests(wanted))
             return {
                 id_: body
@@ -505,7 +372,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
         """
-        with translated("write", self._path), transaction(self._connection):
+        with journal_errors("write", self._path), transaction(self._connection):
             self._connection.executemany(
                 "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
             )
@@ -518,7 +385,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.IReplay.set_position}
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             self._connection.execute(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 (reader, position.plugin, position.number),
@@ -608,7 +475,7 @@ class _Batch:
 
     def _refuse(self, item: Item, reason: str) -> Outcome:
         stream = _INTEL if isinstance(item, Indicator) else _SIGHTING
-        self.aside.append(of_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
+        self.aside.append(set_aside_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
         return Outcome(Verdict.REFUSED, 0, item)
 
     def add(self, item: Item) -> Outcome:
@@ -804,7 +671,7 @@ class _Batch:
         Set an indicator aside, if that has not been done.
         """
         if body:
-            self.aside.append(of_row(number, _INTEL, id, body, stage, reason_of(error)))
+            self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
 
     def _body(self, latest: _Row) -> bytes:
         if latest[_BODY] is not None:
@@ -895,15 +762,6 @@ class _Unwritable(Exception):
             item.raw == self._body
             or (isinstance(item, Indicator) and item.operation is Operation.REMOVE)
         )
-
-
-def of_row(number: int, stream: int, id: str, body: bytes, stage: Stage, reason: str) -> SetAside:
-    """
-    An entry that could not be handled.
-    """
-    known = STREAM_OF_NUMBER.get(stream)
-    type_ = "" if known is None else known.value.decode()
-    return SetAside(stage, reason, bytes(body), type_, str(id), number)
 
 
 def _dated(raw: bytes, version: int) -> Indicator:
