@@ -49,7 +49,7 @@ from tbvast.stix.observables import Observable
 from tbvast.stix.removals import bare_removal
 from tbvast.stix.sightings import Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
 from tbvast.values import EngineIdentity, Entry, Hit, Match, MatchType, Moment, Progress
 from tests.doubles_engine import MemoryAdding
@@ -149,9 +149,9 @@ def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     return maybeDeferred(f, *args)
 
 
-def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Ask:
+def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> CallWorker:
     """
-    An L{Ask} of an object that is here; what is asked, and the result, are encoded as if it
+    A L{CallWorker} of an object that is here; what is asked, and the result, are encoded as if it
     were in another process.
 
     @param call: Makes the calls.

@@ -246,7 +246,7 @@ class ServiceProcessTests(SynchronousTestCase):
             set_handler=self.process.set_handler,
             at_exit=self.process.at_exit.append,
             end=self.process.end,
-            settle=self.process.settle,
+            tune=self.process.tune,
         )
         self.addCleanup(service.state.release)
         return service
@@ -259,16 +259,16 @@ class ServiceProcessTests(SynchronousTestCase):
         service.startService()
         self.reactor.start()
 
-    def test_settled(self) -> None:
+    def test_tuned(self) -> None:
         """
         The interpreter is set once the services have started and the reactor runs.
         """
         service = self.make()
         service.privilegedStartService()
         service.startService()
-        self.assertFalse(self.process.settled)
+        self.assertFalse(self.process.tuned)
         self.reactor.start()
-        self.assertTrue(self.process.settled)
+        self.assertTrue(self.process.tuned)
 
     def test_state_directory(self) -> None:
         """

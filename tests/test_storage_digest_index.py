@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.storage.digest_index import INDEXED_TABLE, DigestIndex, committing, digest, index_table
 from tbvast.storage.sqlite import connect, migrate, transaction
 
 FEW = 4
@@ -56,7 +56,7 @@ class IndexTestCase(SynchronousTestCase):
         self.connection = connect(self.path)
         self.addCleanup(self.connection.close)
         rows = "CREATE TABLE rows (digest INTEGER, number INTEGER)"
-        migrate(self.connection, [f"{rows}; {index_table('by_digest')}; {UNTIL}"])
+        migrate(self.connection, [f"{rows}; {index_table('by_digest')}; {INDEXED_TABLE}"])
         self.index = DigestIndex(self.connection, "by_digest", self.rows, FEW, FEW // 2)
 
     def rows(self, number: int) -> Iterable[tuple[int, int]]:
@@ -77,7 +77,7 @@ class IndexTestCase(SynchronousTestCase):
         new = [(each, self.head + number) for number, each in enumerate(added, 1)]
         gone = list(removed)
         try:
-            with settled(self.index), transaction(self.connection):
+            with committing(self.index), transaction(self.connection):
                 self.connection.executemany("INSERT INTO rows VALUES (?, ?)", new)
                 self.connection.executemany(
                     "DELETE FROM rows WHERE digest = ? AND number = ?", gone
@@ -166,11 +166,11 @@ class IndexTests(IndexTestCase):
         """
         for added in ([3, 1], [2, 4, 5], [6]):
             self.change(added)
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.write_all()
         self.assertEqual(self.written(), 6)
         self.assertEqual(self.found(), self.there())
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.write_all()
         self.change([7])
         self.assertEqual((self.written(), self.found()), (6, self.there()))
@@ -182,7 +182,7 @@ class IndexTests(IndexTestCase):
         A row that is not new can get another digest.
         """
         self.change([1, 2])
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.change((), [(1, 1)])
             self.index.insert([(5, 1)])
             self.assertEqual(self.found(), [(2, 2), (5, 1)])
@@ -192,7 +192,7 @@ class IndexTests(IndexTestCase):
         """
         What is added in a transaction may be removed in it.
         """
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.change([(1, 1), (2, 2)])
             self.index.change([(3, 3)], [(1, 1)])
             self.assertEqual(self.found(), [(2, 2), (3, 3)])
@@ -223,7 +223,7 @@ class IndexTests(IndexTestCase):
             if what == "reopen":
                 self.reopen()
             elif what == "write":
-                with settled(self.index), transaction(self.connection):
+                with committing(self.index), transaction(self.connection):
                     self.index.write_all()
             self.assertEqual(self.found(), self.there())
         self.connection.close()

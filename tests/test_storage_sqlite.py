@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.storage.sqlite import FromLater, connect, insert, migrate, own, snapshot, transaction
+from tbvast.storage.sqlite import (
+    SchemaTooNew,
+    acquire_writer_lock,
+    connect,
+    insert,
+    migrate,
+    snapshot,
+    transaction,
+)
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -54,7 +62,7 @@ class MigrateTests(SynchronousTestCase):
         A file of a later version is left alone.
         """
         self.rows(FIRST, SECOND)
-        self.assertIn("version 2", str(self.assertRaises(FromLater, self.rows, FIRST)))
+        self.assertIn("version 2", str(self.assertRaises(SchemaTooNew, self.rows, FIRST)))
 
     def test_half(self) -> None:
         """
@@ -146,7 +154,7 @@ class SnapshotTests(SynchronousTestCase):
 
 class OwnTests(SynchronousTestCase):
     """
-    Tests for L{own}.
+    Tests for L{acquire_writer_lock}.
     """
 
     def test_alone(self) -> None:
@@ -154,14 +162,14 @@ class OwnTests(SynchronousTestCase):
         One process at a time writes: another one waits, and gives up in the end.
         """
         path = Path(self.mktemp())
-        lock = own(path)
-        e = self.assertRaises(TimeoutError, own, path, 0.0)
+        lock = acquire_writer_lock(path)
+        e = self.assertRaises(TimeoutError, acquire_writer_lock, path, 0.0)
         self.assertEqual(str(e), "another process writes to it")
         os.close(lock)
-        os.close(own(path, 0.0))
+        os.close(acquire_writer_lock(path, 0.0))
 
     def test_no_directory(self) -> None:
         """
         A lock that cannot be made is refused.
         """
-        self.assertRaises(FileNotFoundError, own, Path(self.mktemp(), "deeper"))
+        self.assertRaises(FileNotFoundError, acquire_writer_lock, Path(self.mktemp(), "deeper"))

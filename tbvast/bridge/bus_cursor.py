@@ -18,7 +18,7 @@ from tbvast.protocol.manage import Position
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 
 PIECE = 2000
 """
@@ -35,7 +35,7 @@ class StoreCursor:
 
     def __init__(
         self,
-        ask: Ask,
+        ask: CallWorker,
         position: Position | None,
         now: Calendar,
         search: bool,

@@ -34,7 +34,7 @@ from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineU
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.values import Covered, EngineIdentity, Entry, Match, MatchType, Progress
 
 RETRY_FIRST = 0.5
@@ -208,7 +208,7 @@ class EngineSession(MultiService):
         now: Calendar,
         endpoint: IStreamClientEndpoint,
         engine: IEngineClient,
-        ask: Ask,
+        ask: CallWorker,
         deliver: Deliver,
         live: bool,
         search: Search | None,

@@ -21,7 +21,7 @@ let go of without: only what refers to itself waits for it.
 """
 
 
-def settle() -> None:
+def tune_interpreter() -> None:
     """
     Set the process for long work, once its services have started.
     """

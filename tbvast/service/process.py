@@ -22,7 +22,7 @@ from zmq import ZMQError
 
 from tbvast.errors import StartupRefused, TbvastError
 from tbvast.interfaces import IReloadable
-from tbvast.service.interpreter import settle
+from tbvast.service.interpreter import tune_interpreter
 from tbvast.service.logging import ServiceLog
 from tbvast.service.options import ServiceOptions
 from tbvast.service.state_directory import StateDirectory, default_directory
@@ -158,7 +158,7 @@ class ServiceProcess(SequentialService):
         set_handler: Callable[[int, Callable[[int, Any], None]], Any] = signal.signal,
         at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
         end: Callable[[int], None] = os._exit,
-        settle: Callable[[], None] = settle,
+        tune: Callable[[], None] = tune_interpreter,
     ) -> None:
         """
         @param options: Parsed; where to find the state and the log.
@@ -166,7 +166,7 @@ class ServiceProcess(SequentialService):
         @param set_handler: Installs a signal handler.
         @param at_exit: Has something called when the interpreter ends.
         @param end: Ends the process with an exit status.
-        @param settle: Sets the interpreter, once the reactor runs.
+        @param tune: Tunes the interpreter, once the reactor runs.
         @raise StartupRefused: If state directory or log file cannot be had.
         """
         super().__init__()
@@ -175,7 +175,7 @@ class ServiceProcess(SequentialService):
         self._reactor = reactor
         self._set_handler = set_handler
         self._end = end
-        self._settle = settle
+        self._tune = tune
         self._stopping = False
         self._failed = False
         self.state = StateDirectory(
@@ -223,7 +223,7 @@ class ServiceProcess(SequentialService):
         with refusing(self._options):
             super().startService()
         self._reactor.callWhenRunning(self._take_signals)
-        self._reactor.callWhenRunning(self._settle)
+        self._reactor.callWhenRunning(self._tune)
 
     def _take_signals(self) -> None:
         """

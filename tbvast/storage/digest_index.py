@@ -43,7 +43,7 @@ FEW = 4
 The most digests that are looked for without being made a list of.
 """
 
-UNTIL = """
+INDEXED_TABLE = """
 CREATE TABLE indexed (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID
 """
 """
@@ -91,7 +91,7 @@ def index_table(name: str) -> str:
 class DigestIndex:
     """
     Finds the numbers of rows. What changes anything is called in a transaction, and
-    L{settled} with it.
+    L{committing} with it.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class DigestIndex:
         self._added_since = 0
         self._begin()
         found = connection.execute("SELECT until FROM indexed WHERE name = ?", (table,)).fetchone()
-        with settled(self), transaction(connection):
+        with committing(self), transaction(connection):
             self._add(list(rows(found[0] if found else 0)))
 
     def _begin(self) -> None:
@@ -224,7 +224,7 @@ class DigestIndex:
             (self._table, max(numbers, default=0)),
         )
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """
         What was changed has been committed.
         """
@@ -249,7 +249,7 @@ class DigestIndex:
                 self._added_since = 0
         self._begin()
 
-    def recall(self) -> None:
+    def roll_back(self) -> None:
         """
         What was changed has not been committed.
         """
@@ -257,7 +257,7 @@ class DigestIndex:
 
 
 @contextlib.contextmanager
-def settled(*indexes: DigestIndex) -> Iterator[None]:
+def committing(*indexes: DigestIndex) -> Iterator[None]:
     """
     Goes around a transaction that changes indexes.
     """
@@ -265,7 +265,7 @@ def settled(*indexes: DigestIndex) -> Iterator[None]:
         yield
     except BaseException:
         for index in indexes:
-            index.recall()
+            index.roll_back()
         raise
     for index in indexes:
-        index.settle()
+        index.commit()

@@ -47,7 +47,7 @@ The most memory that one connection keeps pages in.
 """
 
 
-class FromLater(sqlite3.DatabaseError):
+class SchemaTooNew(sqlite3.DatabaseError):
     """
     A file that a later tbvast has changed.
     """
@@ -72,7 +72,7 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def own(path: Path, wait: float = WAIT) -> int:
+def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
     """
     Keep every other process from writing to a file: that of a service that was killed may
     have something left to write.
@@ -100,11 +100,11 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
 
     @param steps: SQL statements, separated by semicolons, from each version to the
         next; the first one makes everything.
-    @raise FromLater: If its version is none that C{steps} lead to.
+    @raise SchemaTooNew: If its version is none that C{steps} lead to.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(steps):
-        raise FromLater(
+        raise SchemaTooNew(
             f"it has version {version}, written by a later tbvast; this one knows {len(steps)}"
         )
     if version == len(steps):

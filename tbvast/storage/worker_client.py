@@ -33,7 +33,7 @@ from tbvast.storage.worker_server import (
     read_message,
 )
 
-Ask = Callable[..., Deferred[Any]]
+CallWorker = Callable[..., Deferred[Any]]
 """
 Calls a method of an object that is elsewhere: given as a function of its class, and all of
 its arguments, by position. Returns a L{Deferred} of the result; if that is an iterator,
@@ -115,7 +115,7 @@ class Worker:
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
-        An L{Ask} of the process.
+        A L{CallWorker} of the process.
 
         @return: Fails with a refusal, at once with L{Unencodable}, or with L{WorkerBroken}.
         """

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 import msgspec
 
 from tbvast.errors import FileLost
-from tbvast.service.interpreter import settle
+from tbvast.service.interpreter import tune_interpreter
 
 PART, DONE, REFUSED, BROKEN, LOST = b".", b"+", b"-", b"!", b"x"
 """
@@ -146,7 +146,7 @@ def serve(
         except refusals as e:
             _write(connection, REFUSED + str(e).encode())
             return
-        settle()
+        tune_interpreter()
         try:
             _write(connection, DONE + encode(said))
             for request in _ahead(stream):

@@ -30,7 +30,14 @@ from tbvast.stix.pattern_conditions import PATTERN_RULES, Term, matchable, sure_
 from tbvast.stix.sighting_size import fitted
 from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
+from tbvast.storage.digest_index import (
+    INDEXED_TABLE,
+    DigestIndex,
+    committing,
+    digest,
+    digests,
+    index_table,
+)
 from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
@@ -155,7 +162,7 @@ ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
 _GATHERED = f"""
 DROP INDEX by_digest;
 DROP INDEX networks;
-{UNTIL};
+{INDEXED_TABLE};
 {index_table("ids")};
 INSERT INTO ids SELECT digest, number FROM indicators ORDER BY digest, number;
 CREATE TABLE networks (number INTEGER PRIMARY KEY);
@@ -383,7 +390,7 @@ class BridgeStore:
         """
         self._undo = [functools.partial(self._recall, self._number, self._change)]
         try:
-            with settled(self._by_id, self._by_term), transaction(self._db):
+            with committing(self._by_id, self._by_term), transaction(self._db):
                 yield
         except BaseException:
             for undo in reversed(self._undo):
@@ -478,7 +485,7 @@ class BridgeStore:
         )
 
     def _keep_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.keep(self._db, items, int(now * _MICROSECONDS))
+        set_aside.store_set_aside(self._db, items, int(now * _MICROSECONDS))
 
     # Indicators
 

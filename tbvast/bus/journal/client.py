@@ -36,7 +36,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
 from tbvast.service.threads import Defer, Threads
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
-from tbvast.storage.worker_client import Ask, Worker
+from tbvast.storage.worker_client import CallWorker, Worker
 from tbvast.storage.worker_server import Unencodable, encode_request
 
 GUARD_INTERVAL = 1.0
@@ -59,7 +59,7 @@ class Journal:
         self,
         opened: Opened,
         now: Calendar,
-        ask: Ask,
+        ask: CallWorker,
         reader: JournalReader,
         defer: Defer,
         lost: Callable[[str], None],

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tbvast.errors import JournalFailed
 from tbvast.protocol.topics import Stream
-from tbvast.storage.digest_index import UNTIL, index_table
+from tbvast.storage.digest_index import INDEXED_TABLE, index_table
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage
 
@@ -59,7 +59,7 @@ _GATHERED = f"""
 DROP INDEX latest;
 {index_table("latest")};
 INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY digest, number;
-{UNTIL};
+{INDEXED_TABLE};
 INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
 """
 

@@ -19,7 +19,7 @@ from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import Position
 from tbvast.storage.set_aside import SetAside
-from tbvast.storage.sqlite import own
+from tbvast.storage.sqlite import acquire_writer_lock
 from tbvast.storage.worker_server import serve
 
 
@@ -112,7 +112,7 @@ def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
     @raise JournalFailed: If it cannot be.
     """
     with journal_errors("open", path):
-        own(path)
+        acquire_writer_lock(path)
     store = JournalStore(path, identity)
     try:
         yield Writer(store), Opened(store.identity, store.head)

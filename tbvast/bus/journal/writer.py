@@ -46,9 +46,9 @@ from tbvast.stix.indicators import (
     with_version,
 )
 from tbvast.stix.removals import bare_removal
-from tbvast.storage.digest_index import DigestIndex, digest, digests, settled
+from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
 from tbvast.storage.file_guard import FileGuard
-from tbvast.storage.set_aside import SetAside, Stage, id_in, keep, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of, store_set_aside
 from tbvast.storage.sqlite import connect, insert, migrate, transaction
 
 _CLOCK_STEPS = "clock_steps"
@@ -213,7 +213,7 @@ class JournalStore:
                     continue  # somebody else has set it aside, or it is gone
             kept.append(msgspec.structs.replace(item, number=number))
         if kept:
-            keep(self._connection, kept, moment)
+            store_set_aside(self._connection, kept, moment)
 
     def _number_of(self, item: SetAside) -> int:
         """
@@ -290,7 +290,7 @@ class JournalStore:
         with journal_errors("write", self._path):
             self._look_at_clock(moment)
             # All in one transaction, for SQLite takes a while to begin one.
-            with settled(self._index), transaction(self._connection):
+            with committing(self._index), transaction(self._connection):
                 batch = _Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
                 batch.write()
@@ -337,7 +337,7 @@ class JournalStore:
             ).fetchall()
             if old:
                 floor = max(self.floor, old[-1][0])
-                with settled(self._index), transaction(self._connection):
+                with committing(self._index), transaction(self._connection):
                     self._connection.executemany(
                         "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
                     )
