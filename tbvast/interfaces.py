@@ -387,7 +387,7 @@ class IBacklog(Interface):
         """
 
 
-class IKeeper(Interface):
+class IRetention(Interface):
     """
     Keeps a journal from holding what is of no use any more.
 
@@ -403,7 +403,7 @@ class IKeeper(Interface):
             L{tbvast.bus.journal.values.Outcome} each: a removal with a number of its own.
         """
 
-    def forget(age: float, size: int, limit: int) -> Deferred[int]:
+    def prune(age: float, size: int, limit: int) -> Deferred[int]:
         """
         Let go of what is no longer in force: old versions, what has ended, and
         sightings. What is in force always stays.

@@ -14,12 +14,19 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit
-from tbvast.bus.ingest import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.ingest import (
+    DECODES_PER_CLOCK_CHECK,
+    MAX_BATCH_ITEMS,
+    MAX_COMMITS_IN_FLIGHT,
+    MAX_QUEUED_ITEMS,
+    RETRY_DELAY,
+    Intake,
+)
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.subscriptions import TURN
+from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
 from tbvast.protocol.topics import Dialect, Stream
@@ -63,7 +70,7 @@ class IntakeTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.rightNow = NOW
-        self.gate = Gate(None)
+        self.access = AccessControl(None)
         self.commits: list[list[bytes]] = []
         self.envelopes: list[Envelope] = []
         self.start(MemoryJournal(self.clock))
@@ -73,8 +80,8 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             journal,
-            self.gate,
-            self.spread,
+            self.access,
+            self.deliver,
             self.envelopes.append,
             ERRORS_PER_MINUTE,
         )
@@ -82,18 +89,18 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake.pause = lambda: self.paused.append(True)
         self.intake.resume = lambda: self.paused.append(False)
 
-    def spread(self, commit: Commit) -> Deferred[None]:
-        self.commits.append(commit.tails(Dialect.STIX2, frozenset(Stream)))
+    def deliver(self, commit: CommittedBatch) -> Deferred[None]:
+        self.commits.append(commit.payloads(Dialect.STIX2, frozenset(Stream)))
         return succeed(None)
 
     def receive(self, *frames: bytes, user: str = "") -> None:
         self.intake.receive([(user, [frame]) for frame in frames])
 
-    def spread_items(self) -> list[bytes]:
+    def delivered_items(self) -> list[bytes]:
         """
         The documents that were spread, in order.
         """
-        return [tail.partition(b" ")[2] for tails in self.commits for tail in tails]
+        return [payload.partition(b" ")[2] for payloads in self.commits for payload in payloads]
 
 
 class ReceiveTests(IntakeTestCase):
@@ -107,7 +114,7 @@ class ReceiveTests(IntakeTestCase):
         """
         items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
         self.receive(*map(encode_report, [*items, items[0], items[1]]))
-        self.assertEqual(self.spread_items(), [item.raw for item in items])
+        self.assertEqual(self.delivered_items(), [item.raw for item in items])
         self.assertEqual(
             self.intake.counts,
             {
@@ -133,22 +140,25 @@ class ReceiveTests(IntakeTestCase):
         self.clock.advance(0)
         self.assertEqual(self.journal.batches, [1, 10])
         self.assertEqual([len(commit) for commit in self.commits], [1, 10])
-        self.assertEqual(self.spread_items(), [an_indicator(n).raw for n in range(1, 12)])
+        self.assertEqual(self.delivered_items(), [an_indicator(n).raw for n in range(1, 12)])
 
     def test_bounded_commit(self) -> None:
         """
         One commit has a bounded number of items, and others have a turn between the
         spreading of two; meanwhile the next ones are made durable, but not all.
         """
-        count = UNDER_WAY + 2
-        self.receive(*(encode_report(a_sighting(number)) for number in range(count * BATCH)))
-        self.assertEqual(self.journal.batches, [BATCH] * (1 + UNDER_WAY))
-        self.assertEqual([len(commit) for commit in self.commits], [BATCH])
+        count = MAX_COMMITS_IN_FLIGHT + 2
+        self.receive(
+            *(encode_report(a_sighting(number)) for number in range(count * MAX_BATCH_ITEMS))
+        )
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * (1 + MAX_COMMITS_IN_FLIGHT))
+        self.assertEqual([len(commit) for commit in self.commits], [MAX_BATCH_ITEMS])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual([len(commit) for commit in self.commits], [BATCH] * count)
+        self.assertEqual([len(commit) for commit in self.commits], [MAX_BATCH_ITEMS] * count)
         self.assertEqual(
-            self.spread_items(), [a_sighting(number).raw for number in range(count * BATCH)]
+            self.delivered_items(),
+            [a_sighting(number).raw for number in range(count * MAX_BATCH_ITEMS)],
         )
 
     def test_ahead(self) -> None:
@@ -157,42 +167,42 @@ class ReceiveTests(IntakeTestCase):
         one: what arrives slowly is written together.
         """
         self.journal.holding = True
-        count = BATCH + 1
-        for start in range(0, 5 * BATCH, BATCH):
-            self.receive(*(encode_report(a_sighting(start + n)) for n in range(BATCH)))
-        self.assertEqual(self.journal.batches, [BATCH] * UNDER_WAY)
+        count = MAX_BATCH_ITEMS + 1
+        for start in range(0, 5 * MAX_BATCH_ITEMS, MAX_BATCH_ITEMS):
+            self.receive(*(encode_report(a_sighting(start + n)) for n in range(MAX_BATCH_ITEMS)))
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * MAX_COMMITS_IN_FLIGHT)
         self.journal.batches.clear()
         self.setUp()
         self.journal.holding = True
         self.receive(encode_report(a_sighting(0)))
-        self.receive(*(encode_report(a_sighting(n)) for n in range(1, BATCH)))
+        self.receive(*(encode_report(a_sighting(n)) for n in range(1, MAX_BATCH_ITEMS)))
         self.assertEqual(self.journal.batches, [1])
-        self.receive(*(encode_report(a_sighting(n)) for n in range(BATCH, count)))
-        self.assertEqual(self.journal.batches, [1, BATCH])
+        self.receive(*(encode_report(a_sighting(n)) for n in range(MAX_BATCH_ITEMS, count)))
+        self.assertEqual(self.journal.batches, [1, MAX_BATCH_ITEMS])
         self.journal.release()
         self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count)])
+        self.assertEqual(self.delivered_items(), [a_sighting(n).raw for n in range(count)])
 
     def test_from_elsewhere(self) -> None:
         """
         What the journal accepted of somebody else is spread in its order, too.
         """
-        spreads: list[tuple[int, Deferred[None]]] = []
+        deliveries: list[tuple[int, Deferred[None]]] = []
 
-        def spread(commit: Commit) -> Deferred[None]:
-            spreads.append((commit.until, Deferred()))
-            return spreads[-1][1]
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
+            deliveries.append((commit.until, Deferred()))
+            return deliveries[-1][1]
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         for number in range(1, 3):
             self.receive(encode_report(an_indicator(number)))
-        done = self.intake.hand_on([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
+        done = self.intake.fan_out([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
         for count in range(1, 4):
             self.assertNoResult(done)
-            self.assertEqual([until for until, _ in spreads], list(range(1, count + 1)))
-            spreads[-1][1].callback(None)
+            self.assertEqual([until for until, _ in deliveries], list(range(1, count + 1)))
+            deliveries[-1][1].callback(None)
             self.clock.advance(0)
         self.successResultOf(done)
 
@@ -216,7 +226,7 @@ class ReceiveTests(IntakeTestCase):
             self.receive(*broken, encode_report(an_indicator()))
             self.intake.receive([("", [b"stix2/indicator", an_indicator(2).raw])])
         self.assertEqual(self.intake.counts["message", "refused"], len(broken) + 1)
-        self.assertEqual(self.spread_items(), [an_indicator().raw])
+        self.assertEqual(self.delivered_items(), [an_indicator().raw])
         self.assertEqual(len([e for e in events if "reason" in e]), ERRORS_PER_MINUTE)
         self.clock.advance(60)
         with capturedLogs() as events:
@@ -232,7 +242,7 @@ class ReceiveTests(IntakeTestCase):
         self.intake.receive([("", frames)])
         self.receive(*(topic + b" " + payload for topic in REPORT_TOPICS))
         self.receive(encode_report(an_indicator()))
-        self.assertEqual(self.spread_items()[-1:], [an_indicator().raw])
+        self.assertEqual(self.delivered_items()[-1:], [an_indicator().raw])
 
     def test_unmatchable(self) -> None:
         """
@@ -240,7 +250,7 @@ class ReceiveTests(IntakeTestCase):
         """
         item = an_indicator(pattern="[file:name = 'a' AND file:size > 3]")
         self.receive(encode_report(item))
-        self.assertEqual(self.spread_items(), [item.raw])
+        self.assertEqual(self.delivered_items(), [item.raw])
 
     def test_envelopes(self) -> None:
         """
@@ -258,18 +268,18 @@ class ReceiveTests(IntakeTestCase):
         is durable.
         """
         self.journal.holding = True
-        count = FULL + UNDER_WAY * BATCH
+        count = MAX_QUEUED_ITEMS + MAX_COMMITS_IN_FLIGHT * MAX_BATCH_ITEMS
         messages = [("", [encode_report(a_sighting(n))]) for n in range(count)]
-        self.intake.receive(messages[: FULL - 1])
+        self.intake.receive(messages[: MAX_QUEUED_ITEMS - 1])
         self.assertEqual(self.paused, [])
-        self.intake.receive(messages[FULL - 1 :])
+        self.intake.receive(messages[MAX_QUEUED_ITEMS - 1 :])
         self.assertEqual(self.paused, [True])
         self.journal.holding = False
         self.journal.release()
         self.assertEqual(self.paused, [True])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(len(self.spread_items()), count)
+        self.assertEqual(len(self.delivered_items()), count)
         self.assertEqual(self.paused, [True, False])
 
 
@@ -283,30 +293,32 @@ class TurnTests(IntakeTestCase):
         A long list of documents is decoded in pieces, in order, and what somebody
         else publishes meanwhile comes after it.
         """
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        count = 20 * CHECKED
+        count = 20 * DECODES_PER_CLOCK_CHECK
         documents = [indicator_document(number) for number in range(count)]
         first = self.intake.publish(documents)
         second = self.intake.publish([indicator_document(count)])
         self.assertNoResult(first)
         turns = 0
         while not second.called:
-            before = len(self.spread_items())
+            before = len(self.delivered_items())
             self.clock.advance(0)
             turns += 1
-            self.assertLessEqual(len(self.spread_items()) - before, 10 * CHECKED)
+            self.assertLessEqual(len(self.delivered_items()) - before, 10 * DECODES_PER_CLOCK_CHECK)
         self.assertGreater(turns, 3)
         self.assertEqual(len(self.successResultOf(first)), count)
-        self.assertEqual(self.spread_items(), [*documents, indicator_document(count)])
+        self.assertEqual(self.delivered_items(), [*documents, indicator_document(count)])
 
     def test_stopped_between(self) -> None:
         """
         What has been offered, and not yet decoded, is taken in before the end.
         """
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        published = self.intake.publish([indicator_document(n) for n in range(20 * CHECKED)])
+        published = self.intake.publish(
+            [indicator_document(n) for n in range(20 * DECODES_PER_CLOCK_CHECK)]
+        )
         finished = self.intake.finish()
         for _ in range(100):
             self.clock.advance(0)
@@ -317,22 +329,22 @@ class TurnTests(IntakeTestCase):
         """
         The next commit waits until all have been given the one before.
         """
-        spreads: list[Deferred[None]] = []
+        deliveries: list[Deferred[None]] = []
 
-        def spread(commit: Commit) -> Deferred[None]:
-            spreads.append(Deferred())
-            return spreads[-1]
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
+            deliveries.append(Deferred())
+            return deliveries[-1]
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         self.receive(encode_report(an_indicator(1)))
         self.receive(encode_report(an_indicator(2)))
         self.clock.advance(1)
-        self.assertEqual(len(spreads), 1)
-        spreads[0].callback(None)
+        self.assertEqual(len(deliveries), 1)
+        deliveries[0].callback(None)
         self.clock.advance(0)
-        self.assertEqual(len(spreads), 2)
+        self.assertEqual(len(deliveries), 2)
 
 
 class SetAsideTests(IntakeTestCase):
@@ -401,7 +413,7 @@ class PublishTests(IntakeTestCase):
         self.assertNoResult(d)
         self.journal.release()
         self.assertEqual(len(self.successResultOf(d)), 1)
-        self.assertEqual(self.spread_items(), [an_indicator().raw])
+        self.assertEqual(self.delivered_items(), [an_indicator().raw])
 
     def test_taken(self) -> None:
         """
@@ -417,11 +429,11 @@ class PublishTests(IntakeTestCase):
         failed.
         """
 
-        def spread(commit: Commit) -> Deferred[None]:
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
             raise ZeroDivisionError
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         for number in range(2):
             (outcome,) = self.successResultOf(self.intake.publish([an_indicator(number).raw]))
@@ -454,26 +466,26 @@ class FailingTests(IntakeTestCase):
         self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.paused, [True, False])
         self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [an_indicator(1).raw, an_indicator(2).raw])
+        self.assertEqual(self.delivered_items(), [an_indicator(1).raw, an_indicator(2).raw])
 
     def test_in_order(self) -> None:
         """
         Of two commits that are under way and fail, the first is tried again first, and
         both before what arrived since; nothing is read before the journal works.
         """
-        count = 2 * BATCH + 1
+        count = 2 * MAX_BATCH_ITEMS + 1
         self.journal.holding = True
         self.receive(*(encode_report(a_sighting(number)) for number in range(count)))
-        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * 2)
         self.journal.failing = True
         self.journal.release()
         self.receive(encode_report(a_sighting(count)))
-        self.assertEqual((self.journal.batches, self.paused), ([BATCH] * 2, [True]))
+        self.assertEqual((self.journal.batches, self.paused), ([MAX_BATCH_ITEMS] * 2, [True]))
         self.journal.failing = self.journal.holding = False
         self.clock.advance(RETRY_DELAY)
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count + 1)])
+        self.assertEqual(self.delivered_items(), [a_sighting(n).raw for n in range(count + 1)])
         self.assertEqual(self.paused, [True, False])
 
     def test_still_under_way(self) -> None:
@@ -481,18 +493,20 @@ class FailingTests(IntakeTestCase):
         What failed is not tried again before what was given after it has failed as well.
         """
         self.journal.holding = True
-        self.receive(*(encode_report(a_sighting(number)) for number in range(2 * BATCH)))
+        self.receive(*(encode_report(a_sighting(number)) for number in range(2 * MAX_BATCH_ITEMS)))
         first, second = self.journal.held
         first[0].errback(JournalFailed("the disk refuses"))
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * 2)
         second[0].errback(JournalFailed("the disk refuses"))
         self.journal.held.clear()
         self.journal.holding = False
         self.clock.advance(RETRY_DELAY)
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(2 * BATCH)])
+        self.assertEqual(
+            self.delivered_items(), [a_sighting(n).raw for n in range(2 * MAX_BATCH_ITEMS)]
+        )
 
     def test_told(self) -> None:
         """
@@ -524,7 +538,7 @@ class FailingTests(IntakeTestCase):
         It does not keep the endpoint from being read, either.
         """
         self.start(BrokenJournal(self.clock))
-        self.intake.receive([("", [encode_report(a_sighting(n))]) for n in range(FULL)])
+        self.intake.receive([("", [encode_report(a_sighting(n))]) for n in range(MAX_QUEUED_ITEMS)])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertEqual(self.paused, [True, False])
@@ -559,7 +573,7 @@ class FinishTests(IntakeTestCase):
         self.clock.advance(0)
         self.clock.advance(0)
         self.successResultOf(finished)
-        self.assertEqual(len(self.spread_items()), 2)
+        self.assertEqual(len(self.delivered_items()), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -579,7 +593,7 @@ class PermissionTests(IntakeTestCase):
             sightings="publish-sightings,subscribe-intel",
             listener="subscribe-intel,subscribe-sightings",
         )
-        self.gate = Gate(path)
+        self.access = AccessControl(path)
         self.start(MemoryJournal(self.clock))
 
     def test_dropped(self) -> None:
@@ -593,13 +607,13 @@ class PermissionTests(IntakeTestCase):
         ]
         with capturedLogs() as events:
             self.receive(*frames, user=self.keys["sightings"])
-        self.assertEqual(self.spread_items(), [a_sighting(1).raw])
+        self.assertEqual(self.delivered_items(), [a_sighting(1).raw])
         self.assertEqual(self.envelopes, [])
         self.assertEqual(self.intake.counts["message", "forbidden"], 2)
         self.assertEqual([event["client"] for event in events], ["sightings"] * 2)
         self.clock.advance(0)
         self.receive(*frames, user=self.keys["intel"])
-        self.assertEqual(self.spread_items()[1:], [an_indicator(1).raw])
+        self.assertEqual(self.delivered_items()[1:], [an_indicator(1).raw])
         self.assertEqual(len(self.envelopes), 1)
         for user in (self.keys["listener"], "", "nobody"):
             self.receive(*frames, user=user)
@@ -655,4 +669,4 @@ class PermissionTests(IntakeTestCase):
             assert isinstance(outcome, Outcome)
             self.assertEqual((user, outcome.verdict), (user, verdict))
             self.clock.advance(0)
-        self.assertEqual(len(self.spread_items()), 2)
+        self.assertEqual(len(self.delivered_items()), 2)

@@ -929,7 +929,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         Who reads what was let go of meanwhile is told with it that there may be a gap.
         """
         self.append(*(a_sighting(number) for number in range(3)))
-        self.file.store.forget(0.0, 1, 2)
+        self.file.store.prune(0.0, 1, 2)
         self.assertEqual(self.journal.floor, 0)
         self.assertEqual([entry.number for entry in self.entries()], [3])
         self.assertEqual(self.journal.floor, 2)
@@ -939,7 +939,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         What was let go of can be counted.
         """
         self.append(a_sighting(1), an_indicator(1), *(a_sighting(n) for n in range(2, 5)))
-        self.file.store.forget(0.0, 1, 2)
+        self.file.store.prune(0.0, 1, 2)
         for after, until, count in ((0, 3, 2), (1, 3, 1), (1, 2, 0), (3, 5, 0)):
             with self.subTest(after=after, until=until):
                 self.assertEqual(self.successResultOf(self.journal.pruned(after, until)), count)
@@ -1235,7 +1235,7 @@ class JournalServiceTests(TestCase):
         service = self.service()
         service.startService()
         await service.journal.append([a_sighting(number) for number in range(3)])
-        self.assertEqual(await service.journal.forget(0, 1, 2), 2)
+        self.assertEqual(await service.journal.prune(0, 1, 2), 2)
         self.assertEqual(service.journal.floor, 2)
         entries = await service.journal.entries(0, list(Stream), 10, ALL)
         self.assertEqual([entry.number for entry in entries], [3])

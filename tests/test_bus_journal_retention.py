@@ -13,10 +13,15 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.journal.retention import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
+from tbvast.bus.journal.retention import (
+    EXPIRY_INTERVAL,
+    MAX_BATCH_ENTRIES,
+    PRUNE_INTERVAL,
+    Retention,
+)
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IKeeper
+from tbvast.interfaces import IRetention
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
@@ -26,7 +31,7 @@ from tests.doubles_bus import FileJournal
 PLENTY = 1 << 40
 
 
-class KeeperTestCase(SynchronousTestCase):
+class RetentionTestCase(SynchronousTestCase):
     """
     A journal in a file.
     """
@@ -57,7 +62,7 @@ class KeeperTestCase(SynchronousTestCase):
         return [entry.number for entry in entries]
 
 
-class ExpireTests(KeeperTestCase):
+class ExpireTests(RetentionTestCase):
     """
     Indicators that are no longer valid.
     """
@@ -68,9 +73,9 @@ class ExpireTests(KeeperTestCase):
 
     def test_interface(self) -> None:
         """
-        A journal is an L{IKeeper}.
+        A journal is an L{IRetention}.
         """
-        verifyObject(IKeeper, self.journal)
+        verifyObject(IRetention, self.journal)
 
     def test_expired(self) -> None:
         """
@@ -157,13 +162,13 @@ class ExpireTests(KeeperTestCase):
         self.assertEqual([o.item.id for o in self.expire()], [indicator_id(1)])
 
 
-class ForgetTests(KeeperTestCase):
+class ForgetTests(RetentionTestCase):
     """
     What is of no use any more.
     """
 
-    def forget(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
-        count: int = self.successResultOf(self.journal.forget(age, size, limit))
+    def prune(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
+        count: int = self.successResultOf(self.journal.prune(age, size, limit))
         return count
 
     def test_age(self) -> None:
@@ -174,20 +179,20 @@ class ForgetTests(KeeperTestCase):
         self.append(an_indicator(2, 2, x_threatbus_update="REMOVE"))
         self.clock.advance(DAY)
         self.append(a_sighting(2))
-        self.assertEqual((self.forget(), self.journal.floor), (0, 0))
+        self.assertEqual((self.prune(), self.journal.floor), (0, 0))
         self.clock.advance(1)
-        self.assertEqual((self.forget(), self.journal.floor), (4, 5))
+        self.assertEqual((self.prune(), self.journal.floor), (4, 5))
         self.assertEqual((self.numbers(), self.in_force()), ([3, 6], [3]))
-        self.assertEqual((self.forget(), self.journal.floor), (0, 5))
+        self.assertEqual((self.prune(), self.journal.floor), (0, 5))
 
     def test_size(self) -> None:
         """
         Beyond a size the oldest goes earlier, piece by piece; what is in force stays.
         """
         self.append(an_indicator(1), *(a_sighting(number) for number in range(5)))
-        self.assertEqual((self.forget(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
+        self.assertEqual((self.prune(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
         self.assertEqual(self.journal.floor, 3)
-        self.assertEqual((self.forget(size=1), self.numbers()), (3, [1]))
+        self.assertEqual((self.prune(size=1), self.numbers()), (3, [1]))
         self.assertEqual((self.journal.floor, self.journal.head), (6, 6))
 
     def test_reopened(self) -> None:
@@ -195,7 +200,7 @@ class ForgetTests(KeeperTestCase):
         The floor is remembered, and numbers go on.
         """
         self.append(*(a_sighting(number) for number in range(12)))
-        self.forget(size=1)
+        self.prune(size=1)
         self.file.close()
         self.open()
         self.assertEqual((self.journal.floor, self.journal.head), (12, 12))
@@ -206,28 +211,28 @@ class ForgetTests(KeeperTestCase):
         What was let go of makes the file smaller.
         """
         self.append(*(a_sighting(number, note="x" * 1000) for number in range(500)))
-        self.assertEqual(self.forget(size=1), 500)
+        self.assertEqual(self.prune(size=1), 500)
         self.file.close()
         self.assertLess(self.path.stat().st_size, 200_000)
         self.open()
 
 
-class HousekeepingTests(KeeperTestCase):
+class RetentionTests(RetentionTestCase):
     """
-    Tests for L{Housekeeping}.
+    Tests for L{Retention}.
     """
 
     def setUp(self) -> None:
         super().setUp()
         self.handed_on: list[Outcome] = []
-        self.keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
-        self.keeper.startService()
+        self.retention = Retention(self.clock, self.journal, self.fan_out, DAY, PLENTY)
+        self.retention.startService()
 
     def tearDown(self) -> None:
-        self.successResultOf(self.keeper.stopService())
+        self.successResultOf(self.retention.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         self.handed_on.extend(outcomes)
         return succeed(None)
 
@@ -235,11 +240,13 @@ class HousekeepingTests(KeeperTestCase):
         """
         What expires is handed on within a second or so, however much it is.
         """
-        self.append(*(an_indicator(n, valid_until=moment(50)) for n in range(PIECE + 1)))
+        self.append(
+            *(an_indicator(n, valid_until=moment(50)) for n in range(MAX_BATCH_ENTRIES + 1))
+        )
         self.clock.pump([EXPIRY_INTERVAL] * 49)
         self.assertEqual(self.handed_on, [])
         self.clock.advance(EXPIRY_INTERVAL)
-        self.assertEqual(len(self.handed_on), PIECE + 1)
+        self.assertEqual(len(self.handed_on), MAX_BATCH_ENTRIES + 1)
 
     def test_forgotten(self) -> None:
         """
@@ -248,7 +255,7 @@ class HousekeepingTests(KeeperTestCase):
         self.append(a_sighting())
         self.clock.advance(DAY)
         self.assertEqual(self.numbers(), [1])
-        self.clock.advance(FORGET_INTERVAL)
+        self.clock.advance(PRUNE_INTERVAL)
         self.assertEqual((self.numbers(), self.journal.floor), ([], 1))
 
     def test_journal_fails(self) -> None:
@@ -258,15 +265,15 @@ class HousekeepingTests(KeeperTestCase):
         self.append(an_indicator(valid_until=moment(10)))
         self.file.close()
         with capturedLogs() as events:
-            self.clock.advance(FORGET_INTERVAL)
+            self.clock.advance(PRUNE_INTERVAL)
         formats = {event["log_format"] for event in events if "reason" in event}
         self.assertEqual(formats, {"Nothing expires: {reason}", "Nothing is let go of: {reason}"})
         self.flushLoggedErrors(JournalFailed)
         self.open()
-        keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
-        keeper.startService()
+        retention = Retention(self.clock, self.journal, self.fan_out, DAY, PLENTY)
+        retention.startService()
         self.assertEqual(len(self.handed_on), 1)
-        self.successResultOf(keeper.stopService())
+        self.successResultOf(retention.stopService())
 
     def test_defect(self) -> None:
         """
@@ -275,8 +282,8 @@ class HousekeepingTests(KeeperTestCase):
         self.append(an_indicator(valid_until=moment(10)))
         expire = self.journal.expire
         self.patch(self.journal, "expire", lambda limit: fail(ZeroDivisionError()))
-        self.patch(self.journal, "forget", lambda *limits: fail(ZeroDivisionError()))
-        self.clock.pump([EXPIRY_INTERVAL] * int(FORGET_INTERVAL))
+        self.patch(self.journal, "prune", lambda *limits: fail(ZeroDivisionError()))
+        self.clock.pump([EXPIRY_INTERVAL] * int(PRUNE_INTERVAL))
         self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         self.patch(self.journal, "expire", expire)
         self.clock.advance(EXPIRY_INTERVAL)

@@ -16,11 +16,11 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.access_control import Gate
+from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import RETRY_DELAY, Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.manage_endpoint import Addresses, Dialogue
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -46,7 +46,7 @@ class BreakableJournal(MemoryJournal):
         return super().counts()
 
 
-class DialogueTestCase(SynchronousTestCase):
+class ManageEndpointTestCase(SynchronousTestCase):
     """
     The dialogue of a bus without sockets.
     """
@@ -54,14 +54,14 @@ class DialogueTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1000 * DAY)
-        self.gate = self.make_gate()
+        self.access = self.make_access()
         self.journal = BreakableJournal(self.clock, "bus")
         self.source = MemorySource("memory")
         self.subscriptions = Subscriptions(
             self.clock,
             some_limits(subscriptions=5),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=self.journal,
                 replay=self.journal,
                 unreadable=lambda subscription: None,
@@ -77,15 +77,15 @@ class DialogueTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            self.gate,
-            self.subscriptions.spread,
+            self.access,
+            self.subscriptions.fan_out,
             snapshots.answered,
             ERRORS_PER_MINUTE,
         )
-        self.dialogue = Dialogue(
+        self.dialogue = ManageEndpoint(
             self.clock,
             Addresses("bus.example", 13371, 13372),
-            self.gate,
+            self.access,
             self.journal,
             self.subscriptions,
             snapshots,
@@ -95,8 +95,8 @@ class DialogueTestCase(SynchronousTestCase):
             ERRORS_PER_MINUTE,
         )
 
-    def make_gate(self) -> Gate:
-        return Gate(None)
+    def make_access(self) -> AccessControl:
+        return AccessControl(None)
 
     def ask(self, *frames: bytes, user: str = "") -> bytes:
         reply: bytes = self.successResultOf(self.dialogue.answer(frames, user))
@@ -113,7 +113,7 @@ class DialogueTestCase(SynchronousTestCase):
         return self.request(user, action="subscribe", topic=topic, **more)
 
 
-class ReplyTests(DialogueTestCase):
+class ReplyTests(ManageEndpointTestCase):
     """
     Every row of the manage table.
     """
@@ -283,7 +283,7 @@ class ReplyTests(DialogueTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
-class PublishTests(DialogueTestCase):
+class PublishTests(ManageEndpointTestCase):
     """
     Publishing by request.
     """
@@ -334,7 +334,7 @@ class PublishTests(DialogueTestCase):
         self.clock.advance(RETRY_DELAY)
 
 
-class ResumeTests(DialogueTestCase):
+class ResumeTests(ManageEndpointTestCase):
     """
     Subscribers that speak tbvast/1.
     """
@@ -388,12 +388,12 @@ class ResumeTests(DialogueTestCase):
             self.assertFalse({"protocol", "plugin", "number"} & reply.keys())
 
 
-class ForbiddenTests(DialogueTestCase):
+class ForbiddenTests(ManageEndpointTestCase):
     """
     Who may ask for what.
     """
 
-    def make_gate(self) -> Gate:
+    def make_access(self) -> AccessControl:
         path = Path(self.mktemp())
         self.keys = clients_file(
             path,
@@ -401,7 +401,7 @@ class ForbiddenTests(DialogueTestCase):
             sightings="subscribe-sightings,publish-sightings",
             publisher="publish-intel",
         )
-        return Gate(path)
+        return AccessControl(path)
 
     def test_stranger(self) -> None:
         """
@@ -449,7 +449,7 @@ class ForbiddenTests(DialogueTestCase):
         self.assertNotIn(self.keys["intel"], repr(events))
 
 
-class StatusTests(DialogueTestCase):
+class StatusTests(ManageEndpointTestCase):
     """
     The status of a bus.
     """

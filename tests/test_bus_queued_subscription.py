@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import (
     CHECKPOINTS,
     ENCODER_BYTES,
@@ -29,9 +29,9 @@ from tbvast.bus.queued_subscription import (
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import (
     FLUSH_AGE,
+    PROGRESS_AGE,
+    PROGRESS_INTERVAL,
     RETRY_INTERVAL,
-    SETTLE_AGE,
-    SETTLE_INTERVAL,
     Subscription,
     Subscriptions,
 )
@@ -203,7 +203,7 @@ class QueuedTestCase(SynchronousTestCase):
         Items are accepted and spread, as one commit.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
 
     def commit_numbered(self, *numbers: int) -> None:
         self.commit(*(an_indicator(number) for number in numbers))
@@ -281,9 +281,9 @@ class RestartTests(QueuedTestCase):
         size = HELD_BYTES // HELD_MESSAGES + 1
         for number in range(HELD_MESSAGES + 20):
             self.commit(an_indicator(number, name="x" * size))
-            self.pass_time(SETTLE_INTERVAL)
-        self.assertGreater(subscription.settled, 0)
-        self.assertLessEqual(subscription.settled, 20)
+            self.pass_time(PROGRESS_INTERVAL)
+        self.assertGreater(subscription.acknowledged_until, 0)
+        self.assertLessEqual(subscription.acknowledged_until, 20)
 
     def test_many_checkpoints(self) -> None:
         """
@@ -293,11 +293,11 @@ class RestartTests(QueuedTestCase):
         subscription = self.open()
         for number in range(100):
             self.commit_numbered(number)
-            self.pass_time(SETTLE_INTERVAL)
+            self.pass_time(PROGRESS_INTERVAL)
         self.assertLessEqual(len(subscription._checkpoints), CHECKPOINTS)
         self.wire.known = True
         self.pass_time(3)
-        self.assertEqual((subscription.settled, subscription._checkpoints), (100, []))
+        self.assertEqual((subscription.acknowledged_until, subscription._checkpoints), (100, []))
 
     def test_busy(self) -> None:
         """
@@ -312,7 +312,7 @@ class RestartTests(QueuedTestCase):
         self.attach()
         again = self.ids()[40:]
         self.assertEqual(again, list(range(40 - len(again), 40)))
-        self.assertLessEqual(len(again), (2 * SETTLE_INTERVAL + SETTLE_AGE) / 0.25 + 1)
+        self.assertLessEqual(len(again), (2 * PROGRESS_INTERVAL + PROGRESS_AGE) / 0.25 + 1)
 
     def test_never_all(self) -> None:
         """
@@ -333,7 +333,7 @@ class RestartTests(QueuedTestCase):
         for number in range(1, 5):
             self.commit(an_indicator(number, name="x" * ENCODER_BYTES))
             self.pass_time(1)
-        self.assertEqual(self.only.settled, 0)
+        self.assertEqual(self.only.acknowledged_until, 0)
 
     def test_in_order(self) -> None:
         """
@@ -371,7 +371,7 @@ class RestartTests(QueuedTestCase):
         subscription = self.open("stix2/sighting")
         self.commit_numbered(1, 2, 3)
         self.pass_time(3)
-        self.assertEqual(subscription.settled, 3)
+        self.assertEqual(subscription.acknowledged_until, 3)
         self.assertIn(b'"number":3', self.journal.saved[subscription.topic])
 
     def test_dialects(self) -> None:
@@ -457,7 +457,9 @@ class RestartTests(QueuedTestCase):
             outcomes = self.successResultOf(self.journal.append(items[:2]))
             self.attach()
             rest = self.successResultOf(self.journal.append(items[2:]))
-            self.subscriptions.spread(Commit([(o.number, o.item) for o in [*outcomes, *rest]]))
+            self.subscriptions.fan_out(
+                CommittedBatch([(o.number, o.item) for o in [*outcomes, *rest]])
+            )
             self.turn()
             self.wire.flow()
             self.assertEqual(len(self.wire.received), 3 if topics is BOTH else 2)
@@ -860,14 +862,14 @@ class DefectTests(QueuedTestCase):
             raise ZeroDivisionError
 
         self.patch(odd, "pump", fails)
-        self.patch(odd, "settle", fails)
+        self.patch(odd, "update_acknowledged", fails)
         for each in (odd, other):
             self.subscriptions.attach(each.topic.encode())
         self.turn()
         self.commit_numbered(1)
         self.pass_time(3)
         self.assertEqual(len([f for f in self.wire.received if other.topic.encode() in f]), 1)
-        self.assertEqual(other.settled, 1)
+        self.assertEqual(other.acknowledged_until, 1)
         self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
 

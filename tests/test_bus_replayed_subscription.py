@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
-from tbvast.bus.replayed_subscription import PAGE_ITEMS, FedSubscription
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.replayed_subscription import PAGE_ITEMS, ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
@@ -33,30 +33,30 @@ BOTH = frozenset(Stream)
 
 class CommitTests(SynchronousTestCase):
     """
-    Tests for L{Commit}.
+    Tests for L{CommittedBatch}.
     """
 
     def test_streams(self) -> None:
         """
         It knows its streams and its last number.
         """
-        commit = Commit([(3, an_indicator()), (5, an_indicator(2))])
+        commit = CommittedBatch([(3, an_indicator()), (5, an_indicator(2))])
         self.assertEqual((commit.streams, commit.until), (INTEL, 5))
-        self.assertEqual(Commit([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
+        self.assertEqual(CommittedBatch([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
 
     def test_tails(self) -> None:
         """
         Each dialect and choice of streams has its frames, made once.
         """
-        commit = Commit([(1, an_indicator()), (2, a_sighting())])
-        tails = commit.tails(Dialect.STIX2, INTEL)
-        self.assertEqual(tails, [b"indicator " + an_indicator().raw])
-        self.assertIs(commit.tails(Dialect.STIX2, INTEL), tails)
+        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
+        payloads = commit.payloads(Dialect.STIX2, INTEL)
+        self.assertEqual(payloads, [b"indicator " + an_indicator().raw])
+        self.assertIs(commit.payloads(Dialect.STIX2, INTEL), payloads)
         self.assertEqual(
-            commit.tails(Dialect.STIX2, BOTH), [*tails, b"sighting " + a_sighting().raw]
+            commit.payloads(Dialect.STIX2, BOTH), [*payloads, b"sighting " + a_sighting().raw]
         )
-        self.assertEqual(len(commit.tails(Dialect.VAST, INTEL)), 1)
-        self.assertNotEqual(commit.tails(Dialect.VAST, INTEL), tails)
+        self.assertEqual(len(commit.payloads(Dialect.VAST, INTEL)), 1)
+        self.assertNotEqual(commit.payloads(Dialect.VAST, INTEL), payloads)
 
     def test_numbered(self) -> None:
         """
@@ -68,44 +68,46 @@ class CommitTests(SynchronousTestCase):
             (4, a_sighting()),
             (6, an_indicator(2)),
         ]
-        commit = Commit(items)
+        commit = CommittedBatch(items)
         for streams in (BOTH, INTEL):
-            numbers, tails = commit.numbered(Dialect.STIX2, streams)
+            numbers, payloads = commit.numbered(Dialect.STIX2, streams)
             self.assertEqual(numbers, [3, 4, 6] if streams is BOTH else [3, 6])
-            self.assertEqual(tails, commit.tails(Dialect.STIX2, streams))
-        numbers, tails = commit.numbered(Dialect.VAST, INTEL)
+            self.assertEqual(payloads, commit.payloads(Dialect.STIX2, streams))
+        numbers, payloads = commit.numbered(Dialect.VAST, INTEL)
         self.assertEqual(numbers, [3, 3, 6])
-        self.assertEqual(tails, commit.tails(Dialect.VAST, INTEL))
+        self.assertEqual(payloads, commit.payloads(Dialect.VAST, INTEL))
         self.assertIs(commit.numbered(Dialect.VAST, INTEL), commit.numbered(Dialect.VAST, INTEL))
 
     def test_chunks(self) -> None:
         """
         The last chunk ends with the commit, also if its last item is not wanted.
         """
-        commit = Commit([(1, an_indicator()), (2, a_sighting())])
+        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
         ((until, items),) = commit.chunks(INTEL)
         self.assertEqual(until, 2)
         self.assertIn(an_indicator().raw, items)
         self.assertNotIn(a_sighting().raw, items)
         self.assertIs(commit.chunks(INTEL), commit.chunks(INTEL))
-        self.assertEqual(Commit([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), [])
+        self.assertEqual(
+            CommittedBatch([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), []
+        )
 
 
 class FedSubscriptionTests(SynchronousTestCase):
     """
-    Tests for L{FedSubscription}, among the subscriptions of a bus.
+    Tests for L{ReplayedSubscription}, among the subscriptions of a bus.
     """
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.pub = MemoryPub()
         self.journal = MemoryJournal(self.clock, "bus")
-        self.unreadable: list[FedSubscription] = []
+        self.unreadable: list[ReplayedSubscription] = []
         self.subscriptions = Subscriptions(
             self.clock,
             some_limits(),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=self.journal,
                 replay=self.journal,
                 unreadable=self.close_unreadable,
@@ -125,16 +127,16 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.successResultOf(self.subscriptions.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def close_unreadable(self, subscription: FedSubscription) -> None:
+    def close_unreadable(self, subscription: ReplayedSubscription) -> None:
         self.unreadable.append(subscription)
         self.subscriptions.close(subscription.topic)
 
-    def open(self, *topics: str, **changes: Any) -> FedSubscription:
+    def open(self, *topics: str, **changes: Any) -> ReplayedSubscription:
         subscription = self.subscriptions.open(a_request(*topics, protocol=PROTOCOL, **changes))
-        assert isinstance(subscription, FedSubscription)
+        assert isinstance(subscription, ReplayedSubscription)
         return subscription
 
-    def resume(self, number: int, plugin: str = "bus") -> FedSubscription:
+    def resume(self, number: int, plugin: str = "bus") -> ReplayedSubscription:
         return self.open(resume=Position(plugin, number))
 
     def attach(self, subscription: Subscription) -> None:
@@ -149,7 +151,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         Items are accepted and spread, as one commit.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
 
     def got(self, subscription: Subscription) -> list[Any]:
         topic = subscription.topic
@@ -295,7 +297,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         subscription = self.open()
         outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
         self.attach(subscription)
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
         self.turn()
         self.accept(an_indicator(2))
         items = self.check_chain(subscription, 0, 3)

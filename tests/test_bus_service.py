@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, check_open
+from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, refuse_exposed_plaintext
 from tbvast.bus_client.subscription import Announcer, BusSubscription, Listener, ManageClient, Wish
 from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.protocol import manage
@@ -320,11 +320,11 @@ class BusTests(BusTestCase):
 
 class OpenTests(SynchronousTestCase):
     """
-    Tests for L{check_open}.
+    Tests for L{refuse_exposed_plaintext}.
     """
 
     def refusal(self, **settings: Any) -> str:
-        e = self.assertRaises(StartupRefused, check_open, PluginSettings(**settings))
+        e = self.assertRaises(StartupRefused, refuse_exposed_plaintext, PluginSettings(**settings))
         return str(e)
 
     def test_loopback(self) -> None:
@@ -332,7 +332,7 @@ class OpenTests(SynchronousTestCase):
         Nobody else can reach a loopback address: it needs no keys.
         """
         for host in (HOST, "::1", "localhost", "127.0.0.2"):
-            check_open(PluginSettings(host=host))
+            refuse_exposed_plaintext(PluginSettings(host=host))
 
     def test_network(self) -> None:
         """
@@ -348,8 +348,8 @@ class OpenTests(SynchronousTestCase):
         """
         It is allowed with keys, or in so many words.
         """
-        check_open(PluginSettings(host="0.0.0.0", allow_plaintext=True))
-        check_open(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
+        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", allow_plaintext=True))
+        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
 
     def test_half(self) -> None:
         """

@@ -21,8 +21,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit, render_each
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService
 from tbvast.bus.journal.soundness import check_document, damage
@@ -642,15 +642,15 @@ class SoundnessTests(SynchronousTestCase):
 
 class CommitTests(SynchronousTestCase):
     """
-    Tests for L{Commit} that holds what cannot be rendered.
+    Tests for L{CommittedBatch} that holds what cannot be rendered.
     """
 
     def setUp(self) -> None:
         self.aside: list[SetAside] = []
         self.items: list[Item] = [an_indicator(1), unreadable(2), a_sighting(1), an_indicator(3)]
 
-    def commit(self) -> Commit:
-        return Commit(list(enumerate(self.items, 1)), self.aside.extend)
+    def commit(self) -> CommittedBatch:
+        return CommittedBatch(list(enumerate(self.items, 1)), self.aside.extend)
 
     def test_old_dialect(self) -> None:
         """
@@ -659,15 +659,15 @@ class CommitTests(SynchronousTestCase):
         """
         commit = self.commit()
         for streams in (frozenset(Stream), frozenset([Stream.INTEL])):
-            tails = commit.tails(Dialect.STIX2, streams)
-            self.assertEqual(len(tails), 1 + len(streams))
+            payloads = commit.payloads(Dialect.STIX2, streams)
+            self.assertEqual(len(payloads), 1 + len(streams))
         self.assertEqual(
             [(each.number, each.id, each.stage) for each in self.aside],
             [(2, indicator_id(2), Stage.DELIVERY)],
         )
         ((until, items),) = commit.chunks(frozenset(Stream))
         self.assertEqual((until, items.count(b"[4,"), items.count(b"[2,")), (4, 1, 0))
-        self.assertEqual(len(commit.tails(Dialect.VAST, frozenset(Stream))), 3)
+        self.assertEqual(len(commit.payloads(Dialect.VAST, frozenset(Stream))), 3)
 
     def test_too_long(self) -> None:
         """
@@ -686,7 +686,7 @@ class CommitTests(SynchronousTestCase):
         asked: list[Any] = []
         item = a_sighting(1)
         long = msgspec.structs.replace(item, raw=item.raw + b" " * LARGEST_INDICATOR)
-        Commit([(1, long)], asked.append).chunks(frozenset(Stream))
+        CommittedBatch([(1, long)], asked.append).chunks(frozenset(Stream))
         self.assertEqual(asked, [])
 
     def test_nothing_left(self) -> None:
@@ -695,7 +695,7 @@ class CommitTests(SynchronousTestCase):
         """
         self.items = [unreadable(1)]
         commit = self.commit()
-        self.assertEqual(commit.tails(Dialect.STIX2, frozenset(Stream)), [])
+        self.assertEqual(commit.payloads(Dialect.STIX2, frozenset(Stream)), [])
         self.assertEqual(commit.chunks(frozenset(Stream)), [])
 
     def test_each(self) -> None:
@@ -721,8 +721,8 @@ class BusTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            Gate(None),
-            self.subscriptions.spread,
+            AccessControl(None),
+            self.subscriptions.fan_out,
             lambda envelope: None,
             60,
         )
@@ -763,7 +763,7 @@ class BusTestCase(SynchronousTestCase):
                 raise ZeroDivisionError("of some code")
             return True
 
-        self.intake._gate.may = may  # type: ignore[method-assign]
+        self.intake._access.may = may  # type: ignore[method-assign]
         frames = [encode_report(an_indicator(n)) for n in (1, 2, 3)]
         self.intake.receive(
             [(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]

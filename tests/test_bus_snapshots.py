@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.snapshots import ANSWER_TIME, PAGE, JournalSource, Snapshots
+from tbvast.bus.snapshots import ANSWER_TIME, PAGE_ITEMS, JournalSource, Snapshots
 from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.interfaces import ISnapshotSource
 from tbvast.protocol.frames import Envelope
@@ -59,10 +59,10 @@ class JournalSourceTests(SynchronousTestCase):
         """
         It hands over all that is in force, piece by piece.
         """
-        items = [an_indicator(number) for number in range(PAGE + 1)]
+        items = [an_indicator(number) for number in range(PAGE_ITEMS + 1)]
         self.journal.append([*items, a_sighting()])
         self.assertEqual(self.successResultOf(self.read()), len(items))
-        self.assertEqual([len(page) for page in self.pages], [0, PAGE, 1])
+        self.assertEqual([len(page) for page in self.pages], [0, PAGE_ITEMS, 1])
         self.assertEqual([raw for page in self.pages for raw in page], [i.raw for i in items])
 
     def test_back_pressure(self) -> None:

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast import __version__
-from tbvast.bus.access_control import Gate
+from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -35,8 +35,8 @@ class StatisticsTests(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            Gate(None),
-            self.subscriptions.spread,
+            AccessControl(None),
+            self.subscriptions.fan_out,
             lambda envelope: None,
             60,
         )

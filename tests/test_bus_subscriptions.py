@@ -12,13 +12,13 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.subscriptions import (
     LOSSES_PER_MINUTE,
     PUMP_FRAMES,
     RETRY_INTERVAL,
     SAVE_DELAY,
-    TURN,
+    TURN_BUDGET_SECONDS,
     Limits,
     Subscription,
     Subscriptions,
@@ -78,8 +78,8 @@ class SubscriptionsTestCase(SynchronousTestCase):
     def detach(self, subscription: Subscription) -> None:
         self.subscriptions.detach(subscription.topic.encode())
 
-    def spread(self, *items: Indicator | Sighting) -> None:
-        self.successResultOf(self.subscriptions.spread(Commit(list(enumerate(items, 1)))))
+    def fan_out(self, *items: Indicator | Sighting) -> None:
+        self.successResultOf(self.subscriptions.fan_out(CommittedBatch(list(enumerate(items, 1)))))
 
     def got(self, subscription: Subscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
@@ -99,7 +99,7 @@ class TurnTests(SubscriptionsTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.successResultOf(self.subscriptions.stopService())
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start()
 
     def advance(self) -> None:
@@ -111,15 +111,17 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         items = [an_indicator(number) for number in range(3)]
-        spreads = [self.subscriptions.spread(Commit([(n, item)])) for n, item in enumerate(items)]
+        deliveries = [
+            self.subscriptions.fan_out(CommittedBatch([(n, item)])) for n, item in enumerate(items)
+        ]
         late = self.open()
-        self.assertNoResult(spreads[0])
+        self.assertNoResult(deliveries[0])
         for _ in range(60):
             before = len(self.pub.frames)
             self.advance()
             self.assertLessEqual(len(self.pub.frames) - before, 20)
-        for spread in spreads:
-            self.successResultOf(spread)
+        for delivery in deliveries:
+            self.successResultOf(delivery)
         for each in subscriptions:
             self.assertEqual(self.got(each), frames_of(*items))
         self.assertEqual(self.got(late), [])
@@ -129,11 +131,11 @@ class TurnTests(SubscriptionsTestCase):
         Who has left in the meantime gets nothing more.
         """
         subscriptions = [self.open() for _ in range(30)]
-        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
         self.subscriptions.close(subscriptions[-1].topic)
         for _ in range(30):
             self.advance()
-        self.successResultOf(spread)
+        self.successResultOf(delivery)
         self.assertEqual(self.got(subscriptions[-1]), [])
         self.assertEqual(len(self.got(subscriptions[-2])), 1)
 
@@ -143,10 +145,10 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         self.pub.room = 0
-        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
         for _ in range(30):
             self.advance()
-        self.successResultOf(spread)
+        self.successResultOf(delivery)
         self.pub.room = 1_000_000
         for _ in range(60):
             before = len(self.pub.frames)
@@ -161,7 +163,7 @@ class TurnTests(SubscriptionsTestCase):
         """
         for _ in range(30):
             self.open()
-        self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
 
 
 class SpreadTests(SubscriptionsTestCase):
@@ -178,7 +180,7 @@ class SpreadTests(SubscriptionsTestCase):
         sightings = self.open("stix2/sighting")
         both = self.open("stix2/indicator", "stix2/sighting")
         vast = self.open("threatbus/intel")
-        self.spread(*items)
+        self.fan_out(*items)
         self.assertEqual(self.got(intel), frames_of(items[0], items[2]))
         self.assertEqual(self.got(sightings), frames_of(items[1]))
         self.assertEqual(self.got(both), frames_of(*items))
@@ -192,7 +194,7 @@ class SpreadTests(SubscriptionsTestCase):
         Topics that overlap deliver each message once.
         """
         subscription = self.open("stix2/indicator", "stix2/", "stix2/ind", "threatbus/intel")
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(self.got(subscription), frames_of(an_indicator()))
 
     def test_unknown_topic(self) -> None:
@@ -200,7 +202,7 @@ class SpreadTests(SubscriptionsTestCase):
         A subscription to an unknown topic stands, and gets nothing.
         """
         subscription = self.open("weather")
-        self.spread(an_indicator(), a_sighting())
+        self.fan_out(an_indicator(), a_sighting())
         self.assertEqual(self.got(subscription), [])
         self.assertIs(self.subscriptions.get(subscription.topic), subscription)
 
@@ -220,7 +222,7 @@ class SpreadTests(SubscriptionsTestCase):
         subscription = self.open()
         items = [an_indicator(number) for number in range(20)]
         for item in items:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual(self.got(subscription), frames_of(*items))
 
 
@@ -237,7 +239,7 @@ class AttachTests(SubscriptionsTestCase):
         subscription = self.open(attached=False)
         items = [an_indicator(number) for number in range(40)]
         for item in items[:30]:
-            self.spread(item)
+            self.fan_out(item)
             self.pass_time(0.5)
         self.assertEqual(self.pub.frames, [])
         self.assertEqual(subscription.queued, 30)
@@ -246,7 +248,7 @@ class AttachTests(SubscriptionsTestCase):
         self.assertEqual(self.got(subscription), frames_of(*items[:30]))
         self.assertEqual(subscription.queued, 0)
         for item in items[30:]:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual(self.got(subscription), frames_of(*items))
 
     def test_not_in_the_same_turn(self) -> None:
@@ -255,10 +257,10 @@ class AttachTests(SubscriptionsTestCase):
         the socket does not know it before.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.attach(subscription.topic.encode())
         self.assertEqual(self.pub.frames, [])
-        self.spread(an_indicator(2))
+        self.fan_out(an_indicator(2))
         self.assertEqual(self.pub.frames, [])
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.got(subscription), frames_of(an_indicator(), an_indicator(2)))
@@ -296,12 +298,12 @@ class AttachTests(SubscriptionsTestCase):
         subscription = self.open()
         self.attach(subscription)
         self.detach(subscription)
-        self.spread(an_indicator(1))
+        self.fan_out(an_indicator(1))
         self.assertEqual(len(self.got(subscription)), 1)
         self.detach(subscription)
         self.detach(subscription)
         self.assertEqual(subscription.detached, self.clock.seconds())
-        self.spread(an_indicator(2))
+        self.fan_out(an_indicator(2))
         self.assertEqual(len(self.got(subscription)), 1)
         self.attach(subscription)
         self.assertEqual(len(self.got(subscription)), 2)
@@ -319,17 +321,17 @@ class SlowTests(SubscriptionsTestCase):
         subscription = self.open()
         self.pub.room = 1
         items = [an_indicator(number) for number in range(6)]
-        self.spread(*items[:3])
-        self.spread(items[3])
+        self.fan_out(*items[:3])
+        self.fan_out(items[3])
         self.assertEqual(self.got(subscription), frames_of(items[0]))
         self.pub.room = 1
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.got(subscription), frames_of(*items[:2]))
         self.pub.room = 100
-        self.spread(items[4])
+        self.fan_out(items[4])
         self.assertEqual(self.got(subscription), frames_of(*items[:2]))
         self.clock.advance(RETRY_INTERVAL)
-        self.spread(items[5])
+        self.fan_out(items[5])
         self.assertEqual(self.got(subscription), frames_of(*items))
         self.assertEqual((subscription.sent, subscription.dropped), (6, 0))
 
@@ -347,7 +349,7 @@ class SlowTests(SubscriptionsTestCase):
             return len(frames)
 
         self.subscriptions.send = send
-        self.spread(an_indicator(1), an_indicator(2))
+        self.fan_out(an_indicator(1), an_indicator(2))
         self.assertEqual(len(sent), 2)
         self.assertEqual((slow.queued, fast.queued), (2, 0))
 
@@ -359,7 +361,7 @@ class SlowTests(SubscriptionsTestCase):
         for subscription in [self.open() for _ in range(5)]:
             self.assertIsNone(subscription.detached)
         self.pub.room = 0
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         calls = len(self.clock.getDelayedCalls()) - before
         self.assertLessEqual(calls, 2)  # the other one saves the subscriptions
 
@@ -391,7 +393,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open(attached=False)
         items = [an_indicator(number) for number in range(5)]
         for item in items:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual((subscription.queued, subscription.dropped), (3, 2))
         self.attach(subscription)
         self.assertEqual(self.got(subscription), frames_of(*items[2:]))
@@ -404,11 +406,11 @@ class BoundTests(SubscriptionsTestCase):
         size = 32 + len(frames_of(an_indicator(1))[0])
         self.restart_with(queue_bytes=2 * size)
         subscription = self.open(attached=False)
-        self.spread(*(an_indicator(number) for number in range(1, 5)))
+        self.fan_out(*(an_indicator(number) for number in range(1, 5)))
         self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
-        self.spread(an_indicator(5, name="x" * 2 * size))
+        self.fan_out(an_indicator(5, name="x" * 2 * size))
         self.assertEqual((subscription.queued, subscription.dropped), (0, 5))
-        self.spread(an_indicator(6))
+        self.fan_out(an_indicator(6))
         self.attach(subscription)
         self.assertEqual(self.got(subscription), frames_of(an_indicator(6)))
 
@@ -420,7 +422,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open()
         self.pub.room = 0
         for number in range(4):
-            self.spread(an_indicator(number))
+            self.fan_out(an_indicator(number))
         self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
         self.pub.room = 10
         self.clock.advance(RETRY_INTERVAL)
@@ -434,7 +436,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open(attached=False, name="slow")
         with capturedLogs() as events:
             for number in range(LOSSES_PER_MINUTE + 20):
-                self.spread(an_indicator(number))
+                self.fan_out(an_indicator(number))
         self.assertEqual(len(events), LOSSES_PER_MINUTE)
         self.assertEqual((events[0]["name"], events[0]["dropped"]), ("slow", 1))
         self.assertEqual(subscription.dropped, LOSSES_PER_MINUTE + 19)
@@ -476,7 +478,7 @@ class SnapshotTests(SubscriptionsTestCase):
         subscription = self.open()
         send = self.begin(subscription)
         self.successResultOf(send([b"s 1", b"s 2"]))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.successResultOf(send([b"s 3"]))
         self.assertEqual(self.got(subscription), [b"s 1", b"s 2", b"s 3"])
         self.over.callback(None)
@@ -511,7 +513,7 @@ class SnapshotTests(SubscriptionsTestCase):
         """
         subscription = self.open()
         self.begin(subscription)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.over.errback(ValueError())
         self.assertEqual(self.got(subscription), frames_of(an_indicator()))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
@@ -524,7 +526,7 @@ class SnapshotTests(SubscriptionsTestCase):
         self.pub.room = 1
         send = self.begin(subscription)
         self.assertNoResult(send([b"s 1", b"s 2"]))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.close(subscription.topic)
         self.assertEqual(self.cancelled, 1)
         self.pub.room = 10
@@ -543,7 +545,7 @@ class EndTests(SubscriptionsTestCase):
         One that is closed is gone, once, and holds nothing.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertTrue(self.subscriptions.close(subscription.topic))
         self.assertFalse(self.subscriptions.close(subscription.topic))
         self.assertEqual(len(self.subscriptions), 0)
@@ -557,7 +559,7 @@ class EndTests(SubscriptionsTestCase):
         One that is closed in the turn in which it was attached is sent nothing.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.attach(subscription.topic.encode())
         self.subscriptions.close(subscription.topic)
         self.clock.advance(1)
@@ -652,7 +654,7 @@ class EndTests(SubscriptionsTestCase):
         """
         subscription = self.open()
         self.pub.room = 0
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(subscription.queued, 1)
         self.successResultOf(self.subscriptions.stopService())
         self.assertEqual(subscription.queued, 0)
@@ -748,7 +750,7 @@ class RememberedTests(SubscriptionsTestCase):
         )
         self.assertEqual(len(self.subscriptions), 2)
         self.assertTrue(self.subscriptions.heartbeat(first.topic, {}))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(self.got(restored), [])
         self.attach(restored)
         self.assertEqual(len(self.got(restored)), 1)
@@ -802,7 +804,7 @@ class RememberedTests(SubscriptionsTestCase):
         with capturedLogs() as events:
             self.clock.advance(SAVE_DELAY)
         self.assertEqual(self.reasons(events), ["the disk is full"])
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(len(self.got(subscription)), 1)
         self.subscriptions.save = self.save
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
@@ -155,7 +155,7 @@ class UpstreamTests(SynchronousTestCase):
         outcomes = self.successResultOf(self.journal.append(items))
         accepted = [(o.number, o.item) for o in outcomes if o.number]
         if accepted:
-            self.upstream.spread(Commit(accepted))
+            self.upstream.deliver(CommittedBatch(accepted))
 
     def passed_up(self) -> Position | None:
         position: Position | None = self.successResultOf(
@@ -273,7 +273,7 @@ class UpstreamTests(SynchronousTestCase):
         self.accept(a_sighting(1))
         self.successResultOf(self.upstream.stopService())
         self.assertIsNone(self.passed_up())
-        self.upstream.spread(Commit([(2, a_sighting(2))]))
+        self.upstream.deliver(CommittedBatch([(2, a_sighting(2))]))
         self.start()
         self.bus.connect("up")
         self.assertEqual(self.bus.reported, [a_sighting(1).raw])

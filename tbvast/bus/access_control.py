@@ -1,5 +1,5 @@
 """
-The gate: who may connect to a bus, and what each may do there.
+The access: who may connect to a bus, and what each may do there.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _read_client(words: list[str]) -> Client:
         raise ValueError(f"{shown(rest[0])} is not a list of {', '.join(Permission)}") from e
 
 
-class Gate:
+class AccessControl:
     """
     Knows who is let in, and what each may do.
 
@@ -165,7 +165,7 @@ class Gate:
         )
         return lost
 
-    def lets_in(self, key: str) -> bool:
+    def may_connect(self, key: str) -> bool:
         """
         Whether a client may connect at all.
         """
@@ -181,7 +181,9 @@ class Gate:
         """
         Whether somebody may get all of these.
         """
-        return self.lets_in(user) and all(self.may(user, TO_SUBSCRIBE[each]) for each in streams)
+        return self.may_connect(user) and all(
+            self.may(user, TO_SUBSCRIBE[each]) for each in streams
+        )
 
     def name(self, user: str) -> str:
         """

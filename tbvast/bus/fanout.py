@@ -45,7 +45,7 @@ def render_each(
     return frames, bad
 
 
-class Commit:
+class CommittedBatch:
     """
     Items that are durable, each with its number; every form is made once.
 
@@ -78,7 +78,7 @@ class Commit:
             return self._all
         return [entry for entry in self._all if stream_of(entry[1]) in streams]
 
-    def tails(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
+    def payloads(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
         """
         @return: The part of each frame that follows a subscription's own topic.
         """
@@ -88,7 +88,7 @@ class Commit:
         self, dialect: Dialect, streams: frozenset[Stream]
     ) -> tuple[list[int], list[bytes]]:
         """
-        @return: As L{tails}, and the number of each one's entry.
+        @return: As L{payloads}, and the number of each one's entry.
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
@@ -109,12 +109,12 @@ class Commit:
         bad: list[tuple[int, Item, str]] = []
         for number, item in entries:
             try:
-                tails = render(dialect, item)
+                payloads = render(dialect, item)
             except Exception as e:  # it may be any: it was not to be expected
                 bad.append((number, item, reason_of(e)))
                 continue
-            frames += tails
-            numbers += [number] * len(tails)
+            frames += payloads
+            numbers += [number] * len(payloads)
         if bad:
             self._set_aside(bad)
         return numbers, frames

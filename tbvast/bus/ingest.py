@@ -13,11 +13,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.access_control import TO_PUBLISH, Gate
-from tbvast.bus.fanout import Commit
+from tbvast.bus.access_control import TO_PUBLISH, AccessControl
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.ownership import Publisher, runs_of
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.subscriptions import TURN
+from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import IJournal
 from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
@@ -25,19 +25,19 @@ from tbvast.service.rate_limit import RateLimit
 from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
 
-BATCH = 2000
+MAX_BATCH_ITEMS = 2000
 """
 The most items that are made durable in one commit. Fewer cost more writing for each; more
 do not stay in the processor's caches from one step to the next.
 """
 
-UNDER_WAY = 3
+MAX_COMMITS_IN_FLIGHT = 3
 """
 How many commits may be on their way into the journal, or to whoever wants them, so that
 neither waits for the other; before one has arrived in the journal, only a full one follows.
 """
 
-FULL = 20_000
+MAX_QUEUED_ITEMS = 20_000
 """
 How many items wait before the sub endpoint is no longer read.
 """
@@ -48,7 +48,7 @@ Seconds before a commit that failed is tried again.
 """
 
 
-CHECKED = 50
+DECODES_PER_CLOCK_CHECK = 50
 """
 How many documents are decoded between two looks at the clock.
 """
@@ -75,7 +75,7 @@ class _Offer:
         self._results: list[Any] = [None] * len(given)
         self._left = len(given)
 
-    def settle(self, index: int, result: Outcome | Invalid) -> None:
+    def resolve(self, index: int, result: Outcome | Invalid) -> None:
         self._results[index] = result
         self._left -= 1
         if not self._left and not self.done.called:
@@ -110,13 +110,13 @@ class Intake:
         self,
         clock: IReactorTime,
         journal: IJournal,
-        gate: Gate,
-        spread: Callable[[Commit], Deferred[None]],
+        access: AccessControl,
+        deliver: Callable[[CommittedBatch], Deferred[None]],
         answered: Callable[[Envelope], None],
         errors_per_minute: int,
     ) -> None:
         """
-        @param spread: Called with all that was accepted, in order; fires when
+        @param deliver: Called with all that was accepted, in order; fires when
             everybody has been given it.
         @param answered: Called with every part of an answer to a snapshot request.
         """
@@ -125,8 +125,8 @@ class Intake:
         self.resume: Callable[[], None] = _nothing
         self._clock = clock
         self._journal = journal
-        self._gate = gate
-        self._spread = spread
+        self._access = access
+        self._deliver = deliver
         self._answered = answered
         self._complaints = RateLimit(clock, errors_per_minute)
         self._waiting: deque[_Waiting] = deque()
@@ -148,17 +148,17 @@ class Intake:
             try:
                 report = decode_report(message)
                 item = report.item if isinstance(report, Envelope) else report
-                if not self._gate.may(user, TO_PUBLISH[stream_of(item)]):
+                if not self._access.may(user, TO_PUBLISH[stream_of(item)]):
                     self._forbidden(user)
                 elif isinstance(report, Envelope):
                     self._answered(report)
                 else:
-                    self._waiting.append((item, None, 0, self._gate.publisher(user)))
+                    self._waiting.append((item, None, 0, self._access.publisher(user)))
             except Invalid as e:
                 self._refused(e)
             except Exception as e:
                 self._refused(self._unexpected(b" ".join(message), e))
-        if len(self._waiting) >= FULL and not self._paused:
+        if len(self._waiting) >= MAX_QUEUED_ITEMS and not self._paused:
             self._paused = True
             self.pause()
         self._commit()
@@ -177,11 +177,11 @@ class Intake:
         def decode(document: bytes) -> Item:
             item = admit(document)
             permission = TO_PUBLISH[stream_of(item)]
-            if not self._gate.may(user, permission):
+            if not self._access.may(user, permission):
                 raise ProtocolInvalid("type", stream_of(item).value.decode(), "yours to publish")
             return item
 
-        return self._take(decode, documents, self._gate.publisher(user))
+        return self._take(decode, documents, self._access.publisher(user))
 
     def take(
         self, items: Sequence[Item], publisher: Publisher
@@ -209,24 +209,24 @@ class Intake:
         """
         Decode what was offered, as much as one turn has time for.
         """
-        until = self._clock.seconds() + TURN
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
         while self._offers:
             if self._clock.seconds() > until:
                 self._clock.callLater(0, self._decode)
                 break
             offer = self._offers[0]
-            start, offer.begun = offer.begun, offer.begun + CHECKED
+            start, offer.begun = offer.begun, offer.begun + DECODES_PER_CLOCK_CHECK
             for index, each in enumerate(offer.given[start : offer.begun], start):
                 try:
                     item = offer.decode(each)
                     self._waiting.append((item, offer, index, offer.publisher))
                 except Invalid as e:
                     self._refused(e)
-                    offer.settle(index, e)
+                    offer.resolve(index, e)
                 except Exception as e:
                     refusal = self._unexpected(each, e)
                     self._refused(refusal)
-                    offer.settle(index, refusal)
+                    offer.resolve(index, refusal)
             if offer.begun >= len(offer.given):
                 self._offers.popleft()
         self._commit()
@@ -253,7 +253,8 @@ class Intake:
         self.counts["message", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
-                "Dropped a message of {client}, who may not send it.", client=self._gate.name(user)
+                "Dropped a message of {client}, who may not send it.",
+                client=self._access.name(user),
             )
 
     def _not_owned(self, item: Item, outcome: Outcome, publisher: Publisher) -> None:
@@ -294,14 +295,14 @@ class Intake:
             self._log.warn("Refused a message: {reason}", reason=str(error))
 
     def _commit(self) -> None:
-        while not self._retrying and self._committing + len(self._durable) < UNDER_WAY:
-            if len(self._waiting) < (BATCH if self._committing else 1):
+        while not self._retrying and self._committing + len(self._durable) < MAX_COMMITS_IN_FLIGHT:
+            if len(self._waiting) < (MAX_BATCH_ITEMS if self._committing else 1):
                 break
             self._append()
         self._check_finished()
 
     def _append(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH_ITEMS, len(self._waiting)))]
         self._committing += 1
         (
             self._journal.append(
@@ -316,27 +317,27 @@ class Intake:
     def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         self._committing -= 1
         (
-            self.hand_on(outcomes)
-            .addCallback(lambda _: self._settle(outcomes, batch))
+            self.fan_out(outcomes)
+            .addCallback(lambda _: self._resolve(outcomes, batch))
             .addErrback(lambda failure: self._log.failure("While answering publishers", failure))
             .addCallback(lambda _: self._go_on())
         )
 
-    def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
+    def _resolve(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is _REFUSED and outcome.reason:
                 self._not_owned(item, outcome, publisher)
             if offer is not None:
-                offer.settle(index, outcome)
+                offer.resolve(index, outcome)
 
     def _go_on(self) -> None:
-        if self._paused and not self._retrying and len(self._waiting) < FULL // 2:
+        if self._paused and not self._retrying and len(self._waiting) < MAX_QUEUED_ITEMS // 2:
             self._paused = False
             self.resume()
         # In a turn of its own, so that nobody else waits for a long queue.
         self._clock.callLater(0, self._commit)
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """
         Spread what the journal has accepted, after all that it accepted before. What
         cannot be spread is logged.
@@ -347,21 +348,21 @@ class Intake:
         self._durable.append((outcomes, done))
         if len(self._durable) == 1:
             self._commit()
-            self._hand_over()
+            self._fan_out_next()
         return done
 
-    def _hand_over(self) -> None:
+    def _fan_out_next(self) -> None:
         outcomes, done = self._durable[0]
-        self._spread_accepted(outcomes).addCallback(self._handed_over, done)
+        self._deliver_accepted(outcomes).addCallback(self._cb_fanned_out, done)
 
-    def _handed_over(self, _: None, done: Deferred[None]) -> None:
+    def _cb_fanned_out(self, _: None, done: Deferred[None]) -> None:
         self._durable.popleft()
         if self._durable:
             # In a turn of its own, so that nobody else waits for a long queue.
-            self._clock.callLater(0, self._hand_over)
+            self._clock.callLater(0, self._fan_out_next)
         done.callback(None)
 
-    def _spread_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def _deliver_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
@@ -371,7 +372,9 @@ class Intake:
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if not accepted:
             return succeed(None)
-        return maybeDeferred(lambda: self._spread(Commit(accepted, self.set_aside))).addErrback(
+        return maybeDeferred(
+            lambda: self._deliver(CommittedBatch(accepted, self.set_aside))
+        ).addErrback(
             lambda failure: self._log.failure("While spreading what was accepted", failure)
         )
 

@@ -13,10 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.access_control import TO_SUBSCRIBE, Gate
+from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -40,7 +40,7 @@ class Addresses(msgspec.Struct, frozen=True):
     sub: int
 
 
-class Dialogue:
+class ManageEndpoint:
     """
     Answers requests; what it cannot answer well, it answers with an error.
     """
@@ -51,7 +51,7 @@ class Dialogue:
         self,
         clock: IReactorTime,
         addresses: Addresses,
-        gate: Gate,
+        access: AccessControl,
         journal: IJournal,
         subscriptions: Subscriptions,
         snapshots: Snapshots,
@@ -61,7 +61,7 @@ class Dialogue:
         errors_per_minute: int,
     ) -> None:
         self._addresses = addresses
-        self._gate = gate
+        self._access = access
         self._journal = journal
         self._subscriptions = subscriptions
         self._snapshots = snapshots
@@ -76,7 +76,7 @@ class Dialogue:
         @param user: Who asks, as the gate knows it.
         @return: Fires with the reply; never fails, for a REQ peer waits for it.
         """
-        answer: Deferred[bytes] = maybeDeferred(self._obey, b"".join(frames), user)
+        answer: Deferred[bytes] = maybeDeferred(self._dispatch, b"".join(frames), user)
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
@@ -93,8 +93,8 @@ class Dialogue:
             self._log.failure("While answering a request", failure)
         return manage.ERROR
 
-    def _obey(self, raw: bytes, user: str) -> Any:
-        if not self._gate.lets_in(user):  # it was, when it connected
+    def _dispatch(self, raw: bytes, user: str) -> Any:
+        if not self._access.may_connect(user):  # it was, when it connected
             return self._forbidden(user, "ask for anything")
         request = manage.decode_request(raw)
         if isinstance(request, manage.Heartbeat):
@@ -115,18 +115,18 @@ class Dialogue:
         self._intake.counts["request", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
-                "{client} may not {what}.", client=self._gate.name(user) or "somebody", what=what
+                "{client} may not {what}.", client=self._access.name(user) or "somebody", what=what
             )
         return manage.refused(f"you may not {what}")
 
     def _subscribe(self, request: manage.Subscribe, user: str) -> bytes:
         for stream in streams_of(request.topics):
-            if not self._gate.may(user, TO_SUBSCRIBE[stream]):
+            if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
         subscription = self._subscriptions.open(request, user)
         days: int | None = min(request.snapshot, self._max_snapshot_days)
         beginning = None
-        if isinstance(subscription, FedSubscription):
+        if isinstance(subscription, ReplayedSubscription):
             if request.resume is not None:
                 # Either it gets exactly what it missed, or everything anew.
                 days = 0 if subscription.resumed else None

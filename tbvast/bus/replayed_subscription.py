@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, IReplay
@@ -34,7 +34,7 @@ What is read of the journal at a time, for one subscriber that is behind.
 """
 
 
-class FedSubscription(Subscription):
+class ReplayedSubscription(Subscription):
     """
     A subscription of tbvast/1. It holds nothing but a number: what has been sent.
 
@@ -54,7 +54,7 @@ class FedSubscription(Subscription):
         *args: Any,
         journal: IJournal,
         replay: IReplay,
-        unreadable: Callable[[FedSubscription], None],
+        unreadable: Callable[[ReplayedSubscription], None],
     ) -> None:
         """
         @param args: As for L{Subscription}.
@@ -82,22 +82,22 @@ class FedSubscription(Subscription):
     def queued(self) -> int:
         return super().queued + len(self._frames)
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, batch: CommittedBatch) -> None:
         """
         Something was accepted.
         """
         if not self._keeps_up:
             self._missed = True
             return
-        if commit.until <= self.position:  # it was read already
+        if batch.until <= self.position:  # it was read already
             return
-        if commit.first <= self.position:  # some of it was
+        if batch.first <= self.position:  # some of it was
             self._keeps_up = False
             self._missed = True
             self._stuck(self)
             return
         try:
-            self._extend(commit.chunks(self.streams))
+            self._extend(batch.chunks(self.streams))
         except Exception:
             # It reads the journal, so that no range that it is sent has a hole in it.
             self._keeps_up = False
@@ -152,7 +152,7 @@ class FedSubscription(Subscription):
             self._log.failure("The journal cannot be read for a subscription", failure)
             self._unreadable(self)
 
-    def snapshot_part(
+    def render_snapshot_page(
         self, documents: Sequence[bytes]
     ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         self._sent_to_snapshot += len(documents)

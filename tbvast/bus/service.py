@@ -16,15 +16,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import Journal, JournalService
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
-from tbvast.bus.journal.retention import Housekeeping
-from tbvast.bus.manage_endpoint import Addresses, Dialogue
+from tbvast.bus.journal.retention import Retention
+from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
 from tbvast.bus.queued_subscription import QueuedSubscription
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Limits, Subscription, Subscriptions
@@ -100,11 +100,11 @@ class Bus(SequentialService):
         @raise KeyUnusable: If the key file cannot be used.
         """
         super().__init__()
-        check_open(settings)
+        refuse_exposed_plaintext(settings)
         self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
         self._upstreams: list[Upstream] = []
         self._unanswered = 0
-        self._gate = Gate(Path(settings.clients) if settings.clients else None)
+        self._access = AccessControl(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
         self._journal_service = JournalService(reactor, state / JOURNAL_NAME, fail)
@@ -153,7 +153,7 @@ class Bus(SequentialService):
                 detached_timeout=settings.detached_timeout,
             ),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=journal,
                 replay=journal,
                 unreadable=self._unreadable,
@@ -168,13 +168,13 @@ class Bus(SequentialService):
         subscriptions.save = journal.save_subscriptions
         self._restore(subscriptions, journal)
         for each in subscriptions.everybody():
-            if not self._gate.may_subscribe(each.user, each.streams):
+            if not self._access.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
         intake = Intake(
             self._reactor,
             journal,
-            self._gate,
-            self._spread,
+            self._access,
+            self._fan_out,
             lambda envelope: snapshots.answered(envelope),
             settings.errors_per_minute,
         )
@@ -194,24 +194,24 @@ class Bus(SequentialService):
         statistics.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
-        keeper = Housekeeping(
+        retention = Retention(
             self._reactor,
             journal,
-            intake.hand_on,
+            intake.fan_out,
             settings.retention_days * 86400.0,
             settings.retention_bytes,
         )
-        keeper.setServiceParent(self)
+        retention.setServiceParent(self)
         for upstream in settings.upstream:
             publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
             take = functools.partial(intake.take, publisher=publisher)
             other = Upstream(self._reactor, self._factory, upstream, journal, journal, take)
             other.setServiceParent(self)
             self._upstreams.append(other)
-        self._dialogue = Dialogue(
+        self._endpoint = ManageEndpoint(
             self._reactor,
             Addresses(advertised_host(settings), settings.pub, settings.sub),
-            self._gate,
+            self._access,
             journal,
             subscriptions,
             snapshots,
@@ -235,10 +235,10 @@ class Bus(SequentialService):
                 )
             )
 
-    def _spread(self, commit: Commit) -> Deferred[None]:
+    def _fan_out(self, batch: CommittedBatch) -> Deferred[None]:
         for upstream in self._upstreams:
-            upstream.spread(commit)
-        return self._subscriptions.spread(commit)
+            upstream.deliver(batch)
+        return self._subscriptions.fan_out(batch)
 
     def _snapshot_again(self, subscription: QueuedSubscription) -> None:
         days = min(subscription.request.snapshot, self._settings.max_snapshot_days)
@@ -252,7 +252,7 @@ class Bus(SequentialService):
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
-            Doorkeeper(self._factory, self._gate.lets_in)
+            Doorkeeper(self._factory, self._access.may_connect)
         options: SocketOptions = {
             **keys,
             **KEEPALIVE,
@@ -293,7 +293,7 @@ class Bus(SequentialService):
             length = message.index(b"") + 1 if b"" in message else 1
             reply = functools.partial(self._reply, message[:length])
             self._unanswered += 1
-            self._dialogue.answer(message[length:], user).addCallback(reply)
+            self._endpoint.answer(message[length:], user).addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         self._unanswered -= 1
@@ -304,7 +304,7 @@ class Bus(SequentialService):
         """
         Read again who is let in, and let go of those who no longer are.
         """
-        self._subscriptions.close_all(self._gate.reload())
+        self._subscriptions.close_all(self._access.reload())
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())
@@ -354,7 +354,7 @@ class Bus(SequentialService):
         self._log.warn("Stopping while messages still arrive: not all of them were read.")
 
 
-def check_open(settings: PluginSettings) -> None:
+def refuse_exposed_plaintext(settings: PluginSettings) -> None:
     """
     @raise StartupRefused: If others could connect, and nobody asked who they are.
     """

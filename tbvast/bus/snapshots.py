@@ -21,7 +21,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
-PAGE = 1000
+PAGE_ITEMS = 1000
 """
 Indicators that are read, and held in memory, at a time.
 """
@@ -50,10 +50,10 @@ class JournalSource:
         count = 0
         until = self._journal.head
         await send([])  # fires when somebody is there to receive what is read
-        reading = self._journal.current(0, until, since, PAGE)
+        reading = self._journal.current(0, until, since, PAGE_ITEMS)
         while page := await reading:
             # The next page is read while this one is sent.
-            reading = self._journal.current(page[-1][0], until, since, PAGE)
+            reading = self._journal.current(page[-1][0], until, since, PAGE_ITEMS)
             try:
                 await send([document for _, document in page])
             except BaseException:
@@ -130,7 +130,7 @@ class Snapshots:
         self._forget()
         request, question = self._question(stream, days)
         question.askers.append(subscription)
-        tail = encode_snapshot_request(request, stream, round(days * _DAY))
+        payload = encode_snapshot_request(request, stream, round(days * _DAY))
         for other in self._everybody():
             if (
                 other is not subscription
@@ -138,7 +138,7 @@ class Snapshots:
                 and other.topic not in question.asked
             ):
                 question.asked.add(other.topic)
-                other.deliver([tail])
+                other.deliver([payload])
 
     def _question(self, stream: Stream, days: int) -> tuple[str, _Question]:
         for request, question in self._asked.items():
@@ -167,16 +167,16 @@ class Snapshots:
         question.answered = True
         dialects = {asker.request.dialect for asker in question.askers}
         item = envelope.item
-        tails = {}
+        payloads = {}
         for dialect in dialects:
-            tails[dialect], bad = render_each(
+            payloads[dialect], bad = render_each(
                 lambda each, dialect=dialect: render(dialect, each),  # type: ignore[misc]
                 [item],
             )
             for _, error in bad:
                 self._refuse([SetAside(Stage.SNAPSHOT, reason_of(error), item.raw, "", item.id)])
         for asker in question.askers:
-            asker.deliver(tails[asker.request.dialect])
+            asker.deliver(payloads[asker.request.dialect])
 
     def _ask(
         self,
@@ -192,8 +192,10 @@ class Snapshots:
             answer.addTimeout(source.time_limit, self._clock)
         return answer
 
-    def _part(self, subscription: Subscription, documents: Sequence[bytes]) -> Iterable[bytes]:
-        tails, bad = subscription.snapshot_part(documents)
+    def _render_page(
+        self, subscription: Subscription, documents: Sequence[bytes]
+    ) -> Iterable[bytes]:
+        payloads, bad = subscription.render_snapshot_page(documents)
         if bad:
             intel = Stream.INTEL.value.decode()
             self._refuse(
@@ -202,7 +204,7 @@ class Snapshots:
                     for raw, error in bad
                 ]
             )
-        return tails
+        return payloads
 
     async def _deliver(
         self,
@@ -220,7 +222,7 @@ class Snapshots:
                 count += await self._ask(
                     source,
                     since,
-                    lambda documents: send(self._part(subscription, documents)),
+                    lambda documents: send(self._render_page(subscription, documents)),
                 )
             except CancelledError:
                 raise

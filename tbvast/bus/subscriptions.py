@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import Commit, render_each
+from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.frames import render_intel
 from tbvast.protocol.manage import PROTOCOL, Subscribe
@@ -36,7 +36,7 @@ RETRY_INTERVAL = 0.001
 Seconds after which frames are offered again to a peer whose queue was full.
 """
 
-TURN = 0.005
+TURN_BUDGET_SECONDS = 0.005
 """
 Seconds after which work that can wait goes on in another turn of the reactor.
 """
@@ -51,12 +51,12 @@ SAVE_DELAY = 1.0
 Seconds after which a change of the subscriptions is remembered.
 """
 
-SETTLE_INTERVAL = 0.5
+PROGRESS_INTERVAL = 0.5
 """
 Seconds between looks how far each subscription has got, which is then remembered.
 """
 
-SETTLE_AGE = 0.4
+PROGRESS_AGE = 0.4
 """
 Seconds after which a frame is no longer in ZeroMQ's own queue, if the kernel has room.
 """
@@ -68,7 +68,7 @@ Seconds between looks, at the end, whether subscribers have all.
 
 FLUSH_AGE = 0.1
 """
-As L{SETTLE_AGE}, when the bus is stopped: what ZeroMQ then still has is sent while it
+As L{PROGRESS_AGE}, when the bus is stopped: what ZeroMQ then still has is sent while it
 lingers.
 """
 
@@ -275,29 +275,31 @@ class Subscription:
         if not self.listening:
             self.detached = now
 
-    def settle(self, now: float, unacknowledged: int | None, age: float, until: int) -> bool:
+    def update_acknowledged(
+        self, now: float, unacknowledged: int | None, age: float, until: int
+    ) -> bool:
         """
         Find out what has certainly left ZeroMQ's queue.
 
         @param unacknowledged: The bytes that the kernel holds for the subscriber; C{None}
             if it is not known.
         @param age: Seconds after which a frame is in the kernel if that has room.
-        @param until: The number up to which all was spread.
+        @param until: The number up to which everything was delivered.
         @return: Whether L{saved} may have changed.
         """
         return False
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, batch: CommittedBatch) -> None:
         """
         Something was accepted of which it wants something.
         """
-        self.deliver(commit.tails(self.request.dialect, self.streams))
+        self.deliver(batch.payloads(self.request.dialect, self.streams))
 
-    def deliver(self, tails: Iterable[bytes]) -> None:
+    def deliver(self, payloads: Iterable[bytes]) -> None:
         """
         Send what follows the topic in each frame, now or when it is possible.
         """
-        frames = [self._prefix + tail for tail in tails]
+        frames = [self._prefix + payload for payload in payloads]
         if self.detached is None and self._snapshot is None and not self._live:
             taken = self._send(frames)
             self.sent += taken
@@ -332,7 +334,7 @@ class Subscription:
         """
         self._abandon_snapshot()
         self._snapshot = _Frames()
-        self._snapshot_done = deliver(self._deliver_part)
+        self._snapshot_done = deliver(self._deliver_page)
         self._snapshot_done.addBoth(self._snapshot_over, self._snapshot)
 
     def _abandon_snapshot(self) -> None:
@@ -340,9 +342,9 @@ class Subscription:
         self._snapshot = self._drained = None
         done.cancel()
 
-    def _deliver_part(self, tails: Iterable[bytes]) -> Deferred[None]:
+    def _deliver_page(self, payloads: Iterable[bytes]) -> Deferred[None]:
         assert self._snapshot is not None
-        self._snapshot.extend(self._prefix + tail for tail in tails)
+        self._snapshot.extend(self._prefix + payload for payload in payloads)
         self._drained = Deferred()
         drained = self._drained
         self.pump()
@@ -362,7 +364,7 @@ class Subscription:
         All of the snapshot was handed to ZeroMQ.
         """
 
-    def snapshot_part(
+    def render_snapshot_page(
         self, documents: Sequence[bytes]
     ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         """
@@ -423,23 +425,25 @@ class Subscriptions(MultiService):
         self,
         clock: IReactorTime,
         limits: Limits,
-        make_fed: Make = Subscription,
+        make_replayed: Make = Subscription,
         make_queued: Make = Subscription,
     ) -> None:
         """
-        @param make_fed: Makes the subscriptions of those who speak tbvast/1.
+        @param make_replayed: Makes the subscriptions of those who speak tbvast/1.
         @param make_queued: Makes those of the old dialects; what was saved of one is
             given to it as C{saved}.
         """
         super().__init__()
-        self._make_fed = make_fed
+        self._make_replayed = make_replayed
         self._make_queued = make_queued
         self._clock = clock
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
         self._by_user: Counter[str] = Counter()
         self._stuck: dict[Subscription, None] = {}
-        self._spreading: deque[tuple[Commit, Iterator[Subscription], Deferred[None]]] = deque()
+        self._fanning_out: deque[tuple[CommittedBatch, Iterator[Subscription], Deferred[None]]] = (
+            deque()
+        )
         self._going_on: IDelayedCall | None = None
         self._retrying: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
@@ -447,18 +451,18 @@ class Subscriptions(MultiService):
         self._saving: IDelayedCall | None = None
         self._saved: Deferred[None] = succeed(None)
         self._failing = False
-        self._spread_until = 0
-        self._settling: list[Subscription] = []
-        self._settling_on: IDelayedCall | None = None
+        self._delivered_until = 0
+        self._checking: list[Subscription] = []
+        self._checking_on: IDelayedCall | None = None
         self.send: Send = _nowhere
         self.save: Save = _not_saved
         self.unacknowledged: Unacknowledged = _unknown
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
-        settle = TimerService(SETTLE_INTERVAL, self._settle)
-        settle.clock = clock
-        settle.setServiceParent(self)
+        progress = TimerService(PROGRESS_INTERVAL, self._check_progress)
+        progress.clock = clock
+        progress.setServiceParent(self)
 
     def __len__(self) -> int:
         return len(self._by_topic)
@@ -525,7 +529,7 @@ class Subscriptions(MultiService):
     def _add(
         self, topic: str, request: Subscribe, user: str, saved: Saved | None = None
     ) -> Subscription:
-        make = self._make_fed if request.protocol == PROTOCOL else self._make_queued
+        make = self._make_replayed if request.protocol == PROTOCOL else self._make_queued
         if saved is not None and make is not Subscription:
             make = functools.partial(make, saved=saved)
         subscription = make(
@@ -585,56 +589,58 @@ class Subscriptions(MultiService):
         if self.running:
             self._saving = self._clock.callLater(SAVE_DELAY, self._save)
 
-    def _settle(self) -> None:
+    def _check_progress(self) -> None:
         """
         Look how far everybody has got; turn by turn, for there may be many.
         """
-        if not self._settling:
-            self._settling = self.everybody()
-            self._settle_some()
+        if not self._checking:
+            self._checking = self.everybody()
+            self._check_some()
 
-    def _settle_some(self) -> None:
-        self._settling_on = None
-        until = self._clock.seconds() + TURN
-        while self._settling:
+    def _check_some(self) -> None:
+        self._checking_on = None
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
+        while self._checking:
             try:
-                self._settle_one(self._settling.pop(), SETTLE_AGE)
+                self._check_one(self._checking.pop(), PROGRESS_AGE)
             except Exception:
                 self._log.failure("While looking how far a subscriber has got")
-            if self._settling and self._clock.seconds() > until:
-                self._settling_on = self._clock.callLater(0, self._settle_some)
+            if self._checking and self._clock.seconds() > until:
+                self._checking_on = self._clock.callLater(0, self._check_some)
                 return
         if self._unsaved and self._saved.called:
             if self._saving is not None:
                 self._saving.cancel()
             self._save()
 
-    def _settle_one(self, subscription: Subscription, age: float) -> int | None:
+    def _check_one(self, subscription: Subscription, age: float) -> int | None:
         """
         @return: The bytes that its connection holds; C{None} if it is not known.
         """
         if subscription.closed or subscription.detached is not None:
             return 0
         held = self.unacknowledged(subscription.listening)
-        if subscription.settle(self._clock.seconds(), held, age, self._spread_until):
+        if subscription.update_acknowledged(
+            self._clock.seconds(), held, age, self._delivered_until
+        ):
             self._unsaved[subscription.topic] = None
         return held
 
     async def flush(self, limit: float) -> None:
         """
-        Wait until those who are there have been given all that was spread.
+        Wait until those who are there have been given all that was accepted.
 
         @param limit: Seconds after which it is enough.
         """
         deadline = self._clock.seconds() + limit
         quiet = 0.0
         while (now := self._clock.seconds()) < deadline and quiet < 2 * FLUSH_AGE:
-            busy = bool(self._spreading)
+            busy = bool(self._fanning_out)
             there = [each for each in self.everybody() if each.detached is None]
             if not (busy or there):
                 return
             for each in there:
-                held = self._settle_one(each, FLUSH_AGE)
+                held = self._check_one(each, FLUSH_AGE)
                 busy |= bool(held or each.queued or each.behind)
             await deferLater(self._clock, FLUSH_INTERVAL)
             quiet = 0.0 if busy else quiet + self._clock.seconds() - now
@@ -717,35 +723,35 @@ class Subscriptions(MultiService):
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
-    def spread(self, commit: Commit) -> Deferred[None]:
+    def fan_out(self, batch: CommittedBatch) -> Deferred[None]:
         """
         Send what was accepted to everybody who wants it: those who have subscribed
-        by now, after all that was spread before.
+        by now, after all that was accepted before.
 
         @return: Fires when everybody has been given it, which may be turns later.
         """
-        wanting = [each for each in self._by_topic.values() if each.streams & commit.streams]
+        wanting = [each for each in self._by_topic.values() if each.streams & batch.streams]
         done: Deferred[None] = Deferred()
-        self._spreading.append((commit, iter(wanting), done))
-        if len(self._spreading) == 1:
-            self._spread()
+        self._fanning_out.append((batch, iter(wanting), done))
+        if len(self._fanning_out) == 1:
+            self._fan_out()
         return done
 
-    def _spread(self) -> None:
-        until = self._clock.seconds() + TURN
-        while self._spreading:
-            commit, wanting, done = self._spreading[0]
+    def _fan_out(self) -> None:
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
+        while self._fanning_out:
+            batch, wanting, done = self._fanning_out[0]
             for subscription in wanting:
                 try:
                     if not subscription.closed:
-                        subscription.committed(commit)
+                        subscription.committed(batch)
                 except Exception:
                     self._log.failure("While delivering to a subscriber")
                 if self._clock.seconds() > until:
-                    self._going_on = self._clock.callLater(0, self._spread)
+                    self._going_on = self._clock.callLater(0, self._fan_out)
                     return
-            self._spreading.popleft()
-            self._spread_until = commit.until
+            self._fanning_out.popleft()
+            self._delivered_until = batch.until
             done.callback(None)
 
     def _retry_soon(self, subscription: Subscription) -> None:
@@ -755,7 +761,7 @@ class Subscriptions(MultiService):
 
     def _retry(self) -> None:
         self._retrying = None
-        until = self._clock.seconds() + TURN
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
         stuck, self._stuck = self._stuck, {}
         for subscription in list(stuck):
             del stuck[subscription]
@@ -795,10 +801,10 @@ class Subscriptions(MultiService):
         self._stuck.clear()
         if self._going_on is not None and self._going_on.active():
             self._going_on.cancel()
-        if self._settling_on is not None:
-            self._settling_on.cancel()
-            self._settling_on = None
-        self._settling.clear()
+        if self._checking_on is not None:
+            self._checking_on.cancel()
+            self._checking_on = None
+        self._checking.clear()
         await self._saved  # what was begun
         if self._saving is not None:
             self._saving.cancel()

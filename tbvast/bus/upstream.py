@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus_client.subscription import BusSubscription, Wish
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.protocol.frames import Item
@@ -203,11 +203,11 @@ class Upstream(Service):
             self._subscription.startService()
             self._flusher.startService()
 
-    def spread(self, commit: Commit) -> None:
+    def deliver(self, batch: CommittedBatch) -> None:
         """
         Something was accepted.
         """
-        if Stream.SIGHTING in commit.streams:
+        if Stream.SIGHTING in batch.streams:
             self._flusher.flush()
 
     def stopService(self) -> Deferred[None]:

@@ -29,7 +29,7 @@ from tbvast.bus.journal.values import (
 )
 from tbvast.bus.journal.worker import Writer
 from tbvast.errors import FileLost, JournalFailed
-from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
+from tbvast.interfaces import IJournal, IReplay, IRetention, ISubscriptionStore
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.manage import Position
 from tbvast.protocol.topics import Stream
@@ -47,7 +47,7 @@ Seconds between looks whether the file is still there, should nothing be written
 _T = TypeVar("_T")
 
 
-@implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
+@implementer(IJournal, IRetention, IReplay, ISubscriptionStore)
 class Journal:
     """
     An L{IJournal} that is written to by somebody else, and read in a thread.
@@ -192,9 +192,9 @@ class Journal:
             lambda packed: self._cb_appended(packed, [each.item for each in packed])
         )
 
-    def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
+    def prune(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._now() - age
-        return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_pruned)
+        return self._ask(Writer.prune, since, size, limit).addCallback(self._cb_pruned)
 
     def _cb_pruned(self, pruned: Pruned) -> int:
         self._reader.floor = max(self._reader.floor, pruned.floor)

@@ -15,22 +15,22 @@ from twisted.logger import Logger
 
 from tbvast.bus.journal.values import Outcome
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IKeeper
+from tbvast.interfaces import IRetention
 
 EXPIRY_INTERVAL = 1.0
-FORGET_INTERVAL = 60.0
+PRUNE_INTERVAL = 60.0
 """
 Seconds between looks for what is no longer valid, and for what is too old.
 """
 
-PIECE = 1000
+MAX_BATCH_ENTRIES = 1000
 """
 The most entries that are dealt with in one commit, so that the intake need not wait
 long for its turn.
 """
 
 
-class Housekeeping(MultiService):
+class Retention(MultiService):
     """
     Keeps one journal in order while the service runs.
     """
@@ -40,24 +40,24 @@ class Housekeeping(MultiService):
     def __init__(
         self,
         clock: IReactorTime,
-        keeper: IKeeper,
-        hand_on: Callable[[Sequence[Outcome]], Deferred[None]],
+        journal: IRetention,
+        fan_out: Callable[[Sequence[Outcome]], Deferred[None]],
         age: float,
         size: int,
     ) -> None:
         """
-        @param hand_on: Spreads that indicators have ended.
+        @param fan_out: Spreads that indicators have ended.
         @param age: Seconds after which what is no longer in force is let go of.
         @param size: Bytes of the journal beyond which it is earlier.
         """
         super().__init__()
-        self._keeper = keeper
-        self._hand_on = hand_on
+        self._journal = journal
+        self._fan_out = fan_out
         self._age = age
         self._size = size
         for interval, call in (
             (EXPIRY_INTERVAL, self._expire),
-            (FORGET_INTERVAL, self._forget),
+            (PRUNE_INTERVAL, self._prune),
         ):
             timer = TimerService(interval, call)
             timer.clock = clock
@@ -65,18 +65,18 @@ class Housekeeping(MultiService):
 
     async def _expire(self) -> None:
         try:
-            while expired := await self._keeper.expire(PIECE):
-                await self._hand_on(expired)
+            while expired := await self._journal.expire(MAX_BATCH_ENTRIES):
+                await self._fan_out(expired)
                 self._log.info("{count} indicators are no longer valid.", count=len(expired))
         except JournalFailed as e:
             self._log.error("Nothing expires: {reason}", reason=str(e))
         except Exception:  # it may be any: the timer would end with it
             self._log.failure("Nothing expires; trying again")
 
-    async def _forget(self) -> None:
+    async def _prune(self) -> None:
         total = 0
         try:
-            while count := await self._keeper.forget(self._age, self._size, PIECE):
+            while count := await self._journal.prune(self._age, self._size, MAX_BATCH_ENTRIES):
                 total += count
         except JournalFailed as e:
             self._log.error("Nothing is let go of: {reason}", reason=str(e))

@@ -59,11 +59,11 @@ class Writer:
         """
         return [_packed(each) for each in self._store.expire(now, limit)]
 
-    def forget(self, since: float, size: int, limit: int) -> Pruned:
+    def prune(self, since: float, size: int, limit: int) -> Pruned:
         """
-        @see: L{JournalStore.forget}
+        @see: L{JournalStore.prune}
         """
-        return Pruned(self._store.forget(since, size, limit), self._store.floor)
+        return Pruned(self._store.prune(since, size, limit), self._store.floor)
 
     def find(self, ids: list[str]) -> dict[str, bytes]:
         """

@@ -300,7 +300,7 @@ class JournalStore:
 
     def expire(self, now: float, limit: int) -> list[Outcome]:
         """
-        @see: L{tbvast.interfaces.IKeeper.expire}
+        @see: L{tbvast.interfaces.IRetention.expire}
 
         @param now: Seconds since the epoch.
         """
@@ -321,9 +321,9 @@ class JournalStore:
             batch.look_up(item.id for _, item in ended)
             return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
 
-    def forget(self, since: float, size: int, limit: int) -> int:
+    def prune(self, since: float, size: int, limit: int) -> int:
         """
-        @see: L{tbvast.interfaces.IKeeper.forget}
+        @see: L{tbvast.interfaces.IRetention.prune}
         """
         with journal_errors("write", self._path):
             (used,) = self._connection.execute(
