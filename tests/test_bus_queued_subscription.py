@@ -889,7 +889,7 @@ class UnreadableTests(QueuedTestCase):
         with capturedLogs() as events:
             self.attach()
         self.assertEqual(self.ids(), [2])
-        self.assertIn("cannot be counted", " ".join(str(e["log_format"]) for e in events))
+        self.assertIn("Cannot count pruned", " ".join(str(e["log_format"]) for e in events))
 
 
 def _failed() -> Deferred[Any]:

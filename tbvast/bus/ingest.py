@@ -1,5 +1,5 @@
 """
-The intake: what arrives is decoded once, made durable, and then spread.
+The intake: items are decoded once, committed, and then delivered to subscribers.
 """
 
 from __future__ import annotations
@@ -27,40 +27,41 @@ from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
 
 MAX_BATCH_ITEMS = 2000
 """
-The most items that are made durable in one commit. Fewer cost more writing for each; more
-do not stay in the processor's caches from one step to the next.
+The most items of one commit. Smaller batches cost more writing per item; larger ones do not
+stay in the processor's caches from one step to the next.
 """
 
 MAX_COMMITS_IN_FLIGHT = 3
 """
-How many commits may be on their way into the journal, or to whoever wants them, so that
-neither waits for the other; before one has arrived in the journal, only a full one follows.
+The most batches that are being committed or delivered, so that neither step waits for the
+other. While a commit is in progress, only a full batch follows it.
 """
 
 MAX_QUEUED_ITEMS = 20_000
 """
-How many items wait before the sub endpoint is no longer read.
+The most items that wait; then the sub endpoint is no longer read.
 """
 
 RETRY_DELAY = 1.0
 """
-Seconds before a commit that failed is tried again.
+Seconds before a failed commit is retried.
 """
 
 
 DECODES_PER_CLOCK_CHECK = 50
 """
-How many documents are decoded between two looks at the clock.
+The documents that are decoded between two checks of the clock.
 """
 
 
 class _Offer:
     """
-    What somebody gives at once, and waits for.
+    Items that a publisher offers together, and waits for.
 
-    @ivar publisher: Who gives it.
-    @ivar given: What it is, not yet decoded.
-    @ivar begun: How much of it has been decoded.
+    @ivar decode: Decodes one of them.
+    @ivar publisher: The publisher.
+    @ivar given: The items, not yet decoded.
+    @ivar begun: The number of them that have been decoded.
     @ivar done: Fires with an outcome, or the reason of the refusal, for each.
     """
 
@@ -76,32 +77,41 @@ class _Offer:
         self._left = len(given)
 
     def resolve(self, index: int, result: Outcome | Invalid) -> None:
+        """
+        Set the result of one item; the last result fires L{done}.
+        """
         self._results[index] = result
         self._left -= 1
         if not self._left and not self.done.called:
             self.done.callback(self._results)
 
     def fail(self, failure: Failure) -> None:
+        """
+        Fail L{done}, unless it has fired.
+        """
         if not self.done.called:
             self.done.errback(failure)
 
 
 _Waiting = tuple[Item, _Offer | None, int, Publisher]
 """
-An item that is not yet durable, who waits for it, as which of theirs, and who gave it.
+An item that is not yet durable; the offer that it is part of, if any; its index there; and
+its publisher.
 """
 
 
 class Intake:
     """
-    Takes items in, in order, and hands on those that were new and are durable.
+    Commits items in order, and delivers those that the journal accepted.
 
-    What cannot be kept is not accepted: while the journal fails, nothing more is
-    read from the sub endpoint, and whoever publishes by request is told.
+    While the journal fails, nothing is accepted: the sub endpoint is not read, and
+    publish requests fail.
 
-    @ivar counts: How many items had each outcome, by stream and verdict, e.g.
-        C{("indicator", "accepted")}; C{("message", "refused")} for what was no
-        item at all.
+    @ivar counts: The number of items by stream and verdict, e.g.
+        C{("indicator", "accepted")}; C{("message", "refused")} counts messages that
+        are not items.
+    @ivar pause: Called when the sub endpoint is to be read no longer.
+    @ivar resume: Called when it is to be read again.
     """
 
     _log = Logger()
@@ -116,9 +126,12 @@ class Intake:
         errors_per_minute: int,
     ) -> None:
         """
-        @param deliver: Called with all that was accepted, in order; fires when
-            everybody has been given it.
-        @param answered: Called with every part of an answer to a snapshot request.
+        @param access: Decides who may publish.
+        @param deliver: Delivers an accepted batch; called for each in order. Fires when
+            every subscription has been given it.
+        @param answered: Called with each envelope of an answer to a snapshot request.
+        @param errors_per_minute: The most log lines a minute about messages that are
+            refused.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
         self.pause: Callable[[], None] = _nothing
@@ -140,9 +153,9 @@ class Intake:
 
     def receive(self, messages: list[tuple[str, list[bytes]]]) -> None:
         """
-        Take what arrived on the sub endpoint; what is not valid is logged.
+        Take messages from the sub endpoint. Invalid ones are logged.
 
-        @param messages: Users, and what each sent.
+        @param messages: Messages, each after the user who sent it.
         """
         for user, message in messages:
             try:
@@ -167,9 +180,10 @@ class Intake:
         self, documents: Sequence[bytes], user: str = ""
     ) -> Deferred[list[Outcome | Invalid]]:
         """
-        Take indicators and sightings in.
+        Take in indicators and sightings.
 
-        @param user: Who publishes them.
+        @param documents: Their documents.
+        @param user: The user who publishes them.
         @return: Fires when all are durable, with an outcome, or the reason of
             the refusal, for each.
         """
@@ -187,9 +201,9 @@ class Intake:
         self, items: Sequence[Item], publisher: Publisher
     ) -> Deferred[list[Outcome | Invalid]]:
         """
-        Take in what another bus sent.
+        Take in items from another bus.
 
-        @param publisher: Whose it is then.
+        @param publisher: Their owner in this bus.
         @return: As L{publish}.
         """
         return self._take(lambda item: admit(item.raw), items, publisher)
@@ -207,7 +221,7 @@ class Intake:
 
     def _decode(self) -> None:
         """
-        Decode what was offered, as much as one turn has time for.
+        Decode offered items, for as long as one turn of the reactor may take.
         """
         until = self._clock.seconds() + TURN_BUDGET_SECONDS
         while self._offers:
@@ -233,9 +247,9 @@ class Intake:
 
     def finish(self) -> Deferred[None]:
         """
-        Take nothing more in.
+        Finish all items that were taken in. Nothing more may be taken in.
 
-        @return: Fires when all that was taken in has been handed on.
+        @return: Fires when they have been committed and delivered.
         """
         self._finished = Deferred()
         finished = self._finished
@@ -253,14 +267,14 @@ class Intake:
         self.counts["message", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
-                "Dropped a message of {client}, who may not send it.",
+                "Dropped a message from {client}, which may not send it.",
                 client=self._access.name(user),
             )
 
     def _not_owned(self, item: Item, outcome: Outcome, publisher: Publisher) -> None:
         if self._complaints.allows():
             self._log.warn(
-                "Refused what {publisher} says of {id}: {reason}.",
+                "Refused a change of {id} by {publisher}: {reason}.",
                 publisher=publisher.name or "somebody",
                 id=item.id,
                 reason=outcome.reason,
@@ -268,16 +282,18 @@ class Intake:
 
     def _unexpected(self, given: Any, error: Exception) -> Invalid:
         """
-        Set aside what could not even be refused, as it should have been.
+        Set a message aside after an unexpected error.
+
+        @return: The refusal of the message.
         """
         raw = given if isinstance(given, bytes) else getattr(given, "raw", b"")
-        self._log.failure("A message cannot be handled")
+        self._log.failure("Cannot handle a message")
         self.set_aside([SetAside(Stage.INTAKE, reason_of(error), raw)])
         return ProtocolInvalid("document", raw, f"one that can be handled ({reason_of(error)})")
 
     def set_aside(self, items: Sequence[SetAside]) -> None:
         """
-        Have items set aside that cannot be handled; if that fails, the log names them.
+        Set items aside that cannot be handled. If that fails, they are logged.
         """
         self._journal.set_aside(items).addErrback(self._eb_set_aside, items)
 
@@ -319,7 +335,7 @@ class Intake:
         (
             self.fan_out(outcomes)
             .addCallback(lambda _: self._resolve(outcomes, batch))
-            .addErrback(lambda failure: self._log.failure("While answering publishers", failure))
+            .addErrback(lambda failure: self._log.failure("Cannot answer publishers", failure))
             .addCallback(lambda _: self._go_on())
         )
 
@@ -334,15 +350,16 @@ class Intake:
         if self._paused and not self._retrying and len(self._waiting) < MAX_QUEUED_ITEMS // 2:
             self._paused = False
             self.resume()
-        # In a turn of its own, so that nobody else waits for a long queue.
+        # In another turn, so that a long queue does not block the reactor.
         self._clock.callLater(0, self._commit)
 
     def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """
-        Spread what the journal has accepted, after all that it accepted before. What
-        cannot be spread is logged.
+        Deliver items that the journal has accepted, after those that it accepted before.
+        Errors are logged.
 
-        @return: Fires when everybody has been given it; never fails.
+        @param outcomes: The outcomes of one batch.
+        @return: Fires when every subscription has been given them; never fails.
         """
         done: Deferred[None] = Deferred()
         self._durable.append((outcomes, done))
@@ -358,7 +375,7 @@ class Intake:
     def _cb_fanned_out(self, _: None, done: Deferred[None]) -> None:
         self._durable.popleft()
         if self._durable:
-            # In a turn of its own, so that nobody else waits for a long queue.
+            # In another turn, so that a long queue does not block the reactor.
             self._clock.callLater(0, self._fan_out_next)
         done.callback(None)
 
@@ -366,7 +383,7 @@ class Intake:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
-        # What is another's is refused with a reason.
+        # A refusal with a reason is about ownership: nothing is set aside.
         if aside := sum(o.verdict is _REFUSED and not o.reason for o in outcomes):
             self._log.error("{count} items were set aside: see the status.", count=aside)
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
@@ -374,9 +391,7 @@ class Intake:
             return succeed(None)
         return maybeDeferred(
             lambda: self._deliver(CommittedBatch(accepted, self.set_aside))
-        ).addErrback(
-            lambda failure: self._log.failure("While spreading what was accepted", failure)
-        )
+        ).addErrback(lambda failure: self._log.failure("Cannot deliver a batch", failure))
 
     def _eb_failed(self, failure: Failure, batch: list[_Waiting]) -> None:
         failure.trap(JournalFailed)
@@ -394,7 +409,7 @@ class Intake:
             offer = waiting[1]
             if offer is None:
                 self._kept.append(waiting)
-            else:  # whoever waits is told, and keeps it
+            else:  # the publisher is told, and keeps the item
                 offer.fail(failure)
         if not self._retrying:
             self._retrying = True
@@ -402,10 +417,10 @@ class Intake:
 
     def _retry(self) -> None:
         """
-        Try what failed again, before anything else; even if nothing of it is kept, for
-        it tells whether the journal works.
+        Retry the failed batches before any other one. Without items to retry, an empty
+        batch tells whether the journal works again.
         """
-        if self._committing:  # and about to fail, too
+        if self._committing:  # it is about to fail, too
             self._clock.callLater(RETRY_DELAY, self._retry)
             return
         self._retrying = False
@@ -415,7 +430,7 @@ class Intake:
 
     def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
         self._committing -= 1
-        self._log.failure("{count} messages are lost", failure, count=len(batch))
+        self._log.failure("Lost {count} messages", failure, count=len(batch))
         for _, offer, _, _ in batch:
             if offer is not None:
                 offer.fail(failure)
@@ -423,10 +438,10 @@ class Intake:
 
 
 _REFUSED = Verdict.REFUSED
-# Names of the module are found quicker than those of an enumeration.
+# Module-level names are faster to look up than members of an enumeration.
 
 
 def _nothing() -> None:
     """
-    The default of a callable that is given later.
+    The default of a callable that is set later.
     """

@@ -1,5 +1,5 @@
 """
-The dialogue on the manage endpoint: every request gets a reply.
+The manage endpoint: every request gets a reply.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from tbvast.service.rate_limit import RateLimit
 
 class Addresses(msgspec.Struct, frozen=True):
     """
-    Where a subscriber is to connect.
+    The addresses that a subscriber is told to connect to.
 
-    @ivar host: One that it can reach.
+    @ivar host: A host that it can reach.
+    @ivar pub: The port of the pub endpoint.
+    @ivar sub: The port of the sub endpoint.
     """
 
     host: str
@@ -42,7 +44,7 @@ class Addresses(msgspec.Struct, frozen=True):
 
 class ManageEndpoint:
     """
-    Answers requests; what it cannot answer well, it answers with an error.
+    Answers requests. A request that fails is answered with an error.
     """
 
     _log = Logger()
@@ -60,6 +62,11 @@ class ManageEndpoint:
         max_snapshot_days: int,
         errors_per_minute: int,
     ) -> None:
+        """
+        @param access: Decides who may do what.
+        @param max_snapshot_days: The most days of a snapshot.
+        @param errors_per_minute: The most log lines a minute about refused requests.
+        """
         self._addresses = addresses
         self._access = access
         self._journal = journal
@@ -73,16 +80,16 @@ class ManageEndpoint:
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
         @param frames: The request, without the peer's routing frames.
-        @param user: Who asks, as the gate knows it.
-        @return: Fires with the reply; never fails, for a REQ peer waits for it.
+        @param user: The user who asks, as the access control knows it.
+        @return: Fires with the reply; never fails, because a REQ peer waits for it.
         """
         answer: Deferred[bytes] = maybeDeferred(self._dispatch, b"".join(frames), user)
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
-        unkept = _unkept(failure)
-        if unkept is not None:
-            return manage.refused(str(unkept))
+        failed = _journal_failure(failure)
+        if failed is not None:
+            return manage.refused(str(failed))
         if failure.check(Invalid):
             self._intake.counts["request", "refused"] += 1
             if self._complaints.allows():
@@ -90,11 +97,11 @@ class ManageEndpoint:
             if failure.check(RequestUnsplittable):
                 return manage.refused(str(failure.value))
         else:
-            self._log.failure("While answering a request", failure)
+            self._log.failure("Cannot answer a request", failure)
         return manage.ERROR
 
     def _dispatch(self, raw: bytes, user: str) -> Any:
-        if not self._access.may_connect(user):  # it was, when it connected
+        if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
         request = manage.decode_request(raw)
         if isinstance(request, manage.Heartbeat):
@@ -128,7 +135,7 @@ class ManageEndpoint:
         beginning = None
         if isinstance(subscription, ReplayedSubscription):
             if request.resume is not None:
-                # Either it gets exactly what it missed, or everything anew.
+                # It gets either exactly the entries that it missed, or everything anew.
                 days = 0 if subscription.resumed else None
             beginning = manage.Position(self._journal.identity, subscription.position)
         if days is None or days:
@@ -142,9 +149,9 @@ class ManageEndpoint:
         )
 
 
-def _unkept(failure: Failure) -> JournalFailed | None:
+def _journal_failure(failure: Failure) -> JournalFailed | None:
     """
-    @return: Why something could not be kept, if that is what failed.
+    @return: The journal's failure, if that is the cause.
     """
     error = failure.value
     return error if isinstance(error, JournalFailed) else None

@@ -130,6 +130,7 @@ class QueuedSubscription(Subscription):
     again.
 
     @ivar acknowledged_until: That number.
+    @ivar owed: Whether part of its snapshot is still to be sent.
     """
 
     _log = Logger()
@@ -231,7 +232,7 @@ class QueuedSubscription(Subscription):
         try:
             numbers, payloads = batch.numbered(self.request.dialect, self.streams)
         except Exception:
-            self._log.failure("Cannot render a commit; retrying entry by entry")
+            self._log.failure("Cannot render a batch; retrying entry by entry")
             self._fall_behind()
             return
         if numbers and numbers[0] <= self._queued_until:  # some or all of it was read already
@@ -334,7 +335,7 @@ class QueuedSubscription(Subscription):
         for entry in entries:
             try:
                 payloads = render_entry(self.request.dialect, entry.stream, entry.raw)
-            except Exception as e:  # it may be any: it was not to be expected
+            except Exception as e:  # any error may be the item's fault
                 stream, id_ = entry.stream.value.decode(), id_in(entry.raw)
                 bad.append(
                     SetAside(Stage.DELIVERY, reason_of(e), entry.raw, stream, id_, entry.number)
@@ -376,9 +377,7 @@ class QueuedSubscription(Subscription):
             )
 
     def _eb_pruned(self, failure: Failure) -> None:
-        self._log.error(
-            "Pruned entries cannot be counted: {reason}", reason=failure.getErrorMessage()
-        )
+        self._log.error("Cannot count pruned entries: {reason}", reason=failure.getErrorMessage())
 
     def _eb_read(self, failure: Failure) -> None:
         if failure.check(CancelledError) or self.closed:

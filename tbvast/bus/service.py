@@ -1,5 +1,5 @@
 """
-The bus: three endpoints, and what connects them.
+The bus: its three endpoints, and the parts between them.
 """
 
 from __future__ import annotations
@@ -53,23 +53,24 @@ JOURNAL_NAME = "journal.db"
 
 STOP_LIMIT = 3.0
 """
-Seconds that what has been received is given to become durable at the end.
+Seconds, when the bus stops, for received messages to become durable.
 """
 
 DRAIN_TIME = 0.5
 """
-Seconds, at the end, after which ZeroMQ has read all that had reached the machine.
+Seconds, when the bus stops, after which ZeroMQ has read everything that had reached the
+machine.
 """
 
 DRAIN_LIMIT = 3.0
 """
-Seconds, at the end, after which no more is read though there is more.
+Seconds, when the bus stops, after which nothing more is read even if messages still arrive.
 """
 
 FLUSH_LIMIT = 2.0
 """
-Seconds, at the end, that subscribers are given to take what they have not got yet; the rest
-they get after the next start.
+Seconds, when the bus stops, for subscribers to receive waiting frames; they get the rest
+after the next start.
 """
 
 _RECEIVE_QUEUE = 100_000
@@ -80,7 +81,7 @@ _HEARTBEAT_TIMEOUT_MS = 15_000
 @implementer(IReloadable)
 class Bus(SequentialService):
     """
-    One bus, with its journal and its sockets, for as long as the service runs.
+    One bus, with its journal and its sockets.
     """
 
     _log = Logger()
@@ -94,9 +95,9 @@ class Bus(SequentialService):
     ) -> None:
         """
         @param state: The state directory.
-        @param fail: Called, with the reason, if the bus cannot go on.
-        @raise StartupRefused: If the endpoints would be open to everybody, or the
-            file of clients cannot be used.
+        @param fail: Called, with the reason, if the bus cannot continue.
+        @raise StartupRefused: If the endpoints would be exposed without access control, or
+            the file of clients cannot be used.
         @raise KeyUnusable: If the key file cannot be used.
         """
         super().__init__()
@@ -113,7 +114,8 @@ class Bus(SequentialService):
     def startService(self) -> None:
         """
         @raise JournalFailed: If the journal cannot be used.
-        @raise EndpointUnusable: If an endpoint is taken, say.
+        @raise EndpointUnusable: If an endpoint cannot be bound, for example because its port
+            is taken.
         """
         super().startService()
         self._factory = Factory(self._reactor)
@@ -123,7 +125,7 @@ class Bus(SequentialService):
         except Exception:
             super().stopService().addCallback(lambda _: self._factory.shutdown())
             raise
-        # By then a signal is no longer the end of the process, but of the service.
+        # By then, a signal stops the service instead of killing the process.
         self._reactor.callWhenRunning(self._say_ready)
 
     def _say_ready(self) -> None:
@@ -223,7 +225,7 @@ class Bus(SequentialService):
 
     def _restore(self, subscriptions: Subscriptions, journal: Journal) -> None:
         """
-        Make the subscriptions of before again; one that cannot be read is set aside.
+        Make the saved subscriptions again. One that cannot be read is set aside.
         """
         bad = subscriptions.restore(self._journal_service.saved_subscriptions)
         if bad:
@@ -245,7 +247,7 @@ class Bus(SequentialService):
         self._snapshots.deliver(subscription, days)
 
     def _unreadable(self, subscription: Subscription) -> None:
-        self._subscriptions.close(subscription.topic, "cannot be fed from the journal,")
+        self._subscriptions.close(subscription.topic, "cannot replay the journal,")
 
     def _listen(self) -> None:
         settings = self._settings
@@ -302,7 +304,8 @@ class Bus(SequentialService):
 
     def reload(self) -> None:
         """
-        Read again who is let in, and let go of those who no longer are.
+        Read the file of clients again. Removed or restricted clients lose their
+        subscriptions.
         """
         self._subscriptions.close_all(self._access.reload())
 
@@ -311,14 +314,14 @@ class Bus(SequentialService):
 
     async def _stop(self) -> None:
         """
-        Read what has reached the sockets, make it durable, give it to those who are there,
-        and remember how far they have got.
+        Read the messages that have reached the sockets, commit them, deliver them to the
+        attached subscribers, and save the progress of these.
         """
-        # Not unbound: that ends the connections, too, with what they still hold.
+        # Not unbound: that would also close the connections, with the messages that they hold.
         await self._drain()
-        # What others still send waits with them until they can connect again.
+        # Messages that peers still send wait with them until they can connect again.
         self._sub.shutdown()
-        self._manage.pause()  # what is asked from here on is not answered
+        self._manage.pause()  # later requests are not answered
         try:
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
             await self._answer_all().addTimeout(STOP_LIMIT, self._reactor)
@@ -330,7 +333,7 @@ class Bus(SequentialService):
 
     def _answer_all(self) -> Deferred[None]:
         """
-        @return: Fires when all requests that were read have been answered.
+        @return: Fires when all received requests have been answered.
         """
 
         async def wait() -> None:
@@ -345,18 +348,21 @@ class Bus(SequentialService):
         while elapsed < DRAIN_LIMIT:
             await deferLater(self._reactor, 0.01)
             elapsed = self._reactor.seconds() - began
-            # The reactor may be late: what it has not read yet is not known otherwise.
+            # The reactor may be late: read the messages that it has not seen yet.
             self._sub.doRead()
             self._manage.doRead()
             drained = self._sub.drained and not self._sub.paused and self._manage.drained
             if elapsed >= DRAIN_TIME and drained:
                 return
-        self._log.warn("Stopping while messages still arrive: not all of them were read.")
+        self._log.warn("Stopping while messages still arrive; some were not read.")
 
 
 def refuse_exposed_plaintext(settings: PluginSettings) -> None:
     """
-    @raise StartupRefused: If others could connect, and nobody asked who they are.
+    Refuse to start a bus that everybody on the network could use.
+
+    @raise StartupRefused: If it would listen on the network without keys, unless the settings
+        allow that.
     """
     if bool(settings.curve_key) != bool(settings.clients):
         raise StartupRefused(
