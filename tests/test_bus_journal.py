@@ -926,7 +926,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_floor_read(self) -> None:
         """
-        Who reads what was let go of meanwhile is told with it that there may be a gap.
+        A reader of entries that were pruned meanwhile learns from the floor of a possible gap.
         """
         self.append(*(a_sighting(number) for number in range(3)))
         self.file.store.prune(0.0, 1, 2)
@@ -936,7 +936,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_pruned(self) -> None:
         """
-        What was let go of can be counted.
+        Pruned entries can be counted.
         """
         self.append(a_sighting(1), an_indicator(1), *(a_sighting(n) for n in range(2, 5)))
         self.file.store.prune(0.0, 1, 2)
@@ -1230,7 +1230,7 @@ class JournalServiceTests(TestCase):
 
     async def test_floor(self) -> None:
         """
-        What was let go of in the other process is known in this one.
+        The floor that the other process has raised is known in this one.
         """
         service = self.service()
         service.startService()

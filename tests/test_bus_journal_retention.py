@@ -64,7 +64,7 @@ class RetentionTestCase(SynchronousTestCase):
 
 class ExpireTests(RetentionTestCase):
     """
-    Indicators that are no longer valid.
+    Expired indicators.
     """
 
     def expire(self, limit: int = 1000) -> list[Outcome]:
@@ -208,7 +208,7 @@ class ForgetTests(RetentionTestCase):
 
     def test_smaller(self) -> None:
         """
-        What was let go of makes the file smaller.
+        Pruning makes the file smaller.
         """
         self.append(*(a_sighting(number, note="x" * 1000) for number in range(500)))
         self.assertEqual(self.prune(size=1), 500)
@@ -267,7 +267,9 @@ class RetentionTests(RetentionTestCase):
         with capturedLogs() as events:
             self.clock.advance(PRUNE_INTERVAL)
         formats = {event["log_format"] for event in events if "reason" in event}
-        self.assertEqual(formats, {"Nothing expires: {reason}", "Nothing is let go of: {reason}"})
+        self.assertEqual(
+            formats, {"Cannot expire indicators: {reason}", "Cannot prune the journal: {reason}"}
+        )
         self.flushLoggedErrors(JournalFailed)
         self.open()
         retention = Retention(self.clock, self.journal, self.fan_out, DAY, PLENTY)

@@ -374,7 +374,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_journal_fails(self) -> None:
         """
-        A subscription that cannot be fed is closed: its subscriber notices, and
+        A subscription that cannot replay the journal is closed: its subscriber notices, and
         comes back.
         """
         subscription = self.open()
@@ -387,7 +387,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_too_far_behind(self) -> None:
         """
-        So is one that is so slow that the journal has let go of what comes next.
+        So is one that is so slow that the journal has pruned its next entries.
         """
         subscription = self.open()
         self.accept(an_indicator(1), an_indicator(1, 2), an_indicator(2))

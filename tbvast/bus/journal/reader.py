@@ -1,5 +1,5 @@
 """
-The journal's file, as it is read: SQLite, by blocking calls.
+Reads the journal's file: SQLite, by blocking calls.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from tbvast.storage.sqlite import connect, snapshot
 
 class JournalReader:
     """
-    The journal's file, for who reads it while somebody else writes: any thread, one
-    call at a time.
+    Reads the journal while another process writes it. Called in any thread, one call at a
+    time.
 
-    @ivar floor: The number up to which entries may have been let go of; never behind
-        what has been read.
+    @ivar floor: The number up to which entries may have been pruned; at least as recent as
+        the entries read last.
     """
 
     def __init__(self, path: Path) -> None:
         """
-        @param path: A file that a L{tbvast.bus.journal.writer.JournalStore} has made.
+        @param path: A file made by L{tbvast.bus.journal.writer.JournalStore}.
         @raise JournalFailed: If it cannot be read.
         """
         self._path = path
@@ -54,7 +54,7 @@ class JournalReader:
 
     def close(self) -> None:
         """
-        Close the file; nothing can be asked any more.
+        Close the file. No other method may be called afterwards.
         """
         self._connection.close()
 
@@ -83,7 +83,7 @@ class JournalReader:
         good: list[tuple[int, bytes]] = []
         bad: list[SetAside] = []
         with self._reading():
-            # An empty page would be the end.
+            # An empty page would mean the end.
             while not good and (
                 rows := self._connection.execute(
                     "SELECT number, body, crc FROM entries"
@@ -108,7 +108,7 @@ class JournalReader:
 
     def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
         """
-        Entries that must not be sent, without those that were pruned meanwhile.
+        Read entries to set aside, except those that were pruned meanwhile.
         """
         for number in numbers:
             for stream, id_, body, crc, type_ in self._connection.execute(
@@ -169,7 +169,7 @@ class JournalReader:
         bad: list[int] = []
         with self._reading(), snapshot(self._connection):
             self.floor = read_floor(self._connection)
-            # None at all would mean that there are no more.
+            # An empty page would mean the end.
             while not good and (found := self._read_entries(after, wanted, limit, size)):
                 after = found[-1][0]
                 for number, stream, body, crc, _ in found:
@@ -179,7 +179,7 @@ class JournalReader:
                             good.append(JournalEntry(number, known, body))
                             continue
                     except (TypeError, KeyError):
-                        pass  # the type of a damaged row's column
+                        pass  # a column of a damaged row may have any type
                     bad.append(number)
             return good, list(self._damaged(bad, Stage.REPLAY))
 
@@ -226,14 +226,14 @@ class JournalReader:
 def _sound(rows: list[tuple[int, bytes, int]]) -> tuple[list[tuple[int, bytes]], list[int]]:
     """
     @param rows: Number, document and checksum of indicators.
-    @return: Those that may be sent, and the numbers of the others.
+    @return: The sound ones, and the numbers of the others.
     """
     most = MOST_BYTES[Stream.INTEL]
     try:
         good = [
             (number, body) for number, body, crc in rows if crc32(body) == crc and len(body) <= most
         ]
-    except TypeError:  # the type of a damaged row's column
+    except TypeError:  # a column of a damaged row may have any type
         good = [
             (number, body) for number, body, crc in rows if damage(Stream.INTEL, body, crc) is None
         ]

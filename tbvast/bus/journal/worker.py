@@ -1,5 +1,5 @@
 """
-The process that writes to the journal, and what it can be asked.
+The process that writes the journal, and its methods.
 
     python -m tbvast.bus.journal.worker PATH IDENTITY
 """
@@ -25,9 +25,9 @@ from tbvast.storage.worker_server import serve
 
 class Writer:
     """
-    A journal's file, as another process asks for it.
+    The methods that the bus's process calls.
 
-    @ivar guard: Watches the file: each method is to be called inside.
+    @ivar guard: Guards the file; each method is called inside this context manager.
     """
 
     def __init__(self, store: JournalStore) -> None:
@@ -41,8 +41,9 @@ class Writer:
         """
         @see: L{JournalStore.append}
 
-        @param failures: How many failures to append are known to whoever asks: while it
-            does not know of the last one, nothing more is appended.
+        @param now: Seconds since the epoch.
+        @param failures: The number of failed calls that the caller has seen. Until it has
+            seen the last one, nothing more is appended.
         """
         if self._failed is not None and self._failed[0] == failures:
             raise self._failed[1]
@@ -79,7 +80,7 @@ class Writer:
 
     def check(self) -> None:
         """
-        Nothing but that the guard looks at the file.
+        Do nothing: the guard checks the file.
         """
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
@@ -106,10 +107,10 @@ def _packed(outcome: Outcome, given: Item | None = None) -> PackedOutcome:
 @contextlib.contextmanager
 def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
     """
-    A journal, for as long as it is written to.
+    Open a journal for writing, and close it afterwards.
 
-    @param identity: What a new one is called.
-    @raise JournalFailed: If it cannot be.
+    @param identity: The identity of a new journal.
+    @raise JournalFailed: If it cannot be opened.
     """
     with journal_errors("open", path):
         acquire_writer_lock(path)
@@ -122,7 +123,10 @@ def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
 
 def main(path: str, identity: str) -> None:
     """
-    Write to a journal, as asked on standard input, which is a socket.
+    Serve a journal on standard input, which is a socket.
+
+    @param path: The journal's file.
+    @param identity: The identity of a new journal.
     """
     serve(opened(Path(path), identity), (JournalFailed,))
 

@@ -53,20 +53,20 @@ from tbvast.storage.sqlite import connect, insert, migrate, transaction
 
 _CLOCK_STEPS = "clock_steps"
 """
-The key of C{meta} under which the L{Step}s of the clock are kept.
+The key of C{meta} for the L{Step}s of the clock.
 """
 
 _NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
     0, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 )  # fmt: skip
 """
-Which columns of a row these are.
+The positions of the columns in a row.
 """
 
 _NO_END = -(1 << 62)
 """
-What stands for a missing C{valid_until} in what is given to SQLite: it is a time that
-no calendar has.
+The value for a missing C{valid_until} in the parameters for SQLite: a time outside every
+calendar. C{None} would be slower.
 """
 
 _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?, ?)"
@@ -74,8 +74,7 @@ _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?, ?)"
 UPGRADE_ROWS = 10_000
 UPGRADE_BYTES = 1 << 24
 """
-How many entries of an earlier version, and how many bytes of them, are checked in one
-transaction.
+The most entries of an earlier version, and their bytes, that are checked in one transaction.
 """
 
 _INTEL_STREAM = Stream.INTEL
@@ -84,21 +83,21 @@ _SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
 
 _Row = list[Any]
 """
-A row of C{entries}. Of one that is in the file, not in the batch that is being written,
-the body is L{None}, and what a batch does not need.
+A row of C{entries}. If it is in the file, not in the current batch, the body and the columns
+that a batch does not need are C{None}.
 """
 
 
 class JournalStore:
     """
-    The journal's file, for who writes to it: one process, and one thread.
+    Writes the journal's file. Only one thread of one process may use it.
     """
 
     def __init__(self, path: Path, new_identity: str) -> None:
         """
-        Open the file, or make it.
+        Open the file, or create it.
 
-        @param new_identity: What a new journal is called.
+        @param new_identity: The identity of a new journal.
         @raise JournalFailed: If it cannot be opened, is damaged, or was written
             by a later tbvast.
         """
@@ -139,8 +138,8 @@ class JournalStore:
 
     def _check_unchecked(self) -> None:
         """
-        Give the entries that a version without checksums has written theirs. Those that
-        could not be delivered are set aside.
+        Add checksums to the entries of a version without checksums. Entries that could not
+        be delivered are set aside.
         """
         moment = int(calendar() * MICROSECONDS)
         first = last = self._meta("checked_until", 0)
@@ -164,7 +163,7 @@ class JournalStore:
 
     def _unchecked(self, after: int) -> list[tuple[int, int, str, bytes]]:
         """
-        The next entries without a checksum: number, stream, id and body.
+        Read the next entries without a checksum: number, stream, id and body.
         """
         rows: list[tuple[int, int, str, bytes]] = []
         size = 0
@@ -199,9 +198,9 @@ class JournalStore:
 
     def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
         """
-        In a transaction.
+        Called in a transaction.
         """
-        kept = []
+        stored = []
         for item in items:
             number = item.number or self._number_of(item)
             if number:
@@ -210,14 +209,14 @@ class JournalStore:
                     (number,),
                 )
                 if not done.rowcount:
-                    continue  # somebody else has set it aside, or it is gone
-            kept.append(msgspec.structs.replace(item, number=number))
-        if kept:
-            store_set_aside(self._connection, kept, moment)
+                    continue  # it was set aside before, or has been pruned
+            stored.append(msgspec.structs.replace(item, number=number))
+        if stored:
+            store_set_aside(self._connection, stored, moment)
 
     def _number_of(self, item: SetAside) -> int:
         """
-        The number of the entry that has an item's body; C{0} if there is none.
+        Find the number of the entry with an item's body; C{0} if there is none.
         """
         id_ = item.id or id_in(item.body)
         if item.stage is Stage.INTAKE or item.stage is Stage.APPEND or not id_:
@@ -246,7 +245,7 @@ class JournalStore:
 
     def close(self) -> None:
         """
-        Close the file; nothing can be asked any more.
+        Close the file. No other method may be called afterwards.
         """
         self._connection.close()
 
@@ -272,7 +271,7 @@ class JournalStore:
                         outcomes += batch.add_all(some, {p - start: bad[p] for p in bad})
                     return outcomes
             except _Unwritable as e:
-                # Nothing of the batch is in the file: all of it once more, without those.
+                # Nothing of the batch is in the file. Repeat it without those items.
                 found = {
                     place: e.reason
                     for place, item in enumerate(items)
@@ -285,11 +284,11 @@ class JournalStore:
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[_Batch]:
         """
-        A batch that is committed in the end.
+        Begin a batch, and commit it at the end.
         """
         with journal_errors("write", self._path):
             self._look_at_clock(moment)
-            # All in one transaction, for SQLite takes a while to begin one.
+            # One transaction for everything: beginning one is slow.
             with committing(self._index), transaction(self._connection):
                 batch = _Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
@@ -316,7 +315,7 @@ class JournalStore:
                 ended += [
                     (number, _withdrawn(id_, body, crc)) for number, id_, _, body, crc in rows
                 ]
-            except Exception:  # one of them: each on its own
+            except Exception:  # read them one by one to find it
                 ended += batch.endings(rows)
             batch.look_up(item.id for _, item in ended)
             return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
@@ -346,7 +345,7 @@ class JournalStore:
                         "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
                     )
                 self.floor = floor
-                # As a script: otherwise it is one step, which frees one page.
+                # As a script: a single statement would free only one page.
                 self._connection.executescript("PRAGMA incremental_vacuum")
         return len(old)
 
@@ -394,11 +393,11 @@ class JournalStore:
 
 class _Batch:
     """
-    Items on their way into the file, within a transaction.
+    A batch of items within one transaction.
 
     @ivar head: The highest number given so far.
-    @ivar publisher: Who gives what is added.
-    @ivar aside: What could not be handled.
+    @ivar publisher: The publisher of the items that are added next.
+    @ivar aside: The items that could not be handled.
     """
 
     def __init__(
@@ -423,7 +422,7 @@ class _Batch:
 
     def look_up(self, ids: Iterable[str]) -> None:
         """
-        Find the latest versions of all that will be added.
+        Find the latest versions of all items that will be added.
         """
         wanted = list(ids)
         found = digests(wanted)
@@ -432,8 +431,8 @@ class _Batch:
         if not numbers:
             return
         (latest,) = self._connection.execute(
-            # In place of what was set aside, the same version can come again; of a sighting,
-            # which has no later version, too.
+            # An item that was set aside can be published again with the same version, and so
+            # can a sighting, which has no versions.
             "SELECT json_group_object(id, json_array("
             "number, NULL, id, received, modified - (length(body) = 0), valid_until, state, NULL,"
             " NULL, owner, decided)) FROM entries"
@@ -445,9 +444,9 @@ class _Batch:
 
     def add_all(self, items: Sequence[Item], bad: Mapping[int, str]) -> list[Outcome]:
         """
-        Add items that were looked up; one that cannot be added is set aside.
+        Add items that were looked up. One that cannot be added is set aside.
 
-        @param bad: Why some of them cannot be added, by their places.
+        @param bad: The reasons why some of them cannot be added, by position.
         """
         outcomes: list[Outcome] = []
         left = iter(items)
@@ -456,7 +455,7 @@ class _Batch:
                 if bad:
                     self._add_each(items, bad, outcomes)
                 else:
-                    # As far as it gets: what was added before one that fails stays.
+                    # If one fails, the outcomes of those before it stay.
                     outcomes.extend(map(self.add, left))
             except sqlite3.Error:
                 raise
@@ -480,23 +479,25 @@ class _Batch:
 
     def add(self, item: Item) -> Outcome:
         """
-        @param item: One that was looked up.
+        Add an item that was looked up.
         """
         latest = self._latest.get(item.id)
         if isinstance(item, Indicator):
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
-        return self._keep(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
+        return self._store(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
 
     def expire(self, item: Indicator) -> Outcome:
         """
-        @param item: The removal of an indicator that is in force, and was looked up.
+        Add the removal of an expired indicator.
+
+        @param item: The removal of an indicator that is in force and was looked up.
         """
         latest = self._latest[item.id]
         self._supersede(latest)
         version = max(latest[_MODIFIED], item.modified)
-        outcome = self._keep(
+        outcome = self._store(
             item, _INTEL, version, item.valid_until, LAPSED, latest[_OWNER], latest[_DECIDED]
         )
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
@@ -505,9 +506,9 @@ class _Batch:
         self, rows: Iterable[tuple[int, str, int, bytes, int]]
     ) -> Iterator[tuple[int, Indicator]]:
         """
-        As L{_withdrawn}, also of entries that cannot be read, which are set aside: whoever
-        was sent them is told their end all the same. Only one whose id nobody could read
-        ends without a word.
+        As L{_withdrawn}, but for unreadable entries, too: they are set aside, and the
+        subscribers that got them still get a removal. Only an entry without a readable id
+        ends without a removal.
 
         @param rows: Number, id, version, document and checksum of each.
         @return: Number and removal.
@@ -525,8 +526,8 @@ class _Batch:
 
     def is_latest(self, number: int, item: Indicator) -> bool:
         """
-        Whether an entry is the latest version of its id. One that is not, since the file is
-        damaged, ends without a word.
+        Check that an entry is the latest version of its id. In a damaged file it may not be;
+        then it ends without a removal.
         """
         latest = self._latest.get(item.id)
         if latest is not None and latest[_NUMBER] == number:
@@ -541,9 +542,9 @@ class _Batch:
 
     def write(self) -> None:
         """
-        Write what has changed; nothing is added any more.
+        Write the changes. Nothing may be added afterwards.
 
-        @raise _Unwritable: If one of them cannot be written, whatever the disk does.
+        @raise _Unwritable: If an item cannot be written, even to a healthy disk.
         """
         if self._superseded:
             self._connection.execute(
@@ -571,7 +572,7 @@ class _Batch:
         if latest is None:
             if item.operation is _REMOVE:
                 return self._remove_unknown(item)
-            return self._keep(
+            return self._store(
                 item, _INTEL, item.modified, item.valid_until, IN_FORCE, publisher.name, ""
             )
         removal = item.operation is _REMOVE
@@ -591,7 +592,7 @@ class _Batch:
             decided.append(before)
             version = item.modified
         self._supersede(latest)
-        return self._keep(
+        return self._store(
             item, _INTEL, version, item.valid_until, ENDED if removal else IN_FORCE,
             owner if removal else owner or publisher.name,
             write_decided(decided, min(version, self._now)),
@@ -599,19 +600,19 @@ class _Batch:
 
     def _remove_unknown(self, item: Indicator) -> Outcome:
         """
-        Where clients own indicators, nobody removes one that is still to come.
+        Remove an indicator before it arrives. If clients own indicators, none may do that.
         """
         if item.pattern is None or self.publisher.name != NOBODY:
             return Outcome(Verdict.UNKNOWN, 0, item)
-        return self._keep(
+        return self._store(
             item, _INTEL, item.modified, item.valid_until, ENDED, NOBODY,
             write_decided([-item.modified] if item.modified else [], self._now),
         )  # fmt: skip
 
     def _judge_removal(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
         """
-        A removal ends whatever is in force, unless it is one that did so before; and what
-        is only no longer valid, so that it stays so.
+        Decide about a removal. It ends every version in force, unless it repeats an earlier
+        removal; an expired version stays ended by it.
         """
         if latest[_STATE] == ENDED:
             return Verdict.REPEATED, ""
@@ -621,7 +622,7 @@ class _Batch:
 
     def _judge(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
         """
-        Whether an indicator takes the place of the version that is known.
+        Decide whether an indicator replaces the known version.
         """
         now, version = self._now, item.modified
         in_force = latest[_STATE] == IN_FORCE
@@ -633,7 +634,7 @@ class _Batch:
                 return Verdict.REPEATED, ""
             end = item.valid_until
             if latest[_STATE] == LAPSED and (end is None or end > now):
-                return _ACCEPTED, ""  # the bus's clock was ahead, or the end was put off
+                return _ACCEPTED, ""  # the bus's clock was ahead, or valid_until was extended
         date = self._dates.date_of(latest[_MODIFIED], latest[_RECEIVED], latest[_NUMBER], now)
         lapsed_before = latest[_STATE] == LAPSED and version == latest[_MODIFIED]
         later = (version > date or version > now) and not lapsed_before
@@ -643,7 +644,7 @@ class _Batch:
 
     def _completed(self, removal: Indicator, latest: _Row) -> Indicator:
         """
-        A removal with all that it removes, and with a date.
+        Complete a removal with the removed document and a date.
         """
         version = removal.modified or self._now
         if removal.pattern is not None:
@@ -652,7 +653,7 @@ class _Batch:
             return _dated(removal.raw, version)
         id_ = removal.id
         body, crc = latest[_BODY], None
-        if body is None:  # it is in the file
+        if body is None:  # it is only in the file
             body, crc = self._connection.execute(
                 f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
             ).fetchone()
@@ -668,7 +669,7 @@ class _Batch:
 
     def _set_aside(self, number: int, id: str, body: bytes, stage: Stage, error: Exception) -> None:
         """
-        Set an indicator aside, if that has not been done.
+        Set an indicator aside, unless it was set aside before.
         """
         if body:
             self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
@@ -687,7 +688,7 @@ class _Batch:
         else:
             latest[_STATE] = SUPERSEDED
 
-    def _keep(
+    def _store(
         self,
         item: Item,
         stream: int,
@@ -711,7 +712,7 @@ class _Batch:
 
 _REMOVE = Operation.REMOVE
 _ACCEPTED = Verdict.ACCEPTED
-# Names of the module are found quicker than those of an enumeration.
+# Module-level names are faster to look up than members of an enumeration.
 
 
 def _owned_by(owner: str) -> str:
@@ -724,11 +725,12 @@ def _published_since(version: int) -> str:
 
 def _newer_known(state: int, received: int, date: int, known: bool) -> str:
     """
-    Why a version does not count.
+    The reason why a version is outdated.
 
-    @param received: When that was received which does.
-    @param date: As of when that counts.
-    @param known: Whether the version was there before.
+    @param state: The state of the latest version.
+    @param received: The receipt of the latest version.
+    @param date: The effective date of the latest version.
+    @param known: Whether the journal had the outdated version before.
     """
     before = "this version was there before; " if known else ""
     needed = f"only one that was modified after {shown_date(date)}"
@@ -743,9 +745,9 @@ _NOT_BOUND = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataErro
 
 class _Unwritable(Exception):
     """
-    A row that no disk could take.
+    A row that SQLite cannot store.
 
-    @ivar reason: Why.
+    @ivar reason: The reason.
     """
 
     def __init__(self, id: str, body: bytes, reason: str) -> None:
@@ -756,7 +758,7 @@ class _Unwritable(Exception):
 
     def is_of(self, item: Item) -> bool:
         """
-        Whether an item was to become the row; a removal may have been completed.
+        Whether the row was made from an item; a removal may have been completed.
         """
         return item.id == self._id and (
             item.raw == self._body
@@ -773,7 +775,7 @@ def _dated(raw: bytes, version: int) -> Indicator:
 
 def _withdrawn(id: str, body: bytes, crc: int) -> Indicator:
     """
-    The removal of an indicator, from its document.
+    Make the removal of an indicator from its document.
 
     @raise Exception: If the document cannot be read.
     """
