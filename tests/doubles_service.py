@@ -33,7 +33,7 @@ def parse_as_twistd(options_type: type[OptionsType], *arguments: str) -> Options
 
 class ReactorDouble:
     """
-    The life of a reactor, without what happens in it.
+    The start and stop of a reactor, without its events.
 
     @ivar running: Whether it runs.
     """
@@ -67,7 +67,7 @@ class ReactorDouble:
 
 class ProcessDouble:
     """
-    What a process has: handlers by signal, exit handlers, and an exit status.
+    The state of a process: handlers by signal, exit handlers, and an exit status.
 
     @ivar tuned: Whether its interpreter has been tuned.
     """

@@ -41,7 +41,7 @@ class ReadTests(GateTestCase):
 
     def test_clients(self) -> None:
         """
-        Each line names a key, what it is called and what it may do; by default all.
+        Each line has a key, a name and permissions; without permissions, all of them.
         """
         self.write(
             "# those who are let in",
@@ -66,14 +66,14 @@ class ReadTests(GateTestCase):
 
     def test_nobody(self) -> None:
         """
-        A file may let nobody in.
+        A file may have no clients.
         """
         self.write()
         self.assertEqual(read_clients(self.path), {})
 
     def test_refused(self) -> None:
         """
-        What is wrong is said in one line, with the number of the line.
+        An error is reported in one line with the number of the faulty line.
         """
         for line, reason in (
             (a_key(2), "KEY NAME [PERMISSION,…] was expected"),
@@ -131,7 +131,7 @@ class GateTests(GateTestCase):
 
     def test_open(self) -> None:
         """
-        Without a file everybody may do everything, and nobody has a name.
+        Without a file, everybody has every permission and no name.
         """
         access = AccessControl(None)
         for user in ("", a_key(), "127.0.0.1"):
@@ -143,7 +143,7 @@ class GateTests(GateTestCase):
 
     def test_clients(self) -> None:
         """
-        With one, those in it may do what it says, and nobody else anything.
+        With a file, its clients have the permissions in it, and other users have none.
         """
         self.write(*self.lines(a="publish-intel", b="subscribe-intel,publish-sightings"))
         access = AccessControl(self.path)
@@ -187,8 +187,8 @@ class GateTests(GateTestCase):
 
     def test_reload(self) -> None:
         """
-        Those who are gone, or may do less, are told; who may do as much, or more, is
-        not.
+        Reloading returns the clients that were removed or restricted, but not those that kept
+        or gained permissions.
         """
         self.write(
             *self.lines(

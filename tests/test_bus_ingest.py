@@ -64,7 +64,7 @@ def stream_name(item: Item) -> str:
 
 class IntakeTestCase(SynchronousTestCase):
     """
-    An intake whose journal is in memory.
+    An intake with a journal in memory.
     """
 
     def setUp(self) -> None:
@@ -98,19 +98,19 @@ class IntakeTestCase(SynchronousTestCase):
 
     def delivered_items(self) -> list[bytes]:
         """
-        The documents that were spread, in order.
+        The documents that were delivered, in order.
         """
         return [payload.partition(b" ")[2] for payloads in self.commits for payload in payloads]
 
 
 class ReceiveTests(IntakeTestCase):
     """
-    What arrives on the sub endpoint.
+    Messages on the sub endpoint.
     """
 
     def test_order(self) -> None:
         """
-        What is new is spread in the order in which it arrived, once.
+        New items are delivered once, in the order of their arrival.
         """
         items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
         self.receive(*map(encode_report, [*items, items[0], items[1]]))
@@ -127,8 +127,8 @@ class ReceiveTests(IntakeTestCase):
 
     def test_nothing_before_durable(self) -> None:
         """
-        Nothing is spread before it is durable, and what arrives meanwhile is made
-        durable in one commit.
+        Nothing is delivered before it is durable. Items that arrive meanwhile are committed
+        together.
         """
         self.journal.holding = True
         self.receive(encode_report(an_indicator(1)))
@@ -144,8 +144,8 @@ class ReceiveTests(IntakeTestCase):
 
     def test_bounded_commit(self) -> None:
         """
-        One commit has a bounded number of items, and others have a turn between the
-        spreading of two; meanwhile the next ones are made durable, but not all.
+        A batch has a bounded number of items, and the reactor has a turn between two
+        deliveries. Meanwhile a bounded number of next batches is committed.
         """
         count = MAX_COMMITS_IN_FLIGHT + 2
         self.receive(
@@ -163,8 +163,8 @@ class ReceiveTests(IntakeTestCase):
 
     def test_ahead(self) -> None:
         """
-        The journal is given the next commit before the last one is done, but only a full
-        one: what arrives slowly is written together.
+        The journal gets the next batch during a commit only if it is full, so that slowly
+        arriving items are committed together.
         """
         self.journal.holding = True
         count = MAX_BATCH_ITEMS + 1
@@ -185,7 +185,7 @@ class ReceiveTests(IntakeTestCase):
 
     def test_from_elsewhere(self) -> None:
         """
-        What the journal accepted of somebody else is spread in its order, too.
+        Items that the journal accepted from another source are delivered in its order, too.
         """
         deliveries: list[tuple[int, Deferred[None]]] = []
 
@@ -208,8 +208,8 @@ class ReceiveTests(IntakeTestCase):
 
     def test_refused(self) -> None:
         """
-        What is not valid is counted and logged, so many times a minute and no more,
-        and the rest is taken in.
+        Invalid messages are counted, and logged a limited number of times a minute; valid ones
+        are taken in.
         """
         broken = [
             b"",
@@ -246,7 +246,7 @@ class ReceiveTests(IntakeTestCase):
 
     def test_unmatchable(self) -> None:
         """
-        An indicator that nobody can match is carried; it may be of use to others.
+        An indicator that tbvast cannot match is accepted, because subscribers may use it.
         """
         item = an_indicator(pattern="[file:name = 'a' AND file:size > 3]")
         self.receive(encode_report(item))
@@ -254,7 +254,7 @@ class ReceiveTests(IntakeTestCase):
 
     def test_envelopes(self) -> None:
         """
-        Answers to snapshot requests go to who asked, and not into the journal.
+        Answers to snapshot requests go to the askers, not to the journal.
         """
         self.receive(envelope(an_indicator(1), "a"), envelope(a_sighting(1), "b"))
         self.assertEqual(
@@ -290,8 +290,8 @@ class TurnTests(IntakeTestCase):
 
     def test_in_pieces(self) -> None:
         """
-        A long list of documents is decoded in pieces, in order, and what somebody
-        else publishes meanwhile comes after it.
+        A long list of documents is decoded over several turns, in order, and documents
+        published meanwhile follow it.
         """
         self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
@@ -312,7 +312,7 @@ class TurnTests(IntakeTestCase):
 
     def test_stopped_between(self) -> None:
         """
-        What has been offered, and not yet decoded, is taken in before the end.
+        Offered items that are not yet decoded are taken in before the end.
         """
         self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
@@ -325,7 +325,7 @@ class TurnTests(IntakeTestCase):
         self.successResultOf(finished)
         self.successResultOf(published)
 
-    def test_slow_spread(self) -> None:
+    def test_slow_delivery(self) -> None:
         """
         The next commit waits until all have been given the one before.
         """
@@ -349,12 +349,12 @@ class TurnTests(IntakeTestCase):
 
 class SetAsideTests(IntakeTestCase):
     """
-    What the journal could not keep.
+    Items that the journal cannot store.
     """
 
     def test_said(self) -> None:
         """
-        The log counts it, and says of nobody that it is another's.
+        The log counts such items, and does not report an ownership conflict.
         """
         item = an_indicator(1)
         self.journal.append = lambda items, publishers=(): succeed(  # type: ignore[method-assign]
@@ -368,7 +368,7 @@ class SetAsideTests(IntakeTestCase):
 
 class PublishTests(IntakeTestCase):
     """
-    What is published by request.
+    Publish requests.
     """
 
     def test_outcomes(self) -> None:
@@ -406,7 +406,7 @@ class PublishTests(IntakeTestCase):
 
     def test_not_answered_before_durable(self) -> None:
         """
-        Nothing is answered before it is durable and has been spread.
+        A publisher is answered only after its items are durable and delivered.
         """
         self.journal.holding = True
         d = self.intake.publish([an_indicator().raw])
@@ -417,16 +417,15 @@ class PublishTests(IntakeTestCase):
 
     def test_taken(self) -> None:
         """
-        What another bus sent is taken in like this, too.
+        Items from another bus are taken in the same way.
         """
         (outcome,) = self.successResultOf(self.intake.take([an_indicator()], EVERYBODY))
         assert isinstance(outcome, Outcome)
         self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
 
-    def test_spreading_fails(self) -> None:
+    def test_delivery_fails(self) -> None:
         """
-        What is durable is answered, and the next is taken in, even if spreading it
-        failed.
+        Publishers are answered, and the next items taken in, even if a delivery fails.
         """
 
         def deliver(commit: CommittedBatch) -> Deferred[None]:
@@ -450,8 +449,8 @@ class FailingTests(IntakeTestCase):
 
     def test_retried(self) -> None:
         """
-        What arrived waits, nothing more is read, and nothing is spread, until the
-        journal can keep it.
+        While the journal fails, received items wait, nothing more is read, and nothing is
+        delivered.
         """
         self.journal.failing = True
         with capturedLogs() as events:
@@ -470,8 +469,8 @@ class FailingTests(IntakeTestCase):
 
     def test_in_order(self) -> None:
         """
-        Of two commits that are under way and fail, the first is tried again first, and
-        both before what arrived since; nothing is read before the journal works.
+        If two concurrent commits fail, the first is retried first, and both before items that
+        arrived later. Nothing is read until the journal works.
         """
         count = 2 * MAX_BATCH_ITEMS + 1
         self.journal.holding = True
@@ -490,7 +489,7 @@ class FailingTests(IntakeTestCase):
 
     def test_still_under_way(self) -> None:
         """
-        What failed is not tried again before what was given after it has failed as well.
+        A failed batch is retried only after the batches behind it have failed as well.
         """
         self.journal.holding = True
         self.receive(*(encode_report(a_sighting(number)) for number in range(2 * MAX_BATCH_ITEMS)))
@@ -510,7 +509,8 @@ class FailingTests(IntakeTestCase):
 
     def test_told(self) -> None:
         """
-        Who publishes by request is told, and keeps it; it is not taken in later.
+        A publish request fails with the journal. The publisher keeps its items, which are not
+        retried.
         """
         self.journal.failing = True
         d = self.intake.publish([an_indicator(1).raw])
@@ -524,7 +524,7 @@ class FailingTests(IntakeTestCase):
 
     def test_defect(self) -> None:
         """
-        A journal that fails in another way keeps nobody waiting.
+        An unexpected error of the journal blocks neither publishers nor later items.
         """
         self.start(BrokenJournal(self.clock))
         for _ in range(2):
@@ -561,7 +561,7 @@ class FinishTests(IntakeTestCase):
 
     def test_waiting(self) -> None:
         """
-        What was taken in is made durable and spread first.
+        Items that were taken in are committed and delivered first.
         """
         self.journal.holding = True
         self.receive(encode_report(an_indicator(1)))
@@ -579,7 +579,7 @@ class FinishTests(IntakeTestCase):
 
 class PermissionTests(IntakeTestCase):
     """
-    Who may publish what.
+    The permissions to publish.
     """
 
     def setUp(self) -> None:
@@ -598,7 +598,7 @@ class PermissionTests(IntakeTestCase):
 
     def test_dropped(self) -> None:
         """
-        What somebody may not send is dropped, counted and logged with the name.
+        A message without the permission is dropped, counted, and logged with the client's name.
         """
         frames = [
             encode_report(an_indicator(1)),
@@ -636,7 +636,7 @@ class PermissionTests(IntakeTestCase):
         publisher = upstream_publisher("up.example:13370")
         (outcome,) = self.successResultOf(self.intake.take([an_indicator()], publisher))
         self.assertIsInstance(outcome, Outcome)
-        # Neither it nor a client changes what is the other's.
+        # Neither may change an indicator of the other.
         edit = an_indicator(1, 2).raw
         (outcome,) = self.successResultOf(self.intake.publish([edit], self.keys["intel"]))
         assert isinstance(outcome, Outcome)
@@ -651,8 +651,9 @@ class PermissionTests(IntakeTestCase):
 
     def test_owner(self) -> None:
         """
-        What is another client's is refused, with the reason by request, and with a line
-        in the log and a count on sub; who manages what others own may change it.
+        A change of another client's indicator is refused: with the reason for a request, with a
+        log line and a count for a message. A client that may manage others' indicators may
+        change it.
         """
         self.receive(encode_report(an_indicator(1)), user=self.keys["intel"])
         self.clock.advance(0)

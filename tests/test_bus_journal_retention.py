@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bus.journal.retention}, and for what a journal forgets.
+Tests for L{tbvast.bus.journal.retention}, and for the expiry and pruning of a journal.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RetentionTestCase(SynchronousTestCase):
 
     def numbers(self) -> list[int]:
         """
-        What the journal still has.
+        The numbers of the remaining entries.
         """
         entries = self.successResultOf(self.journal.entries(0, list(Stream), 10_000, PLENTY))
         return [entry.number for entry in entries]
@@ -79,7 +79,7 @@ class ExpireTests(RetentionTestCase):
 
     def test_expired(self) -> None:
         """
-        One whose time is over is removed, under a number of its own, once.
+        An indicator that expires is removed once, under a new number.
         """
         self.append(
             an_indicator(1, valid_until=moment(100)),
@@ -103,7 +103,7 @@ class ExpireTests(RetentionTestCase):
 
     def test_limit(self) -> None:
         """
-        So many at a time, those first whose time was over first.
+        A bounded number expires at a time, in order of C{valid_until}.
         """
         self.append(*(an_indicator(n, valid_until=moment(100 - n)) for n in range(5)))
         self.clock.advance(200)
@@ -143,8 +143,8 @@ class ExpireTests(RetentionTestCase):
 
     def test_clock_was_ahead(self) -> None:
         """
-        What ended only because the bus's clock was ahead comes back when it is published
-        again; unless somebody has removed it since.
+        An indicator that expired only because the bus's clock was ahead comes back when it is
+        published again, unless it was removed since.
         """
         items = [an_indicator(number, valid_until=moment(100)) for number in (1, 2)]
         self.append(*items)
@@ -164,7 +164,7 @@ class ExpireTests(RetentionTestCase):
 
 class ForgetTests(RetentionTestCase):
     """
-    What is of no use any more.
+    Entries that are no longer needed.
     """
 
     def prune(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
@@ -173,7 +173,7 @@ class ForgetTests(RetentionTestCase):
 
     def test_age(self) -> None:
         """
-        What is old and not in force goes; the floor says up to where.
+        Old entries that are not in force are pruned, up to the floor.
         """
         self.append(an_indicator(1), a_sighting(1), an_indicator(1, 2), an_indicator(2))
         self.append(an_indicator(2, 2, x_threatbus_update="REMOVE"))
@@ -187,7 +187,8 @@ class ForgetTests(RetentionTestCase):
 
     def test_size(self) -> None:
         """
-        Beyond a size the oldest goes earlier, piece by piece; what is in force stays.
+        Above a size, the oldest entries are pruned sooner, a limited number at a time; entries
+        in force stay.
         """
         self.append(an_indicator(1), *(a_sighting(number) for number in range(5)))
         self.assertEqual((self.prune(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
@@ -197,7 +198,7 @@ class ForgetTests(RetentionTestCase):
 
     def test_reopened(self) -> None:
         """
-        The floor is remembered, and numbers go on.
+        The floor is durable, and numbers continue.
         """
         self.append(*(a_sighting(number) for number in range(12)))
         self.prune(size=1)
@@ -238,7 +239,7 @@ class RetentionTests(RetentionTestCase):
 
     def test_expired(self) -> None:
         """
-        What expires is handed on within a second or so, however much it is.
+        Expired indicators are delivered within about a second, however many there are.
         """
         self.append(
             *(an_indicator(n, valid_until=moment(50)) for n in range(MAX_BATCH_ENTRIES + 1))
@@ -250,7 +251,7 @@ class RetentionTests(RetentionTestCase):
 
     def test_forgotten(self) -> None:
         """
-        What is old goes, from time to time.
+        Old entries are pruned at intervals.
         """
         self.append(a_sighting())
         self.clock.advance(DAY)

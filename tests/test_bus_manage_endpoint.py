@@ -187,7 +187,7 @@ class ReplyTests(ManageEndpointTestCase):
 
     def test_unknown(self) -> None:
         """
-        What asks for nothing known, or has no topic, is told so.
+        An unknown request, or one without a topic, is answered with an error.
         """
         for request in (
             {},
@@ -205,8 +205,8 @@ class ReplyTests(ManageEndpointTestCase):
 
     def test_broken(self) -> None:
         """
-        What is no request at all gets an error; it is counted, and logged so many
-        times a minute.
+        A message that is no request gets an error; it is counted, and logged a limited number
+        of times a minute.
         """
         broken = [
             b"",
@@ -363,14 +363,15 @@ class ResumeTests(ManageEndpointTestCase):
 
     def test_resumed(self) -> None:
         """
-        Who was here goes on after its number, without a snapshot.
+        A returning subscriber resumes after its number, without a snapshot.
         """
         self.assertEqual(self.beginning(self.resume(2, snapshot=7)), Position("bus", 2))
         self.assertEqual(self.source.asked, [])
 
     def test_not_resumed(self) -> None:
         """
-        Who was elsewhere, or too long away, gets everything that is in force.
+        A subscriber of another journal, or one away for too long, gets everything that is in
+        force.
         """
         self.journal.floor = 1
         for number, plugin in ((2, "other"), (0, "bus"), (5, "bus")):
@@ -381,7 +382,7 @@ class ResumeTests(ManageEndpointTestCase):
 
     def test_others(self) -> None:
         """
-        Who does not speak it sees nothing of it.
+        Subscribers of the old dialects do not see it.
         """
         for more in ({}, {"protocol": "tbvast/9"}):
             reply = self.subscribe(**more)
@@ -390,7 +391,7 @@ class ResumeTests(ManageEndpointTestCase):
 
 class ForbiddenTests(ManageEndpointTestCase):
     """
-    Who may ask for what.
+    The permissions for requests.
     """
 
     def make_access(self) -> AccessControl:
@@ -405,7 +406,7 @@ class ForbiddenTests(ManageEndpointTestCase):
 
     def test_stranger(self) -> None:
         """
-        Who is not let in, or no longer, may not ask for anything.
+        A client that may not connect, or no longer, cannot make any request.
         """
         for user in ("", "nobody"):
             self.assertEqual(
@@ -432,7 +433,7 @@ class ForbiddenTests(ManageEndpointTestCase):
 
     def test_publish(self) -> None:
         """
-        What somebody may not publish is refused with a reason.
+        A publication without the permission is refused with a reason.
         """
         raw = manage.encode_publish([an_indicator().raw, a_sighting().raw])
         reply = manage.decode_published(self.ask(raw, user=self.keys["publisher"]))
@@ -456,7 +457,8 @@ class StatusTests(ManageEndpointTestCase):
 
     def test_secrets(self) -> None:
         """
-        It tells of subscriptions, but not their own topics: who knows one can listen.
+        The status lists subscriptions without their own topics, because knowing one is enough
+        to listen.
         """
         topics = [
             self.subscribe(name="one")["topic"],

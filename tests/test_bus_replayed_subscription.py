@@ -148,7 +148,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def accept(self, *items: Item) -> None:
         """
-        Items are accepted and spread, as one commit.
+        Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
         self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
@@ -163,7 +163,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         """
         The batches follow each other without a gap.
 
-        @return: What was in them.
+        @return: Their items.
         """
         items: list[Item] = []
         for batch in self.got(subscription):
@@ -178,8 +178,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """
-        Who keeps up is sent each commit, in one frame, with the numbers it stands
-        for.
+        A subscriber that keeps up gets each batch in one frame, with its range of numbers.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -208,7 +207,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_begins_with_the_head(self) -> None:
         """
-        Without a position to resume from, it begins with what comes next.
+        Without a position to resume from, it begins with the next entry.
         """
         self.accept(an_indicator(1))
         subscription = self.open()
@@ -233,8 +232,8 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_falls_behind(self) -> None:
         """
-        Who reads slowly is fed from the journal, nothing is held for it, and then it
-        keeps up again.
+        A slow subscriber gets the journal replayed, without a queue in memory, until it keeps
+        up again.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -260,8 +259,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_pages(self) -> None:
         """
-        Who is far behind is sent the journal page by page, in frames of a bounded
-        size.
+        A subscriber far behind gets the journal page by page, in frames of bounded size.
         """
         items = [an_indicator(number) for number in range(PAGE_ITEMS + 10)]
         subscription = self.open()
@@ -273,8 +271,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_accepted_while_reading(self) -> None:
         """
-        What is accepted while the journal is being read is not missed, nor sent
-        twice.
+        Items accepted during a read are neither missed nor sent twice.
         """
         self.journal.holding_reads = True
         subscription = self.open()
@@ -291,8 +288,8 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_read_in_part(self) -> None:
         """
-        A commit that was read from the journal before it is spread, but for its end, which
-        is of another stream, is not sent twice.
+        A batch that was read from the journal before its delivery, except for an end of another
+        stream, is not sent twice.
         """
         subscription = self.open()
         outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
@@ -305,7 +302,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_resume(self) -> None:
         """
-        Who comes back is sent exactly what it missed.
+        A returning subscriber gets exactly the entries that it missed.
         """
         items = [an_indicator(number) for number in range(8)]
         for item in items[:6]:
@@ -324,8 +321,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_not_resumed(self) -> None:
         """
-        A position in another journal, before what the journal still has, or beyond
-        its end, is none.
+        A position in another journal, before the floor, or beyond the end is invalid.
         """
         self.accept(*(an_indicator(number) for number in range(5)))
         self.journal.floor = 2
@@ -361,7 +357,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_snapshot_of_sightings(self) -> None:
         """
-        So has that of a subscriber who does not want indicators.
+        So has the snapshot of a subscriber without the intel stream.
         """
         self.accept(an_indicator(1))
         subscription = self.open("stix2/sighting", resume=Position("other", 1))
@@ -398,7 +394,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_closed_while_reading(self) -> None:
         """
-        One that is closed lets go of what it was reading.
+        A closed subscription cancels its read.
         """
         self.journal.holding_reads = True
         subscription = self.open()
@@ -425,8 +421,8 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_cut_off(self) -> None:
         """
-        What the socket had taken may be lost when the connection is: the
-        subscription ends, so that its subscriber comes back with its number.
+        Frames that the socket had accepted may be lost with the connection: the subscription
+        ends, so that its subscriber resumes after its number.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -442,7 +438,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_several_attachments(self) -> None:
         """
-        It goes on while one attachment is left.
+        It continues while one attachment is left.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -453,7 +449,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_envelopes(self) -> None:
         """
-        What is meant for it alone comes between the batches, without a number.
+        Frames for this subscription alone are sent between the batches, without a number.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -493,8 +489,7 @@ class FedSubscriptionTests(SynchronousTestCase):
     )
     def test_any_order(self, events: list[str]) -> None:
         """
-        However slowly somebody and the disk are, everything arrives, once and in
-        order.
+        However slow the subscriber and the disk are, everything arrives once and in order.
         """
         self.setUp()
         self.journal.holding_reads = True

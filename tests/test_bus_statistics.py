@@ -77,7 +77,7 @@ class StatisticsTests(SynchronousTestCase):
 
     def test_counts(self) -> None:
         """
-        It counts what arrived by its outcome, and what the journal has.
+        It counts received items by outcome, and the entries of the journal.
         """
         item = encode_report(an_indicator())
         self.receive(item, item, encode_report(a_sighting()), b"nonsense")

@@ -33,7 +33,7 @@ from tests.doubles_bus import a_request, some_limits
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:
     """
-    What follows the topic in the stix2 frames of items.
+    The stix2 frames of items, without the topic.
     """
     kinds = {Indicator: b"indicator ", Sighting: b"sighting "}
     return [kinds[type(item)] + item.raw for item in items]
@@ -128,7 +128,7 @@ class TurnTests(SubscriptionsTestCase):
 
     def test_closed_between(self) -> None:
         """
-        Who has left in the meantime gets nothing more.
+        A subscriber that has left in the meantime gets nothing more.
         """
         subscriptions = [self.open() for _ in range(30)]
         delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
@@ -141,7 +141,7 @@ class TurnTests(SubscriptionsTestCase):
 
     def test_many_stuck(self) -> None:
         """
-        Those whose queues were full are served in turns, too, and nobody is forgotten.
+        Subscribers with full queues are served over several turns, and none is forgotten.
         """
         subscriptions = [self.open() for _ in range(30)]
         self.pub.room = 0
@@ -168,12 +168,12 @@ class TurnTests(SubscriptionsTestCase):
 
 class SpreadTests(SubscriptionsTestCase):
     """
-    Who gets what.
+    The delivery to subscribers.
     """
 
     def test_streams(self) -> None:
         """
-        Each subscriber gets what it has subscribed to, in its dialect.
+        Each subscriber gets the streams of its topics, in its dialect.
         """
         items = an_indicator(1), a_sighting(1), an_indicator(2)
         intel = self.open("stix2/indicator")
@@ -208,7 +208,7 @@ class SpreadTests(SubscriptionsTestCase):
 
     def test_topics(self) -> None:
         """
-        Own topics are random; those of the vast dialect begin with what was asked.
+        Own topics are random; those of the vast dialect begin with the requested topic.
         """
         first, second = self.open("stix2/indicator"), self.open("stix2/indicator")
         self.assertNotEqual(first.topic, second.topic)
@@ -217,7 +217,7 @@ class SpreadTests(SubscriptionsTestCase):
 
     def test_order(self) -> None:
         """
-        What is spread arrives in the order of the commits.
+        Items are delivered in the order of the commits.
         """
         subscription = self.open()
         items = [an_indicator(number) for number in range(20)]
@@ -253,7 +253,7 @@ class AttachTests(SubscriptionsTestCase):
 
     def test_not_in_the_same_turn(self) -> None:
         """
-        What waits is sent after the turn in which the subscription was admitted, for
+        Waiting frames are sent after the turn in which the subscription was admitted, because
         the socket does not know it before.
         """
         subscription = self.open(attached=False)
@@ -280,8 +280,8 @@ class AttachTests(SubscriptionsTestCase):
 
     def test_unknown(self) -> None:
         """
-        Nobody may listen to a topic that belongs to no subscription: not to all of
-        them, not to the beginning of one, not to bytes that are no text.
+        Topics without a subscription are refused: the empty topic, the beginning of a topic,
+        and bytes that are no text.
         """
         subscription = self.open()
         for topic in (b"", subscription.topic[:31].encode(), b"stix2/indicator", b"\xff" * 32):
@@ -316,7 +316,7 @@ class SlowTests(SubscriptionsTestCase):
 
     def test_refused(self) -> None:
         """
-        What the socket refuses is offered again, and nothing overtakes it.
+        Frames that the socket refuses are offered again, and nothing overtakes them.
         """
         subscription = self.open()
         self.pub.room = 1
@@ -337,7 +337,7 @@ class SlowTests(SubscriptionsTestCase):
 
     def test_others_go_on(self) -> None:
         """
-        One whose queue is full does not hold up the others.
+        A subscriber with a full queue does not delay the others.
         """
         slow, fast = self.open(), self.open()
         sent: list[bytes] = []
@@ -367,7 +367,7 @@ class SlowTests(SubscriptionsTestCase):
 
     def test_bounded_turn(self) -> None:
         """
-        A long queue is sent in pieces, so that nobody else waits for it.
+        A long queue is sent over several turns, so that other subscribers need not wait.
         """
         count = 2 * PUMP_FRAMES + 1
         subscription = self.subscriptions.open(a_request())
@@ -382,7 +382,7 @@ class SlowTests(SubscriptionsTestCase):
 
 class BoundTests(SubscriptionsTestCase):
     """
-    What waits is bounded.
+    The queue is bounded.
     """
 
     def test_messages(self) -> None:
@@ -447,7 +447,7 @@ Part = Callable[[Iterable[bytes]], Deferred[None]]
 
 class SnapshotTests(SubscriptionsTestCase):
     """
-    A snapshot comes before what is spread meanwhile.
+    A snapshot is sent before items that are delivered meanwhile.
     """
 
     def setUp(self) -> None:
@@ -473,7 +473,7 @@ class SnapshotTests(SubscriptionsTestCase):
 
     def test_before(self) -> None:
         """
-        The parts come first, then what waited.
+        The pages of the snapshot come first, then the waiting frames.
         """
         subscription = self.open()
         send = self.begin(subscription)
@@ -509,7 +509,7 @@ class SnapshotTests(SubscriptionsTestCase):
 
     def test_failed(self) -> None:
         """
-        A snapshot that fails does not keep what waited.
+        A snapshot that fails does not block the waiting frames.
         """
         subscription = self.open()
         self.begin(subscription)
@@ -567,7 +567,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_silent(self) -> None:
         """
-        One whose heartbeats stop for too long ends, though it is attached.
+        A subscription is closed when its heartbeats stop for too long, even if it is attached.
         """
         subscription = self.open()
         for _ in range(5):
@@ -604,7 +604,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_went_away(self) -> None:
         """
-        One whose ZeroMQ subscription ended has as long to come back.
+        A subscriber that lost its ZeroMQ subscription has the same time to come back.
         """
         subscription = self.open()
         self.pass_time(50)
@@ -641,7 +641,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_users(self) -> None:
         """
-        Those of users who have lost rights end, and no others.
+        The subscriptions of users who have lost permissions end, and no others.
         """
         for user in ("one", "two", "one", ""):
             self.subscriptions.open(a_request(), user)
@@ -650,7 +650,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_stopped(self) -> None:
         """
-        When the bus stops, nobody is sent anything any more.
+        When the bus stops, nothing more is sent.
         """
         subscription = self.open()
         self.pub.room = 0
@@ -664,7 +664,7 @@ class EndTests(SubscriptionsTestCase):
 
 class LimitTests(SubscriptionsTestCase):
     """
-    What subscribers may cost.
+    The limits of subscriptions.
     """
 
     def refused(self, field: str, *topics: str, user: str = "") -> None:
@@ -689,8 +689,7 @@ class LimitTests(SubscriptionsTestCase):
 
     def test_client(self) -> None:
         """
-        One client may have so many; those that nobody can tell apart are not
-        counted.
+        The subscriptions of one client are limited; those without a client are not counted.
         """
         self.restart_with(client_subscriptions=1)
         first = self.subscriptions.open(a_request(), "one")
@@ -757,7 +756,7 @@ class RememberedTests(SubscriptionsTestCase):
 
     def test_did_not_come_back(self) -> None:
         """
-        One whose subscriber does not come back ends, and is forgotten.
+        A subscription whose subscriber does not come back ends, and is deleted.
         """
         self.open()
         self.restart()
@@ -787,7 +786,7 @@ class RememberedTests(SubscriptionsTestCase):
 
     def test_not_those_that_resume(self) -> None:
         """
-        Who speaks tbvast/1 subscribes again: nothing is remembered for it.
+        Subscribers of tbvast/1 subscribe again, so their subscriptions are not saved.
         """
         subscription = self.open(protocol="tbvast/1")
         self.subscriptions.close(subscription.topic)

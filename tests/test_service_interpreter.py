@@ -12,15 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.service.interpreter import COLLECT_AFTER, SWITCH_INTERVAL, tune_interpreter
 
 
-class SettleTests(SynchronousTestCase):
+class TuneTests(SynchronousTestCase):
     """
     Tests for L{tune_interpreter}.
     """
 
     def test_tuned(self) -> None:
         """
-        What there is is not looked through any more, what is new seldom, and threads
-        change quickly.
+        Existing objects are frozen, new ones are collected seldom, and threads switch quickly.
         """
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         self.addCleanup(gc.unfreeze)

@@ -40,7 +40,7 @@ def parse(*arguments: str) -> Options:
 
 def daemon(test: SynchronousTestCase, *arguments: str) -> tuple[Options, int]:
     """
-    The options of a service that was made a daemon, and what C{twistd} reads.
+    The options of a daemon, and the status that C{twistd} reads.
     """
     options = parse(*arguments)
     read, write = os.pipe()
@@ -53,7 +53,7 @@ def daemon(test: SynchronousTestCase, *arguments: str) -> tuple[Options, int]:
 
 class ServiceDouble(Service):
     """
-    A service that writes down what happens, and stops when told to.
+    A service that records its events, and stops when told to.
     """
 
     def __init__(self, name: str, events: list[str], error: Exception | None = None) -> None:
@@ -81,7 +81,7 @@ class RefusingTests(SynchronousTestCase):
 
     def refuse(self, options: ServiceOptions, error: Exception) -> str:
         """
-        @return: What standard error gets.
+        @return: The text on standard error.
         """
         stderr = StringIO()
 
@@ -187,7 +187,7 @@ class SequentialServiceTests(SynchronousTestCase):
 
     def test_order(self) -> None:
         """
-        Each child is told to stop only when the one after it has stopped.
+        Each child is stopped only when the next one has stopped.
         """
         first, second = self.add("1"), self.add("2")
         self.parent.startService()
@@ -202,7 +202,7 @@ class SequentialServiceTests(SynchronousTestCase):
 
     def test_stop_fails(self) -> None:
         """
-        A child that cannot stop is logged; the others are stopped all the same.
+        A child that cannot stop is logged; the others are stopped.
         """
         first, second = self.add("1"), self.add("2")
         self.parent.startService()
@@ -253,7 +253,7 @@ class ServiceProcessTests(SynchronousTestCase):
 
     def start(self, service: ServiceProcess) -> None:
         """
-        Do what C{twistd} does.
+        Start the service as C{twistd} does.
         """
         service.privilegedStartService()
         service.startService()

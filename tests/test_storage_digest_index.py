@@ -95,7 +95,7 @@ class IndexTestCase(SynchronousTestCase):
 
     def found(self) -> list[tuple[int, int]]:
         """
-        What is found of each digest, and, the same, of all together.
+        The numbers of each digest, looked up one by one and all at once, which must agree.
         """
         digests = list(range(10))
         found = [(each, number) for each in digests for number in set(self.index.find([each]))]
@@ -117,7 +117,7 @@ class IndexTests(IndexTestCase):
 
     def test_gathers(self) -> None:
         """
-        What is new is in memory; the file gets it by and by.
+        New digests are in memory, and written gradually.
         """
         self.change([3, 1])
         self.change([2, 0])
@@ -148,8 +148,8 @@ class IndexTests(IndexTestCase):
 
     def test_reopened(self) -> None:
         """
-        What was in memory only is found when the file is opened again, and less is
-        read, the more is written.
+        Digests that were only in memory are read when the file is opened again; the more is
+        written, the less is read.
         """
         self.change([1, 2, 3, 4, 5])
         self.change([6, 7])
@@ -190,7 +190,7 @@ class IndexTests(IndexTestCase):
 
     def test_twice(self) -> None:
         """
-        What is added in a transaction may be removed in it.
+        A digest may be added and removed in one transaction.
         """
         with committing(self.index), transaction(self.connection):
             self.index.change([(1, 1), (2, 2)])
@@ -211,8 +211,8 @@ class IndexTests(IndexTestCase):
     )
     def test_any_order(self, steps: list[tuple[list[int], set[int], str]]) -> None:
         """
-        Whatever is added and removed, fails, or is opened again: what is found is
-        what is there.
+        After any sequence of additions, removals, failures and reopenings, exactly the existing
+        rows are found.
         """
         self.setUp()
         for added, removed, what in steps:

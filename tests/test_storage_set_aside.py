@@ -38,7 +38,7 @@ class TableTests(SynchronousTestCase):
 
     def test_kept(self) -> None:
         """
-        Everything of an item is kept, and the newest one is told.
+        All fields of an item are stored, and the newest item is reported.
         """
         self.assertEqual(report(self.connection), SetAsideReport())
         store_set_aside(
@@ -100,7 +100,7 @@ class FunctionTests(SynchronousTestCase):
 
     def test_id(self) -> None:
         """
-        The id of what cannot be read any more is found, if it is there.
+        The id of a damaged document is found, if there is one.
         """
         raw = an_indicator(1).raw
         self.assertEqual(id_in(raw[:-1] + b"\xff"), indicator_id(1))

@@ -36,7 +36,7 @@ class MigrateTests(SynchronousTestCase):
 
     def rows(self, *steps: str) -> list[tuple[int, ...]]:
         """
-        What is there after a file was opened by a version that knows some steps.
+        The content of a file that was opened by a version with some of the steps.
         """
         connection = connect(self.path)
         self.addCleanup(connection.close)
@@ -104,7 +104,7 @@ class InsertTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        With another verb, what is there already is replaced.
+        Another verb can replace existing rows.
         """
         insert(self.connection, "a", [(1, "old"), (2, "old")])
         insert(self.connection, "a", [(1, "new")], "INSERT OR REPLACE")
@@ -129,7 +129,7 @@ class SnapshotTests(SynchronousTestCase):
 
     def test_one_time(self) -> None:
         """
-        What somebody else commits is not seen before the end, however it ends.
+        A snapshot does not see commits of others until its end.
         """
         path = Path(self.mktemp())
         writer, reader = connect(path), connect(path)
