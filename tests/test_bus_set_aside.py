@@ -489,7 +489,11 @@ class EveryWayOutTests(SynchronousTestCase):
 
     @settings(max_examples=50, deadline=None)
     @given(
-        st.dictionaries(st.integers(1, COUNT + 2), st.binary(max_size=40) | st.text(max_size=9)),
+        st.dictionaries(
+            st.integers(1, COUNT + 2),
+            # SQLite takes a text that begins with NUL for empty, and an empty body for set aside.
+            st.binary(max_size=40) | st.text(max_size=9).filter(lambda t: not t.startswith("\0")),
+        ),
         st.integers(1, 4),
     )
     def test_others(self, damaged: dict[int, Any], limit: int) -> None:
