@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
@@ -31,6 +32,10 @@ from tbvast.values import EngineIdentity, Entry, Match, Position, Progress
 
 if TYPE_CHECKING:
     from tbvast.bus.journal.ownership import Run
+
+if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
+    from tbvast.bus.journal.ownership import Run
+    from tbvast.bus.journal.values import JournalEntry, Outcome
 
 
 class IEngine(Interface):
@@ -251,25 +256,24 @@ class IJournal(Interface):
     identity = Attribute("A C{str} that no other journal has; made with the journal.")
     head = Attribute("An C{int}: the highest number given so far; C{0} if none.")
 
-    def append(items: Sequence[Any], publishers: Sequence[Run] = ()) -> Deferred[list[Any]]:
+    def append(items: Sequence[Item], publishers: Sequence[Run] = ()) -> Deferred[list[Outcome]]:
         """
-        Keep items for good, in order, in one commit.
+        Commit items, in order, in one transaction.
 
-        A repeat, or a version older than the one kept, changes nothing. A version that
-        is dated later than the bus's own clock counts as of its receipt. A removal
-        ends any version, whatever its date, unless it is a repeat of one that did so
-        before; only a later version brings the indicator back. What is no longer valid
-        by the bus's clock comes back with the same version if it is valid after all. An
-        indicator belongs to the publisher that it came from first; another one's change
-        is refused, unless he manages what others own. It may be called
-        again before it is done; if one fails, so do those after it, until whoever called
-        knows of the failure: nothing overtakes what is tried again.
+        A repeat, or a version older than the stored one, changes nothing. A version dated
+        later than the bus's calendar counts as of its receipt. A removal ends any version,
+        whatever its date, unless it repeats an earlier removal; only a later version
+        brings the indicator back. An indicator that has expired by the bus's calendar comes
+        back with the same version if that is valid after all. An indicator belongs to its
+        first publisher; changes by another publisher are refused, unless that one may
+        manage indicators of other owners.
 
-        @param items: L{tbvast.stix.indicators.Indicator} and
-            L{tbvast.stix.sightings.Sighting} values.
-        @param publishers: Whose they are, in order; of everybody if not given.
-        @return: Fires once they are durable, with one
-            L{tbvast.bus.journal.client.Outcome} per item.
+        It may be called again before the first call is done. If one call fails, so do all
+        later ones until the caller has seen the failure, so that nothing overtakes the items
+        that are appended again.
+
+        @param publishers: The publishers of the items, in order; everybody if not given.
+        @return: Fires once the items are durable, with one outcome per item.
         """
 
     def current(
@@ -283,36 +287,38 @@ class IJournal(Interface):
         @param since: Only those received at this time or later; seconds since
             the epoch.
         @param limit: The most to return.
-        @return: Fires with number and document, by number.
+        @return: Fires with numbers and documents, by number.
         """
 
     def find(ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
         """
-        The documents in force of some indicators.
+        Read the documents of indicators that are in force.
 
-        @return: Fires with them by STIX id; ids not in force are left out.
+        @param ids: Their STIX ids.
+        @return: Fires with the documents by STIX id; ids that are not in force are left out.
         """
 
     def counts() -> Deferred[dict[str, int]]:
         """
-        @return: Fires with the numbers of C{indicators} in force and of
-            C{sightings} kept, without those that were set aside.
+        @return: Fires with the numbers of C{indicators} in force and of stored
+            C{sightings}, without those that were set aside.
         """
 
     def set_aside(items: Sequence[SetAside]) -> Deferred[None]:
         """
-        Set items aside that could not be handled: the bytes, where it failed and why are
-        kept, in bounded number and size, and an entry of the journal is in no answer of it
-        any more. It still has its number, and ends or is superseded as any other.
+        Set items aside that could not be handled. Their bytes, the stage of the failure and
+        the reason are stored, in bounded number and size. If such an item is an entry of the
+        journal, it is never read again; it keeps its number, and expires or is superseded
+        like any other.
 
-        @param items: If one has no number, but is an entry in force, that is found by its
-            bytes.
+        @param items: An entry in force may lack its number; it is then found by its bytes.
         @return: Fires when that is durable.
         """
 
     def set_aside_report() -> Deferred[SetAsideReport]:
         """
-        @return: Fires with how many items were set aside, and why the newest one was.
+        @return: Fires with the number of items that were set aside, and the reason of the
+            newest one.
         """
 
 
@@ -355,7 +361,7 @@ class IBacklog(Interface):
     """
     Sightings that wait for their receiver, each with a hashable key of the backlog's choice.
 
-    Every call fails with the error of what stores them.
+    Every call fails with the error of their store.
     """
 
     def page(count: int, size: int, without: Collection[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
@@ -386,56 +392,55 @@ class IBacklog(Interface):
         """
 
 
-class IKeeper(Interface):
+class IRetention(Interface):
     """
-    Keeps a journal from holding what is of no use any more.
+    Enforces the retention policy of a journal.
 
     Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
-    def expire(limit: int) -> Deferred[list[Any]]:
+    def expire(limit: int) -> Deferred[list[Outcome]]:
         """
         End indicators that are no longer valid.
 
         @param limit: The most to end.
-        @return: Fires, once it is durable, with one
-            L{tbvast.bus.journal.writer.Outcome} each: a removal with a number of its own.
+        @return: Fires, once it is durable, with one outcome per indicator: a removal with a
+            number of its own.
         """
 
-    def forget(age: float, size: int, limit: int) -> Deferred[int]:
+    def prune(age: float, size: int, limit: int) -> Deferred[int]:
         """
-        Let go of what is no longer in force: old versions, what has ended, and
-        sightings. What is in force always stays.
+        Prune superseded versions, ended indicators and sightings. Indicators in force
+        always stay.
 
-        @param age: Seconds after which it is let go of.
-        @param size: Bytes of the journal beyond which the oldest is let go of
-            earlier.
-        @param limit: The most entries to let go of.
-        @return: Fires with how many there were.
+        @param age: Seconds after which an entry is deleted.
+        @param size: Bytes of the journal; above this size, the oldest are deleted sooner.
+        @param limit: The most entries to delete.
+        @return: Fires with the number of deleted entries.
         """
 
 
 class ISnapshotSource(Interface):
     """
-    Somebody who knows intel of the past.
+    A source of past intel.
     """
 
-    name = Attribute("A C{str} that tells the source in logs.")
+    name = Attribute("A C{str} that names the source in logs.")
     time_limit = Attribute(
-        "Seconds that it has for an answer; C{None} if only the one who asks can be slow."
+        "Seconds that the source has to answer; C{None} if only the asker can be slow."
     )
 
     def pages(
         since: float, send: Callable[[list[bytes]], Deferred[None]]
     ) -> Coroutine[Any, Any, int]:
         """
-        Hand over, piece by piece, every indicator that is in force.
+        Send, page by page, every indicator that is in force. Cancelled if the asker is gone.
 
         @param since: Only those received at this time or later; seconds since
             the epoch.
-        @param send: Takes some documents; the next ones may be sent when its
+        @param send: Takes a page of documents; the next page may be sent when its
             L{Deferred} has fired.
-        @return: How many there were. Cancelled when nobody wants them any more.
+        @return: The number of indicators.
         """
 
 
@@ -494,67 +499,67 @@ class ICursor(Interface):
 
 class IReloadable(Interface):
     """
-    A service that can be told, while it runs, that a file of its has changed.
+    A service that can read a changed file again while it runs.
     """
 
     def reload() -> None:
         """
-        Read it again. If it cannot be used, say so in the log and go on as before.
+        Read the file again. If it cannot be used, log that and continue as before.
         """
 
 
 class ISubscriptionStore(Interface):
     """
-    Remembers subscriptions, so that a bus that is started again still knows them.
+    Stores subscriptions across restarts of the bus.
 
     Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     def save_subscriptions(changes: dict[str, bytes | None]) -> Deferred[None]:
         """
-        @param changes: What to remember, by the subscription's own topic; C{None}
-            to forget.
+        @param changes: The states of subscriptions, by their own topic; C{None} deletes one.
         """
 
 
 class IReplay(Interface):
     """
-    Reads a journal once more, each reader at its own pace.
+    Replays a journal, to each reader at its own pace.
 
     Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
-    floor = Attribute("An C{int}: what has a higher number is all still there.")
+    floor = Attribute("An C{int}: every entry with a higher number is still there.")
 
     def entries(
         after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> Deferred[list[Any]]:
+    ) -> Deferred[list[JournalEntry]]:
         """
-        Read what was accepted, whether it is still in force or not.
+        Read accepted items, whether they are still in force or not.
 
         @param after: Only those with a higher number.
+        @param streams: Only those of these types.
         @param limit: The most to return.
         @param size: Bytes of documents after which no more are returned.
-        @return: Fires with L{tbvast.bus.journal.writer.Entered} values, by number; none
-            if there are no more.
+        @return: Fires with entries, by number; empty if there are no more.
         """
 
     def pruned(after: int, until: int) -> Deferred[int]:
         """
-        Count the entries that the journal no longer has, whatever their stream.
+        Count the entries that the journal has pruned, of all streams.
 
         @param after: Only those with a higher number.
         @param until: Only those with this number or a lower one; no higher than L{floor}.
-        @return: Fires with how many there were.
+        @return: Fires with their number.
         """
 
     def position(reader: str) -> Deferred[Position | None]:
         """
-        @return: Fires with what a reader has read up to, in this journal or another
-            bus's; C{None} for a new reader.
+        @param reader: The name of the reader.
+        @return: Fires with the reader's position, in this journal or another bus's;
+            C{None} for a new reader.
         """
 
     def set_position(reader: str, position: Position) -> Deferred[None]:
         """
-        Remember, durably, what a reader has read up to.
+        Store a reader's position durably.
         """

@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
-from tbvast.bus.journal.reader import Entered
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.errors import (
     CommandFailed,
     EngineError,
@@ -49,7 +48,7 @@ from tbvast.stix.observables import Observable
 from tbvast.stix.removals import bare_removal
 from tbvast.stix.sightings import MatchType, Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
 from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Position, Progress
 from tests.doubles_engine import MemoryAdding
@@ -149,9 +148,9 @@ def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     return maybeDeferred(f, *args)
 
 
-def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Ask:
+def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> CallWorker:
     """
-    An L{Ask} of an object that is here; what is asked, and the result, are encoded as if it
+    A L{CallWorker} of an object that is here; what is asked, and the result, are encoded as if it
     were in another process.
 
     @param call: Makes the calls.
@@ -244,11 +243,11 @@ class MemoryJournal:
         self.holding = False
         self.held: list[tuple[Deferred[list[Outcome]], list[Item], Sequence[Run]]] = []
         self.holding_reads = False
-        self.held_reads: list[tuple[Deferred[list[Entered]], tuple[Any, ...]]] = []
+        self.held_reads: list[tuple[Deferred[list[JournalEntry]], tuple[Any, ...]]] = []
         self.batches: list[int] = []
         self.saved: dict[str, bytes] = {}
         self._clock = clock
-        self._accepted: list[Entered] = []
+        self._accepted: list[JournalEntry] = []
         self._positions: dict[str, Position] = {}
         self._latest: dict[str, _Kept] = {}
         self._last = 0
@@ -307,9 +306,9 @@ class MemoryJournal:
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> Deferred[list[Entered]]:
+    ) -> Deferred[list[JournalEntry]]:
         if self.holding_reads:
-            result: Deferred[list[Entered]] = Deferred()
+            result: Deferred[list[JournalEntry]] = Deferred()
             self.held_reads.append((result, (after, streams, limit, size)))
             return result
         return self._attempt(self._entries, after, streams, limit, size)
@@ -378,8 +377,8 @@ class MemoryJournal:
 
     def _entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> list[Entered]:
-        found: list[Entered] = []
+    ) -> list[JournalEntry]:
+        found: list[JournalEntry] = []
         for entry in self._accepted:
             if entry.number in self._numbers_aside:
                 continue
@@ -488,7 +487,7 @@ class MemoryJournal:
                 if not in_force:
                     kept.version = max(item.modified, before.version)
         self._latest[item.id] = kept
-        self._accepted.append(Entered(self.head, stream_of(item), item.raw))
+        self._accepted.append(JournalEntry(self.head, stream_of(item), item.raw))
         return Outcome(Verdict.ACCEPTED, self.head, item)
 
 

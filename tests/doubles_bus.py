@@ -1,5 +1,5 @@
 """
-What tests of the plugin ask for and allow.
+Doubles for tests of the bus.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from zmq.utils import z85
 
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
-from tbvast.bus.journal.worker import Opened, Writer
+from tbvast.bus.journal.values import Opened
+from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits
 from tbvast.protocol.frames import SIGHTING_TOPIC
@@ -62,7 +63,7 @@ def clients_file(path: Path, **may: str) -> dict[str, str]:
     """
     Write a file of clients.
 
-    @param may: What each may do, as it stands in the file, by name.
+    @param may: The permissions of each client, as written in the file, by name.
     @return: Their keys, by name.
     """
     keys = {name: z85.encode(f"{number:032}".encode()).decode() for number, name in enumerate(may)}
@@ -74,13 +75,13 @@ class MemoryBusSubscription(Service):
     """
     A L{tbvast.bus_client.subscription.BusSubscription} to a bus that is there or not.
 
-    @ivar given: What it was made with.
-    @ivar room: How many sightings the bus still takes.
-    @ivar sent: What it was sent on its sub endpoint.
-    @ivar reported: The documents that it took by requests.
-    @ivar poison: Documents with which it takes no request.
-    @ivar refused: Why it never takes some documents.
-    @ivar holding: Whether the bus takes its time to answer requests.
+    @ivar given: The arguments that it was made with.
+    @ivar room: The number of sightings that the bus still accepts.
+    @ivar sent: The messages to its sub endpoint.
+    @ivar reported: The documents that it accepted in requests.
+    @ivar poison: Documents that make a request fail.
+    @ivar refused: The reasons why it never accepts some documents, by document.
+    @ivar holding: Whether requests are answered only later.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -147,12 +148,12 @@ class MemoryBusSubscription(Service):
 
 class FileJournal:
     """
-    A journal in a file, which is written to without a process, and read without a thread.
+    A journal in a file, which is written without a process, and read without a thread.
 
     @ivar journal: The L{Journal}.
-    @ivar store: What writes.
-    @ivar reader: What reads.
-    @ivar lost: Why the file cannot be used any more.
+    @ivar store: The writer.
+    @ivar reader: The reader.
+    @ivar lost: The reasons why the file can no longer be used.
     """
 
     def __init__(

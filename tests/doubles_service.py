@@ -33,7 +33,7 @@ def parse_as_twistd(options_type: type[OptionsType], *arguments: str) -> Options
 
 class ReactorDouble:
     """
-    The life of a reactor, without what happens in it.
+    The start and stop of a reactor, without its events.
 
     @ivar running: Whether it runs.
     """
@@ -67,19 +67,19 @@ class ReactorDouble:
 
 class ProcessDouble:
     """
-    What a process has: handlers by signal, exit handlers, and an exit status.
+    The state of a process: handlers by signal, exit handlers, and an exit status.
 
-    @ivar settled: Whether its interpreter has been set.
+    @ivar tuned: Whether its interpreter has been tuned.
     """
 
     def __init__(self) -> None:
         self.handlers: dict[int, Callable[[int, Any], None]] = {}
         self.at_exit: list[Callable[[], None]] = []
         self.status = 0
-        self.settled = False
+        self.tuned = False
 
-    def settle(self) -> None:
-        self.settled = True
+    def tune(self) -> None:
+        self.tuned = True
 
     def set_handler(self, number: int, handler: Callable[[int, Any], None]) -> None:
         self.handlers[number] = handler

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 
-from tbvast.bus.access_control import EVERYTHING, Client, Gate, Permission, read_clients
+from tbvast.bus.access_control import EVERYTHING, AccessControl, Client, Permission, read_clients
 from tbvast.bus.journal.ownership import EVERYBODY
 from tbvast.errors import StartupRefused
 from tbvast.protocol.topics import Stream
@@ -41,7 +41,7 @@ class ReadTests(GateTestCase):
 
     def test_clients(self) -> None:
         """
-        Each line names a key, what it is called and what it may do; by default all.
+        Each line has a key, a name and permissions; without permissions, all of them.
         """
         self.write(
             "# those who are let in",
@@ -66,14 +66,14 @@ class ReadTests(GateTestCase):
 
     def test_nobody(self) -> None:
         """
-        A file may let nobody in.
+        A file may have no clients.
         """
         self.write()
         self.assertEqual(read_clients(self.path), {})
 
     def test_refused(self) -> None:
         """
-        What is wrong is said in one line, with the number of the line.
+        An error is reported in one line with the number of the faulty line.
         """
         for line, reason in (
             (a_key(2), "KEY NAME [PERMISSION,…] was expected"),
@@ -123,7 +123,7 @@ class ReadTests(GateTestCase):
 
 class GateTests(GateTestCase):
     """
-    Tests for L{Gate}.
+    Tests for L{AccessControl}.
     """
 
     def lines(self, **may: str) -> list[str]:
@@ -131,24 +131,24 @@ class GateTests(GateTestCase):
 
     def test_open(self) -> None:
         """
-        Without a file everybody may do everything, and nobody has a name.
+        Without a file, everybody has every permission and no name.
         """
-        gate = Gate(None)
+        access = AccessControl(None)
         for user in ("", a_key(), "127.0.0.1"):
-            self.assertTrue(gate.lets_in(user))
-            self.assertTrue(all(gate.may(user, permission) for permission in Permission))
-            self.assertEqual(gate.name(user), "")
-            self.assertEqual(gate.publisher(user), EVERYBODY)
-        self.assertEqual((gate.reload(), len(gate)), (frozenset(), 0))
+            self.assertTrue(access.may_connect(user))
+            self.assertTrue(all(access.may(user, permission) for permission in Permission))
+            self.assertEqual(access.name(user), "")
+            self.assertEqual(access.publisher(user), EVERYBODY)
+        self.assertEqual((access.reload(), len(access)), (frozenset(), 0))
 
     def test_clients(self) -> None:
         """
-        With one, those in it may do what it says, and nobody else anything.
+        With a file, its clients have the permissions in it, and other users have none.
         """
         self.write(*self.lines(a="publish-intel", b="subscribe-intel,publish-sightings"))
-        gate = Gate(self.path)
-        self.assertEqual(len(gate), 2)
-        allowed = {user: [p for p in Permission if gate.may(user, p)] for user in self.users(3)}
+        access = AccessControl(self.path)
+        self.assertEqual(len(access), 2)
+        allowed = {user: [p for p in Permission if access.may(user, p)] for user in self.users(3)}
         self.assertEqual(
             list(allowed.values()),
             [
@@ -157,24 +157,24 @@ class GateTests(GateTestCase):
                 [],
             ],
         )
-        self.assertEqual([gate.lets_in(user) for user in self.users(3)], [True, True, False])
-        self.assertEqual([gate.name(user) for user in self.users(3)], ["a", "b", ""])
-        self.assertFalse(gate.lets_in(""))
+        self.assertEqual([access.may_connect(user) for user in self.users(3)], [True, True, False])
+        self.assertEqual([access.name(user) for user in self.users(3)], ["a", "b", ""])
+        self.assertFalse(access.may_connect(""))
 
     def test_may_subscribe(self) -> None:
         """
         It takes the right to each stream; and for none, to be known at all.
         """
         self.write(*self.lines(a="subscribe-intel", b="subscribe-intel,subscribe-sightings"))
-        gate = Gate(self.path)
+        access = AccessControl(self.path)
         for streams, expected in (
             ([Stream.INTEL], [True, True, False]),
             ([Stream.INTEL, Stream.SIGHTING], [False, True, False]),
             ([], [True, True, False]),
         ):
-            found = [gate.may_subscribe(user, streams) for user in self.users(3)]
+            found = [access.may_subscribe(user, streams) for user in self.users(3)]
             self.assertEqual(found, expected)
-        self.assertTrue(Gate(None).may_subscribe("", list(Stream)))
+        self.assertTrue(AccessControl(None).may_subscribe("", list(Stream)))
 
     def users(self, count: int) -> list[str]:
         return [a_key(number) for number in range(count)]
@@ -183,12 +183,12 @@ class GateTests(GateTestCase):
         """
         A bus does not begin with a file that cannot be used.
         """
-        self.assertRaises(StartupRefused, Gate, self.path)
+        self.assertRaises(StartupRefused, AccessControl, self.path)
 
     def test_reload(self) -> None:
         """
-        Those who are gone, or may do less, are told; who may do as much, or more, is
-        not.
+        Reloading returns the clients that were removed or restricted, but not those that kept
+        or gained permissions.
         """
         self.write(
             *self.lines(
@@ -198,7 +198,7 @@ class GateTests(GateTestCase):
                 d="publish-intel",
             )
         )
-        gate = Gate(self.path)
+        access = AccessControl(self.path)
         self.write(
             *self.lines(
                 a="publish-intel",
@@ -208,20 +208,20 @@ class GateTests(GateTestCase):
             f"{a_key(9)} e",
         )
         with capturedLogs() as events:
-            self.assertEqual(gate.reload(), {a_key(1), a_key(3)})
+            self.assertEqual(access.reload(), {a_key(1), a_key(3)})
         self.assertEqual((events[0]["count"], events[0]["lost"]), (4, 2))
-        self.assertTrue(gate.may(a_key(9), Permission.PUBLISH_INTEL))
-        self.assertFalse(gate.lets_in(a_key(3)))
-        self.assertEqual(gate.reload(), frozenset())
+        self.assertTrue(access.may(a_key(9), Permission.PUBLISH_INTEL))
+        self.assertFalse(access.may_connect(a_key(3)))
+        self.assertEqual(access.reload(), frozenset())
 
     def test_reload_fails(self) -> None:
         """
         A file that cannot be used changes nothing, and the log says why.
         """
         self.write(*self.lines(a="publish-intel"))
-        gate = Gate(self.path)
+        access = AccessControl(self.path)
         self.write("nonsense")
         with capturedLogs() as events:
-            self.assertEqual(gate.reload(), frozenset())
+            self.assertEqual(access.reload(), frozenset())
         self.assertIn("line 1", events[0]["reason"])
-        self.assertTrue(gate.may(a_key(0), Permission.PUBLISH_INTEL))
+        self.assertTrue(access.may(a_key(0), Permission.PUBLISH_INTEL))

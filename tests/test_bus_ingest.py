@@ -14,12 +14,19 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit
-from tbvast.bus.ingest import BATCH, CHECKED, FULL, RETRY_DELAY, UNDER_WAY, Intake
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.ingest import (
+    DECODES_PER_CLOCK_CHECK,
+    MAX_BATCH_ITEMS,
+    MAX_COMMITS_IN_FLIGHT,
+    MAX_QUEUED_ITEMS,
+    RETRY_DELAY,
+    Intake,
+)
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
-from tbvast.bus.journal.writer import Outcome, Verdict
-from tbvast.bus.subscriptions import TURN
+from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
 from tbvast.protocol.topics import Dialect, Stream
@@ -58,13 +65,13 @@ def stream_name(item: Item) -> str:
 
 class IntakeTestCase(SynchronousTestCase):
     """
-    An intake whose journal is in memory.
+    An intake with a journal in memory.
     """
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.rightNow = NOW
-        self.gate = Gate(None)
+        self.access = AccessControl(None)
         self.commits: list[list[bytes]] = []
         self.envelopes: list[Envelope] = []
         self.start(MemoryJournal(self.clock))
@@ -74,8 +81,8 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             journal,
-            self.gate,
-            self.spread,
+            self.access,
+            self.deliver,
             self.envelopes.append,
             ERRORS_PER_MINUTE,
         )
@@ -83,32 +90,32 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake.pause = lambda: self.paused.append(True)
         self.intake.resume = lambda: self.paused.append(False)
 
-    def spread(self, commit: Commit) -> Deferred[None]:
-        self.commits.append(commit.tails(Dialect.STIX2, frozenset(Stream)))
+    def deliver(self, commit: CommittedBatch) -> Deferred[None]:
+        self.commits.append(commit.payloads(Dialect.STIX2, frozenset(Stream)))
         return succeed(None)
 
     def receive(self, *frames: bytes, user: str = "") -> None:
         self.intake.receive([Received(user, [frame]) for frame in frames])
 
-    def spread_items(self) -> list[bytes]:
+    def delivered_items(self) -> list[bytes]:
         """
-        The documents that were spread, in order.
+        The documents that were delivered, in order.
         """
-        return [tail.partition(b" ")[2] for tails in self.commits for tail in tails]
+        return [payload.partition(b" ")[2] for payloads in self.commits for payload in payloads]
 
 
 class ReceiveTests(IntakeTestCase):
     """
-    What arrives on the sub endpoint.
+    Messages on the sub endpoint.
     """
 
     def test_order(self) -> None:
         """
-        What is new is spread in the order in which it arrived, once.
+        New items are delivered once, in the order of their arrival.
         """
         items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
         self.receive(*map(encode_report, [*items, items[0], items[1]]))
-        self.assertEqual(self.spread_items(), [item.raw for item in items])
+        self.assertEqual(self.delivered_items(), [item.raw for item in items])
         self.assertEqual(
             self.intake.counts,
             {
@@ -121,8 +128,8 @@ class ReceiveTests(IntakeTestCase):
 
     def test_nothing_before_durable(self) -> None:
         """
-        Nothing is spread before it is durable, and what arrives meanwhile is made
-        durable in one commit.
+        Nothing is delivered before it is durable. Items that arrive meanwhile are committed
+        together.
         """
         self.journal.holding = True
         self.receive(encode_report(an_indicator(1)))
@@ -134,73 +141,76 @@ class ReceiveTests(IntakeTestCase):
         self.clock.advance(0)
         self.assertEqual(self.journal.batches, [1, 10])
         self.assertEqual([len(commit) for commit in self.commits], [1, 10])
-        self.assertEqual(self.spread_items(), [an_indicator(n).raw for n in range(1, 12)])
+        self.assertEqual(self.delivered_items(), [an_indicator(n).raw for n in range(1, 12)])
 
     def test_bounded_commit(self) -> None:
         """
-        One commit has a bounded number of items, and others have a turn between the
-        spreading of two; meanwhile the next ones are made durable, but not all.
+        A batch has a bounded number of items, and the reactor has a turn between two
+        deliveries. Meanwhile a bounded number of next batches is committed.
         """
-        count = UNDER_WAY + 2
-        self.receive(*(encode_report(a_sighting(number)) for number in range(count * BATCH)))
-        self.assertEqual(self.journal.batches, [BATCH] * (1 + UNDER_WAY))
-        self.assertEqual([len(commit) for commit in self.commits], [BATCH])
+        count = MAX_COMMITS_IN_FLIGHT + 2
+        self.receive(
+            *(encode_report(a_sighting(number)) for number in range(count * MAX_BATCH_ITEMS))
+        )
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * (1 + MAX_COMMITS_IN_FLIGHT))
+        self.assertEqual([len(commit) for commit in self.commits], [MAX_BATCH_ITEMS])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual([len(commit) for commit in self.commits], [BATCH] * count)
+        self.assertEqual([len(commit) for commit in self.commits], [MAX_BATCH_ITEMS] * count)
         self.assertEqual(
-            self.spread_items(), [a_sighting(number).raw for number in range(count * BATCH)]
+            self.delivered_items(),
+            [a_sighting(number).raw for number in range(count * MAX_BATCH_ITEMS)],
         )
 
     def test_ahead(self) -> None:
         """
-        The journal is given the next commit before the last one is done, but only a full
-        one: what arrives slowly is written together.
+        The journal gets the next batch during a commit only if it is full, so that slowly
+        arriving items are committed together.
         """
         self.journal.holding = True
-        count = BATCH + 1
-        for start in range(0, 5 * BATCH, BATCH):
-            self.receive(*(encode_report(a_sighting(start + n)) for n in range(BATCH)))
-        self.assertEqual(self.journal.batches, [BATCH] * UNDER_WAY)
+        count = MAX_BATCH_ITEMS + 1
+        for start in range(0, 5 * MAX_BATCH_ITEMS, MAX_BATCH_ITEMS):
+            self.receive(*(encode_report(a_sighting(start + n)) for n in range(MAX_BATCH_ITEMS)))
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * MAX_COMMITS_IN_FLIGHT)
         self.journal.batches.clear()
         self.setUp()
         self.journal.holding = True
         self.receive(encode_report(a_sighting(0)))
-        self.receive(*(encode_report(a_sighting(n)) for n in range(1, BATCH)))
+        self.receive(*(encode_report(a_sighting(n)) for n in range(1, MAX_BATCH_ITEMS)))
         self.assertEqual(self.journal.batches, [1])
-        self.receive(*(encode_report(a_sighting(n)) for n in range(BATCH, count)))
-        self.assertEqual(self.journal.batches, [1, BATCH])
+        self.receive(*(encode_report(a_sighting(n)) for n in range(MAX_BATCH_ITEMS, count)))
+        self.assertEqual(self.journal.batches, [1, MAX_BATCH_ITEMS])
         self.journal.release()
         self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count)])
+        self.assertEqual(self.delivered_items(), [a_sighting(n).raw for n in range(count)])
 
     def test_from_elsewhere(self) -> None:
         """
-        What the journal accepted of somebody else is spread in its order, too.
+        Items that the journal accepted from another source are delivered in its order, too.
         """
-        spreads: list[tuple[int, Deferred[None]]] = []
+        deliveries: list[tuple[int, Deferred[None]]] = []
 
-        def spread(commit: Commit) -> Deferred[None]:
-            spreads.append((commit.until, Deferred()))
-            return spreads[-1][1]
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
+            deliveries.append((commit.until, Deferred()))
+            return deliveries[-1][1]
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         for number in range(1, 3):
             self.receive(encode_report(an_indicator(number)))
-        done = self.intake.hand_on([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
+        done = self.intake.fan_out([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
         for count in range(1, 4):
             self.assertNoResult(done)
-            self.assertEqual([until for until, _ in spreads], list(range(1, count + 1)))
-            spreads[-1][1].callback(None)
+            self.assertEqual([until for until, _ in deliveries], list(range(1, count + 1)))
+            deliveries[-1][1].callback(None)
             self.clock.advance(0)
         self.successResultOf(done)
 
     def test_refused(self) -> None:
         """
-        What is not valid is counted and logged, so many times a minute and no more,
-        and the rest is taken in.
+        Invalid messages are counted, and logged a limited number of times a minute; valid ones
+        are taken in.
         """
         broken = [
             b"",
@@ -217,7 +227,7 @@ class ReceiveTests(IntakeTestCase):
             self.receive(*broken, encode_report(an_indicator()))
             self.intake.receive([Received("", [b"stix2/indicator", an_indicator(2).raw])])
         self.assertEqual(self.intake.counts["message", "refused"], len(broken) + 1)
-        self.assertEqual(self.spread_items(), [an_indicator().raw])
+        self.assertEqual(self.delivered_items(), [an_indicator().raw])
         self.assertEqual(len([e for e in events if "reason" in e]), ERRORS_PER_MINUTE)
         self.clock.advance(60)
         with capturedLogs() as events:
@@ -233,19 +243,19 @@ class ReceiveTests(IntakeTestCase):
         self.intake.receive([Received("", frames)])
         self.receive(*(topic + b" " + payload for topic in REPORT_TOPICS))
         self.receive(encode_report(an_indicator()))
-        self.assertEqual(self.spread_items()[-1:], [an_indicator().raw])
+        self.assertEqual(self.delivered_items()[-1:], [an_indicator().raw])
 
     def test_unmatchable(self) -> None:
         """
-        An indicator that nobody can match is carried; it may be of use to others.
+        An indicator that tbvast cannot match is accepted, because subscribers may use it.
         """
         item = an_indicator(pattern="[file:name = 'a' AND file:size > 3]")
         self.receive(encode_report(item))
-        self.assertEqual(self.spread_items(), [item.raw])
+        self.assertEqual(self.delivered_items(), [item.raw])
 
     def test_envelopes(self) -> None:
         """
-        Answers to snapshot requests go to who asked, and not into the journal.
+        Answers to snapshot requests go to the askers, not to the journal.
         """
         self.receive(envelope(an_indicator(1), "a"), envelope(a_sighting(1), "b"))
         self.assertEqual(
@@ -259,18 +269,18 @@ class ReceiveTests(IntakeTestCase):
         is durable.
         """
         self.journal.holding = True
-        count = FULL + UNDER_WAY * BATCH
+        count = MAX_QUEUED_ITEMS + MAX_COMMITS_IN_FLIGHT * MAX_BATCH_ITEMS
         messages = [Received("", [encode_report(a_sighting(n))]) for n in range(count)]
-        self.intake.receive(messages[: FULL - 1])
+        self.intake.receive(messages[: MAX_QUEUED_ITEMS - 1])
         self.assertEqual(self.paused, [])
-        self.intake.receive(messages[FULL - 1 :])
+        self.intake.receive(messages[MAX_QUEUED_ITEMS - 1 :])
         self.assertEqual(self.paused, [True])
         self.journal.holding = False
         self.journal.release()
         self.assertEqual(self.paused, [True])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(len(self.spread_items()), count)
+        self.assertEqual(len(self.delivered_items()), count)
         self.assertEqual(self.paused, [True, False])
 
 
@@ -281,69 +291,71 @@ class TurnTests(IntakeTestCase):
 
     def test_in_pieces(self) -> None:
         """
-        A long list of documents is decoded in pieces, in order, and what somebody
-        else publishes meanwhile comes after it.
+        A long list of documents is decoded over several turns, in order, and documents
+        published meanwhile follow it.
         """
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        count = 20 * CHECKED
+        count = 20 * DECODES_PER_CLOCK_CHECK
         documents = [indicator_document(number) for number in range(count)]
         first = self.intake.publish(documents)
         second = self.intake.publish([indicator_document(count)])
         self.assertNoResult(first)
         turns = 0
         while not second.called:
-            before = len(self.spread_items())
+            before = len(self.delivered_items())
             self.clock.advance(0)
             turns += 1
-            self.assertLessEqual(len(self.spread_items()) - before, 10 * CHECKED)
+            self.assertLessEqual(len(self.delivered_items()) - before, 10 * DECODES_PER_CLOCK_CHECK)
         self.assertGreater(turns, 3)
         self.assertEqual(len(self.successResultOf(first)), count)
-        self.assertEqual(self.spread_items(), [*documents, indicator_document(count)])
+        self.assertEqual(self.delivered_items(), [*documents, indicator_document(count)])
 
     def test_stopped_between(self) -> None:
         """
-        What has been offered, and not yet decoded, is taken in before the end.
+        Offered items that are not yet decoded are taken in before the end.
         """
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        published = self.intake.publish([indicator_document(n) for n in range(20 * CHECKED)])
+        published = self.intake.publish(
+            [indicator_document(n) for n in range(20 * DECODES_PER_CLOCK_CHECK)]
+        )
         finished = self.intake.finish()
         for _ in range(100):
             self.clock.advance(0)
         self.successResultOf(finished)
         self.successResultOf(published)
 
-    def test_slow_spread(self) -> None:
+    def test_slow_delivery(self) -> None:
         """
         The next commit waits until all have been given the one before.
         """
-        spreads: list[Deferred[None]] = []
+        deliveries: list[Deferred[None]] = []
 
-        def spread(commit: Commit) -> Deferred[None]:
-            spreads.append(Deferred())
-            return spreads[-1]
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
+            deliveries.append(Deferred())
+            return deliveries[-1]
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         self.receive(encode_report(an_indicator(1)))
         self.receive(encode_report(an_indicator(2)))
         self.clock.advance(1)
-        self.assertEqual(len(spreads), 1)
-        spreads[0].callback(None)
+        self.assertEqual(len(deliveries), 1)
+        deliveries[0].callback(None)
         self.clock.advance(0)
-        self.assertEqual(len(spreads), 2)
+        self.assertEqual(len(deliveries), 2)
 
 
 class SetAsideTests(IntakeTestCase):
     """
-    What the journal could not keep.
+    Items that the journal cannot store.
     """
 
     def test_said(self) -> None:
         """
-        The log counts it, and says of nobody that it is another's.
+        The log counts such items, and does not report an ownership conflict.
         """
         item = an_indicator(1)
         self.journal.append = lambda items, publishers=(): succeed(  # type: ignore[method-assign]
@@ -357,7 +369,7 @@ class SetAsideTests(IntakeTestCase):
 
 class PublishTests(IntakeTestCase):
     """
-    What is published by request.
+    Publish requests.
     """
 
     def test_outcomes(self) -> None:
@@ -395,34 +407,33 @@ class PublishTests(IntakeTestCase):
 
     def test_not_answered_before_durable(self) -> None:
         """
-        Nothing is answered before it is durable and has been spread.
+        A publisher is answered only after its items are durable and delivered.
         """
         self.journal.holding = True
         d = self.intake.publish([an_indicator().raw])
         self.assertNoResult(d)
         self.journal.release()
         self.assertEqual(len(self.successResultOf(d)), 1)
-        self.assertEqual(self.spread_items(), [an_indicator().raw])
+        self.assertEqual(self.delivered_items(), [an_indicator().raw])
 
     def test_taken(self) -> None:
         """
-        What another bus sent is taken in like this, too.
+        Items from another bus are taken in the same way.
         """
         (outcome,) = self.successResultOf(self.intake.take([an_indicator()], EVERYBODY))
         assert isinstance(outcome, Outcome)
         self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
 
-    def test_spreading_fails(self) -> None:
+    def test_delivery_fails(self) -> None:
         """
-        What is durable is answered, and the next is taken in, even if spreading it
-        failed.
+        Publishers are answered, and the next items taken in, even if a delivery fails.
         """
 
-        def spread(commit: Commit) -> Deferred[None]:
+        def deliver(commit: CommittedBatch) -> Deferred[None]:
             raise ZeroDivisionError
 
         self.intake = Intake(
-            self.clock, self.journal, self.gate, spread, self.envelopes.append, ERRORS_PER_MINUTE
+            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
         )
         for number in range(2):
             (outcome,) = self.successResultOf(self.intake.publish([an_indicator(number).raw]))
@@ -439,8 +450,8 @@ class FailingTests(IntakeTestCase):
 
     def test_retried(self) -> None:
         """
-        What arrived waits, nothing more is read, and nothing is spread, until the
-        journal can keep it.
+        While the journal fails, received items wait, nothing more is read, and nothing is
+        delivered.
         """
         self.journal.failing = True
         with capturedLogs() as events:
@@ -455,49 +466,52 @@ class FailingTests(IntakeTestCase):
         self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.paused, [True, False])
         self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [an_indicator(1).raw, an_indicator(2).raw])
+        self.assertEqual(self.delivered_items(), [an_indicator(1).raw, an_indicator(2).raw])
 
     def test_in_order(self) -> None:
         """
-        Of two commits that are under way and fail, the first is tried again first, and
-        both before what arrived since; nothing is read before the journal works.
+        If two concurrent commits fail, the first is retried first, and both before items that
+        arrived later. Nothing is read until the journal works.
         """
-        count = 2 * BATCH + 1
+        count = 2 * MAX_BATCH_ITEMS + 1
         self.journal.holding = True
         self.receive(*(encode_report(a_sighting(number)) for number in range(count)))
-        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * 2)
         self.journal.failing = True
         self.journal.release()
         self.receive(encode_report(a_sighting(count)))
-        self.assertEqual((self.journal.batches, self.paused), ([BATCH] * 2, [True]))
+        self.assertEqual((self.journal.batches, self.paused), ([MAX_BATCH_ITEMS] * 2, [True]))
         self.journal.failing = self.journal.holding = False
         self.clock.advance(RETRY_DELAY)
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(count + 1)])
+        self.assertEqual(self.delivered_items(), [a_sighting(n).raw for n in range(count + 1)])
         self.assertEqual(self.paused, [True, False])
 
     def test_still_under_way(self) -> None:
         """
-        What failed is not tried again before what was given after it has failed as well.
+        A failed batch is retried only after the batches behind it have failed as well.
         """
         self.journal.holding = True
-        self.receive(*(encode_report(a_sighting(number)) for number in range(2 * BATCH)))
+        self.receive(*(encode_report(a_sighting(number)) for number in range(2 * MAX_BATCH_ITEMS)))
         first, second = self.journal.held
         first[0].errback(JournalFailed("the disk refuses"))
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(self.journal.batches, [BATCH] * 2)
+        self.assertEqual(self.journal.batches, [MAX_BATCH_ITEMS] * 2)
         second[0].errback(JournalFailed("the disk refuses"))
         self.journal.held.clear()
         self.journal.holding = False
         self.clock.advance(RETRY_DELAY)
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(self.spread_items(), [a_sighting(n).raw for n in range(2 * BATCH)])
+        self.assertEqual(
+            self.delivered_items(), [a_sighting(n).raw for n in range(2 * MAX_BATCH_ITEMS)]
+        )
 
     def test_told(self) -> None:
         """
-        Who publishes by request is told, and keeps it; it is not taken in later.
+        A publish request fails with the journal. The publisher keeps its items, which are not
+        retried.
         """
         self.journal.failing = True
         d = self.intake.publish([an_indicator(1).raw])
@@ -511,7 +525,7 @@ class FailingTests(IntakeTestCase):
 
     def test_defect(self) -> None:
         """
-        A journal that fails in another way keeps nobody waiting.
+        An unexpected error of the journal blocks neither publishers nor later items.
         """
         self.start(BrokenJournal(self.clock))
         for _ in range(2):
@@ -525,7 +539,9 @@ class FailingTests(IntakeTestCase):
         It does not keep the endpoint from being read, either.
         """
         self.start(BrokenJournal(self.clock))
-        self.intake.receive([Received("", [encode_report(a_sighting(n))]) for n in range(FULL)])
+        self.intake.receive(
+            [Received("", [encode_report(a_sighting(n))]) for n in range(MAX_QUEUED_ITEMS)]
+        )
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertEqual(self.paused, [True, False])
@@ -548,7 +564,7 @@ class FinishTests(IntakeTestCase):
 
     def test_waiting(self) -> None:
         """
-        What was taken in is made durable and spread first.
+        Items that were taken in are committed and delivered first.
         """
         self.journal.holding = True
         self.receive(encode_report(an_indicator(1)))
@@ -560,13 +576,13 @@ class FinishTests(IntakeTestCase):
         self.clock.advance(0)
         self.clock.advance(0)
         self.successResultOf(finished)
-        self.assertEqual(len(self.spread_items()), 2)
+        self.assertEqual(len(self.delivered_items()), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class PermissionTests(IntakeTestCase):
     """
-    Who may publish what.
+    The permissions to publish.
     """
 
     def setUp(self) -> None:
@@ -580,12 +596,12 @@ class PermissionTests(IntakeTestCase):
             sightings="publish-sightings,subscribe-intel",
             listener="subscribe-intel,subscribe-sightings",
         )
-        self.gate = Gate(path)
+        self.access = AccessControl(path)
         self.start(MemoryJournal(self.clock))
 
     def test_dropped(self) -> None:
         """
-        What somebody may not send is dropped, counted and logged with the name.
+        A message without the permission is dropped, counted, and logged with the client's name.
         """
         frames = [
             encode_report(an_indicator(1)),
@@ -594,13 +610,13 @@ class PermissionTests(IntakeTestCase):
         ]
         with capturedLogs() as events:
             self.receive(*frames, user=self.keys["sightings"])
-        self.assertEqual(self.spread_items(), [a_sighting(1).raw])
+        self.assertEqual(self.delivered_items(), [a_sighting(1).raw])
         self.assertEqual(self.envelopes, [])
         self.assertEqual(self.intake.counts["message", "forbidden"], 2)
         self.assertEqual([event["client"] for event in events], ["sightings"] * 2)
         self.clock.advance(0)
         self.receive(*frames, user=self.keys["intel"])
-        self.assertEqual(self.spread_items()[1:], [an_indicator(1).raw])
+        self.assertEqual(self.delivered_items()[1:], [an_indicator(1).raw])
         self.assertEqual(len(self.envelopes), 1)
         for user in (self.keys["listener"], "", "nobody"):
             self.receive(*frames, user=user)
@@ -623,7 +639,7 @@ class PermissionTests(IntakeTestCase):
         publisher = upstream_publisher("up.example:13370")
         (outcome,) = self.successResultOf(self.intake.take([an_indicator()], publisher))
         self.assertIsInstance(outcome, Outcome)
-        # Neither it nor a client changes what is the other's.
+        # Neither may change an indicator of the other.
         edit = an_indicator(1, 2).raw
         (outcome,) = self.successResultOf(self.intake.publish([edit], self.keys["intel"]))
         assert isinstance(outcome, Outcome)
@@ -638,8 +654,9 @@ class PermissionTests(IntakeTestCase):
 
     def test_owner(self) -> None:
         """
-        What is another client's is refused, with the reason by request, and with a line
-        in the log and a count on sub; who manages what others own may change it.
+        A change of another client's indicator is refused: with the reason for a request, with a
+        log line and a count for a message. A client that may manage others' indicators may
+        change it.
         """
         self.receive(encode_report(an_indicator(1)), user=self.keys["intel"])
         self.clock.advance(0)
@@ -656,4 +673,4 @@ class PermissionTests(IntakeTestCase):
             assert isinstance(outcome, Outcome)
             self.assertEqual((user, outcome.verdict), (user, verdict))
             self.clock.advance(0)
-        self.assertEqual(len(self.spread_items()), 2)
+        self.assertEqual(len(self.delivered_items()), 2)

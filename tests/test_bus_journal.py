@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bus.journal.client}, and what it is made of.
+Tests for L{tbvast.bus.journal.client} and its parts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bus.journal.client import JournalService
 from tbvast.bus.journal.ownership import EVERYBODY, Publisher, runs_of
-from tbvast.bus.journal.reader import Entered
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
+from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
 from tbvast.protocol.frames import Item
@@ -77,7 +77,7 @@ def edit(number: int = 1, version: float | None = 1, **changes: Any) -> Indicato
 
 class JournalContract:
     """
-    What every L{IJournal} keeps to; mixed into one class for each provider.
+    The contract of every L{IJournal}; mixed into one class for each provider.
     """
 
     clock: Clock
@@ -94,7 +94,7 @@ class JournalContract:
             self.journal.append(items, [(len(items), by)])
         )
         self.assertEqual(len(outcomes), len(items))
-        # Who is not told that all is well is told why.
+        # Every refusal has a reason.
         for outcome in outcomes:
             self.assertEqual(bool(outcome.reason), outcome.verdict in (OUTDATED, REFUSED))
         return outcomes
@@ -116,8 +116,8 @@ class JournalContract:
         streams: Sequence[Stream] = tuple(Stream),
         limit: int = 1000,
         size: int = 1 << 20,
-    ) -> list[Entered]:
-        found: list[Entered] = self.successResultOf(
+    ) -> list[JournalEntry]:
+        found: list[JournalEntry] = self.successResultOf(
             self.journal.entries(after, streams, limit, size)
         )
         return found
@@ -152,8 +152,7 @@ class JournalContract:
 
     def test_numbers(self) -> None:
         """
-        What is accepted is numbered in order, over all streams; the item comes
-        back as it came.
+        Accepted items of all streams are numbered in order, and returned unchanged.
         """
         items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(2)]
         self.assertEqual(
@@ -225,8 +224,8 @@ class JournalContract:
 
     def test_removed(self) -> None:
         """
-        A removal ends what was in force. Without a pattern it gets that of what it
-        removes, so that it can be forwarded in every dialect.
+        A removal ends the version in force. Without a pattern, it takes that of the removed
+        version, so that it can be forwarded in every dialect.
         """
         self.append(an_indicator())
         (outcome,) = self.append(removal())
@@ -262,7 +261,7 @@ class JournalContract:
 
     def test_removal_repeated(self) -> None:
         """
-        What is removed already cannot be removed again.
+        A removed indicator cannot be removed again.
         """
         self.append(an_indicator(), removal())
         self.assertEqual(
@@ -290,8 +289,8 @@ class JournalContract:
 
     def test_old_removal(self) -> None:
         """
-        A removal ends any version, whatever the clock said where it was made; a repeat
-        of it does not end what has come since.
+        A removal ends any version, whatever its own date; a repeat of it does not end later
+        versions.
         """
         self.append(an_indicator(1, 3))
         for old in (removal(1, 2), an_indicator(1, 1, revoked=True), removal(1, None)):
@@ -364,7 +363,7 @@ class JournalContract:
         self.clock.advance(10)
         again = an_indicator(1, NOW + 5)
         self.assertEqual(self.verdicts(an_indicator(), again), [OUTDATED, ACCEPTED])
-        # Not even what was itself from the future.
+        # Not even one that was itself from the future.
         self.append(an_indicator(2, modified=NINETY_NINE), removal(2, modified=NINETY_NINE))
         self.clock.advance(10)
         self.assertEqual(
@@ -374,8 +373,8 @@ class JournalContract:
 
     def test_clock_set_back(self) -> None:
         """
-        When the bus's clock is set back, what it received before looks as if it came
-        from the future; a correction and a removal have their way.
+        When the bus's clock is set back, versions received before seem to come from the future.
+        Corrections and removals of them are accepted.
         """
         self.clock.rightNow = 2 * HOUR
         self.append(an_indicator(1, 2 * HOUR - 20), an_indicator(2, 2 * HOUR - 10))
@@ -403,8 +402,7 @@ class JournalContract:
 
     def test_clock_set_forward(self) -> None:
         """
-        When the bus's clock, having been behind, is set right, the dates of what it
-        received before count.
+        When a slow clock of the bus is corrected, the dates of versions received before count.
         """
         self.append(an_indicator(1, HOUR))
         self.clock.rightNow = 2 * HOUR
@@ -413,8 +411,8 @@ class JournalContract:
 
     def test_owners(self) -> None:
         """
-        Nobody replaces or removes what another one has published, but who manages what
-        others own; what changes nothing is refused to nobody.
+        A publisher may change its own indicators only, unless it may manage others'. Repeats
+        are never refused.
         """
         self.append(an_indicator(1, 2), an_indicator(2, 2), by=ONE)
         changes = (an_indicator(1, 3), edit(1, 2), removal(1, 3), an_indicator(1, 3, revoked=True))
@@ -432,7 +430,7 @@ class JournalContract:
 
     def test_nobodys(self) -> None:
         """
-        What was published where there were no keys is whose who changes it.
+        An indicator published without keys belongs to the first client that changes it.
         """
         self.append(an_indicator(1), an_indicator(2))
         self.assertEqual(self.verdicts(an_indicator(1, 2), removal(2, 2), by=ONE), [ACCEPTED] * 2)
@@ -442,7 +440,7 @@ class JournalContract:
 
     def test_removed_by_stranger(self) -> None:
         """
-        Where there are owners, nobody removes what is still to come.
+        If indicators have owners, a removal cannot precede its indicator.
         """
         whole = an_indicator(1, x_threatbus_update="REMOVE", modified=NINETY_NINE)
         self.assertEqual(self.verdicts(whole, by=OTHER), [UNKNOWN])
@@ -462,8 +460,8 @@ class JournalContract:
 
     def test_unknown_removal(self) -> None:
         """
-        A removal of what was never there is unknown; where it has a pattern it is
-        forwarded, and ends earlier versions that come later.
+        A removal of an unknown indicator has the verdict C{unknown}; with a pattern, it is
+        forwarded, and ends earlier versions that arrive later.
         """
         self.assertEqual(self.append(removal()), [Outcome(UNKNOWN, 0, removal())])
         self.assertEqual(self.journal.head, 0)
@@ -474,7 +472,7 @@ class JournalContract:
 
     def test_added_again(self) -> None:
         """
-        What was removed comes back with a later version only.
+        A removed indicator comes back only with a later version.
         """
         self.append(an_indicator(1, 1), removal(1, 2))
         self.assertEqual(
@@ -527,8 +525,8 @@ class JournalContract:
 
     def test_since(self) -> None:
         """
-        A page holds what was received since a time; an edit is received when it
-        comes.
+        A page has the indicators received since a time; an edit counts as received when it
+        arrives.
         """
         for day in range(3):
             self.clock.rightNow = day * DAY + 10
@@ -541,7 +539,7 @@ class JournalContract:
 
     def test_valid_until(self) -> None:
         """
-        What is no longer valid is not in force, with nothing said.
+        An expired indicator is not in force, even before its removal is recorded.
         """
         self.append(an_indicator(1, valid_until="1970-01-01T00:01:40Z"), an_indicator(2))
         self.clock.rightNow = 99.0
@@ -563,15 +561,15 @@ class JournalContract:
 
     def test_entries(self) -> None:
         """
-        What was accepted is read again by number, also what is no longer in force,
-        and nothing of what was not accepted.
+        Accepted items are replayed by number, also those no longer in force; items that were
+        not accepted are not.
         """
         items: list[Item] = [an_indicator(1), a_sighting(1), an_indicator(1, 2), an_indicator(2)]
         self.append(items[0], items[0], *items[1:])
         (removed,) = self.append(removal(2))
         streams = [Stream.INTEL, Stream.SIGHTING, Stream.INTEL, Stream.INTEL, Stream.INTEL]
         expected = [
-            Entered(number, stream, item.raw)
+            JournalEntry(number, stream, item.raw)
             for number, stream, item in zip(
                 range(1, 6), streams, [*items, removed.item], strict=True
             )
@@ -604,7 +602,7 @@ class JournalContract:
 
     def test_none_pruned(self) -> None:
         """
-        What is still there was not pruned, whatever its stream or state.
+        Entries that still exist do not count as pruned, whatever their stream or state.
         """
         self.append(an_indicator(1), a_sighting(1), an_indicator(1, 2))
         for after, until in ((0, 3), (1, 2), (2, 2)):
@@ -664,7 +662,7 @@ class MemoryJournalTests(JournalContract, SynchronousTestCase):
 
     def test_held(self) -> None:
         """
-        What is held is done when it is released.
+        Held calls are executed when they are released.
         """
         self.journal.holding = self.journal.holding_reads = True
         appended = self.journal.append([an_indicator()])
@@ -717,7 +715,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_rest_reopened(self) -> None:
         """
-        What was accepted, positions and subscriptions are there as well.
+        Accepted items, positions and subscriptions survive a restart.
         """
         self.append(an_indicator(1), a_sighting(1))
         before = self.entries()
@@ -742,7 +740,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_durable(self) -> None:
         """
-        What was accepted is in the file, and is synchronised with the disk.
+        Accepted items are in the file, which has been synchronised with the disk.
         """
         self.append(an_indicator())
         other = sqlite3.connect(self.path)
@@ -754,8 +752,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_earlier_version(self) -> None:
         """
-        A file from before there were digests is gone on with: what is in it is found
-        by its id, and has its number.
+        A file without digests is migrated: its entries are found by id and keep their numbers.
         """
         self.append(an_indicator(1), an_indicator(2), removal(2))
         self.file.close()
@@ -778,9 +775,8 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_without_owners(self) -> None:
         """
-        A file of tbvast 0.1.0, which knew no owners and took dates as they came, is gone
-        on with: what is from the future is corrected, and published again after it was
-        removed.
+        A file of tbvast 0.1.0, without owners and effective dates, is migrated: versions from
+        the future can be corrected, and published again after a removal.
         """
         self.append(an_indicator(1, modified=NINETY_NINE), an_indicator(2), an_indicator(3))
         self.append(removal(3, modified=NINETY_NINE))
@@ -824,8 +820,8 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_decided(self) -> None:
         """
-        What is remembered of an indicator that changes all the time is bounded, and does
-        not outlive its use.
+        The remembered versions of an indicator that changes often are bounded, and dropped when
+        they no longer matter.
         """
         for number in range(50):
             self.clock.advance(1)
@@ -883,8 +879,8 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_disk_error(self) -> None:
         """
-        A commit that fails halfway leaves nothing behind, and what it held can be
-        appended when the disk does its work again.
+        A commit that fails halfway leaves nothing behind, and its items can be appended when
+        the disk works again.
         """
         self.append(an_indicator(1))
         before = self.current()
@@ -898,8 +894,8 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_failure_unknown(self) -> None:
         """
-        What was to be appended after what failed fails too, until the failure is known:
-        nothing overtakes what will be tried again.
+        After a failure, later calls fail too until the caller knows of it, so that nothing
+        overtakes a retry.
         """
         calls: list[tuple[Deferred[Any], Any]] = []
 
@@ -926,27 +922,27 @@ class JournalTests(JournalContract, SynchronousTestCase):
 
     def test_floor_read(self) -> None:
         """
-        Who reads what was let go of meanwhile is told with it that there may be a gap.
+        A reader of entries that were pruned meanwhile learns from the floor of a possible gap.
         """
         self.append(*(a_sighting(number) for number in range(3)))
-        self.file.store.forget(0.0, 1, 2)
+        self.file.store.prune(0.0, 1, 2)
         self.assertEqual(self.journal.floor, 0)
         self.assertEqual([entry.number for entry in self.entries()], [3])
         self.assertEqual(self.journal.floor, 2)
 
     def test_pruned(self) -> None:
         """
-        What was let go of can be counted.
+        Pruned entries can be counted.
         """
         self.append(a_sighting(1), an_indicator(1), *(a_sighting(n) for n in range(2, 5)))
-        self.file.store.forget(0.0, 1, 2)
+        self.file.store.prune(0.0, 1, 2)
         for after, until, count in ((0, 3, 2), (1, 3, 1), (1, 2, 0), (3, 5, 0)):
             with self.subTest(after=after, until=until):
                 self.assertEqual(self.successResultOf(self.journal.pruned(after, until)), count)
 
     def test_read_error(self) -> None:
         """
-        What cannot be read fails.
+        Reading an unreadable file fails.
         """
         other = sqlite3.connect(self.path)
         other.execute("ALTER TABLE entries RENAME TO elsewhere")
@@ -1032,9 +1028,8 @@ class Told(NamedTuple):
 
 class ModelBus:
     """
-    Says in a few words what a bus is to make of a sequence of acts, one after the other:
-    the last one that its sender may do, and that is neither a repeat nor older than what
-    is known, decides.
+    A short model of a bus that receives a sequence of acts: the last permitted act that is
+    neither a repeat nor outdated decides.
     """
 
     def __init__(self) -> None:
@@ -1151,7 +1146,7 @@ class AgreementTests(SynchronousTestCase):
 
     def check(self, act: Act, again: bool, before: Told | None, after: Told | None) -> None:
         """
-        What holds whatever the model says.
+        Invariants that hold independently of the model.
         """
         if before is None or after is None:
             return
@@ -1194,7 +1189,7 @@ class AgreementTests(SynchronousTestCase):
 
 def unexplained(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
-    Outcomes whose reasons say only that there is one.
+    Outcomes, with their reasons reduced to whether there is one.
     """
     return [msgspec.structs.replace(each, reason="why" if each.reason else "") for each in outcomes]
 
@@ -1213,7 +1208,7 @@ class JournalServiceTests(TestCase):
 
     async def test_process(self) -> None:
         """
-        It keeps items while it runs, finishes what was begun, and starts again.
+        It stores items while it runs, finishes calls in progress, and starts again.
         """
         for number in (1, 2):
             service = self.service()
@@ -1230,12 +1225,12 @@ class JournalServiceTests(TestCase):
 
     async def test_floor(self) -> None:
         """
-        What was let go of in the other process is known in this one.
+        The floor that the other process has raised is known in this one.
         """
         service = self.service()
         service.startService()
         await service.journal.append([a_sighting(number) for number in range(3)])
-        self.assertEqual(await service.journal.forget(0, 1, 2), 2)
+        self.assertEqual(await service.journal.prune(0, 1, 2), 2)
         self.assertEqual(service.journal.floor, 2)
         entries = await service.journal.entries(0, list(Stream), 10, ALL)
         self.assertEqual([entry.number for entry in entries], [3])
@@ -1252,8 +1247,8 @@ class JournalServiceTests(TestCase):
 
     async def test_killed(self) -> None:
         """
-        If the process ends by itself, what was asked of it fails, and it is told: what it
-        was doing may have been done or not.
+        If the process ends by itself, pending calls fail and the service is told: they may have
+        been executed or not.
         """
         service = self.service()
         service.startService()

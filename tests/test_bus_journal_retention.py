@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bus.journal.retention}, and for what a journal forgets.
+Tests for L{tbvast.bus.journal.retention}, and for the expiry and pruning of a journal.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.journal.retention import EXPIRY_INTERVAL, FORGET_INTERVAL, PIECE, Housekeeping
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.retention import (
+    EXPIRY_INTERVAL,
+    MAX_BATCH_ENTRIES,
+    PRUNE_INTERVAL,
+    Retention,
+)
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IKeeper
+from tbvast.interfaces import IRetention
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
@@ -26,7 +31,7 @@ from tests.doubles_bus import FileJournal
 PLENTY = 1 << 40
 
 
-class KeeperTestCase(SynchronousTestCase):
+class RetentionTestCase(SynchronousTestCase):
     """
     A journal in a file.
     """
@@ -51,15 +56,15 @@ class KeeperTestCase(SynchronousTestCase):
 
     def numbers(self) -> list[int]:
         """
-        What the journal still has.
+        The numbers of the remaining entries.
         """
         entries = self.successResultOf(self.journal.entries(0, list(Stream), 10_000, PLENTY))
         return [entry.number for entry in entries]
 
 
-class ExpireTests(KeeperTestCase):
+class ExpireTests(RetentionTestCase):
     """
-    Indicators that are no longer valid.
+    Expired indicators.
     """
 
     def expire(self, limit: int = 1000) -> list[Outcome]:
@@ -68,13 +73,13 @@ class ExpireTests(KeeperTestCase):
 
     def test_interface(self) -> None:
         """
-        A journal is an L{IKeeper}.
+        A journal is an L{IRetention}.
         """
-        verifyObject(IKeeper, self.journal)
+        verifyObject(IRetention, self.journal)
 
     def test_expired(self) -> None:
         """
-        One whose time is over is removed, under a number of its own, once.
+        An indicator that expires is removed once, under a new number.
         """
         self.append(
             an_indicator(1, valid_until=moment(100)),
@@ -98,7 +103,7 @@ class ExpireTests(KeeperTestCase):
 
     def test_limit(self) -> None:
         """
-        So many at a time, those first whose time was over first.
+        A bounded number expires at a time, in order of C{valid_until}.
         """
         self.append(*(an_indicator(n, valid_until=moment(100 - n)) for n in range(5)))
         self.clock.advance(200)
@@ -138,8 +143,8 @@ class ExpireTests(KeeperTestCase):
 
     def test_clock_was_ahead(self) -> None:
         """
-        What ended only because the bus's clock was ahead comes back when it is published
-        again; unless somebody has removed it since.
+        An indicator that expired only because the bus's clock was ahead comes back when it is
+        published again, unless it was removed since.
         """
         items = [an_indicator(number, valid_until=moment(100)) for number in (1, 2)]
         self.append(*items)
@@ -157,45 +162,46 @@ class ExpireTests(KeeperTestCase):
         self.assertEqual([o.item.id for o in self.expire()], [indicator_id(1)])
 
 
-class ForgetTests(KeeperTestCase):
+class ForgetTests(RetentionTestCase):
     """
-    What is of no use any more.
+    Entries that are no longer needed.
     """
 
-    def forget(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
-        count: int = self.successResultOf(self.journal.forget(age, size, limit))
+    def prune(self, age: float = DAY, size: int = PLENTY, limit: int = 1000) -> int:
+        count: int = self.successResultOf(self.journal.prune(age, size, limit))
         return count
 
     def test_age(self) -> None:
         """
-        What is old and not in force goes; the floor says up to where.
+        Old entries that are not in force are pruned, up to the floor.
         """
         self.append(an_indicator(1), a_sighting(1), an_indicator(1, 2), an_indicator(2))
         self.append(an_indicator(2, 2, x_threatbus_update="REMOVE"))
         self.clock.advance(DAY)
         self.append(a_sighting(2))
-        self.assertEqual((self.forget(), self.journal.floor), (0, 0))
+        self.assertEqual((self.prune(), self.journal.floor), (0, 0))
         self.clock.advance(1)
-        self.assertEqual((self.forget(), self.journal.floor), (4, 5))
+        self.assertEqual((self.prune(), self.journal.floor), (4, 5))
         self.assertEqual((self.numbers(), self.in_force()), ([3, 6], [3]))
-        self.assertEqual((self.forget(), self.journal.floor), (0, 5))
+        self.assertEqual((self.prune(), self.journal.floor), (0, 5))
 
     def test_size(self) -> None:
         """
-        Beyond a size the oldest goes earlier, piece by piece; what is in force stays.
+        Above a size, the oldest entries are pruned sooner, a limited number at a time; entries
+        in force stay.
         """
         self.append(an_indicator(1), *(a_sighting(number) for number in range(5)))
-        self.assertEqual((self.forget(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
+        self.assertEqual((self.prune(size=1, limit=2), self.numbers()), (2, [1, 4, 5, 6]))
         self.assertEqual(self.journal.floor, 3)
-        self.assertEqual((self.forget(size=1), self.numbers()), (3, [1]))
+        self.assertEqual((self.prune(size=1), self.numbers()), (3, [1]))
         self.assertEqual((self.journal.floor, self.journal.head), (6, 6))
 
     def test_reopened(self) -> None:
         """
-        The floor is remembered, and numbers go on.
+        The floor is durable, and numbers continue.
         """
         self.append(*(a_sighting(number) for number in range(12)))
-        self.forget(size=1)
+        self.prune(size=1)
         self.file.close()
         self.open()
         self.assertEqual((self.journal.floor, self.journal.head), (12, 12))
@@ -203,52 +209,54 @@ class ForgetTests(KeeperTestCase):
 
     def test_smaller(self) -> None:
         """
-        What was let go of makes the file smaller.
+        Pruning makes the file smaller.
         """
         self.append(*(a_sighting(number, note="x" * 1000) for number in range(500)))
-        self.assertEqual(self.forget(size=1), 500)
+        self.assertEqual(self.prune(size=1), 500)
         self.file.close()
         self.assertLess(self.path.stat().st_size, 200_000)
         self.open()
 
 
-class HousekeepingTests(KeeperTestCase):
+class RetentionTests(RetentionTestCase):
     """
-    Tests for L{Housekeeping}.
+    Tests for L{Retention}.
     """
 
     def setUp(self) -> None:
         super().setUp()
         self.handed_on: list[Outcome] = []
-        self.keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
-        self.keeper.startService()
+        self.retention = Retention(self.clock, self.journal, self.fan_out, DAY, PLENTY)
+        self.retention.startService()
 
     def tearDown(self) -> None:
-        self.successResultOf(self.keeper.stopService())
+        self.successResultOf(self.retention.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         self.handed_on.extend(outcomes)
         return succeed(None)
 
     def test_expired(self) -> None:
         """
-        What expires is handed on within a second or so, however much it is.
+        Expired indicators are delivered within about a second, however many there are.
         """
-        self.append(*(an_indicator(n, valid_until=moment(50)) for n in range(PIECE + 1)))
+        self.append(
+            *(an_indicator(n, valid_until=moment(50)) for n in range(MAX_BATCH_ENTRIES + 1))
+        )
         self.clock.pump([EXPIRY_INTERVAL] * 49)
         self.assertEqual(self.handed_on, [])
         self.clock.advance(EXPIRY_INTERVAL)
-        self.assertEqual(len(self.handed_on), PIECE + 1)
+        self.assertEqual(len(self.handed_on), MAX_BATCH_ENTRIES + 1)
 
     def test_forgotten(self) -> None:
         """
-        What is old goes, from time to time.
+        Old entries are pruned at intervals.
         """
         self.append(a_sighting())
         self.clock.advance(DAY)
         self.assertEqual(self.numbers(), [1])
-        self.clock.advance(FORGET_INTERVAL)
+        self.clock.advance(PRUNE_INTERVAL)
         self.assertEqual((self.numbers(), self.journal.floor), ([], 1))
 
     def test_journal_fails(self) -> None:
@@ -258,15 +266,17 @@ class HousekeepingTests(KeeperTestCase):
         self.append(an_indicator(valid_until=moment(10)))
         self.file.close()
         with capturedLogs() as events:
-            self.clock.advance(FORGET_INTERVAL)
+            self.clock.advance(PRUNE_INTERVAL)
         formats = {event["log_format"] for event in events if "reason" in event}
-        self.assertEqual(formats, {"Nothing expires: {reason}", "Nothing is let go of: {reason}"})
+        self.assertEqual(
+            formats, {"Cannot expire indicators: {reason}", "Cannot prune the journal: {reason}"}
+        )
         self.flushLoggedErrors(JournalFailed)
         self.open()
-        keeper = Housekeeping(self.clock, self.journal, self.hand_on, DAY, PLENTY)
-        keeper.startService()
+        retention = Retention(self.clock, self.journal, self.fan_out, DAY, PLENTY)
+        retention.startService()
         self.assertEqual(len(self.handed_on), 1)
-        self.successResultOf(keeper.stopService())
+        self.successResultOf(retention.stopService())
 
     def test_defect(self) -> None:
         """
@@ -275,8 +285,8 @@ class HousekeepingTests(KeeperTestCase):
         self.append(an_indicator(valid_until=moment(10)))
         expire = self.journal.expire
         self.patch(self.journal, "expire", lambda limit: fail(ZeroDivisionError()))
-        self.patch(self.journal, "forget", lambda *limits: fail(ZeroDivisionError()))
-        self.clock.pump([EXPIRY_INTERVAL] * int(FORGET_INTERVAL))
+        self.patch(self.journal, "prune", lambda *limits: fail(ZeroDivisionError()))
+        self.clock.pump([EXPIRY_INTERVAL] * int(PRUNE_INTERVAL))
         self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         self.patch(self.journal, "expire", expire)
         self.clock.advance(EXPIRY_INTERVAL)

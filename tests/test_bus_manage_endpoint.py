@@ -16,11 +16,11 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.access_control import Gate
+from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import RETRY_DELAY, Intake
-from tbvast.bus.journal.writer import Outcome, Verdict
-from tbvast.bus.manage_endpoint import Addresses, Dialogue
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -47,7 +47,7 @@ class BreakableJournal(MemoryJournal):
         return super().counts()
 
 
-class DialogueTestCase(SynchronousTestCase):
+class ManageEndpointTestCase(SynchronousTestCase):
     """
     The dialogue of a bus without sockets.
     """
@@ -55,14 +55,14 @@ class DialogueTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1000 * DAY)
-        self.gate = self.make_gate()
+        self.access = self.make_access()
         self.journal = BreakableJournal(self.clock, "bus")
         self.source = MemorySource("memory")
         self.subscriptions = Subscriptions(
             self.clock,
             some_limits(subscriptions=5),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=self.journal,
                 replay=self.journal,
                 unreadable=lambda subscription: None,
@@ -78,15 +78,15 @@ class DialogueTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            self.gate,
-            self.subscriptions.spread,
+            self.access,
+            self.subscriptions.fan_out,
             snapshots.answered,
             ERRORS_PER_MINUTE,
         )
-        self.dialogue = Dialogue(
+        self.dialogue = ManageEndpoint(
             self.clock,
             Addresses("bus.example", 13371, 13372),
-            self.gate,
+            self.access,
             self.journal,
             self.subscriptions,
             snapshots,
@@ -96,8 +96,8 @@ class DialogueTestCase(SynchronousTestCase):
             ERRORS_PER_MINUTE,
         )
 
-    def make_gate(self) -> Gate:
-        return Gate(None)
+    def make_access(self) -> AccessControl:
+        return AccessControl(None)
 
     def ask(self, *frames: bytes, user: str = "") -> bytes:
         reply: bytes = self.successResultOf(self.dialogue.answer(frames, user))
@@ -114,7 +114,7 @@ class DialogueTestCase(SynchronousTestCase):
         return self.request(user, action="subscribe", topic=topic, **more)
 
 
-class ReplyTests(DialogueTestCase):
+class ReplyTests(ManageEndpointTestCase):
     """
     Every row of the manage table.
     """
@@ -188,7 +188,7 @@ class ReplyTests(DialogueTestCase):
 
     def test_unknown(self) -> None:
         """
-        What asks for nothing known, or has no topic, is told so.
+        An unknown request, or one without a topic, is answered with an error.
         """
         for request in (
             {},
@@ -206,8 +206,8 @@ class ReplyTests(DialogueTestCase):
 
     def test_broken(self) -> None:
         """
-        What is no request at all gets an error; it is counted, and logged so many
-        times a minute.
+        A message that is no request gets an error; it is counted, and logged a limited number
+        of times a minute.
         """
         broken = [
             b"",
@@ -284,7 +284,7 @@ class ReplyTests(DialogueTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
-class PublishTests(DialogueTestCase):
+class PublishTests(ManageEndpointTestCase):
     """
     Publishing by request.
     """
@@ -335,7 +335,7 @@ class PublishTests(DialogueTestCase):
         self.clock.advance(RETRY_DELAY)
 
 
-class ResumeTests(DialogueTestCase):
+class ResumeTests(ManageEndpointTestCase):
     """
     Subscribers that speak tbvast/1.
     """
@@ -364,14 +364,15 @@ class ResumeTests(DialogueTestCase):
 
     def test_resumed(self) -> None:
         """
-        Who was here goes on after its number, without a snapshot.
+        A returning subscriber resumes after its number, without a snapshot.
         """
         self.assertEqual(self.beginning(self.resume(2, snapshot=7)), Position("bus", 2))
         self.assertEqual(self.source.asked, [])
 
     def test_not_resumed(self) -> None:
         """
-        Who was elsewhere, or too long away, gets everything that is in force.
+        A subscriber of another journal, or one away for too long, gets everything that is in
+        force.
         """
         self.journal.floor = 1
         for number, plugin in ((2, "other"), (0, "bus"), (5, "bus")):
@@ -382,19 +383,19 @@ class ResumeTests(DialogueTestCase):
 
     def test_others(self) -> None:
         """
-        Who does not speak it sees nothing of it.
+        Subscribers of the old dialects do not see it.
         """
         for more in ({}, {"protocol": "tbvast/9"}):
             reply = self.subscribe(**more)
             self.assertFalse({"protocol", "plugin", "number"} & reply.keys())
 
 
-class ForbiddenTests(DialogueTestCase):
+class ForbiddenTests(ManageEndpointTestCase):
     """
-    Who may ask for what.
+    The permissions for requests.
     """
 
-    def make_gate(self) -> Gate:
+    def make_access(self) -> AccessControl:
         path = Path(self.mktemp())
         self.keys = clients_file(
             path,
@@ -402,11 +403,11 @@ class ForbiddenTests(DialogueTestCase):
             sightings="subscribe-sightings,publish-sightings",
             publisher="publish-intel",
         )
-        return Gate(path)
+        return AccessControl(path)
 
     def test_stranger(self) -> None:
         """
-        Who is not let in, or no longer, may not ask for anything.
+        A client that may not connect, or no longer, cannot make any request.
         """
         for user in ("", "nobody"):
             self.assertEqual(
@@ -433,7 +434,7 @@ class ForbiddenTests(DialogueTestCase):
 
     def test_publish(self) -> None:
         """
-        What somebody may not publish is refused with a reason.
+        A publication without the permission is refused with a reason.
         """
         raw = manage.encode_publish([an_indicator().raw, a_sighting().raw])
         reply = manage.decode_published(self.ask(raw, user=self.keys["publisher"]))
@@ -450,14 +451,15 @@ class ForbiddenTests(DialogueTestCase):
         self.assertNotIn(self.keys["intel"], repr(events))
 
 
-class StatusTests(DialogueTestCase):
+class StatusTests(ManageEndpointTestCase):
     """
     The status of a bus.
     """
 
     def test_secrets(self) -> None:
         """
-        It tells of subscriptions, but not their own topics: who knows one can listen.
+        The status lists subscriptions without their own topics, because knowing one is enough
+        to listen.
         """
         topics = [
             self.subscribe(name="one")["topic"],

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import (
     CHECKPOINTS,
     ENCODER_BYTES,
@@ -29,9 +29,9 @@ from tbvast.bus.queued_subscription import (
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import (
     FLUSH_AGE,
+    PROGRESS_AGE,
+    PROGRESS_INTERVAL,
     RETRY_INTERVAL,
-    SETTLE_AGE,
-    SETTLE_INTERVAL,
     Subscription,
     Subscriptions,
 )
@@ -45,12 +45,12 @@ BOTH = ("stix2/indicator", "stix2/sighting")
 
 class Wire:
     """
-    A pub endpoint and what is behind it, for one subscriber: ZeroMQ's queue, the kernel,
-    and a subscriber who reads or does not.
+    A pub endpoint for one subscriber: ZeroMQ's queue, the kernel, and a subscriber that
+    reads or does not.
 
     @ivar received: The frames that arrived.
     @ivar reading: Whether the subscriber reads.
-    @ivar known: Whether anybody can look into the kernel.
+    @ivar known: Whether the kernel can be inspected.
     @ivar late: How many of the last frames the subscriber's system has not acknowledged yet.
     """
 
@@ -73,11 +73,15 @@ class Wire:
         return len(taken)
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
-        return sum(map(len, self._kernel)) if self.known else None
+        if not self.known:
+            return None
+        held = sum(map(len, self._kernel))
+        # A real kernel is never full with less than this.
+        return held if len(self._kernel) < self._sizes[1] else held + ENCODER_BYTES + 1
 
     def flow(self) -> None:
         """
-        Some time passes: what can move on does.
+        Let some time pass, in which frames move on.
         """
         while self._queue or self._kernel:
             if self.reading:
@@ -92,7 +96,7 @@ class Wire:
 
     def kill(self) -> None:
         """
-        The process ends: the kernel still has what it had taken.
+        The process ends; the kernel still has the frames that it accepted.
         """
         self._queue.clear()
         self.received += self._kernel
@@ -120,7 +124,7 @@ class QueuedTestCase(SynchronousTestCase):
 
     def start(self) -> None:
         """
-        Start a bus with what is remembered.
+        Start a bus with the saved subscriptions.
         """
         self.subscriptions = Subscriptions(
             self.clock,
@@ -200,10 +204,10 @@ class QueuedTestCase(SynchronousTestCase):
 
     def commit(self, *items: Item) -> None:
         """
-        Items are accepted and spread, as one commit.
+        Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
 
     def commit_numbered(self, *numbers: int) -> None:
         self.commit(*(an_indicator(number) for number in numbers))
@@ -222,12 +226,12 @@ class QueuedTestCase(SynchronousTestCase):
 
 class RestartTests(QueuedTestCase):
     """
-    A subscription goes on where it was.
+    A subscription continues after a restart.
     """
 
     def test_committed_while_away(self) -> None:
         """
-        What was committed after the last that it got, and before it came back, arrives.
+        Items committed while the bus or the subscriber was away arrive.
         """
         self.open()
         self.commit_numbered(1, 2)
@@ -240,7 +244,7 @@ class RestartTests(QueuedTestCase):
 
     def test_in_the_queue(self) -> None:
         """
-        What ZeroMQ had not written when the process was killed is sent again.
+        Frames that ZeroMQ had not written when the process was killed are sent again.
         """
         self.open()
         self.commit_numbered(1)
@@ -273,7 +277,7 @@ class RestartTests(QueuedTestCase):
 
     def test_unknown(self) -> None:
         """
-        Where nobody can look into the kernel, as much as it and ZeroMQ can hold is sent
+        If the kernel cannot be inspected, as many frames as it and ZeroMQ can hold are sent
         again.
         """
         self.wire.known = False
@@ -281,23 +285,23 @@ class RestartTests(QueuedTestCase):
         size = HELD_BYTES // HELD_MESSAGES + 1
         for number in range(HELD_MESSAGES + 20):
             self.commit(an_indicator(number, name="x" * size))
-            self.pass_time(SETTLE_INTERVAL)
-        self.assertGreater(subscription.settled, 0)
-        self.assertLessEqual(subscription.settled, 20)
+            self.pass_time(PROGRESS_INTERVAL)
+        self.assertGreater(subscription.acknowledged_until, 0)
+        self.assertLessEqual(subscription.acknowledged_until, 20)
 
     def test_many_checkpoints(self) -> None:
         """
-        What has not settled is remembered in a bounded number of states.
+        Unacknowledged progress is stored as a bounded number of checkpoints.
         """
         self.wire.known = False
         subscription = self.open()
         for number in range(100):
             self.commit_numbered(number)
-            self.pass_time(SETTLE_INTERVAL)
+            self.pass_time(PROGRESS_INTERVAL)
         self.assertLessEqual(len(subscription._checkpoints), CHECKPOINTS)
         self.wire.known = True
         self.pass_time(3)
-        self.assertEqual((subscription.settled, subscription._checkpoints), (100, []))
+        self.assertEqual((subscription.acknowledged_until, subscription._checkpoints), (100, []))
 
     def test_busy(self) -> None:
         """
@@ -312,19 +316,19 @@ class RestartTests(QueuedTestCase):
         self.attach()
         again = self.ids()[40:]
         self.assertEqual(again, list(range(40 - len(again), 40)))
-        self.assertLessEqual(len(again), (2 * SETTLE_INTERVAL + SETTLE_AGE) / 0.25 + 1)
+        self.assertLessEqual(len(again), (2 * PROGRESS_INTERVAL + PROGRESS_AGE) / 0.25 + 1)
 
     def test_never_all(self) -> None:
         """
-        Nor is it of one whose system acknowledges late, so that the kernel holds something
-        at each look.
+        The same holds if the subscriber's system acknowledges late, so that the kernel holds
+        data at every check.
         """
         self.wire.late = 2
         self.test_busy()
 
     def test_full(self) -> None:
         """
-        A kernel without room proves nothing: what ZeroMQ still has is sent again.
+        A kernel without room proves nothing: ZeroMQ's queue is sent again.
         """
         self.wire = Wire(queue=500, kernel=2)
         self.restart()
@@ -333,7 +337,7 @@ class RestartTests(QueuedTestCase):
         for number in range(1, 5):
             self.commit(an_indicator(number, name="x" * ENCODER_BYTES))
             self.pass_time(1)
-        self.assertEqual(self.only.settled, 0)
+        self.assertEqual(self.only.acknowledged_until, 0)
 
     def test_in_order(self) -> None:
         """
@@ -366,12 +370,12 @@ class RestartTests(QueuedTestCase):
 
     def test_other_stream(self) -> None:
         """
-        What it does not want moves its number on, too.
+        Entries of other streams advance its number, too.
         """
         subscription = self.open("stix2/sighting")
         self.commit_numbered(1, 2, 3)
         self.pass_time(3)
-        self.assertEqual(subscription.settled, 3)
+        self.assertEqual(subscription.acknowledged_until, 3)
         self.assertIn(b'"number":3', self.journal.saved[subscription.topic])
 
     def test_dialects(self) -> None:
@@ -388,7 +392,7 @@ class RestartTests(QueuedTestCase):
             self.wire.flow()
             live, self.wire.received = self.wire.received, []
             self.assertNotEqual(live, [])
-            self.kill()  # before anything has settled
+            self.kill()  # before anything is acknowledged
             self.attach()
             self.turn()
             self.wire.flow()
@@ -398,7 +402,7 @@ class RestartTests(QueuedTestCase):
 
     def test_saved_by_0_1_0(self) -> None:
         """
-        One that an earlier version has saved begins with what comes next.
+        A subscription saved by an earlier version begins with the next entry.
         """
         self.commit_numbered(1)
         self.stop()
@@ -411,7 +415,7 @@ class RestartTests(QueuedTestCase):
 
     def test_journal_made_anew(self) -> None:
         """
-        A number beyond the journal's is none: what comes next arrives.
+        A number beyond the end of the journal is ignored: the next entry arrives.
         """
         self.open()
         self.commit_numbered(1, 2, 3)
@@ -425,7 +429,7 @@ class RestartTests(QueuedTestCase):
 
     def test_saving_fails(self) -> None:
         """
-        What could not be remembered is later; it is said once.
+        A failed save is retried, and logged once.
         """
         subscription = self.open()
         self.pass_time(3)
@@ -443,7 +447,7 @@ class RestartTests(QueuedTestCase):
 
     def test_read_in_part(self) -> None:
         """
-        A commit that was read from the journal before it is spread, or some of it, is not
+        A batch that was read from the journal before its delivery, wholly or in part, is not
         sent twice.
         """
         for number, topics in enumerate((BOTH, ("stix2/indicator",), ("threatbus/intel",))):
@@ -457,7 +461,9 @@ class RestartTests(QueuedTestCase):
             outcomes = self.successResultOf(self.journal.append(items[:2]))
             self.attach()
             rest = self.successResultOf(self.journal.append(items[2:]))
-            self.subscriptions.spread(Commit([(o.number, o.item) for o in [*outcomes, *rest]]))
+            self.subscriptions.fan_out(
+                CommittedBatch([(o.number, o.item) for o in [*outcomes, *rest]])
+            )
             self.turn()
             self.wire.flow()
             self.assertEqual(len(self.wire.received), 3 if topics is BOTH else 2)
@@ -466,7 +472,7 @@ class RestartTests(QueuedTestCase):
 
 class AwayTests(QueuedTestCase):
     """
-    A subscriber whose connection ends, and comes back.
+    A subscriber that loses its connection and comes back.
     """
 
     def test_away(self) -> None:
@@ -485,7 +491,7 @@ class AwayTests(QueuedTestCase):
 
     def test_on_its_way(self) -> None:
         """
-        What was on its way when the connection ended is sent again.
+        Frames in transit when the connection ended are sent again.
         """
         self.wire.reading = False
         self.open()
@@ -498,7 +504,7 @@ class AwayTests(QueuedTestCase):
 
     def test_new_connection_before_the_old_one_ends(self) -> None:
         """
-        A second connection gets what the first one, which is dead, has swallowed.
+        A second connection gets the frames that were lost in the first one, which is dead.
         """
         subscription = self.open()
         self.wire.reading = False
@@ -582,7 +588,7 @@ class FullTests(QueuedTestCase):
 
     def test_pruned(self) -> None:
         """
-        What the journal has pruned is lost, counted and said; what it has still comes.
+        Pruned entries are lost, counted and logged; the remaining ones arrive.
         """
         subscription = self.open(name="slow")
         self.wire.reading = False
@@ -600,7 +606,7 @@ class FullTests(QueuedTestCase):
 
     def test_end(self) -> None:
         """
-        The end of a subscription says what it was not sent.
+        The log line about the end of a subscription counts the entries that were not sent.
         """
         subscription = self.open()
         self.wire.reading = False
@@ -614,7 +620,7 @@ class FullTests(QueuedTestCase):
 
     def test_journal_fails(self) -> None:
         """
-        While the journal cannot be read, nothing is lost; that is said once.
+        While the journal cannot be read, nothing is lost, and the failure is logged once.
         """
         subscription = self.open()
         self.wire.reading = False
@@ -662,7 +668,7 @@ class FullTests(QueuedTestCase):
 
     def test_closed_while_reading(self) -> None:
         """
-        One that is closed lets go of what it was reading.
+        A closed subscription cancels its read.
         """
         subscription = self.open()
         self.pass_time(1)
@@ -699,7 +705,7 @@ class SnapshotTests(QueuedTestCase):
 
     def test_killed(self) -> None:
         """
-        When the bus was killed meanwhile, it comes again, before what was committed since.
+        If the bus was killed meanwhile, the snapshot is sent again, before later entries.
         """
         self.begin()
         self.commit_numbered(10)
@@ -745,7 +751,7 @@ class SnapshotTests(QueuedTestCase):
         self.pass_time(5)
         self.assertEqual(self.ids(), list(range(10)))
 
-    def test_settled(self) -> None:
+    def test_acknowledged(self) -> None:
         """
         One that arrived whole is not sent again.
         """
@@ -778,10 +784,11 @@ class AnyOrderTests(QueuedTestCase):
         st.sampled_from(["stix2/indicator", "threatbus/intel"]),
         st.integers(1, 5),
     )
+    @example(["commit", "stop reading", "time", "commit", "time", "cut"], "stix2/indicator", 1)
     def test_any(self, events: list[str], topic: str, room: int) -> None:
         """
-        A subscriber gets every item that was committed, in order, at least once; what
-        comes again comes after it has been connected again.
+        A subscriber gets every committed item, in order, at least once; items repeat only after
+        a new connection.
         """
         self.tearDown()
         self.limits = {"queue_messages": 4}
@@ -849,7 +856,7 @@ class DefectTests(QueuedTestCase):
 
     def test_others(self) -> None:
         """
-        The others are sent what waits for them, and settle.
+        The others get their waiting frames, and make progress.
         """
         odd = self.open()
         self.attach()
@@ -860,25 +867,25 @@ class DefectTests(QueuedTestCase):
             raise ZeroDivisionError
 
         self.patch(odd, "pump", fails)
-        self.patch(odd, "settle", fails)
+        self.patch(odd, "update_acknowledged", fails)
         for each in (odd, other):
             self.subscriptions.attach(each.topic.encode())
         self.turn()
         self.commit_numbered(1)
         self.pass_time(3)
         self.assertEqual(len([f for f in self.wire.received if other.topic.encode() in f]), 1)
-        self.assertEqual(other.settled, 1)
+        self.assertEqual(other.acknowledged_until, 1)
         self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
 
 class UnreadableTests(QueuedTestCase):
     """
-    Tests for what the journal refuses.
+    Subscriptions while the journal fails.
     """
 
     def test_pruned_cannot_be_counted(self) -> None:
         """
-        It is said, and does no harm.
+        A failure to count pruned entries is logged, and does no harm.
         """
         self.open(attached=False)
         self.commit_numbered(1, 2)
@@ -887,7 +894,7 @@ class UnreadableTests(QueuedTestCase):
         with capturedLogs() as events:
             self.attach()
         self.assertEqual(self.ids(), [2])
-        self.assertIn("cannot be counted", " ".join(str(e["log_format"]) for e in events))
+        self.assertIn("Cannot count pruned", " ".join(str(e["log_format"]) for e in events))
 
 
 def _failed() -> Deferred[Any]:

@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
-from tbvast.bus.replayed_subscription import PAGE_ITEMS, FedSubscription
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.replayed_subscription import PAGE_ITEMS, ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
@@ -34,30 +34,30 @@ BOTH = frozenset(Stream)
 
 class CommitTests(SynchronousTestCase):
     """
-    Tests for L{Commit}.
+    Tests for L{CommittedBatch}.
     """
 
     def test_streams(self) -> None:
         """
         It knows its streams and its last number.
         """
-        commit = Commit([(3, an_indicator()), (5, an_indicator(2))])
+        commit = CommittedBatch([(3, an_indicator()), (5, an_indicator(2))])
         self.assertEqual((commit.streams, commit.until), (INTEL, 5))
-        self.assertEqual(Commit([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
+        self.assertEqual(CommittedBatch([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
 
     def test_tails(self) -> None:
         """
         Each dialect and choice of streams has its frames, made once.
         """
-        commit = Commit([(1, an_indicator()), (2, a_sighting())])
-        tails = commit.tails(Dialect.STIX2, INTEL)
-        self.assertEqual(tails, [b"indicator " + an_indicator().raw])
-        self.assertIs(commit.tails(Dialect.STIX2, INTEL), tails)
+        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
+        payloads = commit.payloads(Dialect.STIX2, INTEL)
+        self.assertEqual(payloads, [b"indicator " + an_indicator().raw])
+        self.assertIs(commit.payloads(Dialect.STIX2, INTEL), payloads)
         self.assertEqual(
-            commit.tails(Dialect.STIX2, BOTH), [*tails, b"sighting " + a_sighting().raw]
+            commit.payloads(Dialect.STIX2, BOTH), [*payloads, b"sighting " + a_sighting().raw]
         )
-        self.assertEqual(len(commit.tails(Dialect.VAST, INTEL)), 1)
-        self.assertNotEqual(commit.tails(Dialect.VAST, INTEL), tails)
+        self.assertEqual(len(commit.payloads(Dialect.VAST, INTEL)), 1)
+        self.assertNotEqual(commit.payloads(Dialect.VAST, INTEL), payloads)
 
     def test_numbered(self) -> None:
         """
@@ -69,44 +69,46 @@ class CommitTests(SynchronousTestCase):
             (4, a_sighting()),
             (6, an_indicator(2)),
         ]
-        commit = Commit(items)
+        commit = CommittedBatch(items)
         for streams in (BOTH, INTEL):
-            numbers, tails = commit.numbered(Dialect.STIX2, streams)
+            numbers, payloads = commit.numbered(Dialect.STIX2, streams)
             self.assertEqual(numbers, [3, 4, 6] if streams is BOTH else [3, 6])
-            self.assertEqual(tails, commit.tails(Dialect.STIX2, streams))
-        numbers, tails = commit.numbered(Dialect.VAST, INTEL)
+            self.assertEqual(payloads, commit.payloads(Dialect.STIX2, streams))
+        numbers, payloads = commit.numbered(Dialect.VAST, INTEL)
         self.assertEqual(numbers, [3, 3, 6])
-        self.assertEqual(tails, commit.tails(Dialect.VAST, INTEL))
+        self.assertEqual(payloads, commit.payloads(Dialect.VAST, INTEL))
         self.assertIs(commit.numbered(Dialect.VAST, INTEL), commit.numbered(Dialect.VAST, INTEL))
 
     def test_chunks(self) -> None:
         """
         The last chunk ends with the commit, also if its last item is not wanted.
         """
-        commit = Commit([(1, an_indicator()), (2, a_sighting())])
+        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
         (chunk,) = commit.chunks(INTEL)
         self.assertEqual(chunk.until, 2)
         self.assertIn(an_indicator().raw, chunk.items)
         self.assertNotIn(a_sighting().raw, chunk.items)
         self.assertIs(commit.chunks(INTEL), commit.chunks(INTEL))
-        self.assertEqual(Commit([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), [])
+        self.assertEqual(
+            CommittedBatch([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), []
+        )
 
 
 class FedSubscriptionTests(SynchronousTestCase):
     """
-    Tests for L{FedSubscription}, among the subscriptions of a bus.
+    Tests for L{ReplayedSubscription}, among the subscriptions of a bus.
     """
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.pub = MemoryPub()
         self.journal = MemoryJournal(self.clock, "bus")
-        self.unreadable: list[FedSubscription] = []
+        self.unreadable: list[ReplayedSubscription] = []
         self.subscriptions = Subscriptions(
             self.clock,
             some_limits(),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=self.journal,
                 replay=self.journal,
                 unreadable=self.close_unreadable,
@@ -126,16 +128,16 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.successResultOf(self.subscriptions.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def close_unreadable(self, subscription: FedSubscription) -> None:
+    def close_unreadable(self, subscription: ReplayedSubscription) -> None:
         self.unreadable.append(subscription)
         self.subscriptions.close(subscription.topic)
 
-    def open(self, *topics: str, **changes: Any) -> FedSubscription:
+    def open(self, *topics: str, **changes: Any) -> ReplayedSubscription:
         subscription = self.subscriptions.open(a_request(*topics, protocol=PROTOCOL, **changes))
-        assert isinstance(subscription, FedSubscription)
+        assert isinstance(subscription, ReplayedSubscription)
         return subscription
 
-    def resume(self, number: int, plugin: str = "bus") -> FedSubscription:
+    def resume(self, number: int, plugin: str = "bus") -> ReplayedSubscription:
         return self.open(resume=Position(plugin, number))
 
     def attach(self, subscription: Subscription) -> None:
@@ -147,10 +149,10 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def accept(self, *items: Item) -> None:
         """
-        Items are accepted and spread, as one commit.
+        Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
 
     def got(self, subscription: Subscription) -> list[Any]:
         topic = subscription.topic
@@ -162,7 +164,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         """
         The batches follow each other without a gap.
 
-        @return: What was in them.
+        @return: Their items.
         """
         items: list[Item] = []
         for batch in self.got(subscription):
@@ -177,8 +179,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """
-        Who keeps up is sent each commit, in one frame, with the numbers it stands
-        for.
+        A subscriber that keeps up gets each batch in one frame, with its range of numbers.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -207,7 +208,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_begins_with_the_head(self) -> None:
         """
-        Without a position to resume from, it begins with what comes next.
+        Without a position to resume from, it begins with the next entry.
         """
         self.accept(an_indicator(1))
         subscription = self.open()
@@ -232,8 +233,8 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_falls_behind(self) -> None:
         """
-        Who reads slowly is fed from the journal, nothing is held for it, and then it
-        keeps up again.
+        A slow subscriber gets the journal replayed, without a queue in memory, until it keeps
+        up again.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -259,8 +260,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_pages(self) -> None:
         """
-        Who is far behind is sent the journal page by page, in frames of a bounded
-        size.
+        A subscriber far behind gets the journal page by page, in frames of bounded size.
         """
         items = [an_indicator(number) for number in range(PAGE_ITEMS + 10)]
         subscription = self.open()
@@ -272,8 +272,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_accepted_while_reading(self) -> None:
         """
-        What is accepted while the journal is being read is not missed, nor sent
-        twice.
+        Items accepted during a read are neither missed nor sent twice.
         """
         self.journal.holding_reads = True
         subscription = self.open()
@@ -290,13 +289,13 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_read_in_part(self) -> None:
         """
-        A commit that was read from the journal before it is spread, but for its end, which
-        is of another stream, is not sent twice.
+        A batch that was read from the journal before its delivery, except for an end of another
+        stream, is not sent twice.
         """
         subscription = self.open()
         outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
         self.attach(subscription)
-        self.subscriptions.spread(Commit([(o.number, o.item) for o in outcomes]))
+        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
         self.turn()
         self.accept(an_indicator(2))
         items = self.check_chain(subscription, 0, 3)
@@ -304,7 +303,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_resume(self) -> None:
         """
-        Who comes back is sent exactly what it missed.
+        A returning subscriber gets exactly the entries that it missed.
         """
         items = [an_indicator(number) for number in range(8)]
         for item in items[:6]:
@@ -323,8 +322,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_not_resumed(self) -> None:
         """
-        A position in another journal, before what the journal still has, or beyond
-        its end, is none.
+        A position in another journal, before the floor, or beyond the end is invalid.
         """
         self.accept(*(an_indicator(number) for number in range(5)))
         self.journal.floor = 2
@@ -360,7 +358,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_snapshot_of_sightings(self) -> None:
         """
-        So has that of a subscriber who does not want indicators.
+        So has the snapshot of a subscriber without the intel stream.
         """
         self.accept(an_indicator(1))
         subscription = self.open("stix2/sighting", resume=Position("other", 1))
@@ -373,7 +371,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_journal_fails(self) -> None:
         """
-        A subscription that cannot be fed is closed: its subscriber notices, and
+        A subscription that cannot replay the journal is closed: its subscriber notices, and
         comes back.
         """
         subscription = self.open()
@@ -386,7 +384,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_too_far_behind(self) -> None:
         """
-        So is one that is so slow that the journal has let go of what comes next.
+        So is one that is so slow that the journal has pruned its next entries.
         """
         subscription = self.open()
         self.accept(an_indicator(1), an_indicator(1, 2), an_indicator(2))
@@ -397,7 +395,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_closed_while_reading(self) -> None:
         """
-        One that is closed lets go of what it was reading.
+        A closed subscription cancels its read.
         """
         self.journal.holding_reads = True
         subscription = self.open()
@@ -424,8 +422,8 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_cut_off(self) -> None:
         """
-        What the socket had taken may be lost when the connection is: the
-        subscription ends, so that its subscriber comes back with its number.
+        Frames that the socket had accepted may be lost with the connection: the subscription
+        ends, so that its subscriber resumes after its number.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -441,7 +439,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_several_attachments(self) -> None:
         """
-        It goes on while one attachment is left.
+        It continues while one attachment is left.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -452,7 +450,7 @@ class FedSubscriptionTests(SynchronousTestCase):
 
     def test_envelopes(self) -> None:
         """
-        What is meant for it alone comes between the batches, without a number.
+        Frames for this subscription alone are sent between the batches, without a number.
         """
         subscription = self.open()
         self.attach(subscription)
@@ -492,8 +490,7 @@ class FedSubscriptionTests(SynchronousTestCase):
     )
     def test_any_order(self, events: list[str]) -> None:
         """
-        However slowly somebody and the disk are, everything arrives, once and in
-        order.
+        However slow the subscriber and the disk are, everything arrives once and in order.
         """
         self.setUp()
         self.journal.holding_reads = True

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, check_open
+from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, refuse_exposed_plaintext
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
@@ -42,7 +42,7 @@ HOST = "127.0.0.1"
 
 def free_ports(count: int) -> list[int]:
     """
-    Ports that nobody listens on.
+    Free ports.
     """
     attempts = [socket.create_server((HOST, 0)) for _ in range(count)]
     try:
@@ -54,14 +54,14 @@ def free_ports(count: int) -> list[int]:
 
 def bus_calls() -> list[str]:
     """
-    What a bus has left to be called.
+    The delayed calls that a bus has left behind.
     """
     return [str(call) for call in reactor.getDelayedCalls() if "LoopingCall" in str(call)]
 
 
 class BusTestCase(TestCase):
     """
-    A bus, and the sockets of those who use it.
+    A bus, and the sockets of its peers.
     """
 
     def setUp(self) -> None:
@@ -91,7 +91,7 @@ class BusTestCase(TestCase):
 
     def client(self) -> ManageClient:
         """
-        Somebody who asks.
+        Make a peer of the manage endpoint.
         """
         client = ManageClient(reactor, self.factory, HostPort(HOST, self.settings.manage))
         self.addCleanup(client.close)
@@ -129,8 +129,7 @@ class BusTests(BusTestCase):
 
     async def test_dialects(self) -> None:
         """
-        What is published reaches the subscribers of both dialects, a snapshot before
-        what comes after it.
+        Published items reach the subscribers of both dialects, after the snapshot.
         """
         self.start()
         old, new = an_indicator(1), an_indicator(2)
@@ -150,8 +149,8 @@ class BusTests(BusTestCase):
 
     async def test_reports(self) -> None:
         """
-        What is reported on the sub endpoint reaches those who subscribed to it, and
-        what is no report stops nothing.
+        Reports on the sub endpoint reach their subscribers, and messages that are no reports do
+        no harm.
         """
         self.start()
         reply = await self.ask(action="subscribe", topic="stix2/sighting")
@@ -172,8 +171,7 @@ class BusTests(BusTestCase):
 
     async def test_always_a_reply(self) -> None:
         """
-        Every message on the manage endpoint is answered, behind the same routing
-        frames, whoever sends what.
+        Every message on the manage endpoint is answered, behind the same routing frames.
         """
         self.start()
         replies: list[list[bytes]] = []
@@ -229,8 +227,8 @@ class BusTests(BusTestCase):
 
     async def test_remembered(self) -> None:
         """
-        A subscription of an old dialect outlives a restart: what is published
-        afterwards arrives, though nobody subscribed again.
+        A subscription of an old dialect survives a restart: items published afterwards arrive
+        without a new subscription.
         """
         self.start()
         topic = (await self.ask(action="subscribe", topic="stix2/indicator"))["topic"]
@@ -245,7 +243,7 @@ class BusTests(BusTestCase):
 
     async def test_what_was_received_is_kept(self) -> None:
         """
-        What was taken in when the bus is stopped is durable.
+        Items that were taken in are durable when the bus stops.
         """
         self.start()
         client = self.client()
@@ -261,8 +259,8 @@ class BusTests(BusTestCase):
 
     async def test_what_was_sent_is_read(self) -> None:
         """
-        What has reached the sub endpoint when the bus is stopped is durable, and has been
-        given to whoever was there.
+        When the bus stops, messages that have reached the sub endpoint are durable and have
+        been delivered to the attached subscribers.
         """
         self.start()
         topic = (await self.ask(action="subscribe", topic="stix2/indicator"))["topic"]
@@ -281,7 +279,7 @@ class BusTests(BusTestCase):
 
     async def test_taken_port(self) -> None:
         """
-        A port that is taken is refused, whichever it is, and nothing goes on.
+        If any port is taken, the bus does not start, and leaves nothing running.
         """
         with socket.socket() as taken:
             taken.bind((HOST, 0))
@@ -308,8 +306,7 @@ class BusTests(BusTestCase):
 
     async def test_stopped(self) -> None:
         """
-        It leaves nothing in the reactor, whoever is still subscribed, and the ports
-        are free.
+        It leaves nothing in the reactor, even with subscribers attached, and frees the ports.
         """
         self.start()
         for _ in range(3):
@@ -323,23 +320,23 @@ class BusTests(BusTestCase):
 
 class OpenTests(SynchronousTestCase):
     """
-    Tests for L{check_open}.
+    Tests for L{refuse_exposed_plaintext}.
     """
 
     def refusal(self, **settings: Any) -> str:
-        e = self.assertRaises(StartupRefused, check_open, PluginSettings(**settings))
+        e = self.assertRaises(StartupRefused, refuse_exposed_plaintext, PluginSettings(**settings))
         return str(e)
 
     def test_loopback(self) -> None:
         """
-        Nobody else can reach a loopback address: it needs no keys.
+        A loopback address needs no keys, because the network cannot reach it.
         """
         for host in (HOST, "::1", "localhost", "127.0.0.2"):
-            check_open(PluginSettings(host=host))
+            refuse_exposed_plaintext(PluginSettings(host=host))
 
     def test_network(self) -> None:
         """
-        Another address without keys is refused, with what to do.
+        Another address without keys is refused, with advice.
         """
         for host in ("0.0.0.0", "::", "192.0.2.1"):
             reason = self.refusal(host=host)
@@ -351,12 +348,12 @@ class OpenTests(SynchronousTestCase):
         """
         It is allowed with keys, or in so many words.
         """
-        check_open(PluginSettings(host="0.0.0.0", allow_plaintext=True))
-        check_open(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
+        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", allow_plaintext=True))
+        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
 
     def test_half(self) -> None:
         """
-        A key without clients, or clients without a key, let in nobody knows whom.
+        A key without clients, or clients without a key, are refused.
         """
         self.assertIn("belong together", self.refusal(curve_key="key"))
         self.assertIn("belong together", self.refusal(clients="clients", allow_plaintext=True))
@@ -369,8 +366,8 @@ class AdvertisedTests(SynchronousTestCase):
 
     def test_hosts(self) -> None:
         """
-        Subscribers are told where the bus listens, or what the settings say, and
-        never a wildcard.
+        Subscribers are told the address of the bus, or the one in the settings, but never a
+        wildcard.
         """
         for settings, host in [
             (PluginSettings(host=HOST), HOST),

@@ -21,13 +21,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit, render_each
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService
-from tbvast.bus.journal.reader import Entered
 from tbvast.bus.journal.soundness import check_document, damage
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict
+from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
@@ -103,7 +103,7 @@ class AsideTestCase(SynchronousTestCase):
         return numbers
 
     def entries(self, limit: int = 1000) -> list[int]:
-        found: list[Entered] = []
+        found: list[JournalEntry] = []
         while page := self.successResultOf(
             self.journal.entries(found[-1].number if found else 0, list(Stream), limit, ALL)
         ):
@@ -120,7 +120,7 @@ class AsideTestCase(SynchronousTestCase):
 
     def aside(self) -> list[tuple[int, str, str, bytes]]:
         """
-        Number, id, stage and bytes of what is set aside.
+        Number, id, stage and bytes of the items that were set aside.
         """
         other = sqlite3.connect(self.path)
         try:
@@ -143,7 +143,7 @@ class AsideTestCase(SynchronousTestCase):
 
 class ReadTests(AsideTestCase):
     """
-    What is damaged is found where it is read.
+    Damaged entries are found when they are read.
     """
 
     def test_current(self) -> None:
@@ -187,7 +187,7 @@ class ReadTests(AsideTestCase):
 
     def test_replayed(self) -> None:
         """
-        A replay goes on behind what is damaged, of either stream; once.
+        A replay continues behind damaged entries of both streams, which are set aside once.
         """
         self.append(an_indicator(1), a_sighting(1), a_sighting(2), an_indicator(2))
         self.damage(2, 4)
@@ -217,7 +217,7 @@ class ReadTests(AsideTestCase):
 
     def test_too_long(self) -> None:
         """
-        What is whole, but too long to be sent, is set aside.
+        A sound document that is too long to be sent is set aside.
         """
         raw = an_indicator(1, note="x" * LARGEST_INDICATOR).raw
         self.append(an_indicator(1), an_indicator(2))
@@ -229,7 +229,7 @@ class ReadTests(AsideTestCase):
 
     def test_disk_full(self) -> None:
         """
-        If nothing can be set aside, what is good is read all the same.
+        If setting aside fails, sound entries are still read.
         """
         self.append(an_indicator(1), an_indicator(2))
         self.damage(1)
@@ -244,7 +244,7 @@ class ReadTests(AsideTestCase):
 
     def test_found(self) -> None:
         """
-        Nobody is given a damaged document by its id.
+        A damaged document is not found by its id.
         """
         self.append(an_indicator(1), an_indicator(2))
         self.damage(1)
@@ -253,7 +253,7 @@ class ReadTests(AsideTestCase):
 
     def test_file_damaged(self) -> None:
         """
-        If the file itself is damaged, that is told, and what was asked fails.
+        If the file itself is damaged, the service is told, and the call fails.
         """
         self.append(*(an_indicator(n, note="x" * 500) for n in range(300)))
         self.reopen()
@@ -267,13 +267,13 @@ class ReadTests(AsideTestCase):
 
 class WriteTests(AsideTestCase):
     """
-    What fails where it is written.
+    Items that fail when they are written.
     """
 
     def test_removed(self) -> None:
         """
-        The removal of an entry that cannot be read is passed on with what is known of it,
-        and so are all others of its batch.
+        The removal of an unreadable entry is forwarded with all that is known of it, together
+        with the rest of its batch.
         """
         self.append(an_indicator(1), unreadable(2), an_indicator(3), an_indicator(4))
         self.damage(3)
@@ -296,7 +296,7 @@ class WriteTests(AsideTestCase):
 
     def test_expired(self) -> None:
         """
-        When an entry that cannot be read expires, so does all else; whoever has it is told.
+        When an unreadable entry expires, so do the others, and its subscribers get a removal.
         """
         ending: Any = {"valid_until": moment(100)}
         self.append(
@@ -317,7 +317,8 @@ class WriteTests(AsideTestCase):
 
     def test_not_latest(self) -> None:
         """
-        An entry that is not the latest of its id, as the index says, ends without a word.
+        An entry that is not the latest of its id, according to the index, ends without a
+        removal.
         """
         ending: Any = {"valid_until": moment(100)}
         self.append(an_indicator(1, **ending), an_indicator(2, **ending))
@@ -329,8 +330,8 @@ class WriteTests(AsideTestCase):
 
     def test_unreadable_id(self) -> None:
         """
-        An entry whose id is damaged, or may no longer be sent, ends without a word; the
-        others are told of.
+        An entry with a damaged id, or one that may no longer be sent, ends without a removal;
+        the others get one.
         """
         ending: Any = {"valid_until": moment(100)}
         self.append(*[an_indicator(n, **ending) for n in range(1, 5)])
@@ -345,8 +346,8 @@ class WriteTests(AsideTestCase):
 
     def test_comes_again(self) -> None:
         """
-        In place of what was set aside, the same version is accepted again, and a later one;
-        an earlier one is not. A sighting is accepted again.
+        After an item was set aside, the same version and later ones are accepted; an earlier
+        one is not. A sighting is accepted again.
         """
         self.clock.advance(50)
         self.append(an_indicator(1, 5), an_indicator(2, 5), a_sighting(1))
@@ -365,7 +366,8 @@ class WriteTests(AsideTestCase):
 
     def test_unencodable(self) -> None:
         """
-        What the other process cannot be given is set aside; nothing overtakes the rest.
+        Items that cannot be sent to the other process are set aside; nothing overtakes the
+        rest.
         """
         item = msgspec.structs.replace(an_indicator(2), modified=1 << 70)
         outcomes = self.append(an_indicator(1), item, an_indicator(3))
@@ -378,8 +380,7 @@ class WriteTests(AsideTestCase):
 
     def test_unwritable(self) -> None:
         """
-        What the file cannot take is set aside, and what the batch was before is as if it had
-        not been in it.
+        Items that the file cannot store are set aside, as if they had not been in the batch.
         """
         self.append(an_indicator(1), an_indicator(2))
         item = msgspec.structs.replace(an_indicator(2, 3), modified=1 << 63)
@@ -426,7 +427,7 @@ class WriteTests(AsideTestCase):
 
 class ContractTests(SynchronousTestCase):
     """
-    What every journal does with what it is told to set aside.
+    The contract of every journal for items that are set aside.
     """
 
     def check(self, journal: Any) -> None:
@@ -455,7 +456,7 @@ class ContractTests(SynchronousTestCase):
         self.assertEqual([each.number for each in entries], [2, 4])
         self.assertEqual(result(journal.counts()), {"indicators": 2, "sightings": 0})
         self.assertEqual(result(journal.find([one.id, two.id])), {two.id: two.raw})
-        # What is no entry is kept all the same.
+        # An item without an entry is stored as well.
         result(journal.set_aside([SetAside(Stage.INTAKE, "odd", two.raw)]))
         self.assertEqual(result(journal.set_aside_report()).count, 3)
         self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10))], [2, 4])
@@ -490,7 +491,10 @@ class EveryWayOutTests(SynchronousTestCase):
     @settings(max_examples=50, deadline=None)
     @example({1: "\0", 2: "", 9: "\0"}, 1)
     @given(
-        st.dictionaries(st.integers(1, COUNT + 2), st.binary(max_size=40) | st.text(max_size=9)),
+        st.dictionaries(
+            st.integers(1, COUNT + 2),
+            st.binary(max_size=40) | st.text(max_size=9),
+        ),
         st.integers(1, 4),
     )
     def test_others(self, damaged: dict[int, Any], limit: int) -> None:
@@ -537,13 +541,13 @@ class EveryWayOutTests(SynchronousTestCase):
         for dialect in Dialect:
             for _, raw in current:
                 self.assertEqual(len(render_intel(dialect, raw)), 1)
-        entries: list[Entered] = []
+        entries: list[JournalEntry] = []
         while found := self.successResultOf(
             journal.entries(entries[-1].number if entries else 0, list(Stream), limit, ALL)
         ):
             entries += found
         self.assertEqual(
-            entries, [Entered(n, stream_of(item), item.raw) for n, item in good.items()]
+            entries, [JournalEntry(n, stream_of(item), item.raw) for n, item in good.items()]
         )
 
     def check_ended(
@@ -582,7 +586,8 @@ class UpgradeTests(SynchronousTestCase):
 
     def test_checked(self) -> None:
         """
-        All of it has a checksum once it is open; what could not be delivered is set aside.
+        After the upgrade, every entry has a checksum; those that could not be delivered are set
+        aside.
         """
         for _ in range(2):
             store = JournalStore(self.path, "new")
@@ -598,7 +603,7 @@ class UpgradeTests(SynchronousTestCase):
 
     def test_interrupted(self) -> None:
         """
-        What was not finished is gone on with.
+        An interrupted upgrade continues.
         """
         copy = self.path.with_name("copy")
         shutil.copy(self.path, copy)
@@ -609,7 +614,7 @@ class UpgradeTests(SynchronousTestCase):
         store.close()
         store = JournalStore(copy, "new")
         found = store._connection.execute("SELECT number, body, crc FROM entries").fetchall()
-        # What had been set aside stays so.
+        # Items that had been set aside stay so.
         self.assertEqual([row[0] for row in found], [row[0] for row in expected])
         self.assertEqual([row for row in found if row[1]], [row for row in expected if row[1]])
         store.close()
@@ -622,7 +627,7 @@ class SoundnessTests(SynchronousTestCase):
 
     def test_sound(self) -> None:
         """
-        Nothing is said of what is as it was accepted.
+        An entry that would still be accepted passes the check.
         """
         for stream, item in ((Stream.INTEL, an_indicator(1)), (Stream.SIGHTING, a_sighting(1))):
             self.assertIsNone(damage(stream, item.raw, crc32(item.raw)))
@@ -630,7 +635,7 @@ class SoundnessTests(SynchronousTestCase):
 
     def test_unsound(self) -> None:
         """
-        What could not be delivered is found out.
+        A document that could not be delivered fails the check.
         """
         raw = an_indicator(1).raw
         for bad in (
@@ -644,15 +649,15 @@ class SoundnessTests(SynchronousTestCase):
 
 class CommitTests(SynchronousTestCase):
     """
-    Tests for L{Commit} that holds what cannot be rendered.
+    Tests for a L{CommittedBatch} with items that cannot be rendered.
     """
 
     def setUp(self) -> None:
         self.aside: list[SetAside] = []
         self.items: list[Item] = [an_indicator(1), unreadable(2), a_sighting(1), an_indicator(3)]
 
-    def commit(self) -> Commit:
-        return Commit(list(enumerate(self.items, 1)), self.aside.extend)
+    def commit(self) -> CommittedBatch:
+        return CommittedBatch(list(enumerate(self.items, 1)), self.aside.extend)
 
     def test_old_dialect(self) -> None:
         """
@@ -661,8 +666,8 @@ class CommitTests(SynchronousTestCase):
         """
         commit = self.commit()
         for streams in (frozenset(Stream), frozenset([Stream.INTEL])):
-            tails = commit.tails(Dialect.STIX2, streams)
-            self.assertEqual(len(tails), 1 + len(streams))
+            payloads = commit.payloads(Dialect.STIX2, streams)
+            self.assertEqual(len(payloads), 1 + len(streams))
         self.assertEqual(
             [(each.number, each.id, each.stage) for each in self.aside],
             [(2, indicator_id(2), Stage.DELIVERY)],
@@ -671,11 +676,11 @@ class CommitTests(SynchronousTestCase):
         self.assertEqual(
             (chunk.until, chunk.items.count(b"[4,"), chunk.items.count(b"[2,")), (4, 1, 0)
         )
-        self.assertEqual(len(commit.tails(Dialect.VAST, frozenset(Stream))), 3)
+        self.assertEqual(len(commit.payloads(Dialect.VAST, frozenset(Stream))), 3)
 
     def test_too_long(self) -> None:
         """
-        What is too long is in no frame of tbvast/1.
+        A document that is too long is in no frame of tbvast/1.
         """
         self.items[1] = an_indicator(2, note="x" * LARGEST_INDICATOR)
         (chunk,) = self.commit().chunks(frozenset(Stream))
@@ -690,7 +695,7 @@ class CommitTests(SynchronousTestCase):
         asked: list[Any] = []
         item = a_sighting(1)
         long = msgspec.structs.replace(item, raw=item.raw + b" " * LARGEST_INDICATOR)
-        Commit([(1, long)], asked.append).chunks(frozenset(Stream))
+        CommittedBatch([(1, long)], asked.append).chunks(frozenset(Stream))
         self.assertEqual(asked, [])
 
     def test_nothing_left(self) -> None:
@@ -699,12 +704,12 @@ class CommitTests(SynchronousTestCase):
         """
         self.items = [unreadable(1)]
         commit = self.commit()
-        self.assertEqual(commit.tails(Dialect.STIX2, frozenset(Stream)), [])
+        self.assertEqual(commit.payloads(Dialect.STIX2, frozenset(Stream)), [])
         self.assertEqual(commit.chunks(frozenset(Stream)), [])
 
     def test_each(self) -> None:
         """
-        What is rendered in several frames is left out as a whole.
+        An item that is rendered as several frames is left out as a whole.
         """
         frames, bad = render_each(lambda x: [b"%d" % (y // x) for y in (4, 2)], [1, 0, 2])
         self.assertEqual((frames, [each for each, _ in bad]), ([b"4", b"2", b"2", b"1"], [0]))
@@ -713,7 +718,7 @@ class CommitTests(SynchronousTestCase):
 
 class BusTestCase(SynchronousTestCase):
     """
-    Subscribers of a journal that holds what cannot be rendered.
+    Subscribers of a journal with items that cannot be rendered.
     """
 
     def setUp(self) -> None:
@@ -725,8 +730,8 @@ class BusTestCase(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            Gate(None),
-            self.subscriptions.spread,
+            AccessControl(None),
+            self.subscriptions.fan_out,
             lambda envelope: None,
             60,
         )
@@ -746,7 +751,7 @@ class BusTestCase(SynchronousTestCase):
 
     def test_snapshot(self) -> None:
         """
-        A snapshot holds all others, and what cannot be rendered is set aside.
+        A snapshot has all other items; the one that cannot be rendered is set aside.
         """
         self.journal.append([an_indicator(1), unreadable(2), an_indicator(3)])
         subscription = self.subscribe("stix2/indicator")
@@ -767,7 +772,7 @@ class BusTestCase(SynchronousTestCase):
                 raise ZeroDivisionError("of some code")
             return True
 
-        self.intake._gate.may = may  # type: ignore[method-assign]
+        self.intake._access.may = may  # type: ignore[method-assign]
         frames = [encode_report(an_indicator(n)) for n in (1, 2, 3)]
         self.intake.receive(
             [Received(user, [frame]) for user, frame in zip(("", "odd", ""), frames, strict=True)]
@@ -814,7 +819,7 @@ class BusTestCase(SynchronousTestCase):
 
 class ServiceTests(TestCase):
     """
-    The journal's process notices what becomes of its file.
+    The journal's process notices the loss of its file.
     """
 
     def setUp(self) -> None:

@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.snapshots import ANSWER_TIME, PAGE, JournalSource, Snapshots
+from tbvast.bus.snapshots import ANSWER_TIME, PAGE_ITEMS, JournalSource, Snapshots
 from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.interfaces import ISnapshotSource
 from tbvast.protocol.frames import Envelope
@@ -57,12 +57,12 @@ class JournalSourceTests(SynchronousTestCase):
 
     def test_pages(self) -> None:
         """
-        It hands over all that is in force, piece by piece.
+        It sends everything that is in force, page by page.
         """
-        items = [an_indicator(number) for number in range(PAGE + 1)]
+        items = [an_indicator(number) for number in range(PAGE_ITEMS + 1)]
         self.journal.append([*items, a_sighting()])
         self.assertEqual(self.successResultOf(self.read()), len(items))
-        self.assertEqual([len(page) for page in self.pages], [0, PAGE, 1])
+        self.assertEqual([len(page) for page in self.pages], [0, PAGE_ITEMS, 1])
         self.assertEqual([raw for page in self.pages for raw in page], [i.raw for i in items])
 
     def test_back_pressure(self) -> None:
@@ -91,7 +91,7 @@ class JournalSourceTests(SynchronousTestCase):
 
     def test_ends_with_the_head(self) -> None:
         """
-        What is accepted after it was asked is not part of it.
+        Items accepted after the request are not part of the snapshot.
         """
         self.journal.append([an_indicator(1)])
 
@@ -163,8 +163,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_everything(self) -> None:
         """
-        A full snapshot goes back as far as there is anything, and nobody else is
-        asked.
+        A full snapshot has everything in force, and other subscribers are not asked.
         """
         source = MemorySource("memory")
         self.start(source)
@@ -185,8 +184,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_source_fails(self) -> None:
         """
-        A source that fails is named in the log; what it sent before, and the others,
-        are delivered.
+        A source that fails is logged; its earlier pages, and the other sources, are delivered.
         """
         self.start(
             MemorySource("bad", [an_indicator(1).raw], failure=ZeroDivisionError()),
@@ -218,7 +216,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_closed(self) -> None:
         """
-        A source whose subscriber goes is not read on.
+        A source is read no further when its subscriber is gone.
         """
         subscription = self.subscriptions.open(a_request())
         self.snapshots.deliver(subscription, 7)
@@ -227,8 +225,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_others_asked(self) -> None:
         """
-        Every other subscriber who may understand it is asked, for each stream that is
-        wanted.
+        Every other subscriber that may understand the request is asked, once for each stream.
         """
         other = self.open("stix2/sighting")
         vast = self.open("threatbus/intel")
@@ -245,7 +242,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_answered(self) -> None:
         """
-        Answers go to who asked, in its dialect, and to nobody else.
+        Answers go only to the asker, in its dialect.
         """
         other = self.open("stix2/sighting")
         subscription = self.open("threatbus/intel")
@@ -262,8 +259,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_answered_before_attached(self) -> None:
         """
-        An answer waits for who asked, as everything does, and comes after the
-        snapshot.
+        An answer waits for the asker's connection, and follows the snapshot.
         """
         other = self.open("stix2/sighting")
         subscription = self.subscriptions.open(a_request())
@@ -278,8 +274,8 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_unwanted_answers(self) -> None:
         """
-        An answer that nobody waits for goes nowhere: one to an unknown request, one
-        that comes too late, and one for somebody who has left.
+        An answer to an unknown request, a late answer, and an answer to a closed subscription
+        are dropped.
         """
         other = self.open("stix2/sighting")
         subscription = self.open()
@@ -297,8 +293,8 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_asked_once(self) -> None:
         """
-        Several who want the same at once have one question asked for them, and all
-        get the answers.
+        Subscriptions that want the same at the same time share one request, and all get the
+        answers.
         """
         other = self.open("stix2/sighting")
         askers = [self.open() for _ in range(5)]
@@ -311,7 +307,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_newcomers_asked(self) -> None:
         """
-        Somebody who came after the first of them asked is asked, too.
+        A subscriber that came after the first request is asked, too.
         """
         self.snapshots.deliver(self.open(), 2)
         newcomer = self.open("stix2/sighting")
@@ -323,7 +319,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_answered_already(self) -> None:
         """
-        Who comes when an answer has begun has a question of its own.
+        A subscription that comes after the first answer gets a new request.
         """
         other = self.open("stix2/sighting")
         self.snapshots.deliver(self.open(), 2)
@@ -333,7 +329,7 @@ class SnapshotsTests(SynchronousTestCase):
 
     def test_sightings_only(self) -> None:
         """
-        Who does not want indicators gets none of the sources'.
+        A subscription without the intel stream gets nothing from the sources.
         """
         subscription = self.open("stix2/sighting")
         self.snapshots.deliver(subscription, 7)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast import __version__
-from tbvast.bus.access_control import Gate
+from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -36,8 +36,8 @@ class StatisticsTests(SynchronousTestCase):
         self.intake = Intake(
             self.clock,
             self.journal,
-            Gate(None),
-            self.subscriptions.spread,
+            AccessControl(None),
+            self.subscriptions.fan_out,
             lambda envelope: None,
             60,
         )
@@ -78,7 +78,7 @@ class StatisticsTests(SynchronousTestCase):
 
     def test_counts(self) -> None:
         """
-        It counts what arrived by its outcome, and what the journal has.
+        It counts received items by outcome, and the entries of the journal.
         """
         item = encode_report(an_indicator())
         self.receive(item, item, encode_report(a_sighting()), b"nonsense")

@@ -12,13 +12,13 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.subscriptions import (
     LOSSES_PER_MINUTE,
     PUMP_FRAMES,
     RETRY_INTERVAL,
     SAVE_DELAY,
-    TURN,
+    TURN_BUDGET_SECONDS,
     Limits,
     Subscription,
     Subscriptions,
@@ -33,7 +33,7 @@ from tests.doubles_bus import a_request, some_limits
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:
     """
-    What follows the topic in the stix2 frames of items.
+    The stix2 frames of items, without the topic.
     """
     kinds = {Indicator: b"indicator ", Sighting: b"sighting "}
     return [kinds[type(item)] + item.raw for item in items]
@@ -78,8 +78,8 @@ class SubscriptionsTestCase(SynchronousTestCase):
     def detach(self, subscription: Subscription) -> None:
         self.subscriptions.detach(subscription.topic.encode())
 
-    def spread(self, *items: Indicator | Sighting) -> None:
-        self.successResultOf(self.subscriptions.spread(Commit(list(enumerate(items, 1)))))
+    def fan_out(self, *items: Indicator | Sighting) -> None:
+        self.successResultOf(self.subscriptions.fan_out(CommittedBatch(list(enumerate(items, 1)))))
 
     def got(self, subscription: Subscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
@@ -99,7 +99,7 @@ class TurnTests(SubscriptionsTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.successResultOf(self.subscriptions.stopService())
-        self.clock = BusyClock(TURN / 4)
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start()
 
     def advance(self) -> None:
@@ -111,42 +111,44 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         items = [an_indicator(number) for number in range(3)]
-        spreads = [self.subscriptions.spread(Commit([(n, item)])) for n, item in enumerate(items)]
+        deliveries = [
+            self.subscriptions.fan_out(CommittedBatch([(n, item)])) for n, item in enumerate(items)
+        ]
         late = self.open()
-        self.assertNoResult(spreads[0])
+        self.assertNoResult(deliveries[0])
         for _ in range(60):
             before = len(self.pub.frames)
             self.advance()
             self.assertLessEqual(len(self.pub.frames) - before, 20)
-        for spread in spreads:
-            self.successResultOf(spread)
+        for delivery in deliveries:
+            self.successResultOf(delivery)
         for each in subscriptions:
             self.assertEqual(self.got(each), frames_of(*items))
         self.assertEqual(self.got(late), [])
 
     def test_closed_between(self) -> None:
         """
-        Who has left in the meantime gets nothing more.
+        A subscriber that has left in the meantime gets nothing more.
         """
         subscriptions = [self.open() for _ in range(30)]
-        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
         self.subscriptions.close(subscriptions[-1].topic)
         for _ in range(30):
             self.advance()
-        self.successResultOf(spread)
+        self.successResultOf(delivery)
         self.assertEqual(self.got(subscriptions[-1]), [])
         self.assertEqual(len(self.got(subscriptions[-2])), 1)
 
     def test_many_stuck(self) -> None:
         """
-        Those whose queues were full are served in turns, too, and nobody is forgotten.
+        Subscribers with full queues are served over several turns, and none is forgotten.
         """
         subscriptions = [self.open() for _ in range(30)]
         self.pub.room = 0
-        spread = self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
         for _ in range(30):
             self.advance()
-        self.successResultOf(spread)
+        self.successResultOf(delivery)
         self.pub.room = 1_000_000
         for _ in range(60):
             before = len(self.pub.frames)
@@ -161,24 +163,24 @@ class TurnTests(SubscriptionsTestCase):
         """
         for _ in range(30):
             self.open()
-        self.subscriptions.spread(Commit([(1, an_indicator(1))]))
+        self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
 
 
 class SpreadTests(SubscriptionsTestCase):
     """
-    Who gets what.
+    The delivery to subscribers.
     """
 
     def test_streams(self) -> None:
         """
-        Each subscriber gets what it has subscribed to, in its dialect.
+        Each subscriber gets the streams of its topics, in its dialect.
         """
         items = an_indicator(1), a_sighting(1), an_indicator(2)
         intel = self.open("stix2/indicator")
         sightings = self.open("stix2/sighting")
         both = self.open("stix2/indicator", "stix2/sighting")
         vast = self.open("threatbus/intel")
-        self.spread(*items)
+        self.fan_out(*items)
         self.assertEqual(self.got(intel), frames_of(items[0], items[2]))
         self.assertEqual(self.got(sightings), frames_of(items[1]))
         self.assertEqual(self.got(both), frames_of(*items))
@@ -192,7 +194,7 @@ class SpreadTests(SubscriptionsTestCase):
         Topics that overlap deliver each message once.
         """
         subscription = self.open("stix2/indicator", "stix2/", "stix2/ind", "threatbus/intel")
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(self.got(subscription), frames_of(an_indicator()))
 
     def test_unknown_topic(self) -> None:
@@ -200,13 +202,13 @@ class SpreadTests(SubscriptionsTestCase):
         A subscription to an unknown topic stands, and gets nothing.
         """
         subscription = self.open("weather")
-        self.spread(an_indicator(), a_sighting())
+        self.fan_out(an_indicator(), a_sighting())
         self.assertEqual(self.got(subscription), [])
         self.assertIs(self.subscriptions.get(subscription.topic), subscription)
 
     def test_topics(self) -> None:
         """
-        Own topics are random; those of the vast dialect begin with what was asked.
+        Own topics are random; those of the vast dialect begin with the requested topic.
         """
         first, second = self.open("stix2/indicator"), self.open("stix2/indicator")
         self.assertNotEqual(first.topic, second.topic)
@@ -215,12 +217,12 @@ class SpreadTests(SubscriptionsTestCase):
 
     def test_order(self) -> None:
         """
-        What is spread arrives in the order of the commits.
+        Items are delivered in the order of the commits.
         """
         subscription = self.open()
         items = [an_indicator(number) for number in range(20)]
         for item in items:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual(self.got(subscription), frames_of(*items))
 
 
@@ -237,7 +239,7 @@ class AttachTests(SubscriptionsTestCase):
         subscription = self.open(attached=False)
         items = [an_indicator(number) for number in range(40)]
         for item in items[:30]:
-            self.spread(item)
+            self.fan_out(item)
             self.pass_time(0.5)
         self.assertEqual(self.pub.frames, [])
         self.assertEqual(subscription.queued, 30)
@@ -246,19 +248,19 @@ class AttachTests(SubscriptionsTestCase):
         self.assertEqual(self.got(subscription), frames_of(*items[:30]))
         self.assertEqual(subscription.queued, 0)
         for item in items[30:]:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual(self.got(subscription), frames_of(*items))
 
     def test_not_in_the_same_turn(self) -> None:
         """
-        What waits is sent after the turn in which the subscription was admitted, for
+        Waiting frames are sent after the turn in which the subscription was admitted, because
         the socket does not know it before.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.attach(subscription.topic.encode())
         self.assertEqual(self.pub.frames, [])
-        self.spread(an_indicator(2))
+        self.fan_out(an_indicator(2))
         self.assertEqual(self.pub.frames, [])
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.got(subscription), frames_of(an_indicator(), an_indicator(2)))
@@ -278,8 +280,8 @@ class AttachTests(SubscriptionsTestCase):
 
     def test_unknown(self) -> None:
         """
-        Nobody may listen to a topic that belongs to no subscription: not to all of
-        them, not to the beginning of one, not to bytes that are no text.
+        Topics without a subscription are refused: the empty topic, the beginning of a topic,
+        and bytes that are no text.
         """
         subscription = self.open()
         for topic in (b"", subscription.topic[:31].encode(), b"stix2/indicator", b"\xff" * 32):
@@ -296,12 +298,12 @@ class AttachTests(SubscriptionsTestCase):
         subscription = self.open()
         self.attach(subscription)
         self.detach(subscription)
-        self.spread(an_indicator(1))
+        self.fan_out(an_indicator(1))
         self.assertEqual(len(self.got(subscription)), 1)
         self.detach(subscription)
         self.detach(subscription)
         self.assertEqual(subscription.detached, self.clock.seconds())
-        self.spread(an_indicator(2))
+        self.fan_out(an_indicator(2))
         self.assertEqual(len(self.got(subscription)), 1)
         self.attach(subscription)
         self.assertEqual(len(self.got(subscription)), 2)
@@ -314,28 +316,28 @@ class SlowTests(SubscriptionsTestCase):
 
     def test_refused(self) -> None:
         """
-        What the socket refuses is offered again, and nothing overtakes it.
+        Frames that the socket refuses are offered again, and nothing overtakes them.
         """
         subscription = self.open()
         self.pub.room = 1
         items = [an_indicator(number) for number in range(6)]
-        self.spread(*items[:3])
-        self.spread(items[3])
+        self.fan_out(*items[:3])
+        self.fan_out(items[3])
         self.assertEqual(self.got(subscription), frames_of(items[0]))
         self.pub.room = 1
         self.clock.advance(RETRY_INTERVAL)
         self.assertEqual(self.got(subscription), frames_of(*items[:2]))
         self.pub.room = 100
-        self.spread(items[4])
+        self.fan_out(items[4])
         self.assertEqual(self.got(subscription), frames_of(*items[:2]))
         self.clock.advance(RETRY_INTERVAL)
-        self.spread(items[5])
+        self.fan_out(items[5])
         self.assertEqual(self.got(subscription), frames_of(*items))
         self.assertEqual((subscription.sent, subscription.dropped), (6, 0))
 
     def test_others_go_on(self) -> None:
         """
-        One whose queue is full does not hold up the others.
+        A subscriber with a full queue does not delay the others.
         """
         slow, fast = self.open(), self.open()
         sent: list[bytes] = []
@@ -347,7 +349,7 @@ class SlowTests(SubscriptionsTestCase):
             return len(frames)
 
         self.subscriptions.send = send
-        self.spread(an_indicator(1), an_indicator(2))
+        self.fan_out(an_indicator(1), an_indicator(2))
         self.assertEqual(len(sent), 2)
         self.assertEqual((slow.queued, fast.queued), (2, 0))
 
@@ -359,13 +361,13 @@ class SlowTests(SubscriptionsTestCase):
         for subscription in [self.open() for _ in range(5)]:
             self.assertIsNone(subscription.detached)
         self.pub.room = 0
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         calls = len(self.clock.getDelayedCalls()) - before
         self.assertLessEqual(calls, 2)  # the other one saves the subscriptions
 
     def test_bounded_turn(self) -> None:
         """
-        A long queue is sent in pieces, so that nobody else waits for it.
+        A long queue is sent over several turns, so that other subscribers need not wait.
         """
         count = 2 * PUMP_FRAMES + 1
         subscription = self.subscriptions.open(a_request())
@@ -380,7 +382,7 @@ class SlowTests(SubscriptionsTestCase):
 
 class BoundTests(SubscriptionsTestCase):
     """
-    What waits is bounded.
+    The queue is bounded.
     """
 
     def test_messages(self) -> None:
@@ -391,7 +393,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open(attached=False)
         items = [an_indicator(number) for number in range(5)]
         for item in items:
-            self.spread(item)
+            self.fan_out(item)
         self.assertEqual((subscription.queued, subscription.dropped), (3, 2))
         self.attach(subscription)
         self.assertEqual(self.got(subscription), frames_of(*items[2:]))
@@ -404,11 +406,11 @@ class BoundTests(SubscriptionsTestCase):
         size = 32 + len(frames_of(an_indicator(1))[0])
         self.restart_with(queue_bytes=2 * size)
         subscription = self.open(attached=False)
-        self.spread(*(an_indicator(number) for number in range(1, 5)))
+        self.fan_out(*(an_indicator(number) for number in range(1, 5)))
         self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
-        self.spread(an_indicator(5, name="x" * 2 * size))
+        self.fan_out(an_indicator(5, name="x" * 2 * size))
         self.assertEqual((subscription.queued, subscription.dropped), (0, 5))
-        self.spread(an_indicator(6))
+        self.fan_out(an_indicator(6))
         self.attach(subscription)
         self.assertEqual(self.got(subscription), frames_of(an_indicator(6)))
 
@@ -420,7 +422,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open()
         self.pub.room = 0
         for number in range(4):
-            self.spread(an_indicator(number))
+            self.fan_out(an_indicator(number))
         self.assertEqual((subscription.queued, subscription.dropped), (2, 2))
         self.pub.room = 10
         self.clock.advance(RETRY_INTERVAL)
@@ -434,7 +436,7 @@ class BoundTests(SubscriptionsTestCase):
         subscription = self.open(attached=False, name="slow")
         with capturedLogs() as events:
             for number in range(LOSSES_PER_MINUTE + 20):
-                self.spread(an_indicator(number))
+                self.fan_out(an_indicator(number))
         self.assertEqual(len(events), LOSSES_PER_MINUTE)
         self.assertEqual((events[0]["name"], events[0]["dropped"]), ("slow", 1))
         self.assertEqual(subscription.dropped, LOSSES_PER_MINUTE + 19)
@@ -445,7 +447,7 @@ Part = Callable[[Iterable[bytes]], Deferred[None]]
 
 class SnapshotTests(SubscriptionsTestCase):
     """
-    A snapshot comes before what is spread meanwhile.
+    A snapshot is sent before items that are delivered meanwhile.
     """
 
     def setUp(self) -> None:
@@ -471,12 +473,12 @@ class SnapshotTests(SubscriptionsTestCase):
 
     def test_before(self) -> None:
         """
-        The parts come first, then what waited.
+        The pages of the snapshot come first, then the waiting frames.
         """
         subscription = self.open()
         send = self.begin(subscription)
         self.successResultOf(send([b"s 1", b"s 2"]))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.successResultOf(send([b"s 3"]))
         self.assertEqual(self.got(subscription), [b"s 1", b"s 2", b"s 3"])
         self.over.callback(None)
@@ -507,11 +509,11 @@ class SnapshotTests(SubscriptionsTestCase):
 
     def test_failed(self) -> None:
         """
-        A snapshot that fails does not keep what waited.
+        A snapshot that fails does not block the waiting frames.
         """
         subscription = self.open()
         self.begin(subscription)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.over.errback(ValueError())
         self.assertEqual(self.got(subscription), frames_of(an_indicator()))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
@@ -524,7 +526,7 @@ class SnapshotTests(SubscriptionsTestCase):
         self.pub.room = 1
         send = self.begin(subscription)
         self.assertNoResult(send([b"s 1", b"s 2"]))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.close(subscription.topic)
         self.assertEqual(self.cancelled, 1)
         self.pub.room = 10
@@ -543,7 +545,7 @@ class EndTests(SubscriptionsTestCase):
         One that is closed is gone, once, and holds nothing.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertTrue(self.subscriptions.close(subscription.topic))
         self.assertFalse(self.subscriptions.close(subscription.topic))
         self.assertEqual(len(self.subscriptions), 0)
@@ -557,7 +559,7 @@ class EndTests(SubscriptionsTestCase):
         One that is closed in the turn in which it was attached is sent nothing.
         """
         subscription = self.open(attached=False)
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.subscriptions.attach(subscription.topic.encode())
         self.subscriptions.close(subscription.topic)
         self.clock.advance(1)
@@ -565,7 +567,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_silent(self) -> None:
         """
-        One whose heartbeats stop for too long ends, though it is attached.
+        A subscription is closed when its heartbeats stop for too long, even if it is attached.
         """
         subscription = self.open()
         for _ in range(5):
@@ -602,7 +604,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_went_away(self) -> None:
         """
-        One whose ZeroMQ subscription ended has as long to come back.
+        A subscriber that lost its ZeroMQ subscription has the same time to come back.
         """
         subscription = self.open()
         self.pass_time(50)
@@ -639,7 +641,7 @@ class EndTests(SubscriptionsTestCase):
 
     def test_users(self) -> None:
         """
-        Those of users who have lost rights end, and no others.
+        The subscriptions of users who have lost permissions end, and no others.
         """
         for user in ("one", "two", "one", ""):
             self.subscriptions.open(a_request(), user)
@@ -648,11 +650,11 @@ class EndTests(SubscriptionsTestCase):
 
     def test_stopped(self) -> None:
         """
-        When the bus stops, nobody is sent anything any more.
+        When the bus stops, nothing more is sent.
         """
         subscription = self.open()
         self.pub.room = 0
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(subscription.queued, 1)
         self.successResultOf(self.subscriptions.stopService())
         self.assertEqual(subscription.queued, 0)
@@ -662,7 +664,7 @@ class EndTests(SubscriptionsTestCase):
 
 class LimitTests(SubscriptionsTestCase):
     """
-    What subscribers may cost.
+    The limits of subscriptions.
     """
 
     def refused(self, field: str, *topics: str, user: str = "") -> None:
@@ -687,8 +689,7 @@ class LimitTests(SubscriptionsTestCase):
 
     def test_client(self) -> None:
         """
-        One client may have so many; those that nobody can tell apart are not
-        counted.
+        The subscriptions of one client are limited; those without a client are not counted.
         """
         self.restart_with(client_subscriptions=1)
         first = self.subscriptions.open(a_request(), "one")
@@ -748,14 +749,14 @@ class RememberedTests(SubscriptionsTestCase):
         )
         self.assertEqual(len(self.subscriptions), 2)
         self.assertTrue(self.subscriptions.heartbeat(first.topic, {}))
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(self.got(restored), [])
         self.attach(restored)
         self.assertEqual(len(self.got(restored)), 1)
 
     def test_did_not_come_back(self) -> None:
         """
-        One whose subscriber does not come back ends, and is forgotten.
+        A subscription whose subscriber does not come back ends, and is deleted.
         """
         self.open()
         self.restart()
@@ -785,7 +786,7 @@ class RememberedTests(SubscriptionsTestCase):
 
     def test_not_those_that_resume(self) -> None:
         """
-        Who speaks tbvast/1 subscribes again: nothing is remembered for it.
+        Subscribers of tbvast/1 subscribe again, so their subscriptions are not saved.
         """
         subscription = self.open(protocol="tbvast/1")
         self.subscriptions.close(subscription.topic)
@@ -802,7 +803,7 @@ class RememberedTests(SubscriptionsTestCase):
         with capturedLogs() as events:
             self.clock.advance(SAVE_DELAY)
         self.assertEqual(self.reasons(events), ["the disk is full"])
-        self.spread(an_indicator())
+        self.fan_out(an_indicator())
         self.assertEqual(len(self.got(subscription)), 1)
         self.subscriptions.save = self.save
 

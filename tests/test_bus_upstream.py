@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
@@ -63,7 +63,7 @@ class IntelCursorTests(SynchronousTestCase):
 
     def test_applied(self) -> None:
         """
-        What arrives is taken in, and the position is remembered, for this reader.
+        Received items are taken in, and the position is stored for this reader.
         """
         self.assertIsNone(self.cursor.position)
         self.successResultOf(self.apply([an_indicator()], Position("up", 3)))
@@ -74,8 +74,7 @@ class IntelCursorTests(SynchronousTestCase):
 
     def test_not_before_durable(self) -> None:
         """
-        The position stays where it was until what arrived is durable, and if it
-        cannot be.
+        The position advances only when the items are durable.
         """
         self.taking = Deferred()
         d = self.apply([an_indicator()], Position("up", 3))
@@ -155,7 +154,7 @@ class UpstreamTests(SynchronousTestCase):
         outcomes = self.successResultOf(self.journal.append(items))
         accepted = [(o.number, o.item) for o in outcomes if o.number]
         if accepted:
-            self.upstream.spread(Commit(accepted))
+            self.upstream.deliver(CommittedBatch(accepted))
 
     def passed_up(self) -> Position | None:
         position: Position | None = self.successResultOf(
@@ -197,7 +196,7 @@ class UpstreamTests(SynchronousTestCase):
 
     def test_not_there(self) -> None:
         """
-        What the other bus could not take is passed up when it is there, in order.
+        Sightings that the other bus could not accept are sent in order when it is there.
         """
         sightings = [a_sighting(number) for number in range(PAGE + 10)]
         self.accept(*sightings)
@@ -224,7 +223,7 @@ class UpstreamTests(SynchronousTestCase):
 
     def test_acknowledged(self) -> None:
         """
-        A bus that speaks tbvast/1 is asked, and what it did not take is offered again.
+        A bus that speaks tbvast/1 gets requests, and unaccepted sightings are offered again.
         """
         self.bus.connect("up")
         self.bus.room = 2
@@ -237,8 +236,7 @@ class UpstreamTests(SynchronousTestCase):
 
     def test_not_before_durable(self) -> None:
         """
-        What it has not acknowledged is not passed up; what is accepted meanwhile
-        follows.
+        Unacknowledged sightings are sent again; those accepted meanwhile follow.
         """
         self.bus.holding = True
         self.bus.connect("up")
@@ -265,15 +263,15 @@ class UpstreamTests(SynchronousTestCase):
 
     def test_stopped(self) -> None:
         """
-        It stops at once, also while the other bus owes an answer; what that did not
-        acknowledge is offered again after a restart.
+        It stops at once, even while a request is unanswered; unacknowledged sightings are
+        offered again after a restart.
         """
         self.bus.holding = True
         self.bus.connect("up")
         self.accept(a_sighting(1))
         self.successResultOf(self.upstream.stopService())
         self.assertIsNone(self.passed_up())
-        self.upstream.spread(Commit([(2, a_sighting(2))]))
+        self.upstream.deliver(CommittedBatch([(2, a_sighting(2))]))
         self.start()
         self.bus.connect("up")
         self.assertEqual(self.bus.reported, [a_sighting(1).raw])
@@ -353,7 +351,7 @@ class BacklogTests(SynchronousTestCase):
 
     def sent(self, *numbers: int) -> Position | None:
         """
-        @return: What is stored then.
+        @return: The stored position afterwards.
         """
         self.successResultOf(Deferred.fromCoroutine(self.backlog.mark_sent(numbers)))
         position: Position | None = self.successResultOf(self.journal.position("one"))
@@ -370,7 +368,7 @@ class BacklogTests(SynchronousTestCase):
 
     def test_order(self) -> None:
         """
-        Pages go on where the last one ended; those that were not sent come before.
+        Pages continue where the last one ended; sightings that were not sent come before.
         """
         self.accept(*(a_sighting(n) for n in range(1, 7)))
         self.assertEqual(self.page(4), [1, 2, 3, 4])

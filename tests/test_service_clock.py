@@ -20,7 +20,7 @@ class MonotonicTests(TestCase):
 
     def test_delays(self) -> None:
         """
-        What waits is timed by the monotonic clock, and so is what is read.
+        Delayed calls, and the reactor's time, use the monotonic clock.
         """
         reactor: Any = EPollReactor()
         self.addCleanup(reactor._poller.close)

@@ -9,23 +9,22 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.service.interpreter import COLLECT_AFTER, SWITCH_INTERVAL, settle
+from tbvast.service.interpreter import COLLECT_AFTER, SWITCH_INTERVAL, tune_interpreter
 
 
-class SettleTests(SynchronousTestCase):
+class TuneTests(SynchronousTestCase):
     """
-    Tests for L{settle}.
+    Tests for L{tune_interpreter}.
     """
 
-    def test_settled(self) -> None:
+    def test_tuned(self) -> None:
         """
-        What there is is not looked through any more, what is new seldom, and threads
-        change quickly.
+        Existing objects are frozen, new ones are collected seldom, and threads switch quickly.
         """
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         self.addCleanup(gc.unfreeze)
         self.addCleanup(gc.set_threshold, *gc.get_threshold())
-        settle()
+        tune_interpreter()
         self.assertGreater(gc.get_freeze_count(), 0)
         self.assertEqual(gc.get_threshold()[0], COLLECT_AFTER)
         self.assertAlmostEqual(sys.getswitchinterval(), SWITCH_INTERVAL)

@@ -84,7 +84,7 @@ class ServiceOptionsTests(SynchronousTestCase):
 
     def test_file_and_options(self) -> None:
         """
-        An option wins over the file; what neither gives is the default.
+        An option overrides the file; otherwise the default applies.
         """
         path = self.mktemp()
         Path(path).write_text("plugin: {manage: 7, pub: 8}\nbridge: {engine: vast}\n")
@@ -95,7 +95,7 @@ class ServiceOptionsTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """
-        What cannot be used ends the process with one line that begins with its name.
+        An invalid option ends the process with one line that begins with the service's name.
         """
         path = self.mktemp()
         Path(path).write_text("bridge: {snapshot: soon}")

@@ -41,7 +41,7 @@ def parse(*arguments: str) -> Options:
 
 def daemon(test: SynchronousTestCase, *arguments: str) -> tuple[Options, int]:
     """
-    The options of a service that was made a daemon, and what C{twistd} reads.
+    The options of a daemon, and the status that C{twistd} reads.
     """
     options = parse(*arguments)
     read, write = os.pipe()
@@ -54,7 +54,7 @@ def daemon(test: SynchronousTestCase, *arguments: str) -> tuple[Options, int]:
 
 class ServiceDouble(Service):
     """
-    A service that writes down what happens, and stops when told to.
+    A service that records its events, and stops when told to.
     """
 
     def __init__(self, name: str, events: list[str], error: Exception | None = None) -> None:
@@ -82,7 +82,7 @@ class RefusingTests(SynchronousTestCase):
 
     def refuse(self, options: ServiceOptions, error: Exception) -> str:
         """
-        @return: What standard error gets.
+        @return: The text on standard error.
         """
         stderr = StringIO()
 
@@ -188,7 +188,7 @@ class SequentialServiceTests(SynchronousTestCase):
 
     def test_order(self) -> None:
         """
-        Each child is told to stop only when the one after it has stopped.
+        Each child is stopped only when the next one has stopped.
         """
         first, second = self.add("1"), self.add("2")
         self.parent.startService()
@@ -203,7 +203,7 @@ class SequentialServiceTests(SynchronousTestCase):
 
     def test_stop_fails(self) -> None:
         """
-        A child that cannot stop is logged; the others are stopped all the same.
+        A child that cannot stop is logged; the others are stopped.
         """
         first, second = self.add("1"), self.add("2")
         self.parent.startService()
@@ -247,29 +247,29 @@ class ServiceProcessTests(SynchronousTestCase):
             set_handler=self.process.set_handler,
             at_exit=self.process.at_exit.append,
             end=self.process.end,
-            settle=self.process.settle,
+            tune=self.process.tune,
         )
         self.addCleanup(service.state.release)
         return service
 
     def start(self, service: ServiceProcess) -> None:
         """
-        Do what C{twistd} does.
+        Start the service as C{twistd} does.
         """
         service.privilegedStartService()
         service.startService()
         self.reactor.start()
 
-    def test_settled(self) -> None:
+    def test_tuned(self) -> None:
         """
         The interpreter is set once the services have started and the reactor runs.
         """
         service = self.make()
         service.privilegedStartService()
         service.startService()
-        self.assertFalse(self.process.settled)
+        self.assertFalse(self.process.tuned)
         self.reactor.start()
-        self.assertTrue(self.process.settled)
+        self.assertTrue(self.process.tuned)
 
     def test_state_directory(self) -> None:
         """

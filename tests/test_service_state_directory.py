@@ -21,7 +21,7 @@ class DefaultDirectoryTests(SynchronousTestCase):
 
     def test_order(self) -> None:
         """
-        What systemd made comes first, then the user's directory for state.
+        The directory of systemd comes first, then the user's state directory.
         """
         for environ, path in [
             ({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "HOME": "/h"}, "/var/lib/a"),
@@ -49,7 +49,7 @@ class StateDirectoryTests(SynchronousTestCase):
 
     def test_created(self) -> None:
         """
-        It is made with what lies above it, for its owner only.
+        It is created with its parents, for its owner only.
         """
         path = os.path.join(self.mktemp(), "deep")
         state = self.acquired(path)
@@ -60,7 +60,7 @@ class StateDirectoryTests(SynchronousTestCase):
 
     def test_in_use(self) -> None:
         """
-        Another one cannot have it, and is told who has it, until it is released.
+        Until the directory is released, another process is refused, with the id of the owner.
         """
         path = self.mktemp()
         first = self.acquired(path)

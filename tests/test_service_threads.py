@@ -47,7 +47,7 @@ class ThreadsTests(TestCase):
 
     async def test_failure(self) -> None:
         """
-        What the call raises comes back, too, and the thread goes on.
+        An error of the call is passed on, and the thread continues.
         """
         threads = self.threads(1)
         await self.assertFailure(threads.defer(int, "x"), ValueError)
@@ -82,7 +82,7 @@ class ThreadsTests(TestCase):
 
     async def test_stop(self) -> None:
         """
-        What was asked before the end is done, and then no thread is left.
+        Calls made before the end are executed, and then no thread is left.
         """
         threads = self.threads(1, "test-stopped")
         results = [threads.defer(lambda value=value: value) for value in range(10)]
@@ -94,7 +94,7 @@ class ThreadsTests(TestCase):
 
     async def test_before(self) -> None:
         """
-        What is asked before the service runs is done when it does.
+        Calls made before the start are executed after it.
         """
         threads = Threads(reactor, 1, "test-threads")
         early = threads.defer(int, "7")

@@ -181,7 +181,7 @@ class WholeWayTests(SynchronousTestCase):
                 for ended in store.expire(2.6e11, 10):
                     decode_indicator(ended.item.raw)
                 store.find([item.id])
-                store.forget(9e9, 1, 10)
+                store.prune(9e9, 1, 10)
         finally:
             store.close()
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, index_table, settled
+from tbvast.storage.digest_index import INDEXED_TABLE, DigestIndex, committing, digest, index_table
 from tbvast.storage.sqlite import connect, migrate, transaction
 
 FEW = 4
@@ -56,7 +56,7 @@ class IndexTestCase(SynchronousTestCase):
         self.connection = connect(self.path)
         self.addCleanup(self.connection.close)
         rows = "CREATE TABLE rows (digest INTEGER, number INTEGER)"
-        migrate(self.connection, [f"{rows}; {index_table('by_digest')}; {UNTIL}"])
+        migrate(self.connection, [f"{rows}; {index_table('by_digest')}; {INDEXED_TABLE}"])
         self.index = DigestIndex(self.connection, "by_digest", self.rows, FEW, FEW // 2)
 
     def rows(self, number: int) -> Iterable[tuple[int, int]]:
@@ -77,7 +77,7 @@ class IndexTestCase(SynchronousTestCase):
         new = [(each, self.head + number) for number, each in enumerate(added, 1)]
         gone = list(removed)
         try:
-            with settled(self.index), transaction(self.connection):
+            with committing(self.index), transaction(self.connection):
                 self.connection.executemany("INSERT INTO rows VALUES (?, ?)", new)
                 self.connection.executemany(
                     "DELETE FROM rows WHERE digest = ? AND number = ?", gone
@@ -95,7 +95,7 @@ class IndexTestCase(SynchronousTestCase):
 
     def found(self) -> list[tuple[int, int]]:
         """
-        What is found of each digest, and, the same, of all together.
+        The numbers of each digest, looked up one by one and all at once, which must agree.
         """
         digests = list(range(10))
         found = [(each, number) for each in digests for number in set(self.index.find([each]))]
@@ -117,7 +117,7 @@ class IndexTests(IndexTestCase):
 
     def test_gathers(self) -> None:
         """
-        What is new is in memory; the file gets it by and by.
+        New digests are in memory, and written gradually.
         """
         self.change([3, 1])
         self.change([2, 0])
@@ -148,8 +148,8 @@ class IndexTests(IndexTestCase):
 
     def test_reopened(self) -> None:
         """
-        What was in memory only is found when the file is opened again, and less is
-        read, the more is written.
+        Digests that were only in memory are read when the file is opened again; the more is
+        written, the less is read.
         """
         self.change([1, 2, 3, 4, 5])
         self.change([6, 7])
@@ -166,11 +166,11 @@ class IndexTests(IndexTestCase):
         """
         for added in ([3, 1], [2, 4, 5], [6]):
             self.change(added)
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.write_all()
         self.assertEqual(self.written(), 6)
         self.assertEqual(self.found(), self.there())
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.write_all()
         self.change([7])
         self.assertEqual((self.written(), self.found()), (6, self.there()))
@@ -182,7 +182,7 @@ class IndexTests(IndexTestCase):
         A row that is not new can get another digest.
         """
         self.change([1, 2])
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.change((), [(1, 1)])
             self.index.insert([(5, 1)])
             self.assertEqual(self.found(), [(2, 2), (5, 1)])
@@ -190,9 +190,9 @@ class IndexTests(IndexTestCase):
 
     def test_twice(self) -> None:
         """
-        What is added in a transaction may be removed in it.
+        A digest may be added and removed in one transaction.
         """
-        with settled(self.index), transaction(self.connection):
+        with committing(self.index), transaction(self.connection):
             self.index.change([(1, 1), (2, 2)])
             self.index.change([(3, 3)], [(1, 1)])
             self.assertEqual(self.found(), [(2, 2), (3, 3)])
@@ -211,8 +211,8 @@ class IndexTests(IndexTestCase):
     )
     def test_any_order(self, steps: list[tuple[list[int], set[int], str]]) -> None:
         """
-        Whatever is added and removed, fails, or is opened again: what is found is
-        what is there.
+        After any sequence of additions, removals, failures and reopenings, exactly the existing
+        rows are found.
         """
         self.setUp()
         for added, removed, what in steps:
@@ -223,7 +223,7 @@ class IndexTests(IndexTestCase):
             if what == "reopen":
                 self.reopen()
             elif what == "write":
-                with settled(self.index), transaction(self.connection):
+                with committing(self.index), transaction(self.connection):
                     self.index.write_all()
             self.assertEqual(self.found(), self.there())
         self.connection.close()

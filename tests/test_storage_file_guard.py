@@ -45,7 +45,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def rows(self, path: Path) -> int:
         """
-        How many rows a file has that nobody uses any more.
+        The number of rows in a file that is no longer in use.
         """
         self.connection.close()
         other = sqlite3.connect(path)
@@ -56,7 +56,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def lost(self) -> str:
         """
-        What is said; the same whenever it is asked.
+        The text of the loss, which is the same for every check.
         """
         said = str(self.assertRaises(FileLost, self.guard.check))
         self.assertEqual(str(self.assertRaises(FileLost, self.guard.__enter__)), said)
@@ -65,7 +65,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_there(self) -> None:
         """
-        Nothing is said of a file that is there, however it grows and shrinks.
+        Growing and shrinking are no damage.
         """
         with self.guard:
             self.add(ROWS)
@@ -78,7 +78,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_removed(self) -> None:
         """
-        What is removed is written again, whatever is left of its log.
+        A removed file is written again, with or without its log.
         """
         for removed in (("",), ("", "-wal"), ("", "-wal", "-shm"), ("-wal",), ("-shm",)):
             with self.subTest(removed):
@@ -92,7 +92,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_within(self) -> None:
         """
-        What was written after the file had been removed is not taken for kept.
+        Data written after the file was removed does not count as committed.
         """
 
         def write() -> None:
@@ -105,7 +105,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        Another file in its place is left alone; what was committed is beside it.
+        Another file in its place is not touched; the committed data is written beside it.
         """
         other = self.path.with_name("other")
         other.write_bytes(b"other")
@@ -147,7 +147,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_damaged(self) -> None:
         """
-        What turns out to be damaged is not used any more, and stays where it is.
+        A damaged file is no longer used, and stays in its place.
         """
         self.damage()
         before = self.path.read_bytes()
@@ -161,7 +161,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_replacement(self) -> None:
         """
-        Whoever knows how makes another one.
+        The replacement is called, if there is one.
         """
         made: list[str] = []
 
@@ -178,7 +178,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_other_errors(self) -> None:
         """
-        What a method refuses, or a full disk, is not of the file.
+        A refusal of a method, or a full disk, is no loss of the file.
         """
 
         def fail(error: Callable[[], Exception]) -> None:
@@ -196,7 +196,7 @@ class FileGuardTests(SynchronousTestCase):
 
     def test_no_directory(self) -> None:
         """
-        If it cannot be written again, that is said.
+        A failure to write the data again is reported.
         """
         for each in self.path.parent.iterdir():
             each.unlink()
@@ -211,7 +211,7 @@ class FunctionTests(SynchronousTestCase):
 
     def test_damage(self) -> None:
         """
-        Damage is found below what was raised from it; other errors are none.
+        Damage is found among the causes of an error; other errors are no damage.
         """
         damaged = sqlite3.DatabaseError("malformed")
         damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT_VTAB
@@ -237,7 +237,7 @@ class FunctionTests(SynchronousTestCase):
 
     def test_moved_aside(self) -> None:
         """
-        A file is moved with what is beside it, and never onto another one.
+        A file is moved with its companions, and never onto another file.
         """
         folder = Path(self.mktemp())
         folder.mkdir()

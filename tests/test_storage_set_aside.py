@@ -19,9 +19,9 @@ from tbvast.storage.set_aside import (
     Stage,
     described,
     id_in,
-    keep,
     reason_of,
     report,
+    store_set_aside,
 )
 from tests.doubles import an_indicator, indicator_id
 
@@ -38,10 +38,10 @@ class TableTests(SynchronousTestCase):
 
     def test_kept(self) -> None:
         """
-        Everything of an item is kept, and the newest one is told.
+        All fields of an item are stored, and the newest item is reported.
         """
         self.assertEqual(report(self.connection), SetAsideReport())
-        keep(
+        store_set_aside(
             self.connection,
             [
                 SetAside(Stage.INTAKE, "why", b"1"),
@@ -65,9 +65,11 @@ class TableTests(SynchronousTestCase):
         It holds the newest ones only, and the beginning of long ones; all are counted.
         """
         for _ in range(3):
-            keep(self.connection, [SetAside(Stage.APPEND, "x", b"x")] * (MOST_ITEMS // 2), 0)
+            store_set_aside(
+                self.connection, [SetAside(Stage.APPEND, "x", b"x")] * (MOST_ITEMS // 2), 0
+            )
         long = SetAside(Stage.APPEND, "y" * 10_000, b"y" * (MOST_BYTES + 1))
-        keep(self.connection, [long], 0)
+        store_set_aside(self.connection, [long], 0)
         (count, size, kept, reason) = self.connection.execute(
             "SELECT count(*), max(size), max(length(body)), max(length(reason)) FROM set_aside"
         ).fetchone()
@@ -78,7 +80,7 @@ class TableTests(SynchronousTestCase):
         """
         A text that no file can take is kept as far as it is one.
         """
-        keep(self.connection, [SetAside(Stage.APPEND, "a\ud800", b"", "", "b\ud800")], 0)
+        store_set_aside(self.connection, [SetAside(Stage.APPEND, "a\ud800", b"", "", "b\ud800")], 0)
         self.assertEqual(report(self.connection).newest, "append: b?: a?")
 
 
@@ -98,7 +100,7 @@ class FunctionTests(SynchronousTestCase):
 
     def test_id(self) -> None:
         """
-        The id of what cannot be read any more is found, if it is there.
+        The id of a damaged document is found, if there is one.
         """
         raw = an_indicator(1).raw
         self.assertEqual(id_in(raw[:-1] + b"\xff"), indicator_id(1))

@@ -22,7 +22,7 @@ class SiftTests(SynchronousTestCase):
     @given(st.lists(st.integers(0, 50)), st.sets(st.integers(0, 50), max_size=5))
     def test_each(self, items: list[int], bad: set[int]) -> None:
         """
-        What can be done is done, in order and once; what cannot is returned.
+        Possible items are processed in order and once; the others are returned.
         """
 
         def do(some: Sequence[int]) -> list[int]:
@@ -39,7 +39,7 @@ class SiftTests(SynchronousTestCase):
 
     def test_others(self) -> None:
         """
-        What is due to no item is raised, and nothing more is tried.
+        An error that no item caused is raised, and ends the attempt.
         """
         calls = []
 

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.storage.sqlite import FromLater, connect, insert, migrate, own, snapshot, transaction
+from tbvast.storage.sqlite import (
+    SchemaTooNew,
+    acquire_writer_lock,
+    connect,
+    insert,
+    migrate,
+    snapshot,
+    transaction,
+)
 
 FIRST = "CREATE TABLE a (x); INSERT INTO a VALUES (1);"
 SECOND = "ALTER TABLE a ADD COLUMN y DEFAULT 2;"
@@ -28,7 +36,7 @@ class MigrateTests(SynchronousTestCase):
 
     def rows(self, *steps: str) -> list[tuple[int, ...]]:
         """
-        What is there after a file was opened by a version that knows some steps.
+        The content of a file that was opened by a version with some of the steps.
         """
         connection = connect(self.path)
         self.addCleanup(connection.close)
@@ -54,7 +62,7 @@ class MigrateTests(SynchronousTestCase):
         A file of a later version is left alone.
         """
         self.rows(FIRST, SECOND)
-        self.assertIn("version 2", str(self.assertRaises(FromLater, self.rows, FIRST)))
+        self.assertIn("version 2", str(self.assertRaises(SchemaTooNew, self.rows, FIRST)))
 
     def test_half(self) -> None:
         """
@@ -96,7 +104,7 @@ class InsertTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """
-        With another verb, what is there already is replaced.
+        Another verb can replace existing rows.
         """
         insert(self.connection, "a", [(1, "old"), (2, "old")])
         insert(self.connection, "a", [(1, "new")], "INSERT OR REPLACE")
@@ -121,7 +129,7 @@ class SnapshotTests(SynchronousTestCase):
 
     def test_one_time(self) -> None:
         """
-        What somebody else commits is not seen before the end, however it ends.
+        A snapshot does not see commits of others until its end.
         """
         path = Path(self.mktemp())
         writer, reader = connect(path), connect(path)
@@ -146,7 +154,7 @@ class SnapshotTests(SynchronousTestCase):
 
 class OwnTests(SynchronousTestCase):
     """
-    Tests for L{own}.
+    Tests for L{acquire_writer_lock}.
     """
 
     def test_alone(self) -> None:
@@ -154,14 +162,14 @@ class OwnTests(SynchronousTestCase):
         One process at a time writes: another one waits, and gives up in the end.
         """
         path = Path(self.mktemp())
-        lock = own(path)
-        e = self.assertRaises(TimeoutError, own, path, 0.0)
+        lock = acquire_writer_lock(path)
+        e = self.assertRaises(TimeoutError, acquire_writer_lock, path, 0.0)
         self.assertEqual(str(e), "another process writes to it")
         os.close(lock)
-        os.close(own(path, 0.0))
+        os.close(acquire_writer_lock(path, 0.0))
 
     def test_no_directory(self) -> None:
         """
         A lock that cannot be made is refused.
         """
-        self.assertRaises(FileNotFoundError, own, Path(self.mktemp(), "deeper"))
+        self.assertRaises(FileNotFoundError, acquire_writer_lock, Path(self.mktemp(), "deeper"))

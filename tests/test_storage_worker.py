@@ -24,7 +24,7 @@ from tests.doubles import a_sighting, an_indicator, moment
 
 class Tester:
     """
-    What the process is asked.
+    The object that the process serves.
     """
 
     def reverse(self, text: bytes) -> bytes:
@@ -51,7 +51,7 @@ class Tester:
 
 class WorkerTests(TestCase):
     """
-    Tests for L{Worker}, whose process is this module.
+    Tests for L{Worker}, with this module as its process.
     """
 
     def setUp(self) -> None:
@@ -62,8 +62,8 @@ class WorkerTests(TestCase):
 
     async def test_answers(self) -> None:
         """
-        Requests are answered in order, whatever their size, and what was asked before it is
-        told to end is answered still.
+        Requests of any size are answered in order, and earlier requests are answered before the
+        process stops.
         """
         worker = self.worker()
         self.assertEqual(worker.start(str), "hello")
@@ -86,7 +86,7 @@ class WorkerTests(TestCase):
 
     async def test_unsendable(self) -> None:
         """
-        What cannot be sent fails, and nothing else does.
+        A request that cannot be encoded fails, and no other one does.
         """
         worker = self.worker()
         worker.start(str)
@@ -110,7 +110,7 @@ class WorkerTests(TestCase):
 
     async def test_refused(self) -> None:
         """
-        What it refuses fails with the reason, and it goes on.
+        A refusal fails the request with its reason, and the worker continues.
         """
         worker = self.worker()
         worker.start(str)
@@ -121,7 +121,7 @@ class WorkerTests(TestCase):
 
     async def test_defect(self) -> None:
         """
-        A defect is told with its traceback, and it goes on.
+        A defect fails the request with its traceback, and the worker continues.
         """
         worker = self.worker()
         worker.start(str)
@@ -145,8 +145,8 @@ class WorkerTests(TestCase):
 
     async def test_killed(self) -> None:
         """
-        When the process ends by itself, all that waits fails, as does what is asked later;
-        and it is told how it ended.
+        When the process ends by itself, waiting and later requests fail, and the owner is told
+        how it ended.
         """
         worker = self.worker()
         worker.start(str)

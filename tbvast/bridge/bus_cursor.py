@@ -17,7 +17,7 @@ from tbvast.protocol.frames import Item
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.values import Position
 
 MAX_INDICATORS_PER_COMMIT = 2000
@@ -38,7 +38,7 @@ class StoreCursor:
 
     def __init__(
         self,
-        ask: Ask,
+        ask: CallWorker,
         position: Position | None,
         now: Calendar,
         search: bool,

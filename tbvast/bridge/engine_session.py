@@ -35,7 +35,7 @@ from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.sightings import MatchType
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.values import Covered, EngineIdentity, Entry, Match, Progress
 
 FIRST_RETRY_DELAY = 0.5
@@ -220,7 +220,7 @@ class EngineSession(MultiService):
         now: Calendar,
         endpoint: IStreamClientEndpoint,
         engine: IEngineClient,
-        ask: Ask,
+        ask: CallWorker,
         deliver: Deliver,
         live: bool,
         search: Search | None,

@@ -14,7 +14,7 @@ from tbvast.interfaces import IBacklog
 from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Deliver, Flusher
 from tbvast.stix.sightings import Sighting
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 
 
 @implementer(IBacklog)
@@ -23,7 +23,7 @@ class StoredSightings:
     The unsent sightings of the bridge's store, by their ids.
     """
 
-    def __init__(self, ask: Ask, now: Calendar) -> None:
+    def __init__(self, ask: CallWorker, now: Calendar) -> None:
         """
         @param ask: Calls the L{StoreWorker}.
         @param now: The date at which a sighting is set aside.
@@ -57,7 +57,9 @@ class Outbox(Flusher):
     @ivar made: The number of sightings; a repeat is not counted.
     """
 
-    def __init__(self, clock: IReactorTime, now: Calendar, ask: Ask, deliver: Deliver) -> None:
+    def __init__(
+        self, clock: IReactorTime, now: Calendar, ask: CallWorker, deliver: Deliver
+    ) -> None:
         """
         @param clock: The clock of the retries.
         @param now: The date at which a sighting is stored or set aside.

@@ -31,7 +31,7 @@ from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
 from tbvast.stix.sightings import MatchType, Sighting, make_sighting
 from tbvast.storage.set_aside import MOST_BYTES, reason_of
-from tbvast.storage.worker_client import Ask
+from tbvast.storage.worker_client import CallWorker
 from tbvast.values import Hit, Match
 
 MAX_CACHED = 1024
@@ -62,7 +62,7 @@ class SightingFactory:
     def __init__(
         self,
         now: Calendar,
-        ask: Ask,
+        ask: CallWorker,
         engine: str,
         transform: IContextTransform | None,
     ) -> None:

@@ -1,3 +1,3 @@
 """
-The parts of the bus plugin.
+The bus plugin.
 """

@@ -1,5 +1,5 @@
 """
-The gate: who may connect to a bus, and what each may do there.
+Access control: which clients may connect to a bus, and their permissions there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tbvast.zeromq.curve import KEY_LENGTH
 
 class Permission(enum.StrEnum):
     """
-    What a client may do; the value is its name in the file of clients.
+    A permission of a client; the value is its name in the file of clients.
     """
 
     SUBSCRIBE_INTEL = "subscribe-intel"
@@ -39,7 +39,7 @@ TO_SUBSCRIBE = {
     Stream.SIGHTING: Permission.SUBSCRIBE_SIGHTINGS,
 }
 """
-What it takes to subscribe to a stream.
+The permission to subscribe to a stream.
 """
 
 TO_PUBLISH = {
@@ -47,22 +47,23 @@ TO_PUBLISH = {
     Stream.SIGHTING: Permission.PUBLISH_SIGHTINGS,
 }
 """
-What it takes to publish to a stream.
+The permission to publish to a stream.
 """
 
 NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 """
-What a client can be called.
+The form of a client's name.
 """
 
 
 class Client(msgspec.Struct, frozen=True):
     """
-    Somebody who is let in.
+    A client that may connect.
 
     @ivar key: The public key, in Z85.
-    @ivar name: What people call it; no two have the same. What it publishes belongs to
-        this name.
+    @ivar name: Its name, which no other client has. It owns what it publishes under this
+        name.
+    @ivar may: Its permissions.
     """
 
     key: str
@@ -72,12 +73,12 @@ class Client(msgspec.Struct, frozen=True):
 
 def read_clients(path: Path) -> dict[str, Client]:
     """
-    Read the file of those who are let in: one a line, C{KEY NAME [PERMISSIONS]},
-    where the permissions are separated by commas, and missing ones mean all. Empty
-    lines, and those that begin with C{#}, say nothing.
+    Read the file of clients: one a line, C{KEY NAME [PERMISSIONS]}. Permissions are
+    separated by commas; a client without a list has all of them. Empty lines and lines
+    that begin with C{#} are ignored.
 
     @return: The clients, by key.
-    @raise StartupRefused: If it cannot be read; names the line.
+    @raise StartupRefused: If the file cannot be read; the text names the line.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -119,18 +120,18 @@ def _read_client(words: list[str]) -> Client:
         raise ValueError(f"{shown(rest[0])} is not a list of {', '.join(Permission)}") from e
 
 
-class Gate:
+class AccessControl:
     """
-    Knows who is let in, and what each may do.
+    Decides which clients may connect, and what each may do.
 
-    A user is named by the client's key; nobody in particular, by the empty string.
+    A user is a client's key; the empty string if there are no keys.
     """
 
     _log = Logger()
 
     def __init__(self, path: Path | None) -> None:
         """
-        @param path: The file of clients; C{None} lets everybody do everything.
+        @param path: The file of clients; C{None} allows everybody everything.
         @raise StartupRefused: If it cannot be used.
         """
         self._path = path
@@ -142,16 +143,18 @@ class Gate:
 
     def reload(self) -> frozenset[str]:
         """
-        Read the file again; if it cannot be used, all stays as it is.
+        Read the file again. If it cannot be used, nothing changes.
 
-        @return: Who is no longer let in, or may do less than before.
+        @return: The keys of the clients that were removed or have lost permissions.
         """
         if self._path is None:
             return frozenset()
         try:
             clients = read_clients(self._path)
         except StartupRefused as e:
-            self._log.error("The clients stay as they were: {reason}", reason=str(e))
+            self._log.error(
+                "Cannot reload the clients, which stay as they were: {reason}", reason=str(e)
+            )
             return frozenset()
         before, self._clients = self._clients, clients
         self._publishers = {}
@@ -159,40 +162,42 @@ class Gate:
             key for key, client in before.items() if not client.may <= self._rights(key)
         )
         self._log.info(
-            "{count} clients are let in; {lost} have lost rights.",
+            "{count} clients may connect; {lost} have lost permissions.",
             count=len(clients),
             lost=len(lost),
         )
         return lost
 
-    def lets_in(self, key: str) -> bool:
+    def may_connect(self, key: str) -> bool:
         """
-        Whether a client may connect at all.
+        Whether a client may connect.
         """
         return self._path is None or key in self._clients
 
     def may(self, user: str, permission: Permission) -> bool:
         """
-        Whether somebody may do something.
+        Whether a user has a permission.
         """
         return self._path is None or permission in self._rights(user)
 
     def may_subscribe(self, user: str, streams: Iterable[Stream]) -> bool:
         """
-        Whether somebody may get all of these.
+        Whether a user may subscribe to all of these streams.
         """
-        return self.lets_in(user) and all(self.may(user, TO_SUBSCRIBE[each]) for each in streams)
+        return self.may_connect(user) and all(
+            self.may(user, TO_SUBSCRIBE[each]) for each in streams
+        )
 
     def name(self, user: str) -> str:
         """
-        What people call somebody; empty if there is no name.
+        The name of a user; empty if it has none.
         """
         client = self._clients.get(user)
         return "" if client is None else client.name
 
     def publisher(self, user: str) -> Publisher:
         """
-        Somebody as an owner of indicators.
+        A user as an owner of indicators.
         """
         if self._path is None:
             return EVERYBODY

@@ -1,5 +1,5 @@
 """
-What was accepted at once, in every form in which somebody wants it.
+Committed batches, rendered once in every form that a subscription needs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 Refuse = Callable[[Sequence[SetAside]], None]
 """
-Has items set aside that cannot be rendered.
+Sets items aside that cannot be rendered.
 """
 
 
 def leave_out(items: Sequence[SetAside]) -> None:
     """
-    A L{Refuse} for who has nowhere to set anything aside.
+    A L{Refuse} that ignores the items.
     """
 
 
@@ -31,30 +31,31 @@ def render_each(
     render: Callable[[T], Iterable[bytes]], things: Iterable[T]
 ) -> tuple[list[bytes], list[tuple[T, Exception]]]:
     """
-    Render things of which one may be bad: it alone is left out.
+    Render things one by one. One that cannot be rendered does not affect the others.
 
-    @return: The frames, and what could not be rendered, and why.
+    @param render: Renders one thing as any number of frames.
+    @return: The frames; and the things that cannot be rendered, with their errors.
     """
     frames: list[bytes] = []
     bad: list[tuple[T, Exception]] = []
     for thing in things:
         try:
             frames.extend(render(thing))
-        except Exception as e:  # it may be any: it was not to be expected
+        except Exception as e:  # any error may be the item's fault
             bad.append((thing, e))
     return frames, bad
 
 
-class Commit:
+class CommittedBatch:
     """
-    Items that are durable, each with its number; every form is made once.
+    Items that were committed together, each with its number. Each form is rendered once.
 
-    An item that cannot be rendered in one form is set aside, and in no form that is made
-    later.
+    An item that cannot be rendered in one form is set aside, and left out of every form that
+    is rendered later.
 
     @ivar first: The lowest number.
     @ivar until: The highest number.
-    @ivar streams: The streams that there is something of.
+    @ivar streams: The streams of the items.
     """
 
     def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse = leave_out) -> None:
@@ -72,15 +73,15 @@ class Commit:
 
     def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         """
-        @return: What there is of some streams, by number.
+        @return: The items of some streams with their numbers, by number.
         """
         if streams >= self.streams:
             return self._all
         return [entry for entry in self._all if stream_of(entry[1]) in streams]
 
-    def tails(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
+    def payloads(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
         """
-        @return: The part of each frame that follows a subscription's own topic.
+        @return: The frames of some streams, without a subscription's own topic.
         """
         return self.numbered(dialect, streams)[1]
 
@@ -88,7 +89,7 @@ class Commit:
         self, dialect: Dialect, streams: frozenset[Stream]
     ) -> tuple[list[int], list[bytes]]:
         """
-        @return: As L{tails}, and the number of each one's entry.
+        @return: As L{payloads}, after the number of the entry of each payload.
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
@@ -99,22 +100,22 @@ class Commit:
         self, dialect: Dialect, streams: frozenset[Stream]
     ) -> tuple[list[int], list[bytes]]:
         entries = self._entries(streams)
-        if dialect is Dialect.STIX2:  # one frame of each
+        if dialect is Dialect.STIX2:  # one frame for each item
             try:
                 return [n for n, _ in entries], render_all(dialect, [item for _, item in entries])
-            except Exception:  # one of them: each on its own
+            except Exception:  # render them one by one to find it
                 pass
         numbers: list[int] = []
         frames: list[bytes] = []
         bad: list[tuple[int, Item, str]] = []
         for number, item in entries:
             try:
-                tails = render(dialect, item)
-            except Exception as e:  # it may be any: it was not to be expected
+                payloads = render(dialect, item)
+            except Exception as e:  # any error may be the item's fault
                 bad.append((number, item, reason_of(e)))
                 continue
-            frames += tails
-            numbers += [number] * len(tails)
+            frames += payloads
+            numbers += [number] * len(payloads)
         if bad:
             self._set_aside(bad)
         return numbers, frames
@@ -139,7 +140,7 @@ class Commit:
 
     def chunks(self, streams: frozenset[Stream]) -> list[Chunk]:
         """
-        @return: As L{tbvast.protocol.replay.chunks}; the last one ends with the commit.
+        @return: As L{tbvast.protocol.replay.chunks}; the last one ends with the batch.
         """
         found = self._chunks.get(streams)
         if found is None:
@@ -167,5 +168,5 @@ class Commit:
 
 _SURELY_SENT = min(MOST_BYTES.values())
 """
-Bytes of a document up to which it can be sent, whatever it is.
+Bytes of a document that is short enough to be sent, whatever its type.
 """

@@ -1,5 +1,5 @@
 """
-The intake: what arrives is decoded once, made durable, and then spread.
+The intake: items are decoded once, committed, and then delivered to subscribers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.access_control import TO_PUBLISH, Gate
-from tbvast.bus.fanout import Commit
+from tbvast.bus.access_control import TO_PUBLISH, AccessControl
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.ownership import Publisher, runs_of
-from tbvast.bus.journal.writer import Outcome, Verdict
-from tbvast.bus.subscriptions import TURN
+from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import IJournal
 from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
@@ -26,42 +26,43 @@ from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
 from tbvast.values import Received
 
-BATCH = 2000
+MAX_BATCH_ITEMS = 2000
 """
-The most items that are made durable in one commit. Fewer cost more writing for each; more
-do not stay in the processor's caches from one step to the next.
-"""
-
-UNDER_WAY = 3
-"""
-How many commits may be on their way into the journal, or to whoever wants them, so that
-neither waits for the other; before one has arrived in the journal, only a full one follows.
+The most items of one commit. Smaller batches cost more writing per item; larger ones do not
+stay in the processor's caches from one step to the next.
 """
 
-FULL = 20_000
+MAX_COMMITS_IN_FLIGHT = 3
 """
-How many items wait before the sub endpoint is no longer read.
+The most batches that are being committed or delivered, so that neither step waits for the
+other. While a commit is in progress, only a full batch follows it.
+"""
+
+MAX_QUEUED_ITEMS = 20_000
+"""
+The most items that wait; then the sub endpoint is no longer read.
 """
 
 RETRY_DELAY = 1.0
 """
-Seconds before a commit that failed is tried again.
+Seconds before a failed commit is retried.
 """
 
 
-CHECKED = 50
+DECODES_PER_CLOCK_CHECK = 50
 """
-How many documents are decoded between two looks at the clock.
+The documents that are decoded between two checks of the clock.
 """
 
 
 class _Offer:
     """
-    What somebody gives at once, and waits for.
+    Items that a publisher offers together, and waits for.
 
-    @ivar publisher: Who gives it.
-    @ivar given: What it is, not yet decoded.
-    @ivar begun: How much of it has been decoded.
+    @ivar decode: Decodes one of them.
+    @ivar publisher: The publisher.
+    @ivar given: The items, not yet decoded.
+    @ivar begun: The number of them that have been decoded.
     @ivar done: Fires with an outcome, or the reason of the refusal, for each.
     """
 
@@ -76,33 +77,42 @@ class _Offer:
         self._results: list[Any] = [None] * len(given)
         self._left = len(given)
 
-    def settle(self, index: int, result: Outcome | Invalid) -> None:
+    def resolve(self, index: int, result: Outcome | Invalid) -> None:
+        """
+        Set the result of one item; the last result fires L{done}.
+        """
         self._results[index] = result
         self._left -= 1
         if not self._left and not self.done.called:
             self.done.callback(self._results)
 
     def fail(self, failure: Failure) -> None:
+        """
+        Fail L{done}, unless it has fired.
+        """
         if not self.done.called:
             self.done.errback(failure)
 
 
 _Waiting = tuple[Item, _Offer | None, int, Publisher]
 """
-An item that is not yet durable, who waits for it, as which of theirs, and who gave it.
+An item that is not yet durable; the offer that it is part of, if any; its index there; and
+its publisher.
 """
 
 
 class Intake:
     """
-    Takes items in, in order, and hands on those that were new and are durable.
+    Commits items in order, and delivers those that the journal accepted.
 
-    What cannot be kept is not accepted: while the journal fails, nothing more is
-    read from the sub endpoint, and whoever publishes by request is told.
+    While the journal fails, nothing is accepted: the sub endpoint is not read, and
+    publish requests fail.
 
-    @ivar counts: How many items had each outcome, by stream and verdict, e.g.
-        C{("indicator", "accepted")}; C{("message", "refused")} for what was no
-        item at all.
+    @ivar counts: The number of items by stream and verdict, e.g.
+        C{("indicator", "accepted")}; C{("message", "refused")} counts messages that
+        are not items.
+    @ivar pause: Called when the sub endpoint is to be read no longer.
+    @ivar resume: Called when it is to be read again.
     """
 
     _log = Logger()
@@ -111,23 +121,26 @@ class Intake:
         self,
         clock: IReactorTime,
         journal: IJournal,
-        gate: Gate,
-        spread: Callable[[Commit], Deferred[None]],
+        access: AccessControl,
+        deliver: Callable[[CommittedBatch], Deferred[None]],
         answered: Callable[[Envelope], None],
         errors_per_minute: int,
     ) -> None:
         """
-        @param spread: Called with all that was accepted, in order; fires when
-            everybody has been given it.
-        @param answered: Called with every part of an answer to a snapshot request.
+        @param access: Decides who may publish.
+        @param deliver: Delivers an accepted batch; called for each in order. Fires when
+            every subscription has been given it.
+        @param answered: Called with each envelope of an answer to a snapshot request.
+        @param errors_per_minute: The most log lines a minute about messages that are
+            refused.
         """
         self.counts: Counter[tuple[str, str]] = Counter()
         self.pause: Callable[[], None] = _nothing
         self.resume: Callable[[], None] = _nothing
         self._clock = clock
         self._journal = journal
-        self._gate = gate
-        self._spread = spread
+        self._access = access
+        self._deliver = deliver
         self._answered = answered
         self._complaints = RateLimit(clock, errors_per_minute)
         self._waiting: deque[_Waiting] = deque()
@@ -141,7 +154,7 @@ class Intake:
 
     def receive(self, messages: list[Received]) -> None:
         """
-        Take what arrived on the sub endpoint; what is not valid is logged.
+        Take messages from the sub endpoint. Invalid ones are logged.
 
         @param messages: Messages and their senders.
         """
@@ -150,17 +163,17 @@ class Intake:
             try:
                 report = decode_report(message)
                 item = report.item if isinstance(report, Envelope) else report
-                if not self._gate.may(user, TO_PUBLISH[stream_of(item)]):
+                if not self._access.may(user, TO_PUBLISH[stream_of(item)]):
                     self._forbidden(user)
                 elif isinstance(report, Envelope):
                     self._answered(report)
                 else:
-                    self._waiting.append((item, None, 0, self._gate.publisher(user)))
+                    self._waiting.append((item, None, 0, self._access.publisher(user)))
             except Invalid as e:
                 self._refused(e)
             except Exception as e:
                 self._refused(self._unexpected(b" ".join(message), e))
-        if len(self._waiting) >= FULL and not self._paused:
+        if len(self._waiting) >= MAX_QUEUED_ITEMS and not self._paused:
             self._paused = True
             self.pause()
         self._commit()
@@ -169,9 +182,10 @@ class Intake:
         self, documents: Sequence[bytes], user: str = ""
     ) -> Deferred[list[Outcome | Invalid]]:
         """
-        Take indicators and sightings in.
+        Take in indicators and sightings.
 
-        @param user: Who publishes them.
+        @param documents: Their documents.
+        @param user: The user who publishes them.
         @return: Fires when all are durable, with an outcome, or the reason of
             the refusal, for each.
         """
@@ -179,19 +193,19 @@ class Intake:
         def decode(document: bytes) -> Item:
             item = admit(document)
             permission = TO_PUBLISH[stream_of(item)]
-            if not self._gate.may(user, permission):
+            if not self._access.may(user, permission):
                 raise ProtocolInvalid("type", stream_of(item).value.decode(), "yours to publish")
             return item
 
-        return self._take(decode, documents, self._gate.publisher(user))
+        return self._take(decode, documents, self._access.publisher(user))
 
     def take(
         self, items: Sequence[Item], publisher: Publisher
     ) -> Deferred[list[Outcome | Invalid]]:
         """
-        Take in what another bus sent.
+        Take in items from another bus.
 
-        @param publisher: Whose it is then.
+        @param publisher: Their owner in this bus.
         @return: As L{publish}.
         """
         return self._take(lambda item: admit(item.raw), items, publisher)
@@ -209,35 +223,35 @@ class Intake:
 
     def _decode(self) -> None:
         """
-        Decode what was offered, as much as one turn has time for.
+        Decode offered items, for as long as one turn of the reactor may take.
         """
-        until = self._clock.seconds() + TURN
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
         while self._offers:
             if self._clock.seconds() > until:
                 self._clock.callLater(0, self._decode)
                 break
             offer = self._offers[0]
-            start, offer.begun = offer.begun, offer.begun + CHECKED
+            start, offer.begun = offer.begun, offer.begun + DECODES_PER_CLOCK_CHECK
             for index, each in enumerate(offer.given[start : offer.begun], start):
                 try:
                     item = offer.decode(each)
                     self._waiting.append((item, offer, index, offer.publisher))
                 except Invalid as e:
                     self._refused(e)
-                    offer.settle(index, e)
+                    offer.resolve(index, e)
                 except Exception as e:
                     refusal = self._unexpected(each, e)
                     self._refused(refusal)
-                    offer.settle(index, refusal)
+                    offer.resolve(index, refusal)
             if offer.begun >= len(offer.given):
                 self._offers.popleft()
         self._commit()
 
     def finish(self) -> Deferred[None]:
         """
-        Take nothing more in.
+        Finish all items that were taken in. Nothing more may be taken in.
 
-        @return: Fires when all that was taken in has been handed on.
+        @return: Fires when they have been committed and delivered.
         """
         self._finished = Deferred()
         finished = self._finished
@@ -255,13 +269,14 @@ class Intake:
         self.counts["message", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
-                "Dropped a message of {client}, who may not send it.", client=self._gate.name(user)
+                "Dropped a message from {client}, which may not send it.",
+                client=self._access.name(user),
             )
 
     def _not_owned(self, item: Item, outcome: Outcome, publisher: Publisher) -> None:
         if self._complaints.allows():
             self._log.warn(
-                "Refused what {publisher} says of {id}: {reason}.",
+                "Refused a change of {id} by {publisher}: {reason}.",
                 publisher=publisher.name or "somebody",
                 id=item.id,
                 reason=outcome.reason,
@@ -269,16 +284,18 @@ class Intake:
 
     def _unexpected(self, given: Any, error: Exception) -> Invalid:
         """
-        Set aside what could not even be refused, as it should have been.
+        Set a message aside after an unexpected error.
+
+        @return: The refusal of the message.
         """
         raw = given if isinstance(given, bytes) else getattr(given, "raw", b"")
-        self._log.failure("A message cannot be handled")
+        self._log.failure("Cannot handle a message")
         self.set_aside([SetAside(Stage.INTAKE, reason_of(error), raw)])
         return ProtocolInvalid("document", raw, f"one that can be handled ({reason_of(error)})")
 
     def set_aside(self, items: Sequence[SetAside]) -> None:
         """
-        Have items set aside that cannot be handled; if that fails, the log names them.
+        Set items aside that cannot be handled. If that fails, they are logged.
         """
         self._journal.set_aside(items).addErrback(self._eb_set_aside, items)
 
@@ -296,14 +313,14 @@ class Intake:
             self._log.warn("Refused a message: {reason}", reason=str(error))
 
     def _commit(self) -> None:
-        while not self._retrying and self._committing + len(self._durable) < UNDER_WAY:
-            if len(self._waiting) < (BATCH if self._committing else 1):
+        while not self._retrying and self._committing + len(self._durable) < MAX_COMMITS_IN_FLIGHT:
+            if len(self._waiting) < (MAX_BATCH_ITEMS if self._committing else 1):
                 break
             self._append()
         self._check_finished()
 
     def _append(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH_ITEMS, len(self._waiting)))]
         self._committing += 1
         (
             self._journal.append(
@@ -318,64 +335,65 @@ class Intake:
     def _cb_committed(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         self._committing -= 1
         (
-            self.hand_on(outcomes)
-            .addCallback(lambda _: self._settle(outcomes, batch))
-            .addErrback(lambda failure: self._log.failure("While answering publishers", failure))
+            self.fan_out(outcomes)
+            .addCallback(lambda _: self._resolve(outcomes, batch))
+            .addErrback(lambda failure: self._log.failure("Cannot answer publishers", failure))
             .addCallback(lambda _: self._go_on())
         )
 
-    def _settle(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
+    def _resolve(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is _REFUSED and outcome.reason:
                 self._not_owned(item, outcome, publisher)
             if offer is not None:
-                offer.settle(index, outcome)
+                offer.resolve(index, outcome)
 
     def _go_on(self) -> None:
-        if self._paused and not self._retrying and len(self._waiting) < FULL // 2:
+        if self._paused and not self._retrying and len(self._waiting) < MAX_QUEUED_ITEMS // 2:
             self._paused = False
             self.resume()
-        # In a turn of its own, so that nobody else waits for a long queue.
+        # In another turn, so that a long queue does not block the reactor.
         self._clock.callLater(0, self._commit)
 
-    def hand_on(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """
-        Spread what the journal has accepted, after all that it accepted before. What
-        cannot be spread is logged.
+        Deliver items that the journal has accepted, after those that it accepted before.
+        Errors are logged.
 
-        @return: Fires when everybody has been given it; never fails.
+        @param outcomes: The outcomes of one batch.
+        @return: Fires when every subscription has been given them; never fails.
         """
         done: Deferred[None] = Deferred()
         self._durable.append((outcomes, done))
         if len(self._durable) == 1:
             self._commit()
-            self._hand_over()
+            self._fan_out_next()
         return done
 
-    def _hand_over(self) -> None:
+    def _fan_out_next(self) -> None:
         outcomes, done = self._durable[0]
-        self._spread_accepted(outcomes).addCallback(self._handed_over, done)
+        self._deliver_accepted(outcomes).addCallback(self._cb_fanned_out, done)
 
-    def _handed_over(self, _: None, done: Deferred[None]) -> None:
+    def _cb_fanned_out(self, _: None, done: Deferred[None]) -> None:
         self._durable.popleft()
         if self._durable:
-            # In a turn of its own, so that nobody else waits for a long queue.
-            self._clock.callLater(0, self._hand_over)
+            # In another turn, so that a long queue does not block the reactor.
+            self._clock.callLater(0, self._fan_out_next)
         done.callback(None)
 
-    def _spread_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
+    def _deliver_accepted(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self.counts[stream.value.decode(), verdict] += count
-        # What is another's is refused with a reason.
+        # A refusal with a reason is about ownership: nothing is set aside.
         if aside := sum(o.verdict is _REFUSED and not o.reason for o in outcomes):
             self._log.error("{count} items were set aside: see the status.", count=aside)
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if not accepted:
             return succeed(None)
-        return maybeDeferred(lambda: self._spread(Commit(accepted, self.set_aside))).addErrback(
-            lambda failure: self._log.failure("While spreading what was accepted", failure)
-        )
+        return maybeDeferred(
+            lambda: self._deliver(CommittedBatch(accepted, self.set_aside))
+        ).addErrback(lambda failure: self._log.failure("Cannot deliver a batch", failure))
 
     def _eb_failed(self, failure: Failure, batch: list[_Waiting]) -> None:
         failure.trap(JournalFailed)
@@ -393,7 +411,7 @@ class Intake:
             offer = waiting[1]
             if offer is None:
                 self._kept.append(waiting)
-            else:  # whoever waits is told, and keeps it
+            else:  # the publisher is told, and keeps the item
                 offer.fail(failure)
         if not self._retrying:
             self._retrying = True
@@ -401,10 +419,10 @@ class Intake:
 
     def _retry(self) -> None:
         """
-        Try what failed again, before anything else; even if nothing of it is kept, for
-        it tells whether the journal works.
+        Retry the failed batches before any other one. Without items to retry, an empty
+        batch tells whether the journal works again.
         """
-        if self._committing:  # and about to fail, too
+        if self._committing:  # it is about to fail, too
             self._clock.callLater(RETRY_DELAY, self._retry)
             return
         self._retrying = False
@@ -414,7 +432,7 @@ class Intake:
 
     def _eb_unexpected(self, failure: Failure, batch: list[_Waiting]) -> None:
         self._committing -= 1
-        self._log.failure("{count} messages are lost", failure, count=len(batch))
+        self._log.failure("Lost {count} messages", failure, count=len(batch))
         for _, offer, _, _ in batch:
             if offer is not None:
                 offer.fail(failure)
@@ -422,10 +440,10 @@ class Intake:
 
 
 _REFUSED = Verdict.REFUSED
-# Names of the module are found quicker than those of an enumeration.
+# Module-level names are faster to look up than members of an enumeration.
 
 
 def _nothing() -> None:
     """
-    The default of a callable that is given later.
+    The default of a callable that is set later.
     """

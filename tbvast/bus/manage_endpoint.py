@@ -1,5 +1,5 @@
 """
-The dialogue on the manage endpoint: every request gets a reply.
+The manage endpoint: every request gets a reply.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.access_control import TO_SUBSCRIBE, Gate
+from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.writer import Outcome, Verdict
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
@@ -31,9 +31,11 @@ from tbvast.values import Position
 
 class Addresses(msgspec.Struct, frozen=True):
     """
-    Where a subscriber is to connect.
+    The addresses that a subscriber is told to connect to.
 
-    @ivar host: One that it can reach.
+    @ivar host: A host that it can reach.
+    @ivar pub: The port of the pub endpoint.
+    @ivar sub: The port of the sub endpoint.
     """
 
     host: str
@@ -41,9 +43,9 @@ class Addresses(msgspec.Struct, frozen=True):
     sub: int
 
 
-class Dialogue:
+class ManageEndpoint:
     """
-    Answers requests; what it cannot answer well, it answers with an error.
+    Answers requests. A request that fails is answered with an error.
     """
 
     _log = Logger()
@@ -52,7 +54,7 @@ class Dialogue:
         self,
         clock: IReactorTime,
         addresses: Addresses,
-        gate: Gate,
+        access: AccessControl,
         journal: IJournal,
         subscriptions: Subscriptions,
         snapshots: Snapshots,
@@ -61,8 +63,13 @@ class Dialogue:
         max_snapshot_days: int,
         errors_per_minute: int,
     ) -> None:
+        """
+        @param access: Decides who may do what.
+        @param max_snapshot_days: The most days of a snapshot.
+        @param errors_per_minute: The most log lines a minute about refused requests.
+        """
         self._addresses = addresses
-        self._gate = gate
+        self._access = access
         self._journal = journal
         self._subscriptions = subscriptions
         self._snapshots = snapshots
@@ -74,16 +81,16 @@ class Dialogue:
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
         @param frames: The request, without the peer's routing frames.
-        @param user: Who asks, as the gate knows it.
-        @return: Fires with the reply; never fails, for a REQ peer waits for it.
+        @param user: The user who asks, as the access control knows it.
+        @return: Fires with the reply; never fails, because a REQ peer waits for it.
         """
-        answer: Deferred[bytes] = maybeDeferred(self._obey, b"".join(frames), user)
+        answer: Deferred[bytes] = maybeDeferred(self._dispatch, b"".join(frames), user)
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
-        unkept = _unkept(failure)
-        if unkept is not None:
-            return manage.refused(str(unkept))
+        failed = _journal_failure(failure)
+        if failed is not None:
+            return manage.refused(str(failed))
         if failure.check(Invalid):
             self._intake.counts["request", "refused"] += 1
             if self._complaints.allows():
@@ -91,11 +98,11 @@ class Dialogue:
             if failure.check(RequestUnsplittable):
                 return manage.refused(str(failure.value))
         else:
-            self._log.failure("While answering a request", failure)
+            self._log.failure("Cannot answer a request", failure)
         return manage.ERROR
 
-    def _obey(self, raw: bytes, user: str) -> Any:
-        if not self._gate.lets_in(user):  # it was, when it connected
+    def _dispatch(self, raw: bytes, user: str) -> Any:
+        if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
         request = manage.decode_request(raw)
         if isinstance(request, manage.Heartbeat):
@@ -116,20 +123,20 @@ class Dialogue:
         self._intake.counts["request", "forbidden"] += 1
         if self._complaints.allows():
             self._log.warn(
-                "{client} may not {what}.", client=self._gate.name(user) or "somebody", what=what
+                "{client} may not {what}.", client=self._access.name(user) or "somebody", what=what
             )
         return manage.refused(f"you may not {what}")
 
     def _subscribe(self, request: manage.Subscribe, user: str) -> bytes:
         for stream in streams_of(request.topics):
-            if not self._gate.may(user, TO_SUBSCRIBE[stream]):
+            if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
         subscription = self._subscriptions.open(request, user)
         days: int | None = min(request.snapshot, self._max_snapshot_days)
         beginning = None
-        if isinstance(subscription, FedSubscription):
+        if isinstance(subscription, ReplayedSubscription):
             if request.resume is not None:
-                # Either it gets exactly what it missed, or everything anew.
+                # It gets either exactly the entries that it missed, or everything anew.
                 days = 0 if subscription.resumed else None
             beginning = Position(self._journal.identity, subscription.position)
         if days is None or days:
@@ -143,9 +150,9 @@ class Dialogue:
         )
 
 
-def _unkept(failure: Failure) -> JournalFailed | None:
+def _journal_failure(failure: Failure) -> JournalFailed | None:
     """
-    @return: Why something could not be kept, if that is what failed.
+    @return: The journal's failure, if that is the cause.
     """
     error = failure.value
     return error if isinstance(error, JournalFailed) else None

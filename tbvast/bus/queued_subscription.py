@@ -15,8 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import Commit
-from tbvast.bus.journal.reader import Entered
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.frames import render_entry
@@ -129,7 +129,8 @@ class QueuedSubscription(Subscription):
     subscriber's system certainly has everything, resumes after it, and sends the rest
     again.
 
-    @ivar settled: That number.
+    @ivar acknowledged_until: That number.
+    @ivar owed: Whether part of its snapshot is still to be sent.
     """
 
     _log = Logger()
@@ -151,13 +152,13 @@ class QueuedSubscription(Subscription):
         """
         super().__init__(request, *args)
         number = None if saved is None else saved.number
-        self.settled = journal.head if number is None else min(number, journal.head)
+        self.acknowledged_until = journal.head if number is None else min(number, journal.head)
         self.owed = saved is not None and saved.owed
         self._journal = journal
         self._replay = replay
         self._again = again
         self._queue = _NumberedFrames()
-        self._queued_until = self.settled
+        self._queued_until = self.acknowledged_until
         self._keeps_up = False
         self._missed = False
         self._reading: Deferred[Any] | None = None
@@ -195,7 +196,9 @@ class QueuedSubscription(Subscription):
 
     @property
     def saved(self) -> bytes:
-        return msgspec.json.encode(Saved(self.request, self.user, self.settled, self.owed))
+        return msgspec.json.encode(
+            Saved(self.request, self.user, self.acknowledged_until, self.owed)
+        )
 
     def attach(self, topic: bytes) -> None:
         """
@@ -215,36 +218,36 @@ class QueuedSubscription(Subscription):
     def _rewind(self) -> None:
         self._queue = _NumberedFrames()
         self._checkpoints.clear()
-        self._queued_until = self.settled
+        self._queued_until = self.acknowledged_until
         self._keeps_up = False
         self._missed = True
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, batch: CommittedBatch) -> None:
         if not self._keeps_up:
             self._missed = True
             return
         try:
-            numbers, tails = commit.numbered(self.request.dialect, self.streams)
+            numbers, payloads = batch.numbered(self.request.dialect, self.streams)
         except Exception:
-            self._log.failure("Cannot render a commit; retrying entry by entry")
+            self._log.failure("Cannot render a batch; retrying entry by entry")
             self._fall_behind()
             return
         if numbers and numbers[0] <= self._queued_until:  # some or all of it was read already
             start = bisect_right(numbers, self._queued_until)
-            numbers, tails = numbers[start:], tails[start:]
-        frames = [self._prefix + tail for tail in tails]
+            numbers, payloads = numbers[start:], payloads[start:]
+        frames = [self._prefix + payload for payload in payloads]
         taken = 0
         if frames and self._snapshot is None and not self._live and not self._queue:
             taken = self._send(frames)
             self.sent += taken
         if taken < len(frames):
-            self._enqueue(numbers[taken:], frames[taken:], commit.until)
+            self._enqueue(numbers[taken:], frames[taken:], batch.until)
             self._stuck(self)
         else:
-            self._queued_until = max(self._queued_until, commit.until)
+            self._queued_until = max(self._queued_until, batch.until)
 
     def _enqueue(self, numbers: Sequence[int], frames: list[bytes], until: int) -> None:
         size = sum(map(len, frames))
@@ -309,7 +312,7 @@ class QueuedSubscription(Subscription):
         self._reading = reading
         reading.addCallback(self._cb_read, after).addErrback(self._eb_read)
 
-    def _cb_read(self, entries: list[Entered], after: int) -> None:
+    def _cb_read(self, entries: list[JournalEntry], after: int) -> None:
         self._reading = None
         self._unreadable = False
         self._check_pruned(after)
@@ -322,25 +325,25 @@ class QueuedSubscription(Subscription):
             return
         self._stuck(self)
 
-    def _render(self, entries: Iterable[Entered]) -> tuple[list[int], list[bytes]]:
+    def _render(self, entries: Iterable[JournalEntry]) -> tuple[list[int], list[bytes]]:
         """
-        Render entries; one that cannot be rendered is set aside, as by a L{Commit}.
+        Render entries; one that cannot be rendered is set aside, as by a L{CommittedBatch}.
         """
         numbers: list[int] = []
         frames: list[bytes] = []
         bad: list[SetAside] = []
         for entry in entries:
             try:
-                tails = render_entry(self.request.dialect, entry.stream, entry.raw)
-            except Exception as e:  # it may be any: it was not to be expected
+                payloads = render_entry(self.request.dialect, entry.stream, entry.raw)
+            except Exception as e:  # any error may be the item's fault
                 stream, id_ = entry.stream.value.decode(), id_in(entry.raw)
                 bad.append(
                     SetAside(Stage.DELIVERY, reason_of(e), entry.raw, stream, id_, entry.number)
                 )
                 continue
-            for tail in tails:
+            for payload in payloads:
                 numbers.append(entry.number)
-                frames.append(self._prefix + tail)
+                frames.append(self._prefix + payload)
         if bad:
             self.dropped += len(bad)
             self._journal.set_aside(bad).addErrback(self._eb_set_aside, bad)
@@ -374,9 +377,7 @@ class QueuedSubscription(Subscription):
             )
 
     def _eb_pruned(self, failure: Failure) -> None:
-        self._log.error(
-            "Pruned entries cannot be counted: {reason}", reason=failure.getErrorMessage()
-        )
+        self._log.error("Cannot count pruned entries: {reason}", reason=failure.getErrorMessage())
 
     def _eb_read(self, failure: Failure) -> None:
         if failure.check(CancelledError) or self.closed:
@@ -403,18 +404,20 @@ class QueuedSubscription(Subscription):
     def _snapshot_ended(self) -> None:
         self._snapshot_end = self._given
 
-    def settle(self, now: float, unacknowledged: int | None, age: float, until: int) -> bool:
+    def update_acknowledged(
+        self, now: float, unacknowledged: int | None, age: float, until: int
+    ) -> bool:
         if self._keeps_up and not self._queue:
             self._queued_until = max(self._queued_until, until)
         elif not self._keeps_up and self._reading is None and not self._queue:
             self._stuck(self)  # the journal could not be read
-        found = self._acknowledged(now, unacknowledged, age)
+        found = self._count_acknowledged(now, unacknowledged, age)
         changed = False
         if found:
             reached = self._checkpoints[found - 1]
             del self._checkpoints[:found]
-            changed = reached.number != self.settled
-            self.settled = reached.number
+            changed = reached.number != self.acknowledged_until
+            self.acknowledged_until = reached.number
             if self._snapshot_end is not None and reached.frames >= self._snapshot_end:
                 self._snapshot_end = None
                 self.owed = self._snapshot_begun = False
@@ -422,7 +425,7 @@ class QueuedSubscription(Subscription):
         self._add_checkpoint(now)
         return changed
 
-    def _acknowledged(self, now: float, unacknowledged: int | None, age: float) -> int:
+    def _count_acknowledged(self, now: float, unacknowledged: int | None, age: float) -> int:
         """
         @return: How many of the checkpoints the subscriber's system has acknowledged.
         """
@@ -445,7 +448,7 @@ class QueuedSubscription(Subscription):
         last = self._checkpoints[-1] if self._checkpoints else None
         number = self.position
         if last is None:
-            if number == self.settled and self._snapshot_end is None:
+            if number == self.acknowledged_until and self._snapshot_end is None:
                 return
         elif (last.number, last.frames) == (number, self._given):
             return

@@ -1,5 +1,5 @@
 """
-Subscriptions that are fed from the journal, so that nothing of theirs is ever lost.
+Subscriptions of tbvast/1, which replay the journal and therefore lose nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import Commit
-from tbvast.bus.journal.reader import Entered
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.manage import Subscribe
@@ -31,20 +31,21 @@ from tbvast.protocol.topics import Stream
 PAGE_ITEMS = 2000
 PAGE_BYTES = 256 * 1024
 """
-What is read of the journal at a time, for one subscriber that is behind.
+The most items and bytes of one page of the journal, for one subscriber that is behind.
 """
 
 
-class FedSubscription(Subscription):
+class ReplayedSubscription(Subscription):
     """
-    A subscription of tbvast/1. It holds nothing but a number: what has been sent.
+    A subscription of tbvast/1. Its only state is the number of the last entry sent.
 
-    While it keeps up, it is sent what was just committed; when it does not, it reads
-    the journal. It ends when the journal no longer reaches back to its number, and
-    when its subscriber goes away: who comes back is told anew what it gets.
+    While the subscriber keeps up, it gets each batch at its commit; otherwise the
+    subscription replays the journal. It ends when the journal has pruned entries that it has
+    not sent, and when its subscriber goes away: a subscriber that comes back subscribes
+    again.
 
     @ivar position: The number up to which everything was sent.
-    @ivar resumed: Whether it goes on where the subscriber was.
+    @ivar resumed: Whether it continues where the subscriber was.
     """
 
     _log = Logger()
@@ -55,13 +56,13 @@ class FedSubscription(Subscription):
         *args: Any,
         journal: IJournal,
         replay: IReplay,
-        unreadable: Callable[[FedSubscription], None],
+        unreadable: Callable[[ReplayedSubscription], None],
     ) -> None:
         """
         @param args: As for L{Subscription}.
         @param replay: The same journal.
-        @param unreadable: Called if the journal cannot be read, or has let go of
-            what comes next.
+        @param unreadable: Called if the journal cannot be read, or has pruned entries
+            that come next.
         """
         super().__init__(request, *args)
         resume = request.resume
@@ -83,24 +84,21 @@ class FedSubscription(Subscription):
     def queued(self) -> int:
         return super().queued + len(self._frames)
 
-    def committed(self, commit: Commit) -> None:
-        """
-        Something was accepted.
-        """
+    def committed(self, batch: CommittedBatch) -> None:
         if not self._keeps_up:
             self._missed = True
             return
-        if commit.until <= self.position:  # it was read already
+        if batch.until <= self.position:  # it was read from the journal already
             return
-        if commit.first <= self.position:  # some of it was
+        if batch.first <= self.position:  # some of it was
             self._keeps_up = False
             self._missed = True
             self._stuck(self)
             return
         try:
-            self._extend(commit.chunks(self.streams))
+            self._extend(batch.chunks(self.streams))
         except Exception:
-            # It reads the journal, so that no range that it is sent has a hole in it.
+            # Replay the journal instead, so that no range of numbers has a gap.
             self._keeps_up = False
             self._missed = True
             self._stuck(self)
@@ -134,7 +132,7 @@ class FedSubscription(Subscription):
             self._reading = reading
             reading.addCallback(self._cb_read).addErrback(self._eb_read)
 
-    def _cb_read(self, entries: list[Entered]) -> None:
+    def _cb_read(self, entries: list[JournalEntry]) -> None:
         self._reading = None
         if self._replay.floor > self.position:
             self._unreadable(self)
@@ -151,10 +149,10 @@ class FedSubscription(Subscription):
     def _eb_read(self, failure: Failure) -> None:
         self._reading = None
         if not self.closed:
-            self._log.failure("The journal cannot be read for a subscription", failure)
+            self._log.failure("Cannot read the journal for a subscription", failure)
             self._unreadable(self)
 
-    def snapshot_part(
+    def render_snapshot_page(
         self, documents: Sequence[bytes]
     ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         self._sent_to_snapshot += len(documents)

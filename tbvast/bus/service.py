@@ -1,5 +1,5 @@
 """
-The bus: three endpoints, and what connects them.
+The bus: its three endpoints, and the parts between them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.access_control import Gate
-from tbvast.bus.fanout import Commit
+from tbvast.bus.access_control import AccessControl
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import Journal, JournalService
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
-from tbvast.bus.journal.retention import Housekeeping
-from tbvast.bus.manage_endpoint import Addresses, Dialogue
+from tbvast.bus.journal.retention import Retention
+from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
 from tbvast.bus.queued_subscription import QueuedSubscription
-from tbvast.bus.replayed_subscription import FedSubscription
+from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Limits, Subscription, Subscriptions
@@ -54,23 +54,24 @@ JOURNAL_NAME = "journal.db"
 
 STOP_LIMIT = 3.0
 """
-Seconds that what has been received is given to become durable at the end.
+Seconds, when the bus stops, for received messages to become durable.
 """
 
 DRAIN_TIME = 0.5
 """
-Seconds, at the end, after which ZeroMQ has read all that had reached the machine.
+Seconds, when the bus stops, after which ZeroMQ has read everything that had reached the
+machine.
 """
 
 DRAIN_LIMIT = 3.0
 """
-Seconds, at the end, after which no more is read though there is more.
+Seconds, when the bus stops, after which nothing more is read even if messages still arrive.
 """
 
 FLUSH_LIMIT = 2.0
 """
-Seconds, at the end, that subscribers are given to take what they have not got yet; the rest
-they get after the next start.
+Seconds, when the bus stops, for subscribers to receive waiting frames; they get the rest
+after the next start.
 """
 
 _RECEIVE_QUEUE = 100_000
@@ -81,7 +82,7 @@ _HEARTBEAT_TIMEOUT_MS = 15_000
 @implementer(IReloadable)
 class Bus(SequentialService):
     """
-    One bus, with its journal and its sockets, for as long as the service runs.
+    One bus, with its journal and its sockets.
     """
 
     _log = Logger()
@@ -95,17 +96,17 @@ class Bus(SequentialService):
     ) -> None:
         """
         @param state: The state directory.
-        @param fail: Called, with the reason, if the bus cannot go on.
-        @raise StartupRefused: If the endpoints would be open to everybody, or the
-            file of clients cannot be used.
+        @param fail: Called, with the reason, if the bus cannot continue.
+        @raise StartupRefused: If the endpoints would be exposed without access control, or
+            the file of clients cannot be used.
         @raise KeyUnusable: If the key file cannot be used.
         """
         super().__init__()
-        check_open(settings)
+        refuse_exposed_plaintext(settings)
         self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
         self._upstreams: list[Upstream] = []
         self._unanswered = 0
-        self._gate = Gate(Path(settings.clients) if settings.clients else None)
+        self._access = AccessControl(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
         self._settings = settings
         self._journal_service = JournalService(reactor, state / JOURNAL_NAME, fail)
@@ -114,7 +115,8 @@ class Bus(SequentialService):
     def startService(self) -> None:
         """
         @raise JournalFailed: If the journal cannot be used.
-        @raise EndpointUnusable: If an endpoint is taken, say.
+        @raise EndpointUnusable: If an endpoint cannot be bound, for example because its port
+            is taken.
         """
         super().startService()
         self._factory = Factory(self._reactor)
@@ -124,7 +126,7 @@ class Bus(SequentialService):
         except Exception:
             super().stopService().addCallback(lambda _: self._factory.shutdown())
             raise
-        # By then a signal is no longer the end of the process, but of the service.
+        # By then, a signal stops the service instead of killing the process.
         self._reactor.callWhenRunning(self._say_ready)
 
     def _say_ready(self) -> None:
@@ -154,7 +156,7 @@ class Bus(SequentialService):
                 detached_timeout=settings.detached_timeout,
             ),
             functools.partial(
-                FedSubscription,
+                ReplayedSubscription,
                 journal=journal,
                 replay=journal,
                 unreadable=self._unreadable,
@@ -169,13 +171,13 @@ class Bus(SequentialService):
         subscriptions.save = journal.save_subscriptions
         self._restore(subscriptions, journal)
         for each in subscriptions.everybody():
-            if not self._gate.may_subscribe(each.user, each.streams):
+            if not self._access.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
         intake = Intake(
             self._reactor,
             journal,
-            self._gate,
-            self._spread,
+            self._access,
+            self._fan_out,
             lambda envelope: snapshots.answered(envelope),
             settings.errors_per_minute,
         )
@@ -195,24 +197,24 @@ class Bus(SequentialService):
         statistics.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
-        keeper = Housekeeping(
+        retention = Retention(
             self._reactor,
             journal,
-            intake.hand_on,
+            intake.fan_out,
             settings.retention_days * 86400.0,
             settings.retention_bytes,
         )
-        keeper.setServiceParent(self)
+        retention.setServiceParent(self)
         for upstream in settings.upstream:
             publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
             take = functools.partial(intake.take, publisher=publisher)
             other = Upstream(self._reactor, self._factory, upstream, journal, journal, take)
             other.setServiceParent(self)
             self._upstreams.append(other)
-        self._dialogue = Dialogue(
+        self._endpoint = ManageEndpoint(
             self._reactor,
             Addresses(advertised_host(settings), settings.pub, settings.sub),
-            self._gate,
+            self._access,
             journal,
             subscriptions,
             snapshots,
@@ -224,7 +226,7 @@ class Bus(SequentialService):
 
     def _restore(self, subscriptions: Subscriptions, journal: Journal) -> None:
         """
-        Make the subscriptions of before again; one that cannot be read is set aside.
+        Make the saved subscriptions again. One that cannot be read is set aside.
         """
         bad = subscriptions.restore(self._journal_service.saved_subscriptions)
         if bad:
@@ -236,24 +238,24 @@ class Bus(SequentialService):
                 )
             )
 
-    def _spread(self, commit: Commit) -> Deferred[None]:
+    def _fan_out(self, batch: CommittedBatch) -> Deferred[None]:
         for upstream in self._upstreams:
-            upstream.spread(commit)
-        return self._subscriptions.spread(commit)
+            upstream.deliver(batch)
+        return self._subscriptions.fan_out(batch)
 
     def _snapshot_again(self, subscription: QueuedSubscription) -> None:
         days = min(subscription.request.snapshot, self._settings.max_snapshot_days)
         self._snapshots.deliver(subscription, days)
 
     def _unreadable(self, subscription: Subscription) -> None:
-        self._subscriptions.close(subscription.topic, "cannot be fed from the journal,")
+        self._subscriptions.close(subscription.topic, "cannot replay the journal,")
 
     def _listen(self) -> None:
         settings = self._settings
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
-            ZapHandler(self._factory, self._gate.lets_in)
+            ZapHandler(self._factory, self._access.may_connect)
         options: SocketOptions = {
             **keys,
             **KEEPALIVE,
@@ -295,7 +297,7 @@ class Bus(SequentialService):
             length = frames.index(b"") + 1 if b"" in frames else 1
             reply = functools.partial(self._reply, frames[:length])
             self._unanswered += 1
-            self._dialogue.answer(frames[length:], message.user).addCallback(reply)
+            self._endpoint.answer(frames[length:], message.user).addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         self._unanswered -= 1
@@ -304,23 +306,24 @@ class Bus(SequentialService):
 
     def reload(self) -> None:
         """
-        Read again who is let in, and let go of those who no longer are.
+        Read the file of clients again. Removed or restricted clients lose their
+        subscriptions.
         """
-        self._subscriptions.close_all(self._gate.reload())
+        self._subscriptions.close_all(self._access.reload())
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         """
-        Read what has reached the sockets, make it durable, give it to those who are there,
-        and remember how far they have got.
+        Read the messages that have reached the sockets, commit them, deliver them to the
+        attached subscribers, and save the progress of these.
         """
-        # Not unbound: that ends the connections, too, with what they still hold.
+        # Not unbound: that would also close the connections, with the messages that they hold.
         await self._drain()
-        # What others still send waits with them until they can connect again.
+        # Messages that peers still send wait with them until they can connect again.
         self._sub.shutdown()
-        self._manage.pause()  # what is asked from here on is not answered
+        self._manage.pause()  # later requests are not answered
         try:
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
             await self._answer_all().addTimeout(STOP_LIMIT, self._reactor)
@@ -332,7 +335,7 @@ class Bus(SequentialService):
 
     def _answer_all(self) -> Deferred[None]:
         """
-        @return: Fires when all requests that were read have been answered.
+        @return: Fires when all received requests have been answered.
         """
 
         async def wait() -> None:
@@ -347,18 +350,21 @@ class Bus(SequentialService):
         while elapsed < DRAIN_LIMIT:
             await deferLater(self._reactor, 0.01)
             elapsed = self._reactor.seconds() - began
-            # The reactor may be late: what it has not read yet is not known otherwise.
+            # The reactor may be late: read the messages that it has not seen yet.
             self._sub.doRead()
             self._manage.doRead()
             drained = self._sub.drained and not self._sub.paused and self._manage.drained
             if elapsed >= DRAIN_TIME and drained:
                 return
-        self._log.warn("Stopping while messages still arrive: not all of them were read.")
+        self._log.warn("Stopping while messages still arrive; some were not read.")
 
 
-def check_open(settings: PluginSettings) -> None:
+def refuse_exposed_plaintext(settings: PluginSettings) -> None:
     """
-    @raise StartupRefused: If others could connect, and nobody asked who they are.
+    Refuse to start a bus that everybody on the network could use.
+
+    @raise StartupRefused: If it would listen on the network without keys, unless the settings
+        allow that.
     """
     if bool(settings.curve_key) != bool(settings.clients):
         raise StartupRefused(

@@ -1,5 +1,5 @@
 """
-Snapshots: the intel of the last days, from every source that can answer.
+Snapshots: the intel of the last days, from every source that answers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
-PAGE = 1000
+PAGE_ITEMS = 1000
 """
-Indicators that are read, and held in memory, at a time.
+The most indicators that are read, and held in memory, at a time.
 """
 
 ANSWER_TIME = 600.0
@@ -37,7 +37,7 @@ _DAY = 86400.0
 @implementer(ISnapshotSource)
 class JournalSource:
     """
-    The bus's own memory.
+    The bus's own journal, as a source of snapshots.
     """
 
     name = "journal"
@@ -49,15 +49,15 @@ class JournalSource:
     async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
         count = 0
         until = self._journal.head
-        await send([])  # fires when somebody is there to receive what is read
-        reading = self._journal.current(0, until, since, PAGE)
+        await send([])  # fires when there is a subscriber to send to
+        reading = self._journal.current(0, until, since, PAGE_ITEMS)
         while page := await reading:
             # The next page is read while this one is sent.
-            reading = self._journal.current(page[-1][0], until, since, PAGE)
+            reading = self._journal.current(page[-1][0], until, since, PAGE_ITEMS)
             try:
                 await send([document for _, document in page])
             except BaseException:
-                reading.addBoth(lambda _: None)  # nobody waits for it any more
+                reading.addBoth(lambda _: None)  # its result no longer matters
                 raise
             count += len(page)
         return count
@@ -65,12 +65,14 @@ class JournalSource:
 
 class _Question(msgspec.Struct):
     """
-    What other subscribers were asked.
+    A snapshot request to other subscribers.
 
-    @ivar until: When answers are no longer waited for; seconds.
-    @ivar askers: Who gets the answers.
-    @ivar asked: Who was asked, by topic.
-    @ivar answered: Whether there was one, so that nobody else can join.
+    @ivar stream: The stream that was asked for.
+    @ivar days: The days that were asked for.
+    @ivar until: When answers are no longer accepted; seconds.
+    @ivar askers: The subscriptions that get the answers.
+    @ivar asked: The topics of the subscriptions that were asked.
+    @ivar answered: Whether there was an answer; then no more askers can join.
     """
 
     stream: Stream
@@ -83,7 +85,7 @@ class _Question(msgspec.Struct):
 
 class Snapshots:
     """
-    Answers a subscription's wish for a snapshot, from every source in turn.
+    Delivers snapshots to subscriptions, from every source in turn.
     """
 
     _log = Logger()
@@ -97,10 +99,11 @@ class Snapshots:
         refuse: Refuse = leave_out,
     ) -> None:
         """
-        @param now: The date that a number of days is counted back from.
-        @param everybody: The subscriptions, who are asked, too: whoever of them knows
-            more answers with envelopes.
-        @param refuse: Has documents set aside that cannot be rendered.
+        @param now: The calendar from which days are counted back.
+        @param sources: The sources, in order.
+        @param everybody: Returns all subscriptions. They are asked, too; a subscriber that
+            knows more answers with envelopes.
+        @param refuse: Sets documents aside that cannot be rendered.
         """
         self._clock = clock
         self._now = now
@@ -111,12 +114,12 @@ class Snapshots:
 
     def deliver(self, subscription: Subscription, days: int | None) -> None:
         """
-        Send a subscription what there was in some days, before anything else.
+        Send a subscription the intel of some days before anything else.
 
-        @param days: L{None} for all that is in force.
+        A source that fails is logged, and the others are still asked. The answers of other
+        subscribers follow as they arrive.
 
-        A source that fails is named in the log; the others are still asked. What
-        other subscribers know follows as they answer.
+        @param days: The number of days; C{None} for everything that is in force.
         """
         sources = self._sources if Stream.INTEL in subscription.streams else ()
         subscription.take_snapshot(
@@ -127,10 +130,10 @@ class Snapshots:
                 self._ask_others(subscription, stream, days)
 
     def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
-        self._forget()
+        self._drop_ended()
         request, question = self._question(stream, days)
         question.askers.append(subscription)
-        tail = encode_snapshot_request(request, stream, round(days * _DAY))
+        payload = encode_snapshot_request(request, stream, round(days * _DAY))
         for other in self._everybody():
             if (
                 other is not subscription
@@ -138,7 +141,7 @@ class Snapshots:
                 and other.topic not in question.asked
             ):
                 question.asked.add(other.topic)
-                other.deliver([tail])
+                other.deliver([payload])
 
     def _question(self, stream: Stream, days: int) -> tuple[str, _Question]:
         for request, question in self._asked.items():
@@ -148,7 +151,7 @@ class Snapshots:
         question = self._asked[request] = _Question(stream, days, until)
         return request, question
 
-    def _forget(self) -> None:
+    def _drop_ended(self) -> None:
         now = self._clock.seconds()
         for request, question in list(self._asked.items()):
             question.askers = [asker for asker in question.askers if not asker.closed]
@@ -157,26 +160,26 @@ class Snapshots:
 
     def answered(self, envelope: Envelope) -> None:
         """
-        Send a part of another subscriber's answer to the one who asked.
+        Send an envelope of another subscriber's answer to the askers.
         """
-        self._forget()
+        self._drop_ended()
         question = self._asked.get(envelope.snapshot)
         if question is None:
-            self._log.debug("A snapshot envelope that nobody waits for.")
+            self._log.debug("Ignored a snapshot envelope that no subscription waits for.")
             return
         question.answered = True
         dialects = {asker.request.dialect for asker in question.askers}
         item = envelope.item
-        tails = {}
+        payloads = {}
         for dialect in dialects:
-            tails[dialect], bad = render_each(
+            payloads[dialect], bad = render_each(
                 lambda each, dialect=dialect: render(dialect, each),  # type: ignore[misc]
                 [item],
             )
             for _, error in bad:
                 self._refuse([SetAside(Stage.SNAPSHOT, reason_of(error), item.raw, "", item.id)])
         for asker in question.askers:
-            asker.deliver(tails[asker.request.dialect])
+            asker.deliver(payloads[asker.request.dialect])
 
     def _ask(
         self,
@@ -185,15 +188,17 @@ class Snapshots:
         send: Callable[[list[bytes]], Deferred[None]],
     ) -> Deferred[int]:
         """
-        Have a source answer, in the time it has.
+        Ask a source, within its time limit.
         """
         answer: Deferred[int] = Deferred.fromCoroutine(source.pages(since, send))
         if source.time_limit is not None:
             answer.addTimeout(source.time_limit, self._clock)
         return answer
 
-    def _part(self, subscription: Subscription, documents: Sequence[bytes]) -> Iterable[bytes]:
-        tails, bad = subscription.snapshot_part(documents)
+    def _render_page(
+        self, subscription: Subscription, documents: Sequence[bytes]
+    ) -> Iterable[bytes]:
+        payloads, bad = subscription.render_snapshot_page(documents)
         if bad:
             intel = Stream.INTEL.value.decode()
             self._refuse(
@@ -202,7 +207,7 @@ class Snapshots:
                     for raw, error in bad
                 ]
             )
-        return tails
+        return payloads
 
     async def _deliver(
         self,
@@ -220,13 +225,13 @@ class Snapshots:
                 count += await self._ask(
                     source,
                     since,
-                    lambda documents: send(self._part(subscription, documents)),
+                    lambda documents: send(self._render_page(subscription, documents)),
                 )
             except CancelledError:
                 raise
             except Exception:
                 failed.append(source.name)
-                self._log.failure("No snapshot from {source}", source=source.name)
+                self._log.failure("Cannot get a snapshot from {source}", source=source.name)
         await send(subscription.snapshot_end(days is None, failed))
         self._log.info(
             "Snapshot of {days} for {name}: {count} indicators in {elapsed:.3f} s.",

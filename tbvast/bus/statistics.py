@@ -1,5 +1,5 @@
 """
-How a bus is doing, in numbers.
+The statistics of a bus.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAMPLES = 13
 
 class Statistics(MultiService):
     """
-    Knows how a bus is doing, and how it was doing a minute ago.
+    Reports the state of a bus, with rates over the last minute.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Statistics(MultiService):
 
     def report(self) -> Deferred[dict[str, Any]]:
         """
-        @return: Fires with what the C{status} request is answered with. Rates
-            are items per second, over the last minute.
+        @return: Fires with the answer to a C{status} request. Rates are items per
+            second, over the last minute.
         """
         return Deferred.fromCoroutine(self._report())
 
@@ -94,7 +94,7 @@ def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 
 def _describe(subscription: Subscription, now: float) -> dict[str, Any]:
-    # Not the subscription's own topic: who knows it can listen.
+    # Not the subscription's own topic: knowing it is enough to listen.
     return {
         "name": subscription.request.name,
         "topics": subscription.request.topics,

@@ -1,5 +1,5 @@
 """
-Subscriptions: who gets what, in which dialect, and what waits for them.
+Subscriptions: the streams and the dialect of each, and the frames that wait for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import Commit, render_each
+from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.frames import render_intel
 from tbvast.protocol.manage import PROTOCOL, Subscribe
@@ -28,53 +28,52 @@ from tbvast.service.rate_limit import RateLimit
 
 SWEEP_INTERVAL = 1.0
 """
-Seconds between looks for subscriptions that have ended.
+Seconds between checks for subscriptions that have timed out.
 """
 
 RETRY_INTERVAL = 0.001
 """
-Seconds after which frames are offered again to a peer whose queue was full.
+Seconds before frames are offered again to a peer whose queue was full.
 """
 
-TURN = 0.005
+TURN_BUDGET_SECONDS = 0.005
 """
-Seconds after which work that can wait goes on in another turn of the reactor.
+Seconds after which long work continues in another turn of the reactor.
 """
 
 PUMP_FRAMES = 500
 """
-The most frames that one subscriber is sent in one go.
+The most frames that are sent to one subscriber at once.
 """
 
 SAVE_DELAY = 1.0
 """
-Seconds after which a change of the subscriptions is remembered.
+Seconds before a change of the subscriptions is saved.
 """
 
-SETTLE_INTERVAL = 0.5
+PROGRESS_INTERVAL = 0.5
 """
-Seconds between looks how far each subscription has got, which is then remembered.
+Seconds between checks of the progress of each subscription, which is then saved.
 """
 
-SETTLE_AGE = 0.4
+PROGRESS_AGE = 0.4
 """
-Seconds after which a frame is no longer in ZeroMQ's own queue, if the kernel has room.
+Seconds after which a frame has left ZeroMQ's own queue, if the kernel has room.
 """
 
 FLUSH_INTERVAL = 0.02
 """
-Seconds between looks, at the end, whether subscribers have all.
+Seconds between checks, when the bus stops, whether subscribers have everything.
 """
 
 FLUSH_AGE = 0.1
 """
-As L{SETTLE_AGE}, when the bus is stopped: what ZeroMQ then still has is sent while it
-lingers.
+As L{PROGRESS_AGE}, when the bus stops: ZeroMQ sends the rest of its queue while it lingers.
 """
 
 LOSSES_PER_MINUTE = 60
 """
-How often a minute it is logged that somebody reads too slowly.
+The most log lines a minute about subscribers that read too slowly.
 """
 
 Save = Callable[[dict[str, bytes | None]], Deferred[None]]
@@ -84,28 +83,30 @@ L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}.
 
 Send = Callable[[Sequence[bytes]], int]
 """
-Hands frames for one subscriber to the pub endpoint, in order. Returns how many it
-took: fewer than given if the subscriber's queue is full.
+Gives frames for one subscriber to the pub endpoint, in order. Returns the number that it
+accepted: fewer than given if the subscriber's queue is full.
 """
 
 Unacknowledged = Callable[[Iterable[bytes]], int | None]
 """
-The bytes that wait in the kernel for those who listen to some ZeroMQ topics; C{None} if
-it is not known. What ZeroMQ itself still has is not counted.
+The bytes that wait in the kernel for the peers that listen to some ZeroMQ topics; C{None}
+if unknown. ZeroMQ's own queue is not counted.
 """
 
 
 class Limits(msgspec.Struct, frozen=True):
     """
-    What subscribers may cost.
+    The limits of subscriptions.
 
-    @ivar subscriptions: How many there may be.
-    @ivar client_subscriptions: How many of them one client may have.
-    @ivar topics: How many topics one may name.
-    @ivar queue_messages: Frames that wait in memory for one at the most.
-    @ivar queue_bytes: Their size at the most.
-    @ivar heartbeat_timeout: Seconds of silence that end one which had heartbeats.
-    @ivar detached_timeout: Seconds that one lives without a ZeroMQ subscription.
+    @ivar subscriptions: The most subscriptions.
+    @ivar client_subscriptions: The most subscriptions of one client.
+    @ivar topics: The most topics of one subscription.
+    @ivar queue_messages: The most frames that wait in memory for one subscription.
+    @ivar queue_bytes: Their most bytes.
+    @ivar heartbeat_timeout: Seconds without a heartbeat after which a subscription that had
+        heartbeats is closed.
+    @ivar detached_timeout: Seconds without a ZeroMQ subscription after which a subscription
+        is closed.
     """
 
     subscriptions: int
@@ -119,7 +120,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 class _Frames:
     """
-    Frames that wait, and their size.
+    Waiting frames, and their total size.
     """
 
     def __init__(self) -> None:
@@ -139,7 +140,7 @@ class _Frames:
 
     def send(self, send: Send, budget: int) -> int:
         """
-        @return: How many were sent.
+        @return: The number of frames sent.
         """
         frames = list(itertools.islice(self._frames, budget))
         sent = send(frames)
@@ -151,13 +152,13 @@ class _Frames:
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     """
-    What is remembered of a subscription.
+    The saved state of a subscription.
 
-    @ivar request: What was asked for.
-    @ivar user: Who asked.
-    @ivar number: The number of the journal up to which it certainly has all; C{None} in
-        what tbvast 0.1.0 has saved.
-    @ivar owed: Whether it has not got all of its snapshot yet.
+    @ivar request: Its request.
+    @ivar user: The user who made the request.
+    @ivar number: The number up to which the subscriber certainly has everything; C{None}
+        if tbvast 0.1.0 saved it.
+    @ivar owed: Whether part of its snapshot is still to be sent.
     """
 
     request: Subscribe
@@ -168,25 +169,26 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Subscription:
     """
-    One subscriber: a topic of its own, and a queue of its own.
+    One subscriber, with its own topic and its own queue.
 
-    Nothing is sent before the subscriber's ZeroMQ subscription has been seen.
-    A snapshot goes before all that is delivered after the subscription was made.
+    Nothing is sent before the subscriber's ZeroMQ subscription has arrived. A snapshot is
+    sent before everything that is delivered after the subscription was made.
 
     @ivar topic: The topic that only this subscriber knows.
-    @ivar request: What was asked for.
-    @ivar user: Who asked, as the gate knows it.
-    @ivar streams: What it gets.
+    @ivar request: Its request.
+    @ivar user: The user who made the request, as the access control knows it.
+    @ivar streams: The streams that it gets.
     @ivar since: When it was made; seconds.
-    @ivar heard: When the subscriber was heard of last; seconds.
+    @ivar heard: When the subscriber last sent a heartbeat; seconds.
     @ivar beating: Whether there have been heartbeats.
-    @ivar detached: Since when there has been no ZeroMQ subscription; C{None}
-        while there is one.
-    @ivar report: What the subscriber said of itself last.
-    @ivar sent: Frames sent.
-    @ivar dropped: Frames lost: the queue was full, or the journal has pruned them.
+    @ivar detached: When the last ZeroMQ subscription ended; seconds; C{None} while there
+        is one.
+    @ivar report: The subscriber's last report about itself.
+    @ivar sent: The number of frames sent.
+    @ivar dropped: The number of frames lost: the queue was full, or the journal has pruned
+        them.
     @ivar closed: Whether it has ended.
-    @ivar listening: The ZeroMQ topics that it is attached by, each as often as it is.
+    @ivar listening: Its ZeroMQ subscriptions: how often each topic was subscribed to.
     """
 
     _log = Logger()
@@ -203,9 +205,13 @@ class Subscription:
         now: float,
     ) -> None:
         """
+        @param user: The user who made the request.
+        @param topic: Its own topic.
+        @param send: Sends frames.
         @param stuck: Called when frames wait only for room in ZeroMQ's queue;
             L{pump} is to be called again soon.
         @param lost: Called when frames were lost because the queue was full.
+        @param now: Seconds.
         """
         self.topic = topic
         self.request = request
@@ -233,28 +239,28 @@ class Subscription:
     @property
     def queued(self) -> int:
         """
-        How many frames wait.
+        The number of waiting frames.
         """
         return len(self._live) + (0 if self._snapshot is None else len(self._snapshot))
 
     @property
     def answers_snapshots(self) -> bool:
         """
-        Whether the subscriber may understand a snapshot request.
+        Whether the subscriber may be able to answer a snapshot request.
         """
         return self.request.dialect is Dialect.STIX2 and self.request.protocol != PROTOCOL
 
     @property
     def behind(self) -> int:
         """
-        How many numbers of the journal it has not been given yet, besides what waits.
+        The number of journal entries, at most, that are neither sent nor waiting.
         """
         return 0
 
     @property
     def saved(self) -> bytes | None:
         """
-        What is remembered of it; C{None} if nothing is.
+        Its state to save; C{None} if there is none.
         """
         return msgspec.json.encode(Saved(self.request, self.user))
 
@@ -262,7 +268,7 @@ class Subscription:
         """
         A ZeroMQ subscription arrived.
 
-        @param topic: Its own, or one that begins with it.
+        @param topic: Its own topic, or one that begins with it.
         """
         self.listening[topic] += 1
         self.detached = None
@@ -275,29 +281,34 @@ class Subscription:
         if not self.listening:
             self.detached = now
 
-    def settle(self, now: float, unacknowledged: int | None, age: float, until: int) -> bool:
+    def update_acknowledged(
+        self, now: float, unacknowledged: int | None, age: float, until: int
+    ) -> bool:
         """
-        Find out what has certainly left ZeroMQ's queue.
+        Find out which frames have certainly left ZeroMQ's queue.
 
+        @param now: Seconds.
         @param unacknowledged: The bytes that the kernel holds for the subscriber; C{None}
-            if it is not known.
+            if unknown.
         @param age: Seconds after which a frame is in the kernel if that has room.
-        @param until: The number up to which all was spread.
+        @param until: The number up to which everything was delivered.
         @return: Whether L{saved} may have changed.
         """
         return False
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, batch: CommittedBatch) -> None:
         """
-        Something was accepted of which it wants something.
+        Deliver the items of a batch that belong to its streams.
         """
-        self.deliver(commit.tails(self.request.dialect, self.streams))
+        self.deliver(batch.payloads(self.request.dialect, self.streams))
 
-    def deliver(self, tails: Iterable[bytes]) -> None:
+    def deliver(self, payloads: Iterable[bytes]) -> None:
         """
-        Send what follows the topic in each frame, now or when it is possible.
+        Send frames, now or as soon as possible.
+
+        @param payloads: The frames without the topic.
         """
-        frames = [self._prefix + tail for tail in tails]
+        frames = [self._prefix + payload for payload in payloads]
         if self.detached is None and self._snapshot is None and not self._live:
             taken = self._send(frames)
             self.sent += taken
@@ -323,16 +334,16 @@ class Subscription:
         self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Deferred[Any]]
     ) -> None:
         """
-        Send a snapshot first, and hold back what is delivered until it is over.
+        Send a snapshot first; everything that is delivered meanwhile waits.
 
-        @param deliver: Called with a callable that sends a part, given as what
-            follows the topic in each frame, and returns a L{Deferred} that fires
-            when the next part may come. Returns a L{Deferred} that fires when the
-            snapshot is over; it is cancelled when the subscription ends first.
+        @param deliver: Called with a callable that sends a page, given as frames without
+            the topic, and returns a L{Deferred} that fires when the next page may be sent.
+            Returns a L{Deferred} that fires when the snapshot is complete; it is cancelled
+            if the subscription ends first.
         """
         self._abandon_snapshot()
         self._snapshot = _Frames()
-        self._snapshot_done = deliver(self._deliver_part)
+        self._snapshot_done = deliver(self._deliver_page)
         self._snapshot_done.addBoth(self._snapshot_over, self._snapshot)
 
     def _abandon_snapshot(self) -> None:
@@ -340,9 +351,9 @@ class Subscription:
         self._snapshot = self._drained = None
         done.cancel()
 
-    def _deliver_part(self, tails: Iterable[bytes]) -> Deferred[None]:
+    def _deliver_page(self, payloads: Iterable[bytes]) -> Deferred[None]:
         assert self._snapshot is not None
-        self._snapshot.extend(self._prefix + tail for tail in tails)
+        self._snapshot.extend(self._prefix + payload for payload in payloads)
         self._drained = Deferred()
         drained = self._drained
         self.pump()
@@ -352,36 +363,40 @@ class Subscription:
         if snapshot is not self._snapshot:  # another one has begun
             return
         if isinstance(result, Failure) and not self.closed:
-            self._log.failure("A snapshot ended early", result)
+            self._log.failure("A snapshot failed before its end", result)
         self._snapshot_ended()
         self._snapshot = None
         self.pump()
 
     def _snapshot_ended(self) -> None:
         """
-        All of the snapshot was handed to ZeroMQ.
+        ZeroMQ has accepted the whole snapshot.
         """
 
-    def snapshot_part(
+    def render_snapshot_page(
         self, documents: Sequence[bytes]
     ) -> tuple[list[bytes], list[tuple[bytes, Exception]]]:
         """
-        @return: What follows the topic in the frames for some indicators; and those of
-            them that cannot be rendered, and why.
+        Render some indicators of a snapshot.
+
+        @return: Frames without the topic; and the documents that cannot be rendered, with
+            their errors.
         """
         return render_each(functools.partial(render_intel, self.request.dialect), documents)
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         """
-        @param full: Whether the snapshot holds all that is in force.
+        Render the end of a snapshot.
+
+        @param full: Whether the snapshot holds everything that is in force.
         @param failed: The sources that could not answer.
-        @return: What follows the topic in the frames that end a snapshot.
+        @return: Frames without the topic.
         """
         return ()
 
     def pump(self) -> None:
         """
-        Send a bounded number of the frames that wait.
+        Send a bounded number of waiting frames.
         """
         if self.detached is not None:
             return
@@ -397,7 +412,7 @@ class Subscription:
 
     def close(self) -> None:
         """
-        Let go of everything that waits.
+        End the subscription, and drop its waiting frames.
         """
         self.closed = True
         self.detached = self.since
@@ -407,14 +422,18 @@ class Subscription:
 
 Make = Callable[..., Subscription]
 """
-Makes a subscription; takes what L{Subscription} does.
+Makes a subscription; has the parameters of L{Subscription}.
 """
 
 
 class Subscriptions(MultiService):
     """
-    The subscriptions of one bus. One whose subscriber stays silent, or away, too
-    long is dropped.
+    The subscriptions of one bus. One whose subscriber is silent, or away, for too long is
+    closed.
+
+    @ivar send: Sends frames to one subscriber.
+    @ivar save: Saves changed subscriptions.
+    @ivar unacknowledged: Asks for the bytes that the kernel holds for a subscriber.
     """
 
     _log = Logger()
@@ -423,23 +442,25 @@ class Subscriptions(MultiService):
         self,
         clock: IReactorTime,
         limits: Limits,
-        make_fed: Make = Subscription,
+        make_replayed: Make = Subscription,
         make_queued: Make = Subscription,
     ) -> None:
         """
-        @param make_fed: Makes the subscriptions of those who speak tbvast/1.
-        @param make_queued: Makes those of the old dialects; what was saved of one is
-            given to it as C{saved}.
+        @param make_replayed: Makes subscriptions of tbvast/1.
+        @param make_queued: Makes subscriptions of the old dialects. Its parameter C{saved}
+            takes a saved state.
         """
         super().__init__()
-        self._make_fed = make_fed
+        self._make_replayed = make_replayed
         self._make_queued = make_queued
         self._clock = clock
         self._limits = limits
         self._by_topic: dict[str, Subscription] = {}
         self._by_user: Counter[str] = Counter()
         self._stuck: dict[Subscription, None] = {}
-        self._spreading: deque[tuple[Commit, Iterator[Subscription], Deferred[None]]] = deque()
+        self._fanning_out: deque[tuple[CommittedBatch, Iterator[Subscription], Deferred[None]]] = (
+            deque()
+        )
         self._going_on: IDelayedCall | None = None
         self._retrying: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
@@ -447,34 +468,35 @@ class Subscriptions(MultiService):
         self._saving: IDelayedCall | None = None
         self._saved: Deferred[None] = succeed(None)
         self._failing = False
-        self._spread_until = 0
-        self._settling: list[Subscription] = []
-        self._settling_on: IDelayedCall | None = None
+        self._delivered_until = 0
+        self._checking: list[Subscription] = []
+        self._checking_on: IDelayedCall | None = None
         self.send: Send = _nowhere
         self.save: Save = _not_saved
         self.unacknowledged: Unacknowledged = _unknown
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
-        settle = TimerService(SETTLE_INTERVAL, self._settle)
-        settle.clock = clock
-        settle.setServiceParent(self)
+        progress = TimerService(PROGRESS_INTERVAL, self._check_progress)
+        progress.clock = clock
+        progress.setServiceParent(self)
 
     def __len__(self) -> int:
         return len(self._by_topic)
 
     def everybody(self) -> list[Subscription]:
         """
-        All subscriptions.
+        @return: All subscriptions.
         """
         return list(self._by_topic.values())
 
     def restore(self, saved: dict[str, bytes]) -> dict[str, tuple[bytes, Exception]]:
         """
-        Make the subscriptions again that there were before the bus was started.
+        Make the saved subscriptions again when the bus starts.
 
-        @param saved: What L{save} was given.
-        @return: Those that cannot be made, and why, by topic; they are forgotten.
+        @param saved: Their saved states, by topic.
+        @return: The states that cannot be read, with their errors, by topic; they are
+            deleted.
         """
         bad: dict[str, tuple[bytes, Exception]] = {}
         for topic, raw in saved.items():
@@ -491,9 +513,9 @@ class Subscriptions(MultiService):
         """
         Make a subscription.
 
-        @param user: Who asks, as the gate knows it.
-        @raise ProtocolInvalid: If there are too many already, or it names too
-            many topics.
+        @param user: The user who asks, as the access control knows it.
+        @raise ProtocolInvalid: If there are too many subscriptions, or it names too many
+            topics.
         """
         if len(self) >= self._limits.subscriptions:
             raise ProtocolInvalid(
@@ -511,7 +533,7 @@ class Subscriptions(MultiService):
             )
         topic = new_topic(request.topics[0], request.dialect)
         subscription = self._add(topic, request, user)
-        self._remember(subscription)
+        self._mark_unsaved(subscription)
         self._log.info(
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=request.name or "somebody",
@@ -525,7 +547,7 @@ class Subscriptions(MultiService):
     def _add(
         self, topic: str, request: Subscribe, user: str, saved: Saved | None = None
     ) -> Subscription:
-        make = self._make_fed if request.protocol == PROTOCOL else self._make_queued
+        make = self._make_replayed if request.protocol == PROTOCOL else self._make_queued
         if saved is not None and make is not Subscription:
             make = functools.partial(make, saved=saved)
         subscription = make(
@@ -550,9 +572,9 @@ class Subscriptions(MultiService):
                 dropped=subscription.dropped,
             )
 
-    def _remember(self, subscription: Subscription) -> None:
+    def _mark_unsaved(self, subscription: Subscription) -> None:
         if subscription.request.protocol == PROTOCOL:
-            return  # who speaks it subscribes again, for what it missed
+            return  # its subscriber subscribes again, and resumes
         self._unsaved[subscription.topic] = None
         self._save_soon()
 
@@ -576,74 +598,80 @@ class Subscriptions(MultiService):
             self._saving = self._clock.callLater(SAVE_DELAY, self._save)
 
     def _eb_saved(self, failure: Failure, unsaved: dict[str, None]) -> None:
-        if not self._failing:  # it is tried again, and again
+        if not self._failing:  # log it once; it is retried
             self._failing = True
-            self._log.error(
-                "Subscriptions cannot be remembered: {reason}", reason=str(failure.value)
-            )
+            self._log.error("Cannot save subscriptions: {reason}", reason=str(failure.value))
         self._unsaved = unsaved | self._unsaved
         if self.running:
             self._saving = self._clock.callLater(SAVE_DELAY, self._save)
 
-    def _settle(self) -> None:
+    def _check_progress(self) -> None:
         """
-        Look how far everybody has got; turn by turn, for there may be many.
+        Check the progress of all subscriptions. Many of them take several turns.
         """
-        if not self._settling:
-            self._settling = self.everybody()
-            self._settle_some()
+        if not self._checking:
+            self._checking = self.everybody()
+            self._check_some()
 
-    def _settle_some(self) -> None:
-        self._settling_on = None
-        until = self._clock.seconds() + TURN
-        while self._settling:
+    def _check_some(self) -> None:
+        self._checking_on = None
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
+        while self._checking:
             try:
-                self._settle_one(self._settling.pop(), SETTLE_AGE)
+                self._check_one(self._checking.pop(), PROGRESS_AGE)
             except Exception:
-                self._log.failure("While looking how far a subscriber has got")
-            if self._settling and self._clock.seconds() > until:
-                self._settling_on = self._clock.callLater(0, self._settle_some)
+                self._log.failure("Cannot check the progress of a subscriber")
+            if self._checking and self._clock.seconds() > until:
+                self._checking_on = self._clock.callLater(0, self._check_some)
                 return
         if self._unsaved and self._saved.called:
             if self._saving is not None:
                 self._saving.cancel()
             self._save()
 
-    def _settle_one(self, subscription: Subscription, age: float) -> int | None:
+    def _check_one(self, subscription: Subscription, age: float) -> int | None:
         """
-        @return: The bytes that its connection holds; C{None} if it is not known.
+        @return: The bytes that its connection holds; C{None} if unknown.
         """
         if subscription.closed or subscription.detached is not None:
             return 0
         held = self.unacknowledged(subscription.listening)
-        if subscription.settle(self._clock.seconds(), held, age, self._spread_until):
+        if subscription.update_acknowledged(
+            self._clock.seconds(), held, age, self._delivered_until
+        ):
             self._unsaved[subscription.topic] = None
         return held
 
     async def flush(self, limit: float) -> None:
         """
-        Wait until those who are there have been given all that was spread.
+        Wait until the attached subscribers have received everything that was accepted.
 
-        @param limit: Seconds after which it is enough.
+        @param limit: The most seconds to wait.
         """
         deadline = self._clock.seconds() + limit
         quiet = 0.0
         while (now := self._clock.seconds()) < deadline and quiet < 2 * FLUSH_AGE:
-            busy = bool(self._spreading)
+            busy = bool(self._fanning_out)
             there = [each for each in self.everybody() if each.detached is None]
             if not (busy or there):
                 return
             for each in there:
-                held = self._settle_one(each, FLUSH_AGE)
+                held = self._check_one(each, FLUSH_AGE)
                 busy |= bool(held or each.queued or each.behind)
             await deferLater(self._clock, FLUSH_INTERVAL)
             quiet = 0.0 if busy else quiet + self._clock.seconds() - now
 
     def get(self, topic: str) -> Subscription | None:
+        """
+        @return: The subscription with a topic, if any.
+        """
         return self._by_topic.get(topic)
 
     def heartbeat(self, topic: str, report: dict[str, Any]) -> bool:
         """
+        Note that a subscriber is alive.
+
+        @param report: Its report about itself.
         @return: Whether there is such a subscription.
         """
         subscription = self._by_topic.get(topic)
@@ -656,14 +684,17 @@ class Subscriptions(MultiService):
 
     def close_all(self, users: Collection[str]) -> None:
         """
-        End the subscriptions of users who have lost rights.
+        Close the subscriptions of users who have lost permissions.
         """
         for subscription in self.everybody():
             if subscription.user in users:
-                self.close(subscription.topic, "is no longer let in, or may do less")
+                self.close(subscription.topic, "was removed or restricted")
 
     def close(self, topic: str, reason: str = "unsubscribed") -> bool:
         """
+        Close a subscription.
+
+        @param reason: The reason for the log, after the subscriber's name.
         @return: Whether there was such a subscription.
         """
         subscription = self._by_topic.pop(topic, None)
@@ -672,7 +703,7 @@ class Subscriptions(MultiService):
         queued, behind = subscription.queued, subscription.behind
         subscription.close()
         self._by_user -= Counter([subscription.user])
-        self._remember(subscription)
+        self._mark_unsaved(subscription)
         self._log.info(
             "{name} {reason} after {sent} messages; {dropped} lost, {queued} waiting and up to"
             " {behind} in the journal not sent; {count} subscriptions.",
@@ -690,13 +721,13 @@ class Subscriptions(MultiService):
         """
         A ZeroMQ subscription arrived.
 
-        @return: Whether it belongs to a subscription: nobody else may listen.
+        @return: Whether it belongs to a subscription; other peers may not listen.
         """
         subscription = self._owner(topic)
         if subscription is None:
             return False
         subscription.attach(topic)
-        # What waits is sent once the socket knows its new subscriber.
+        # Waiting frames are sent once the socket knows its new subscriber.
         self._retry_soon(subscription)
         return True
 
@@ -709,43 +740,43 @@ class Subscriptions(MultiService):
             return
         subscription.detach(topic, self._clock.seconds())
         if subscription.detached is not None and subscription.request.protocol == PROTOCOL:
-            # What the socket had taken may be lost; the subscriber comes back with
-            # the number of what it has.
+            # Frames that the socket had accepted may be lost. The subscriber resumes after
+            # the last number that it has.
             self.close(subscription.topic, "was cut off")
 
     def _owner(self, topic: bytes) -> Subscription | None:
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
-    def spread(self, commit: Commit) -> Deferred[None]:
+    def fan_out(self, batch: CommittedBatch) -> Deferred[None]:
         """
-        Send what was accepted to everybody who wants it: those who have subscribed
-        by now, after all that was spread before.
+        Deliver a batch to all current subscriptions to its streams, after all earlier
+        batches.
 
-        @return: Fires when everybody has been given it, which may be turns later.
+        @return: Fires when every subscription has been given it, perhaps many turns later.
         """
-        wanting = [each for each in self._by_topic.values() if each.streams & commit.streams]
+        wanting = [each for each in self._by_topic.values() if each.streams & batch.streams]
         done: Deferred[None] = Deferred()
-        self._spreading.append((commit, iter(wanting), done))
-        if len(self._spreading) == 1:
-            self._spread()
+        self._fanning_out.append((batch, iter(wanting), done))
+        if len(self._fanning_out) == 1:
+            self._fan_out()
         return done
 
-    def _spread(self) -> None:
-        until = self._clock.seconds() + TURN
-        while self._spreading:
-            commit, wanting, done = self._spreading[0]
+    def _fan_out(self) -> None:
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
+        while self._fanning_out:
+            batch, wanting, done = self._fanning_out[0]
             for subscription in wanting:
                 try:
                     if not subscription.closed:
-                        subscription.committed(commit)
+                        subscription.committed(batch)
                 except Exception:
-                    self._log.failure("While delivering to a subscriber")
+                    self._log.failure("Cannot deliver to a subscriber")
                 if self._clock.seconds() > until:
-                    self._going_on = self._clock.callLater(0, self._spread)
+                    self._going_on = self._clock.callLater(0, self._fan_out)
                     return
-            self._spreading.popleft()
-            self._spread_until = commit.until
+            self._fanning_out.popleft()
+            self._delivered_until = batch.until
             done.callback(None)
 
     def _retry_soon(self, subscription: Subscription) -> None:
@@ -755,17 +786,17 @@ class Subscriptions(MultiService):
 
     def _retry(self) -> None:
         self._retrying = None
-        until = self._clock.seconds() + TURN
+        until = self._clock.seconds() + TURN_BUDGET_SECONDS
         stuck, self._stuck = self._stuck, {}
         for subscription in list(stuck):
             del stuck[subscription]
             try:
                 subscription.pump()
             except Exception:
-                self._log.failure("While sending what waited for a subscriber")
+                self._log.failure("Cannot send waiting frames to a subscriber")
             if self._clock.seconds() > until:
                 break
-        if stuck:  # before those which got stuck again
+        if stuck:  # before those that got stuck again
             self._stuck = stuck | self._stuck
             self._retry_at_once()
 
@@ -795,11 +826,11 @@ class Subscriptions(MultiService):
         self._stuck.clear()
         if self._going_on is not None and self._going_on.active():
             self._going_on.cancel()
-        if self._settling_on is not None:
-            self._settling_on.cancel()
-            self._settling_on = None
-        self._settling.clear()
-        await self._saved  # what was begun
+        if self._checking_on is not None:
+            self._checking_on.cancel()
+            self._checking_on = None
+        self._checking.clear()
+        await self._saved  # a save in progress
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
@@ -808,7 +839,7 @@ class Subscriptions(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Let go of what waits; the subscriptions themselves are remembered.
+        Drop all waiting frames, and save the subscriptions.
         """
         return Deferred.fromCoroutine(self._stop())
 

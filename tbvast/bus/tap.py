@@ -26,6 +26,10 @@ class Options(ServiceOptions):
 
 def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
+    Make the service of the bus for C{twistd}.
+
+    @param options: Parsed.
+    @param reactor: The reactor; by default the installed one.
     @raise SystemExit: If it cannot be started; the reason is on standard error.
     """
     if reactor is None:  # twistd passes none

@@ -1,9 +1,8 @@
 """
-The plugin as a client: it takes the intel of another bus in, and passes sightings
-up.
+The plugin as a client of another bus: it takes in that bus's intel, and reports
+sightings to it.
 
-Two buses that name each other settle: what a journal has seen before is not handed
-on again.
+Two buses may name each other: no journal accepts an item twice, so nothing circulates.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.fanout import Commit
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
 from tbvast.protocol.frames import Item
@@ -34,19 +33,24 @@ HEARTBEAT = 5.0
 
 Take = Callable[[Sequence[Item]], Deferred[Any]]
 """
-Takes in what another bus sends; fires when it is durable.
+Takes in items from another bus; fires when they are durable.
 """
 
 
 @implementer(ICursor)
 class IntelCursor:
     """
-    Takes another bus's intel in, and remembers in the journal how far it got.
+    Takes in another bus's intel, and stores the position in the journal.
 
-    What another bus no longer has is kept: others may have sent it too.
+    Indicators that the other bus no longer has stay: other publishers may have sent them,
+    too.
     """
 
     def __init__(self, replay: IReplay, reader: str, take: Take) -> None:
+        """
+        @param reader: The name under which the position is stored.
+        @param take: Takes in items.
+        """
         self.position: Position | None = None
         self._replay = replay
         self._reader = reader
@@ -54,7 +58,7 @@ class IntelCursor:
 
     async def recall(self) -> None:
         """
-        Find out how far it got before.
+        Read the stored position.
         """
         self.position = await self._replay.position(self._reader)
 
@@ -68,7 +72,7 @@ class IntelCursor:
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         """
-        They are in the log, and in the other bus's journal.
+        Do nothing: they are logged, and in the other bus's journal.
         """
 
     async def commit(self) -> None:
@@ -152,7 +156,7 @@ class JournalBacklog:
 
 class Upstream(Service):
     """
-    One other bus.
+    The connection to one other bus.
 
     The sightings of the journal are reported to it. A bus that speaks tbvast/1 says when
     they are durable; another one is sent each of them once.
@@ -171,7 +175,9 @@ class Upstream(Service):
         subscribe: Callable[..., BusSubscription] = BusSubscription,
     ) -> None:
         """
+        @param settings: The other bus.
         @param replay: The same journal.
+        @param take: Takes in the other bus's intel.
         @param subscribe: Makes the subscription to the other bus.
         @raise KeyUnusable: If a key file cannot be used.
         """
@@ -194,7 +200,9 @@ class Upstream(Service):
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self._begin()).addErrback(
-            lambda failure: self._log.failure("An upstream bus is not asked", failure)
+            lambda failure: self._log.failure(
+                "Cannot start the connection to an upstream bus", failure
+            )
         )
 
     async def _begin(self) -> None:
@@ -203,11 +211,11 @@ class Upstream(Service):
             self._subscription.startService()
             self._flusher.startService()
 
-    def spread(self, commit: Commit) -> None:
+    def deliver(self, batch: CommittedBatch) -> None:
         """
-        Something was accepted.
+        Report the sightings of a batch that the journal has accepted.
         """
-        if Stream.SIGHTING in commit.streams:
+        if Stream.SIGHTING in batch.streams:
             self._flusher.flush()
 
     def stopService(self) -> Deferred[None]:

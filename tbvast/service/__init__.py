@@ -1,3 +1,3 @@
 """
-The life of a service's process.
+The infrastructure of a service's process.
 """

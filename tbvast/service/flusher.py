@@ -1,5 +1,5 @@
 """
-Sends waiting sightings until their receiver has taken them.
+Sends waiting sightings until their receiver has accepted them.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from tbvast.storage.set_aside import MOST_REASON
 
 RETRY_DELAY = 2.0
 """
-Seconds before the receiver is offered what it did not take.
+Seconds before sightings that were not accepted are offered again.
 """
 
 STUCK_DELAY = 30.0
 """
-The same, if the receiver is there and takes no sighting at all.
+The same, if the receiver is there but accepts no sighting at all.
 """
 
 WAITING_LINES_PER_MINUTE = 2
 LINES_PER_MINUTE = 20
 """
-The most log lines a minute that say that sightings wait, or that one is not taken.
+The most log lines a minute about waiting sightings, and about sightings that are not
+accepted.
 """
 
 
 class Reported(msgspec.Struct, frozen=True):
     """
-    What became of some reports.
+    The result of a delivery of sightings.
 
-    @ivar taken: Of each of them, whether it need not be sent again.
-    @ivar refused: Why the receiver never takes some of them, by position; they count as
-        taken.
-    @ivar reason: Why it took none; empty if it was asked and took them, or nobody is there.
-    @ivar poisoned: Whether one of them may be the reason: the receiver does well otherwise.
+    @ivar taken: For each of them, whether it need not be sent again.
+    @ivar refused: The reasons why the receiver never accepts some of them, by position; they
+        count as taken.
+    @ivar reason: The reason why it accepted none; empty if it did, or if it is not there.
+    @ivar poisoned: Whether one of them may be the cause, because the receiver is healthy
+        otherwise.
     """
 
     taken: list[bool]
@@ -61,16 +63,20 @@ Delivers the documents of sightings to a receiver.
 
 class Flusher(Service):
     """
-    Sends the sightings of a backlog, in order and page by page. A sighting that its
-    receiver cannot take is postponed, then set aside; the others do not wait for it.
+    Sends the sightings of a backlog, in order and page by page. A sighting that the
+    receiver cannot accept is postponed, then set aside; the others do not wait for it.
 
-    @ivar delivered: The number of sightings that the receiver took.
-    @ivar set_aside: The number that were given up.
+    @ivar delivered: The number of sightings that the receiver accepted.
+    @ivar set_aside: The number of sightings that were set aside.
     """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, backlog: IBacklog, deliver: Deliver) -> None:
+        """
+        @param backlog: The waiting sightings.
+        @param deliver: Delivers a page of them.
+        """
         self.delivered = 0
         self.set_aside = 0
         self._pages = Pages()
@@ -89,7 +95,7 @@ class Flusher(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        @return: Fires when the page under way has been answered.
+        @return: Fires when the page that is being sent has been answered.
         """
         super().stopService()
         self._again = False
@@ -98,8 +104,8 @@ class Flusher(Service):
 
     def flush(self) -> None:
         """
-        Send what waits now, without waiting for the next retry. Called when a sighting was
-        added, or the receiver is there again.
+        Send the waiting sightings now instead of at the next retry. Called when a sighting
+        was added, or the receiver is there again.
         """
         if not self.running:
             return
@@ -112,7 +118,7 @@ class Flusher(Service):
         self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
 
     def _eb_flush(self, failure: Failure) -> None:
-        self._log.failure("While sending sightings", failure)
+        self._log.failure("Cannot send sightings", failure)
         self._retry_later()
 
     def _cb_flushed(self, _: None) -> None:

@@ -1,5 +1,5 @@
 """
-How the interpreter of a service's process is set.
+Tunes the interpreter of a service's process.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import sys
 
 SWITCH_INTERVAL = 0.0005
 """
-Seconds that a thread waits for the interpreter while another one is busy: those that
-read a database, or feed an engine, ask for it again and again.
+Seconds that a thread waits for the interpreter while another one is busy. Threads that read
+a database, or feed an engine, request it often.
 """
 
 
 COLLECT_AFTER = 20_000
 """
-New objects after which unreachable ones are looked for. What passes through a service is
-let go of without: only what refers to itself waits for it.
+New objects before a garbage collection. Most objects of a service are freed by reference
+counting; only cycles wait for the collection.
 """
 
 
-def settle() -> None:
+def tune_interpreter() -> None:
     """
-    Set the process for long work, once its services have started.
+    Tune the interpreter for a long run. Called once, when the services have started.
     """
-    # What there is now stays: looking through it takes longer than a turn may.
+    # The current objects stay: scanning them would block the reactor for too long.
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])

@@ -1,5 +1,5 @@
 """
-Where a service's log goes, and how much of it.
+The log of a service: its destination and its level.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from tbvast.errors import StartupRefused
 
 ROTATE_BYTES = 10 * 2**20
 """
-The size, in bytes, at which a log file is put aside and a new one begun.
+The bytes of a log file at which it is rotated.
 """
 
 KEPT_FILES = 10
 """
-How many of the log files put aside are kept.
+The number of rotated log files that are kept.
 """
 
 
 class ServiceLog:
     """
-    The log of a service that C{twistd} runs, by the options C{twistd} was given.
+    The log of a service that C{twistd} runs, according to the options of C{twistd}.
 
-    @ivar observer: What to give the log events to.
+    @ivar observer: The observer of all log events.
     """
 
     def __init__(
         self, level: str, twistd: Mapping[str, Any], default: str, aside: bool = False
     ) -> None:
         """
-        @param level: The name of the least level that is logged.
+        @param level: The name of the lowest level that is logged.
         @param twistd: The options of C{twistd}.
-        @param default: The path of the file that a daemon logs to if C{twistd} was
-            not told where to log.
-        @param aside: Whether a service in the foreground leaves standard output to
-            something else, and logs to standard error.
+        @param default: The path of a daemon's log file, unless C{twistd} was given
+            another one.
+        @param aside: Whether a service in the foreground logs to standard error,
+            because standard output has another use.
         @raise StartupRefused: If the log file cannot be written.
         """
         self._aside = aside
@@ -59,7 +59,7 @@ class ServiceLog:
 
     def _unfiltered(self, twistd: Mapping[str, Any], default: str) -> ILogObserver:
         """
-        The observer that writes whatever it is given.
+        Make the observer that writes events of all levels.
         """
         if twistd.get("syslog"):
             from twisted.python.syslog import SyslogObserver  # connects to syslog
@@ -82,7 +82,7 @@ class ServiceLog:
 
     def rotate(self) -> None:
         """
-        Put the log file aside and begin a new one; nothing if there is none.
+        Rotate the log file, if there is one.
         """
         if self._file is not None:
             self._file.rotate()

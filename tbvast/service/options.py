@@ -1,6 +1,5 @@
 """
-The command line of the two services, made from what L{tbvast.settings} says of
-their keys.
+The command lines of the two services, generated from the keys of L{tbvast.settings}.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tbvast.settings.types import keys_of
 
 def _documented(value: Any) -> str:
     """
-    A default as the help shows it.
+    Format a default for the help.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -30,12 +29,13 @@ def _documented(value: Any) -> str:
 
 class ServiceOptions(usage.Options):
     """
-    The options of one service; a subclass says which.
+    The options of one service, which a subclass names.
 
-    @cvar service: The service's name, as C{twistd} knows it.
-    @cvar settings_type: The section of the configuration file that it takes.
+    @cvar service: The service's name in C{twistd}.
+    @cvar settings_type: Its section of the configuration file.
     @ivar settings: An instance of C{settings_type}, once the options are parsed.
-    @ivar pid_file_open: Whether the command line leaves the pid file to the service.
+    @ivar pid_file_open: Whether the service chooses the pid file, because the command line
+        does not.
     """
 
     service: ClassVar[str]
@@ -63,7 +63,7 @@ class ServiceOptions(usage.Options):
     @property
     def twistd(self) -> Mapping[str, Any]:
         """
-        The options that stand before the service's name on the command line.
+        The options before the service's name on the command line.
         """
         return {} if self.parent is None else self.parent
 
@@ -76,14 +76,18 @@ class ServiceOptions(usage.Options):
 
     def parseArgs(self, *arguments: str) -> None:
         """
-        @raise usage.UsageError: If there is any.
+        Refuse positional arguments.
+
+        @raise usage.UsageError: If there is one.
         """
         if arguments:
             raise usage.UsageError(f"unexpected argument: {arguments[0]!r}")
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        @raise SystemExit: If they cannot be used; with one line that says why, for
+        Parse the options.
+
+        @raise SystemExit: If they cannot be used. Its text is one line with the reason;
             C{twistd} would print its whole help instead.
         """
         try:
@@ -93,6 +97,8 @@ class ServiceOptions(usage.Options):
 
     def postOptions(self) -> None:
         """
+        Load the configuration file, and apply the options.
+
         @raise SettingsInvalid: If the file or an option cannot be used.
         """
         self._leave_pid_file()
@@ -113,8 +119,8 @@ class ServiceOptions(usage.Options):
 
     def _leave_pid_file(self) -> None:
         """
-        Have C{twistd} not use its default pid file, which is the same for every
-        service that is started from one directory.
+        Keep C{twistd} from using its default pid file, which would be the same for all
+        services started in one directory.
         """
         parent = self.parent
         if parent is not None and parent["pidfile"] == parent.defaults["pidfile"]:

@@ -80,7 +80,8 @@ class Pages:
 
     def due(self, now: float) -> Hashable | None:
         """
-        @return: The key of a sighting to offer again, alone.
+        @param now: Seconds.
+        @return: The key of a sighting to offer again, alone; C{None} if there is none.
         """
         for key, postponed in self._postponed.items():
             if postponed.due <= now:

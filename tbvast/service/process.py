@@ -1,5 +1,5 @@
 """
-How a service starts, stops, and says why it cannot.
+The process of a service: start, stop, signals and exit status.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zmq import ZMQError
 
 from tbvast.errors import StartupRefused, TbvastError
 from tbvast.interfaces import IReloadable
-from tbvast.service.interpreter import settle
+from tbvast.service.interpreter import tune_interpreter
 from tbvast.service.logging import ServiceLog
 from tbvast.service.options import ServiceOptions
 from tbvast.service.state_directory import StateDirectory, default_directory
@@ -30,7 +30,7 @@ from tbvast.values import HostPort
 
 STATUS_BYTES = 100
 """
-The most bytes that C{twistd} reads from a daemon that could not start.
+The most bytes that C{twistd} reads from a daemon that failed to start.
 """
 
 _log = Logger()
@@ -39,15 +39,16 @@ _log = Logger()
 @contextmanager
 def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[None]:
     """
-    Turn what keeps a service from starting into one line and exit status 1.
+    Turn an error that keeps a service from starting into one line and exit status 1.
 
-    In the foreground the line goes to standard error. A daemon has none any more:
-    the line goes to its log, and its beginning to the C{twistd} that waits for it.
+    In the foreground, the line goes to standard error. A daemon no longer has one: the
+    line goes to its log, and its beginning to the C{twistd} that waits for it.
 
-    @param stderr: Where the line goes in the foreground; by default the process's
+    @param options: The options of the service.
+    @param stderr: The stream for the line in the foreground; by default the process's
         own standard error, which C{twistd} hides from C{sys.stderr}.
-    @raise SystemExit: Instead of L{TbvastError} and of what the system refuses.
-        Any other exception is a defect and passes.
+    @raise SystemExit: In place of L{TbvastError} and errors of the system. Any other
+        exception is a defect and passes.
     """
     try:
         yield
@@ -65,7 +66,7 @@ def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[
 
 def _remove_pid(path: str | None) -> None:
     """
-    Remove the file that C{twistd} wrote this process's id to, if it did.
+    Remove the pid file of C{twistd}, if it has the id of this process.
     """
     try:
         if path and int(_read(path)) == os.getpid():
@@ -81,10 +82,11 @@ def _read(path: str) -> str:
 
 def check_free(what: str, address: HostPort) -> None:
     """
-    Find out early, before a daemon is on its own, whether an address can be had.
+    Check that an address is free, before a daemon detaches from its terminal.
 
-    @param what: What is to listen there, as the message calls it.
-    @raise StartupRefused: If nothing can listen there now.
+    @param what: The name of the listener for the message.
+    @param address: The address to listen on.
+    @raise StartupRefused: If it is impossible to listen there now.
     """
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
@@ -99,15 +101,15 @@ def check_free(what: str, address: HostPort) -> None:
 
 class SequentialService(MultiService):
     """
-    Services that rest on each other: started in order, and stopped in the reverse
-    order, each one only when the one before has stopped.
+    Services that depend on each other. They are started in order and stopped in reverse
+    order, each only when the previous one has stopped.
     """
 
     _log = Logger()
 
     def startService(self) -> None:
         """
-        Start the children. If one cannot start, those before it are told to stop.
+        Start the children. If one cannot start, those before it are stopped.
         """
         Service.startService(self)
         started: list[IService] = []
@@ -133,18 +135,16 @@ class SequentialService(MultiService):
             await maybeDeferred(service.stopService).addErrback(self._eb_stop, service)
 
     def _eb_stop(self, failure: Any, service: IService) -> None:
-        self._log.failure("While stopping {service}", failure, service=service)
+        self._log.failure("Cannot stop {service}", failure, service=service)
 
 
 class ServiceProcess(SequentialService):
     """
-    The service that C{twistd} runs, with all that makes it a good process: its
-    state directory, its log, its signals, how its interpreter is set, and its exit
-    status.
+    The service that C{twistd} runs. It owns the state directory, the log, the signal
+    handlers, the tuning of the interpreter, and the exit status.
 
-    SIGINT, SIGTERM and a closed terminal stop it with exit status 0; SIGUSR1 begins
-    a new log file; SIGHUP has those of its services that are L{IReloadable} read
-    their files again.
+    SIGINT, SIGTERM and a closed terminal stop it with exit status 0; SIGUSR1 rotates
+    the log file; SIGHUP makes its L{IReloadable} services read their files again.
 
     @ivar state: The state directory, locked.
     """
@@ -158,16 +158,16 @@ class ServiceProcess(SequentialService):
         set_handler: Callable[[int, Callable[[int, Any], None]], Any] = signal.signal,
         at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
         end: Callable[[int], None] = os._exit,
-        settle: Callable[[], None] = settle,
+        tune: Callable[[], None] = tune_interpreter,
     ) -> None:
         """
         @param options: Parsed; where to find the state and the log.
-        @param log_aside: Whether standard output is for something else than the log.
+        @param log_aside: Whether standard output has another use than the log.
         @param set_handler: Installs a signal handler.
-        @param at_exit: Has something called when the interpreter ends.
+        @param at_exit: Registers a callable for the end of the interpreter.
         @param end: Ends the process with an exit status.
-        @param settle: Sets the interpreter, once the reactor runs.
-        @raise StartupRefused: If state directory or log file cannot be had.
+        @param tune: Tunes the interpreter, once the reactor runs.
+        @raise StartupRefused: If the state directory or the log file cannot be used.
         """
         super().__init__()
         self.setName(options.service)
@@ -175,7 +175,7 @@ class ServiceProcess(SequentialService):
         self._reactor = reactor
         self._set_handler = set_handler
         self._end = end
-        self._settle = settle
+        self._tune = tune
         self._stopping = False
         self._failed = False
         self.state = StateDirectory(
@@ -193,8 +193,8 @@ class ServiceProcess(SequentialService):
 
     def _default_pid_file(self) -> None:
         """
-        Choose a daemon's pid file if nobody did. The state directory is ours by
-        now, so one that is there is stale.
+        Choose a daemon's pid file if the command line does not. This process has locked
+        the state directory, so a pid file in it is stale.
         """
         parent = self._options.parent
         if parent is not None and self._options.pid_file_open and not parent["nodaemon"]:
@@ -202,7 +202,7 @@ class ServiceProcess(SequentialService):
 
     def setServiceParent(self, parent: Any) -> None:
         """
-        Join the application, and tell it where to log.
+        Join the application, and set its log observer.
         """
         if isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self._service_log.observer)
@@ -223,12 +223,12 @@ class ServiceProcess(SequentialService):
         with refusing(self._options):
             super().startService()
         self._reactor.callWhenRunning(self._take_signals)
-        self._reactor.callWhenRunning(self._settle)
+        self._reactor.callWhenRunning(self._tune)
 
     def _take_signals(self) -> None:
         """
-        Replace the reactor's signal handlers: after those, C{twistd} would end by
-        the signal, not with status 0.
+        Replace the reactor's signal handlers, which would make C{twistd} end by the
+        signal instead of with status 0.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             self._set_handler(number, self._on_stop_signal)
@@ -255,7 +255,7 @@ class ServiceProcess(SequentialService):
 
     def _stop(self, reason: str) -> None:
         """
-        Stop the reactor, which stops the services; once.
+        Stop the reactor, which stops the services. Later calls do nothing.
         """
         if self._stopping:
             return
@@ -268,9 +268,9 @@ class ServiceProcess(SequentialService):
 
     def fail(self, reason: str) -> None:
         """
-        End the process for good, in order, with exit status 1.
+        Stop the process in order, with exit status 1.
 
-        @param reason: Why it cannot go on, in one line.
+        @param reason: The reason why it cannot continue, in one line.
         """
         self._failed = True
         self._log.critical("{service} cannot go on: {reason}", service=self.name, reason=reason)
@@ -278,7 +278,7 @@ class ServiceProcess(SequentialService):
 
     def _exit(self) -> None:
         """
-        Set the exit status, which C{twistd} gives no other way to.
+        Set the exit status: C{twistd} has no other way to do it.
         """
         if self._failed:
             self._end(1)

@@ -1,5 +1,5 @@
 """
-A limit on how often something is said.
+Limits how often something is logged.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ _MINUTE = 60.0
 
 class RateLimit:
     """
-    Allows a number of things a minute, and counts what it did not allow.
+    Allows a number of events a minute, and counts the others.
 
-    @ivar suppressed: How many were not allowed.
+    @ivar suppressed: The number of events that were not allowed.
     """
 
     def __init__(self, clock: IReactorTime, per_minute: int) -> None:
+        """
+        @param per_minute: The most events that are allowed in a minute.
+        """
         self.suppressed = 0
         self._clock = clock
         self._per_minute = per_minute
@@ -24,6 +27,9 @@ class RateLimit:
         self._allowed = 0
 
     def allows(self) -> bool:
+        """
+        @return: Whether the event that happens now is allowed.
+        """
         now = self._clock.seconds()
         if now - self._began >= _MINUTE:
             self._began = now

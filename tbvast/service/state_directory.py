@@ -1,5 +1,5 @@
 """
-The directory in which a service keeps what must survive it.
+The directory of a service for its durable state.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from tbvast.errors import StartupRefused
 
 def default_directory(service: str, environ: Mapping[str, str]) -> str:
     """
-    Where a service keeps its state when nobody says where.
+    Choose the state directory of a service for which none is configured.
 
     @param service: The service's name, e.g. C{"tbvast-plugin"}.
-    @return: The directory systemd made for the unit, or else one of the user's own.
+    @param environ: The environment of the process.
+    @return: The directory that systemd made for the unit, or else one of the user's.
     """
     made = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if made:
@@ -32,30 +33,30 @@ class StateDirectory:
     """
     A directory that only one process uses at a time.
 
-    The lock is bound to an open file: it passes on to the children that a
-    daemon is forked from, and ends with the last of them, however it ends.
+    The lock belongs to an open file. Forked children, such as a daemon, inherit it, and it
+    is released when the last of them ends for any reason.
 
     @ivar path: The directory's absolute path.
     """
 
     def __init__(self, path: str) -> None:
         """
-        @param path: The directory; it need not exist.
+        @param path: The directory, which need not exist.
         """
         self.path = os.path.abspath(path)
         self._lock: int | None = None
 
     def child(self, name: str) -> str:
         """
-        The path of a file in the directory.
+        @return: The path of a file in the directory.
         """
         return os.path.join(self.path, name)
 
     def acquire(self) -> None:
         """
-        Create the directory if it is not there, for its owner only, and lock it.
+        Create the directory if it is missing, accessible to its owner only, and lock it.
 
-        @raise StartupRefused: If it cannot be written, or another process has it.
+        @raise StartupRefused: If it is not writable, or another process has locked it.
         """
         try:
             os.makedirs(self.path, 0o700, exist_ok=True)
@@ -80,7 +81,7 @@ class StateDirectory:
 
     def sign(self) -> None:
         """
-        Write this process's id into the lock; again after it was forked.
+        Write this process's id into the lock file. Called again after a fork.
         """
         if self._lock is not None:
             os.ftruncate(self._lock, 0)
@@ -88,7 +89,7 @@ class StateDirectory:
 
     def release(self) -> None:
         """
-        Let others have the directory.
+        Release the lock.
         """
         if self._lock is not None:
             os.close(self._lock)

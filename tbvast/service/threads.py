@@ -1,5 +1,5 @@
 """
-Threads of one's own, for what blocks.
+Threads for blocking calls.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from twisted.python.failure import Failure
 
 Defer = Callable[..., Deferred[Any]]
 """
-Calls a callable in a thread, for a L{Deferred} of its result.
+Calls a callable in a thread, and returns a L{Deferred} of its result.
 """
 
 
 class Threads(Service):
     """
-    A few threads, for as long as the service runs.
+    A fixed number of threads, which run as long as the service.
 
-    Twisted's own pool takes twice as long to hand a call over and its result back,
-    for it also makes and ends threads as there is need of them.
+    Twisted's thread pool takes twice as long for a call, because it also starts and ends
+    threads as needed.
     """
 
     def __init__(self, reactor: Any, count: int, name: str) -> None:
         """
-        @param name: What the threads are called, in a debugger say.
+        @param count: The number of threads.
+        @param name: The prefix of their names, for debuggers.
         """
         self._reactor = reactor
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -44,7 +45,9 @@ class Threads(Service):
 
     def defer(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
         """
-        @return: Fires with what C{f} returns, or fails with what it raises.
+        Call C{f} in a thread.
+
+        @return: Fires with the result of C{f}, or fails with its error.
         """
         result: Deferred[Any] = Deferred()
         self._calls.put((result, f, args))
@@ -59,13 +62,13 @@ class Threads(Service):
                 self._reactor.callFromThread(result.errback, Failure())
             else:
                 self._reactor.callFromThread(result.callback, value)
-            # Else they would stay until the next call.
+            # Otherwise these objects would live until the next call.
             del call, result, f, args
             value = None
 
     def stopService(self) -> None:
         """
-        Wait for the calls in progress, which must not be long, and end.
+        Wait for the calls in progress, which must be short, and end the threads.
         """
         super().stopService()
         for _ in self._threads:

@@ -1,3 +1,3 @@
 """
-The files that must survive a service: SQLite, and its guards.
+Durable files: SQLite and its guards, and worker processes that use them.
 """

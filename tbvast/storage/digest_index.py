@@ -1,11 +1,11 @@
 """
-An index of rows by digests, of which the newest part is in memory.
+An index of rows by digests. Its newest part is in memory.
 
-Digests come in no order, so that each new one changes another page of an index, and a
-commit writes nearly as many pages as it has rows: more than the rows themselves take.
-Here, what is new gathers in memory; then it is put in order, and a part of it written with
-each of the next commits, so that what shares a page is written together. What is in memory
-only is read from the rows when the file is opened.
+Digests have no order, so each new one changes another page of an index, and a commit would
+write nearly as many index pages as it has rows: more than the rows themselves take.
+Therefore new digests gather in memory. They are then sorted, and written in parts with the
+next commits, so that digests of one page are written together. When the file is opened, the
+part in memory is read from the rows again.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ The bits of a digest.
 
 MOST_NEW = 32_768
 """
-How many new ones gather before they are put in order and written. There may be as many
-that are being written.
+The new digests that gather before they are sorted and written. As many again may be in the
+course of being written.
 """
 
 LEAST_WRITTEN = 2048
 """
-The fewest that are written with one commit, while there are so many.
+The fewest digests that are written with one commit, if there are that many.
 """
 
 FEW = 4
 """
-The most digests that are looked for without being made a list of.
+The most digests that a query takes as single parameters, not as a list.
 """
 
-UNTIL = """
+INDEXED_TABLE = """
 CREATE TABLE indexed (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID
 """
 """
-SQL that makes the table which says of each index up to which number it is written.
+SQL that creates a table with the number up to which each index is written.
 """
 
 
 def digest(text: str | bytes) -> int:
     """
-    A number of L{BITS} that stands for a text in an index, at a fraction of what the
-    text would take; others may have the same.
+    Hash a text to a number of L{BITS}, which takes a fraction of the text's space in an
+    index. Different texts may have the same digest.
     """
     if isinstance(text, str):
         text = text.encode()
@@ -63,11 +63,11 @@ def digest(text: str | bytes) -> int:
 
 def digests(texts: Iterable[str]) -> tuple[int, ...]:
     """
-    L{digest} of each of many texts, which is quicker for all at once.
+    Compute the L{digest} of each of many texts, faster than one by one.
     """
     size = BITS // 8
     found = [_blake2b(text.encode(), digest_size=size).digest() for text in texts]
-    # Two bytes make eight of six; the highest come first.
+    # Two zero bytes before each digest make it a big-endian integer of eight bytes.
     whole = b"\0\0".join([b"", *found])
     return struct.unpack(f">{len(found)}Q", whole)
 
@@ -75,12 +75,12 @@ def digests(texts: Iterable[str]) -> tuple[int, ...]:
 _blake2b = hashlib.blake2b
 
 _encode = msgspec.json.Encoder().encode
-# Quicker than json.dumps, and this is done for each indicator.
+# Faster than json.dumps, and called for each indicator.
 
 
 def index_table(name: str) -> str:
     """
-    SQL that makes an index's table.
+    @return: SQL that creates the table of an index.
     """
     return (
         f"CREATE TABLE {name} (digest INTEGER NOT NULL, number INTEGER NOT NULL,"
@@ -90,8 +90,8 @@ def index_table(name: str) -> str:
 
 class DigestIndex:
     """
-    Finds the numbers of rows. What changes anything is called in a transaction, and
-    L{settled} with it.
+    Finds the numbers of rows by digest. Methods that change it are called in a transaction
+    inside L{committing}.
     """
 
     def __init__(
@@ -103,9 +103,11 @@ class DigestIndex:
         least_written: int = LEAST_WRITTEN,
     ) -> None:
         """
-        @param connection: What is written with.
-        @param table: As L{index_table} made it.
-        @param rows: The digests and numbers of all rows above a number.
+        @param connection: The connection that writes.
+        @param table: A table made by L{index_table}.
+        @param rows: Returns the digests and numbers of all rows above a number.
+        @param most_new: As L{MOST_NEW}.
+        @param least_written: As L{LEAST_WRITTEN}.
         """
         self._connection = connection
         self._table = table
@@ -117,7 +119,7 @@ class DigestIndex:
         self._added_since = 0
         self._begin()
         found = connection.execute("SELECT until FROM indexed WHERE name = ?", (table,)).fetchone()
-        with settled(self), transaction(connection):
+        with committing(self), transaction(connection):
             self._add(list(rows(found[0] if found else 0)))
 
     def _begin(self) -> None:
@@ -128,8 +130,8 @@ class DigestIndex:
 
     def find(self, digests: Sequence[int]) -> list[int]:
         """
-        @return: The numbers of the rows that have these digests, in any order; some more
-            than once, and some of rows that are gone.
+        @return: The numbers of the rows with these digests, in any order. Some may occur
+            more than once, and some may belong to deleted rows.
         """
         numbers = [
             some[digest]
@@ -137,7 +139,7 @@ class DigestIndex:
             for digest in some.keys() & digests
             if (digest, some[digest]) not in self._removed
         ]
-        # A list takes a while to be read, but its length does not make another statement.
+        # A list is slower to read, but one statement serves lists of every length.
         few = len(digests) <= FEW
         wanted = ", ".join("?" * len(digests)) if few else "SELECT value FROM json_each(?)"
         (found,) = self._connection.execute(
@@ -150,8 +152,10 @@ class DigestIndex:
         self, added: Sequence[tuple[int, int]], removed: Collection[tuple[int, int]] = ()
     ) -> None:
         """
-        @param added: Digests and numbers, all of them above all there were.
-        @param removed: Digests and numbers that are there.
+        Add and remove rows.
+
+        @param added: Digests and numbers; all numbers are above those in the index.
+        @param removed: Digests and numbers that are in the index.
         """
         if removed:
             self._removed.update(removed)
@@ -166,7 +170,9 @@ class DigestIndex:
 
     def insert(self, pairs: Collection[tuple[int, int]]) -> None:
         """
-        Add what is not new: rows that have been there, and get another digest.
+        Add digests of rows that are not new.
+
+        @param pairs: Digests and numbers.
         """
         insert(self._connection, self._table, sorted(pairs), "INSERT OR IGNORE")
 
@@ -190,7 +196,7 @@ class DigestIndex:
 
     def _write(self) -> None:
         """
-        Write about as much of what is old as has been added.
+        Write about as many old digests as have been added.
         """
         count = self._added_since + len(self._added)
         if count < self._least_written or not self._to_write:
@@ -208,7 +214,7 @@ class DigestIndex:
 
     def write_all(self) -> None:
         """
-        Write everything that is in memory. Called in a transaction of its own.
+        Write everything from memory. Called in a separate transaction.
         """
         self.insert(self._new.items() | self._old.items())
         self._note([*self._new.values(), *self._old.values()])
@@ -216,7 +222,7 @@ class DigestIndex:
 
     def _note(self, numbers: Iterable[int]) -> None:
         """
-        Up to the highest of these, everything is in the table.
+        Record that everything up to the highest of these numbers is in the table.
         """
         self._connection.execute(
             "INSERT INTO indexed VALUES (?, ?)"
@@ -224,9 +230,9 @@ class DigestIndex:
             (self._table, max(numbers, default=0)),
         )
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """
-        What was changed has been committed.
+        Apply the changes in memory. Called when the transaction was committed.
         """
         for digest, number in self._removed:
             for some in (self._new, self._old):
@@ -242,30 +248,30 @@ class DigestIndex:
         if not self._to_write:
             self._old = {}
             if len(self._new) >= self._most_new:
-                # In this order: who looks into the new ones first finds them in one of both.
+                # In this order, so that a lookup in both always finds them.
                 self._old = self._new
                 self._new = {}
                 self._to_write = sorted(self._old)
                 self._added_since = 0
         self._begin()
 
-    def recall(self) -> None:
+    def roll_back(self) -> None:
         """
-        What was changed has not been committed.
+        Drop the changes. Called when the transaction was rolled back.
         """
         self._begin()
 
 
 @contextlib.contextmanager
-def settled(*indexes: DigestIndex) -> Iterator[None]:
+def committing(*indexes: DigestIndex) -> Iterator[None]:
     """
-    Goes around a transaction that changes indexes.
+    Wraps a transaction that changes indexes.
     """
     try:
         yield
     except BaseException:
         for index in indexes:
-            index.recall()
+            index.roll_back()
         raise
     for index in indexes:
-        index.settle()
+        index.commit()

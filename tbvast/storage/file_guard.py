@@ -1,6 +1,6 @@
 """
-Watches a SQLite file that is in use. Somebody may delete, replace, cut or damage it while it
-is open, and SQLite itself would go on writing to a file that has no name.
+Guards a SQLite file that is in use. Somebody may delete, replace, cut or damage it while it
+is open, and SQLite itself would continue to write to a file without a name.
 """
 
 from __future__ import annotations

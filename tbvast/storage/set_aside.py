@@ -128,7 +128,7 @@ def id_in(body: bytes) -> str:
     return "" if found is None else found[1].decode()
 
 
-def keep(connection: sqlite3.Connection, items: Sequence[SetAside], date: int) -> None:
+def store_set_aside(connection: sqlite3.Connection, items: Sequence[SetAside], date: int) -> None:
     """
     Write items into the table. Called in a transaction.
 

@@ -1,9 +1,8 @@
 """
-SQLite files: opened durable, brought to the newest form, and written to with a
-handful of statements of many rows each.
+SQLite files: durable connections, schema migrations, and bulk insertion.
 
-A statement lets go of the interpreter at each step and has to wait for it again
-while another thread is busy: one a row would cost more than the row does.
+Every statement releases the interpreter at each step, and has to wait for it again while
+another thread is busy. One statement for each row would cost more than the row itself.
 """
 
 from __future__ import annotations
@@ -26,41 +25,39 @@ Seconds to wait for another connection's transaction.
 
 PAGE_BYTES = 8192
 """
-The size of a page of a new file: with smaller ones, indicators would make many more of them,
-each with its own cost.
+The bytes of a page of a new file. Smaller pages would be many more, each with its own cost.
 """
 
 LOG_PAGES = 8192
 """
-Pages in the write-ahead log before they are copied into the file: what is written again
-and again is copied once.
+The pages in the write-ahead log before they are copied into the file. A page that is written
+repeatedly is copied only once.
 """
 
-LOOK_INTERVAL = 0.02
+LOCK_INTERVAL = 0.02
 """
-Seconds between two looks whether another process still writes.
+Seconds between attempts to take the writer lock.
 """
 
 CACHE_KIB = 16 * 1024
 """
-The most memory that one connection keeps pages in.
+The most memory, in KiB, for the page cache of one connection.
 """
 
 
-class FromLater(sqlite3.DatabaseError):
+class SchemaTooNew(sqlite3.DatabaseError):
     """
-    A file that a later tbvast has changed.
+    The file has the schema of a later tbvast.
     """
 
 
 def connect(path: Path) -> sqlite3.Connection:
     """
-    Open a file, or make it. What was committed is on disk: a crash of the machine
-    takes nothing of it back.
+    Open a file, or create it. Commits are durable, even if the machine crashes.
 
     @return: A connection that any thread may use, one at a time, and that begins no
         transaction by itself.
-    @raise sqlite3.Error: If it cannot be used.
+    @raise sqlite3.Error: If the file cannot be used.
     """
     connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -72,14 +69,14 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def own(path: Path, wait: float = WAIT) -> int:
+def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
     """
-    Keep every other process from writing to a file: that of a service that was killed may
-    have something left to write.
+    Take the exclusive writer lock of a file. The writer of a killed service may still be
+    flushing, so wait for it.
 
-    @param wait: Seconds that it is given to end.
-    @return: The lock: a descriptor of an open file, which holds it until it is closed.
-    @raise OSError: If it has not ended by then, or there can be no lock.
+    @param wait: The most seconds to wait.
+    @return: The descriptor of an open file; closing it releases the lock.
+    @raise OSError: If another process still holds the lock, or locking is impossible.
     """
     lock = os.open(f"{path}-writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + wait
@@ -91,20 +88,20 @@ def own(path: Path, wait: float = WAIT) -> int:
             if time.monotonic() >= until:
                 os.close(lock)
                 raise TimeoutError("another process writes to it") from e
-        time.sleep(LOOK_INTERVAL)
+        time.sleep(LOCK_INTERVAL)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
     """
-    Bring a file to the newest form, in one transaction.
+    Migrate a file to the newest schema, in one transaction.
 
     @param steps: SQL statements, separated by semicolons, from each version to the
-        next; the first one makes everything.
-    @raise FromLater: If its version is none that C{steps} lead to.
+        next; the first step creates the schema.
+    @raise SchemaTooNew: If the file has a later version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(steps):
-        raise FromLater(
+        raise SchemaTooNew(
             f"it has version {version}, written by a later tbvast; this one knows {len(steps)}"
         )
     if version == len(steps):
@@ -119,7 +116,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
 
 ROWS = (2000, 250, 32, 4, 1)
 """
-How many rows one statement inserts; what there is to insert is split into these.
+The numbers of rows that one statement may insert; longer insertions are split into these.
 """
 
 
@@ -133,11 +130,11 @@ def insert(
     """
     Insert rows, in their order.
 
-    @param into: A table's name.
-    @param rows: Of one length, which is at most 15. SQLite takes an C{int}, a C{str} and
-        a C{bytearray} as they are; anything else, C{None} and C{bytes} too, takes longer.
-    @param verb: C{INSERT OR REPLACE}, say.
-    @param row: What becomes of a row's values, in SQL; as they are if not given.
+    @param into: The name of a table.
+    @param rows: Rows of the same length, at most 15. SQLite is fastest with C{int},
+        C{str} and C{bytearray}; other types, also C{None} and C{bytes}, are slower.
+    @param verb: The SQL verb, e.g. C{INSERT OR REPLACE}.
+    @param row: SQL for the values of a row; by default, one placeholder for each.
     """
     start = 0
     for size in ROWS:
@@ -157,7 +154,7 @@ def _insertion(verb: str, into: str, row: str, count: int) -> str:
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """
-    What is written inside is written as a whole, or not at all.
+    Commit everything that is written inside, or roll everything back.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -171,7 +168,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 @contextlib.contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """
-    What is read inside was all there at one time.
+    Make all reads inside see the same state of the file.
     """
     connection.execute("BEGIN")
     try:

@@ -1,9 +1,10 @@
 """
-A child process that does what would keep the reactor's interpreter busy.
+The caller's side of the RPC to a worker: a child process for work that would keep the
+reactor's interpreter busy.
 
-A thread shares the interpreter with the reactor: what is computed in it, the reactor
-waits for. A process does not. It is asked over a socket that nobody else has, one
-request after the other, and ends when the socket does.
+A thread shares the interpreter with the reactor, which would wait for its computations; a
+process does not. The worker answers requests from a private socket, one after the other, and
+ends when the socket is closed.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ from tbvast.storage.worker_server import (
     read_message,
 )
 
-Ask = Callable[..., Deferred[Any]]
+CallWorker = Callable[..., Deferred[Any]]
 """
-Calls a method of an object that is elsewhere: given as a function of its class, and all of
-its arguments, by position. Returns a L{Deferred} of the result; if that is an iterator,
-of a list of its items. What is asked is done in order, one after the other.
+Calls a method of an object in a worker, given as a function of its class and all of its
+arguments, by position. Returns a L{Deferred} of the result; if that is an iterator, of a list
+of its items. Calls are executed in order.
 """
 
-AT_ONCE = 1 << 20
+SEND_BYTES = 1 << 20
 """
-The most bytes that are handed to the system in one turn of the reactor, if it takes them:
-otherwise a long request would wait for many turns, and the process for it.
+The most bytes that are written in one turn of the reactor. With fewer, a long request would
+take many turns, and the worker would wait for it.
 """
 
 
 class WorkerBroken(Exception):
     """
-    A request met a defect of the worker; the text is its traceback.
+    A request failed because of a defect in the worker; the text is its traceback.
     """
 
 
 class Worker:
     """
-    The process, as the reactor sees it.
+    A worker process.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Worker:
         lost: Callable[[str], None],
     ) -> None:
         """
-        @param name: What it is called in messages, e.g. C{the journal's writer}.
-        @param module: What the process runs, which calls L{tbvast.storage.worker_server.serve}.
-        @param refusal: Makes the error that a request fails with if the worker refuses
-            it, or is not there any more.
-        @param lost: Called, once, with how or why, if the process ends before it should.
+        @param name: The worker's name in messages, e.g. C{the journal's writer}.
+        @param module: The module that the process runs; it calls
+            L{tbvast.storage.worker_server.serve}.
+        @param arguments: The arguments of the process.
+        @param refusal: Makes the error of a request that the worker refuses, or that it
+            cannot answer because it has ended.
+        @param lost: Called once, with the reason, if the process ends unexpectedly.
         """
         self._reactor = reactor
         self._name = name
@@ -85,14 +88,15 @@ class Worker:
 
     def start(self, type: Any) -> Any:
         """
-        Start the process, and wait until it can be asked.
+        Start the process, and wait for its first message.
 
-        @param type: What it says first.
-        @raise Exception: The refusal, if it cannot.
+        @param type: The type of that message.
+        @return: The message.
+        @raise Exception: The refusal, if the worker cannot start.
         """
         ours, theirs = socket.socketpair()
         with ours:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AT_ONCE)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             with theirs:
                 self._reactor.spawnProcess(
                     _Exit(self._exited),
@@ -115,17 +119,18 @@ class Worker:
 
     def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
-        An L{Ask} of the process.
+        Call a method in the worker, as a L{CallWorker}.
 
-        @return: Fails with a refusal, at once with L{Unencodable}, or with L{WorkerBroken}.
+        @return: Fails with a refusal, with L{WorkerBroken}, or at once with
+            L{Unencodable}.
         """
         return self._calls.ask(method, arguments)
 
     def stop(self) -> Deferred[None]:
         """
-        Have it answer what it has been asked, and end.
+        Stop the worker after it has answered all requests.
 
-        @return: Fires when it has.
+        @return: Fires when the process has ended.
         """
         if not self._calls.gone:
             self._stopping = True
@@ -134,7 +139,7 @@ class Worker:
 
     def _told(self, why: str) -> None:
         """
-        The process says that it cannot go on.
+        Handle the worker's message that it cannot continue.
         """
         if not self._stopping:
             self._stopping = True
@@ -158,9 +163,9 @@ class _Exit(ProcessProtocol):
 
 class _Calls(Protocol):
     """
-    Requests, and the answers that come in their order.
+    Sends requests and receives their answers, which come in the same order.
 
-    @ivar gone: Whether nothing can be asked any more.
+    @ivar gone: Whether the worker accepts no more requests.
     """
 
     def __init__(
@@ -187,12 +192,12 @@ class _Calls(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.SEND_LIMIT = AT_ONCE
+        transport.SEND_LIMIT = SEND_BYTES
 
     def _send(self, message: bytes) -> None:
         transport: Any = self.transport
         transport.writeSequence([len(message).to_bytes(HEAD, "big"), message])
-        transport.doWrite()  # what it cannot take now, or if it is gone, is for the reactor
+        transport.doWrite()  # the reactor writes the rest, and handles errors
 
     def end(self) -> None:
         self.gone = True
@@ -200,7 +205,7 @@ class _Calls(Protocol):
         transport.loseWriteConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        # Longer ones than Int32StringReceiver is made for, which copies what it has each time.
+        # Messages are too long for Int32StringReceiver, which copies its buffer each time.
         received = self._received
         received += data
         while len(received) >= HEAD:

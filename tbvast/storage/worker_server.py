@@ -1,8 +1,8 @@
 """
-What a process does that a L{tbvast.storage.worker_client.Worker} asks, and what goes to and fro.
+The worker's side of the RPC, and its message format.
 
-A request names a method of one object, and has its arguments; the types of these and of
-the result are those that the method is annotated with.
+A request has the name of a method of one object, and its arguments. Their types and that of
+the result come from the method's annotations.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 import msgspec
 
 from tbvast.errors import FileLost
-from tbvast.service.interpreter import settle
+from tbvast.service.interpreter import tune_interpreter
 
 PART, DONE, REFUSED, BROKEN, LOST = b".", b"+", b"-", b"!", b"x"
 """
-What a message of an answer begins with: a part of the result follows, the result, or why
-there is none. After L{LOST}, there are no more answers: the process has lost its file.
+The first byte of each message of an answer: one item of an iterator, the result, a refusal,
+the traceback of a defect, or the loss of the file. L{LOST} is the last message of a worker.
 """
 
 HEAD = 4
 """
-The bytes of a message's length, which goes before it, the highest first.
+The bytes of the big-endian length before each message.
 """
 
 LONG = 1 << 14
 """
-The bytes beyond which it takes long to answer a message, and others follow.
+The bytes of a request that takes long to answer, so that the next one is read meanwhile.
 """
 
-_FOR_WHOEVER_ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# A terminal, and systemd, send them to all processes of a service.
+_SIGNALS_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Ignored: a terminal and systemd send them to all processes of a service.
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -48,14 +48,16 @@ _decode_request = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
 
 class Unencodable(Exception):
     """
-    An argument cannot be given to another process: a number that is too large, say.
+    An argument cannot be encoded, e.g. a number that is too large.
     """
 
 
 def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
     """
-    @param method: Of the class of the object that is asked.
-    @param arguments: All of them, by position.
+    Encode a call.
+
+    @param method: A function of the class of the object that is called.
+    @param arguments: All of its arguments, by position.
     @raise Unencodable: If one of them cannot be encoded.
     """
     try:
@@ -66,10 +68,10 @@ def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> byte
 
 class Result:
     """
-    What a method returns, from the messages of its answer.
+    Decodes the result of a method from the messages of its answer.
 
-    @ivar parts: Whether it is an iterator: each item has a message of its own, so that
-        not all of a long result has to be read at once.
+    @ivar parts: Whether it is an iterator. Each item then has its own message, so that a
+        long result is not decoded in one turn.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
@@ -78,10 +80,14 @@ class Result:
         self._found: list[Any] = []
 
     def add(self, part: bytes) -> None:
+        """
+        Add one item.
+        """
         self._found.append(self._decode(part))
 
     def end(self, last: bytes) -> Any:
         """
+        @param last: The last message.
         @return: The result; a list of the items if it is an iterator.
         """
         return self._found if self.parts else self._decode(last)
@@ -90,8 +96,8 @@ class Result:
 @functools.cache
 def _signature(method: Callable[..., Any]) -> tuple[Any, Any, bool]:
     """
-    @return: The type of the arguments, that of the result or of each part of it, and
-        whether it has parts.
+    @return: The type of the arguments; the type of the result, or of its items; and
+        whether it is an iterator.
     """
     hints = get_type_hints(method)
     returned = hints.pop("return")
@@ -107,10 +113,11 @@ def _decoder(type: Any) -> Callable[[bytes], Any]:
 
 def answers(target: object, request: bytes) -> Iterator[bytes]:
     """
-    Do what is asked of an object.
+    Call a method of an object.
 
+    @param request: The encoded call.
     @return: The messages of the answer.
-    @raise Exception: Whatever the method raises.
+    @raise Exception: The error of the method.
     """
     name, arguments = _decode_request(request)
     method = getattr(type(target), name)
@@ -128,13 +135,15 @@ def serve(
     opening: AbstractContextManager[tuple[object, Any]], refusals: tuple[type[Exception], ...]
 ) -> None:
     """
-    Be the process: answer requests, until whoever asks is gone, or L{FileLost} is raised.
+    Answer requests until the caller closes the socket, or L{FileLost} is raised.
 
-    @param opening: Around everything. Gives what will be asked, and what is said of it. If
-        that has a C{guard}, a context manager, each of its methods is called inside.
-    @param refusals: What it and the methods raise if they cannot do something.
+    @param opening: Opens the object whose methods are called, and returns it with the
+        worker's first message; closed at the end. If the object has a C{guard}, a context
+        manager, each method is called inside.
+    @param refusals: The errors of C{opening} and of the methods that are refusals, not
+        defects.
     """
-    for number in _FOR_WHOEVER_ASKS:
+    for number in _SIGNALS_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     with (
         ExitStack() as closing,
@@ -146,7 +155,7 @@ def serve(
         except refusals as e:
             _write(connection, REFUSED + str(e).encode())
             return
-        settle()
+        tune_interpreter()
         try:
             _write(connection, DONE + encode(said))
             for request in _ahead(stream):
@@ -155,7 +164,7 @@ def serve(
                     if message[:1] == LOST:
                         return
         except ConnectionError:
-            pass  # as when there are no more requests
+            pass  # the caller is gone
 
 
 def _answered(
@@ -164,7 +173,7 @@ def _answered(
     try:
         with getattr(target, "guard", None) or nullcontext():
             held: bytes | None = None
-            # The last message only when the guard has let it out.
+            # The last message is sent only after the guard has checked the file.
             for message in answers(target, request):
                 if held is not None:
                     yield held
@@ -181,20 +190,20 @@ def _answered(
 
 def _ahead(stream: BinaryIO) -> Iterator[bytes]:
     """
-    Read messages; the next one while a long one is being answered.
+    Read messages. While a long one is answered, another thread reads the next one.
     """
     with ThreadPoolExecutor(1) as other:
         message = read_message(stream)
         while message:
             following = other.submit(read_message, stream) if len(message) > LONG else None
             yield message
-            # No other thread for a short one: it would be another step on its way.
+            # Not for a short one: another thread would add latency.
             message = following.result() if following else read_message(stream)
 
 
 def read_message(stream: BinaryIO) -> bytes:
     """
-    @return: A message; nothing if there is none any more.
+    @return: The next message; empty at the end.
     """
     length = int.from_bytes(stream.read(HEAD), "big")
     message = stream.read(length)

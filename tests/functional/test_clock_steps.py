@@ -244,7 +244,7 @@ class ClockStepTests(ServicesTestCase):
             return bool(report["journal"]["indicators"] == count)
 
         self.clock.set(HOUR)
-        await plugin.saw("1 indicators are no longer valid")
+        await plugin.saw("1 indicators have expired")
         self.assertTrue(await in_force(1))
         self.assertEqual(await self.publish(plugin, short, long), ["outdated", "repeated"])
         self.clock.set(0.0)

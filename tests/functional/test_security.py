@@ -127,9 +127,9 @@ class Bus(BlockingProcess):
         """
         Have it read its file of clients.
         """
-        before = self.log.count("clients are let in")
+        before = self.log.count("clients may connect;")
         os.kill(self.pid, signal.SIGHUP)
-        wait_until(lambda: self.log.count("clients are let in") > before)
+        wait_until(lambda: self.log.count("clients may connect;") > before)
 
 
 class Keys:
@@ -345,7 +345,7 @@ class PermissionTests(KeysTestCase):
         reply = feed.request("publish", documents=[a_sighting(), an_indicator()])
         self.assertEqual(reply["outcomes"], ["refused", "accepted"])
         wait_until(lambda: self.bus.status()["received"]["message"]["forbidden"] == 2)
-        self.bus.saw("Dropped a message of feed, who may not send it.")
+        self.bus.saw("Dropped a message from feed, which may not send it.")
 
 
 class ReloadTests(KeysTestCase):
@@ -425,7 +425,7 @@ class ReloadTests(KeysTestCase):
         self.make()
         self.keys.clients.write_text("nonsense\n")
         os.kill(self.bus.pid, signal.SIGHUP)
-        self.bus.saw("The clients stay as they were")
+        self.bus.saw("Cannot reload the clients")
         self.assertEqual(self.bus.status()["status"], "success")
 
 

@@ -210,7 +210,7 @@ class OwnersTests(KeysTestCase):
         publisher = self.publisher("other")
         publisher.send(b"stix2/indicator " + dated(x_threatbus_update="REMOVE"))
         wait_until(lambda: self.bus.status()["received"]["indicator"]["refused"] == refused + 1)
-        self.assertIn("Refused what other says of " + indicator_id(1), self.bus.log)
+        self.assertIn(f"Refused a change of {indicator_id(1)} by other", self.bus.log)
         self.assertEqual(self.in_force(), 1)
         self.assertEqual(self.call("feed", "publish", "-", stdin=dated())[0], 0)
         self.assertEqual(self.call("manager", "remove", indicator_id(1))[0], 0)

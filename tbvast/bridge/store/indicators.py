@@ -34,7 +34,7 @@ from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import DigestIndex, digest, digests, settled
+from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
 from tbvast.storage.sqlite import insert, transaction
@@ -166,7 +166,7 @@ class IndicatorTable:
         """
         self._undo = [functools.partial(self._restore_numbers, self._number, self._change)]
         try:
-            with settled(self._by_id, self._by_term), transaction(self._db):
+            with committing(self._by_id, self._by_term), transaction(self._db):
                 yield
         except BaseException:
             for undo in reversed(self._undo):
@@ -263,7 +263,7 @@ class IndicatorTable:
         )
 
     def _set_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.keep(self._db, items, int(now * MICROSECONDS))
+        set_aside.store_set_aside(self._db, items, int(now * MICROSECONDS))
 
     # Indicators
 

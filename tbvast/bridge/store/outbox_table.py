@@ -127,7 +127,7 @@ class OutboxTable:
             for id, body in self.unsent_among(reasons)
         ]
         with transaction(self._db):
-            set_aside.keep(self._db, items, int(now * MICROSECONDS))
+            set_aside.store_set_aside(self._db, items, int(now * MICROSECONDS))
             self._drop_documents(reasons)
 
     def mark_sent(self, ids: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from tbvast.storage.digest_index import UNTIL, digest, index_table
+from tbvast.storage.digest_index import INDEXED_TABLE, digest, index_table
 from tbvast.storage.set_aside import SET_ASIDE_TABLE
 from tbvast.storage.sqlite import connect, migrate
 
@@ -111,7 +111,7 @@ ALTER TABLE position ADD COLUMN rules INTEGER NOT NULL DEFAULT 0
 GATHERED = f"""
 DROP INDEX by_digest;
 DROP INDEX networks;
-{UNTIL};
+{INDEXED_TABLE};
 {index_table("ids")};
 INSERT INTO ids SELECT digest, number FROM indicators ORDER BY digest, number;
 CREATE TABLE networks (number INTEGER PRIMARY KEY);

@@ -28,7 +28,7 @@ from tbvast.stix.sightings import Sighting
 from tbvast.storage.file_guard import FileGuard, damage_of
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item, sift
-from tbvast.storage.sqlite import own
+from tbvast.storage.sqlite import acquire_writer_lock
 from tbvast.storage.worker_server import serve
 from tbvast.values import Covered, Entry, Position
 
@@ -305,7 +305,7 @@ def open_store(path: Path, search: bool) -> Iterator[tuple[StoreWorker, Position
     lock = path.with_name(f"{path.name}-writer")
     gone = lock.exists() and not path.exists()
     try:
-        own(path)
+        acquire_writer_lock(path)
     except OSError as e:
         raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
     renewed = ""

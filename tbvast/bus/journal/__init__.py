@@ -1,3 +1,3 @@
 """
-The journal: everything that the bus has accepted, in a file.
+The journal: a file with everything that the bus has accepted.
 """

@@ -1,6 +1,6 @@
 """
-The journal, as it is asked in the reactor's thread: a process of its own writes to it, so
-that the interpreter here is free, and a thread reads it.
+The journal for the reactor's thread. Another process writes the file, so that this
+interpreter is free, and a thread reads it.
 """
 
 from __future__ import annotations
@@ -18,32 +18,39 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bus.journal.ownership import Run, runs_of
-from tbvast.bus.journal.reader import Entered, JournalReader
-from tbvast.bus.journal.worker import Forgotten, Opened, Settled, Writer
-from tbvast.bus.journal.writer import Outcome, Verdict
+from tbvast.bus.journal.reader import JournalReader
+from tbvast.bus.journal.values import (
+    JournalEntry,
+    Opened,
+    Outcome,
+    PackedOutcome,
+    Pruned,
+    Verdict,
+)
+from tbvast.bus.journal.worker import Writer
 from tbvast.errors import FileLost, JournalFailed
-from tbvast.interfaces import IJournal, IKeeper, IReplay, ISubscriptionStore
+from tbvast.interfaces import IJournal, IReplay, IRetention, ISubscriptionStore
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
 from tbvast.service.threads import Defer, Threads
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
-from tbvast.storage.worker_client import Ask, Worker
+from tbvast.storage.worker_client import CallWorker, Worker
 from tbvast.storage.worker_server import Unencodable, encode_request
 from tbvast.values import Position
 
 GUARD_INTERVAL = 1.0
 """
-Seconds between looks whether the file is still there, should nothing be written.
+Seconds between checks of the file while nothing is written.
 """
 
 _T = TypeVar("_T")
 
 
-@implementer(IJournal, IKeeper, IReplay, ISubscriptionStore)
+@implementer(IJournal, IRetention, IReplay, ISubscriptionStore)
 class Journal:
     """
-    An L{IJournal} that is written to by somebody else, and read in a thread.
+    An L{IJournal} that another process writes, and a thread reads.
     """
 
     _log = Logger()
@@ -52,16 +59,18 @@ class Journal:
         self,
         opened: Opened,
         now: Calendar,
-        ask: Ask,
+        ask: CallWorker,
         reader: JournalReader,
         defer: Defer,
         lost: Callable[[str], None],
     ) -> None:
         """
-        @param now: The date that decides what has expired, and how old an entry is.
-        @param ask: Asks the L{Writer}.
-        @param defer: Calls the reader, one call at a time, in order.
-        @param lost: Called, with why, if the file turns out to be damaged.
+        @param opened: The first message of the writer's process.
+        @param now: The calendar, for expiry and for the age of entries.
+        @param ask: Calls a method of the L{Writer}.
+        @param reader: Reads the same file.
+        @param defer: Calls the reader in its thread, one call at a time, in order.
+        @param lost: Called, with the reason, if the file turns out to be damaged.
         """
         self.identity = opened.identity
         self.head = opened.head
@@ -91,10 +100,10 @@ class Journal:
     ) -> Deferred[list[Outcome]]:
         failures = self._failures
         asked = self._ask(Writer.append, items, self._now(), failures, publishers)
-        # It fails at once, so that nothing overtakes what is asked again.
+        # It fails at once, so that nothing overtakes the second attempt.
         asked.addErrback(self._eb_unencodable, items, failures, publishers)
         return asked.addCallbacks(
-            self._cb_settled, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
+            self._cb_appended, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
         )
 
     def _eb_unencodable(
@@ -103,9 +112,9 @@ class Journal:
         items: Sequence[Item],
         failures: int,
         publishers: Sequence[Run],
-    ) -> Failure | Deferred[list[Settled]]:
+    ) -> Failure | Deferred[list[PackedOutcome]]:
         """
-        Append the items without those that the other process cannot be given.
+        Append only the items that can be sent to the other process; set the others aside.
         """
         failure.trap(Unencodable)
         good, givers, bad = [], [], []
@@ -120,15 +129,15 @@ class Journal:
                 bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
         if not bad:
             return failure
-        asked: Deferred[list[Settled]] = self._ask(
+        asked: Deferred[list[PackedOutcome]] = self._ask(
             Writer.append, good, self._now(), failures, runs_of(givers)
         )
         self.set_aside([aside for _, aside in bad]).addErrback(self._eb_set_aside)
 
-        def merge(settled: list[Settled]) -> list[Settled]:
+        def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
             for place, _ in bad:
-                settled.insert(place, Settled(Verdict.REFUSED, 0, None))
-            return settled
+                packed.insert(place, PackedOutcome(Verdict.REFUSED, 0, None))
+            return packed
 
         return asked.addCallback(merge)
 
@@ -146,19 +155,19 @@ class Journal:
 
     def _cb_read(self, found: tuple[list[_T], list[SetAside]]) -> list[_T] | Deferred[list[_T]]:
         """
-        Have what is damaged set aside, before anybody reads on.
+        Set damaged entries aside before the next read.
         """
         good, bad = found
         if not bad:
             return good
         return self.set_aside(bad).addErrback(self._eb_set_aside).addCallback(lambda _: good)
 
-    def _cb_settled(self, settled: list[Settled], items: Sequence[Item]) -> list[Outcome]:
+    def _cb_appended(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
             Outcome(each.verdict, each.number, each.item or item, each.reason)
-            for each, item in zip(settled, items, strict=True)
+            for each, item in zip(packed, items, strict=True)
         ]
-        # Those that were accepted are numbered in their order.
+        # Accepted items have ascending numbers.
         self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
         return outcomes
 
@@ -182,23 +191,23 @@ class Journal:
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
         return self._ask(Writer.expire, self._now(), limit).addCallback(
-            lambda settled: self._cb_settled(settled, [each.item for each in settled])
+            lambda packed: self._cb_appended(packed, [each.item for each in packed])
         )
 
-    def forget(self, age: float, size: int, limit: int) -> Deferred[int]:
+    def prune(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._now() - age
-        return self._ask(Writer.forget, since, size, limit).addCallback(self._cb_forgotten)
+        return self._ask(Writer.prune, since, size, limit).addCallback(self._cb_pruned)
 
-    def _cb_forgotten(self, forgotten: Forgotten) -> int:
-        self._reader.floor = max(self._reader.floor, forgotten.floor)
-        return forgotten.count
+    def _cb_pruned(self, pruned: Pruned) -> int:
+        self._reader.floor = max(self._reader.floor, pruned.floor)
+        return pruned.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
         return self._ask(Writer.save_subscriptions, changes)
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> Deferred[list[Entered]]:
+    ) -> Deferred[list[JournalEntry]]:
         return self._read(self._reader.entries, after, streams, limit, size).addCallback(
             self._cb_read
         )
@@ -215,19 +224,19 @@ class Journal:
 
 class JournalService(MultiService):
     """
-    The journal's file, the process that writes to it and the thread that reads it, for as
-    long as the service runs.
+    The journal, with the process that writes it and the thread that reads it.
 
     @ivar journal: The L{IJournal}, once the service has been started.
-    @ivar saved_subscriptions: What there was before, by topic.
+    @ivar saved_subscriptions: The states of subscriptions that were saved earlier, by topic.
     """
 
     journal: Journal
 
     def __init__(self, reactor: Any, path: Path, lost: Callable[[str], None]) -> None:
         """
-        @param lost: Called, with how, if the process that writes ends by itself: what it
-            was writing may have become durable or not, and only a new start tells.
+        @param path: The journal's file.
+        @param lost: Called, with the reason, if the writer's process ends by itself. Whether
+            its last commit is durable is then known only after a restart.
         """
         super().__init__()
         self._reactor = reactor
@@ -235,7 +244,7 @@ class JournalService(MultiService):
         self._lost = lost
         self._threads = Threads(reactor, 1, "tbvast-journal-reader")
         self._threads.setServiceParent(self)
-        timer = TimerService(GUARD_INTERVAL, self._look)
+        timer = TimerService(GUARD_INTERVAL, self._check_file)
         timer.clock = reactor
         timer.setServiceParent(self)
 
@@ -267,20 +276,20 @@ class JournalService(MultiService):
             self._lost,
         )
 
-    def _look(self) -> Deferred[None]:
+    def _check_file(self) -> Deferred[None]:
         """
-        Have the writer look at the file, which ends the service if it is lost.
+        Have the writer check the file. If the file is lost, the service ends.
         """
-        looked: Deferred[None] = self._writer.ask(Writer.check)
-        return looked.addErrback(self._eb_looked)
+        checked: Deferred[None] = self._writer.ask(Writer.check)
+        return checked.addErrback(self._eb_check)
 
-    def _eb_looked(self, failure: Failure) -> None:
-        failure.trap(JournalFailed)  # whoever is told of it is told why
+    def _eb_check(self, failure: Failure) -> None:
+        failure.trap(JournalFailed)  # reported by the callable lost
 
     def stopService(self) -> Deferred[None]:
         """
-        Finish what was begun, which takes a few commits at the most, and close.
+        Finish the calls in progress, which takes a few commits at the most, and close.
         """
-        super().stopService()  # which is over when it returns, should the reactor not run
+        super().stopService()  # complete when it returns, because the reactor may not run
         self._store.close()
         return self._writer.stop()

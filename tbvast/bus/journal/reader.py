@@ -1,5 +1,5 @@
 """
-The journal's file, as it is read: SQLite, by blocking calls.
+Reads the journal's file: SQLite, by blocking calls.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
-import msgspec
-
-from tbvast.bus.journal.soundness import MOST_BYTES, damage
-from tbvast.bus.journal.writer import (
+from tbvast.bus.journal.schema import (
     BODY,
-    DAMAGED,
+    DAMAGE_ADVICE,
     HAS_BODY,
     IN_FORCE,
     MICROSECONDS,
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
-    of_row,
+    journal_errors,
     read_floor,
     readable_text,
-    translated,
+    set_aside_row,
 )
+from tbvast.bus.journal.soundness import MOST_BYTES, damage
+from tbvast.bus.journal.values import EntryPage, IndicatorPage, JournalEntry
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
@@ -34,46 +33,29 @@ from tbvast.storage.sqlite import connect, snapshot
 from tbvast.values import Position
 
 
-class Entered(msgspec.Struct, frozen=True, gc=False):
-    """
-    An item, and the number it has in the journal.
-    """
-
-    number: int
-    stream: Stream
-    raw: bytes
-
-
-Page = tuple[list[tuple[int, bytes]], list[SetAside]]
-Entries = tuple[list[Entered], list[SetAside]]
-"""
-What was read, and what of it is damaged: that is left out, and has to be set aside.
-"""
-
-
 class JournalReader:
     """
-    The journal's file, for who reads it while somebody else writes: any thread, one
-    call at a time.
+    Reads the journal while another process writes it. Called in any thread, one call at a
+    time.
 
-    @ivar floor: The number up to which entries may have been let go of; never behind
-        what has been read.
+    @ivar floor: The number up to which entries may have been pruned; at least as recent as
+        the entries read last.
     """
 
     def __init__(self, path: Path) -> None:
         """
-        @param path: A file that a L{tbvast.bus.journal.writer.JournalStore} has made.
+        @param path: A file made by L{tbvast.bus.journal.writer.JournalStore}.
         @raise JournalFailed: If it cannot be read.
         """
         self._path = path
-        with translated("open", path):
+        with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
             self.floor = read_floor(self._connection)
 
     def close(self) -> None:
         """
-        Close the file; nothing can be asked any more.
+        Close the file. No other method may be called afterwards.
         """
         self._connection.close()
 
@@ -83,15 +65,17 @@ class JournalReader:
         @raise FileLost: If the file is damaged.
         """
         try:
-            with translated("read", self._path):
+            with journal_errors("read", self._path):
                 yield
         except JournalFailed as e:
             if (damage := damage_of(e)) is not None:
-                advice = DAMAGED.format(path=self._path)
+                advice = DAMAGE_ADVICE.format(path=self._path)
                 raise FileLost(f"cannot read the journal {self._path}: {damage}; {advice}") from e
             raise
 
-    def current(self, after: int, until: int, since: float, limit: int, now: float) -> Page:
+    def current(
+        self, after: int, until: int, since: float, limit: int, now: float
+    ) -> IndicatorPage:
         """
         @see: L{tbvast.interfaces.IJournal.current}
 
@@ -100,7 +84,7 @@ class JournalReader:
         good: list[tuple[int, bytes]] = []
         bad: list[SetAside] = []
         with self._reading():
-            # An empty page would be the end.
+            # An empty page would mean the end.
             while not good and (
                 rows := self._connection.execute(
                     "SELECT number, body, crc FROM entries"
@@ -125,7 +109,7 @@ class JournalReader:
 
     def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
         """
-        Entries that must not be sent, without those that were pruned meanwhile.
+        Read entries to set aside, except those that were pruned meanwhile.
         """
         for number in numbers:
             for stream, id_, body, crc, type_ in self._connection.execute(
@@ -140,7 +124,7 @@ class JournalReader:
                 else:
                     reason = damage(known, body, crc)
                 if reason is not None:
-                    yield of_row(number, stream, id_, body, stage, reason)
+                    yield set_aside_row(number, stream, id_, body, stage, reason)
 
     def counts(self, now: float) -> dict[str, int]:
         """
@@ -177,26 +161,26 @@ class JournalReader:
         with self._reading():
             return dict(self._connection.execute("SELECT topic, request FROM subscriptions"))
 
-    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> Entries:
+    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> EntryPage:
         """
         @see: L{tbvast.interfaces.IReplay.entries}
         """
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
-        good: list[Entered] = []
+        good: list[JournalEntry] = []
         bad: list[int] = []
         with self._reading(), snapshot(self._connection):
             self.floor = read_floor(self._connection)
-            # None at all would mean that there are no more.
+            # An empty page would mean the end.
             while not good and (found := self._read_entries(after, wanted, limit, size)):
                 after = found[-1][0]
                 for number, stream, body, crc, _ in found:
                     try:
                         known = STREAM_OF_NUMBER[stream]
                         if crc32(body) == crc and len(body) <= MOST_BYTES[known]:
-                            good.append(Entered(number, known, body))
+                            good.append(JournalEntry(number, known, body))
                             continue
                     except (TypeError, KeyError):
-                        pass  # the type of a damaged row's column
+                        pass  # a column of a damaged row may have any type
                     bad.append(number)
             return good, list(self._damaged(bad, Stage.REPLAY))
 
@@ -223,7 +207,7 @@ class JournalReader:
         """
         @see: L{tbvast.interfaces.IReplay.pruned}
         """
-        with translated("read", self._path):
+        with journal_errors("read", self._path):
             (left,) = self._connection.execute(
                 "SELECT count(*) FROM entries WHERE number > ? AND number <= ?", (after, until)
             ).fetchone()
@@ -243,14 +227,14 @@ class JournalReader:
 def _sound(rows: list[tuple[int, bytes, int]]) -> tuple[list[tuple[int, bytes]], list[int]]:
     """
     @param rows: Number, document and checksum of indicators.
-    @return: Those that may be sent, and the numbers of the others.
+    @return: The sound ones, and the numbers of the others.
     """
     most = MOST_BYTES[Stream.INTEL]
     try:
         good = [
             (number, body) for number, body, crc in rows if crc32(body) == crc and len(body) <= most
         ]
-    except TypeError:  # the type of a damaged row's column
+    except TypeError:  # a column of a damaged row may have any type
         good = [
             (number, body) for number, body, crc in rows if damage(Stream.INTEL, body, crc) is None
         ]

@@ -1,6 +1,5 @@
 """
-What a journal needs from time to time: what is no longer valid ends, and what is of no
-use any more goes.
+The retention of a journal: indicators expire, and old entries are pruned.
 """
 
 from __future__ import annotations
@@ -13,26 +12,25 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from tbvast.bus.journal.writer import Outcome
+from tbvast.bus.journal.values import Outcome
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IKeeper
+from tbvast.interfaces import IRetention
 
 EXPIRY_INTERVAL = 1.0
-FORGET_INTERVAL = 60.0
+PRUNE_INTERVAL = 60.0
 """
-Seconds between looks for what is no longer valid, and for what is too old.
-"""
-
-PIECE = 1000
-"""
-The most entries that are dealt with in one commit, so that the intake need not wait
-long for its turn.
+Seconds between checks for expired indicators, and for entries to prune.
 """
 
+MAX_BATCH_ENTRIES = 1000
+"""
+The most entries of one commit, so that the intake does not wait long.
+"""
 
-class Housekeeping(MultiService):
+
+class Retention(MultiService):
     """
-    Keeps one journal in order while the service runs.
+    Enforces the retention policy of one journal.
     """
 
     _log = Logger()
@@ -40,24 +38,24 @@ class Housekeeping(MultiService):
     def __init__(
         self,
         clock: IReactorTime,
-        keeper: IKeeper,
-        hand_on: Callable[[Sequence[Outcome]], Deferred[None]],
+        journal: IRetention,
+        fan_out: Callable[[Sequence[Outcome]], Deferred[None]],
         age: float,
         size: int,
     ) -> None:
         """
-        @param hand_on: Spreads that indicators have ended.
-        @param age: Seconds after which what is no longer in force is let go of.
-        @param size: Bytes of the journal beyond which it is earlier.
+        @param fan_out: Delivers the removals of expired indicators.
+        @param age: Seconds after which entries that are not in force are pruned.
+        @param size: Bytes of the journal; above this size, the oldest are pruned sooner.
         """
         super().__init__()
-        self._keeper = keeper
-        self._hand_on = hand_on
+        self._journal = journal
+        self._fan_out = fan_out
         self._age = age
         self._size = size
         for interval, call in (
             (EXPIRY_INTERVAL, self._expire),
-            (FORGET_INTERVAL, self._forget),
+            (PRUNE_INTERVAL, self._prune),
         ):
             timer = TimerService(interval, call)
             timer.clock = clock
@@ -65,22 +63,22 @@ class Housekeeping(MultiService):
 
     async def _expire(self) -> None:
         try:
-            while expired := await self._keeper.expire(PIECE):
-                await self._hand_on(expired)
-                self._log.info("{count} indicators are no longer valid.", count=len(expired))
+            while expired := await self._journal.expire(MAX_BATCH_ENTRIES):
+                await self._fan_out(expired)
+                self._log.info("{count} indicators have expired.", count=len(expired))
         except JournalFailed as e:
-            self._log.error("Nothing expires: {reason}", reason=str(e))
-        except Exception:  # it may be any: the timer would end with it
-            self._log.failure("Nothing expires; trying again")
+            self._log.error("Cannot expire indicators: {reason}", reason=str(e))
+        except Exception:  # any error would stop the timer
+            self._log.failure("Cannot expire indicators; retrying")
 
-    async def _forget(self) -> None:
+    async def _prune(self) -> None:
         total = 0
         try:
-            while count := await self._keeper.forget(self._age, self._size, PIECE):
+            while count := await self._journal.prune(self._age, self._size, MAX_BATCH_ENTRIES):
                 total += count
         except JournalFailed as e:
-            self._log.error("Nothing is let go of: {reason}", reason=str(e))
+            self._log.error("Cannot prune the journal: {reason}", reason=str(e))
         except Exception:
-            self._log.failure("Nothing is let go of; trying again")
+            self._log.failure("Cannot prune the journal; retrying")
         if total:
-            self._log.info("The journal has let go of {count} old entries.", count=total)
+            self._log.info("Pruned {count} old entries of the journal.", count=total)

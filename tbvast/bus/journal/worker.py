@@ -1,5 +1,5 @@
 """
-The process that writes to the journal, and what it can be asked.
+The process that writes the journal, and its methods.
 
     python -m tbvast.bus.journal.worker PATH IDENTITY
 """
@@ -11,58 +11,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from tbvast.bus.journal.ownership import Run
-from tbvast.bus.journal.writer import JournalStore, Outcome, Verdict, translated
+from tbvast.bus.journal.schema import journal_errors
+from tbvast.bus.journal.values import Opened, Outcome, PackedOutcome, Pruned
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.storage.set_aside import SetAside
-from tbvast.storage.sqlite import own
+from tbvast.storage.sqlite import acquire_writer_lock
 from tbvast.storage.worker_server import serve
 from tbvast.values import Position
 
 
-class Opened(msgspec.Struct, frozen=True, array_like=True):
-    """
-    What the process says first.
-
-    @ivar identity: The journal's.
-    @ivar head: The highest number so far.
-    """
-
-    identity: str
-    head: int
-
-
-class Forgotten(msgspec.Struct, frozen=True, array_like=True):
-    """
-    @ivar count: How many entries were let go of.
-    @ivar floor: Up to which number there may be none.
-    """
-
-    count: int
-    floor: int
-
-
-class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """
-    An L{Outcome}.
-
-    @ivar item: L{None} if it is the one that was given.
-    """
-
-    verdict: Verdict
-    number: int
-    item: Item | None
-    reason: str = ""
-
-
 class Writer:
     """
-    A journal's file, as another process asks for it.
+    The methods that the bus's process calls.
 
-    @ivar guard: Watches the file: each method is to be called inside.
+    @ivar guard: Guards the file; each method is called inside this context manager.
     """
 
     def __init__(self, store: JournalStore) -> None:
@@ -72,12 +37,13 @@ class Writer:
 
     def append(
         self, items: list[Item], now: float, failures: int, publishers: list[Run]
-    ) -> list[Settled]:
+    ) -> list[PackedOutcome]:
         """
         @see: L{JournalStore.append}
 
-        @param failures: How many failures to append are known to whoever asks: while it
-            does not know of the last one, nothing more is appended.
+        @param now: Seconds since the epoch.
+        @param failures: The number of failed calls that the caller has seen. Until it has
+            seen the last one, nothing more is appended.
         """
         if self._failed is not None and self._failed[0] == failures:
             raise self._failed[1]
@@ -86,19 +52,19 @@ class Writer:
         except JournalFailed as e:
             self._failed = (failures, e)
             raise
-        return [_settled(outcome, item) for outcome, item in zip(outcomes, items, strict=True)]
+        return [_packed(outcome, item) for outcome, item in zip(outcomes, items, strict=True)]
 
-    def expire(self, now: float, limit: int) -> list[Settled]:
+    def expire(self, now: float, limit: int) -> list[PackedOutcome]:
         """
         @see: L{JournalStore.expire}
         """
-        return [_settled(each) for each in self._store.expire(now, limit)]
+        return [_packed(each) for each in self._store.expire(now, limit)]
 
-    def forget(self, since: float, size: int, limit: int) -> Forgotten:
+    def prune(self, since: float, size: int, limit: int) -> Pruned:
         """
-        @see: L{JournalStore.forget}
+        @see: L{JournalStore.prune}
         """
-        return Forgotten(self._store.forget(since, size, limit), self._store.floor)
+        return Pruned(self._store.prune(since, size, limit), self._store.floor)
 
     def find(self, ids: list[str]) -> dict[str, bytes]:
         """
@@ -114,7 +80,7 @@ class Writer:
 
     def check(self) -> None:
         """
-        Nothing but that the guard looks at the file.
+        Do nothing: the guard checks the file.
         """
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
@@ -130,21 +96,24 @@ class Writer:
         self._store.set_position(reader, position)
 
 
-def _settled(outcome: Outcome, given: Item | None = None) -> Settled:
-    item = outcome.item
-    return Settled(outcome.verdict, outcome.number, None if item is given else item, outcome.reason)
+def _packed(outcome: Outcome, given: Item | None = None) -> PackedOutcome:
+    """
+    @param given: The item that was appended, if the outcome is of one.
+    """
+    item = None if outcome.item is given else outcome.item
+    return PackedOutcome(outcome.verdict, outcome.number, item, outcome.reason)
 
 
 @contextlib.contextmanager
 def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
     """
-    A journal, for as long as it is written to.
+    Open a journal for writing, and close it afterwards.
 
-    @param identity: What a new one is called.
-    @raise JournalFailed: If it cannot be.
+    @param identity: The identity of a new journal.
+    @raise JournalFailed: If it cannot be opened.
     """
-    with translated("open", path):
-        own(path)
+    with journal_errors("open", path):
+        acquire_writer_lock(path)
     store = JournalStore(path, identity)
     try:
         yield Writer(store), Opened(store.identity, store.head)
@@ -154,7 +123,10 @@ def opened(path: Path, identity: str) -> Iterator[tuple[Writer, Opened]]:
 
 def main(path: str, identity: str) -> None:
     """
-    Write to a journal, as asked on standard input, which is a socket.
+    Serve a journal on standard input, which is a socket.
+
+    @param path: The journal's file.
+    @param identity: The identity of a new journal.
     """
     serve(opened(Path(path), identity), (JournalFailed,))
 

@@ -1,20 +1,10 @@
 """
-The journal's file, as it is written: SQLite, by blocking calls.
-
-One table holds every accepted item under its number. A row's C{state} says
-whether it is the latest version of its STIX id, and whether that version is in
-force. The latest versions are indexed by a digest of the id, which is an eighth
-of what the ids themselves would take; a repeat is found by it.
-
-A row whose document cannot be handled is set aside: its C{body} moves to a table of its
-own, and an empty one stays. Nobody is sent it any more, and nothing fails of it; a later
-version, a removal or its end come over it as over any other.
+Writes the journal's file: SQLite, by blocking calls.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,9 +15,26 @@ from zlib import crc32
 import msgspec
 
 from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
+from tbvast.bus.journal.schema import (
+    BODY,
+    ENDED,
+    HAS_BODY,
+    IN_FORCE,
+    LAPSED,
+    MICROSECONDS,
+    MIGRATIONS,
+    STREAM_NUMBER,
+    STREAM_OF_NUMBER,
+    SUPERSEDED,
+    journal_errors,
+    read_floor,
+    readable_text,
+    set_aside_row,
+)
 from tbvast.bus.journal.soundness import check_document, damage
+from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.journal.versions import BusDates, Step, read_decided, shown_date, write_decided
-from tbvast.errors import Invalid, JournalFailed
+from tbvast.errors import Invalid
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import calendar
@@ -39,216 +46,68 @@ from tbvast.stix.indicators import (
     with_version,
 )
 from tbvast.stix.removals import bare_removal
-from tbvast.storage.digest_index import UNTIL, DigestIndex, digest, digests, index_table, settled
-from tbvast.storage.file_guard import FileGuard, damage_of
-from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage, id_in, keep, reason_of
+from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
+from tbvast.storage.file_guard import FileGuard
+from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of, store_set_aside
 from tbvast.storage.sqlite import connect, insert, migrate, transaction
 from tbvast.values import Position
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE entries (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    stream INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    received INTEGER NOT NULL,
-    modified INTEGER NOT NULL,
-    valid_until INTEGER,
-    state INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
-CREATE INDEX expiring ON entries (valid_until) WHERE state = 1 AND valid_until IS NOT NULL;
-CREATE INDEX history ON entries (number) WHERE stream != 1 OR state != 1;
-CREATE INDEX sightings ON entries (number) WHERE stream = 2;
-CREATE TABLE subscriptions (topic TEXT PRIMARY KEY, request BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE positions (
-    reader TEXT PRIMARY KEY,
-    plugin TEXT NOT NULL,
-    number INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
-
-_BY_DIGEST = """
-ALTER TABLE entries ADD COLUMN digest INTEGER;
-UPDATE entries SET digest = digest_of(id) WHERE state != 0;
-DROP INDEX latest;
-CREATE INDEX latest ON entries (digest) WHERE state != 0
-"""
-
-_GATHERED = f"""
-DROP INDEX latest;
-{index_table("latest")};
-INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY digest, number;
-{UNTIL};
-INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
-"""
-
-_OWNED = """
-ALTER TABLE entries ADD COLUMN owner TEXT NOT NULL DEFAULT '';
-ALTER TABLE entries ADD COLUMN decided TEXT NOT NULL DEFAULT ''
-"""
-"""
-Whose each indicator is; and the versions that were decided on before, which a later row
-of the same id carries on. Rows of before have neither.
-"""
-
 _CLOCK_STEPS = "clock_steps"
 """
-The key of C{meta} under which the L{Step}s of the clock are kept.
-"""
-
-_CHECKED = f"ALTER TABLE entries ADD COLUMN crc INTEGER; {SET_ASIDE_TABLE}"
-"""
-From here on, each entry has a checksum of its body.
+The key of C{meta} for the L{Step}s of the clock.
 """
 
 _NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
     0, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 )  # fmt: skip
 """
-Which columns of a row these are.
+The positions of the columns in a row.
 """
 
 _NO_END = -(1 << 62)
 """
-What stands for a missing C{valid_until} in what is given to SQLite: it is a time that
-no calendar has.
+The value for a missing C{valid_until} in the parameters for SQLite: a time outside every
+calendar. C{None} would be slower.
 """
 
 _ROW = f"(?, ?, ?, ?, ?, nullif(?, {_NO_END}), ?, ?, ?, ?, ?, ?)"
 
-BODY = "coalesce(CAST(body AS BLOB), x'')"
-"""
-SQL for a body that may be of another type, where a row is damaged.
-"""
-
-HAS_BODY = "(length(body) > 0 OR typeof(body) != 'blob')"
-"""
-SQL for whether an entry has its body still: that of one that was set aside is empty. Of a
-text, SQLite's length counts only up to the first NUL.
-"""
-
 UPGRADE_ROWS = 10_000
 UPGRADE_BYTES = 1 << 24
 """
-How many entries of an earlier version, and how many bytes of them, are checked in one
-transaction.
+The most entries of an earlier version, and their bytes, that are checked in one transaction.
 """
-
-STREAM_NUMBER = {Stream.INTEL: 1, Stream.SIGHTING: 2}
-"""
-What a row's C{stream} says.
-"""
-
-STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
 
 _INTEL_STREAM = Stream.INTEL
 _INTEL = STREAM_NUMBER[Stream.INTEL]
 _SIGHTING = STREAM_NUMBER[Stream.SIGHTING]
 
-MICROSECONDS = 1_000_000
-
-SUPERSEDED, IN_FORCE, ENDED, LAPSED = range(4)
-"""
-What a row's C{state} says: L{ENDED} is what somebody removed, L{LAPSED} what was no longer
-valid by the bus's own date. Plain numbers, as L{bytearray} for the body, and L{_NO_END}:
-the module C{sqlite3} takes many times as long for anything else, for it first asks
-whether somebody wants to adapt it.
-"""
-
-
-class Verdict(enum.StrEnum):
-    """
-    What the journal made of an item.
-    """
-
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"
-    OUTDATED = "outdated"
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    REFUSED = "refused"
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """
-    @ivar verdict: L{Verdict.REFUSED} if the item is another's, with a reason; or if it could
-        not be kept, and was set aside, without one.
-    @ivar number: The item's number if it was accepted, or expired; else C{0}.
-    @ivar item: The item as it is to be forwarded: a removal that came without
-        its pattern has got it from the version that was in force.
-    @ivar reason: Why it was refused, or is outdated; else empty.
-    """
-
-    verdict: Verdict
-    number: int
-    item: Item
-    reason: str = ""
-
-
 _Row = list[Any]
 """
-A row of C{entries}. Of one that is in the file, not in the batch that is being written,
-the body is L{None}, and what a batch does not need.
+A row of C{entries}. If it is in the file, not in the current batch, the body and the columns
+that a batch does not need are C{None}.
 """
-
-
-@contextlib.contextmanager
-def translated(doing: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as e:
-        advice = f"; {DAMAGED.format(path=path)}" if damage_of(e) else ""
-        raise JournalFailed(f"cannot {doing} the journal {path}: {e}{advice}") from e
-
-
-DAMAGED = (
-    "the file is damaged: move it away, with {path}-wal and {path}-shm, to begin with an empty"
-    " journal, and put a copy in its place if there is one; sqlite3 {path} .recover prints what"
-    " can still be read of it"
-)
-"""
-What can be done about a damaged file.
-"""
-
-
-def readable_text(raw: bytes) -> str:
-    """
-    Text as it is in the file, where a damaged byte must not keep all others from being read.
-    """
-    return raw.decode("utf-8", "replace")
-
-
-def read_floor(connection: sqlite3.Connection) -> int:
-    """
-    @return: The number up to which entries may have been let go of.
-    """
-    (floor,) = connection.execute(
-        "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
-    ).fetchone()
-    return int(floor)
 
 
 class JournalStore:
     """
-    The journal's file, for who writes to it: one process, and one thread.
+    Writes the journal's file. Only one thread of one process may use it.
     """
 
     def __init__(self, path: Path, new_identity: str) -> None:
         """
-        Open the file, or make it.
+        Open the file, or create it.
 
-        @param new_identity: What a new journal is called.
+        @param new_identity: The identity of a new journal.
         @raise JournalFailed: If it cannot be opened, is damaged, or was written
             by a later tbvast.
         """
         self._path = path
-        with translated("open", path):
+        with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
             self._connection.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._connection, [_SCHEMA, _BY_DIGEST, _GATHERED, _OWNED, _CHECKED])
+            migrate(self._connection, MIGRATIONS)
             self.identity = self._identify(new_identity)
             (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
@@ -280,8 +139,8 @@ class JournalStore:
 
     def _check_unchecked(self) -> None:
         """
-        Give the entries that a version without checksums has written theirs. Those that
-        could not be delivered are set aside.
+        Add checksums to the entries of a version without checksums. Entries that could not
+        be delivered are set aside.
         """
         moment = int(calendar() * MICROSECONDS)
         first = last = self._meta("checked_until", 0)
@@ -292,7 +151,9 @@ class JournalStore:
                     check_document(STREAM_OF_NUMBER[stream], id_, body)
                     sound.append((crc32(body), number))
                 except Exception as e:
-                    bad.append(of_row(number, stream, id_, body, Stage.UPGRADE, reason_of(e)))
+                    bad.append(
+                        set_aside_row(number, stream, id_, body, Stage.UPGRADE, reason_of(e))
+                    )
             last = rows[-1][0]
             with transaction(self._connection):
                 self._connection.executemany("UPDATE entries SET crc = ? WHERE number = ?", sound)
@@ -303,7 +164,7 @@ class JournalStore:
 
     def _unchecked(self, after: int) -> list[tuple[int, int, str, bytes]]:
         """
-        The next entries without a checksum: number, stream, id and body.
+        Read the next entries without a checksum: number, stream, id and body.
         """
         rows: list[tuple[int, int, str, bytes]] = []
         size = 0
@@ -333,14 +194,14 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        with translated("write", self._path), transaction(self._connection):
+        with journal_errors("write", self._path), transaction(self._connection):
             self._set_aside(items, int(now * MICROSECONDS))
 
     def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
         """
-        In a transaction.
+        Called in a transaction.
         """
-        kept = []
+        stored = []
         for item in items:
             number = item.number or self._number_of(item)
             if number:
@@ -349,14 +210,14 @@ class JournalStore:
                     (number,),
                 )
                 if not done.rowcount:
-                    continue  # somebody else has set it aside, or it is gone
-            kept.append(msgspec.structs.replace(item, number=number))
-        if kept:
-            keep(self._connection, kept, moment)
+                    continue  # it was set aside before, or has been pruned
+            stored.append(msgspec.structs.replace(item, number=number))
+        if stored:
+            store_set_aside(self._connection, stored, moment)
 
     def _number_of(self, item: SetAside) -> int:
         """
-        The number of the entry that has an item's body; C{0} if there is none.
+        Find the number of the entry with an item's body; C{0} if there is none.
         """
         id_ = item.id or id_in(item.body)
         if item.stage is Stage.INTAKE or item.stage is Stage.APPEND or not id_:
@@ -385,7 +246,7 @@ class JournalStore:
 
     def close(self) -> None:
         """
-        Close the file; nothing can be asked any more.
+        Close the file. No other method may be called afterwards.
         """
         self._connection.close()
 
@@ -411,7 +272,7 @@ class JournalStore:
                         outcomes += batch.add_all(some, {p - start: bad[p] for p in bad})
                     return outcomes
             except _Unwritable as e:
-                # Nothing of the batch is in the file: all of it once more, without those.
+                # Nothing of the batch is in the file. Repeat it without those items.
                 found = {
                     place: e.reason
                     for place, item in enumerate(items)
@@ -424,12 +285,12 @@ class JournalStore:
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[_Batch]:
         """
-        A batch that is committed in the end.
+        Begin a batch, and commit it at the end.
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             self._look_at_clock(moment)
-            # All in one transaction, for SQLite takes a while to begin one.
-            with settled(self._index), transaction(self._connection):
+            # One transaction for everything: beginning one is slow.
+            with committing(self._index), transaction(self._connection):
                 batch = _Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
                 batch.write()
@@ -439,7 +300,7 @@ class JournalStore:
 
     def expire(self, now: float, limit: int) -> list[Outcome]:
         """
-        @see: L{tbvast.interfaces.IKeeper.expire}
+        @see: L{tbvast.interfaces.IRetention.expire}
 
         @param now: Seconds since the epoch.
         """
@@ -455,16 +316,16 @@ class JournalStore:
                 ended += [
                     (number, _withdrawn(id_, body, crc)) for number, id_, _, body, crc in rows
                 ]
-            except Exception:  # one of them: each on its own
+            except Exception:  # read them one by one to find it
                 ended += batch.endings(rows)
             batch.look_up(item.id for _, item in ended)
             return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
 
-    def forget(self, since: float, size: int, limit: int) -> int:
+    def prune(self, since: float, size: int, limit: int) -> int:
         """
-        @see: L{tbvast.interfaces.IKeeper.forget}
+        @see: L{tbvast.interfaces.IRetention.prune}
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             (used,) = self._connection.execute(
                 "SELECT (page_count - freelist_count) * page_size"
                 " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -476,7 +337,7 @@ class JournalStore:
             ).fetchall()
             if old:
                 floor = max(self.floor, old[-1][0])
-                with settled(self._index), transaction(self._connection):
+                with committing(self._index), transaction(self._connection):
                     self._connection.executemany(
                         "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
                     )
@@ -485,7 +346,7 @@ class JournalStore:
                         "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
                     )
                 self.floor = floor
-                # As a script: otherwise it is one step, which frees one page.
+                # As a script: a single statement would free only one page.
                 self._connection.executescript("PRAGMA incremental_vacuum")
         return len(old)
 
@@ -494,7 +355,7 @@ class JournalStore:
         @see: L{tbvast.interfaces.IJournal.find}
         """
         wanted = list(ids)
-        with translated("read", self._path):
+        with journal_errors("read", self._path):
             numbers = self._index.find(digests(wanted))
             return {
                 id_: body
@@ -511,7 +372,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
         """
-        with translated("write", self._path), transaction(self._connection):
+        with journal_errors("write", self._path), transaction(self._connection):
             self._connection.executemany(
                 "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
             )
@@ -524,7 +385,7 @@ class JournalStore:
         """
         @see: L{tbvast.interfaces.IReplay.set_position}
         """
-        with translated("write", self._path):
+        with journal_errors("write", self._path):
             self._connection.execute(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                 (reader, position.plugin, position.number),
@@ -533,11 +394,11 @@ class JournalStore:
 
 class _Batch:
     """
-    Items on their way into the file, within a transaction.
+    A batch of items within one transaction.
 
     @ivar head: The highest number given so far.
-    @ivar publisher: Who gives what is added.
-    @ivar aside: What could not be handled.
+    @ivar publisher: The publisher of the items that are added next.
+    @ivar aside: The items that could not be handled.
     """
 
     def __init__(
@@ -562,7 +423,7 @@ class _Batch:
 
     def look_up(self, ids: Iterable[str]) -> None:
         """
-        Find the latest versions of all that will be added.
+        Find the latest versions of all items that will be added.
         """
         wanted = list(ids)
         found = digests(wanted)
@@ -571,8 +432,8 @@ class _Batch:
         if not numbers:
             return
         (latest,) = self._connection.execute(
-            # In place of what was set aside, the same version can come again; of a sighting,
-            # which has no later version, too.
+            # An item that was set aside can be published again with the same version, and so
+            # can a sighting, which has no versions.
             "SELECT json_group_object(id, json_array("
             f"number, NULL, id, received, modified - (NOT {HAS_BODY}), valid_until, state, NULL,"
             " NULL, owner, decided)) FROM entries"
@@ -584,9 +445,9 @@ class _Batch:
 
     def add_all(self, items: Sequence[Item], bad: Mapping[int, str]) -> list[Outcome]:
         """
-        Add items that were looked up; one that cannot be added is set aside.
+        Add items that were looked up. One that cannot be added is set aside.
 
-        @param bad: Why some of them cannot be added, by their places.
+        @param bad: The reasons why some of them cannot be added, by position.
         """
         outcomes: list[Outcome] = []
         left = iter(items)
@@ -595,7 +456,7 @@ class _Batch:
                 if bad:
                     self._add_each(items, bad, outcomes)
                 else:
-                    # As far as it gets: what was added before one that fails stays.
+                    # If one fails, the outcomes of those before it stay.
                     outcomes.extend(map(self.add, left))
             except sqlite3.Error:
                 raise
@@ -614,28 +475,30 @@ class _Batch:
 
     def _refuse(self, item: Item, reason: str) -> Outcome:
         stream = _INTEL if isinstance(item, Indicator) else _SIGHTING
-        self.aside.append(of_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
+        self.aside.append(set_aside_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
         return Outcome(Verdict.REFUSED, 0, item)
 
     def add(self, item: Item) -> Outcome:
         """
-        @param item: One that was looked up.
+        Add an item that was looked up.
         """
         latest = self._latest.get(item.id)
         if isinstance(item, Indicator):
             return self._add_indicator(item, latest)
         if latest is not None:
             return Outcome(Verdict.REPEATED, 0, item)
-        return self._keep(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
+        return self._store(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
 
     def expire(self, item: Indicator) -> Outcome:
         """
-        @param item: The removal of an indicator that is in force, and was looked up.
+        Add the removal of an expired indicator.
+
+        @param item: The removal of an indicator that is in force and was looked up.
         """
         latest = self._latest[item.id]
         self._supersede(latest)
         version = max(latest[_MODIFIED], item.modified)
-        outcome = self._keep(
+        outcome = self._store(
             item, _INTEL, version, item.valid_until, LAPSED, latest[_OWNER], latest[_DECIDED]
         )
         return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
@@ -644,9 +507,9 @@ class _Batch:
         self, rows: Iterable[tuple[int, str, int, bytes, int]]
     ) -> Iterator[tuple[int, Indicator]]:
         """
-        As L{_withdrawn}, also of entries that cannot be read, which are set aside: whoever
-        was sent them is told their end all the same. Only one whose id nobody could read
-        ends without a word.
+        As L{_withdrawn}, but for unreadable entries, too: they are set aside, and the
+        subscribers that got them still get a removal. Only an entry without a readable id
+        ends without a removal.
 
         @param rows: Number, id, version, document and checksum of each.
         @return: Number and removal.
@@ -664,8 +527,8 @@ class _Batch:
 
     def is_latest(self, number: int, item: Indicator) -> bool:
         """
-        Whether an entry is the latest version of its id. One that is not, since the file is
-        damaged, ends without a word.
+        Check that an entry is the latest version of its id. In a damaged file it may not be;
+        then it ends without a removal.
         """
         latest = self._latest.get(item.id)
         if latest is not None and latest[_NUMBER] == number:
@@ -680,9 +543,9 @@ class _Batch:
 
     def write(self) -> None:
         """
-        Write what has changed; nothing is added any more.
+        Write the changes. Nothing may be added afterwards.
 
-        @raise _Unwritable: If one of them cannot be written, whatever the disk does.
+        @raise _Unwritable: If an item cannot be written, even to a healthy disk.
         """
         if self._superseded:
             self._connection.execute(
@@ -710,7 +573,7 @@ class _Batch:
         if latest is None:
             if item.operation is _REMOVE:
                 return self._remove_unknown(item)
-            return self._keep(
+            return self._store(
                 item, _INTEL, item.modified, item.valid_until, IN_FORCE, publisher.name, ""
             )
         removal = item.operation is _REMOVE
@@ -730,7 +593,7 @@ class _Batch:
             decided.append(before)
             version = item.modified
         self._supersede(latest)
-        return self._keep(
+        return self._store(
             item, _INTEL, version, item.valid_until, ENDED if removal else IN_FORCE,
             owner if removal else owner or publisher.name,
             write_decided(decided, min(version, self._now)),
@@ -738,19 +601,19 @@ class _Batch:
 
     def _remove_unknown(self, item: Indicator) -> Outcome:
         """
-        Where clients own indicators, nobody removes one that is still to come.
+        Remove an indicator before it arrives. If clients own indicators, none may do that.
         """
         if item.pattern is None or self.publisher.name != NOBODY:
             return Outcome(Verdict.UNKNOWN, 0, item)
-        return self._keep(
+        return self._store(
             item, _INTEL, item.modified, item.valid_until, ENDED, NOBODY,
             write_decided([-item.modified] if item.modified else [], self._now),
         )  # fmt: skip
 
     def _judge_removal(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
         """
-        A removal ends whatever is in force, unless it is one that did so before; and what
-        is only no longer valid, so that it stays so.
+        Decide about a removal. It ends every version in force, unless it repeats an earlier
+        removal; an expired version stays ended by it.
         """
         if latest[_STATE] == ENDED:
             return Verdict.REPEATED, ""
@@ -760,7 +623,7 @@ class _Batch:
 
     def _judge(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
         """
-        Whether an indicator takes the place of the version that is known.
+        Decide whether an indicator replaces the known version.
         """
         now, version = self._now, item.modified
         in_force = latest[_STATE] == IN_FORCE
@@ -772,7 +635,7 @@ class _Batch:
                 return Verdict.REPEATED, ""
             end = item.valid_until
             if latest[_STATE] == LAPSED and (end is None or end > now):
-                return _ACCEPTED, ""  # the bus's clock was ahead, or the end was put off
+                return _ACCEPTED, ""  # the bus's clock was ahead, or valid_until was extended
         date = self._dates.date_of(latest[_MODIFIED], latest[_RECEIVED], latest[_NUMBER], now)
         lapsed_before = latest[_STATE] == LAPSED and version == latest[_MODIFIED]
         later = (version > date or version > now) and not lapsed_before
@@ -782,7 +645,7 @@ class _Batch:
 
     def _completed(self, removal: Indicator, latest: _Row) -> Indicator:
         """
-        A removal with all that it removes, and with a date.
+        Complete a removal with the removed document and a date.
         """
         version = removal.modified or self._now
         if removal.pattern is not None:
@@ -791,7 +654,7 @@ class _Batch:
             return _dated(removal.raw, version)
         id_ = removal.id
         body, crc = latest[_BODY], None
-        if body is None:  # it is in the file
+        if body is None:  # it is only in the file
             body, crc = self._connection.execute(
                 f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
             ).fetchone()
@@ -807,10 +670,10 @@ class _Batch:
 
     def _set_aside(self, number: int, id: str, body: bytes, stage: Stage, error: Exception) -> None:
         """
-        Set an indicator aside, if that has not been done.
+        Set an indicator aside, unless it was set aside before.
         """
         if body:
-            self.aside.append(of_row(number, _INTEL, id, body, stage, reason_of(error)))
+            self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
 
     def _body(self, latest: _Row) -> bytes:
         if latest[_BODY] is not None:
@@ -826,7 +689,7 @@ class _Batch:
         else:
             latest[_STATE] = SUPERSEDED
 
-    def _keep(
+    def _store(
         self,
         item: Item,
         stream: int,
@@ -850,7 +713,7 @@ class _Batch:
 
 _REMOVE = Operation.REMOVE
 _ACCEPTED = Verdict.ACCEPTED
-# Names of the module are found quicker than those of an enumeration.
+# Module-level names are faster to look up than members of an enumeration.
 
 
 def _owned_by(owner: str) -> str:
@@ -863,11 +726,12 @@ def _published_since(version: int) -> str:
 
 def _newer_known(state: int, received: int, date: int, known: bool) -> str:
     """
-    Why a version does not count.
+    The reason why a version is outdated.
 
-    @param received: When that was received which does.
-    @param date: As of when that counts.
-    @param known: Whether the version was there before.
+    @param state: The state of the latest version.
+    @param received: The receipt of the latest version.
+    @param date: The effective date of the latest version.
+    @param known: Whether the journal had the outdated version before.
     """
     before = "this version was there before; " if known else ""
     needed = f"only one that was modified after {shown_date(date)}"
@@ -882,9 +746,9 @@ _NOT_BOUND = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataErro
 
 class _Unwritable(Exception):
     """
-    A row that no disk could take.
+    A row that SQLite cannot store.
 
-    @ivar reason: Why.
+    @ivar reason: The reason.
     """
 
     def __init__(self, id: str, body: bytes, reason: str) -> None:
@@ -895,21 +759,12 @@ class _Unwritable(Exception):
 
     def is_of(self, item: Item) -> bool:
         """
-        Whether an item was to become the row; a removal may have been completed.
+        Whether the row was made from an item; a removal may have been completed.
         """
         return item.id == self._id and (
             item.raw == self._body
             or (isinstance(item, Indicator) and item.operation is Operation.REMOVE)
         )
-
-
-def of_row(number: int, stream: int, id: str, body: bytes, stage: Stage, reason: str) -> SetAside:
-    """
-    An entry that could not be handled.
-    """
-    known = STREAM_OF_NUMBER.get(stream)
-    type_ = "" if known is None else known.value.decode()
-    return SetAside(stage, reason, bytes(body), type_, str(id), number)
 
 
 def _dated(raw: bytes, version: int) -> Indicator:
@@ -921,7 +776,7 @@ def _dated(raw: bytes, version: int) -> Indicator:
 
 def _withdrawn(id: str, body: bytes, crc: int) -> Indicator:
     """
-    The removal of an indicator, from its document.
+    Make the removal of an indicator from its document.
 
     @raise Exception: If the document cannot be read.
     """

@@ -1,0 +1,107 @@
+"""
+The values of the journal, which its client, its reader and its writer exchange.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from tbvast.protocol.frames import Item
+from tbvast.protocol.topics import Stream
+from tbvast.storage.set_aside import SetAside
+
+
+class Verdict(enum.StrEnum):
+    """
+    The journal's decision about an item.
+    """
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    OUTDATED = "outdated"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """
+    The journal's decision about an item, and the item as it was stored.
+
+    @ivar verdict: L{Verdict.REFUSED}, with a reason, if another publisher owns the item;
+        without a reason if it could not be stored and was set aside.
+    @ivar number: The item's number if it was accepted or has expired; else C{0}.
+    @ivar item: The item to forward: a removal without a pattern takes the pattern from the
+        version that was in force.
+    @ivar reason: Why it was refused or is outdated; else empty.
+    """
+
+    verdict: Verdict
+    number: int
+    item: Item
+    reason: str = ""
+
+
+class PackedOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """
+    An L{Outcome} on its way from the writer's process.
+
+    @ivar item: C{None} if it is the item that was appended, unchanged.
+    """
+
+    verdict: Verdict
+    number: int
+    item: Item | None
+    reason: str = ""
+
+
+class JournalEntry(msgspec.Struct, frozen=True, gc=False):
+    """
+    An item of the journal.
+
+    @ivar number: Its number.
+    @ivar stream: Its type.
+    @ivar raw: Its document.
+    """
+
+    number: int
+    stream: Stream
+    raw: bytes
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """
+    The writer's first message.
+
+    @ivar identity: The journal's identity.
+    @ivar head: The highest number so far.
+    """
+
+    identity: str
+    head: int
+
+
+class Pruned(msgspec.Struct, frozen=True, array_like=True):
+    """
+    The result of pruning the journal.
+
+    @ivar count: The number of entries that were deleted.
+    @ivar floor: The number up to which entries may be missing.
+    """
+
+    count: int
+    floor: int
+
+
+IndicatorPage = tuple[list[tuple[int, bytes]], list[SetAside]]
+"""
+Numbers and documents of indicators; and the damaged ones, which are not among them and have
+to be set aside.
+"""
+
+EntryPage = tuple[list[JournalEntry], list[SetAside]]
+"""
+Entries; and the damaged ones, which are not among them and have to be set aside.
+"""
