@@ -20,7 +20,7 @@ help:
 	@echo 'make demo    see the whole way, from indicator to sighting, on real data'
 	@echo 'make run     plugin and bridge in the foreground, until Ctrl-C; uses tap.conf if there is one'
 	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
-	@echo 'make check   lint, format and types'
+	@echo 'make check   lint, format, types, and which package imports which'
 	@echo 'make bench   measure, in small, beside the peers'
 	@echo 'make diagrams  draw docs/diagrams/*.dot again, with Graphviz'
 	@echo 'make wheel   build a wheel in dist/'
@@ -65,6 +65,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tbvast tests bench devtools
+	$(BIN)/lint-imports --no-logo
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short
@@ -81,6 +82,6 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache

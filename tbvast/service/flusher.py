@@ -17,7 +17,6 @@ from tbvast.errors import shown
 from tbvast.interfaces import IBacklog
 from tbvast.service.pages import PAGE_BYTES, STRIKE_DELAY, Pages
 from tbvast.service.rate_limit import RateLimit
-from tbvast.storage.set_aside import MOST_REASON
 
 RETRY_DELAY = 2.0
 """
@@ -184,9 +183,7 @@ class Flusher(Service):
         self.set_aside += len(reasons)
         for key, reason in reasons.items():
             self._say(f"Set the sighting {key} aside: {{reason}}", reason)
-        await self._backlog.set_aside(
-            {key: reason[:MOST_REASON] for key, reason in reasons.items()}
-        )
+        await self._backlog.set_aside(reasons)
 
     def _say_waiting(self, text: str, reason: str) -> None:
         if self._waiting_lines.allows():
