@@ -1,5 +1,5 @@
 """
-Doubles for L{tbvast.ops}: a process without signals, exit status or reactor.
+Doubles for L{tbvast.service}: a process without signals, exit status or reactor.
 """
 
 from __future__ import annotations
