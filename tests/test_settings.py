@@ -87,6 +87,7 @@ bridge:
             ("plugin", "sub: '1'", "plugin.sub: '1' is not a whole number from 1 to 65535"),
             ("plugin", "manage:", "plugin.manage: None is not a whole number from 1 to 65535"),
             ("plugin", "host: a b", "plugin.host: 'a b' is not an IP address or a host name"),
+            ("plugin", "host: '[]'", "plugin.host: '[]' is not an IP address or a host name"),
             ("plugin", "host: 1", "plugin.host: 1 is not an IP address or a host name"),
             (
                 "plugin",

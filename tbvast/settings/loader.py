@@ -13,7 +13,7 @@ import yaml
 
 from tbvast.errors import SettingsInvalid
 from tbvast.settings.schema import SECTIONS, BridgeSettings, PluginSettings, Settings
-from tbvast.settings.types import keys_of
+from tbvast.settings.types import convert, types_of
 from tbvast.settings.validation import key_label, refuse_unknown, require_mapping, validate_section
 
 S = TypeVar("S", PluginSettings, BridgeSettings)
@@ -62,13 +62,11 @@ def override(settings: S, given: Mapping[str, str]) -> S:
     @return: New settings with the options applied.
     @raise SettingsInvalid: If an argument is not acceptable; the error names the option.
     """
-    known = keys_of(type(settings))
-    values = {}
-    for name, text in given.items():
-        try:
-            values[name] = known[name].type.parse(text)
-        except ValueError as e:
-            raise SettingsInvalid(option_name(name), text, known[name].type.expected) from e
+    known = types_of(type(settings))
+    values = {
+        name: convert(text, known[name], option_name(name), is_text=True)
+        for name, text in given.items()
+    }
     changed = msgspec.structs.replace(settings, **values)
     changed.check_consistency({name: option_name(name) for name in given})
     return changed

@@ -1,267 +1,166 @@
 """
 The types of configuration values, and the declaration of keys.
+
+C{msgspec.convert} validates the annotated types; a L{Parser} adds rules that msgspec lacks.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import re
 import shlex
-from collections.abc import Mapping
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
+from tbvast.errors import SettingsInvalid
 from tbvast.values import HostPort, is_host
+
+LOOPBACK = "127.0.0.1"
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
-class ValueType(msgspec.Struct, frozen=True):
-    """
-    The type of a key's value: it validates the value and describes itself in errors.
-    """
-
-    @property
-    def expected(self) -> str:
-        """
-        The accepted values in words, which follow "is not" in an error.
-        """
-        raise NotImplementedError
-
-    def check(self, value: Any) -> Any:
-        """
-        Validate a value from the configuration file.
-
-        @param value: The value as YAML decodes it.
-        @return: The value of the field.
-        @raise ValueError: If the value is not acceptable.
-        """
-        raise NotImplementedError
-
-    def parse(self, text: str) -> Any:
-        """
-        Validate a value from the command line.
-
-        @param text: The option's argument.
-        @return: The value of the field.
-        @raise ValueError: If the value is not acceptable.
-        """
-        return self.check(text)
-
-
-class WholeNumber(ValueType, frozen=True):
-    """
-    A whole number within bounds.
-
-    @ivar low: The lowest number accepted.
-    @ivar high: The highest number accepted.
-    @ivar unit: The unit, in the plural; may be empty.
-    """
-
-    low: int
-    high: int
-    unit: str = ""
-
-    @property
-    def expected(self) -> str:
-        of = f" of {self.unit}" if self.unit else ""
-        return f"a whole number{of} from {self.low} to {self.high}"
-
-    def check(self, value: Any) -> int:
-        if type(value) is not int or not self.low <= value <= self.high:
-            raise ValueError(value)
-        return value
-
-    def parse(self, text: str) -> int:
-        if _WHOLE.fullmatch(text) is None:
-            raise ValueError(text)
-        return self.check(int(text))
-
-
-class Seconds(ValueType, frozen=True):
-    """
-    A time span within bounds.
-
-    @ivar low: The shortest time accepted, in seconds.
-    @ivar high: The longest time accepted, in seconds.
-    """
-
-    low: float
-    high: float
-
-    @property
-    def expected(self) -> str:
-        return f"a number of seconds from {self.low:g} to {self.high:g}"
-
-    def check(self, value: Any) -> float:
-        if type(value) not in (int, float) or not self.low <= value <= self.high:
-            raise ValueError(value)
-        return float(value)
-
-    def parse(self, text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(text)
-        return self.check(number)
-
-
-class YesNo(ValueType, frozen=True):
-    """
-    A switch.
-    """
-
-    @property
-    def expected(self) -> str:
-        return "yes or no"
-
-    def check(self, value: Any) -> bool:
-        if type(value) is not bool:
-            raise ValueError(value)
-        return value
-
-    def parse(self, text: str) -> bool:
-        if text not in ("yes", "no"):
-            raise ValueError(text)
-        return text == "yes"
-
-
-class Choice(ValueType, frozen=True):
-    """
-    One of several words.
-
-    @ivar words: The words accepted.
-    """
-
-    words: tuple[str, ...]
-
-    @property
-    def expected(self) -> str:
-        return f"one of {', '.join(self.words)}"
-
-    def check(self, value: Any) -> str:
-        if not isinstance(value, str) or value not in self.words:
-            raise ValueError(value)
-        return value
-
-
-class Host(ValueType, frozen=True):
-    """
-    An IP address or a host name.
-
-    @ivar empty: The host for which an empty value stands.
-    """
-
-    empty: str = ""
-
-    @property
-    def expected(self) -> str:
-        return "an IP address or a host name"
-
-    def check(self, value: Any) -> str:
-        if value is None or value == "":
-            return self.empty
-        if not isinstance(value, str):
-            raise ValueError(value)
-        bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
-        if not is_host(bare):
-            raise ValueError(value)
-        return bare
-
-
-class Endpoint(ValueType, frozen=True):
-    """
-    C{HOST:PORT}, or a word instead.
-
-    @ivar words: The words accepted.
-    """
-
-    words: tuple[str, ...] = ()
-
-    @property
-    def expected(self) -> str:
-        return " or ".join([*self.words, "HOST:PORT (an IPv6 address in square brackets)"])
-
-    def check(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(value)
-        return value if value in self.words else str(HostPort.parse(value))
-
-
-class Command(ValueType, frozen=True):
-    """
-    A command with its arguments, or nothing. It is quoted as for a shell, but run
-    without one.
-    """
-
-    @property
-    def expected(self) -> str:
-        return "a command with its arguments, every quote closed"
-
-    def check(self, value: Any) -> str:
-        if value is None:
-            return ""
-        if not isinstance(value, str) or "\0" in value:
-            raise ValueError(value)
-        shlex.split(value)
-        return value.strip()
-
-
-class DirectoryPath(ValueType, frozen=True):
-    """
-    A directory's path, or nothing.
-    """
-
-    @property
-    def expected(self) -> str:
-        return "the path of a directory"
-
-    def check(self, value: Any) -> str | None:
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise ValueError(value)
-        return value
-
-
-class FilePath(ValueType, frozen=True):
-    """
-    A file's path, or nothing.
-    """
-
-    @property
-    def expected(self) -> str:
-        return "the path of a file"
-
-    def check(self, value: Any) -> str:
-        if not isinstance(value, str) or not value.isprintable():
-            raise ValueError(value)
-        return value
-
-
 class Key(msgspec.Struct, frozen=True):
     """
-    The declaration of a key; name and default are those of the field.
+    The declaration of a key, as the last annotation of its field, which has name and default.
 
     @ivar help: One or two sentences, with the unit.
-    @ivar type: The type of its value.
     @ivar metavar: The placeholder of the value in the help of the command line
         option; empty if the key is not an option.
     """
 
     help: str
-    type: ValueType
     metavar: str = ""
 
 
+class Parser(msgspec.Struct, frozen=True):
+    """
+    The first annotation of a type for which the constraints of msgspec do not suffice.
+
+    @ivar expected: The accepted values in words, which follow "is not" in an error.
+    @ivar parse: Makes the value of the field; raises L{ValueError} if it is not acceptable.
+    @ivar accepts: The type to which msgspec converts the argument of C{parse}.
+    """
+
+    expected: str
+    parse: Callable[[Any], Any]
+    accepts: Any = str
+
+
+def _host(text: str | None) -> str:
+    if not text:
+        return ""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not is_host(bare):
+        raise ValueError(text)
+    return bare
+
+
+def _command(text: str | None) -> str:
+    command = text or ""
+    if "\0" in command:
+        raise ValueError(text)
+    shlex.split(command)
+    return command.strip()
+
+
+def _file(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
+_HOST = "an IP address or a host name"
+_ENDPOINT = "HOST:PORT (an IPv6 address in square brackets)"
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Days = Annotated[int, Meta(ge=0, le=36_500, extra={"unit": "days"})]
+Seconds = Annotated[float, Meta(ge=0.1, le=86400, extra={"unit": "seconds"})]
+Host = Annotated[str, Parser(_HOST, _host, str | None)]
+ListenHost = Annotated[str, Parser(_HOST, lambda text: _host(text) or LOOPBACK, str | None)]
+Endpoint = Annotated[str, Parser(_ENDPOINT, lambda text: str(HostPort.parse(text)))]
+AutoEndpoint = Annotated[
+    str,
+    Parser(
+        f"auto or {_ENDPOINT}", lambda text: text if text == "auto" else str(HostPort.parse(text))
+    ),
+]
+Command = Annotated[
+    str, Parser("a command with its arguments, every quote closed", _command, str | None)
+]
+FilePath = Annotated[str, Parser("the path of a file", _file)]
+DirectoryPath = Annotated[
+    str | None,
+    Parser(
+        "the path of a directory",
+        lambda path: path,
+        Annotated[str, Meta(pattern=r"\A[^\0]+\Z")] | None,
+    ),
+]
+
+
 @functools.cache
+def types_of(section: type[msgspec.Struct]) -> Mapping[str, Any]:
+    """
+    @param section: The struct that declares keys, each with a L{Key} as its last annotation.
+    @return: The annotated types of the keys, by name, in the order of the fields.
+    """
+    return get_type_hints(section, include_extras=True)
+
+
 def keys_of(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     """
-    The keys of a section.
-
-    @param section: The struct that declares them, each with a L{Key} annotation.
-    @return: The keys by name, in the order of the fields.
+    @param section: As for L{types_of}.
+    @return: The keys of a section by name, in the order of the fields.
     """
-    hints = get_type_hints(section, include_extras=True)
-    return {name: hints[name].__metadata__[0] for name in section.__struct_fields__}
+    return {name: hint.__metadata__[-1] for name, hint in types_of(section).items()}
+
+
+def convert(value: Any, hint: Any, label: str, *, is_text: bool = False) -> Any:
+    """
+    Validate a value.
+
+    @param value: The value as YAML decodes it.
+    @param hint: The annotated type of the key.
+    @param label: The path of the key, or the name of the option, for errors.
+    @param is_text: Whether the value is the argument of a command line option instead.
+    @return: The value of the field.
+    @raise SettingsInvalid: If the value is not acceptable.
+    """
+    rule = hint.__metadata__[0]
+    try:
+        decoded = _decode_text(value, hint.__origin__) if is_text else value
+        if isinstance(rule, Parser):
+            return rule.parse(msgspec.convert(decoded, rule.accepts))
+        return msgspec.convert(decoded, hint)
+    except (ValueError, msgspec.ValidationError) as e:
+        raise SettingsInvalid(label, value, _expected(hint)) from e
+
+
+def _decode_text(text: str, kind: Any) -> Any:
+    """
+    @return: The value as YAML would decode it; not of type C{kind} if C{text} is malformed.
+    @raise ValueError: If C{text} is malformed.
+    """
+    if kind is bool:
+        return {"yes": True, "no": False}.get(text)
+    if kind is float:
+        return float(text)
+    return int(text) if kind is int and _WHOLE.fullmatch(text) else text
+
+
+def _expected(hint: Any) -> str:
+    """
+    The accepted values in words, which follow "is not" in an error.
+    """
+    rule, kind = hint.__metadata__[0], hint.__origin__
+    if isinstance(rule, Parser):
+        return rule.expected
+    if isinstance(rule, Meta):
+        number = "a whole number" if kind is int else "a number"
+        unit = f" of {rule.extra['unit']}" if rule.extra else ""
+        return f"{number}{unit} from {rule.ge} to {rule.le}"
+    return "yes or no" if kind is bool else f"one of {', '.join(get_args(kind))}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from tbvast.errors import SHOWN, SettingsInvalid
-from tbvast.settings.types import ValueType, keys_of
+from tbvast.settings.types import Parser, convert, types_of
 from tbvast.telemetry.known_fields import (
     FIELDS_BY_KEY,
     POSITIONS,
@@ -86,45 +86,15 @@ def validate_section(value: Any, path: str, section: type[T]) -> T:
     @raise SettingsInvalid: If a key is unknown, missing, or has an unacceptable value.
     """
     found: dict[Any, Any] = require_mapping(value, path)
-    known = keys_of(section)
+    known = types_of(section)
     refuse_unknown(found, f"{path}.", known)
-    values = {}
-    for name in dict.fromkeys([*found, *_required_keys(section)]):
-        try:
-            values[name] = known[name].type.check(found.get(name))
-        except ValueError as e:
-            raise SettingsInvalid(
-                f"{path}.{name}", found.get(name), known[name].type.expected
-            ) from e
-    return section(**values)
-
-
-def _required_keys(section: type[msgspec.Struct]) -> list[str]:
-    """
-    The keys of a section without a default.
-    """
-    return [
-        field.name
-        for field in msgspec.structs.fields(section)
-        if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT
-    ]
-
-
-class FieldMap(ValueType, frozen=True):
-    """
-    The fields of events that hold observables, by schema and kind.
-    """
-
-    @property
-    def expected(self) -> str:
-        return "a mapping of schemas to their fields"
-
-    def check(self, value: Any) -> tuple[SourceMapping, ...]:
-        if value is None:
-            return ()
-        if not isinstance(value, dict):
-            raise ValueError(value)
-        return tuple(_validate_source(schema, keys) for schema, keys in value.items())
+    required = [field.name for field in msgspec.structs.fields(section) if field.required]
+    return section(
+        **{
+            name: convert(found.get(name), known[name], f"{path}.{name}")
+            for name in dict.fromkeys([*found, *required])
+        }
+    )
 
 
 def _validate_source(schema: Any, keys: Any) -> SourceMapping:
@@ -172,3 +142,16 @@ def _validate_paths(where: str, value: Any) -> list[str]:
             raise SettingsInvalid(where, each, _EXPECTED_PATHS)
         found.append(path)
     return found
+
+
+FieldMap = Annotated[
+    tuple[SourceMapping, ...],
+    Parser(
+        "a mapping of schemas to their fields",
+        lambda found: tuple(_validate_source(*each) for each in (found or {}).items()),
+        dict[Any, Any] | None,
+    ),
+]
+"""
+The fields of events that hold observables, by schema and kind.
+"""
