@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from tbvast.errors import JournalFailed
@@ -114,7 +114,7 @@ class WorkerTests(TestCase):
         """
         worker = self.worker()
         worker.start(str)
-        e = await self.assertFailure(worker.ask(Tester.refuse), JournalFailed)
+        e: Any = await self.assertFailure(worker.ask(Tester.refuse), JournalFailed)
         self.assertEqual(str(e), "it is full")
         self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
         await worker.stop()
@@ -150,7 +150,10 @@ class WorkerTests(TestCase):
         """
         worker = self.worker()
         worker.start(str)
-        answers = [worker.ask(Tester.die), worker.ask(Tester.reverse, b"on")]
+        answers: list[Deferred[Any]] = [
+            worker.ask(Tester.die),
+            worker.ask(Tester.reverse, b"on"),
+        ]
         for answer in answers:
             await self.assertFailure(answer, JournalFailed)
         e = await self.assertFailure(worker.ask(Tester.reverse, b"on"), JournalFailed)

@@ -34,14 +34,10 @@ class StoredSightings:
     async def page(
         self, count: int, size: int, without: Collection[str]
     ) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(
-            StoreWorker.unsent, count, size, list(without)
-        )
-        return found
+        return await self._ask(StoreWorker.unsent, count, size, list(without))
 
     async def one(self, key: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(StoreWorker.unsent_among, [key])
-        return found
+        return await self._ask(StoreWorker.unsent_among, [key])
 
     async def mark_sent(self, keys: Collection[str]) -> None:
         await self._ask(StoreWorker.mark_sent, list(keys))
