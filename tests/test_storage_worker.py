@@ -143,6 +143,14 @@ class WorkerTests(TestCase):
                 self.assertEqual(str(e), reason)
         self.assertEqual(self.lost, [])
 
+    def test_hangs(self) -> None:
+        """
+        A process that does not start in time is refused.
+        """
+        e = self.assertRaises(JournalFailed, self.worker("hang").start, str, 0.1)
+        self.assertEqual(str(e), "the tester did not start within 0.1 s")
+        self.assertEqual(self.lost, [])
+
     async def test_killed(self) -> None:
         """
         When the process ends by itself, waiting and later requests fail, and the owner is told
@@ -168,6 +176,8 @@ def _open(greeting: str) -> Iterator[tuple[Tester, str]]:
         raise JournalFailed("it is full")
     if greeting == "end":
         raise SystemExit(0)
+    if greeting == "hang":
+        signal.pause()
     yield Tester(), greeting
 
 

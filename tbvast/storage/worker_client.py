@@ -42,6 +42,12 @@ take many turns, and the worker would wait for it.
 """
 
 
+START_LIMIT = 900.0
+"""
+The most seconds that a process may take to start. After an update it may first have to convert
+a large file, which takes minutes.
+"""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -108,11 +114,12 @@ class Worker:
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 
-    def start(self, type: Any) -> Any:
+    def start(self, type: Any, limit: float = START_LIMIT) -> Any:
         """
         Start the process, and wait for its first message.
 
         @param type: The type of that message.
+        @param limit: The most seconds to wait; the process is killed after that.
         @return: The message.
         @raise Exception: The refusal, if the worker cannot start.
         """
@@ -120,15 +127,21 @@ class Worker:
         with ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             with theirs:
-                self._reactor.spawnProcess(
+                process = self._reactor.spawnProcess(
                     _Exit(self._exited),
                     sys.executable,
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
                     {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     childFDs={0: theirs.fileno(), 1: 2, 2: 2},
                 )
-            with ours.makefile("rb") as stream:
-                first = read_message(stream)
+            ours.settimeout(limit)
+            try:
+                with ours.makefile("rb") as stream:
+                    first = read_message(stream)
+            except TimeoutError as e:
+                self._stopping = True
+                process.signalProcess("KILL")
+                raise self._refusal(f"{self._name} did not start within {limit:g} s") from e
             self._calls = _Calls(self._name, self._refusal, self._told)
             if first[:1] != DONE:
                 self._stopping = True
