@@ -27,7 +27,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import MatchType
-from tbvast.values import EngineIdentity, Entry, Match, Position, Progress
+from tbvast.values import EngineIdentity, Entry, Match, PageRequest, Position, Progress
 
 if TYPE_CHECKING:
     from tbvast.bus.journal.ownership import Run
@@ -364,13 +364,10 @@ class IBacklog(Interface):
     Every call fails with the error of their store.
     """
 
-    def page(count: int, size: int, without: Collection[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
+    def page(request: PageRequest) -> Awaitable[list[tuple[Any, bytes]]]:
         """
         Read the oldest waiting sightings.
 
-        @param count: The most to return.
-        @param size: The most bytes of documents to return; a longer one is returned alone.
-        @param without: The keys of those to leave out.
         @return: Keys and documents; empty if no other sighting waits.
         """
 
@@ -379,9 +376,14 @@ class IBacklog(Interface):
         Read one sighting; empty if it does not wait.
         """
 
-    def mark_sent(keys: Collection[Any]) -> Awaitable[None]:
+    def mark_sent(
+        keys: Collection[Any], request: PageRequest | None
+    ) -> Awaitable[list[tuple[Any, bytes]] | None]:
         """
         Store durably that the receiver has taken some sightings.
+
+        @param request: The next page to read; C{None} for none.
+        @return: That page.
         """
 
     def set_aside(reasons: Mapping[Any, str]) -> Awaitable[None]:

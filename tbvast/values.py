@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from typing import Any, Self
 
 import msgspec
@@ -67,6 +68,20 @@ class Position(msgspec.Struct, frozen=True):
 
     plugin: str
     number: int
+
+
+class PageRequest(msgspec.Struct, frozen=True, array_like=True):
+    """
+    A request for the oldest waiting sightings.
+
+    @ivar count: The most to return.
+    @ivar size: The most bytes of documents to return; a longer one is returned alone.
+    @ivar without: The keys of those to leave out.
+    """
+
+    count: int
+    size: int
+    without: Sequence[Any] = ()
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):

@@ -163,7 +163,8 @@ def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Cal
             return fail(e)
         return call(_asked, target, method, request)
 
-    return ask
+    untyped: Callable[..., Deferred[Any]] = ask
+    return untyped
 
 
 def _asked(target: object, method: Callable[..., Any], request: bytes) -> Any:

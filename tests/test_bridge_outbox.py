@@ -4,8 +4,10 @@ Tests for L{tbvast.bridge.outbox}.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -60,9 +62,15 @@ class OutboxTests(SynchronousTestCase):
         self.store = BridgeStore(Path(self.mktemp()))
         self.addCleanup(self.store.close)
         self.receiver = Receiver()
-        self.outbox = Outbox(
-            self.clock, self.clock.seconds, asking(StoreWorker(self.store)), self.receiver
-        )
+        self.calls: list[str] = []
+        call: Callable[..., Deferred[Any]] = asking(StoreWorker(self.store))
+
+        def ask(method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+            self.calls.append(method.__name__)
+            return call(method, *arguments)
+
+        recording: Callable[..., Deferred[Any]] = ask
+        self.outbox = Outbox(self.clock, self.clock.seconds, recording, self.receiver)
         self.outbox.startService()
         self.addCleanup(self.stop)
 
@@ -86,6 +94,31 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.receiver.given, [[one.raw]])
         self.assertEqual(self.unsent(), [])
         self.assertEqual((self.outbox.made, self.outbox.delivered), (1, 1))
+
+    def test_calls(self) -> None:
+        """
+        A batch takes two calls of the store, and each further page one.
+        """
+        self.calls.clear()
+        self.add(*(a_sighting(number) for number in range(1, PAGE + 2)))
+        self.assertEqual(self.calls, ["remember", "mark_sent", "mark_sent"])
+
+    def test_unread(self) -> None:
+        """
+        Sightings that were stored are sent, even if the page after that could not be read.
+        """
+
+        def fail(*arguments: Any) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        patch = self.patch(self.store.outbox, "unsent", fail)
+        added = Deferred.fromCoroutine(self.outbox.add([a_sighting(1)]))
+        self.failureResultOf(added, sqlite3.OperationalError)
+        self.assertEqual(len(self.flushLoggedErrors(sqlite3.OperationalError)), 1)
+        patch.restore()
+        self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.receiver.given, [[a_sighting(1).raw]])
+        self.assertEqual(self.unsent(), [])
 
     def test_repeat(self) -> None:
         """

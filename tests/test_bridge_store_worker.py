@@ -20,7 +20,7 @@ from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, NO, StoreWorker
 from tbvast.errors import StoreFailed
 from tbvast.storage.sqlite import PAGE_BYTES
 from tbvast.storage.worker_client import Worker
-from tbvast.values import Covered, Entry, Position
+from tbvast.values import Covered, Entry, PageRequest, Position
 from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
 
 MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
@@ -224,9 +224,10 @@ class ProcessTests(TestCase):
         worker = self.worker()
         self.assertEqual(worker.start(Position | None), NOWHERE)
         self.assertIn("2 sightings were carried over", await worker.ask(StoreWorker.renewed))
-        unsent = await worker.ask(StoreWorker.unsent, 10, 1 << 20, [])
+        unsent = await worker.ask(StoreWorker.unsent, PageRequest(10, 1 << 20))
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
-        self.assertEqual(await worker.ask(StoreWorker.remember, [a_sighting(0)], 6.0), 0)
+        repeated = await worker.ask(StoreWorker.remember, [a_sighting(0)], 6.0, None)
+        self.assertEqual(repeated, (0, None))
         self.assertEqual(await worker.ask(StoreWorker.covered), Covered(7.0, 3.0, "boot"))
         await worker.stop()
         self.assertEqual(self.lost, [])

@@ -20,7 +20,7 @@ from tbvast.protocol.frames import Item, encode_report
 from tbvast.service.flusher import RETRY_DELAY
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings.schema import UpstreamSettings
-from tbvast.values import Position
+from tbvast.values import PageRequest, Position
 from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
 from tests.doubles_bus import MemoryBusSubscription
@@ -346,14 +346,14 @@ class BacklogTests(SynchronousTestCase):
         self.backlog = JournalBacklog(self.journal, self.journal, "one")
 
     def page(self, count: int = 100, without: Sequence[int] = ()) -> list[int]:
-        found = Deferred.fromCoroutine(self.backlog.page(count, PAGE_BYTES, without))
+        found = Deferred.fromCoroutine(self.backlog.page(PageRequest(count, PAGE_BYTES, without)))
         return [number for number, _ in self.successResultOf(found)]
 
     def sent(self, *numbers: int) -> Position | None:
         """
         @return: The stored position afterwards.
         """
-        self.successResultOf(Deferred.fromCoroutine(self.backlog.mark_sent(numbers)))
+        self.successResultOf(Deferred.fromCoroutine(self.backlog.mark_sent(numbers, None)))
         position: Position | None = self.successResultOf(self.journal.position("one"))
         return position
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from tbvast.errors import JournalFailed
@@ -114,7 +114,7 @@ class WorkerTests(TestCase):
         """
         worker = self.worker()
         worker.start(str)
-        e = await self.assertFailure(worker.ask(Tester.refuse), JournalFailed)
+        e: Any = await self.assertFailure(worker.ask(Tester.refuse), JournalFailed)
         self.assertEqual(str(e), "it is full")
         self.assertEqual(await worker.ask(Tester.reverse, b"on"), b"no")
         await worker.stop()
@@ -143,6 +143,14 @@ class WorkerTests(TestCase):
                 self.assertEqual(str(e), reason)
         self.assertEqual(self.lost, [])
 
+    def test_hangs(self) -> None:
+        """
+        A process that does not start in time is refused.
+        """
+        e = self.assertRaises(JournalFailed, self.worker("hang").start, str, 0.1)
+        self.assertEqual(str(e), "the tester did not start within 0.1 s")
+        self.assertEqual(self.lost, [])
+
     async def test_killed(self) -> None:
         """
         When the process ends by itself, waiting and later requests fail, and the owner is told
@@ -150,7 +158,10 @@ class WorkerTests(TestCase):
         """
         worker = self.worker()
         worker.start(str)
-        answers = [worker.ask(Tester.die), worker.ask(Tester.reverse, b"on")]
+        answers: list[Deferred[Any]] = [
+            worker.ask(Tester.die),
+            worker.ask(Tester.reverse, b"on"),
+        ]
         for answer in answers:
             await self.assertFailure(answer, JournalFailed)
         e = await self.assertFailure(worker.ask(Tester.reverse, b"on"), JournalFailed)
@@ -165,6 +176,8 @@ def _open(greeting: str) -> Iterator[tuple[Tester, str]]:
         raise JournalFailed("it is full")
     if greeting == "end":
         raise SystemExit(0)
+    if greeting == "hang":
+        signal.pause()
     yield Tester(), greeting
 
 

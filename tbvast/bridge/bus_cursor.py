@@ -72,8 +72,13 @@ class StoreCursor:
         size = max(-(-len(indicators) // count), 1)
         applied = [
             self._ask(
-                *(StoreWorker.apply, indicators[number * size : (number + 1) * size], now),
-                *(self._search, position if number == count - 1 else None, self._run, decided),
+                StoreWorker.apply,
+                indicators[number * size : (number + 1) * size],
+                now,
+                self._search,
+                position if number == count - 1 else None,
+                self._run,
+                decided,
             ).addCallback(self._changed)
             for number in range(count)
         ]

@@ -684,7 +684,7 @@ class EngineSession(MultiService):
         """
         @return: Whether the search was completed within the time limit.
         """
-        known: Covered | None = await self._ask(StoreWorker.covered)
+        known = await self._ask(StoreWorker.covered)
         heard = progress.heard
         if known is None:
             # The first live match: coverage begins now.

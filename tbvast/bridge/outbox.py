@@ -15,6 +15,7 @@ from tbvast.service.clock import Calendar
 from tbvast.service.flusher import Deliver, Flusher
 from tbvast.stix.sightings import Sighting
 from tbvast.storage.worker_client import CallWorker
+from tbvast.values import PageRequest
 
 
 @implementer(IBacklog)
@@ -31,20 +32,16 @@ class StoredSightings:
         self._ask = ask
         self._now = now
 
-    async def page(
-        self, count: int, size: int, without: Collection[str]
-    ) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(
-            StoreWorker.unsent, count, size, list(without)
-        )
-        return found
+    async def page(self, request: PageRequest) -> list[tuple[str, bytes]]:
+        return await self._ask(StoreWorker.unsent, request)
 
     async def one(self, key: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._ask(StoreWorker.unsent_among, [key])
-        return found
+        return await self._ask(StoreWorker.unsent_among, [key])
 
-    async def mark_sent(self, keys: Collection[str]) -> None:
-        await self._ask(StoreWorker.mark_sent, list(keys))
+    async def mark_sent(
+        self, keys: Collection[str], request: PageRequest | None
+    ) -> list[tuple[str, bytes]] | None:
+        return await self._ask(StoreWorker.mark_sent, list(keys), request)
 
     async def set_aside(self, reasons: Mapping[str, str]) -> None:
         await self._ask(StoreWorker.set_sightings_aside, dict(reasons), self._now())
@@ -75,7 +72,13 @@ class Outbox(Flusher):
         """
         Store sightings durably, and begin to send them.
         """
-        new = await self._ask(StoreWorker.remember, list(sightings), self._now())
+        try:
+            new, page = await self._ask(
+                StoreWorker.remember, list(sightings), self._now(), self.first_page
+            )
+        except Exception:
+            self.flush()  # the page may have failed after they were stored
+            raise
         self.made += new
         if new:
-            self.flush()
+            self.flush(page)

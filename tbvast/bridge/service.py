@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,17 +268,21 @@ class Bridge(SequentialService):
     # Maintenance of the store
 
     def _expire(self) -> Deferred[None]:
-        return self._maintain(self._changed_in_parts, StoreWorker.expire, calendar())
+        expired = self._store_worker.ask(StoreWorker.expire, calendar())
+        return self._maintain(expired.addCallback(self._changed_in_parts))
 
     def _activate_due(self) -> Deferred[None]:
-        search = self._settings.retro_match
-        return self._maintain(self._changed_in_parts, StoreWorker.activate_due, calendar(), search)
+        activated = self._store_worker.ask(
+            StoreWorker.activate_due, calendar(), self._settings.retro_match
+        )
+        return self._maintain(activated.addCallback(self._changed_in_parts))
 
     def _prune(self) -> Deferred[None]:
-        return self._maintain(_ignore, StoreWorker.prune, calendar())
+        return self._maintain(self._store_worker.ask(StoreWorker.prune, calendar()))
 
     def _read_counts(self) -> Deferred[None]:
-        return self._maintain(self._update_counts, StoreWorker.counts)
+        counts = self._store_worker.ask(StoreWorker.counts)
+        return self._maintain(counts.addCallback(self._update_counts))
 
     def _update_counts(self, counts: dict[str, Any]) -> None:
         aside, before = counts.get("set_aside"), self._counts.get("set_aside")
@@ -291,12 +295,8 @@ class Bridge(SequentialService):
             )
         self._counts = counts
 
-    def _maintain(self, then: Callable[[Any], None], call: Any, *args: Any) -> Deferred[None]:
-        return (
-            self._store_worker.ask(call, *args)
-            .addCallback(then)
-            .addErrback(functools.partial(self._log.failure, "Cannot maintain the store"))
-        )
+    def _maintain(self, done: Deferred[None]) -> Deferred[None]:
+        return done.addErrback(functools.partial(self._log.failure, "Cannot maintain the store"))
 
     async def _store_sightings(self, matches: list[Match], match_type: MatchType) -> int:
         sightings = await self._sighting_factory.make(matches, match_type)
@@ -342,12 +342,6 @@ def by_reasons(
     for reasons, ids in groups.items():
         for start in range(0, len(ids), MAX_INDICATORS_PER_LINE):
             yield reasons, ids[start : start + MAX_INDICATORS_PER_LINE]
-
-
-def _ignore(result: Any) -> None:
-    """
-    Ignore the result of a call that returns nothing.
-    """
 
 
 def listens(address: HostPort) -> bool:

@@ -93,7 +93,7 @@ class SightingFactory:
             count as not handled.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
-        bodies: dict[str, bytes] = await self._ask(StoreWorker.bodies, list(ids))
+        bodies = await self._ask(StoreWorker.bodies, list(ids))
         failed: list[tuple[str, str, bytes]] = []
         matchers: dict[str, IndicatorMatcher] = {}
         for id, body in bodies.items():

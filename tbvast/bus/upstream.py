@@ -24,7 +24,7 @@ from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings.schema import UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
-from tbvast.values import HostPort, Position
+from tbvast.values import HostPort, PageRequest, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -106,21 +106,19 @@ class JournalBacklog:
         self._read_until: int | None = None
         self._open: dict[int, None] = {}
 
-    async def page(
-        self, count: int, size: int, without: Collection[int]
-    ) -> list[tuple[int, bytes]]:
+    async def page(self, request: PageRequest) -> list[tuple[int, bytes]]:
         if self._read_until is None:
             position = await self._replay.position(self._reader)
             self._read_until = self._stored = position.number if position else 0
-        left_out = frozenset(without)
+        left_out = frozenset(request.without)
         while wanted := [number for number in self._open if number not in left_out]:
-            found = dict(await self._entries(wanted[0] - 1, count, size))
+            found = dict(await self._entries(wanted[0] - 1, request.count, request.size))
             for number in wanted:
                 if number not in found and (not found or number < max(found)):
                     del self._open[number]  # the journal has pruned it
             if again := [(each, found[each]) for each in wanted if each in found]:
                 return again
-        entries = await self._entries(self._read_until, count, size)
+        entries = await self._entries(self._read_until, request.count, request.size)
         if entries:
             self._open.update((number, None) for number, _ in entries)
             self._read_until = entries[-1][0]
@@ -136,13 +134,16 @@ class JournalBacklog:
             self._open.pop(key, None)
         return found
 
-    async def mark_sent(self, keys: Collection[int]) -> None:
+    async def mark_sent(
+        self, keys: Collection[int], request: PageRequest | None
+    ) -> list[tuple[int, bytes]] | None:
         for key in keys:
             self._open.pop(key, None)
         number = next(iter(self._open)) - 1 if self._open else self._read_until or 0
         if number > self._stored:
             await self._replay.set_position(self._reader, Position(self._journal.identity, number))
             self._stored = number
+        return None if request is None else await self.page(request)
 
     async def set_aside(self, reasons: Mapping[int, str]) -> None:
         items = [
@@ -151,7 +152,7 @@ class JournalBacklog:
             for _, raw in await self.one(number)
         ]
         await self._journal.set_aside(items)
-        await self.mark_sent(reasons)
+        await self.mark_sent(reasons, None)
 
 
 class Upstream(Service):

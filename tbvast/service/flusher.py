@@ -15,8 +15,9 @@ from twisted.python.failure import Failure
 
 from tbvast.errors import shown
 from tbvast.interfaces import IBacklog
-from tbvast.service.pages import PAGE_BYTES, STRIKE_DELAY, Pages
+from tbvast.service.pages import STRIKE_DELAY, Pages
 from tbvast.service.rate_limit import RateLimit
+from tbvast.values import PageRequest
 
 RETRY_DELAY = 2.0
 """
@@ -53,6 +54,11 @@ class Reported(msgspec.Struct, frozen=True):
     reason: str = ""
     poisoned: bool = False
 
+
+Page = Sequence[tuple[Hashable, bytes]]
+"""
+The keys and documents of sightings that are delivered together.
+"""
 
 Deliver = Callable[[Sequence[bytes]], Deferred[Reported]]
 """
@@ -101,10 +107,19 @@ class Flusher(Service):
         self._cancel_retry()
         return self._flushing or succeed(None)
 
-    def flush(self) -> None:
+    @property
+    def first_page(self) -> PageRequest | None:
+        """
+        The page with which L{flush} would begin; C{None} if none would begin now.
+        """
+        return self._pages.next if self.running and self._flushing is None else None
+
+    def flush(self, page: Page | None = None) -> None:
         """
         Send the waiting sightings now instead of at the next retry. Called when a sighting
         was added, or the receiver is there again.
+
+        @param page: The L{first_page}, if it has been read.
         """
         if not self.running:
             return
@@ -113,7 +128,7 @@ class Flusher(Service):
             self._again = True
             return
         self._again = False
-        self._flushing = Deferred.fromCoroutine(self._flush())
+        self._flushing = Deferred.fromCoroutine(self._flush(page))
         self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
 
     def _eb_flush(self, failure: Failure) -> None:
@@ -125,23 +140,23 @@ class Flusher(Service):
         if self._again:
             self.flush()
 
-    async def _flush(self) -> None:
+    async def _flush(self, page: Page | None) -> None:
         pages = self._pages
         while self.running:
             again = pages.due(self._clock.seconds())
             if again is not None:
-                waiting = await self._backlog.one(again)
+                waiting: Page = await self._backlog.one(again)
                 if not waiting:
                     pages.forget(again)
                     continue
             else:
-                waiting = await self._backlog.page(pages.size, PAGE_BYTES, pages.postponed)
+                waiting = await self._backlog.page(pages.next) if page is None else page
             if not waiting:
-                if pages.postponed:
+                if pages.next.without:
                     self._retry_later(STRIKE_DELAY)
                 return
             reported = await self._deliver([body for _, body in waiting])
-            left = await self._commit([key for key, _ in waiting], reported)
+            left, page = await self._commit([key for key, _ in waiting], reported)
             if not left:
                 continue
             if not reported.poisoned:
@@ -153,22 +168,27 @@ class Flusher(Service):
                 self._retry_later(STUCK_DELAY)
                 return
 
-    async def _commit(self, keys: Sequence[Hashable], reported: Reported) -> list[Hashable]:
+    async def _commit(
+        self, keys: Sequence[Hashable], reported: Reported
+    ) -> tuple[list[Hashable], Page | None]:
         """
         Store the outcome of a page.
 
-        @return: The keys of the sightings that still wait.
+        @return: The keys of its sightings that still wait. If there are none, the next page.
         """
         taken = [key for key, ok in zip(keys, reported.taken, strict=True) if ok]
         refused = {keys[n]: reason for n, reason in reported.refused.items()}
         if refused:
             await self._give_up(refused)
+        left = [key for key, ok in zip(keys, reported.taken, strict=True) if not ok]
+        page: Page | None = None
         if taken:
             sent = [key for key in taken if key not in refused]
-            await self._backlog.mark_sent(sent)
-            self.delivered += len(sent)
             self._pages.taken(taken)
-        return [key for key, ok in zip(keys, reported.taken, strict=True) if not ok]
+            request = self._pages.next if self.running and not left else None
+            page = await self._backlog.mark_sent(sent, request)
+            self.delivered += len(sent)
+        return left, page
 
     async def _failed(self, keys: Sequence[Hashable], reason: str) -> None:
         if len(keys) > 1:

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Sequence
 
 import msgspec
 
+from tbvast.values import PageRequest
+
 PAGE = 500
 PAGE_BYTES = 1 << 20
 """
@@ -53,23 +55,21 @@ class Pages:
     A page that fails is halved, and halved again. A sighting that fails alone is
     postponed. It is given up only if others were accepted each time before it failed
     again: a receiver that accepts nothing at all is no reason to give anything up.
-
-    @ivar size: The most sightings of the next page.
     """
 
     def __init__(self) -> None:
-        self.size = PAGE
+        self._size = PAGE
         self._suspects: set[Hashable] = set()
         self._postponed: dict[Hashable, _Postponed] = {}
         self._progress = 0
         self._failed_alone = 0
 
     @property
-    def postponed(self) -> list[Hashable]:
+    def next(self) -> PageRequest:
         """
-        The keys of the sightings that pages leave out.
+        The next page, without the postponed sightings.
         """
-        return list(self._postponed)
+        return PageRequest(self._size, PAGE_BYTES, tuple(self._postponed))
 
     @property
     def stuck(self) -> bool:
@@ -107,7 +107,7 @@ class Pages:
     def _clear(self, keys: Sequence[Hashable]) -> None:
         self._suspects.difference_update(keys)
         if not self._suspects:
-            self.size = PAGE
+            self._size = PAGE
 
     def failed(self, keys: Sequence[Hashable], now: float) -> Hashable | None:
         """
@@ -118,14 +118,14 @@ class Pages:
         """
         if len(keys) > 1:
             self._suspects = set(keys)
-            self.size = len(keys) // 2
+            self._size = len(keys) // 2
             return None
         (key,) = keys
         self._clear(keys)
         self._failed_alone += 1
         if self.stuck:
             self._postponed.clear()
-            self.size = 1
+            self._size = 1
             return None
         postponed = self._postponed.setdefault(key, _Postponed(0, -1, now))
         if self._progress != postponed.progress:

@@ -13,8 +13,9 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Protocol as TypingProtocol
 
 import msgspec
 from twisted.internet.defer import Deferred, fail
@@ -34,18 +35,45 @@ from tbvast.storage.worker_server import (
     read_message,
 )
 
-CallWorker = Callable[..., Deferred[Any]]
-"""
-Calls a method of an object in a worker, given as a function of its class and all of its
-arguments, by position. Returns a L{Deferred} of the result; if that is an iterator, of a list
-of its items. Calls are executed in order.
-"""
-
 SEND_BYTES = 1 << 20
 """
 The most bytes that are written in one turn of the reactor. With fewer, a long request would
 take many turns, and the worker would wait for it.
 """
+
+
+START_LIMIT = 900.0
+"""
+The most seconds that a process may take to start. After an update it may first have to convert
+a large file, which takes minutes.
+"""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class CallWorker(TypingProtocol):
+    """
+    Calls a method of an object in a worker, given as a function of its class and all of its
+    arguments, by position. Returns a L{Deferred} of the result; if that is an iterator, of a
+    list of its items. Calls are executed in order.
+    """
+
+    @overload
+    def __call__(
+        self,
+        method: Callable[Concatenate[Any, _P], Iterator[_T]],
+        *arguments: _P.args,
+        **keywords: _P.kwargs,
+    ) -> Deferred[list[_T]]: ...
+
+    @overload
+    def __call__(
+        self,
+        method: Callable[Concatenate[Any, _P], _T],
+        *arguments: _P.args,
+        **keywords: _P.kwargs,
+    ) -> Deferred[_T]: ...
 
 
 class WorkerBroken(Exception):
@@ -86,11 +114,12 @@ class Worker:
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 
-    def start(self, type: Any) -> Any:
+    def start(self, type: Any, limit: float = START_LIMIT) -> Any:
         """
         Start the process, and wait for its first message.
 
         @param type: The type of that message.
+        @param limit: The most seconds to wait; the process is killed after that.
         @return: The message.
         @raise Exception: The refusal, if the worker cannot start.
         """
@@ -98,15 +127,21 @@ class Worker:
         with ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             with theirs:
-                self._reactor.spawnProcess(
+                process = self._reactor.spawnProcess(
                     _Exit(self._exited),
                     sys.executable,
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
                     {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     childFDs={0: theirs.fileno(), 1: 2, 2: 2},
                 )
-            with ours.makefile("rb") as stream:
-                first = read_message(stream)
+            ours.settimeout(limit)
+            try:
+                with ours.makefile("rb") as stream:
+                    first = read_message(stream)
+            except TimeoutError as e:
+                self._stopping = True
+                process.signalProcess("KILL")
+                raise self._refusal(f"{self._name} did not start within {limit:g} s") from e
             self._calls = _Calls(self._name, self._refusal, self._told)
             if first[:1] != DONE:
                 self._stopping = True
@@ -117,14 +152,14 @@ class Worker:
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
         return msgspec.msgpack.decode(first[1:], type=type)
 
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+    @property
+    def ask(self) -> CallWorker:
         """
-        Call a method in the worker, as a L{CallWorker}.
-
-        @return: Fails with a refusal, with L{WorkerBroken}, or at once with
-            L{Unencodable}.
+        Calls a method in the worker. Fails with a refusal, with L{WorkerBroken}, or at once
+        with L{Unencodable}.
         """
-        return self._calls.ask(method, arguments)
+        ask: Callable[..., Deferred[Any]] = self._calls.ask
+        return ask
 
     def stop(self) -> Deferred[None]:
         """
@@ -178,7 +213,7 @@ class _Calls(Protocol):
         self._received = bytearray()
         self.gone = False
 
-    def ask(self, method: Callable[..., Any], arguments: Sequence[Any]) -> Deferred[Any]:
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         if self.gone:
             return fail(self._has_ended())
         try:

@@ -30,7 +30,7 @@ from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item, sift
 from tbvast.storage.sqlite import acquire_writer_lock
 from tbvast.storage.worker_server import serve
-from tbvast.values import Covered, Entry, Position
+from tbvast.values import Covered, Entry, PageRequest, Position
 
 MAX_ENTRIES_PER_MESSAGE = 5000
 """
@@ -239,11 +239,14 @@ class StoreWorker:
         """
         return self._store.counts()
 
-    def remember(self, sightings: list[Sighting], now: float) -> int:
+    def remember(
+        self, sightings: list[Sighting], now: float, request: PageRequest | None
+    ) -> tuple[int, list[tuple[str, bytes]] | None]:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.remember}
 
-        @return: The number of new ones.
+        @param request: The page to read next; C{None} for none.
+        @return: The number of new ones, and that page.
         """
         new, failed = sift(sightings, lambda some: len(self._store.outbox.remember(some, now)))
         if failed:
@@ -251,13 +254,13 @@ class StoreWorker:
                 [SetAside(Stage.MATCH, reason_of(e), s.raw, "sighting", s.id) for s, e in failed],
                 now,
             )
-        return sum(new)
+        return sum(new), None if request is None else self.unsent(request)
 
-    def unsent(self, limit: int, size: int, without: list[str]) -> list[tuple[str, bytes]]:
+    def unsent(self, request: PageRequest) -> list[tuple[str, bytes]]:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent}
         """
-        return self._store.outbox.unsent(limit, size, set(without))
+        return self._store.outbox.unsent(request.count, request.size, set(request.without))
 
     def unsent_among(self, ids: list[str]) -> list[tuple[str, bytes]]:
         """
@@ -265,11 +268,17 @@ class StoreWorker:
         """
         return self._store.outbox.unsent_among(ids)
 
-    def mark_sent(self, ids: list[str]) -> None:
+    def mark_sent(
+        self, ids: list[str], request: PageRequest | None
+    ) -> list[tuple[str, bytes]] | None:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.mark_sent}
+
+        @param request: The page to read next; C{None} for none.
+        @return: That page.
         """
         self._store.outbox.mark_sent(ids)
+        return None if request is None else self.unsent(request)
 
     def prune(self, now: float) -> None:
         """

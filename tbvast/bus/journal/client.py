@@ -129,9 +129,7 @@ class Journal:
                 bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
         if not bad:
             return failure
-        asked: Deferred[list[PackedOutcome]] = self._ask(
-            Writer.append, good, self._now(), failures, runs_of(givers)
-        )
+        asked = self._ask(Writer.append, good, self._now(), failures, runs_of(givers))
         self.set_aside([aside for _, aside in bad]).addErrback(self._eb_set_aside)
 
         def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
@@ -191,7 +189,7 @@ class Journal:
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
         return self._ask(Writer.expire, self._now(), limit).addCallback(
-            lambda packed: self._cb_appended(packed, [each.item for each in packed])
+            lambda packed: self._cb_appended(packed, [each.item for each in packed if each.item])
         )
 
     def prune(self, age: float, size: int, limit: int) -> Deferred[int]:
@@ -280,8 +278,7 @@ class JournalService(MultiService):
         """
         Have the writer check the file. If the file is lost, the service ends.
         """
-        checked: Deferred[None] = self._writer.ask(Writer.check)
-        return checked.addErrback(self._eb_check)
+        return self._writer.ask(Writer.check).addErrback(self._eb_check)
 
     def _eb_check(self, failure: Failure) -> None:
         failure.trap(JournalFailed)  # reported by the callable lost

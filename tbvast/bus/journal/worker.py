@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tbvast.bus.journal.ownership import Run
@@ -36,7 +36,7 @@ class Writer:
         self._failed: tuple[int, JournalFailed] | None = None
 
     def append(
-        self, items: list[Item], now: float, failures: int, publishers: list[Run]
+        self, items: Sequence[Item], now: float, failures: int, publishers: Sequence[Run]
     ) -> list[PackedOutcome]:
         """
         @see: L{JournalStore.append}
@@ -72,7 +72,7 @@ class Writer:
         """
         return self._store.find(ids)
 
-    def set_aside(self, items: list[SetAside], now: float) -> None:
+    def set_aside(self, items: Sequence[SetAside], now: float) -> None:
         """
         @see: L{JournalStore.set_aside}
         """
