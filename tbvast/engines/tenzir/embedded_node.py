@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from tbvast.engines import binaries
 from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
+from tbvast.service.retry_policy import doubling
 
 _SETTINGS = """\
 # Written by tbvast at each start of its node.
@@ -117,6 +118,7 @@ class EmbeddedNode(Service):
         self._stopped: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
         self._ready = False
+        self._delay = doubling(MIN_RESTART_SECONDS, MAX_RESTART_SECONDS)
         self._ends = 0
         self._started = 0.0
 
@@ -267,7 +269,7 @@ class EmbeddedNode(Service):
     def _schedule_restart(self, reason: Failure) -> None:
         if self._reactor.seconds() - self._started >= STEADY_SECONDS:
             self._ends = 0
-        delay = min(MIN_RESTART_SECONDS * 2**self._ends, MAX_RESTART_SECONDS)
+        delay = self._delay(self._ends)
         self._ends += 1
         self._log.error(
             "The node ended unexpectedly ({reason}); restarting it in {delay} s.",
