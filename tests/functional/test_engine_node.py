@@ -31,8 +31,9 @@ import sys
 from pathlib import Path
 from twisted.internet import reactor
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.values import HostPort
 
-node = EmbeddedNode(reactor, sys.argv[1], Path(sys.argv[2]))
+node = EmbeddedNode(reactor, HostPort.parse(sys.argv[1]), Path(sys.argv[2]))
 node.startService()
 node.when_ready().addCallback(lambda _: print("ready", flush=True))
 reactor.run()
@@ -55,7 +56,7 @@ class EmbeddedNodeTests(TestCase):
         """
         A node that is killed comes back, and none is left when the service stops.
         """
-        node = EmbeddedNode(reactor, self.endpoint, self.state)
+        node = EmbeddedNode(reactor, HostPort.parse(self.endpoint), self.state)
         node.startService()
         self.addCleanup(node.stopService)
         await node.when_ready()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from twisted.python.failure import Failure
 from tbvast.engines import binaries
 from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
+from tbvast.service.process import check_free
 from tbvast.service.retry_policy import doubling
+from tbvast.values import HostPort
 
 _SETTINGS = """\
 # Written by tbvast at each start of its node.
@@ -97,20 +98,20 @@ class EmbeddedNode(Service):
     def __init__(
         self,
         reactor: Any,
-        endpoint: Any,
+        endpoint: HostPort,
         state: Path,
         program: Program | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
-        @param endpoint: The address that it listens on; its C{str} is C{HOST:PORT}.
+        @param endpoint: The address that it listens on.
         @param state: The directory for its state; created if necessary.
         @param program: The program of the node; by default the installed one.
         @raise tbvast.errors.EngineMissing: If no node is installed.
         """
         self._program = program or binaries.find_node()
         self._reactor = reactor
-        self._endpoint = str(endpoint)
+        self._endpoint = endpoint
         self._state = state
         self._process: Any = None
         self._restart: IDelayedCall | None = None
@@ -161,19 +162,11 @@ class EmbeddedNode(Service):
             ) from None
 
     def _check_address(self) -> None:
-        host, _, port = self._endpoint.rpartition(":")
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host.strip("[]"), int(port), type=socket.SOCK_STREAM
-            )[0]
-            with socket.socket(family, kind, protocol) as attempt:
-                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                attempt.bind(address)
-        except (OSError, OverflowError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or str(e)
+            check_free("the engine", self._endpoint)
+        except StartupRefused as e:
             raise StartupRefused(
-                f"the engine cannot listen on {self._endpoint}: {reason}; "
-                "--vast-listen names another address, --vast a node that runs already"
+                f"{e}; --vast-listen names another address, --vast a node that runs already"
             ) from None
 
     def _start(self) -> None:
@@ -243,7 +236,7 @@ class EmbeddedNode(Service):
         self._ready = True
         self._log.info(
             "The node is ready at {endpoint} after {elapsed:.2f} s.",
-            endpoint=self._endpoint,
+            endpoint=str(self._endpoint),
             elapsed=self._reactor.seconds() - self._started,
         )
         waiting, self._waiting = self._waiting, []
