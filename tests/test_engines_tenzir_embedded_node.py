@@ -107,17 +107,12 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_ready(self) -> None:
         """
-        It is ready when it has said where it listens, for those who wait and for
-        those who ask later.
+        It is logged when the node has said where it listens.
         """
         self.node.startService()
-        early, given_up = self.node.when_ready(), self.node.when_ready()
-        given_up.cancel()
-        self.failureResultOf(given_up)
-        self.assertNoResult(early)
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.successResultOf(early)
-        self.successResultOf(self.node.when_ready())
+        with capturedLogs() as events:
+            self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+        self.assertEqual([event["endpoint"] for event in events], ["127.0.0.1:0"])
         self.stop()
 
     def test_log(self) -> None:
@@ -158,20 +153,6 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.process.end(1)
         self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
         self.assertEqual(len(self.clock.processes), 10)
-        self.stop()
-
-    def test_not_ready_after_end(self) -> None:
-        """
-        A node that has ended is not ready until its successor is.
-        """
-        self.node.startService()
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.process.end(1)
-        ready = self.node.when_ready()
-        self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
-        self.assertNoResult(ready)
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.successResultOf(ready)
         self.stop()
 
     def test_stop(self) -> None:

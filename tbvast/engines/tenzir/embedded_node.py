@@ -117,24 +117,9 @@ class EmbeddedNode(Service):
         self._restart: IDelayedCall | None = None
         self._kill: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
-        self._waiting: list[Deferred[None]] = []
-        self._ready = False
         self._delay = doubling(MIN_RESTART_SECONDS, MAX_RESTART_SECONDS)
         self._ends = 0
         self._started = 0.0
-
-    def when_ready(self) -> Deferred[None]:
-        """
-        @return: Fires when the node accepts clients; at once if it does already.
-        """
-        if self._ready:
-            return succeed(None)
-        ready: Deferred[None] = Deferred(self._stop_waiting)
-        self._waiting.append(ready)
-        return ready
-
-    def _stop_waiting(self, ready: Deferred[None]) -> None:
-        self._waiting.remove(ready)
 
     def startService(self) -> None:
         """
@@ -231,17 +216,13 @@ class EmbeddedNode(Service):
 
     def became_ready(self) -> None:
         """
-        Record that the node accepts clients.
+        Log that the node accepts clients.
         """
-        self._ready = True
         self._log.info(
             "The node is ready at {endpoint} after {elapsed:.2f} s.",
             endpoint=str(self._endpoint),
             elapsed=self._reactor.seconds() - self._started,
         )
-        waiting, self._waiting = self._waiting, []
-        for ready in waiting:
-            ready.callback(None)
 
     def ended(self, reason: Failure) -> None:
         """
@@ -250,7 +231,6 @@ class EmbeddedNode(Service):
         @param reason: The reason that Twisted gives.
         """
         self._process = None
-        self._ready = False
         if self._kill is not None:
             self._kill.cancel()
             self._kill = None
