@@ -91,7 +91,7 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake.resume = lambda: self.paused.append(False)
 
     def deliver(self, commit: CommittedBatch) -> Deferred[None]:
-        self.commits.append(commit.payloads(Dialect.STIX2, frozenset(Stream)))
+        self.commits.append(commit.numbered(Dialect.STIX2, frozenset(Stream))[1])
         return succeed(None)
 
     def receive(self, *frames: bytes, user: str = "") -> None:
