@@ -20,10 +20,11 @@ from tbvast.bus.journal.values import Opened
 from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits, Saved, Subscription
-from tbvast.protocol.frames import SIGHTING_TOPIC
+from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.service.flusher import Reported
+from tbvast.stix.indicators import Indicator
 from tests.doubles import asking, call_now
 
 
@@ -53,6 +54,14 @@ class DirectSubscription(Subscription):
 
     def committed(self, batch: CommittedBatch) -> None:
         self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+
+
+def encode_report(item: Item) -> bytes:
+    """
+    Encode an item as a frame for the sub endpoint of a bus.
+    """
+    topic = INDICATOR_TOPIC if isinstance(item, Indicator) else SIGHTING_TOPIC
+    return topic + b" " + item.raw
 
 
 def some_limits(**changes: Any) -> Limits:

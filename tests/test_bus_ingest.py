@@ -28,11 +28,11 @@ from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
+from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.values import Received
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
-from tests.doubles_bus import clients_file
+from tests.doubles_bus import clients_file, encode_report
 
 ERRORS_PER_MINUTE = 5
 

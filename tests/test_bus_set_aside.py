@@ -31,7 +31,7 @@ from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
-from tbvast.protocol.frames import Item, encode_report, render_intel, stream_of
+from tbvast.protocol.frames import Item, render_intel, stream_of
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
@@ -46,7 +46,7 @@ from tests.doubles import (
     moment,
     sighting_id,
 )
-from tests.doubles_bus import DirectSubscription, FileJournal, a_request, some_limits
+from tests.doubles_bus import DirectSubscription, FileJournal, a_request, encode_report, some_limits
 
 ALL = 1 << 60
 

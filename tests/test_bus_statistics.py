@@ -16,10 +16,9 @@ from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
-from tbvast.protocol.frames import encode_report
 from tbvast.values import Received
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, a_request, some_limits
+from tests.doubles_bus import DirectSubscription, a_request, encode_report, some_limits
 
 
 class StatisticsTests(SynchronousTestCase):
