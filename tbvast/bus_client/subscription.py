@@ -158,7 +158,6 @@ class BusSubscription(Service):
 
     @ivar connected: Whether there is a subscription at the moment.
     @ivar plugin: The bus's identity; empty for a Threat Bus host.
-    @ivar received: The number of items that arrived.
     @ivar refused: The number of items and messages that were unreadable.
     """
 
@@ -191,7 +190,6 @@ class BusSubscription(Service):
         """
         self.connected = False
         self.plugin = ""
-        self.received = 0
         self.refused = 0
         self._reactor = reactor
         self._factory = factory
@@ -602,7 +600,6 @@ class BusSubscription(Service):
             for each in pending.refused:
                 self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
             await self._cursor.set_aside(pending.refused)
-        self.received += len(pending.items)
         position = None if self._position_held else pending.position
         if pending.items or position is not None:
             # A bus that numbers its items has decided which version is in force.
