@@ -29,13 +29,10 @@ from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import MatchType
 from tbvast.values import EngineIdentity, Entry, Match, PageRequest, Position, Progress
 
-if TYPE_CHECKING:
-    from tbvast.bus.journal.ownership import Run
-    from tbvast.storage.set_aside import SetAside, SetAsideReport
-
 if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
     from tbvast.bus.journal.ownership import Run
     from tbvast.bus.journal.values import JournalEntry, Outcome
+    from tbvast.storage.set_aside import SetAside, SetAsideReport
 
 
 class IEngine(Interface):

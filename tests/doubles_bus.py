@@ -13,16 +13,18 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zmq.utils import z85
 
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import Opened
 from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
-from tbvast.bus.subscriptions import Limits
-from tbvast.protocol.frames import SIGHTING_TOPIC
+from tbvast.bus.subscriptions import Limits, Saved, Subscription
+from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.service.flusher import Reported
+from tbvast.stix.indicators import Indicator
 from tests.doubles import asking, call_now
 
 
@@ -40,6 +42,26 @@ def a_request(*topics: str, **changes: Any) -> Subscribe:
         **changes,
     }
     return Subscribe(**fields)
+
+
+class DirectSubscription(Subscription):
+    """
+    Delivers each batch at its commit, without a journal and without a state of its own.
+    """
+
+    def __init__(self, *args: Any, saved: Saved | None = None) -> None:
+        super().__init__(*args)
+
+    def committed(self, batch: CommittedBatch) -> None:
+        self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+
+
+def encode_report(item: Item) -> bytes:
+    """
+    Encode an item as a frame for the sub endpoint of a bus.
+    """
+    topic = INDICATOR_TOPIC if isinstance(item, Indicator) else SIGHTING_TOPIC
+    return topic + b" " + item.raw
 
 
 def some_limits(**changes: Any) -> Limits:

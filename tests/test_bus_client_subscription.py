@@ -323,7 +323,6 @@ class ReplayTests(SubscriptionTestCase):
         self.bus.send(batch(0, 2, 1, 2), batch(2, 7), batch(7, 8, 8))
         await self.applied(*map(indicator_id, (1, 2, 8)))
         self.assertEqual(self.cursor.position, Position("bus", 8))
-        self.assertEqual(self.subscription.received, 3)
 
     async def test_beginning(self) -> None:
         """
@@ -473,7 +472,6 @@ class ReplayTests(SubscriptionTestCase):
         self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
         await self.until(lambda: self.subscription._waiting == 49)
         holding, self.cursor.holding = self.cursor.holding, None
-        self.assertEqual(self.subscription.received, 1)
         holding.callback(None)
         await self.applied(*map(indicator_id, range(1, 51)))
         self.assertEqual(self.cursor.calls - calls, 2)

@@ -28,11 +28,11 @@ from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item, encode_report
+from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.values import Received
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
-from tests.doubles_bus import clients_file
+from tests.doubles_bus import clients_file, encode_report
 
 ERRORS_PER_MINUTE = 5
 
@@ -91,7 +91,7 @@ class IntakeTestCase(SynchronousTestCase):
         self.intake.resume = lambda: self.paused.append(False)
 
     def deliver(self, commit: CommittedBatch) -> Deferred[None]:
-        self.commits.append(commit.payloads(Dialect.STIX2, frozenset(Stream)))
+        self.commits.append(commit.numbered(Dialect.STIX2, frozenset(Stream))[1])
         return succeed(None)
 
     def receive(self, *frames: bytes, user: str = "") -> None:

@@ -28,7 +28,7 @@ from tbvast.protocol import manage
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.values import Position
 from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
-from tests.doubles_bus import clients_file, some_limits
+from tests.doubles_bus import DirectSubscription, clients_file, some_limits
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30
@@ -67,6 +67,7 @@ class ManageEndpointTestCase(SynchronousTestCase):
                 replay=self.journal,
                 unreadable=lambda subscription: None,
             ),
+            DirectSubscription,
         )
         self.subscriptions.send = lambda frame: True
         snapshots = Snapshots(

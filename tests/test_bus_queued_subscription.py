@@ -38,7 +38,7 @@ from tbvast.bus.subscriptions import (
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_bus import a_request, some_limits
+from tests.doubles_bus import DirectSubscription, a_request, some_limits
 
 BOTH = ("stix2/indicator", "stix2/sighting")
 
@@ -129,7 +129,8 @@ class QueuedTestCase(SynchronousTestCase):
         self.subscriptions = Subscriptions(
             self.clock,
             some_limits(**{"detached_timeout": 1e9, **self.limits}),
-            make_queued=functools.partial(
+            DirectSubscription,
+            functools.partial(
                 QueuedSubscription, journal=self.journal, replay=self.journal, again=self.again
             ),
         )

@@ -20,7 +20,7 @@ from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.errors import JournalFailed, StartupRefused
 from tbvast.protocol import manage
-from tbvast.protocol.frames import Item, encode_report, render
+from tbvast.protocol.frames import Item, render
 from tbvast.protocol.topics import Dialect
 from tbvast.settings.schema import PluginSettings
 from tbvast.values import HostPort
@@ -33,6 +33,7 @@ from tbvast.zeromq.sockets import (
     tcp_address,
 )
 from tests.doubles import a_sighting, an_indicator, until
+from tests.doubles_bus import encode_report
 from tests.functional.components import children
 
 reactor: Any = real_reactor

@@ -31,7 +31,7 @@ from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
-from tbvast.protocol.frames import Item, encode_report, render_intel, stream_of
+from tbvast.protocol.frames import Item, render_intel, stream_of
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
@@ -46,7 +46,7 @@ from tests.doubles import (
     moment,
     sighting_id,
 )
-from tests.doubles_bus import FileJournal, a_request, some_limits
+from tests.doubles_bus import DirectSubscription, FileJournal, a_request, encode_report, some_limits
 
 ALL = 1 << 60
 
@@ -666,7 +666,7 @@ class CommitTests(SynchronousTestCase):
         """
         commit = self.commit()
         for streams in (frozenset(Stream), frozenset([Stream.INTEL])):
-            payloads = commit.payloads(Dialect.STIX2, streams)
+            payloads = commit.numbered(Dialect.STIX2, streams)[1]
             self.assertEqual(len(payloads), 1 + len(streams))
         self.assertEqual(
             [(each.number, each.id, each.stage) for each in self.aside],
@@ -676,7 +676,7 @@ class CommitTests(SynchronousTestCase):
         self.assertEqual(
             (chunk.until, chunk.items.count(b"[4,"), chunk.items.count(b"[2,")), (4, 1, 0)
         )
-        self.assertEqual(len(commit.payloads(Dialect.VAST, frozenset(Stream))), 3)
+        self.assertEqual(len(commit.numbered(Dialect.VAST, frozenset(Stream))[1]), 3)
 
     def test_too_long(self) -> None:
         """
@@ -704,7 +704,7 @@ class CommitTests(SynchronousTestCase):
         """
         self.items = [unreadable(1)]
         commit = self.commit()
-        self.assertEqual(commit.payloads(Dialect.STIX2, frozenset(Stream)), [])
+        self.assertEqual(commit.numbered(Dialect.STIX2, frozenset(Stream))[1], [])
         self.assertEqual(commit.chunks(frozenset(Stream)), [])
 
     def test_each(self) -> None:
@@ -725,7 +725,9 @@ class BusTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.journal = MemoryJournal(self.clock, "bus")
         self.pub = MemoryPub()
-        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions = Subscriptions(
+            self.clock, some_limits(), DirectSubscription, DirectSubscription
+        )
         self.subscriptions.send = self.pub.send
         self.intake = Intake(
             self.clock,
@@ -808,7 +810,7 @@ class BusTestCase(SynchronousTestCase):
         self.subscriptions.save = save
         kept = self.subscriptions.open(a_request("stix2/indicator"))
         self.clock.advance(5)
-        other = Subscriptions(self.clock, some_limits())
+        other = Subscriptions(self.clock, some_limits(), DirectSubscription, DirectSubscription)
         other.save = self.journal.save_subscriptions
         bad = other.restore({"a": b"\xff", **saved, "b": b"{}"})
         self.assertEqual(bad.keys(), {"a", "b"})

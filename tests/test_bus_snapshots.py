@@ -25,7 +25,7 @@ from tests.doubles import (
     a_sighting,
     an_indicator,
 )
-from tests.doubles_bus import a_request, some_limits
+from tests.doubles_bus import DirectSubscription, a_request, some_limits
 
 
 class JournalSourceTests(SynchronousTestCase):
@@ -114,7 +114,9 @@ class SnapshotsTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(100 * DAY)
         self.pub = MemoryPub()
-        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions = Subscriptions(
+            self.clock, some_limits(), DirectSubscription, DirectSubscription
+        )
         self.subscriptions.send = self.pub.send
         self.start(MemorySource("memory", [an_indicator(1).raw], [an_indicator(2).raw]))
 

@@ -16,10 +16,9 @@ from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
-from tbvast.protocol.frames import encode_report
 from tbvast.values import Received
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import a_request, some_limits
+from tests.doubles_bus import DirectSubscription, a_request, encode_report, some_limits
 
 
 class StatisticsTests(SynchronousTestCase):
@@ -31,7 +30,9 @@ class StatisticsTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(1000)
         self.journal = MemoryJournal(self.clock, "bus")
-        self.subscriptions = Subscriptions(self.clock, some_limits())
+        self.subscriptions = Subscriptions(
+            self.clock, some_limits(), DirectSubscription, DirectSubscription
+        )
         self.subscriptions.send = MemoryPub().send
         self.intake = Intake(
             self.clock,

@@ -28,7 +28,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import BusyClock, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import a_request, some_limits
+from tests.doubles_bus import DirectSubscription, a_request, some_limits
 
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:
@@ -57,7 +57,9 @@ class SubscriptionsTestCase(SynchronousTestCase):
         self.start(**limits)
 
     def start(self, **limits: Any) -> None:
-        self.subscriptions = Subscriptions(self.clock, some_limits(**limits))
+        self.subscriptions = Subscriptions(
+            self.clock, some_limits(**limits), DirectSubscription, DirectSubscription
+        )
         self.subscriptions.send = self.pub.send
         self.subscriptions.startService()
 

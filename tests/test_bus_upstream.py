@@ -16,14 +16,14 @@ from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
-from tbvast.protocol.frames import Item, encode_report
+from tbvast.protocol.frames import Item
 from tbvast.service.flusher import RETRY_DELAY
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.settings.schema import UpstreamSettings
 from tbvast.values import PageRequest, Position
 from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_bus import MemoryBusSubscription
+from tests.doubles_bus import MemoryBusSubscription, encode_report
 
 
 class IntelCursorTests(SynchronousTestCase):

@@ -20,6 +20,7 @@ from tbvast.engines.binaries import Program
 from tbvast.engines.tenzir import embedded_node
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.errors import StartupRefused
+from tbvast.values import HostPort
 
 PROGRAM = Program("/nowhere/tenzir-engine", "tenzir-node")
 
@@ -76,7 +77,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = ProcessClock()
         self.state = Path(self.mktemp())
-        self.node = EmbeddedNode(self.clock, "127.0.0.1:0", self.state, PROGRAM)
+        self.node = EmbeddedNode(self.clock, HostPort("127.0.0.1", 0), self.state, PROGRAM)
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
 
     @property
@@ -106,17 +107,12 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     def test_ready(self) -> None:
         """
-        It is ready when it has said where it listens, for those who wait and for
-        those who ask later.
+        It is logged when the node has said where it listens.
         """
         self.node.startService()
-        early, given_up = self.node.when_ready(), self.node.when_ready()
-        given_up.cancel()
-        self.failureResultOf(given_up)
-        self.assertNoResult(early)
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.successResultOf(early)
-        self.successResultOf(self.node.when_ready())
+        with capturedLogs() as events:
+            self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+        self.assertEqual([event["endpoint"] for event in events], ["127.0.0.1:0"])
         self.stop()
 
     def test_log(self) -> None:
@@ -157,20 +153,6 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.process.end(1)
         self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
         self.assertEqual(len(self.clock.processes), 10)
-        self.stop()
-
-    def test_not_ready_after_end(self) -> None:
-        """
-        A node that has ended is not ready until its successor is.
-        """
-        self.node.startService()
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.process.end(1)
-        ready = self.node.when_ready()
-        self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
-        self.assertNoResult(ready)
-        self.process.protocol.outReceived(b"127.0.0.1:5158\n")
-        self.successResultOf(ready)
         self.stop()
 
     def test_stop(self) -> None:
@@ -221,20 +203,19 @@ class EmbeddedNodeTests(SynchronousTestCase):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            address = HostPort(*taken.getsockname())
             refused = EmbeddedNode(self.clock, address, self.state, PROGRAM)
             e = self.assertRaises(StartupRefused, refused.startService)
-        self.assertIn(address, str(e))
+        self.assertIn(str(address), str(e))
         self.assertIn("--vast-listen", str(e))
         self.assertEqual(self.clock.processes, [])
 
-    def test_address_invalid(self) -> None:
+    def test_address_elsewhere(self) -> None:
         """
-        An address that is none is refused.
+        The address of another machine is refused.
         """
-        for address in ("127.0.0.1", "127.0.0.1:x", "192.0.2.1:5158"):
-            refused = EmbeddedNode(self.clock, address, self.state, PROGRAM)
-            self.assertRaises(StartupRefused, refused.startService)
+        refused = EmbeddedNode(self.clock, HostPort("192.0.2.1", 5158), self.state, PROGRAM)
+        self.assertRaises(StartupRefused, refused.startService)
 
     def test_state(self) -> None:
         """

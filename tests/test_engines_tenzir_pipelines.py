@@ -57,7 +57,8 @@ class PlanTests(SynchronousTestCase):
         """
         plan = pipelines.plan([Source("x.y", names("a[].b"))], positions=3)
         self.assertEqual(
-            [slot.field for slot in plan.branches[0].all], ["a[0].b", "a[1].b", "a[2].b"]
+            [slot.field for slot in plan.branches[0].levels[0].slots],
+            ["a[0].b", "a[1].b", "a[2].b"],
         )
         self.assertEqual(expressions(plan)["a[2].b"], 'a?[2]?.b?.to_lower().trim_end(".")')
 
@@ -68,7 +69,7 @@ class PlanTests(SynchronousTestCase):
         """
         branch = pipelines.plan([Source("x.y", names("a[5]", "b[]"))], positions=2).branches[0]
         self.assertEqual(
-            [slot.field for slot in branch.all],
+            [slot.field for slot in branch.levels[0].slots],
             ["a[0]", "a[1]", "a[2]", "a[3]", "a[4]", "b[0]", "b[1]"],
         )
         self.assertEqual([slot.field for slot in branch.first], ["a[0]", "b[0]"])
@@ -79,7 +80,7 @@ class PlanTests(SynchronousTestCase):
         """
         plan = pipelines.plan([Source("x.y", addresses("a"))])
         self.assertEqual(
-            [(slot.expression, set(slot.kinds)) for slot in plan.branches[0].all],
+            [(slot.expression, set(slot.kinds)) for slot in plan.branches[0].levels[0].slots],
             [("ip(a?)", {Kind.IP}), ("ip(a?)", {Kind.NETWORK})],
         )
 
@@ -96,7 +97,7 @@ class PlanTests(SynchronousTestCase):
         """
         branch = pipelines.plan([DNS], positions=4).branches[0]
         self.assertEqual(branch.levels[0].condition, "dns?.answers?[1]? != null")
-        self.assertEqual((len(branch.first), len(branch.all)), (3, 6))
+        self.assertEqual((len(branch.first), len(branch.levels[0].slots)), (3, 6))
 
     def test_cut(self) -> None:
         """
@@ -121,7 +122,7 @@ class PlanTests(SynchronousTestCase):
             [branch.condition for branch in plan.branches],
             ['@name == "a.b"', '@name.starts_with("a.")', ""],
         )
-        looked_at = {slot.field for slot in plan.branches[-1].all}
+        looked_at = {slot.field for slot in plan.branches[-1].levels[0].slots}
         self.assertEqual(looked_at, {"b", "c", "id.orig_h", "id.resp_h"})
 
     def test_narrow_first(self) -> None:
@@ -140,7 +141,7 @@ class PlanTests(SynchronousTestCase):
         those that are told apart by the field.
         """
         plan = pipelines.plan([Source("x.y", digests("a") + certificates("a") + file_names("b"))])
-        found = {min(slot.kinds): slot.expression for slot in plan.branches[0].all}
+        found = {min(slot.kinds): slot.expression for slot in plan.branches[0].levels[0].slots}
         undone = 'a?.replace(":", "").to_lower()'
         self.assertEqual(
             found,
@@ -156,9 +157,10 @@ class PlanTests(SynchronousTestCase):
         If told so, the names above a name are looked up, but no top-level domain.
         """
         source = Source("x.y", hosts("a") + locations("b"))
-        plain = {slot.expression for slot in pipelines.plan([source]).branches[0].all}
+        plain = {slot.expression for slot in pipelines.plan([source]).branches[0].levels[0].slots}
         more = {
-            slot.expression for slot in pipelines.plan([source], subdomains=True).branches[0].all
+            slot.expression
+            for slot in pipelines.plan([source], subdomains=True).branches[0].levels[0].slots
         }
         above = more - plain
         self.assertTrue(plain < more)
@@ -186,7 +188,11 @@ class PlanTests(SynchronousTestCase):
         """
         plan = pipelines.plan([Source("x.y", addresses("match.in[].a", "b.true"))], positions=2)
         self.assertEqual(
-            [slot.expression for slot in plan.branches[0].all if slot.kinds == {Kind.IP}],
+            [
+                slot.expression
+                for slot in plan.branches[0].levels[0].slots
+                if slot.kinds == {Kind.IP}
+            ],
             [
                 'ip(this["match"]?["in"]?[0]?.a?)',
                 'ip(this["match"]?["in"]?[1]?.a?)',
@@ -200,7 +206,7 @@ class PlanTests(SynchronousTestCase):
         The parts of a URL are put together.
         """
         plan = pipelines.plan([Source("x.y", (), (Request("h", "u", "p", "q"),))])
-        (slot,) = plan.branches[0].all
+        (slot,) = plan.branches[0].levels[0].slots
         self.assertEqual(slot.field, "u")
         for part in ("h?.to_lower()", "string(p?)", '"?" + q?', 'u?.starts_with("/")'):
             self.assertIn(part, slot.expression)
@@ -209,8 +215,10 @@ class PlanTests(SynchronousTestCase):
         """
         A blank in a URL is written as it is in an indicator's.
         """
-        whole = pipelines.plan([Source("x.y", locations("u"))]).branches[0].all
-        parts = pipelines.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].all
+        whole = pipelines.plan([Source("x.y", locations("u"))]).branches[0].levels[0].slots
+        parts = (
+            pipelines.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].levels[0].slots
+        )
         for slot in (*whole, *parts):
             self.assertIn('.replace(" ", "%20")', slot.expression)
 
@@ -219,7 +227,7 @@ class PlanTests(SynchronousTestCase):
         Of a whole URL's host neither a trailing dot counts, nor a port that goes without
         saying, nor who asks; a path need not follow it.
         """
-        (slot,) = pipelines.plan([Source("x.y", locations("u"))]).branches[0].all
+        (slot,) = pipelines.plan([Source("x.y", locations("u"))]).branches[0].levels[0].slots
         for regex in (r"^([^/?]*)\\?", "^.*@", ":(?:80|443)?$", r"\\.(:[0-9]+)?$"):
             self.assertIn(f'replace_regex("{regex}", ', slot.expression)
 

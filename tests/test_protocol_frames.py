@@ -19,7 +19,6 @@ from tbvast.protocol.frames import (
     Envelope,
     Item,
     decode_report,
-    encode_report,
     encode_snapshot_request,
     render,
     render_all,
@@ -30,6 +29,7 @@ from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
+from tests.doubles_bus import encode_report
 
 P2P = b"a" * 32
 

@@ -26,7 +26,6 @@ from tbvast.protocol.frames import (
     Item,
     decode_envelope,
     decode_report,
-    encode_report,
     render,
     stream_of,
 )
@@ -72,6 +71,7 @@ from tbvast.storage.worker_server import encode_request
 from tbvast.values import Entry
 from tests import documents
 from tests.doubles import a_sighting, an_indicator, indicator_document
+from tests.doubles_bus import encode_report
 
 MARKING = documents.MARKING
 

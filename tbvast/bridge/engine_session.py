@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +34,7 @@ from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IAdding, IEngineClient
 from tbvast.service.clock import Calendar, awake
+from tbvast.service.retry_policy import doubling
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import CallWorker
@@ -491,8 +493,7 @@ class EngineSession(MultiService):
 
         @param task: The description of the call, for the log.
         """
-        delay = FIRST_RETRY_DELAY
-        while True:
+        for delay in map(doubling(FIRST_RETRY_DELAY, MAX_RETRY_DELAY), itertools.count()):
             try:
                 return await call()
             except (EngineInterrupted, EngineUnsupported):
@@ -509,7 +510,6 @@ class EngineSession(MultiService):
             except Exception:
                 self._log.failure("Could not {task}; trying again.", task=task)
             await deferLater(self._clock, delay)
-            delay = min(delay * 2, MAX_RETRY_DELAY)
 
     async def _reconcile(self) -> None:
         """

@@ -79,17 +79,12 @@ class CommittedBatch:
             return self._all
         return [entry for entry in self._all if stream_of(entry[1]) in streams]
 
-    def payloads(self, dialect: Dialect, streams: frozenset[Stream]) -> list[bytes]:
-        """
-        @return: The frames of some streams, without a subscription's own topic.
-        """
-        return self.numbered(dialect, streams)[1]
-
     def numbered(
         self, dialect: Dialect, streams: frozenset[Stream]
     ) -> tuple[list[int], list[bytes]]:
         """
-        @return: As L{payloads}, after the number of the entry of each payload.
+        @return: The number of the entry of each frame, and the frames of some streams, without
+            a subscription's own topic.
         """
         found = self._numbered.get((dialect, streams))
         if found is None:

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.access_control import TO_PUBLISH, AccessControl
 from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.journal.client import log_not_set_aside
 from tbvast.bus.journal.ownership import Publisher, runs_of
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
@@ -23,7 +24,7 @@ from tbvast.interfaces import IJournal
 from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.stix.admission import admit
-from tbvast.storage.set_aside import SetAside, Stage, described, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.values import Received
 
 MAX_BATCH_ITEMS = 2000
@@ -297,15 +298,7 @@ class Intake:
         """
         Set items aside that cannot be handled. If that fails, they are logged.
         """
-        self._journal.set_aside(items).addErrback(self._eb_set_aside, items)
-
-    def _eb_set_aside(self, failure: Failure, items: Sequence[SetAside]) -> None:
-        for each in items:
-            self._log.error(
-                "Cannot set aside {what}: {reason}",
-                what=described(each),
-                reason=str(failure.value),
-            )
+        self._journal.set_aside(items).addErrback(log_not_set_aside, items)
 
     def _refused(self, error: Invalid) -> None:
         self.counts["message", "refused"] += 1

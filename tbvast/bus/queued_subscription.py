@@ -16,13 +16,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.journal.client import log_not_set_aside
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
 from tbvast.interfaces import IJournal, IReplay
 from tbvast.protocol.frames import render_entry
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect
-from tbvast.storage.set_aside import SetAside, Stage, described, id_in, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 from tbvast.zeromq.sockets import PEER_MESSAGES
 
 HELD_MESSAGES = 2 * PEER_MESSAGES
@@ -346,16 +347,8 @@ class QueuedSubscription(Subscription):
                 frames.append(self._prefix + payload)
         if bad:
             self.dropped += len(bad)
-            self._journal.set_aside(bad).addErrback(self._eb_set_aside, bad)
+            self._journal.set_aside(bad).addErrback(log_not_set_aside, bad)
         return numbers, frames
-
-    def _eb_set_aside(self, failure: Failure, items: Sequence[SetAside]) -> None:
-        for each in items:
-            self._log.error(
-                "Cannot set aside {what}: {reason}",
-                what=described(each),
-                reason=failure.getErrorMessage(),
-            )
 
     def _check_pruned(self, after: int) -> None:
         """

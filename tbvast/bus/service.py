@@ -19,7 +19,7 @@ from zope.interface import implementer
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.client import Journal, JournalService
+from tbvast.bus.journal.client import Journal, JournalService, log_not_set_aside
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.retention import Retention
 from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
@@ -230,13 +230,8 @@ class Bus(SequentialService):
         """
         bad = subscriptions.restore(self._journal_service.saved_subscriptions)
         if bad:
-            journal.set_aside(
-                [SetAside(Stage.SUBSCRIPTION, reason_of(e), raw) for raw, e in bad.values()]
-            ).addErrback(
-                lambda failure: self._log.error(
-                    "Cannot set subscriptions aside: {reason}", reason=str(failure.value)
-                )
-            )
+            items = [SetAside(Stage.SUBSCRIPTION, reason_of(e), raw) for raw, e in bad.values()]
+            journal.set_aside(items).addErrback(log_not_set_aside, items)
 
     def _fan_out(self, batch: CommittedBatch) -> Deferred[None]:
         for upstream in self._upstreams:

@@ -300,7 +300,7 @@ class Subscription:
         """
         Deliver the items of a batch that belong to its streams.
         """
-        self.deliver(batch.payloads(self.request.dialect, self.streams))
+        raise NotImplementedError
 
     def deliver(self, payloads: Iterable[bytes]) -> None:
         """
@@ -442,8 +442,8 @@ class Subscriptions(MultiService):
         self,
         clock: IReactorTime,
         limits: Limits,
-        make_replayed: Make = Subscription,
-        make_queued: Make = Subscription,
+        make_replayed: Make,
+        make_queued: Make,
     ) -> None:
         """
         @param make_replayed: Makes subscriptions of tbvast/1.
@@ -548,7 +548,7 @@ class Subscriptions(MultiService):
         self, topic: str, request: Subscribe, user: str, saved: Saved | None = None
     ) -> Subscription:
         make = self._make_replayed if request.protocol == PROTOCOL else self._make_queued
-        if saved is not None and make is not Subscription:
+        if saved is not None:
             make = functools.partial(make, saved=saved)
         subscription = make(
             request,

@@ -62,7 +62,7 @@ class ReportPublisher:
         """
         Send a report without waiting.
 
-        @param frame: As encoded by L{tbvast.protocol.frames.encode_report}.
+        @param frame: The topic of the report, a space, and the document.
         @return: Whether ZeroMQ accepted the frame. It does not while the bus does not listen
             or the queue is full.
         """

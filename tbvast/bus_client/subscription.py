@@ -37,6 +37,7 @@ from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
+from tbvast.service.retry_policy import doubling
 from tbvast.values import HostPort, Position, Received
 from tbvast.zeromq.sockets import (
     Factory,
@@ -157,7 +158,6 @@ class BusSubscription(Service):
 
     @ivar connected: Whether there is a subscription at the moment.
     @ivar plugin: The bus's identity; empty for a Threat Bus host.
-    @ivar received: The number of items that arrived.
     @ivar refused: The number of items and messages that were unreadable.
     """
 
@@ -190,7 +190,6 @@ class BusSubscription(Service):
         """
         self.connected = False
         self.plugin = ""
-        self.received = 0
         self.refused = 0
         self._reactor = reactor
         self._factory = factory
@@ -301,7 +300,7 @@ class BusSubscription(Service):
         return Reported([False] * count)
 
     async def _run(self) -> None:
-        delay, complained = RETRY_FIRST, False
+        delay, failures, complained = doubling(RETRY_FIRST, RETRY_MOST), 0, False
         while True:
             await self._applied()
             try:
@@ -319,13 +318,13 @@ class BusSubscription(Service):
                 complained = False
                 try:
                     if await self._maintain(subscribed):
-                        delay = RETRY_FIRST
+                        failures = 0
                 except CancelledError:
                     raise
                 except Exception:
                     self._log.failure("Error in the subscription to {bus}", bus=str(self._bus))
-            await deferLater(self._reactor, delay)
-            delay = min(delay * 2, RETRY_MOST)
+            await deferLater(self._reactor, delay(failures))
+            failures += 1
 
     async def _maintain(self, subscribed: manage.Subscribed) -> bool:
         """
@@ -601,7 +600,6 @@ class BusSubscription(Service):
             for each in pending.refused:
                 self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
             await self._cursor.set_aside(pending.refused)
-        self.received += len(pending.items)
         position = None if self._position_held else pending.position
         if pending.items or position is not None:
             # A bus that numbers its items has decided which version is in force.
@@ -644,7 +642,7 @@ class BusSubscription(Service):
         End an incomplete snapshot, and request another one later. Its items stay, and the
         following ones are applied, but the position is held until then.
         """
-        delay = min(INCOMPLETE_FIRST * 2.0 ** min(self._incomplete_snapshots, 30), INCOMPLETE_MOST)
+        delay = doubling(INCOMPLETE_FIRST, INCOMPLETE_MOST)(self._incomplete_snapshots)
         self._incomplete_snapshots += 1
         self._snapshot = None
         self._position_held = True

@@ -123,13 +123,8 @@ def _is_object(line: bytes) -> bool:
 
 
 def _read_document(contents: InputContents, name: str, text: bytes) -> None:
-    try:
-        bundle = split_bundle(text)
-    except Invalid as e:
-        contents.refused.append(f"{name}: {e}")
-        return
-    contents.ignored.update(bundle.others)
-    for number, (line, document) in enumerate(_with_lines(text, bundle.indicators), 1):
+    indicators = _split_indicators(contents, name, text)
+    for number, (line, document) in enumerate(_with_lines(text, indicators), 1):
         _read_object(contents, f"{name}:{line}: indicator {number}", document)
 
 
@@ -154,20 +149,20 @@ def _read_lines(contents: InputContents, name: str, text: bytes, now: datetime) 
         if not line or line.startswith(b"#"):
             continue
         if line.startswith(b"{"):
-            _read_object_line(contents, location, line)
+            for document in _split_indicators(contents, location, line):
+                _read_object(contents, location, document)
         else:
             _read_observable(contents, location, line, now)
 
 
-def _read_object_line(contents: InputContents, location: str, line: bytes) -> None:
+def _split_indicators(contents: InputContents, location: str, text: bytes) -> tuple[bytes, ...]:
     try:
-        bundle = split_bundle(line)
+        bundle = split_bundle(text)
     except Invalid as e:
         contents.refused.append(f"{location}: {e}")
-        return
+        return ()
     contents.ignored.update(bundle.others)
-    for document in bundle.indicators:
-        _read_object(contents, location, document)
+    return bundle.indicators
 
 
 def _read_observable(contents: InputContents, location: str, line: bytes, now: datetime) -> None:

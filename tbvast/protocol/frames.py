@@ -130,14 +130,6 @@ The topics that the sub endpoint receives.
 """
 
 
-def encode_report(item: Item) -> bytes:
-    """
-    Encode an item as a frame for the sub endpoint of a bus.
-    """
-    topic = INDICATOR_TOPIC if isinstance(item, Indicator) else SIGHTING_TOPIC
-    return topic + b" " + item.raw
-
-
 def stream_of(item: Item) -> Stream:
     """
     @return: The stream that an item belongs to.

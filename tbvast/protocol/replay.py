@@ -252,15 +252,7 @@ def _decode_mark(payload: bytes) -> Mark:
 def _items(
     listed: Iterable[tuple[int, str, bytes | msgspec.Raw]],
 ) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
-    items = []
-    refused: list[Unreadable] = []
-    for number, kind, raw in listed:
-        item = _item(number, kind, bytes(raw))
-        if isinstance(item, Unreadable):
-            refused.append(item)
-        else:
-            items.append(item)
-    return tuple(items), tuple(refused)
+    return _partition(_item(number, kind, bytes(raw)) for number, kind, raw in listed)
 
 
 def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
@@ -278,17 +270,22 @@ def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
 def _salvaged(
     found: Iterable[Found | Damaged],
 ) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
+    return _partition(
+        unreadable("it is damaged: not an item of a frame", each.raw, each.number)
+        if isinstance(each, Damaged)
+        else _item(each.number, each.kind, each.raw)
+        for each in found
+    )
+
+
+def _partition(
+    found: Iterable[Item | Unreadable],
+) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
     items = []
     refused: list[Unreadable] = []
     for each in found:
-        if isinstance(each, Damaged):
-            refused.append(
-                unreadable("it is damaged: not an item of a frame", each.raw, each.number)
-            )
-            continue
-        item = _item(each.number, each.kind, each.raw)
-        if isinstance(item, Unreadable):
-            refused.append(item)
+        if isinstance(each, Unreadable):
+            refused.append(each)
         else:
-            items.append(item)
+            items.append(each)
     return tuple(items), tuple(refused)

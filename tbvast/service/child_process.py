@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.errors import CommandFailed
+from tbvast.service.retry_policy import doubling
 
 STDIN, STDOUT, STDERR = range(3)
 
@@ -476,6 +477,7 @@ class BackOff:
         """
         self._clock = clock
         self._again = again
+        self._delay = doubling(self.FIRST_SECONDS, self.MAX_SECONDS)
         self._timer: IDelayedCall | None = None
         self.failures = 0
 
@@ -491,9 +493,8 @@ class BackOff:
         Begin a delay, longer than the last one.
         """
         self.cancel()
-        delay = min(self.MAX_SECONDS, self.FIRST_SECONDS * 2.0 ** min(self.failures, 16))
+        self._timer = self._clock.callLater(self._delay(self.failures), self._elapsed)
         self.failures += 1
-        self._timer = self._clock.callLater(delay, self._elapsed)
 
     def succeeded(self) -> None:
         """

@@ -4,6 +4,8 @@ Limits how often something is logged.
 
 from __future__ import annotations
 
+import math
+
 from twisted.internet.interfaces import IReactorTime
 
 _MINUTE = 60.0
@@ -11,19 +13,16 @@ _MINUTE = 60.0
 
 class RateLimit:
     """
-    Allows a number of events a minute, and counts the others.
-
-    @ivar suppressed: The number of events that were not allowed.
+    Allows a number of events a minute; a minute begins with an event.
     """
 
     def __init__(self, clock: IReactorTime, per_minute: int) -> None:
         """
         @param per_minute: The most events that are allowed in a minute.
         """
-        self.suppressed = 0
         self._clock = clock
         self._per_minute = per_minute
-        self._began = clock.seconds()
+        self._began = -math.inf
         self._allowed = 0
 
     def allows(self) -> bool:
@@ -35,7 +34,6 @@ class RateLimit:
             self._began = now
             self._allowed = 0
         if self._allowed >= self._per_minute:
-            self.suppressed += 1
             return False
         self._allowed += 1
         return True

@@ -92,12 +92,6 @@ def flag(path: str, value: Any) -> None:
         raise Invalid(path, value, "true or false")
 
 
-def anything(path: str, value: Any) -> None:
-    """
-    Accept any value: the property is only carried.
-    """
-
-
 def an_object(path: str, value: Any) -> None:
     """
     Require an object.

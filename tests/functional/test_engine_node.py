@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 import tbvast
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.values import HostPort
 from tests.functional.components import (
     alive,
     children,
@@ -31,10 +33,10 @@ import sys
 from pathlib import Path
 from twisted.internet import reactor
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.values import HostPort
 
-node = EmbeddedNode(reactor, sys.argv[1], Path(sys.argv[2]))
+node = EmbeddedNode(reactor, HostPort.parse(sys.argv[1]), Path(sys.argv[2]))
 node.startService()
-node.when_ready().addCallback(lambda _: print("ready", flush=True))
 reactor.run()
 """
 
@@ -55,33 +57,27 @@ class EmbeddedNodeTests(TestCase):
         """
         A node that is killed comes back, and none is left when the service stops.
         """
-        node = EmbeddedNode(reactor, self.endpoint, self.state)
+        node = EmbeddedNode(reactor, HostPort.parse(self.endpoint), self.state)
         node.startService()
         self.addCleanup(node.stopService)
-        await node.when_ready()
+        await self._until(lambda: self._listens(os.getpid()))
         (first,) = children(os.getpid())
-        self.assertEqual(listening(first), [self.endpoint])
         os.kill(first, signal.SIGKILL)
-        await self._gone(first)
-        await node.when_ready()
+        await self._until(lambda: first not in children(os.getpid()))
+        await self._until(lambda: self._listens(os.getpid()))
         (second,) = children(os.getpid())
         self.assertNotEqual(first, second)
         await node.stopService()
         self.assertFalse(alive(second))
         self.flushLoggedErrors()
 
-    def _gone(self, pid: int) -> Deferred[None]:
-        gone: Deferred[None] = Deferred()
+    def _listens(self, parent: int) -> bool:
+        return [listening(pid) for pid in children(parent)] == [[self.endpoint]]
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         clock: Any = reactor
-
-        def look() -> None:
-            if pid in children(os.getpid()):
-                clock.callLater(0.01, look)
-            else:
-                gone.callback(None)
-
-        look()
-        return gone
+        while not condition():
+            await deferLater(clock, 0.01)
 
     def test_dies_with_parent(self) -> None:
         """
@@ -90,12 +86,11 @@ class EmbeddedNodeTests(TestCase):
         package = str(Path(tbvast.__file__).parent.parent)
         with subprocess.Popen(
             [sys.executable, "-c", BRIDGE, self.endpoint, str(self.state)],
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": package},
         ) as bridge:
-            assert bridge.stdout is not None
-            self.assertEqual(bridge.stdout.readline(), b"ready\n")
+            wait_until(lambda: self._listens(bridge.pid))
             (node,) = children(bridge.pid)
             bridge.kill()
         wait_until(lambda: not alive(node))

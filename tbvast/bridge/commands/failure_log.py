@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from tbvast.errors import CommandFailed
+from tbvast.service.rate_limit import RateLimit
 
 
 class FailureLog:
@@ -16,8 +17,6 @@ class FailureLog:
     last line.
     """
 
-    INTERVAL_SECONDS = 60.0
-
     def __init__(self, log: Logger, clock: IReactorTime, consequence: str) -> None:
         """
         @param log: The logger.
@@ -25,20 +24,17 @@ class FailureLog:
         @param consequence: The consequence of a failure for the events, for the log.
         """
         self._log = log
-        self._clock = clock
+        self._limit = RateLimit(clock, 1)
         self._consequence = consequence
         self._unlogged = 0
-        self._next: float | None = None
 
     def add(self, error: CommandFailed) -> None:
         """
         Log a failure, or count it.
         """
         self._unlogged += 1
-        now = self._clock.seconds()
-        if self._next is not None and now < self._next:
+        if not self._limit.allows():
             return
-        self._next = now + self.INTERVAL_SECONDS
         failures, self._unlogged = self._unlogged, 0
         self._log.warn(
             "Command {program} failed ({failures} new failures): {reason}; {consequence}.",

@@ -182,14 +182,19 @@ class IndicatorTable:
 
         @param type: The type of the rows.
         """
+        return self._read(self._read_json_once, type, query, parameters)
+
+    def _read(self, read: Callable[..., _T], *arguments: Any) -> _T:
+        """
+        Read rows, again after a repair if a value of some row is damaged.
+        """
         try:
-            return self._read_json_once(type, query, parameters)
+            return read(*arguments)
         except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
             if not is_of_an_item(e):
                 raise
-        # A value of some row is damaged.
         self._repair()
-        return self._read_json_once(type, query, parameters)
+        return read(*arguments)
 
     def _read_json_once(self, type: type[_T], query: str, parameters: Sequence[Any]) -> _T:
         (found,) = self._db.execute(query, parameters).fetchone()
@@ -820,13 +825,7 @@ class IndicatorTable:
             C{not_yet} valid; C{unmatched} ones by reason (one may have several), and the
             L{MAX_LISTED} newest of these by id, as C{unmatched_ids}.
         """
-        try:
-            return self._counts()
-        except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
-            if not is_of_an_item(e):
-                raise
-        self._repair()
-        return self._counts()
+        return self._read(self._counts)
 
     def _counts(self) -> dict[str, Any]:
         indicators, unsearched, not_yet = self._db.execute(

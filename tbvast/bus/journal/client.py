@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -46,14 +46,31 @@ Seconds between checks of the file while nothing is written.
 
 _T = TypeVar("_T")
 
+_log = Logger()
+
+
+def log_not_set_aside(failure: Failure, items: Sequence[SetAside]) -> Failure | None:
+    """
+    Log that items could not be set aside: an errback of L{IJournal.set_aside}.
+
+    @return: The failure if the call was cancelled; other failures are handled.
+    """
+    if failure.check(CancelledError):
+        return failure
+    for each in items:
+        _log.error(
+            "Cannot set aside {what}: {reason}",
+            what=described(each),
+            reason=failure.getErrorMessage(),
+        )
+    return None
+
 
 @implementer(IJournal, IRetention, IReplay, ISubscriptionStore)
 class Journal:
     """
     An L{IJournal} that another process writes, and a thread reads.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -130,7 +147,8 @@ class Journal:
         if not bad:
             return failure
         asked = self._ask(Writer.append, good, self._now(), failures, runs_of(givers))
-        self.set_aside([aside for _, aside in bad]).addErrback(self._eb_set_aside)
+        aside = [each for _, each in bad]
+        self.set_aside(aside).addErrback(log_not_set_aside, aside)
 
         def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
             for place, _ in bad:
@@ -139,13 +157,9 @@ class Journal:
 
         return asked.addCallback(merge)
 
-    def _eb_set_aside(self, failure: Failure) -> None:
-        failure.trap(JournalFailed)
-        self._log.error("Cannot set anything aside: {reason}", reason=str(failure.value))
-
     def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
         for each in items:
-            self._log.error("Set aside {what}", what=described(each))
+            _log.error("Set aside {what}", what=described(each))
         return self._ask(Writer.set_aside, items, self._now())
 
     def set_aside_report(self) -> Deferred[SetAsideReport]:
@@ -158,7 +172,7 @@ class Journal:
         good, bad = found
         if not bad:
             return good
-        return self.set_aside(bad).addErrback(self._eb_set_aside).addCallback(lambda _: good)
+        return self.set_aside(bad).addErrback(log_not_set_aside, bad).addCallback(lambda _: good)
 
     def _cb_appended(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from twisted.python.failure import Failure
 from tbvast.engines import binaries
 from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
+from tbvast.service.process import check_free
+from tbvast.service.retry_policy import doubling
+from tbvast.values import HostPort
 
 _SETTINGS = """\
 # Written by tbvast at each start of its node.
@@ -96,42 +98,28 @@ class EmbeddedNode(Service):
     def __init__(
         self,
         reactor: Any,
-        endpoint: Any,
+        endpoint: HostPort,
         state: Path,
         program: Program | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
-        @param endpoint: The address that it listens on; its C{str} is C{HOST:PORT}.
+        @param endpoint: The address that it listens on.
         @param state: The directory for its state; created if necessary.
         @param program: The program of the node; by default the installed one.
         @raise tbvast.errors.EngineMissing: If no node is installed.
         """
         self._program = program or binaries.find_node()
         self._reactor = reactor
-        self._endpoint = str(endpoint)
+        self._endpoint = endpoint
         self._state = state
         self._process: Any = None
         self._restart: IDelayedCall | None = None
         self._kill: IDelayedCall | None = None
         self._stopped: Deferred[None] | None = None
-        self._waiting: list[Deferred[None]] = []
-        self._ready = False
+        self._delay = doubling(MIN_RESTART_SECONDS, MAX_RESTART_SECONDS)
         self._ends = 0
         self._started = 0.0
-
-    def when_ready(self) -> Deferred[None]:
-        """
-        @return: Fires when the node accepts clients; at once if it does already.
-        """
-        if self._ready:
-            return succeed(None)
-        ready: Deferred[None] = Deferred(self._stop_waiting)
-        self._waiting.append(ready)
-        return ready
-
-    def _stop_waiting(self, ready: Deferred[None]) -> None:
-        self._waiting.remove(ready)
 
     def startService(self) -> None:
         """
@@ -159,19 +147,11 @@ class EmbeddedNode(Service):
             ) from None
 
     def _check_address(self) -> None:
-        host, _, port = self._endpoint.rpartition(":")
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host.strip("[]"), int(port), type=socket.SOCK_STREAM
-            )[0]
-            with socket.socket(family, kind, protocol) as attempt:
-                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                attempt.bind(address)
-        except (OSError, OverflowError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or str(e)
+            check_free("the engine", self._endpoint)
+        except StartupRefused as e:
             raise StartupRefused(
-                f"the engine cannot listen on {self._endpoint}: {reason}; "
-                "--vast-listen names another address, --vast a node that runs already"
+                f"{e}; --vast-listen names another address, --vast a node that runs already"
             ) from None
 
     def _start(self) -> None:
@@ -236,17 +216,13 @@ class EmbeddedNode(Service):
 
     def became_ready(self) -> None:
         """
-        Record that the node accepts clients.
+        Log that the node accepts clients.
         """
-        self._ready = True
         self._log.info(
             "The node is ready at {endpoint} after {elapsed:.2f} s.",
-            endpoint=self._endpoint,
+            endpoint=str(self._endpoint),
             elapsed=self._reactor.seconds() - self._started,
         )
-        waiting, self._waiting = self._waiting, []
-        for ready in waiting:
-            ready.callback(None)
 
     def ended(self, reason: Failure) -> None:
         """
@@ -255,7 +231,6 @@ class EmbeddedNode(Service):
         @param reason: The reason that Twisted gives.
         """
         self._process = None
-        self._ready = False
         if self._kill is not None:
             self._kill.cancel()
             self._kill = None
@@ -267,7 +242,7 @@ class EmbeddedNode(Service):
     def _schedule_restart(self, reason: Failure) -> None:
         if self._reactor.seconds() - self._started >= STEADY_SECONDS:
             self._ends = 0
-        delay = min(MIN_RESTART_SECONDS * 2**self._ends, MAX_RESTART_SECONDS)
+        delay = self._delay(self._ends)
         self._ends += 1
         self._log.error(
             "The node ended unexpectedly ({reason}); restarting it in {delay} s.",

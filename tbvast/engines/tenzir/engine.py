@@ -184,7 +184,6 @@ class TenzirEngine:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = state / "client.yaml"
         settings.write_text(command_settings(state), encoding="utf-8")
-        self._state = state
         self._live_directories = state / "live"
         self._live_directories.mkdir(mode=0o700, exist_ok=True)
         host = endpoint.rpartition(":")[0].strip("[]")

@@ -90,12 +90,6 @@ class Markers:
         """
         return max(0.0, self._next - awake)
 
-    def silence(self, awake: float) -> float:
-        """
-        @return: Seconds since the import of the markers that have yet to come out.
-        """
-        return awake - self._sent if self._waiting else 0.0
-
     def begin(self, awake: float) -> Round:
         """
         Import a round of markers.

@@ -209,13 +209,6 @@ class Branch(msgspec.Struct, frozen=True):
         """
         return self.levels[-1].slots
 
-    @property
-    def all(self) -> tuple[Slot, ...]:
-        """
-        The lookups in an event with the longest lists.
-        """
-        return self.levels[0].slots
-
 
 class Plan(msgspec.Struct, frozen=True):
     """
