@@ -20,7 +20,7 @@ help:
 	@echo 'make demo    see the whole way, from indicator to sighting, on real data'
 	@echo 'make run     plugin and bridge in the foreground, until Ctrl-C; uses tap.conf if there is one'
 	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
-	@echo 'make check   lint, format, types, and which package imports which'
+	@echo 'make check   lint, format, types, docstrings, and which package imports which'
 	@echo 'make bench   measure, in small, beside the peers'
 	@echo 'make diagrams  draw docs/diagrams/*.dot again, with Graphviz'
 	@echo 'make wheel   build a wheel in dist/'
@@ -61,11 +61,15 @@ test: $(if $(CI),check) $(INSTALLED)
 	@mkdir -p build
 	$(BIN)/python -m twisted.trial $(JOBS:%=--jobs=%) --temp-directory=build/trial $(TESTS)
 
-check: $(INSTALLED)
+check: $(INSTALLED) build/api/index.html
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tbvast tests bench devtools
 	$(BIN)/lint-imports --no-logo
+
+# It takes half a minute, so only if a docstring can have changed.
+build/api/index.html: $(INSTALLED) devtools/api_docs.py $(shell find tbvast -name '*.py')
+	$(BIN)/pydoctor
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short

@@ -144,7 +144,7 @@ class IEngineClient(Interface):
     """
     The same engine, for the reactor's thread.
 
-    A L{Deferred} fails with the error that the method of L{IEngine} raises.
+    A C{Deferred} fails with the error that the method of L{IEngine} raises.
     """
 
     def identify() -> Deferred[EngineIdentity]:
@@ -185,7 +185,7 @@ class IEngineClient(Interface):
         @see: L{IEngine.find}
 
         @param deliver: Called in the reactor's thread with each batch. The next batch is read
-            from the engine when the L{Deferred} that it returns has fired.
+            from the engine when the C{Deferred} that it returns has fired.
         @return: Fires when the search has ended and everything was delivered. Cancelling it
             ends the search.
         """
@@ -199,7 +199,7 @@ class IEngineClient(Interface):
 
         @param deliver: As for L{find}; also called with the first, empty batch.
         @param progress: Called in the reactor's thread after all earlier matches were
-            delivered. The match continues when the L{Deferred} that it returns has fired.
+            delivered. The match continues when the C{Deferred} that it returns has fired.
         @return: Fires or fails when the match has ended. Cancelling it ends the match.
         """
 
@@ -246,7 +246,7 @@ class IJournal(Interface):
     """
     The durable, numbered record of everything a bus has accepted.
 
-    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk
+    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk
     refuses.
     """
 
@@ -395,7 +395,7 @@ class IRetention(Interface):
     """
     Enforces the retention policy of a journal.
 
-    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     def expire(limit: int) -> Deferred[list[Outcome]]:
@@ -438,7 +438,7 @@ class ISnapshotSource(Interface):
         @param since: Only those received at this time or later; seconds since
             the epoch.
         @param send: Takes a page of documents; the next page may be sent when its
-            L{Deferred} has fired.
+            C{Deferred} has fired.
         @return: The number of indicators.
         """
 
@@ -511,7 +511,7 @@ class ISubscriptionStore(Interface):
     """
     Stores subscriptions across restarts of the bus.
 
-    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     def save_subscriptions(changes: dict[str, bytes | None]) -> Deferred[None]:
@@ -524,7 +524,7 @@ class IReplay(Interface):
     """
     Replays a journal, to each reader at its own pace.
 
-    Every L{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
+    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     floor = Attribute("An C{int}: every entry with a higher number is still there.")

@@ -337,8 +337,8 @@ class Subscription:
         Send a snapshot first; everything that is delivered meanwhile waits.
 
         @param deliver: Called with a callable that sends a page, given as frames without
-            the topic, and returns a L{Deferred} that fires when the next page may be sent.
-            Returns a L{Deferred} that fires when the snapshot is complete; it is cancelled
+            the topic, and returns a C{Deferred} that fires when the next page may be sent.
+            Returns a C{Deferred} that fires when the snapshot is complete; it is cancelled
             if the subscription ends first.
         """
         self._abandon_snapshot()

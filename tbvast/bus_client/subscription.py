@@ -114,7 +114,7 @@ class Listener:
 
     def __init__(self, receive: Callable[[list[Item]], Deferred[None] | None]) -> None:
         """
-        @param receive: Called with the items that arrive. If it returns a L{Deferred}, the
+        @param receive: Called with the items that arrive. If it returns a C{Deferred}, the
             next items are read from the bus after that has fired.
         """
         self.position: Position | None = None

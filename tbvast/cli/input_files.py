@@ -196,7 +196,7 @@ def unmatchable_reason(indicator: Indicator) -> str | None:
     """
     The reason why no engine can match an indicator.
 
-    @return: A phrase that is the same for all such indicators; L{None} if an engine can
+    @return: A phrase that is the same for all such indicators; C{None} if an engine can
         match it, or if it is a removal.
     """
     if indicator.operation is Operation.REMOVE:

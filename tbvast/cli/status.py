@@ -28,7 +28,7 @@ def value_at(document: Any, *path: str) -> Any:
     A value in an untrusted document.
 
     @param path: The keys that lead to it.
-    @return: The value; L{None} if there is none.
+    @return: The value; C{None} if there is none.
     """
     for key in path:
         if not isinstance(document, Mapping):

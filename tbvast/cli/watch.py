@@ -216,7 +216,7 @@ class MessagePrinter:
     """
     Prints messages, each once, up to a maximum number.
 
-    @ivar done: Fires when that number has been printed; fails with L{OSError} if
+    @ivar done: Fires when that number has been printed; fails with C{OSError} if
         standard output cannot be written.
     """
 

@@ -54,10 +54,10 @@ class ThreadedEngine:
     ) -> None:
         """
         @param engine: The engine, whose calls block.
-        @param defer: Calls a callable in a worker thread, and returns a L{Deferred} of its
+        @param defer: Calls a callable in a worker thread, and returns a C{Deferred} of its
             result; for example C{partial(deferToThreadPool, reactor, pool)}.
         @param call_in_reactor: Calls a callable in the reactor's thread, from a worker
-            thread, and waits until the L{Deferred} that it returns has fired; for example
+            thread, and waits until the C{Deferred} that it returns has fired; for example
             C{partial(blockingCallFromThread, reactor)}.
         """
         self._engine = engine
@@ -199,7 +199,7 @@ class _SerializedCall:
     ) -> None:
         """
         @param lock: Serializes the calls that share it.
-        @param start: Starts the call; its L{Deferred} fires when the thread has finished.
+        @param start: Starts the call; its C{Deferred} fires when the thread has finished.
         @param stop: Asks the running call to end early.
         """
         self._stop = stop

@@ -323,7 +323,7 @@ class _Job:
         """
         Take the result of the run, once, and cancel the time limit.
 
-        @return: The L{Deferred} to fire; C{None} if it was already taken.
+        @return: The C{Deferred} to fire; C{None} if it was already taken.
         """
         result, self.result = self.result, None
         if self.timer is not None and self.timer.active():

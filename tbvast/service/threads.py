@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 Defer = Callable[..., Deferred[Any]]
 """
-Calls a callable in a thread, and returns a L{Deferred} of its result.
+Calls a callable in a thread, and returns a C{Deferred} of its result.
 """
 
 

@@ -206,7 +206,7 @@ _USUAL = frozenset(_Usual.__struct_fields__)
 
 def _with_custom(raw: bytes) -> _Usual | None:
     """
-    @return: An indicator that is usual except for custom properties; L{None} for any other.
+    @return: An indicator that is usual except for custom properties; C{None} for any other.
     @raise IndicatorInvalid: If some hop cannot carry it.
     """
     try:

@@ -49,12 +49,12 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
     @ivar id: The STIX id: C{indicator--UUID}.
     @ivar modified: The version, in microseconds since the epoch: the document's
         C{modified}, else its C{created}, else C{0}.
-    @ivar pattern: The pattern. If L{operation} is L{Operation.REMOVE} it may be L{None}, or
+    @ivar pattern: The pattern. If L{operation} is L{Operation.REMOVE} it may be C{None}, or
         invalid; otherwise a pattern of the type L{STIX} is valid.
     @ivar pattern_type: The type of the pattern. Patterns of other types than L{STIX} are not
         read.
-    @ivar valid_from: In microseconds since the epoch; L{None} if the document has none.
-    @ivar valid_until: In microseconds since the epoch; L{None} is never.
+    @ivar valid_from: In microseconds since the epoch; C{None} if the document has none.
+    @ivar valid_until: In microseconds since the epoch; C{None} is never.
     @ivar operation: The effect of the document; a revoked indicator is one to
         L{Operation.REMOVE}.
     @ivar raw: The unchanged document.

@@ -122,19 +122,19 @@ def normalise(kind: Kind, text: str) -> Observable:
     a range of a single address is an L{Kind.IP}. A normal form is its own normal form.
     Defanged spellings (C{hxxp://}, C{[.]}, C{[at]}) are understood.
 
-    - Addresses: compressed, lower case; IPv4-mapped IPv6 addresses are IPv4.
-    - Networks: compressed, host bits cleared. Networks wider than L{WIDEST_V4} or L{WIDEST_V6}
-      are refused: C{0.0.0.0/0} would match every event.
-    - Domains: lower case, no trailing dot, non-ASCII names in the form of IDNA.
-    - URLs: the parts that events contain: host, port, path and query. No scheme, user or
-      fragment; no port 80 or 443, whatever the scheme; an empty path is C{/}.
-    - E-mail addresses: lower case, with a domain as above.
-    - Hashes: lower-case hexadecimal digits.
-    - Certificates: the certificate's MD5, SHA-1 or SHA-256, without colons.
-    - File names: without directories, otherwise unchanged.
-    - User agents: unchanged.
-    - MAC addresses: lower case, with colons.
-    - JA3, JA3S, JA4: lower case.
+      - Addresses: compressed, lower case; IPv4-mapped IPv6 addresses are IPv4.
+      - Networks: compressed, host bits cleared. Networks wider than L{WIDEST_V4} or L{WIDEST_V6}
+        are refused: C{0.0.0.0/0} would match every event.
+      - Domains: lower case, no trailing dot, non-ASCII names in the form of IDNA.
+      - URLs: the parts that events contain: host, port, path and query. No scheme, user or
+        fragment; no port 80 or 443, whatever the scheme; an empty path is C{/}.
+      - E-mail addresses: lower case, with a domain as above.
+      - Hashes: lower-case hexadecimal digits.
+      - Certificates: the certificate's MD5, SHA-1 or SHA-256, without colons.
+      - File names: without directories, otherwise unchanged.
+      - User agents: unchanged.
+      - MAC addresses: lower case, with colons.
+      - JA3, JA3S, JA4: lower case.
 
     @raise ObservableInvalid: If C{text} is malformed.
     """
@@ -287,7 +287,7 @@ def _ip(text: str) -> Observable:
 
 def _address(text: str) -> str | None:
     """
-    @return: The normal form of an address; L{None} if C{text} is not an address.
+    @return: The normal form of an address; C{None} if C{text} is not an address.
     """
     if _IPV4.fullmatch(text):
         return text
@@ -359,7 +359,7 @@ def _domain(text: str) -> Observable:
 
 def _name(text: str) -> str | None:
     """
-    @return: The normal form of an ASCII domain name; L{None} if C{text} is not a domain name.
+    @return: The normal form of an ASCII domain name; C{None} if C{text} is not a domain name.
         A text whose last label is a number is an address, or a malformed one.
     """
     name = text.lower().removesuffix(".")
@@ -370,7 +370,7 @@ def _name(text: str) -> str | None:
 
 def _to_idna(text: str) -> str | None:
     """
-    @return: A non-ASCII domain name in the form of IDNA (UTS 46); L{None} if it has none.
+    @return: A non-ASCII domain name in the form of IDNA (UTS 46); C{None} if it has none.
     """
     if len(text) > LONGEST_NAME or _first_invisible(text) is not None:
         return None
@@ -418,7 +418,7 @@ def unescaped(observable: Observable) -> Observable | None:
     Make the observable of a URL for logs that unescape it.
 
     @return: An observable whose value is no normal form: L{UNESCAPED} and the unescaped URL.
-        L{None} if there is nothing to unescape, or if the escaped characters are not printable
+        C{None} if there is nothing to unescape, or if the escaped characters are not printable
         ASCII, because logs write these in several ways.
     """
     if observable.kind is not Kind.URL or "%" not in observable.value:

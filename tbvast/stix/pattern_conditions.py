@@ -266,7 +266,7 @@ def _joined(pattern: str) -> tuple[Joint, list[tuple[Kind, str]]] | None:
     """
     Split a pattern of several simple comparisons that are joined by one operator.
 
-    @return: The operator, and the kinds and values of the comparisons; L{None} for any other
+    @return: The operator, and the kinds and values of the comparisons; C{None} for any other
         pattern.
     """
     match = _JOINED.fullmatch(pattern)
@@ -381,7 +381,7 @@ def _kind(path: ObjectPath) -> Kind | None:
 
 def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
     """
-    @return: The kind of a property in an extension of network traffic; L{None} if unsupported.
+    @return: The kind of a property in an extension of network traffic; C{None} if unsupported.
     """
     if steps[:1] == ("tls-ext",) and len(steps) == 2:
         return _TLS.get(str(steps[1]).lower())
@@ -392,7 +392,7 @@ def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
 
 def _of_observations(expression: Expression, found: _Findings) -> Condition | None:
     """
-    @return: The condition of an expression; L{None} if nothing of it can be matched.
+    @return: The condition of an expression; C{None} if nothing of it can be matched.
     """
     if isinstance(expression, Observation):
         return _of_test(expression.test, found)
@@ -425,7 +425,7 @@ def _of_test(test: Test, found: _Findings) -> Condition | None:
 
 def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
     """
-    @param conditions: The alternatives; L{None} for each that cannot be matched.
+    @param conditions: The alternatives; C{None} for each that cannot be matched.
     """
     found: list[Condition] = []
     for condition in conditions:
@@ -438,7 +438,7 @@ def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
 
 def _all_of(conditions: Sequence[Condition | None]) -> Condition | None:
     """
-    @param conditions: The conditions, at least one; L{None} for each that cannot be matched.
+    @param conditions: The conditions, at least one; C{None} for each that cannot be matched.
     """
     found = tuple(condition for condition in conditions if condition is not None)
     if len(found) < len(conditions):

@@ -48,8 +48,8 @@ def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - R
     Encode a sighting. Leave out the parts of its context that are too long or too deep, and
     its indicator if that is not enough.
 
-    @param document: The sighting; its context is a L{dict}, and its indicator, if it has
-        one, a L{msgspec.Raw}. This function changes it.
+    @param document: The sighting; its context is a C{dict}, and its indicator, if it has
+        one, a C{msgspec.Raw}. This function changes it.
     @param largest: The most bytes.
     @raise SightingInvalid: If it is too long even then.
     """

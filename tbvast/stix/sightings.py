@@ -47,7 +47,7 @@ class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):
 
     @ivar id: The STIX id: C{sighting--UUID}.
     @ivar indicator: The id of the object that was seen.
-    @ivar last_seen: In microseconds since the epoch; L{None} if the document has none.
+    @ivar last_seen: In microseconds since the epoch; C{None} if the document has none.
     @ivar raw: The unchanged document.
     """
 
@@ -238,7 +238,7 @@ def event_time(event: dict[str, Any]) -> datetime | None:
     or as a number since the epoch, which is in milliseconds in C{time} and otherwise in seconds.
     A text without a time zone is in UTC.
 
-    @return: The time in UTC; L{None} if the event has none, or one that no document may have.
+    @return: The time in UTC; C{None} if the event has none, or one that no document may have.
     """
     for field, unit in _TIMES:
         value = event.get(field)

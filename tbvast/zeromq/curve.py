@@ -1,7 +1,7 @@
 """
 CURVE keys, in files that only their owner can read.
 
-The files are ZeroMQ certificates, as L{zmq.auth} writes them: a C{.key} file for
+The files are ZeroMQ certificates, as C{zmq.auth} writes them: a C{.key} file for
 everybody, and a C{.key_secret} file that must stay secret.
 """
 

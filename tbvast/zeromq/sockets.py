@@ -1,7 +1,7 @@
 """
 ZeroMQ sockets as Twisted connections. They move messages and decide nothing.
 
-Every connection is a L{txzmq.ZmqConnection} of a L{Factory}. Unlike txZMQ's own classes,
+Every connection is a C{txzmq.ZmqConnection} of a L{Factory}. Unlike txZMQ's own classes,
 connections read a bounded burst of messages per reactor turn, use only the factory's
 reactor, and call a receiver instead of being subclassed.
 """

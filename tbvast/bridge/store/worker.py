@@ -1,5 +1,5 @@
 """
-The process of the bridge's store, and the calls that it serves.
+The process of the bridge's store, and the calls that it serves. Its command is::
 
     python -m tbvast.bridge.store.worker PATH yes|no
 

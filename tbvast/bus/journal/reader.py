@@ -156,7 +156,7 @@ class JournalReader:
 
     def subscriptions(self) -> dict[str, bytes]:
         """
-        @see: L{tbvast.interfaces.ISubscriptionStore.subscriptions}
+        Read the saved states of subscriptions, by topic.
         """
         with self._reading():
             return dict(self._connection.execute("SELECT topic, request FROM subscriptions"))

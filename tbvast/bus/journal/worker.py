@@ -1,5 +1,5 @@
 """
-The process that writes the journal, and its methods.
+The process that writes the journal, and its methods. Its command is::
 
     python -m tbvast.bus.journal.worker PATH IDENTITY
 """
