@@ -356,6 +356,21 @@ class RestartTests(QueuedTestCase):
         self.attach()
         self.assertEqual(self.ids(), [1, 2, 3, 4])
 
+    def test_in_order_while_busy(self) -> None:
+        """
+        Nor is anything if the machine is so busy that there are few looks.
+        """
+        self.open()
+        self.commit_numbered(1, 2, 3)
+        self.wire.flow()
+        flushed = Deferred.fromCoroutine(self.subscriptions.flush(5.0))
+        self.clock.advance(4 * FLUSH_AGE)
+        self.successResultOf(flushed)
+        self.restart()
+        self.commit_numbered(4)
+        self.attach()
+        self.assertEqual(self.ids(), [1, 2, 3, 4])
+
     def test_flush_limit(self) -> None:
         """
         A subscriber that does not read is not waited for any longer.

@@ -649,8 +649,8 @@ class Subscriptions(MultiService):
         @param limit: The most seconds to wait.
         """
         deadline = self._clock.seconds() + limit
-        quiet = 0.0
-        while (now := self._clock.seconds()) < deadline and quiet < 2 * FLUSH_AGE:
+        quiet_since: float | None = None
+        while (now := self._clock.seconds()) < deadline:
             busy = bool(self._fanning_out)
             there = [each for each in self.everybody() if each.detached is None]
             if not (busy or there):
@@ -658,8 +658,13 @@ class Subscriptions(MultiService):
             for each in there:
                 held = self._check_one(each, FLUSH_AGE)
                 busy |= bool(held or each.queued or each.behind)
+            if busy:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = now
+            elif now - quiet_since >= 2 * FLUSH_AGE:  # this look has stored the progress
+                return
             await deferLater(self._clock, FLUSH_INTERVAL)
-            quiet = 0.0 if busy else quiet + self._clock.seconds() - now
 
     def get(self, topic: str) -> Subscription | None:
         """
