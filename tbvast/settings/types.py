@@ -41,7 +41,7 @@ class Parser(msgspec.Struct, frozen=True):
     The first annotation of a type for which the constraints of msgspec do not suffice.
 
     @ivar expected: The accepted values in words, which follow "is not" in an error.
-    @ivar parse: Makes the value of the field; raises L{ValueError} if it is not acceptable.
+    @ivar parse: Makes the value of the field; raises C{ValueError} if it is not acceptable.
     @ivar accepts: The type to which msgspec converts the argument of C{parse}.
     """
 

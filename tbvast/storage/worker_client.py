@@ -55,7 +55,7 @@ _T = TypeVar("_T")
 class CallWorker(TypingProtocol):
     """
     Calls a method of an object in a worker, given as a function of its class and all of its
-    arguments, by position. Returns a L{Deferred} of the result; if that is an iterator, of a
+    arguments, by position. Returns a C{Deferred} of the result; if that is an iterator, of a
     list of its items. Calls are executed in order.
     """
 
