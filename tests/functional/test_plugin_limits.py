@@ -25,9 +25,9 @@ AT_ONCE = 50
 How many of them there are at a time.
 """
 
-GROWTH = 12 * 2**20
+GROWTH = 8 * 2**20
 """
-Bytes that resident memory may grow by, for whatever reason: 6 KiB for each cycle.
+Bytes that resident memory may grow by, for whatever reason: 4 KiB for each cycle.
 """
 
 SAMPLE = 1000
