@@ -113,8 +113,9 @@ class JournalBacklog:
         left_out = frozenset(request.without)
         while wanted := [number for number in self._open if number not in left_out]:
             found = dict(await self._entries(wanted[0] - 1, request.count, request.size))
+            last = max(found, default=wanted[-1] + 1)
             for number in wanted:
-                if number not in found and (not found or number < max(found)):
+                if number not in found and number < last:
                     del self._open[number]  # the journal has pruned it
             if again := [(each, found[each]) for each in wanted if each in found]:
                 return again
