@@ -11,12 +11,14 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
-from tbvast.bus.journal.values import Opened
+from tbvast.bus.journal.values import Opened, Outcome
 from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits, Saved, Subscription
@@ -198,3 +200,23 @@ class FileJournal:
     def close(self) -> None:
         self.store.close()
         self.reader.close()
+
+
+class FileJournalTestCase(SynchronousTestCase):
+    """
+    A test with a journal in a file.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.path = Path(self.mktemp())
+        self.open()
+
+    def open(self) -> None:
+        self.file = FileJournal(self.path, self.clock)
+        self.addCleanup(self.file.close)
+        self.journal = self.file.journal
+
+    def append(self, *items: Item) -> list[Outcome]:
+        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
+        return outcomes

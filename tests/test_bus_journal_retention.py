@@ -5,12 +5,9 @@ Tests for L{tbvast.bus.journal.retention}, and for the expiry and pruning of a j
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
-from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bus.journal.retention import (
@@ -22,33 +19,18 @@ from tbvast.bus.journal.retention import (
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IRetention
-from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tests.doubles import DAY, a_sighting, an_indicator, indicator_id, moment
-from tests.doubles_bus import FileJournal
+from tests.doubles_bus import FileJournalTestCase
 
 PLENTY = 1 << 40
 
 
-class RetentionTestCase(SynchronousTestCase):
+class RetentionTestCase(FileJournalTestCase):
     """
     A journal in a file.
     """
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.path = Path(self.mktemp())
-        self.open()
-
-    def open(self) -> None:
-        self.file = FileJournal(self.path, self.clock)
-        self.addCleanup(self.file.close)
-        self.journal = self.file.journal
-
-    def append(self, *items: Item) -> list[Outcome]:
-        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
-        return outcomes
 
     def in_force(self) -> list[int]:
         page = self.successResultOf(self.journal.current(0, PLENTY, 0, PLENTY))

@@ -46,7 +46,14 @@ from tests.doubles import (
     moment,
     sighting_id,
 )
-from tests.doubles_bus import DirectSubscription, FileJournal, a_request, encode_report, some_limits
+from tests.doubles_bus import (
+    DirectSubscription,
+    FileJournal,
+    FileJournalTestCase,
+    a_request,
+    encode_report,
+    some_limits,
+)
 
 ALL = 1 << 60
 
@@ -68,28 +75,14 @@ def removal(number: int, pattern: str | None = None) -> Indicator:
     return an_indicator(number, 2, pattern=pattern, x_threatbus_update="REMOVE")
 
 
-class AsideTestCase(SynchronousTestCase):
+class AsideTestCase(FileJournalTestCase):
     """
     A journal in a file.
     """
 
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.path = Path(self.mktemp())
-        self.open()
-
-    def open(self) -> None:
-        self.file = FileJournal(self.path, self.clock)
-        self.addCleanup(self.file.close)
-        self.journal = self.file.journal
-
     def reopen(self) -> None:
         self.file.close()
         self.open()
-
-    def append(self, *items: Item) -> list[Outcome]:
-        outcomes: list[Outcome] = self.successResultOf(self.journal.append(items))
-        return outcomes
 
     def verdicts(self, *items: Item) -> list[str]:
         return [outcome.verdict.value for outcome in self.append(*items)]
