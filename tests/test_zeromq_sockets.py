@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tbvast.values import Received
@@ -627,6 +628,83 @@ class XPubTests(SocketsTestCase):
         pub.send_now((b"mine 1",))
         await self.until(lambda: received.messages)
         self.assertEqual(received.frames, [b"mine 1"])
+
+    async def test_nothing_stolen(self) -> None:
+        """
+        Messages that are no subscriptions do not give a topic to another peer than the one that
+        asked for it. Each subscriber gets its topic, though its subscription came among them.
+        """
+        topics = [b"%02d mine" % number for number in range(30)]
+        pub = self.guarded(*topics)
+        pub.pause()
+        strangers = [self.raw_socket(zmq.XSUB, self.address(pub)) for _ in range(3)]
+        subscribers = [self.subscribed(pub) for _ in topics]
+        for number, ((sub, _), topic) in enumerate(zip(subscribers, topics, strict=True)):
+            strangers[number % 3].send(b"\x02" + topic)
+            sub.subscribe(topic)
+            await deferLater(reactor, 0.002)
+        pub.resume()
+        await self.until(lambda: pub.unacknowledged(topics) is not None)
+        for topic in topics:
+            self.assertTrue(pub.send_now((topic,)))
+        await self.until(lambda: all(received.messages for _, received in subscribers))
+        self.assertEqual([received.frames for _, received in subscribers], [[t] for t in topics])
+
+    async def test_ended_among_messages(self) -> None:
+        """
+        A peer that unsubscribes among messages that are no subscriptions gets nothing more, and
+        another one with its topic goes on.
+        """
+        pub = self.guarded(b"mine", b"end")
+        (leaving, got_leaving), (_, got_staying) = (
+            self.subscribed(pub, b"mine", b"end") for _ in range(2)
+        )
+        await self.until(lambda: len(self.asked) == 4)
+        pub.pause()
+        stranger = self.raw_socket(zmq.XSUB, self.address(pub))
+        stranger.send(b"\x02mine")
+        await self.until(lambda: pub.socket.get(zmq.EVENTS) & zmq.POLLIN)
+        leaving.socket.set(zmq.UNSUBSCRIBE, b"mine")
+        pub.resume()
+        await self.until(lambda: self.left.count(b"mine") == 1)
+        pub.send_now((b"mine 1",))
+        # If it was disconnected, it gets this when it is back.
+        await self.until(lambda: pub.send_now((b"end",)) and got_leaving.messages)
+        await self.until(lambda: got_staying.frames[:1] == [b"mine 1"])
+        self.assertEqual(set(got_leaving.frames), {b"end"})
+
+    async def test_sender_of_messages(self) -> None:
+        """
+        A peer that sends messages which are no subscriptions is disconnected.
+        """
+        pub = self.guarded(b"mine")
+        stranger = self.raw_socket(zmq.XSUB, self.address(pub))
+        stranger.set(zmq.RECONNECT_IVL, -1)
+        stranger.send(b"\x01mine")
+        await self.until(lambda: self.asked)
+        stranger.send(b"message")
+        await self.until(lambda: self.left == [b"mine"])
+
+    async def test_end_of_a_stranger(self) -> None:
+        """
+        The end of a peer that asked for a topic before it was there takes nothing from the one
+        that has it.
+        """
+        topics: list[bytes] = []
+        pub = GuardedXPubConnection(self.factory, lambda topic: topic in topics, self.left.append)
+        pub.bind(ANY_PORT)
+        early, got_early = self.subscribed(pub, b"mine", b"early")
+        topics.append(b"early")
+        await self.until(lambda: pub.unacknowledged([b"early"]) is not None)
+        topics.append(b"mine")
+        _, received = self.subscribed(pub, b"mine")
+        await self.until(lambda: pub.unacknowledged([b"mine"]) is not None)
+        early.shutdown()
+        await self.until(lambda: b"early" in self.left)
+        await self.until(lambda: pub.unacknowledged([b"mine"]) is not None)
+        pub.send_now((b"mine 1",))
+        await self.until(lambda: received.messages)
+        self.assertEqual((received.frames, got_early.frames), ([b"mine 1"], []))
 
     async def test_long_topic(self) -> None:
         """

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 
 from tbvast.errors import TbvastError
+from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
 
@@ -65,6 +66,11 @@ UNANSWERED_LIMIT = 30.0
 """
 Seconds after which a peer counts as dead, if its system acknowledges none of the sent data.
 TCP keepalive does not probe while data is unacknowledged.
+"""
+
+COMPLAINTS_PER_MINUTE = 10
+"""
+The most log lines about what peers send to an XPUB socket.
 """
 
 _DESCRIPTOR = "__fd"
@@ -379,6 +385,12 @@ class GuardedXPubConnection(XPubConnection):
     An XPUB socket that sends a topic only to peers that were admitted to it.
 
     It queues at most L{PEER_MESSAGES} for each peer.
+
+    In manual mode, a socket option applies to the peer whose subscription was read last. But
+    after a message that is no subscription, ZeroMQ takes the peer of a later subscription for
+    it, until the socket is read empty. Until then an option would admit the wrong peer, so the
+    senders are disconnected instead. A SUB socket connects again, and repeats its
+    subscriptions.
     """
 
     def __init__(
@@ -398,6 +410,8 @@ class GuardedXPubConnection(XPubConnection):
         self._admit = admit
         self._left = left
         self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
+        self._misled = False
+        self._complaints = RateLimit(factory.reactor, COMPLAINTS_PER_MINUTE)
         super().__init__(
             factory,
             lambda messages: None,
@@ -430,16 +444,24 @@ class GuardedXPubConnection(XPubConnection):
         return most
 
     def _read_message(self) -> tuple[Any, int]:
-        frames = self._read_frames()
+        try:
+            frames = self._read_frames()
+        except zmq.Again:
+            self._misled = False
+            raise
         message = [frame.bytes for frame in frames]
-        # In manual mode, an option applies to the peer whose message was read last.
-        for frame, change in zip(frames, map(read_subscription, message), strict=True):
-            if change is None:
-                continue
+        changes = [read_subscription(frame) for frame in message]
+        name = _property(frames[0], _DESCRIPTOR)
+        if None in changes:
+            self._misled = True
+            self._complain("Disconnected a subscriber: it sent {size} bytes.", size=len(message[0]))
+        if self._misled:
+            _disconnect(name)
+        for change in filter(None, changes):
             if change.begins:
-                self._arrived(change.topic, _property(frame, _DESCRIPTOR))
+                self._arrived(change.topic, name)
             else:
-                self._ended(change.topic, _property(frame, _DESCRIPTOR))
+                self._ended(change.topic, name)
         return message, sum(map(len, message))
 
     def _arrived(self, topic: bytes, name: str) -> None:
@@ -448,27 +470,58 @@ class GuardedXPubConnection(XPubConnection):
             name == known and not (peer and peer.gone) for known, peer in self._peers.get(topic, ())
         ):
             return
+        if self._misled:
+            if not name:
+                self._complain("Refused a subscriber that cannot be identified; restart it.")
+            return
+        peer = _tcp_peer(name)
+        if name and peer is None:  # it is gone, and a new peer may have its place in ZeroMQ
+            return
         if self._admit(topic):
             self.socket.set(zmq.SUBSCRIBE, topic)
-            self._peers.setdefault(topic, []).append((name, _tcp_peer(name)))
+            self._peers.setdefault(topic, []).append((name, peer))
 
     def _ended(self, topic: bytes, name: str) -> None:
         peers = self._peers.get(topic, [])
         names = [known for known, _ in peers]
         if name and name not in names:  # it was never admitted
             return
-        self.socket.set(zmq.UNSUBSCRIBE, topic)
+        if not self._misled:
+            self.socket.set(zmq.UNSUBSCRIBE, topic)
         if not peers:
             return
-        if name:
-            index = names.index(name)
-        else:  # a closed connection has no name: the first closed peer, or else the oldest
-            gone = (number for number, (_, peer) in enumerate(peers) if peer and peer.gone)
-            index = next(gone, 0)
+        index = names.index(name) if name else self._closed(peers)
         del peers[index]
         if not peers:
             del self._peers[topic]
         self._left(topic)
+
+    def _closed(self, peers: Sequence[tuple[str, TcpPeer | None]]) -> int:
+        """
+        Find the peer whose subscription ended without a name: that of a closed connection has
+        none, nor that of an old peer.
+
+        @return: The number of the first closed peer; or else of the first without a name; or
+            else of the oldest, which is disconnected, lest it be another one.
+        """
+        for number, (_, peer) in enumerate(peers):
+            if peer and peer.gone:
+                return number
+        for number, (name, _) in enumerate(peers):
+            if not name:
+                return number
+        _disconnect(peers[0][0])
+        return 0
+
+    def _complain(self, text: str, **values: Any) -> None:
+        if self._complaints.allows():
+            self._log.warn(text, **values)
+
+
+def _disconnect(name: str) -> None:
+    peer = _tcp_peer(name)
+    if peer is not None:
+        peer.abort()
 
 
 def _tcp_peer(name: str) -> TcpPeer | None:

@@ -631,6 +631,27 @@ class TbvastConformance(Conformance):
         self.publisher(client).publish(document)
         self.assertEqual(client.ids_until(document["id"])[-1], document["id"])
 
+    def test_rubbish_while_subscribing(self) -> None:
+        """
+        Messages that are no subscriptions, sent to the pub endpoint while applications connect
+        to it, cost none of them anything: each gets its own topic, and nothing else.
+        """
+        clients = [self.ending(Client(self.host)) for _ in range(20)]
+        for client in clients:
+            client.subscribe(INTEL)
+        peers = [self.ending(Peer(client.host, client.pub, b"XSUB")) for client in clients]
+        for client, peer in zip(clients, peers, strict=True):
+            peer.send(b"\2" + client.topic.encode())
+            client.connect()
+            peer.send(b"message", b"\1a")
+        documents = [an_indicator() for _ in range(10)]
+        self.publisher(clients[0]).publish(*documents)
+        ids = [document["id"] for document in documents]
+        for client in clients:
+            with self.subTest(topic=client.topic):
+                self.assertEqual(client.ids_until(ids[-1]), ids)
+        self.unharmed()
+
     def test_long_subscription(self) -> None:
         """
         A subscription of many bytes does not hurt, nor does its end.
