@@ -100,13 +100,19 @@ class LeakTests(PluginTestCase):
         for _ in range(3):
             cycle(plugin, publisher)
         wait_until(settled)
-        descriptors, threads, memory = plugin.descriptors(), plugin.threads(), plugin.rss()
-        for _ in range(CYCLES // AT_ONCE):
-            cycle(plugin, publisher)
-        wait_until(settled)
-        wait_until(lambda: plugin.descriptors() <= descriptors)
-        self.assertLessEqual(plugin.threads(), threads)
-        self.assertLess(plugin.rss() - memory, GROWTH)
+        descriptors, threads = plugin.descriptors(), plugin.threads()
+        grown = []
+        # A leak grows each time. The most memory ever needed at once, which the allocator
+        # keeps, depends on how busy the machine is.
+        while len(grown) < 3 and (not grown or grown[-1] >= GROWTH):
+            memory = plugin.rss()
+            for _ in range(CYCLES // AT_ONCE):
+                cycle(plugin, publisher)
+            wait_until(settled)
+            wait_until(lambda: plugin.descriptors() <= descriptors)
+            self.assertLessEqual(plugin.threads(), threads)
+            grown.append(plugin.rss() - memory)
+        self.assertLess(grown[-1], GROWTH, f"grew by {grown} bytes")
         last = an_indicator()
         publisher.publish(last)
         living.ids_until(last["id"])
