@@ -7,7 +7,7 @@ from __future__ import annotations
 from tbvast.bus_client.manage_client import REQUEST_TIMEOUT, ManageClient
 from tbvast.errors import BusUnreachable
 from tbvast.protocol import manage
-from tests.doubles_scripted_bus import ClientTestCase
+from tests.functional.scripted_bus import ClientTestCase
 
 
 class ManageClientTests(ClientTestCase):

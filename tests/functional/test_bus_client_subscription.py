@@ -24,7 +24,7 @@ from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
 from tbvast.values import Position
 from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
-from tests.doubles_scripted_bus import ClientTestCase
+from tests.functional.scripted_bus import ClientTestCase
 
 HEARTBEAT = 5.0
 

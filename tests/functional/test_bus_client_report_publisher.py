@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.protocol.frames import SIGHTING_TOPIC
-from tests.doubles_scripted_bus import ClientTestCase
+from tests.functional.scripted_bus import ClientTestCase
 
 
 class ReportPublisherTests(ClientTestCase):
