@@ -4,24 +4,17 @@ Tests for L{tbvast.bridge.store.worker}.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.renewal import NOWHERE
 from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
-from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, NO, StoreWorker
-from tbvast.errors import StoreFailed
-from tbvast.storage.sqlite import PAGE_BYTES
-from tbvast.storage.worker_client import Worker
-from tbvast.values import Covered, Entry, PageRequest, Position
-from tests.doubles import a_sighting, an_indicator, asking, indicator_id, moment
+from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
+from tbvast.values import Entry, Position
+from tests.doubles import an_indicator, asking, indicator_id, moment
 
 MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
 
@@ -128,127 +121,3 @@ class PartsTests(SynchronousTestCase):
         parts: list[Changes] = self.ask(StoreWorker.end_snapshot, Position("bus", 9))
         self.assertEqual(sum(len(part.erase) for part in parts), MANY - 1)
         self.assertEqual(self.store.indicators.position, Position("bus", 9))
-
-
-class ProcessTests(TestCase):
-    """
-    The process.
-    """
-
-    def setUp(self) -> None:
-        self.path = Path(self.mktemp())
-        self.lost: list[str] = []
-
-    def worker(self) -> Worker:
-        arguments = [str(self.path), NO]
-        return Worker(
-            *(reactor, "the store", "tbvast.bridge.store.worker", arguments),
-            StoreFailed,
-            self.lost.append,
-        )
-
-    async def test_position(self) -> None:
-        """
-        It says how far the bus's journal has been applied.
-        """
-        applied = Position("bus", 7)
-        for position in (None, applied):
-            worker = self.worker()
-            self.assertEqual(worker.start(Position | None), position)
-            await worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, applied, 1, False)
-            counts = await worker.ask(StoreWorker.counts)
-            self.assertEqual((counts["indicators"], counts["unsearched"]), (1, 1))
-            await worker.stop()
-        self.assertEqual(self.lost, [])
-
-    async def test_disk(self) -> None:
-        """
-        A call that the disk refuses fails with the reason.
-        """
-        worker = self.worker()
-        worker.start(Position | None)
-        with contextlib.closing(sqlite3.connect(self.path)) as other:
-            other.execute("ALTER TABLE indicators RENAME TO elsewhere")
-        e = await self.assertFailure(
-            worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, None, 1, False), StoreFailed
-        )
-        self.assertIn("indicators", str(e))
-        await worker.stop()
-
-    def test_unusable(self) -> None:
-        """
-        A file that cannot be used is refused.
-        """
-        self.path.mkdir()
-        e = self.assertRaises(StoreFailed, self.worker().start, Position | None)
-        self.assertIn(str(self.path), str(e))
-
-    async def test_garbage(self) -> None:
-        """
-        A file that is no store is moved aside and replaced by a new store.
-        """
-        self.path.write_bytes(b"x" * 10_000)
-        worker = self.worker()
-        self.assertEqual(worker.start(Position | None), NOWHERE)
-        said = await worker.ask(StoreWorker.renewed)
-        await worker.ask(
-            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
-        )
-        await worker.stop()
-        (aside,) = self.path.parent.glob(f"{self.path.name}-damaged-*")
-        self.assertEqual(aside.read_bytes(), b"x" * 10_000)
-        self.assertIn(str(aside), said)
-        worker = self.worker()
-        self.assertEqual(worker.start(Position | None), Position("bus", 7))
-        self.assertEqual(await worker.ask(StoreWorker.renewed), "")
-        await worker.stop()
-
-    async def test_carried_over(self) -> None:
-        """
-        A new store has the sightings that can still be read of the one that is damaged.
-        """
-        store = BridgeStore(self.path)
-        store.indicators.apply(
-            [an_indicator(n, 1, note="x" * 500) for n in range(2000)], 0.0, False
-        )
-        store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
-        store.outbox.mark_sent([a_sighting(0).id])
-        store.set_covered(Covered(7.0, 3.0, "boot"))
-        (root,) = store._db.execute(
-            "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
-        ).fetchone()
-        store.close()
-        with self.path.open("r+b") as file:
-            file.seek((root - 1) * PAGE_BYTES)
-            file.write(b"\xff" * PAGE_BYTES)
-        worker = self.worker()
-        self.assertEqual(worker.start(Position | None), NOWHERE)
-        self.assertIn("2 sightings were carried over", await worker.ask(StoreWorker.renewed))
-        unsent = await worker.ask(StoreWorker.unsent, PageRequest(10, 1 << 20))
-        self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
-        repeated = await worker.ask(StoreWorker.remember, [a_sighting(0)], 6.0, None)
-        self.assertEqual(repeated, (0, None))
-        self.assertEqual(await worker.ask(StoreWorker.covered), Covered(7.0, 3.0, "boot"))
-        await worker.stop()
-        self.assertEqual(self.lost, [])
-
-    async def test_removed(self) -> None:
-        """
-        If the file is removed while in use, everything committed is written again, and the process
-        ends with that reason.
-        """
-        worker = self.worker()
-        worker.start(Position | None)
-        await worker.ask(
-            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
-        )
-        self.path.unlink()
-        e = await self.assertFailure(worker.ask(StoreWorker.expire, 1.0), StoreFailed)
-        await worker.stop()
-        self.assertEqual(self.lost, [str(e)])
-        self.assertIn("was removed while it was in use", str(e))
-        worker = self.worker()
-        self.assertEqual(worker.start(Position | None), Position("bus", 7))
-        counts = await worker.ask(StoreWorker.counts)
-        self.assertEqual(counts["indicators"], 1)
-        await worker.stop()

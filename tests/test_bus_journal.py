@@ -4,8 +4,6 @@ Tests for L{tbvast.bus.journal.client} and its parts.
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +12,12 @@ from typing import Any, NamedTuple
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.journal.client import JournalService
 from tbvast.bus.journal.ownership import EVERYBODY, Publisher, runs_of
 from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.bus.journal.writer import JournalStore
@@ -41,7 +37,6 @@ from tests.doubles import (
     moment,
 )
 from tests.doubles_bus import FileJournal
-from tests.functional.components import children
 
 ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED, REFUSED = Verdict
 
@@ -1192,83 +1187,3 @@ def unexplained(outcomes: Sequence[Outcome]) -> list[Outcome]:
     Outcomes, with their reasons reduced to whether there is one.
     """
     return [msgspec.structs.replace(each, reason="why" if each.reason else "") for each in outcomes]
-
-
-class JournalServiceTests(TestCase):
-    """
-    Tests for L{JournalService}, with its process and its thread.
-    """
-
-    def setUp(self) -> None:
-        self.path = Path(self.mktemp())
-        self.lost: list[str] = []
-
-    def service(self) -> JournalService:
-        return JournalService(real_reactor, self.path, self.lost.append)
-
-    async def test_process(self) -> None:
-        """
-        It stores items while it runs, finishes calls in progress, and starts again.
-        """
-        for number in (1, 2):
-            service = self.service()
-            service.startService()
-            begun = [service.journal.append([an_indicator(n)]) for n in (number, 3, 3)]
-            await service.stopService()
-            outcomes = [outcome for d in begun for outcome in await d]
-            self.assertEqual(
-                [outcome.verdict for outcome in outcomes],
-                [ACCEPTED, ACCEPTED if number == 1 else REPEATED, REPEATED],
-            )
-            self.assertEqual(outcomes[0].number, number * 2 - 1)
-        self.assertEqual(self.lost, [])
-
-    async def test_floor(self) -> None:
-        """
-        The floor that the other process has raised is known in this one.
-        """
-        service = self.service()
-        service.startService()
-        await service.journal.append([a_sighting(number) for number in range(3)])
-        self.assertEqual(await service.journal.prune(0, 1, 2), 2)
-        self.assertEqual(service.journal.floor, 2)
-        entries = await service.journal.entries(0, list(Stream), 10, ALL)
-        self.assertEqual([entry.number for entry in entries], [3])
-        await service.stopService()
-
-    def test_unusable(self) -> None:
-        """
-        A file that cannot be used is refused, with the reason that the process had.
-        """
-        self.path.write_bytes(b"x" * 10_000)
-        e = self.assertRaises(JournalFailed, self.service().startService)
-        self.assertIn(str(self.path), str(e))
-        self.assertEqual(self.lost, [])
-
-    async def test_killed(self) -> None:
-        """
-        If the process ends by itself, pending calls fail and the service is told: they may have
-        been executed or not.
-        """
-        service = self.service()
-        service.startService()
-        (process,) = children(os.getpid())
-        begun = service.journal.append([an_indicator(1)] * 10_000)
-        os.kill(process, signal.SIGKILL)
-        await self.assertFailure(begun, JournalFailed)
-        await self.assertFailure(service.journal.append([an_indicator(2)]), JournalFailed)
-        await service.stopService()
-        self.assertEqual(self.lost, ["the journal's writer ended with signal 9"])
-
-    async def test_signals(self) -> None:
-        """
-        The process does not end with the signals that are for the whole service.
-        """
-        service = self.service()
-        service.startService()
-        (process,) = children(os.getpid())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            os.kill(process, number)
-        await service.journal.append([an_indicator(1)])
-        await service.stopService()
-        self.assertEqual(self.lost, [])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -16,15 +15,13 @@ from zlib import crc32
 import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.client import JournalService
 from tbvast.bus.journal.soundness import check_document, damage
 from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.bus.journal.writer import JournalStore
@@ -812,61 +809,18 @@ class BusTestCase(SynchronousTestCase):
         self.assertEqual(self.journal.saved.keys(), {kept.topic})
 
 
-class ServiceTests(TestCase):
+class LossTests(SynchronousTestCase):
     """
-    The journal's process notices the loss of its file.
+    The loss of the journal's file.
     """
-
-    def setUp(self) -> None:
-        self.path = Path(self.mktemp())
-        self.lost: list[str] = []
-        self.waiting: Deferred[None] = Deferred()
-
-    def service(self) -> JournalService:
-        return JournalService(real_reactor, self.path, self.is_lost)
-
-    def is_lost(self, why: str) -> None:
-        self.lost.append(why)
-        self.waiting.callback(None)
-
-    async def test_removed(self) -> None:
-        """
-        If it is removed, nothing is accepted any more, and all that was is there again.
-        """
-        service = self.service()
-        service.startService()
-        await service.journal.append([an_indicator(1)])
-        self.path.unlink()
-        e = await self.assertFailure(service.journal.append([an_indicator(2)]), JournalFailed)
-        self.assertEqual(self.lost, [str(e)])
-        self.assertIn("was removed", str(e))
-        await self.assertFailure(service.journal.append([an_indicator(3)]), JournalFailed)
-        await service.stopService()
-        self.assertEqual(len(self.lost), 1)
-        service = self.service()
-        service.startService()
-        outcomes = await service.journal.append([an_indicator(n) for n in (1, 2)])
-        await service.stopService()
-        self.assertEqual([o.verdict.value for o in outcomes], ["repeated", "accepted"])
-
-    async def test_idle(self) -> None:
-        """
-        It is noticed, too, if nothing is asked.
-        """
-        service = self.service()
-        service.startService()
-        await service.journal.append([an_indicator(1)])
-        os.unlink(f"{self.path}-wal")
-        await self.waiting
-        self.assertIn("-wal was removed", self.lost[0])
-        await service.stopService()
 
     def test_store(self) -> None:
         """
-        The store's guard is the one that looks.
+        The store's guard notices it, and writes the file again.
         """
-        store = JournalStore(self.path, "new")
+        path = Path(self.mktemp())
+        store = JournalStore(path, "new")
         self.addCleanup(store.close)
-        self.path.unlink()
+        path.unlink()
         self.assertRaises(FileLost, store.guard.check)
-        self.assertTrue(self.path.exists())
+        self.assertTrue(path.exists())

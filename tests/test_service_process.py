@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from io import StringIO
 from pathlib import Path
 
@@ -21,9 +20,8 @@ from zope.interface import implementer
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.service.options import ServiceOptions
-from tbvast.service.process import SequentialService, ServiceProcess, check_free, refusing
+from tbvast.service.process import SequentialService, ServiceProcess, refusing
 from tbvast.settings.schema import PluginSettings
-from tbvast.values import HostPort
 from tests.doubles_service import ProcessDouble, ReactorDouble, parse_as_twistd
 
 
@@ -140,33 +138,6 @@ class RefusingTests(SynchronousTestCase):
         """
         with self.assertRaises(KeyError), refusing(parse("-n", "tbvast-plugin")):
             raise KeyError("x")
-
-
-class CheckFreeTests(SynchronousTestCase):
-    """
-    Tests for L{check_free}.
-    """
-
-    def test_taken(self) -> None:
-        """
-        An address where something listens is refused until it no longer does.
-        """
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            other.listen()
-            address = HostPort("127.0.0.1", other.getsockname()[1])
-            e = self.assertRaises(StartupRefused, check_free, "the pub endpoint", address)
-            self.assertEqual(
-                str(e), f"the pub endpoint cannot listen on {address}: Address already in use"
-            )
-        check_free("the pub endpoint", address)
-
-    def test_foreign(self) -> None:
-        """
-        An address that is not this machine's is refused.
-        """
-        e = self.assertRaises(StartupRefused, check_free, "it", HostPort("192.0.2.1", 9))
-        self.assertEqual(str(e), "it cannot listen on 192.0.2.1:9: Cannot assign requested address")
 
 
 class SequentialServiceTests(SynchronousTestCase):

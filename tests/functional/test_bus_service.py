@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as real_reactor
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
-from tbvast.bus.service import JOURNAL_NAME, Bus, advertised_host, refuse_exposed_plaintext
+from tbvast.bus.service import JOURNAL_NAME, Bus
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
-from tbvast.errors import JournalFailed, StartupRefused
+from tbvast.errors import JournalFailed
 from tbvast.protocol import manage
 from tbvast.protocol.frames import Item, render
 from tbvast.protocol.topics import Dialect
@@ -317,65 +317,3 @@ class BusTests(BusTestCase):
         await self.stop()
         self.assertEqual(bus_calls(), [])
         self.start()
-
-
-class OpenTests(SynchronousTestCase):
-    """
-    Tests for L{refuse_exposed_plaintext}.
-    """
-
-    def refusal(self, **settings: Any) -> str:
-        e = self.assertRaises(StartupRefused, refuse_exposed_plaintext, PluginSettings(**settings))
-        return str(e)
-
-    def test_loopback(self) -> None:
-        """
-        A loopback address needs no keys, because the network cannot reach it.
-        """
-        for host in (HOST, "::1", "localhost", "127.0.0.2"):
-            refuse_exposed_plaintext(PluginSettings(host=host))
-
-    def test_network(self) -> None:
-        """
-        Another address without keys is refused, with advice.
-        """
-        for host in ("0.0.0.0", "::", "192.0.2.1"):
-            reason = self.refusal(host=host)
-            for said in (host, "tbvast keygen", "allow_plaintext"):
-                self.assertIn(said, reason)
-            self.assertNotIn("\n", reason)
-
-    def test_allowed(self) -> None:
-        """
-        It is allowed with keys, or in so many words.
-        """
-        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", allow_plaintext=True))
-        refuse_exposed_plaintext(PluginSettings(host="0.0.0.0", curve_key="key", clients="clients"))
-
-    def test_half(self) -> None:
-        """
-        A key without clients, or clients without a key, are refused.
-        """
-        self.assertIn("belong together", self.refusal(curve_key="key"))
-        self.assertIn("belong together", self.refusal(clients="clients", allow_plaintext=True))
-
-
-class AdvertisedTests(SynchronousTestCase):
-    """
-    Tests for L{advertised_host}.
-    """
-
-    def test_hosts(self) -> None:
-        """
-        Subscribers are told the address of the bus, or the one in the settings, but never a
-        wildcard.
-        """
-        for settings, host in [
-            (PluginSettings(host=HOST), HOST),
-            (PluginSettings(host="192.0.2.1"), "192.0.2.1"),
-            (PluginSettings(host="0.0.0.0", advertise="bus.example"), "bus.example"),
-            (PluginSettings(host="0.0.0.0"), socket.getfqdn()),
-            (PluginSettings(host="::"), socket.getfqdn()),
-        ]:
-            with self.subTest(host):
-                self.assertEqual(advertised_host(settings), host)

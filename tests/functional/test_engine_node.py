@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
+from tbvast.engines.binaries import Program
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.errors import StartupRefused
 from tbvast.values import HostPort
 from tests.functional.components import (
     alive,
@@ -94,3 +97,35 @@ class EmbeddedNodeTests(TestCase):
             (node,) = children(bridge.pid)
             bridge.kill()
         wait_until(lambda: not alive(node))
+
+
+class AddressTests(SynchronousTestCase):
+    """
+    An address that the node could not listen on is refused before it starts.
+    """
+
+    def refuse(self, address: HostPort) -> str:
+        """
+        @return: The reason of the refusal.
+        """
+        program = Program("/nowhere/tenzir-engine", "tenzir-node")
+        node = EmbeddedNode(reactor, address, Path(self.mktemp()), program)
+        return str(self.assertRaises(StartupRefused, node.startService))
+
+    def test_taken(self) -> None:
+        """
+        The error names the address in use, and the alternatives.
+        """
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = HostPort(*taken.getsockname())
+            reason = self.refuse(address)
+        self.assertIn(str(address), reason)
+        self.assertIn("--vast-listen", reason)
+
+    def test_elsewhere(self) -> None:
+        """
+        The address of another machine is refused.
+        """
+        self.assertIn("192.0.2.1:5158", self.refuse(HostPort("192.0.2.1", 5158)))

@@ -1,17 +1,23 @@
 """
-An installation as a user makes it: the wheel in an empty environment.
+The wheel, an installation of it in an empty environment, and the count of test results.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
+from configparser import ConfigParser
+from email import message_from_bytes
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.test_packaging import build_wheel
+from tbvast import __version__
+
+ROOT = Path(__file__).parents[2]
 
 FIND_PLUGINS = """
 from twisted.application.service import IServiceMaker
@@ -20,6 +26,30 @@ print(*sorted(p.tapname for p in getPlugins(IServiceMaker) if p.tapname.startswi
 """
 
 BOTH = "tbvast-bridge tbvast-plugin\n"
+
+
+def build_wheel(directory: Path) -> Path:
+    """
+    Build a wheel with what is installed here, from a copy of what goes into it.
+
+    @param directory: Where to; it must not exist.
+    """
+    source = directory / "source"
+    source.mkdir(parents=True)
+    for name in ["setup.py", "pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source)
+    for name in ["tbvast", "twisted"]:
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.cache")
+        )
+    subprocess.run(
+        [sys.executable, "-c", "from setuptools import build_meta as b; b.build_wheel('..')"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = directory.glob("*.whl")
+    return wheel
 
 
 class InstallationTests(SynchronousTestCase):
@@ -80,3 +110,93 @@ class InstallationTests(SynchronousTestCase):
         self.environment("python", "-c", FIND_PLUGINS)
         self.environment("pip", "uninstall", "--quiet", "--yes", "tbvast")
         self.assertEqual(self.environment("python", "-c", FIND_PLUGINS), "\n")
+
+
+class WheelTests(SynchronousTestCase):
+    """
+    The wheel has what it needs, and nothing that is in the way of others.
+    """
+
+    def setUp(self) -> None:
+        self.wheel = zipfile.ZipFile(build_wheel(Path(self.mktemp())))
+        self.addCleanup(self.wheel.close)
+
+    def read(self, name: str) -> bytes:
+        """
+        @return: The content of a file of the wheel's metadata.
+        """
+        return self.wheel.read(f"tbvast-{__version__}.dist-info/{name}")
+
+    def test_files(self) -> None:
+        """
+        Both plugins and every module are in it; none of Twisted's own files is, nor
+        are tests.
+        """
+        names = self.wheel.namelist()
+        self.assertEqual(
+            sorted(name for name in names if name.startswith("twisted/")),
+            ["twisted/plugins/tbvast_bridge.py", "twisted/plugins/tbvast_plugin.py"],
+        )
+        self.assertEqual(
+            {name for name in names if name.startswith("tbvast/")},
+            {"tbvast/py.typed"}
+            | {str(path.relative_to(ROOT)) for path in ROOT.glob("tbvast/**/*.py")},
+        )
+        self.assertEqual(
+            {name.split("/")[0] for name in names},
+            {"tbvast", "twisted", f"tbvast-{__version__}.dist-info"},
+        )
+
+    def test_metadata(self) -> None:
+        """
+        The metadata has the version, the engine as an extra, and the command.
+        """
+        metadata = message_from_bytes(self.read("METADATA"))
+        self.assertEqual(metadata["Version"], __version__)
+        self.assertEqual(metadata["License-Expression"], "BSD-3-Clause")
+        self.assertEqual(metadata["Requires-Python"], ">=3.11")
+        requires = metadata.get_all("Requires-Dist") or []
+        self.assertIn("pyvast<3,>=2.3.1", requires)
+        self.assertIn('tenzir>=6.20; extra == "engine"', requires)
+        self.assertIn(b"Redistribution and use", self.read("licenses/LICENSE"))
+        scripts = ConfigParser()
+        scripts.read_string(self.read("entry_points.txt").decode())
+        self.assertEqual(dict(scripts["console_scripts"]), {"tbvast": "tbvast.cli.main:main"})
+
+
+class CountTests(SynchronousTestCase):
+    """
+    Tests for C{.ci/count}.
+    """
+
+    def test_counts(self) -> None:
+        """
+        Everything that did not pass has failed, and so has a run that says nothing.
+        """
+        ran = "Ran 9 tests in 1.000s\n\n"
+        for status, log, line in [
+            (0, f"{ran}PASSED (successes=9)\n", "9 passed, 0 failed"),
+            (0, f"{ran}PASSED (skips=2, successes=7)\n", "7 passed, 2 failed"),
+            (
+                1,
+                f"{ran}FAILED (expectedFailures=1, failures=1, errors=2, successes=5)\n",
+                "5 passed, 3 failed",
+            ),
+            (2, f"{ran}PASSED (successes=9)\n", "9 passed, 1 failed"),
+            (2, "make: *** [check] Error 1\n", "0 passed, 1 failed"),
+            (0, "Ran 0 tests in 0.000s\n\nPASSED\n", "0 passed, 1 failed"),
+            (
+                1,
+                f"PASSED (successes=1)\n{ran}FAILED (errors=1, successes=8)\nmake: Error 1\n",
+                "8 passed, 1 failed",
+            ),
+        ]:
+            with self.subTest(log):
+                result = subprocess.run(
+                    [ROOT / ".ci" / "count", str(status)],
+                    input=log,
+                    capture_output=True,
+                    text=True,
+                )
+                self.assertEqual(result.stdout, f"{line}\n")
+                self.assertEqual(result.returncode, 0 if line.endswith(" 0 failed") else 1)

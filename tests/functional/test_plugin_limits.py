@@ -101,7 +101,7 @@ class LeakTests(PluginTestCase):
             cycle(plugin, publisher)
         wait_until(settled)
         descriptors, threads = plugin.descriptors(), plugin.threads()
-        grown = []
+        grown: list[int] = []
         # A leak grows each time. The most memory ever needed at once, which the allocator
         # keeps, depends on how busy the machine is.
         while len(grown) < 3 and (not grown or grown[-1] >= GROWTH):
