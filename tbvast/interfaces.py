@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -25,9 +25,22 @@ from zope.interface import Attribute, Interface
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
+from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Observable
-from tbvast.stix.sightings import MatchType
-from tbvast.values import EngineIdentity, Entry, Match, PageRequest, Position, Progress
+from tbvast.stix.sightings import MatchType, Sighting
+from tbvast.values import (
+    Changes,
+    Covered,
+    EngineIdentity,
+    Entry,
+    JsonObject,
+    Match,
+    PageRequest,
+    Position,
+    Progress,
+    Unsearched,
+    WaitingSighting,
+)
 
 if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
     from tbvast.bus.journal.ownership import Run
@@ -324,9 +337,7 @@ class IContextTransform(Interface):
     What changes the context of a sighting, before it is reported.
     """
 
-    def transform(
-        event: dict[str, Any], value: str, match_type: MatchType
-    ) -> Deferred[dict[str, Any]]:
+    def transform(event: JsonObject, value: str, match_type: MatchType) -> Deferred[JsonObject]:
         """
         Change the context of one sighting.
 
@@ -342,7 +353,7 @@ class ISink(Interface):
     What takes the contexts of sightings, instead of the bus.
     """
 
-    def send(context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
+    def send(context: JsonObject, value: str, match_type: MatchType) -> Deferred[None]:
         """
         Hand over one context.
 
@@ -356,26 +367,26 @@ class ISink(Interface):
 
 class IBacklog(Interface):
     """
-    Sightings that wait for their receiver, each with a hashable key of the backlog's choice.
+    Sightings that wait for their receiver, each with a key of the backlog's choice.
 
     Every call fails with the error of their store.
     """
 
-    def page(request: PageRequest) -> Awaitable[list[tuple[Any, bytes]]]:
+    def page(request: PageRequest) -> Awaitable[list[WaitingSighting]]:
         """
         Read the oldest waiting sightings.
 
-        @return: Keys and documents; empty if no other sighting waits.
+        @return: The sightings; empty if no other one waits.
         """
 
-    def one(key: Any) -> Awaitable[list[tuple[Any, bytes]]]:
+    def one(key: str) -> Awaitable[list[WaitingSighting]]:
         """
         Read one sighting; empty if it does not wait.
         """
 
     def mark_sent(
-        keys: Collection[Any], request: PageRequest | None
-    ) -> Awaitable[list[tuple[Any, bytes]] | None]:
+        keys: Collection[str], request: PageRequest | None
+    ) -> Awaitable[list[WaitingSighting] | None]:
         """
         Store durably that the receiver has taken some sightings.
 
@@ -383,11 +394,165 @@ class IBacklog(Interface):
         @return: That page.
         """
 
-    def set_aside(reasons: Mapping[Any, str]) -> Awaitable[None]:
+    def set_aside(reasons: Mapping[str, str]) -> Awaitable[None]:
         """
         Set sightings aside that the receiver never takes; they no longer wait.
 
         @param reasons: The reasons, by key.
+        """
+
+
+class ISightingOutbox(IBacklog):
+    """
+    The sightings of a bridge, stored until they have been sent. Their keys are their STIX ids.
+
+    Every C{Deferred} fails with L{tbvast.errors.StoreFailed} if the disk refuses.
+    """
+
+    def remember(
+        sightings: Sequence[Sighting], request: PageRequest | None
+    ) -> Deferred[tuple[int, list[WaitingSighting] | None]]:
+        """
+        Store sightings durably. A known one is not stored again; one that cannot be stored is
+        set aside.
+
+        @param request: The page to read next; C{None} for none.
+        @return: Fires with the number of new ones, and that page.
+        """
+
+    def prune() -> Deferred[None]:
+        """
+        Delete the ids of sightings that were sent long ago: they count as new again from then
+        on.
+        """
+
+
+class IIndicatorStore(Interface):
+    """
+    The indicators of a bridge, stored durably. It decides which of them are in force, which
+    observables they have, and for which of them past events have been searched. The engine's
+    tables are a copy of it.
+
+    It uses the calendar to decide whether an indicator is valid. Its calls are executed in
+    order. Every C{Deferred} fails with L{tbvast.errors.StoreFailed} if the disk refuses.
+    """
+
+    def apply(
+        indicators: Sequence[Indicator],
+        position: Position | None,
+        run: int,
+        decided: bool = False,
+    ) -> Deferred[Changes]:
+        """
+        Store indicators in one transaction. A repeat changes nothing. Expired indicators end,
+        future ones wait. One that cannot be stored is set aside.
+
+        @param indicators: The indicators, in the bus's order.
+        @param position: The position in the bus's journal after these indicators; C{None} if
+            it has no numbers.
+        @param run: The generation of the batch. After a failure every later call of the same
+            run is refused, so that none commits the position past a gap.
+        @param decided: Whether the bus has already decided between versions: then the last
+            one counts. Otherwise a removal ends the indicator, and the later of two versions
+            counts; a version from the future counts as of now.
+        @return: Fires with the changes for the engine.
+        """
+
+    def set_aside(items: Sequence[SetAside], ids: Sequence[str] = ()) -> Deferred[None]:
+        """
+        Set items aside that could not be handled.
+
+        Known indicators with an id that one of them claims survive the snapshot that is being
+        applied.
+
+        @param ids: Further ids that they may have.
+        """
+
+    def begin_snapshot() -> Deferred[None]:
+        """
+        Begin a snapshot: an indicator that is not applied before L{end_snapshot} ends then.
+        """
+
+    def end_snapshot(position: Position) -> Deferred[list[Changes]]:
+        """
+        End every indicator that was not applied since L{begin_snapshot}.
+
+        @param position: The position of the snapshot in the bus's journal.
+        @return: Fires with the changes for the engine, in parts.
+        """
+
+    def expire() -> Deferred[list[Changes]]:
+        """
+        End the indicators that have reached their C{valid_until}.
+
+        @return: Fires with the changes for the engine, in parts.
+        """
+
+    def activate_due() -> Deferred[list[Changes]]:
+        """
+        Put the indicators in force that have reached their C{valid_from}.
+
+        @return: Fires with the changes for the engine, in parts.
+        """
+
+    def entries() -> Deferred[list[Entry]]:
+        """
+        Read all entries that the engine should hold. The entry of a network also names the
+        indicators of the networks that cover it. Other calls may be executed in between.
+        """
+
+    def reconcile(held: Sequence[Entry]) -> Deferred[list[Changes]]:
+        """
+        Compare the store with the engine.
+
+        @param held: The entries that the engine holds.
+        @return: Fires with the changes that make the engine hold the right ones, in parts; at
+            least one.
+        """
+
+    def unsearched(until: int, limit: int) -> Deferred[Unsearched]:
+        """
+        Read the indicators for which no past events have been searched, oldest first. Other
+        calls may be executed in between.
+
+        @param until: The number of the last change to include.
+        @param limit: The most indicators.
+        """
+
+    def mark_searched(ids: Sequence[str], until: int) -> Deferred[None]:
+        """
+        Store that past events have been searched for indicators.
+
+        @param ids: The indicators.
+        @param until: The same number as for L{unsearched}: an indicator that has changed since
+            has to be searched for again.
+        """
+
+    def bodies(ids: Collection[str]) -> Deferred[dict[str, bytes]]:
+        """
+        @return: Fires with the documents of those of some indicators that are in force, by id.
+        """
+
+    def covered() -> Deferred[Covered | None]:
+        """
+        @return: Fires with the moment up to which every arriving event has been matched;
+            C{None} at first.
+        """
+
+    def set_covered(covered: Covered) -> Deferred[None]:
+        """
+        Store the moment up to which every arriving event has been matched.
+
+        @param covered: The moment. All sightings of earlier events must have been stored.
+        """
+
+    def counts() -> Deferred[JsonObject]:
+        """
+        @return: Fires with the numbers of C{indicators} in force, of C{unsearched} ones among
+            them, and of those that are C{not_yet} valid; C{unmatched} ones by reason (one may
+            have several), and the newest of these with their reasons by id, as
+            C{unmatched_ids}; the number of C{unsent} sightings; and how many items were
+            C{set_aside}, with the newest reason, if any were.
         """
 
 
@@ -431,7 +596,7 @@ class ISnapshotSource(Interface):
 
     def pages(
         since: float, send: Callable[[list[bytes]], Deferred[None]]
-    ) -> Coroutine[Any, Any, int]:
+    ) -> Coroutine[Deferred[object], object, int]:
         """
         Send, page by page, every indicator that is in force. Cancelled if the asker is gone.
 
@@ -454,7 +619,7 @@ class ICursor(Interface):
     )
 
     def apply(
-        items: Sequence[Any], position: Position | None, decided: bool = False
+        items: Sequence[Item], position: Position | None, decided: bool = False
     ) -> Awaitable[None]:
         """
         Apply items, and remember the position, in one durable step.
@@ -462,8 +627,7 @@ class ICursor(Interface):
         It may be done, for the next ones to be applied, before that step is: L{commit}
         waits for it. If it fails, so does what was applied after it.
 
-        @param items: L{tbvast.stix.indicators.Indicator} and
-            L{tbvast.stix.sightings.Sighting} values; may be none.
+        @param items: The items; may be none.
         @param position: C{None} if they have none.
         @param decided: Whether the bus has decided between the versions of an indicator:
             what it sends later is in force, whatever C{modified} says.

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
 from tbvast.stix.observables import Kind, Observable
+
+JsonObject = dict[str, Any]
+"""
+A JSON object, decoded.
+"""
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -81,7 +85,19 @@ class PageRequest(msgspec.Struct, frozen=True, array_like=True):
 
     count: int
     size: int
-    without: Sequence[Any] = ()
+    without: tuple[str, ...] = ()
+
+
+class WaitingSighting(NamedTuple):
+    """
+    A sighting that waits for its receiver.
+
+    @ivar key: The key by which the backlog finds it.
+    @ivar raw: The document.
+    """
+
+    key: str
+    raw: bytes
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -113,6 +129,35 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     joint: bool = False
 
 
+class Changes(msgspec.Struct, frozen=True, array_like=True):
+    """
+    Changes of the entries that the engine should hold.
+
+    @ivar number: The number of the change; a later one has a higher number.
+    @ivar write: New entries, and entries with other ids than before.
+    @ivar erase: Observables that no indicator has any more.
+    @ivar unmatched: The reasons why indicators are not or only partly matched, by id.
+    """
+
+    number: int
+    write: tuple[Entry, ...] = ()
+    erase: tuple[Observable, ...] = ()
+    unmatched: dict[str, tuple[str, ...]] = {}
+
+
+class Unsearched(msgspec.Struct, frozen=True):
+    """
+    Indicators for which no past events have been searched.
+
+    @ivar ids: Their STIX ids.
+    @ivar entries: Their observables. The entry of a network also names those of them that have
+        a network that covers it.
+    """
+
+    ids: list[str]
+    entries: list[Entry]
+
+
 class Hit(msgspec.Struct, frozen=True):
     """
     A field of an event that holds an observable.
@@ -139,7 +184,7 @@ class Match(msgspec.Struct, frozen=True):
         the hits include all of these that the event holds.
     """
 
-    event: dict[str, Any]
+    event: JsonObject
     schema: str
     hits: tuple[Hit, ...]
 

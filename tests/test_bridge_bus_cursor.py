@@ -16,21 +16,19 @@ from zope.interface.verify import verifyObject
 
 from tbvast.bridge.bus_cursor import MAX_INDICATORS_PER_COMMIT, StoreCursor
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import StoreWorker
 from tbvast.interfaces import ICursor
 from tbvast.protocol.unreadable import unreadable
 from tbvast.stix.indicators import Indicator
-from tbvast.values import Position
+from tbvast.values import Changes, Position
 from tests.doubles import (
     SteppedThread,
     a_sighting,
     an_indicator,
-    asking,
     indicator_document,
     indicator_id,
     moment,
 )
+from tests.doubles_bridge import MemoryStore
 
 
 @contextlib.contextmanager
@@ -68,16 +66,14 @@ class CursorTests(SynchronousTestCase):
         self.clock = Clock()
         self.thread = SteppedThread()
         self.path = Path(self.mktemp())
-        self.store = BridgeStore(self.path)
-        self.addCleanup(self.store.close)
+        memory = MemoryStore(self.clock.seconds, True, self.thread.defer, str(self.path))
+        self.addCleanup(memory.close)
+        self.store, self.indicators = memory.file, memory.indicators
         self.changes: list[Changes] = []
         self.cursor = self.make()
 
     def make(self) -> StoreCursor:
-        ask = asking(StoreWorker(self.store), self.thread.defer)
-        return StoreCursor(
-            ask, self.store.indicators.position, self.clock.seconds, True, self.changes.append
-        )
+        return StoreCursor(self.indicators, self.store.indicators.position, self.changes.append)
 
     def apply(self, *items: Indicator, position: Position | None = None) -> None:
         applied = Deferred.fromCoroutine(self.cursor.apply(items, position))
@@ -206,8 +202,7 @@ class CursorTests(SynchronousTestCase):
             finally:
                 changing.pop()
 
-        ask = asking(StoreWorker(self.store), self.thread.defer)
-        self.cursor = StoreCursor(ask, None, self.clock.seconds, True, self.changes.append, change)
+        self.cursor = StoreCursor(self.indicators, None, self.changes.append, change)
         for refused in (False, True):
             self.successResultOf(Deferred.fromCoroutine(self.cursor.apply([an_indicator(1)], None)))
             settled = self.settled()

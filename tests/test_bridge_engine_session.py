@@ -4,7 +4,6 @@ Tests for L{tbvast.bridge.engine_session}.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -14,22 +13,19 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge import engine_session
 from tbvast.bridge.coverage import OVERLAP
 from tbvast.bridge.engine_session import ENTRIES_PER_CHUNK, EngineSession, Search, State
-from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.sightings import MatchType
-from tbvast.values import Entry, Match
+from tbvast.values import Changes, Entry, Match
 from tests.doubles import (
     DAY,
     MemoryEngineClient,
     MemoryNode,
     an_indicator,
-    asking,
     indicator_id,
 )
+from tests.doubles_bridge import MemoryStore
 
 SEARCH = Search(10, 30.0)
 
@@ -58,8 +54,9 @@ class SessionTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.node = MemoryNode()
         self.engine = MemoryEngineClient()
-        self.store = BridgeStore(Path(self.mktemp()))
-        self.addCleanup(self.store.close)
+        memory = MemoryStore(self.clock.seconds, self.search is not None)
+        self.addCleanup(memory.close)
+        self.store = memory.file
         self.delivered: list[tuple[Match, MatchType]] = []
         self.unsupported: list[EngineUnsupported] = []
         self.failure: Exception | None = None
@@ -68,7 +65,7 @@ class SessionTestCase(SynchronousTestCase):
             self.clock.seconds,
             self.node,
             self.engine,
-            asking(StoreWorker(self.store)),
+            memory.indicators,
             self.deliver,
             self.live,
             self.search,

@@ -4,7 +4,6 @@ Tests for L{tbvast.bridge.sighting_factory}.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,8 +16,6 @@ from tbvast.bridge.sighting_factory import (
     IndicatorMatcher,
     SightingFactory,
 )
-from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.worker import StoreWorker
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.observables import Kind, Observable
@@ -28,9 +25,9 @@ from tests.doubles import (
     MemoryTransform,
     a_match,
     an_indicator,
-    asking,
     indicator_id,
 )
+from tests.doubles_bridge import MemoryStore
 
 IP = Observable(Kind.IP, "192.0.2.1")
 DOMAIN = Observable(Kind.DOMAIN, "evil.example")
@@ -49,8 +46,9 @@ class StoreTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.store = BridgeStore(Path(self.mktemp()))
-        self.addCleanup(self.store.close)
+        self.memory = MemoryStore(self.clock.seconds, False)
+        self.addCleanup(self.memory.close)
+        self.store = self.memory.file
 
 
 class SightingFactoryTests(StoreTestCase):
@@ -62,9 +60,7 @@ class SightingFactoryTests(StoreTestCase):
         self.store.indicators.apply(indicators, 0.0, False)
 
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingFactory(
-            self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", transform
-        )
+        maker = SightingFactory(self.clock.seconds, self.memory.indicators, "tenzir", transform)
         made = self.successResultOf(
             Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
         )
@@ -235,9 +231,7 @@ class SightingFactoryTests(StoreTestCase):
         one = an_indicator(1)
         self.know(one)
         waiting: Any = Waiting()
-        maker = SightingFactory(
-            self.clock.seconds, asking(StoreWorker(self.store)), "tenzir", waiting
-        )
+        maker = SightingFactory(self.clock.seconds, self.memory.indicators, "tenzir", waiting)
         matches = [a_match({"n": n}, (IP, [one.id])) for n in range(3)]
         making = Deferred.fromCoroutine(maker.make(matches, MatchType.LIVE))
         self.assertNoResult(making)

@@ -17,12 +17,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.indicators import MAX_LISTED, OTHER_REASONS
 from tbvast.bridge.store.schema import FIRST_SCHEMA
-from tbvast.bridge.store.values import Changes, DesiredPage
+from tbvast.bridge.store.values import DesiredPage
 from tbvast.protocol.manage import REPORT_BYTES
 from tbvast.stix.indicators import Indicator, Operation
 from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.sqlite import connect, migrate
-from tbvast.values import Entry, Position
+from tbvast.values import Changes, Entry, Position
 from tests.doubles import an_indicator, indicator_id, moment
 
 ALL = 1 << 60

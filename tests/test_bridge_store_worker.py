@@ -11,9 +11,9 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
+from tbvast.bridge.store.values import BEGINNING, DesiredPage
 from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
-from tbvast.values import Entry, Position
+from tbvast.values import Changes, Entry, Position
 from tests.doubles import an_indicator, asking, indicator_id, moment
 
 MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1

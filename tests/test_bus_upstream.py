@@ -346,14 +346,17 @@ class BacklogTests(SynchronousTestCase):
         self.backlog = JournalBacklog(self.journal, self.journal, "one")
 
     def page(self, count: int = 100, without: Sequence[int] = ()) -> list[int]:
-        found = Deferred.fromCoroutine(self.backlog.page(PageRequest(count, PAGE_BYTES, without)))
-        return [number for number, _ in self.successResultOf(found)]
+        request = PageRequest(count, PAGE_BYTES, tuple(map(str, without)))
+        found = Deferred.fromCoroutine(self.backlog.page(request))
+        return [int(key) for key, _ in self.successResultOf(found)]
 
     def sent(self, *numbers: int) -> Position | None:
         """
         @return: The stored position afterwards.
         """
-        self.successResultOf(Deferred.fromCoroutine(self.backlog.mark_sent(numbers, None)))
+        self.successResultOf(
+            Deferred.fromCoroutine(self.backlog.mark_sent([*map(str, numbers)], None))
+        )
         position: Position | None = self.successResultOf(self.journal.position("one"))
         return position
 
@@ -389,8 +392,8 @@ class BacklogTests(SynchronousTestCase):
         """
         self.accept(a_sighting(1), an_indicator(1), a_sighting(2))
         self.page()
-        for number, expected in ((2, []), (3, [(3, a_sighting(2).raw)]), (4, [])):
-            found = Deferred.fromCoroutine(self.backlog.one(number))
+        for number, expected in ((2, []), (3, [("3", a_sighting(2).raw)]), (4, [])):
+            found = Deferred.fromCoroutine(self.backlog.one(str(number)))
             self.assertEqual(self.successResultOf(found), expected)
 
     def test_pruned(self) -> None:

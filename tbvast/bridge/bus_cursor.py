@@ -10,15 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
-from tbvast.bridge.store.values import Changes
-from tbvast.bridge.store.worker import StoreWorker
-from tbvast.interfaces import ICursor
+from tbvast.interfaces import ICursor, IIndicatorStore
 from tbvast.protocol.frames import Item
 from tbvast.protocol.unreadable import Unreadable
-from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
-from tbvast.storage.worker_client import CallWorker
-from tbvast.values import Position
+from tbvast.storage.set_aside import SetAside, Stage
+from tbvast.values import Changes, Position
 
 MAX_INDICATORS_PER_COMMIT = 2000
 """
@@ -38,25 +35,19 @@ class StoreCursor:
 
     def __init__(
         self,
-        ask: CallWorker,
+        store: IIndicatorStore,
         position: Position | None,
-        now: Calendar,
-        search: bool,
         changed: Callable[[Changes], None],
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
-        @param ask: Calls the L{StoreWorker}.
+        @param store: Has the indicators.
         @param position: The position that the store has.
-        @param now: The date that decides whether an indicator is valid.
-        @param search: Whether to search past events for new indicators.
         @param changed: Called with the changes for the engine.
         @param changing: A context manager inside which a commit is under way.
         """
         self.position = position
-        self._ask = ask
-        self._now = now
-        self._search = search
+        self._store = store
         self._changed = changed
         self._changing = changing
         self._run = 1
@@ -66,16 +57,12 @@ class StoreCursor:
         self, items: Sequence[Item], position: Position | None, decided: bool = False
     ) -> None:
         indicators = [item for item in items if isinstance(item, Indicator)]
-        now = self._now()
         # One batch is sent while another one is written; the last has the position.
         count = max(-(-len(indicators) // MAX_INDICATORS_PER_COMMIT), 1)
         size = max(-(-len(indicators) // count), 1)
         applied = [
-            self._ask(
-                StoreWorker.apply,
+            self._store.apply(
                 indicators[number * size : (number + 1) * size],
-                now,
-                self._search,
                 position if number == count - 1 else None,
                 self._run,
                 decided,
@@ -105,18 +92,30 @@ class StoreCursor:
 
     async def set_aside(self, items: Sequence[Unreadable]) -> None:
         await self.commit()
-        await self._ask(StoreWorker.set_aside, list(items), self._now())
+        await self._store.set_aside(
+            [
+                SetAside(
+                    Stage.RECEPTION,
+                    each.reason,
+                    each.raw,
+                    id=each.ids[0] if len(each.ids) == 1 else "",
+                    number=each.number,
+                )
+                for each in items
+            ],
+            [id for each in items for id in each.ids],
+        )
 
     async def commit(self) -> None:
         await self._done([self._last])
 
     async def begin_snapshot(self) -> None:
         await self.commit()
-        await self._ask(StoreWorker.begin_snapshot)
+        await self._store.begin_snapshot()
 
     async def end_snapshot(self, position: Position) -> None:
         await self.commit()
-        ended = await self._ask(StoreWorker.end_snapshot, position)
+        ended = await self._store.end_snapshot(position)
         self.position = position
         for changes in ended:
             self._changed(changes)

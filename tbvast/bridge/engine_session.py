@@ -29,16 +29,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
-from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage
-from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
 from tbvast.errors import EngineError, EngineInterrupted, EngineTimeout, EngineUnsupported
-from tbvast.interfaces import IAdding, IEngineClient
+from tbvast.interfaces import IAdding, IEngineClient, IIndicatorStore
 from tbvast.service.clock import Calendar, awake
 from tbvast.service.retry_policy import doubling
-from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import MatchType
-from tbvast.storage.worker_client import CallWorker
-from tbvast.values import Covered, EngineIdentity, Entry, Match, Progress
+from tbvast.values import Changes, Covered, EngineIdentity, Entry, Match, Progress
 
 FIRST_RETRY_DELAY = 0.5
 MAX_RETRY_DELAY = 30.0
@@ -222,7 +219,7 @@ class EngineSession(MultiService):
         now: Calendar,
         endpoint: IStreamClientEndpoint,
         engine: IEngineClient,
-        ask: CallWorker,
+        store: IIndicatorStore,
         deliver: Deliver,
         live: bool,
         search: Search | None,
@@ -235,7 +232,7 @@ class EngineSession(MultiService):
         @param now: The date, in seconds since the epoch.
         @param endpoint: The endpoint of the node, for the idle connection.
         @param engine: The engine.
-        @param ask: Calls the L{StoreWorker}.
+        @param store: Has the indicators.
         @param deliver: Takes the matches.
         @param live: Whether to match arriving events.
         @param search: The limits of searches of past events; C{None} for no searches.
@@ -252,7 +249,7 @@ class EngineSession(MultiService):
         self._clock = clock
         self._now = now
         self._engine = engine
-        self._ask = ask
+        self._store = store
         self._deliver = deliver
         self._want_live = live
         self._caught_up = False
@@ -519,11 +516,8 @@ class EngineSession(MultiService):
         self._pending.clear()
         self._needs_reconcile = False
         held = await self._engine.contents()
-        for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
-            part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
-            await self._ask(StoreWorker.add_held, part, start)
         desired: DesiredEntries = {}
-        for changes in await self._ask(StoreWorker.reconcile):
+        for changes in await self._store.reconcile(held):
             desired |= _desired(changes)
         await self._write(desired)
         self._applied = max(self._applied, changes.number)
@@ -639,7 +633,7 @@ class EngineSession(MultiService):
             self._covered = known
 
         return (
-            self._ask(StoreWorker.set_covered, known)
+            self._store.set_covered(known)
             .addCallback(cover)
             .addErrback(
                 lambda failure: self._log.failure(
@@ -684,7 +678,7 @@ class EngineSession(MultiService):
         """
         @return: Whether the search was completed within the time limit.
         """
-        known = await self._ask(StoreWorker.covered)
+        known = await self._store.covered()
         heard = progress.heard
         if known is None:
             # The first live match: coverage begins now.
@@ -695,10 +689,7 @@ class EngineSession(MultiService):
             return True
         self._covered = known
         since = None if heard is None else search_from(known, heard, self._boot)
-        desired = _EntryCollector()
-        while desired.last is not None:
-            desired.add(await self._ask(StoreWorker.entries, desired.last))
-        return await self._search_for(desired.entries, 0, timeout, since)
+        return await self._search_for(await self._store.entries(), 0, timeout, since)
 
     async def _search_past_events(self, search: Search) -> None:
         while True:
@@ -716,19 +707,12 @@ class EngineSession(MultiService):
 
         @return: Whether there were any.
         """
-        desired = _EntryCollector()
-        while (
-            desired.last is not None and (left := MAX_INDICATORS_PER_SEARCH - len(desired.ids)) > 0
-        ):
-            desired.add(await self._ask(StoreWorker.unsearched, until, left, desired.last))
-        ids = desired.ids
-        if ids:
+        found = await self._store.unsearched(until, MAX_INDICATORS_PER_SEARCH)
+        if found.ids:
             since = search.since(self._now())
-            await self._search_for(desired.of_ids(), search.limit, search.timeout, since)
-            for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
-                part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
-                await self._ask(StoreWorker.mark_searched, part, until)
-        return bool(ids)
+            await self._search_for(found.entries, search.limit, search.timeout, since)
+            await self._store.mark_searched(found.ids, until)
+        return bool(found.ids)
 
     async def _search_for(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
@@ -779,53 +763,6 @@ class EngineSession(MultiService):
             elapsed=self._clock.seconds() - running.started,
         )
         return outcome == "found"
-
-
-class _EntryCollector:
-    """
-    Collects the entries to search for, page by page. In between, the store can answer other
-    calls, such as those of the live match.
-
-    @ivar last: The end of the last page; C{None} if there are no more.
-    @ivar ids: The ids of the indicators.
-    """
-
-    def __init__(self) -> None:
-        self.last: tuple[int, int] | None = BEGINNING
-        self.ids: list[str] = []
-        self._entries: dict[Observable, Entry] = {}
-
-    def add(self, page: DesiredPage) -> None:
-        """
-        Add a page, which may have further indicators of known entries.
-        """
-        self.last = page.last
-        self.ids += page.ids
-        for entry in page.entries:
-            known = self._entries.get(entry.observable)
-            if known is not None:
-                ids = tuple(sorted({*known.ids, *entry.ids}))
-                entry = Entry(entry.observable, ids, known.joint or entry.joint)
-            self._entries[entry.observable] = entry
-
-    @property
-    def entries(self) -> list[Entry]:
-        """
-        All entries.
-        """
-        return list(self._entries.values())
-
-    def of_ids(self) -> list[Entry]:
-        """
-        @return: The entries, with only those indicators that are among L{ids}.
-        """
-        ids = frozenset(self.ids)
-        return [
-            entry
-            if entry.observable.kind is not Kind.NETWORK or ids.issuperset(entry.ids)
-            else Entry(entry.observable, tuple(filter(ids.__contains__, entry.ids)), entry.joint)
-            for entry in self._entries.values()
-        ]
 
 
 class _EngineUpdate:

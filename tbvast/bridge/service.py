@@ -26,7 +26,7 @@ from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingFactory
-from tbvast.bridge.store.values import Changes
+from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
 from tbvast.bridge.store.worker import NO, YES, StoreWorker
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import find_client
@@ -44,7 +44,7 @@ from tbvast.settings.schema import BridgeSettings
 from tbvast.stix.sightings import MatchType
 from tbvast.storage.worker_client import Worker
 from tbvast.telemetry.known_fields import with_mappings
-from tbvast.values import HostPort, Match, Position
+from tbvast.values import Changes, HostPort, JsonObject, Match, Position
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -103,7 +103,7 @@ class Bridge(SequentialService):
         )
         self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
-        self._counts: dict[str, Any] = {}
+        self._counts: JsonObject = {}
 
     def startService(self) -> None:
         """
@@ -140,19 +140,23 @@ class Bridge(SequentialService):
         @param position: The position up to which the bus's journal has been applied.
         """
         settings, reactor, ask = self._settings, self._reactor, self._store_worker.ask
+        self._indicators = IndicatorStore(ask, calendar, settings.retro_match)
+        self._sightings = SightingOutbox(ask, calendar)
         address = self._engine_address()
         self._blocking_engine = self._engine(address)
         engine = EngineThreads(reactor, self._blocking_engine)
         engine.setServiceParent(self)
-        self._sighting_factory = SightingFactory(calendar, ask, settings.engine, self._transform())
-        self._outbox = Outbox(reactor, calendar, ask, self._deliver())
+        self._sighting_factory = SightingFactory(
+            calendar, self._indicators, settings.engine, self._transform()
+        )
+        self._outbox = Outbox(reactor, self._sightings, self._deliver())
         self._outbox.setServiceParent(self)
         self._session = EngineSession(
             reactor,
             calendar,
             HostnameEndpoint(reactor, address.host, address.port),
             engine.client,
-            ask,
+            self._indicators,
             self._store_sightings,
             settings.live_match,
             Search(
@@ -182,14 +186,7 @@ class Bridge(SequentialService):
             SubscriptionRequest(
                 (INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat
             ),
-            StoreCursor(
-                ask,
-                position,
-                calendar,
-                settings.retro_match,
-                self._changed,
-                self._session.changing,
-            ),
+            StoreCursor(self._indicators, position, self._changed, self._session.changing),
             self._report,
             self._outbox.flush,
             # The largest message of a bus with the same limit, with its framing.
@@ -268,23 +265,18 @@ class Bridge(SequentialService):
     # Maintenance of the store
 
     def _expire(self) -> Deferred[None]:
-        expired = self._store_worker.ask(StoreWorker.expire, calendar())
-        return self._maintain(expired.addCallback(self._changed_in_parts))
+        return self._maintain(self._indicators.expire().addCallback(self._changed_in_parts))
 
     def _activate_due(self) -> Deferred[None]:
-        activated = self._store_worker.ask(
-            StoreWorker.activate_due, calendar(), self._settings.retro_match
-        )
-        return self._maintain(activated.addCallback(self._changed_in_parts))
+        return self._maintain(self._indicators.activate_due().addCallback(self._changed_in_parts))
 
     def _prune(self) -> Deferred[None]:
-        return self._maintain(self._store_worker.ask(StoreWorker.prune, calendar()))
+        return self._maintain(self._sightings.prune())
 
     def _read_counts(self) -> Deferred[None]:
-        counts = self._store_worker.ask(StoreWorker.counts)
-        return self._maintain(counts.addCallback(self._update_counts))
+        return self._maintain(self._indicators.counts().addCallback(self._update_counts))
 
-    def _update_counts(self, counts: dict[str, Any]) -> None:
+    def _update_counts(self, counts: JsonObject) -> None:
         aside, before = counts.get("set_aside"), self._counts.get("set_aside")
         if aside and aside != before:
             self._log.warn(
@@ -303,7 +295,7 @@ class Bridge(SequentialService):
         await self._outbox.add(sightings)
         return len(sightings)
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self) -> JsonObject:
         cut = dict(self._blocking_engine.cut)
         return {
             "engine": {**self._session.report(), **({"cut": cut} if cut else {})},

@@ -21,18 +21,16 @@ from twisted.internet.defer import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bridge.store.worker import StoreWorker
 from tbvast.errors import Invalid, PatternUnmatchable
-from tbvast.interfaces import IContextTransform
+from tbvast.interfaces import IContextTransform, IIndicatorStore
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import STIX, Indicator, decode_indicator
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
 from tbvast.stix.sightings import MatchType, Sighting, make_sighting
-from tbvast.storage.set_aside import MOST_BYTES, reason_of
-from tbvast.storage.worker_client import CallWorker
-from tbvast.values import Hit, Match
+from tbvast.storage.set_aside import MOST_BYTES, SetAside, Stage, reason_of
+from tbvast.values import Hit, JsonObject, Match
 
 MAX_CACHED = 1024
 """
@@ -62,19 +60,19 @@ class SightingFactory:
     def __init__(
         self,
         now: Calendar,
-        ask: CallWorker,
+        store: IIndicatorStore,
         engine: str,
         transform: IContextTransform | None,
     ) -> None:
         """
         @param now: The date of a sighting whose event has none.
-        @param ask: Calls the L{StoreWorker}.
+        @param store: Has the indicators.
         @param engine: The engine's name.
         @param transform: Changes the context of each sighting; C{None} for no change.
         """
         self.failed = 0
         self._now = now
-        self._ask = ask
+        self._store = store
         self._engine = engine
         self._transform = transform
         self._recent = functools.lru_cache(MAX_CACHED)(IndicatorMatcher)
@@ -93,14 +91,14 @@ class SightingFactory:
             count as not handled.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
-        bodies = await self._ask(StoreWorker.bodies, list(ids))
-        failed: list[tuple[str, str, bytes]] = []
+        bodies = await self._store.bodies(ids)
+        failed: list[SetAside] = []
         matchers: dict[str, IndicatorMatcher] = {}
         for id, body in bodies.items():
             try:
                 matchers[id] = self._matcher(body)
             except Exception as e:
-                failed.append((id, reason_of(e), body))
+                failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", id))
         made = [
             maybeDeferred(self._make_one, match, matchers[id], hits, match_type).addErrback(
                 _eb_failed, id, match, failed
@@ -116,7 +114,7 @@ class SightingFactory:
         sightings = [sighting for sighting in found if sighting is not None]
         if failed:
             self.failed += len(failed)
-            await self._ask(StoreWorker.set_matches_aside, failed[:MAX_SET_ASIDE], self._now())
+            await self._store.set_aside(failed[:MAX_SET_ASIDE])
         return sightings
 
     def _make_one(
@@ -132,12 +130,12 @@ class SightingFactory:
 
     def _make(
         self,
-        event: dict[str, Any],
+        event: JsonObject,
         indicator: Indicator,
         values: Sequence[str],
         match_type: MatchType,
     ) -> Deferred[Sighting | None]:
-        def with_context(context: dict[str, Any]) -> Sighting:
+        def with_context(context: JsonObject) -> Sighting:
             return make_sighting(
                 indicator_id=indicator.id,
                 indicator_raw=indicator.raw,
@@ -154,9 +152,7 @@ class SightingFactory:
         return self._transform.transform(event, values[0], match_type).addCallback(with_context)
 
 
-def _eb_failed(
-    failure: Failure, id: str, match: Match, failed: list[tuple[str, str, bytes]]
-) -> None:
+def _eb_failed(failure: Failure, id: str, match: Match, failed: list[SetAside]) -> None:
     if failure.check(CancelledError):  # the engine delivers the matches again
         failure.raiseException()
     failure.trap(Exception)
@@ -165,7 +161,7 @@ def _eb_failed(
     except Exception:  # the cause of the failure
         event = repr(match.event).encode("utf-8", "backslashreplace")
     error: Any = failure.value
-    failed.append((id, reason_of(error), event[:MOST_BYTES]))
+    failed.append(SetAside(Stage.MATCH, reason_of(error), event[:MOST_BYTES], "event", id))
 
 
 def _hits_by_id(match: Match) -> dict[str, list[Hit]]:

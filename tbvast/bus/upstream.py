@@ -24,7 +24,7 @@ from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings.schema import UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
-from tbvast.values import HostPort, PageRequest, Position
+from tbvast.values import HostPort, PageRequest, Position, WaitingSighting
 from tbvast.zeromq.curve import load_client_options
 from tbvast.zeromq.sockets import Factory
 
@@ -88,7 +88,8 @@ class IntelCursor:
 @implementer(IBacklog)
 class JournalBacklog:
     """
-    The sightings of a journal that one other bus has not taken, by their numbers.
+    The sightings of a journal that one other bus has not taken. Their keys are their
+    numbers.
 
     The journal stores the number before the first of them. After a crash, later ones that
     the other bus has taken are sent to it again.
@@ -104,53 +105,56 @@ class JournalBacklog:
         self._reader = reader
         self._stored = 0
         self._read_until: int | None = None
-        self._open: dict[int, None] = {}
+        self._open: dict[str, None] = {}
 
-    async def page(self, request: PageRequest) -> list[tuple[int, bytes]]:
+    async def page(self, request: PageRequest) -> list[WaitingSighting]:
         if self._read_until is None:
             position = await self._replay.position(self._reader)
             self._read_until = self._stored = position.number if position else 0
         left_out = frozenset(request.without)
-        while wanted := [number for number in self._open if number not in left_out]:
-            found = dict(await self._entries(wanted[0] - 1, request.count, request.size))
-            last = max(found, default=wanted[-1] + 1)
-            for number in wanted:
-                if number not in found and number < last:
-                    del self._open[number]  # the journal has pruned it
-            if again := [(each, found[each]) for each in wanted if each in found]:
+        while wanted := [key for key in self._open if key not in left_out]:
+            entries = await self._entries(int(wanted[0]) - 1, request.count, request.size)
+            found = {each.key: each for each in entries}
+            last = max(map(int, found), default=int(wanted[-1]) + 1)
+            for key in wanted:
+                if key not in found and int(key) < last:
+                    del self._open[key]  # the journal has pruned it
+            if again := [found[key] for key in wanted if key in found]:
                 return again
         entries = await self._entries(self._read_until, request.count, request.size)
         if entries:
-            self._open.update((number, None) for number, _ in entries)
-            self._read_until = entries[-1][0]
+            self._open.update((each.key, None) for each in entries)
+            self._read_until = int(entries[-1].key)
         return entries
 
-    async def _entries(self, after: int, count: int, size: int) -> list[tuple[int, bytes]]:
+    async def _entries(self, after: int, count: int, size: int) -> list[WaitingSighting]:
         entries = await self._replay.entries(after, (Stream.SIGHTING,), count, size)
-        return [(entry.number, entry.raw) for entry in entries]
+        return [WaitingSighting(str(entry.number), entry.raw) for entry in entries]
 
-    async def one(self, key: int) -> list[tuple[int, bytes]]:
-        found = [entry for entry in await self._entries(key - 1, 1, 1) if entry[0] == key]
+    async def one(self, key: str) -> list[WaitingSighting]:
+        found = [each for each in await self._entries(int(key) - 1, 1, 1) if each.key == key]
         if not found:
             self._open.pop(key, None)
         return found
 
     async def mark_sent(
-        self, keys: Collection[int], request: PageRequest | None
-    ) -> list[tuple[int, bytes]] | None:
+        self, keys: Collection[str], request: PageRequest | None
+    ) -> list[WaitingSighting] | None:
         for key in keys:
             self._open.pop(key, None)
-        number = next(iter(self._open)) - 1 if self._open else self._read_until or 0
+        number = int(next(iter(self._open))) - 1 if self._open else self._read_until or 0
         if number > self._stored:
             await self._replay.set_position(self._reader, Position(self._journal.identity, number))
             self._stored = number
         return None if request is None else await self.page(request)
 
-    async def set_aside(self, reasons: Mapping[int, str]) -> None:
+    async def set_aside(self, reasons: Mapping[str, str]) -> None:
         items = [
-            SetAside(Stage.REPORT, reason, raw, Stream.SIGHTING.value.decode(), id_in(raw), number)
-            for number, reason in reasons.items()
-            for _, raw in await self.one(number)
+            SetAside(
+                Stage.REPORT, reason, raw, Stream.SIGHTING.value.decode(), id_in(raw), int(key)
+            )
+            for key, reason in reasons.items()
+            for _, raw in await self.one(key)
         ]
         await self._journal.set_aside(items)
         await self.mark_sent(reasons, None)

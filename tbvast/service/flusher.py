@@ -4,7 +4,7 @@ Sends waiting sightings until their receiver has accepted them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from twisted.application.service import Service
@@ -17,7 +17,7 @@ from tbvast.errors import shown
 from tbvast.interfaces import IBacklog
 from tbvast.service.pages import STRIKE_DELAY, Pages
 from tbvast.service.rate_limit import RateLimit
-from tbvast.values import PageRequest
+from tbvast.values import PageRequest, WaitingSighting
 
 RETRY_DELAY = 2.0
 """
@@ -55,9 +55,9 @@ class Reported(msgspec.Struct, frozen=True):
     poisoned: bool = False
 
 
-Page = Sequence[tuple[Hashable, bytes]]
+Page = Sequence[WaitingSighting]
 """
-The keys and documents of sightings that are delivered together.
+The sightings that are delivered together.
 """
 
 Deliver = Callable[[Sequence[bytes]], Deferred[Reported]]
@@ -169,8 +169,8 @@ class Flusher(Service):
                 return
 
     async def _commit(
-        self, keys: Sequence[Hashable], reported: Reported
-    ) -> tuple[list[Hashable], Page | None]:
+        self, keys: Sequence[str], reported: Reported
+    ) -> tuple[list[str], Page | None]:
         """
         Store the outcome of a page.
 
@@ -190,7 +190,7 @@ class Flusher(Service):
             self.delivered += len(sent)
         return left, page
 
-    async def _failed(self, keys: Sequence[Hashable], reason: str) -> None:
+    async def _failed(self, keys: Sequence[str], reason: str) -> None:
         if len(keys) > 1:
             self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
         else:
@@ -199,7 +199,7 @@ class Flusher(Service):
         if given_up is not None:
             await self._give_up({given_up: f"never taken: {reason}"})
 
-    async def _give_up(self, reasons: dict[Hashable, str]) -> None:
+    async def _give_up(self, reasons: dict[str, str]) -> None:
         self.set_aside += len(reasons)
         for key, reason in reasons.items():
             self._say(f"Set the sighting {key} aside: {{reason}}", reason)

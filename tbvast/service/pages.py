@@ -4,7 +4,7 @@ Chooses which waiting sightings are offered together.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -59,8 +59,8 @@ class Pages:
 
     def __init__(self) -> None:
         self._size = PAGE
-        self._suspects: set[Hashable] = set()
-        self._postponed: dict[Hashable, _Postponed] = {}
+        self._suspects: set[str] = set()
+        self._postponed: dict[str, _Postponed] = {}
         self._progress = 0
         self._failed_alone = 0
 
@@ -78,7 +78,7 @@ class Pages:
         """
         return self._failed_alone >= MOST_POSTPONED
 
-    def due(self, now: float) -> Hashable | None:
+    def due(self, now: float) -> str | None:
         """
         @param now: Seconds.
         @return: The key of a sighting to offer again, alone; C{None} if there is none.
@@ -88,13 +88,13 @@ class Pages:
                 return key
         return None
 
-    def forget(self, key: Hashable) -> None:
+    def forget(self, key: str) -> None:
         """
         Drop a postponed sighting: it no longer waits.
         """
         self._postponed.pop(key, None)
 
-    def taken(self, keys: Sequence[Hashable]) -> None:
+    def taken(self, keys: Sequence[str]) -> None:
         """
         Record that the receiver accepted or refused some sightings of a page.
         """
@@ -104,12 +104,12 @@ class Pages:
         for key in keys:
             self._postponed.pop(key, None)
 
-    def _clear(self, keys: Sequence[Hashable]) -> None:
+    def _clear(self, keys: Sequence[str]) -> None:
         self._suspects.difference_update(keys)
         if not self._suspects:
             self._size = PAGE
 
-    def failed(self, keys: Sequence[Hashable], now: float) -> Hashable | None:
+    def failed(self, keys: Sequence[str], now: float) -> str | None:
         """
         Record that a page failed, although its receiver is there.
 

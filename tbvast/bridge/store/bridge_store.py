@@ -11,7 +11,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
@@ -19,7 +18,7 @@ from tbvast.bridge.store.schema import open_database
 from tbvast.errors import StartupRefused
 from tbvast.storage import set_aside
 from tbvast.storage.file_guard import FileGuard
-from tbvast.values import Covered
+from tbvast.values import Covered, JsonObject
 
 
 class BridgeStore:
@@ -76,7 +75,7 @@ class BridgeStore:
             (covered.until, covered.awake, covered.boot),
         )
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> JsonObject:
         """
         @return: The counts of L{IndicatorTable.counts}; the number of C{unsent} sightings;
             and how many items were C{set_aside}, with the newest reason, if any were.

@@ -26,7 +26,7 @@ from tbvast.bridge.store.decisions import (
     terms_of,
 )
 from tbvast.bridge.store.schema import IN_JSON_LIST, JSON_LIST, MICROSECONDS, NO_END
-from tbvast.bridge.store.values import BEGINNING, Changes, DesiredPage, merge_changes
+from tbvast.bridge.store.values import BEGINNING, DesiredPage, merge_changes
 from tbvast.errors import Invalid
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import Indicator, decode_indicator
@@ -38,7 +38,7 @@ from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item
 from tbvast.storage.sqlite import insert, transaction
-from tbvast.values import Entry, Position
+from tbvast.values import Changes, Entry, JsonObject, Position
 
 MAX_LISTED = 50
 MAX_LISTED_REASONS = 2
@@ -234,31 +234,25 @@ class IndicatorTable:
     # Items set aside
 
     def set_aside(
-        self, items: Sequence[SetAside], now: float, position: Position | None = None
+        self,
+        items: Sequence[SetAside],
+        now: float,
+        position: Position | None = None,
+        ids: Sequence[str] = (),
     ) -> None:
         """
-        Set items aside that cannot be handled, for a person to look at. Known indicators
-        with their ids survive the snapshot that is being applied.
+        @see: L{tbvast.interfaces.IIndicatorStore.set_aside}
 
-        @param items: The items.
         @param now: Seconds since the epoch.
         @param position: As for L{apply}.
         """
-        ids = list({id: None for each in items for id in (each.id, *ids_in(each.body)) if id})
+        claimed = {id: None for each in items for id in (each.id, *ids_in(each.body)) if id}
+        ids = list(claimed | dict.fromkeys(ids))
         with self._transaction():
             self._set_aside(items, now)
             self._retain_in_snapshot(ids)
             self._store_position(position)
         self._position = position or self._position
-
-    def retain_in_snapshot(self, ids: Sequence[str]) -> None:
-        """
-        Let indicators survive the snapshot that is being applied.
-
-        @param ids: Their ids; unknown ones are ignored.
-        """
-        with self._transaction():
-            self._retain_in_snapshot(ids)
 
     def _retain_in_snapshot(self, ids: Sequence[str]) -> None:
         numbers = [stored.number for stored in self._find(_digests(ids)).values()]
@@ -819,7 +813,7 @@ class IndicatorTable:
             each for each in self._find(_digests(list(ids))).values() if each.state == IN_FORCE
         )
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> JsonObject:
         """
         @return: C{indicators} in force, C{unsearched} ones among them, and those that are
             C{not_yet} valid; C{unmatched} ones by reason (one may have several), and the
@@ -827,7 +821,7 @@ class IndicatorTable:
         """
         return self._read(self._counts)
 
-    def _counts(self) -> dict[str, Any]:
+    def _counts(self) -> JsonObject:
         indicators, unsearched, not_yet = self._db.execute(
             "SELECT count(*) FILTER (WHERE state = 1),"
             " count(*) FILTER (WHERE state = 1 AND NOT searched),"

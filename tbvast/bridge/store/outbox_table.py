@@ -17,6 +17,7 @@ from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
 from tbvast.storage.set_aside import SetAside, Stage
 from tbvast.storage.sqlite import insert, transaction
+from tbvast.values import WaitingSighting
 
 SIGHTING_MEMORY_DAYS = 30
 """
@@ -70,18 +71,16 @@ class OutboxTable:
             )
         return sum(body is not None for _, _, body in sightings)
 
-    def unsent(
-        self, limit: int, size: int, without: Collection[str] = ()
-    ) -> list[tuple[str, bytes]]:
+    def unsent(self, limit: int, size: int, without: Collection[str] = ()) -> list[WaitingSighting]:
         """
         Read the oldest unsent sightings.
 
         @param limit: The most to return.
         @param size: The most bytes of documents to return; a longer one is returned alone.
         @param without: The ids of those to leave out.
-        @return: Ids and documents.
+        @return: The sightings; their keys are their ids.
         """
-        found: list[tuple[str, bytes]] = []
+        found: list[WaitingSighting] = []
         for id, body in self._db.execute(
             "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made"
         ):
@@ -92,19 +91,20 @@ class OutboxTable:
             size -= len(body)
             if found and size < 0:
                 break
-            found.append((id, body))
+            found.append(WaitingSighting(id, body))
             if len(found) >= limit:
                 break
         return found
 
-    def unsent_among(self, ids: Iterable[str]) -> list[tuple[str, bytes]]:
+    def unsent_among(self, ids: Iterable[str]) -> list[WaitingSighting]:
         """
-        @return: The ids and documents of those of some sightings that are unsent.
+        @return: Those of some sightings that are unsent.
         """
-        return self._db.execute(
+        found = self._db.execute(
             f"SELECT id, body FROM sightings WHERE body IS NOT NULL AND id {IN_JSON_LIST}",
             (json.dumps(list(ids)),),
-        ).fetchall()
+        )
+        return list(map(WaitingSighting._make, found))
 
     def count_unsent(self) -> int:
         """

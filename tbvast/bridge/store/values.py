@@ -9,23 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tbvast.stix.observables import Observable
-from tbvast.values import Entry
-
-
-class Changes(msgspec.Struct, frozen=True, array_like=True):
-    """
-    Changes of the entries that the engine should hold.
-
-    @ivar number: The number of the change; a later one has a higher number.
-    @ivar write: New entries, and entries with other ids than before.
-    @ivar erase: Observables that no indicator has any more.
-    @ivar unmatched: The reasons why indicators are not or only partly matched, by id.
-    """
-
-    number: int
-    write: tuple[Entry, ...] = ()
-    erase: tuple[Observable, ...] = ()
-    unmatched: dict[str, tuple[str, ...]] = {}
+from tbvast.values import Changes, Entry
 
 
 class DesiredPage(msgspec.Struct, frozen=True, array_like=True):

@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.renewal import NOWHERE, renew
-from tbvast.bridge.store.values import Changes, DesiredPage, merge_changes
+from tbvast.bridge.store.values import DesiredPage, merge_changes
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
-from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import Sighting
@@ -30,7 +28,15 @@ from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import is_of_an_item, sift
 from tbvast.storage.sqlite import acquire_writer_lock
 from tbvast.storage.worker_server import serve
-from tbvast.values import Covered, Entry, PageRequest, Position
+from tbvast.values import (
+    Changes,
+    Covered,
+    Entry,
+    JsonObject,
+    PageRequest,
+    Position,
+    WaitingSighting,
+)
 
 MAX_ENTRIES_PER_MESSAGE = 5000
 """
@@ -65,7 +71,7 @@ class StoreWorker:
 
     def apply(
         self,
-        indicators: list[Indicator],
+        indicators: Sequence[Indicator],
         now: float,
         search: bool,
         position: Position | None,
@@ -95,7 +101,7 @@ class StoreWorker:
 
     def _apply(
         self,
-        indicators: list[Indicator],
+        indicators: Sequence[Indicator],
         now: float,
         search: bool,
         position: Position | None,
@@ -117,41 +123,13 @@ class StoreWorker:
         store.indicators.set_aside(aside, now, position)
         return merge_changes(applied or [Changes(store.indicators.change)])
 
-    def set_aside(self, items: list[Unreadable], now: float) -> None:
+    def set_aside(self, items: Sequence[SetAside], ids: Sequence[str], now: float) -> None:
         """
-        Set items aside that could not be read.
-
         @see: L{tbvast.bridge.store.indicators.IndicatorTable.set_aside}
         """
-        self._store.indicators.set_aside(
-            [
-                SetAside(
-                    Stage.RECEPTION,
-                    each.reason,
-                    each.raw,
-                    "",
-                    each.ids[0] if len(each.ids) == 1 else "",
-                    each.number,
-                )
-                for each in items
-            ],
-            now,
-        )
-        self._store.indicators.retain_in_snapshot([id for each in items for id in each.ids])
+        self._store.indicators.set_aside(items, now, None, ids)
 
-    def set_matches_aside(self, items: list[tuple[str, str, bytes]], now: float) -> None:
-        """
-        Set matches aside of which no sighting could be made.
-
-        @param items: The indicator's id, the reason and the event of each.
-        @param now: Seconds since the epoch.
-        """
-        self._store.indicators.set_aside(
-            [SetAside(Stage.MATCH, reason, event, "event", id) for id, reason, event in items],
-            now,
-        )
-
-    def set_sightings_aside(self, reasons: dict[str, str], now: float) -> None:
+    def set_sightings_aside(self, reasons: Mapping[str, str], now: float) -> None:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.set_aside}
         """
@@ -187,7 +165,7 @@ class StoreWorker:
         """
         return self._store.indicators.entries_page(after, MAX_ENTRIES_PER_MESSAGE)
 
-    def add_held(self, held: list[Entry], start: int) -> None:
+    def add_held(self, held: Sequence[Entry], start: int) -> None:
         """
         Take a part of the entries that the engine holds, for L{reconcile}.
 
@@ -209,7 +187,7 @@ class StoreWorker:
         """
         return self._store.indicators.unsearched(until, min(limit, MAX_ENTRIES_PER_MESSAGE), after)
 
-    def mark_searched(self, ids: list[str], until: int) -> None:
+    def mark_searched(self, ids: Sequence[str], until: int) -> None:
         """
         @see: L{tbvast.bridge.store.indicators.IndicatorTable.mark_searched}
         """
@@ -227,21 +205,21 @@ class StoreWorker:
         """
         self._store.set_covered(covered)
 
-    def bodies(self, ids: list[str]) -> dict[str, bytes]:
+    def bodies(self, ids: Sequence[str]) -> dict[str, bytes]:
         """
         @see: L{tbvast.bridge.store.indicators.IndicatorTable.bodies}
         """
         return self._store.indicators.bodies(ids)
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> JsonObject:
         """
         @see: L{BridgeStore.counts}
         """
         return self._store.counts()
 
     def remember(
-        self, sightings: list[Sighting], now: float, request: PageRequest | None
-    ) -> tuple[int, list[tuple[str, bytes]] | None]:
+        self, sightings: Sequence[Sighting], now: float, request: PageRequest | None
+    ) -> tuple[int, list[WaitingSighting] | None]:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.remember}
 
@@ -256,21 +234,21 @@ class StoreWorker:
             )
         return sum(new), None if request is None else self.unsent(request)
 
-    def unsent(self, request: PageRequest) -> list[tuple[str, bytes]]:
+    def unsent(self, request: PageRequest) -> list[WaitingSighting]:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent}
         """
         return self._store.outbox.unsent(request.count, request.size, set(request.without))
 
-    def unsent_among(self, ids: list[str]) -> list[tuple[str, bytes]]:
+    def unsent_among(self, ids: Sequence[str]) -> list[WaitingSighting]:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.unsent_among}
         """
         return self._store.outbox.unsent_among(ids)
 
     def mark_sent(
-        self, ids: list[str], request: PageRequest | None
-    ) -> list[tuple[str, bytes]] | None:
+        self, ids: Sequence[str], request: PageRequest | None
+    ) -> list[WaitingSighting] | None:
         """
         @see: L{tbvast.bridge.store.outbox_table.OutboxTable.mark_sent}
 

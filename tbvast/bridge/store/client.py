@@ -1,0 +1,186 @@
+"""
+The bridge's store for the reactor's thread. Another process holds the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from tbvast.bridge.store.values import BEGINNING, DesiredPage
+from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
+from tbvast.interfaces import IIndicatorStore, ISightingOutbox
+from tbvast.service.clock import Calendar
+from tbvast.stix.indicators import Indicator
+from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.sightings import Sighting
+from tbvast.storage.set_aside import SetAside
+from tbvast.storage.worker_client import CallWorker
+from tbvast.values import (
+    Changes,
+    Covered,
+    Entry,
+    JsonObject,
+    PageRequest,
+    Position,
+    Unsearched,
+    WaitingSighting,
+)
+
+
+@implementer(IIndicatorStore)
+class IndicatorStore:
+    """
+    The indicators in the store. Long lists go to and fro in messages of bounded length.
+    """
+
+    def __init__(self, ask: CallWorker, now: Calendar, search: bool) -> None:
+        """
+        @param ask: Calls the L{StoreWorker}.
+        @param now: The date that decides whether an indicator is valid.
+        @param search: Whether to search past events for new indicators.
+        """
+        self._ask = ask
+        self._now = now
+        self._search = search
+
+    def apply(
+        self,
+        indicators: Sequence[Indicator],
+        position: Position | None,
+        run: int,
+        decided: bool = False,
+    ) -> Deferred[Changes]:
+        return self._ask(
+            StoreWorker.apply, indicators, self._now(), self._search, position, run, decided
+        )
+
+    def set_aside(self, items: Sequence[SetAside], ids: Sequence[str] = ()) -> Deferred[None]:
+        return self._ask(StoreWorker.set_aside, items, ids, self._now())
+
+    def begin_snapshot(self) -> Deferred[None]:
+        return self._ask(StoreWorker.begin_snapshot)
+
+    def end_snapshot(self, position: Position) -> Deferred[list[Changes]]:
+        return self._ask(StoreWorker.end_snapshot, position)
+
+    def expire(self) -> Deferred[list[Changes]]:
+        return self._ask(StoreWorker.expire, self._now())
+
+    def activate_due(self) -> Deferred[list[Changes]]:
+        return self._ask(StoreWorker.activate_due, self._now(), self._search)
+
+    def entries(self) -> Deferred[list[Entry]]:
+        return Deferred.fromCoroutine(self._entries())
+
+    async def _entries(self) -> list[Entry]:
+        found: dict[Observable, Entry] = {}
+        last: tuple[int, int] | None = BEGINNING
+        while last is not None:
+            page = await self._ask(StoreWorker.entries, last)
+            _merge(found, page.entries)
+            last = page.last
+        return list(found.values())
+
+    def reconcile(self, held: Sequence[Entry]) -> Deferred[list[Changes]]:
+        return Deferred.fromCoroutine(self._reconcile(held))
+
+    async def _reconcile(self, held: Sequence[Entry]) -> list[Changes]:
+        for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
+            part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
+            await self._ask(StoreWorker.add_held, part, start)
+        return await self._ask(StoreWorker.reconcile)
+
+    def unsearched(self, until: int, limit: int) -> Deferred[Unsearched]:
+        return Deferred.fromCoroutine(self._unsearched(until, limit))
+
+    async def _unsearched(self, until: int, limit: int) -> Unsearched:
+        found: dict[Observable, Entry] = {}
+        ids: list[str] = []
+        page = DesiredPage(BEGINNING)
+        while page.last is not None and len(ids) < limit:
+            page = await self._ask(StoreWorker.unsearched, until, limit - len(ids), page.last)
+            _merge(found, page.entries)
+            ids += page.ids
+        return Unsearched(ids, list(_restricted(found.values(), frozenset(ids))))
+
+    def mark_searched(self, ids: Sequence[str], until: int) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._mark_searched(ids, until))
+
+    async def _mark_searched(self, ids: Sequence[str], until: int) -> None:
+        for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
+            part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
+            await self._ask(StoreWorker.mark_searched, part, until)
+
+    def bodies(self, ids: Collection[str]) -> Deferred[dict[str, bytes]]:
+        return self._ask(StoreWorker.bodies, list(ids))
+
+    def covered(self) -> Deferred[Covered | None]:
+        return self._ask(StoreWorker.covered)
+
+    def set_covered(self, covered: Covered) -> Deferred[None]:
+        return self._ask(StoreWorker.set_covered, covered)
+
+    def counts(self) -> Deferred[JsonObject]:
+        return self._ask(StoreWorker.counts)
+
+
+@implementer(ISightingOutbox)
+class SightingOutbox:
+    """
+    The sightings in the store.
+    """
+
+    def __init__(self, ask: CallWorker, now: Calendar) -> None:
+        """
+        @param ask: Calls the L{StoreWorker}.
+        @param now: The date at which a sighting is stored or set aside.
+        """
+        self._ask = ask
+        self._now = now
+
+    def remember(
+        self, sightings: Sequence[Sighting], request: PageRequest | None
+    ) -> Deferred[tuple[int, list[WaitingSighting] | None]]:
+        return self._ask(StoreWorker.remember, sightings, self._now(), request)
+
+    def page(self, request: PageRequest) -> Deferred[list[WaitingSighting]]:
+        return self._ask(StoreWorker.unsent, request)
+
+    def one(self, key: str) -> Deferred[list[WaitingSighting]]:
+        return self._ask(StoreWorker.unsent_among, [key])
+
+    def mark_sent(
+        self, keys: Collection[str], request: PageRequest | None
+    ) -> Deferred[list[WaitingSighting] | None]:
+        return self._ask(StoreWorker.mark_sent, list(keys), request)
+
+    def set_aside(self, reasons: Mapping[str, str]) -> Deferred[None]:
+        return self._ask(StoreWorker.set_sightings_aside, reasons, self._now())
+
+    def prune(self) -> Deferred[None]:
+        return self._ask(StoreWorker.prune, self._now())
+
+
+def _merge(found: dict[Observable, Entry], page: Iterable[Entry]) -> None:
+    """
+    Add the entries of a page, which may have further indicators of known ones.
+    """
+    for entry in page:
+        known = found.get(entry.observable)
+        if known is not None:
+            ids = tuple(sorted({*known.ids, *entry.ids}))
+            entry = Entry(entry.observable, ids, known.joint or entry.joint)
+        found[entry.observable] = entry
+
+
+def _restricted(entries: Iterable[Entry], ids: frozenset[str]) -> Iterable[Entry]:
+    """
+    @return: The entries, with only some indicators. Only those of networks name others.
+    """
+    for entry in entries:
+        if entry.observable.kind is Kind.NETWORK and not ids.issuperset(entry.ids):
+            entry = Entry(entry.observable, tuple(filter(ids.__contains__, entry.ids)), entry.joint)
+        yield entry

@@ -1,0 +1,48 @@
+"""
+Doubles for the parts of a bridge: in memory, keeping the contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
+from tbvast.bridge.store.worker import StoreWorker
+from tbvast.service.clock import Calendar
+from tests.doubles import asking, call_now
+
+
+class MemoryStore:
+    """
+    A bridge's store without a file and a process.
+
+    @ivar indicators: The L{tbvast.interfaces.IIndicatorStore}.
+    @ivar outbox: The L{tbvast.interfaces.ISightingOutbox}.
+    @ivar file: The blocking store behind both.
+    """
+
+    def __init__(
+        self,
+        now: Calendar,
+        search: bool = True,
+        call: Callable[..., Deferred[Any]] = call_now,
+        path: str = ":memory:",
+    ) -> None:
+        """
+        @param now: The date.
+        @param search: Whether to search past events for new indicators.
+        @param call: Makes the calls.
+        @param path: The file, if it has one after all.
+        """
+        self.file = BridgeStore(Path(path))
+        ask = asking(StoreWorker(self.file), call)
+        self.indicators = IndicatorStore(ask, now, search)
+        self.outbox = SightingOutbox(ask, now)
+
+    def close(self) -> None:
+        self.file.close()
