@@ -148,9 +148,9 @@ def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     return maybeDeferred(f, *args)
 
 
-def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> CallWorker:
+def asking(*objects: object, call: Callable[..., Deferred[Any]] = call_now) -> CallWorker:
     """
-    A L{CallWorker} of an object that is here; what is asked, and the result, are encoded as if it
+    A L{CallWorker} of objects that are here; what is asked, and the result, are encoded as if they
     were in another process.
 
     @param call: Makes the calls.
@@ -161,16 +161,16 @@ def asking(target: object, call: Callable[..., Deferred[Any]] = call_now) -> Cal
             request = encode_request(method, arguments)
         except Unencodable as e:
             return fail(e)
-        return call(_asked, target, method, request)
+        return call(_asked, objects, method, request)
 
     untyped: Callable[..., Deferred[Any]] = ask
     return untyped
 
 
-def _asked(target: object, method: Callable[..., Any], request: bytes) -> Any:
+def _asked(objects: Sequence[object], method: Callable[..., Any], request: bytes) -> Any:
     result = Result(method)
     last = b""
-    for message in answers(target, request):
+    for message in answers(objects, request):
         last = message[1:]
         if message[:1] == PART:
             result.add(last)

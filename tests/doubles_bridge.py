@@ -4,7 +4,7 @@ Doubles for the parts of a bridge: in memory, keeping the contracts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,25 @@ from twisted.internet.defer import Deferred
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
-from tbvast.bridge.store.worker import StoreWorker
 from tbvast.service.clock import Calendar
+from tbvast.values import Changes, Entry
 from tests.doubles import asking, call_now
+
+
+def only(parts: Iterable[Changes]) -> Changes:
+    """
+    @return: Changes that fit in one message.
+    """
+    (changes,) = parts
+    return changes
+
+
+def reconcile(store: BridgeStore, held: Sequence[Entry]) -> Changes:
+    """
+    Compare a store with what an engine holds.
+    """
+    store.entries.add_held(held, 0)
+    return only(store.entries.reconcile())
 
 
 class MemoryStore:
@@ -40,7 +56,7 @@ class MemoryStore:
         @param path: The file, if it has one after all.
         """
         self.file = BridgeStore(Path(path))
-        ask = asking(StoreWorker(self.file), call)
+        ask = asking(*self.file.objects, call=call)
         self.indicators = IndicatorStore(ask, now, search)
         self.outbox = SightingOutbox(ask, now)
 

@@ -19,7 +19,6 @@ from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import Opened, Outcome
-from tbvast.bus.journal.worker import Writer
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits, Saved, Subscription
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
@@ -193,7 +192,7 @@ class FileJournal:
         self.store = JournalStore(path, identity)
         self.reader = JournalReader(path)
         opened = Opened(self.store.identity, self.store.head)
-        ask = asking(Writer(self.store), call)
+        ask = asking(self.store, call=call)
         self.lost: list[str] = []
         self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now, self.lost.append)
 

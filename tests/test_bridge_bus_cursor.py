@@ -36,11 +36,11 @@ def refusing(store: BridgeStore) -> Iterator[None]:
     """
     While inside, the store cannot keep anything.
     """
-    store._db.execute("PRAGMA query_only = ON")
+    store.connection.execute("PRAGMA query_only = ON")
     try:
         yield
     finally:
-        store._db.execute("PRAGMA query_only = OFF")
+        store.connection.execute("PRAGMA query_only = OFF")
 
 
 @contextlib.contextmanager
@@ -283,7 +283,7 @@ class CursorTests(SynchronousTestCase):
         self.thread.perform()
         self.successResultOf(ended)
         self.assertEqual(
-            set(self.store.indicators.bodies(map(indicator_id, (1, 2, 3)))),
+            set(self.store.indicators.bodies([indicator_id(number) for number in (1, 2, 3)])),
             {indicator_id(1), indicator_id(2)},
         )
         self.assertEqual(self.store.counts()["set_aside"]["count"], 1)

@@ -281,7 +281,7 @@ class ChangeTests(SessionTestCase):
         for number in range(first, first + ENTRIES_PER_CHUNK):
             observable = Observable(Kind.DOMAIN, f"{number}.example")
             entries[observable] = Entry(observable, (indicator_id(number),))
-        self.session.changed(Changes(self.store.indicators.change, tuple(entries.values())))
+        self.session.changed(Changes(self.store.entries.change, tuple(entries.values())))
         return entries
 
     def test_given(self) -> None:
@@ -315,12 +315,12 @@ class ChangeTests(SessionTestCase):
         with self.session.changing():
             entries = self.many(0)
             gone, *_ = entries
-            self.session.changed(Changes(self.store.indicators.change, erase=(gone,)))
+            self.session.changed(Changes(self.store.entries.change, erase=(gone,)))
             self.many(ENTRIES_PER_CHUNK)
             self.clock.advance(engine_session.DEBOUNCE_SECONDS)
             self.assertEqual(self.engine.calls, ["add", "remove"])
             self.assertNotIn(gone, self.engine.table)
-            self.session.changed(Changes(self.store.indicators.change, (entries[gone],)))
+            self.session.changed(Changes(self.store.entries.change, (entries[gone],)))
         self.clock.advance(engine_session.DEBOUNCE_SECONDS)
         self.assertEqual(self.engine.calls, ["add", "remove", "add"])
         self.assertIn(gone, self.engine.table)
@@ -414,7 +414,7 @@ class ChangeTests(SessionTestCase):
         self.engine.held = {"add"}
         self.apply(an_indicator(1))
         self.apply(an_indicator(2))
-        self.session.changed(Changes(self.store.indicators.change, many))
+        self.session.changed(Changes(self.store.entries.change, many))
         self.assertEqual(self.session.report()["pending"], 0)
         self.engine.failures["contents"] = [EngineCallFailed("contents", "no")]
         self.engine.calls.clear()
@@ -480,7 +480,7 @@ class LiveTests(SessionTestCase):
         """
         Events from the first marker on are covered, whatever happens next.
         """
-        known = self.store.covered
+        known = self.store.searches.covered()
         assert known is not None
         self.assertEqual(known.until, self.engine.moments[0].imported)
         self.assertEqual(self.engine.since, [])
@@ -490,7 +490,7 @@ class LiveTests(SessionTestCase):
         Events that arrived without a live match are searched when it runs again.
         """
         self.engine.mark()
-        known = self.store.covered
+        known = self.store.searches.covered()
         assert known is not None
         self.node.die()
         self.engine.past[ip(1)] = [{"n": 2}]
@@ -505,48 +505,48 @@ class LiveTests(SessionTestCase):
         self.node.die()
         self.engine.hears = False
         self.come_back()
-        known = self.store.covered
+        known = self.store.searches.covered()
         self.assertEqual(self.engine.since, [])
         self.clock.pump([1.0] * 100)
-        self.assertEqual(self.store.covered, known)
+        self.assertEqual(self.store.searches.covered(), known)
 
     def test_not_covered_before_caught_up(self) -> None:
         """
         Missed events do not count as covered before they have been searched.
         """
-        known = self.store.covered
+        known = self.store.searches.covered()
         self.node.die()
         self.engine.held = {"find"}
         self.come_back()
         self.engine.mark()
-        self.assertEqual(self.store.covered, known)
+        self.assertEqual(self.store.searches.covered(), known)
         self.assertTrue(self.session.report()["catching_up"])
         self.engine.release()
         self.engine.mark()
-        self.assertNotEqual(self.store.covered, known)
+        self.assertNotEqual(self.store.searches.covered(), known)
         self.assertFalse(self.session.report()["catching_up"])
 
     def test_catch_up_again(self) -> None:
         """
         A search of missed events that ran out of time is repeated with more time.
         """
-        known = self.store.covered
+        known = self.store.searches.covered()
         self.node.die()
         self.engine.failures["find"] = [EngineTimeout("find", 1.0)]
         self.come_back()
         self.engine.mark()
-        self.assertEqual(self.store.covered, known)
+        self.assertEqual(self.store.searches.covered(), known)
         self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         first = engine_session.CATCH_UP_TIMEOUT
         self.assertEqual(self.engine.limits, [(0, first), (0, 2 * first)])
         self.engine.mark()
-        self.assertNotEqual(self.store.covered, known)
+        self.assertNotEqual(self.store.searches.covered(), known)
 
     def test_caught_up_twice(self) -> None:
         """
         If the match stops during the search of missed events, all of them are searched again.
         """
-        known = self.store.covered
+        known = self.store.searches.covered()
         assert known is not None
         self.node.die()
         self.engine.held = {"find"}
@@ -556,17 +556,17 @@ class LiveTests(SessionTestCase):
         self.clock.advance(engine_session.FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.since[-1], known.until - OVERLAP)
         self.engine.mark()
-        self.assertNotEqual(self.store.covered, known)
+        self.assertNotEqual(self.store.searches.covered(), known)
 
     def test_not_delivered(self) -> None:
         """
         Events whose sightings could not be stored are not covered.
         """
-        known = self.store.covered
+        known = self.store.searches.covered()
         self.engine.end_watch(OSError("the disk refuses"))  # type: ignore[arg-type]
         self.flushLoggedErrors(OSError)
         self.engine.mark()
-        self.assertEqual(self.store.covered, known)
+        self.assertEqual(self.store.searches.covered(), known)
 
     def test_date_set_back(self) -> None:
         """

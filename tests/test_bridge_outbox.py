@@ -16,6 +16,7 @@ from tbvast.bridge.outbox import Outbox
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
 from tbvast.stix.sightings import Sighting
+from tbvast.values import PageRequest
 from tests.doubles import a_sighting, call_now
 from tests.doubles_bridge import MemoryStore
 
@@ -80,7 +81,7 @@ class OutboxTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.outbox.add(sightings)))
 
     def unsent(self) -> list[str]:
-        return [id for id, _ in self.store.outbox.unsent(1000, 1 << 30)]
+        return [id for id, _ in self.store.outbox.page(PageRequest(1000, 1 << 30))]
 
     def test_taken(self) -> None:
         """
@@ -108,7 +109,7 @@ class OutboxTests(SynchronousTestCase):
         def fail(*arguments: Any) -> None:
             raise sqlite3.OperationalError("disk I/O error")
 
-        patch = self.patch(self.store.outbox, "unsent", fail)
+        patch = self.patch(self.store.outbox, "page", fail)
         added = Deferred.fromCoroutine(self.outbox.add([a_sighting(1)]))
         self.failureResultOf(added, sqlite3.OperationalError)
         self.assertEqual(len(self.flushLoggedErrors(sqlite3.OperationalError)), 1)

@@ -178,7 +178,9 @@ class SightingFactoryTests(StoreTestCase):
         pattern = "[ipv4-addr:value = '192.0.2.1']"
         self.know(an_indicator(1, pattern=pattern), an_indicator(2, pattern=pattern))
         damaged = bytearray(an_indicator(2, pattern=pattern).raw[:-1])
-        self.store._db.execute("UPDATE indicators SET body = ? WHERE id = ?", (damaged, ids[1]))
+        self.store.connection.execute(
+            "UPDATE indicators SET body = ? WHERE id = ?", (damaged, ids[1])
+        )
         made = self.make(
             a_match({**EVENT, "id": 1}, (IP, ids)), a_match({**EVENT, "id": object()}, (IP, ids))
         )

@@ -16,7 +16,7 @@ from tbvast.bridge.store.schema import FIRST_SCHEMA, GATHERED, NUMBERED
 from tbvast.errors import StartupRefused
 from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
-from tbvast.values import Covered
+from tbvast.values import Covered, PageRequest
 from tests.doubles import a_sighting, indicator_document, indicator_id
 
 
@@ -31,11 +31,11 @@ class CoveredTests(SynchronousTestCase):
         """
         path = Path(self.mktemp())
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertIsNone(store.covered)
-            store.set_covered(Covered(2e9, 3.5, "a boot"))
-            store.set_covered(Covered(1e9, 4.5, "a boot"))
+            self.assertIsNone(store.searches.covered())
+            store.searches.set_covered(Covered(2e9, 3.5, "a boot"))
+            store.searches.set_covered(Covered(1e9, 4.5, "a boot"))
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.covered, Covered(1e9, 4.5, "a boot"))
+            self.assertEqual(store.searches.covered(), Covered(1e9, 4.5, "a boot"))
 
     def test_migrated(self) -> None:
         """
@@ -49,7 +49,7 @@ class CoveredTests(SynchronousTestCase):
         database.commit()
         database.close()
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.covered, Covered(1e9, 0.0, ""))
+            self.assertEqual(store.searches.covered(), Covered(1e9, 0.0, ""))
 
 
 class FileTests(SynchronousTestCase):
@@ -129,11 +129,12 @@ class EarlierVersionTests(SynchronousTestCase):
         opened = BridgeStore(path)
         self.addCleanup(opened.close)
         opened.indicators.rebuild_observables(True)
-        self.assertEqual([entry.ids for entry in opened.indicators.entries()], [(indicator_id(1),)])
-        sent = dict(opened.outbox.unsent(10, 1 << 30))
+        self.assertEqual([entry.ids for entry in opened.entries.all()], [(indicator_id(1),)])
+        sent = dict(opened.outbox.page(PageRequest(10, 1 << 30)))
         self.assertEqual(sent[a_sighting(1).id], a_sighting(1).raw)
         context = msgspec.json.decode(sent[long.id])["x_threatbus_sighting_context"]
         self.assertEqual((len(context["a"]), context["b"]), (1024, 1))
         opened.outbox.set_aside({long.id: "why"}, 0.0)
-        self.assertEqual(list(dict(opened.outbox.unsent(10, 1000))), [a_sighting(1).id])
+        (waiting,) = opened.outbox.page(PageRequest(10, 1000))
+        self.assertEqual(waiting.key, a_sighting(1).id)
         self.assertEqual(opened.counts()["set_aside"]["count"], 1)

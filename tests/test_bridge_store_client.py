@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE
+from tbvast.bridge.store.values import MAX_ENTRIES_PER_MESSAGE
 from tbvast.interfaces import IIndicatorStore, ISightingOutbox
 from tbvast.storage.set_aside import SetAside, Stage
 from tbvast.values import Covered, Entry, PageRequest, Position, Unsearched

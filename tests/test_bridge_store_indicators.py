@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.indicators import MAX_LISTED, OTHER_REASONS
+from tbvast.bridge.store.bridge_store import MAX_LISTED, OTHER_REASONS, BridgeStore
 from tbvast.bridge.store.schema import FIRST_SCHEMA
 from tbvast.bridge.store.values import DesiredPage
 from tbvast.protocol.manage import REPORT_BYTES
@@ -24,6 +23,7 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.sqlite import connect, migrate
 from tbvast.values import Changes, Entry, Position
 from tests.doubles import an_indicator, indicator_id, moment
+from tests.doubles_bridge import only, reconcile
 
 ALL = 1 << 60
 """
@@ -80,10 +80,10 @@ class StoreTestCase(SynchronousTestCase):
         return self.store.indicators.apply(indicators, now, search, decided=decided)
 
     def in_force(self) -> set[str]:
-        return set(self.store.indicators.bodies(indicator_id(number) for number in range(20)))
+        return set(self.store.indicators.bodies([indicator_id(number) for number in range(20)]))
 
     def unsearched(self) -> list[str]:
-        return list(self.store.indicators.unsearched(ALL, 100).ids)
+        return list(self.store.searches.unsearched(ALL, 100).ids)
 
 
 class ApplyTests(StoreTestCase):
@@ -139,7 +139,7 @@ class ApplyTests(StoreTestCase):
                 "SELECT id, digest, modified, valid_from, valid_until, state, searched,"
                 " generation, wanted, unmatched, body FROM indicators"
             )
-            held = {each.observable: each.ids for each in self.store.indicators.entries()}
+            held = {each.observable: each.ids for each in self.store.entries.all()}
             last = {entry.observable: entry.ids for changes in told for entry in changes.write}
             found.append((sorted(rows), held, last))
         self.assertEqual(len(found[0][1]), 3)
@@ -152,7 +152,7 @@ class ApplyTests(StoreTestCase):
         """
         first = self.apply(an_indicator(1)).number
         self.reopen()
-        self.assertEqual(self.store.indicators.change, first)
+        self.assertEqual(self.store.entries.change, first)
         self.assertGreater(self.apply(an_indicator(2)).number, first)
 
     def test_older(self) -> None:
@@ -309,10 +309,10 @@ class ExpiryTests(StoreTestCase):
         An expired indicator is erased, once.
         """
         self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
-        self.assertEqual(self.store.indicators.expire(99.0).erase, ())
-        self.assertEqual(self.store.indicators.expire(100.0).erase, (ip(1),))
+        self.assertEqual(only(self.store.indicators.expire(99.0)).erase, ())
+        self.assertEqual(only(self.store.indicators.expire(100.0)).erase, (ip(1),))
         self.assertEqual(self.in_force(), {indicator_id(2)})
-        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
+        self.assertEqual(only(self.store.indicators.expire(200.0)).erase, ())
 
     def test_too_late(self) -> None:
         """
@@ -334,7 +334,7 @@ class ExpiryTests(StoreTestCase):
         """
         self.apply(an_indicator(1, valid_until=moment(100)))
         self.apply(an_indicator(1, 2, valid_until=moment(300)))
-        self.assertEqual(self.store.indicators.expire(200.0).erase, ())
+        self.assertEqual(only(self.store.indicators.expire(200.0)).erase, ())
 
 
 class BeginningTests(StoreTestCase):
@@ -350,13 +350,13 @@ class BeginningTests(StoreTestCase):
         self.assertEqual(changes, Changes(changes.number))
         self.assertEqual(self.in_force(), set())
         self.assertEqual(self.store.counts()["not_yet"], 1)
-        self.assertEqual(self.store.indicators.activate_due(99.0, True).write, ())
+        self.assertEqual(only(self.store.indicators.activate_due(99.0, True)).write, ())
         self.reopen()
-        begun = self.store.indicators.activate_due(100.0, True)
+        begun = only(self.store.indicators.activate_due(100.0, True))
         self.assertEqual(begun.write, (entry(ip(1), 1),))
         self.assertGreater(begun.number, changes.number)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
-        self.assertEqual(self.store.indicators.activate_due(200.0, True).write, ())
+        self.assertEqual(only(self.store.indicators.activate_due(200.0, True)).write, ())
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
     def test_no_search(self) -> None:
@@ -364,7 +364,7 @@ class BeginningTests(StoreTestCase):
         If past events are not searched, an indicator that becomes valid waits for no search.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
-        self.store.indicators.activate_due(100.0, False)
+        only(self.store.indicators.activate_due(100.0, False))
         self.assertEqual(self.unsearched(), [])
 
     def test_withdrawn(self) -> None:
@@ -377,8 +377,8 @@ class BeginningTests(StoreTestCase):
             now=50,
         )
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
-        self.store.indicators.expire(300.0)
-        self.assertEqual(self.store.indicators.activate_due(300.0, True).write, ())
+        only(self.store.indicators.expire(300.0))
+        self.assertEqual(only(self.store.indicators.activate_due(300.0, True)).write, ())
 
     def test_postponed(self) -> None:
         """
@@ -387,7 +387,9 @@ class BeginningTests(StoreTestCase):
         self.apply(an_indicator(1), now=50)
         changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
         self.assertEqual(changes.erase, (ip(1),))
-        self.assertEqual(self.store.indicators.activate_due(100.0, True).write, (entry(ip(1), 1),))
+        self.assertEqual(
+            only(self.store.indicators.activate_due(100.0, True)).write, (entry(ip(1), 1),)
+        )
 
     def test_not_matched(self) -> None:
         """
@@ -396,7 +398,7 @@ class BeginningTests(StoreTestCase):
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
         self.assertEqual(
-            set(self.store.indicators.activate_due(100.0, True).unmatched), {indicator_id(1)}
+            set(only(self.store.indicators.activate_due(100.0, True)).unmatched), {indicator_id(1)}
         )
 
 
@@ -414,7 +416,7 @@ class TogetherTests(StoreTestCase):
         """
         self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
         joint = {
-            each.observable: each.joint for each in self.store.indicators.unsearched(ALL, 9).entries
+            each.observable: each.joint for each in self.store.searches.unsearched(ALL, 9).entries
         }
         evil = Observable(Kind.DOMAIN, "evil.example")
         self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
@@ -424,7 +426,7 @@ class TogetherTests(StoreTestCase):
         With the same observables, wanted in another way, past events are searched again.
         """
         self.apply(an_indicator(1, pattern=self.BOTH))
-        self.store.indicators.mark_searched([indicator_id(1)], ALL)
+        self.store.searches.mark_searched([indicator_id(1)], ALL)
         changes = self.apply(an_indicator(1, 2, pattern=self.EITHER))
         self.assertEqual((changes.write, changes.erase), ((), ()))
         self.assertEqual(self.unsearched(), [indicator_id(1)])
@@ -533,19 +535,19 @@ class RulesTests(StoreTestCase):
         self.old()
         self.assertEqual(self.store.indicators.position, Position("bus", 7))
         wide = network("198.51.100.0/24")
-        self.assertEqual(set(self.store.indicators.entries()), {entry(ip(1), 1), entry(wide, 3)})
+        self.assertEqual(set(self.store.entries.all()), {entry(ip(1), 1), entry(wide, 3)})
         self.assertEqual(self.apply(an_indicator(1)).write, ())
         self.store.indicators.rebuild_observables(True)
         evil = Observable(Kind.DOMAIN, "evil.example")
         known = {entry(ip(1), 1, 2), entry(evil, 2), entry(wide, 3)}
-        self.assertEqual(set(self.store.indicators.entries()), known)
+        self.assertEqual(set(self.store.entries.all()), known)
         self.assertEqual(self.unsearched(), [indicator_id(2)])
         self.assertEqual(self.in_force(), {indicator_id(number) for number in (1, 2, 3)})
         self.assertEqual(
             self.apply(subnet(4, "198.51.100.128/25")).write,
             (entry(network("198.51.100.128/25"), 3, 4),),
         )
-        self.assertGreater(self.store.indicators.change, 2)
+        self.assertGreater(self.store.entries.change, 2)
 
     def test_derived_once(self) -> None:
         """
@@ -553,10 +555,10 @@ class RulesTests(StoreTestCase):
         """
         self.store.indicators.rebuild_observables(True)
         self.apply(an_indicator(1))
-        change = self.store.indicators.change
+        change = self.store.entries.change
         self.reopen()
         self.store.indicators.rebuild_observables(True)
-        self.assertEqual(self.store.indicators.change, change)
+        self.assertEqual(self.store.entries.change, change)
 
 
 class NetworkTests(StoreTestCase):
@@ -618,7 +620,7 @@ class NetworkTests(StoreTestCase):
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"), an_indicator(3))
         self.assertCountEqual(
-            self.store.indicators.entries(),
+            self.store.entries.all(),
             [
                 entry(network("10.0.0.0/8"), 1),
                 entry(network("10.1.0.0/16"), 1, 2),
@@ -631,7 +633,7 @@ class NetworkTests(StoreTestCase):
         A search for nested networks finds both where they overlap.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
-        entries = self.store.indicators.unsearched(ALL, 100).entries
+        entries = self.store.searches.unsearched(ALL, 100).entries
         self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
 
 
@@ -645,9 +647,9 @@ class ReconcileTests(StoreTestCase):
         An engine that lost everything is given everything.
         """
         self.apply(an_indicator(1), an_indicator(2))
-        changes = self.store.indicators.reconcile([])
+        changes = reconcile(self.store, [])
         self.assertCountEqual(changes.write, [entry(ip(1), 1), entry(ip(2), 2)])
-        self.assertEqual(changes.number, self.store.indicators.change)
+        self.assertEqual(changes.number, self.store.entries.change)
 
     def test_same(self) -> None:
         """
@@ -655,7 +657,7 @@ class ReconcileTests(StoreTestCase):
         """
         value = "[ipv4-addr:value = '192.0.2.1']"
         self.apply(an_indicator(1, pattern=value), an_indicator(2, pattern=value))
-        changes = self.store.indicators.reconcile([entry(ip(1), 2, 1)])
+        changes = reconcile(self.store, [entry(ip(1), 2, 1)])
         self.assertEqual((changes.write, changes.erase), ((), ()))
 
     def test_differences(self) -> None:
@@ -663,9 +665,7 @@ class ReconcileTests(StoreTestCase):
         Only missing or different entries are written, and only stale ones are erased.
         """
         self.apply(an_indicator(1), an_indicator(2), an_indicator(3))
-        changes = self.store.indicators.reconcile(
-            [entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)]
-        )
+        changes = reconcile(self.store, [entry(ip(1), 1), entry(ip(2), 9), entry(ip(8), 8)])
         self.assertCountEqual(changes.write, [entry(ip(2), 2), entry(ip(3), 3)])
         self.assertEqual(changes.erase, (ip(8),))
 
@@ -680,9 +680,9 @@ class SearchedTests(StoreTestCase):
         An indicator that was searched for is not returned again, even after a restart.
         """
         self.apply(an_indicator(1))
-        page = self.store.indicators.unsearched(ALL, 10)
+        page = self.store.searches.unsearched(ALL, 10)
         self.assertEqual((page.ids, page.entries), ((indicator_id(1),), (entry(ip(1), 1),)))
-        self.store.indicators.mark_searched(page.ids, ALL)
+        self.store.searches.mark_searched(page.ids, ALL)
         self.reopen()
         self.assertEqual(self.unsearched(), [])
 
@@ -692,14 +692,14 @@ class SearchedTests(StoreTestCase):
         """
         first = self.apply(an_indicator(2)).number
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.indicators.unsearched(first, 10).ids, (indicator_id(2),))
-        page = self.store.indicators.unsearched(ALL, 1)
+        self.assertEqual(self.store.searches.unsearched(first, 10).ids, (indicator_id(2),))
+        page = self.store.searches.unsearched(ALL, 1)
         self.assertEqual(page.ids, (indicator_id(2),))
         assert page.last is not None
-        page = self.store.indicators.unsearched(ALL, 1, page.last)
+        page = self.store.searches.unsearched(ALL, 1, page.last)
         self.assertEqual(page.ids, (indicator_id(1),))
         assert page.last is not None
-        self.assertEqual(self.store.indicators.unsearched(ALL, 1, page.last), DesiredPage(None))
+        self.assertEqual(self.store.searches.unsearched(ALL, 1, page.last), DesiredPage(None))
 
     def test_not_wanted(self) -> None:
         """
@@ -713,7 +713,7 @@ class SearchedTests(StoreTestCase):
         An edit that asks for nothing new need not be searched for again.
         """
         self.apply(an_indicator(1))
-        self.store.indicators.mark_searched([indicator_id(1)], ALL)
+        self.store.searches.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, name="another"))
         self.assertEqual(self.unsearched(), [])
 
@@ -730,9 +730,9 @@ class SearchedTests(StoreTestCase):
         A new pattern is searched for.
         """
         self.apply(an_indicator(1))
-        self.store.indicators.mark_searched([indicator_id(1)], ALL)
+        self.store.searches.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.assertEqual(self.store.indicators.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
+        self.assertEqual(self.store.searches.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
 
     def test_changed_meanwhile(self) -> None:
         """
@@ -740,7 +740,7 @@ class SearchedTests(StoreTestCase):
         """
         until = self.apply(an_indicator(1)).number
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.store.indicators.mark_searched([indicator_id(1)], until)
+        self.store.searches.mark_searched([indicator_id(1)], until)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
 
     def test_removed(self) -> None:
@@ -798,7 +798,7 @@ class PositionTests(StoreTestCase):
         self.apply(an_indicator(1), an_indicator(2))
         self.store.indicators.begin_snapshot()
         self.apply(an_indicator(2), an_indicator(3))
-        changes = self.store.indicators.end_snapshot(Position("other", 4))
+        changes = only(self.store.indicators.end_snapshot(Position("other", 4)))
         self.assertEqual((changes.write, changes.erase), ((), (ip(1),)))
         self.assertEqual(self.in_force(), {indicator_id(2), indicator_id(3)})
         self.assertEqual(self.store.indicators.position, Position("other", 4))
@@ -814,7 +814,9 @@ class PositionTests(StoreTestCase):
         self.assertEqual(self.in_force(), {indicator_id(1), indicator_id(2)})
         self.store.indicators.begin_snapshot()
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.indicators.end_snapshot(Position("bus", 1)).erase, (ip(2),))
+        self.assertEqual(
+            only(self.store.indicators.end_snapshot(Position("bus", 1))).erase, (ip(2),)
+        )
 
 
 class DamageTests(StoreTestCase):
@@ -828,7 +830,7 @@ class DamageTests(StoreTestCase):
 
     def damage(self, column: str, value: bytes, *numbers: int) -> None:
         for number in numbers:
-            self.store._db.execute(
+            self.store.connection.execute(
                 f"UPDATE indicators SET {column} = cast(? AS TEXT) WHERE id = ?",
                 (value, indicator_id(number)),
             )
@@ -840,10 +842,10 @@ class DamageTests(StoreTestCase):
         ids = [indicator_id(n) for n in range(1, 6)]
         pattern = "[domain-name:value = 'evil.example']"
         uses: list[Callable[[], Any]] = [
-            lambda: list(self.store.indicators.entries()),
-            lambda: self.store.indicators.reconcile([]),
-            lambda: self.store.indicators.unsearched(1 << 40, 100),
-            lambda: self.store.indicators.expire(0.0),
+            lambda: list(self.store.entries.all()),
+            lambda: reconcile(self.store, []),
+            lambda: self.store.searches.unsearched(1 << 40, 100),
+            lambda: only(self.store.indicators.expire(0.0)),
             lambda: self.store.indicators.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
             lambda: self.store.indicators.apply(
                 [an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True
@@ -860,7 +862,7 @@ class DamageTests(StoreTestCase):
                     self.damage(column, value, 1, 4)
                     with self.subTest(use=number, column=column, value=value):
                         use()
-                        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
+                        held = {id for entry in self.store.entries.all() for id in entry.ids}
                         self.assertEqual(held, set(self.store.indicators.bodies(ids)))
                         self.assertGreaterEqual(len(held), 4)
                         self.store.counts()
@@ -873,7 +875,7 @@ class DamageTests(StoreTestCase):
         self.store.indicators.apply([an_indicator(n) for n in range(1, 6)], 0.0, True)
         self.damage("wanted", b"[[", 2)
         self.damage("body", b"{", 2)
-        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
+        held = {id for entry in self.store.entries.all() for id in entry.ids}
         self.assertEqual(held, {indicator_id(n) for n in (1, 3, 4, 5)})
         self.assertEqual(self.aside(), 1)
 
@@ -885,11 +887,11 @@ class DamageTests(StoreTestCase):
             [an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True
         )
         self.damage("body", b"{", 2)
-        changes = self.store.indicators.activate_due(60.0, True)
+        changes = only(self.store.indicators.activate_due(60.0, True))
         self.assertEqual(
             {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
         )
-        self.assertEqual(self.store.indicators.activate_due(70.0, True).write, ())
+        self.assertEqual(only(self.store.indicators.activate_due(70.0, True)).write, ())
         self.assertEqual(self.aside(), 1)
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
@@ -899,11 +901,11 @@ class DamageTests(StoreTestCase):
         """
         self.store.indicators.apply([an_indicator(n) for n in (1, 2, 3)], 0.0, True)
         self.damage("body", b"{", 2)
-        self.store._db.execute("UPDATE position SET rules = 0")
+        self.store.connection.execute("UPDATE position SET rules = 0")
         self.store.close()
         self.store = BridgeStore(self.path)
         self.store.indicators.rebuild_observables(True)
-        held = {id for entry in self.store.indicators.entries() for id in entry.ids}
+        held = {id for entry in self.store.entries.all() for id in entry.ids}
         self.assertEqual(held, {indicator_id(1), indicator_id(3)})
         self.assertEqual(self.aside(), 1)
 
@@ -929,7 +931,7 @@ class DiskErrorTests(StoreTestCase):
             subnet(2, "10.0.0.0/8"),
             subnet(3, "10.1.0.0/16"),
         ]
-        before = list(self.store.indicators.entries()), self.store.counts()
+        before = list(self.store.entries.all()), self.store.counts()
         for table, condition in (
             ("INSERT ON indicators", f"new.id = '{indicator_id(3)}'"),
             ("UPDATE ON position", "true"),
@@ -942,9 +944,7 @@ class DiskErrorTests(StoreTestCase):
                 self.assertRaises(
                     sqlite3.Error, self.store.indicators.apply, batch, 0.0, True, Position("bus", 2)
                 )
-                self.assertEqual(
-                    (list(self.store.indicators.entries()), self.store.counts()), before
-                )
+                self.assertEqual((list(self.store.entries.all()), self.store.counts()), before)
                 self.assertEqual(self.store.indicators.position, Position("bus", 1))
                 self.run_elsewhere("DROP TRIGGER refusal")
         changes = self.store.indicators.apply(batch, 0.0, True, Position("bus", 2))
@@ -993,11 +993,9 @@ class AgreementTests(SynchronousTestCase):
             told.update((entry.observable, entry.ids) for entry in changes.write)
             for observable in changes.erase:
                 told.pop(observable, None)
-            self.assertEqual(
-                told, {entry.observable: entry.ids for entry in store.indicators.entries()}
-            )
+            self.assertEqual(told, {entry.observable: entry.ids for entry in store.entries.all()})
             held = [Entry(observable, ids) for observable, ids in told.items()]
-            self.assertEqual(store.indicators.reconcile(held), Changes(store.indicators.change))
+            self.assertEqual(reconcile(store, held), Changes(store.entries.change))
 
         store = BridgeStore(Path(self.mktemp()))
         try:
@@ -1006,7 +1004,7 @@ class AgreementTests(SynchronousTestCase):
                     store.indicators.begin_snapshot()
                 tell(store.indicators.apply(batch, 0.0, True))
             if snapshot < len(batches):
-                tell(store.indicators.end_snapshot(Position("bus", 1)))
-            tell(store.indicators.expire(60.0))
+                tell(only(store.indicators.end_snapshot(Position("bus", 1))))
+            tell(only(store.indicators.expire(60.0)))
         finally:
             store.close()

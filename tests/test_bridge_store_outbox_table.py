@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
+from tbvast.values import PageRequest
 from tests.doubles import DAY, a_sighting
 
 
@@ -32,11 +33,11 @@ class OutboxTableTests(SynchronousTestCase):
         A sighting is new once, and waits, in another process too.
         """
         one = a_sighting(1)
-        self.assertEqual(self.outbox.remember([one, one], 0.0), [one])
-        self.assertEqual(self.outbox.remember([one], 1.0), [])
+        self.assertEqual(self.outbox.remember([one, one], 0.0), (1, None))
+        self.assertEqual(self.outbox.remember([one], 1.0), (0, None))
         self.store.close()
         self.open()
-        self.assertEqual(self.outbox.unsent(10, 1000), [(one.id, one.raw)])
+        self.assertEqual(self.outbox.page(PageRequest(10, 1000)), [(one.id, one.raw)])
         self.assertEqual(self.store.counts()["unsent"], 1)
 
     def test_oldest_first(self) -> None:
@@ -45,7 +46,9 @@ class OutboxTableTests(SynchronousTestCase):
         """
         self.outbox.remember([a_sighting(2)], 1.0)
         self.outbox.remember([a_sighting(1)], 2.0)
-        self.assertEqual([id for id, _ in self.outbox.unsent(1, 1000)], [a_sighting(2).id])
+        self.assertEqual(
+            [id for id, _ in self.outbox.page(PageRequest(1, 1000))], [a_sighting(2).id]
+        )
 
     def test_sent(self) -> None:
         """
@@ -54,8 +57,8 @@ class OutboxTableTests(SynchronousTestCase):
         one = a_sighting(1)
         self.outbox.remember([one], 0.0)
         self.outbox.mark_sent([one.id])
-        self.assertEqual(self.outbox.unsent(10, 1000), [])
-        self.assertEqual(self.outbox.remember([one], 1.0), [])
+        self.assertEqual(self.outbox.page(PageRequest(10, 1000)), [])
+        self.assertEqual(self.outbox.remember([one], 1.0), (0, None))
 
     def test_forget(self) -> None:
         """
@@ -65,10 +68,10 @@ class OutboxTableTests(SynchronousTestCase):
         self.outbox.remember([sent, waiting], 0.0)
         self.outbox.mark_sent([sent.id])
         self.outbox.prune(SIGHTING_MEMORY_DAYS * DAY)
-        self.assertEqual(self.outbox.remember([sent], 0.0), [])
+        self.assertEqual(self.outbox.remember([sent], 0.0), (0, None))
         self.outbox.prune(SIGHTING_MEMORY_DAYS * DAY + 1)
-        self.assertEqual(self.outbox.unsent(10, 1000), [(waiting.id, waiting.raw)])
-        self.assertEqual(self.outbox.remember([sent], 0.0), [sent])
+        self.assertEqual(self.outbox.page(PageRequest(10, 1000)), [(waiting.id, waiting.raw)])
+        self.assertEqual(self.outbox.remember([sent], 0.0), (1, None))
 
     def test_unsent(self) -> None:
         """
@@ -85,5 +88,6 @@ class OutboxTableTests(SynchronousTestCase):
             (10, 3000, ids[:1], ids[1:3]),
             (10, 1 << 20, ids, []),
         ):
-            self.assertEqual([id for id, _ in self.outbox.unsent(limit, size, without)], expected)
-        self.assertEqual(len(self.outbox.unsent_among([ids[3], "?"])), 1)
+            page = self.outbox.page(PageRequest(limit, size, tuple(without)))
+            self.assertEqual([id for id, _ in page], expected)
+        self.assertEqual(len(self.outbox.unsent([ids[3], "?"])), 1)

@@ -180,6 +180,7 @@ class WholeWayTests(SynchronousTestCase):
                 (outcome,) = store.append([first, an_indicator(7)], 5.0)[:1]
                 self.assertEqual(outcome.verdict, "accepted")
                 for ended in store.expire(2.6e11, 10):
+                    assert ended.item is not None
                     decode_indicator(ended.item.raw)
                 store.find([item.id])
                 store.prune(9e9, 1, 10)
@@ -215,7 +216,7 @@ class WholeWayTests(SynchronousTestCase):
         store = BridgeStore(Path(":memory:"))
         try:
             store.indicators.apply([item, an_indicator(7)], 5.0, True)
-            observables = [each.observable for each in store.indicators.entries()]
+            observables = [each.observable for each in store.entries.all()]
             lines = rows.encode_entries(Entry(each, (item.id,)) for each in observables)
             self.assertEqual(len(lines.splitlines()), len(observables))
         finally:

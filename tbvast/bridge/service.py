@@ -15,7 +15,6 @@ from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from tbvast.bridge.bus_cursor import StoreCursor
 from tbvast.bridge.commands.command_line import parse_command
@@ -27,7 +26,8 @@ from tbvast.bridge.engine_session import EngineSession, Search
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.sighting_factory import SightingFactory
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
-from tbvast.bridge.store.worker import NO, YES, StoreWorker
+from tbvast.bridge.store.values import OpenedStore
+from tbvast.bridge.store.worker import NO, YES
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import find_client
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
@@ -118,22 +118,16 @@ class Bridge(SequentialService):
             StoreFailed,
             self._process.fail,
         )
-        position: Position | None = self._store_worker.start(Position | None)
-        self._store_worker.ask(StoreWorker.renewed).addCallbacks(self._cb_renewed, self._eb_renewed)
+        opened: OpenedStore = self._store_worker.start(OpenedStore)
+        if opened.renewed:
+            self._log.critical("{description}", description=opened.renewed)
         self._factory = Factory(self._reactor)
-        self._compose(position)
+        self._compose(opened.position)
         try:
             super().startService()
         except Exception:
             self._factory.shutdown()
             raise
-
-    def _cb_renewed(self, description: str) -> None:
-        if description:
-            self._log.critical("{description}", description=description)
-
-    def _eb_renewed(self, failure: Failure) -> None:
-        failure.trap(StoreFailed)  # the worker has ended, which the process reports
 
     def _compose(self, position: Position | None) -> None:
         """

@@ -1,8 +1,8 @@
 """
 The worker's side of the RPC, and its message format.
 
-A request has the name of a method of one object, and its arguments. Their types and that of
-the result come from the method's annotations.
+A request has the name of a method of an object, and its arguments. Their types and that of the
+result come from the method's annotations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import GenericAlias
-from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -56,12 +56,12 @@ def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> byte
     """
     Encode a call.
 
-    @param method: A function of the class of the object that is called.
+    @param method: A function of a class of which the worker serves an object.
     @param arguments: All of its arguments, by position.
     @raise Unencodable: If one of them cannot be encoded.
     """
     try:
-        return encode((method.__name__, arguments))
+        return encode((method.__qualname__, arguments))
     except Exception as e:
         raise Unencodable(f"{type(e).__name__}: {e}") from e
 
@@ -111,15 +111,32 @@ def _decoder(type: Any) -> Callable[[bytes], Any]:
     return msgspec.msgpack.Decoder(type).decode
 
 
-def answers(target: object, request: bytes) -> Iterator[bytes]:
+class Served(NamedTuple):
+    """
+    The calls that a worker serves.
+
+    @ivar objects: The objects whose methods are called, each of another class.
+    @ivar greeting: The worker's first message.
+    @ivar guard: A context manager inside which each method is called.
+    """
+
+    objects: Sequence[object]
+    greeting: object
+    guard: AbstractContextManager[None] = nullcontext()
+
+
+def answers(objects: Sequence[object], request: bytes) -> Iterator[bytes]:
     """
     Call a method of an object.
 
+    @param objects: The objects, each of another class.
     @param request: The encoded call.
     @return: The messages of the answer.
     @raise Exception: The error of the method.
     """
-    name, arguments = _decode_request(request)
+    qualified, arguments = _decode_request(request)
+    class_name, _, name = qualified.partition(".")
+    target = next(each for each in objects if type(each).__name__ == class_name)
     method = getattr(type(target), name)
     types, _, parts = _signature(method)
     result = method(target, *_decoder(types)(arguments))
@@ -131,15 +148,11 @@ def answers(target: object, request: bytes) -> Iterator[bytes]:
         yield DONE + encode(result)
 
 
-def serve(
-    opening: AbstractContextManager[tuple[object, Any]], refusals: tuple[type[Exception], ...]
-) -> None:
+def serve(opening: AbstractContextManager[Served], refusals: tuple[type[Exception], ...]) -> None:
     """
     Answer requests until the caller closes the socket, or L{FileLost} is raised.
 
-    @param opening: Opens the object whose methods are called, and returns it with the
-        worker's first message; closed at the end. If the object has a C{guard}, a context
-        manager, each method is called inside.
+    @param opening: Opens the objects whose methods are called; closed at the end.
     @param refusals: The errors of C{opening} and of the methods that are refusals, not
         defects.
     """
@@ -151,15 +164,15 @@ def serve(
         connection.makefile("rb") as stream,
     ):
         try:
-            target, said = closing.enter_context(opening)
+            served = closing.enter_context(opening)
         except refusals as e:
             _write(connection, REFUSED + str(e).encode())
             return
         tune_interpreter()
         try:
-            _write(connection, DONE + encode(said))
+            _write(connection, DONE + encode(served.greeting))
             for request in _ahead(stream):
-                for message in _answered(target, request, refusals):
+                for message in _answered(served, request, refusals):
                     _write(connection, message)
                     if message[:1] == LOST:
                         return
@@ -168,13 +181,13 @@ def serve(
 
 
 def _answered(
-    target: object, request: bytes, refusals: tuple[type[Exception], ...]
+    served: Served, request: bytes, refusals: tuple[type[Exception], ...]
 ) -> Iterator[bytes]:
     try:
-        with getattr(target, "guard", None) or nullcontext():
+        with served.guard:
             held: bytes | None = None
             # The last message is sent only after the guard has checked the file.
-            for message in answers(target, request):
+            for message in answers(served.objects, request):
                 if held is not None:
                     yield held
                 held = message

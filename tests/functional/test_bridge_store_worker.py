@@ -12,8 +12,12 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.indicators import IndicatorTable
+from tbvast.bridge.store.outbox_table import OutboxTable
 from tbvast.bridge.store.renewal import NOWHERE
-from tbvast.bridge.store.worker import NO, StoreWorker
+from tbvast.bridge.store.searches import SearchProgress
+from tbvast.bridge.store.values import OpenedStore
+from tbvast.bridge.store.worker import NO
 from tbvast.errors import StoreFailed
 from tbvast.storage.sqlite import PAGE_BYTES
 from tbvast.storage.worker_client import Worker
@@ -45,9 +49,11 @@ class ProcessTests(TestCase):
         applied = Position("bus", 7)
         for position in (None, applied):
             worker = self.worker()
-            self.assertEqual(worker.start(Position | None), position)
-            await worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, applied, 1, False)
-            counts = await worker.ask(StoreWorker.counts)
+            self.assertEqual(worker.start(OpenedStore), OpenedStore(position))
+            await worker.ask(
+                IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, applied, False, 1
+            )
+            counts = await worker.ask(BridgeStore.counts)
             self.assertEqual((counts["indicators"], counts["unsearched"]), (1, 1))
             await worker.stop()
         self.assertEqual(self.lost, [])
@@ -57,11 +63,12 @@ class ProcessTests(TestCase):
         A call that the disk refuses fails with the reason.
         """
         worker = self.worker()
-        worker.start(Position | None)
+        worker.start(OpenedStore)
         with contextlib.closing(sqlite3.connect(self.path)) as other:
             other.execute("ALTER TABLE indicators RENAME TO elsewhere")
         e = await self.assertFailure(
-            worker.ask(StoreWorker.apply, [an_indicator(1)], 0.0, True, None, 1, False), StoreFailed
+            worker.ask(IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, None, False, 1),
+            StoreFailed,
         )
         self.assertIn("indicators", str(e))
         await worker.stop()
@@ -71,7 +78,7 @@ class ProcessTests(TestCase):
         A file that cannot be used is refused.
         """
         self.path.mkdir()
-        e = self.assertRaises(StoreFailed, self.worker().start, Position | None)
+        e = self.assertRaises(StoreFailed, self.worker().start, OpenedStore)
         self.assertIn(str(self.path), str(e))
 
     async def test_garbage(self) -> None:
@@ -80,18 +87,17 @@ class ProcessTests(TestCase):
         """
         self.path.write_bytes(b"x" * 10_000)
         worker = self.worker()
-        self.assertEqual(worker.start(Position | None), NOWHERE)
-        said = await worker.ask(StoreWorker.renewed)
+        opened: OpenedStore = worker.start(OpenedStore)
+        self.assertEqual(opened.position, NOWHERE)
         await worker.ask(
-            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
+            IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, Position("bus", 7), False, 1
         )
         await worker.stop()
         (aside,) = self.path.parent.glob(f"{self.path.name}-damaged-*")
         self.assertEqual(aside.read_bytes(), b"x" * 10_000)
-        self.assertIn(str(aside), said)
+        self.assertIn(str(aside), opened.renewed)
         worker = self.worker()
-        self.assertEqual(worker.start(Position | None), Position("bus", 7))
-        self.assertEqual(await worker.ask(StoreWorker.renewed), "")
+        self.assertEqual(worker.start(OpenedStore), OpenedStore(Position("bus", 7)))
         await worker.stop()
 
     async def test_carried_over(self) -> None:
@@ -104,8 +110,8 @@ class ProcessTests(TestCase):
         )
         store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
         store.outbox.mark_sent([a_sighting(0).id])
-        store.set_covered(Covered(7.0, 3.0, "boot"))
-        (root,) = store._db.execute(
+        store.searches.set_covered(Covered(7.0, 3.0, "boot"))
+        (root,) = store.connection.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
         ).fetchone()
         store.close()
@@ -113,13 +119,14 @@ class ProcessTests(TestCase):
             file.seek((root - 1) * PAGE_BYTES)
             file.write(b"\xff" * PAGE_BYTES)
         worker = self.worker()
-        self.assertEqual(worker.start(Position | None), NOWHERE)
-        self.assertIn("2 sightings were carried over", await worker.ask(StoreWorker.renewed))
-        unsent = await worker.ask(StoreWorker.unsent, PageRequest(10, 1 << 20))
+        opened: OpenedStore = worker.start(OpenedStore)
+        self.assertEqual(opened.position, NOWHERE)
+        self.assertIn("2 sightings were carried over", opened.renewed)
+        unsent = await worker.ask(OutboxTable.page, PageRequest(10, 1 << 20))
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
-        repeated = await worker.ask(StoreWorker.remember, [a_sighting(0)], 6.0, None)
+        repeated = await worker.ask(OutboxTable.remember, [a_sighting(0)], 6.0, None)
         self.assertEqual(repeated, (0, None))
-        self.assertEqual(await worker.ask(StoreWorker.covered), Covered(7.0, 3.0, "boot"))
+        self.assertEqual(await worker.ask(SearchProgress.covered), Covered(7.0, 3.0, "boot"))
         await worker.stop()
         self.assertEqual(self.lost, [])
 
@@ -129,17 +136,17 @@ class ProcessTests(TestCase):
         ends with that reason.
         """
         worker = self.worker()
-        worker.start(Position | None)
+        worker.start(OpenedStore)
         await worker.ask(
-            StoreWorker.apply, [an_indicator(1)], 0.0, True, Position("bus", 7), 1, False
+            IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, Position("bus", 7), False, 1
         )
         self.path.unlink()
-        e = await self.assertFailure(worker.ask(StoreWorker.expire, 1.0), StoreFailed)
+        e = await self.assertFailure(worker.ask(IndicatorTable.expire, 1.0), StoreFailed)
         await worker.stop()
         self.assertEqual(self.lost, [str(e)])
         self.assertIn("was removed while it was in use", str(e))
         worker = self.worker()
-        self.assertEqual(worker.start(Position | None), Position("bus", 7))
-        counts = await worker.ask(StoreWorker.counts)
+        self.assertEqual(worker.start(OpenedStore), OpenedStore(Position("bus", 7)))
+        counts = await worker.ask(BridgeStore.counts)
         self.assertEqual(counts["indicators"], 1)
         await worker.stop()

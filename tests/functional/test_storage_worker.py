@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.storage.worker_client import Worker, WorkerBroken
-from tbvast.storage.worker_server import Unencodable, serve
+from tbvast.storage.worker_server import Served, Unencodable, serve
 from tests.doubles import a_sighting, an_indicator, moment
 
 
@@ -171,14 +171,14 @@ class WorkerTests(TestCase):
 
 
 @contextlib.contextmanager
-def _open(greeting: str) -> Iterator[tuple[Tester, str]]:
+def _open(greeting: str) -> Iterator[Served]:
     if greeting == "refuse":
         raise JournalFailed("it is full")
     if greeting == "end":
         raise SystemExit(0)
     if greeting == "hang":
         signal.pause()
-    yield Tester(), greeting
+    yield Served([Tester()], greeting)
 
 
 if __name__ == "__main__":

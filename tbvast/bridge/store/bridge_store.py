@@ -1,24 +1,39 @@
 """
 The bridge's store: one SQLite file, used by blocking calls from one thread at a time.
-
-It decides which indicators are in force, which observables they hold, which of them have
-been searched for in past events, and which sightings exist. The engine's tables are a copy
-of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
+from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
+from tbvast.bridge.store.rows import RowReader
 from tbvast.bridge.store.schema import open_database
+from tbvast.bridge.store.searches import SearchProgress
 from tbvast.errors import StartupRefused
 from tbvast.storage import set_aside
-from tbvast.storage.file_guard import FileGuard
-from tbvast.values import Covered, JsonObject
+from tbvast.storage.digest_index import DigestIndex
+from tbvast.values import JsonObject
+
+MAX_LISTED = 50
+MAX_LISTED_REASONS = 2
+"""
+The most indicators that L{BridgeStore.counts} lists as not or only partly matched, and the
+most reasons for each. L{MAX_LISTED} is also the most reasons that are counted separately: a
+bus accepts no longer report.
+"""
+
+OTHER_REASONS = "other reasons"
+"""
+The key under which all further reasons are counted.
+"""
 
 
 class BridgeStore:
@@ -26,6 +41,8 @@ class BridgeStore:
     The open file. Not thread-safe.
 
     @ivar indicators: The indicators, and the position in the bus's journal.
+    @ivar entries: The entries that the engine should hold.
+    @ivar searches: The progress of the searches.
     @ivar outbox: The sightings.
     """
 
@@ -35,55 +52,79 @@ class BridgeStore:
         @raise StartupRefused: If the file cannot be used.
         """
         try:
-            self._db = open_database(path)
-            self.indicators = IndicatorTable(self._db)
+            self.connection = open_database(path)
+            self._rows = RowReader(self.connection)
+            by_id = DigestIndex(self.connection, "ids", self._ids_above)
+            self.entries = EntryTable(self.connection, self._rows)
+            self.indicators = IndicatorTable(self.connection, self._rows, self.entries, by_id)
+            self.searches = SearchProgress(self.connection, self._rows, self.entries, by_id)
+            self.outbox = OutboxTable(self.connection)
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
-        self.outbox = OutboxTable(self._db)
+
+    def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
+        return self.connection.execute(
+            "SELECT digest, number FROM indicators WHERE number > ?", (number,)
+        )
 
     def close(self) -> None:
         """
         Close the file.
         """
-        self._db.close()
-
-    def make_guard(self, path: Path, replacement: Callable[[], str]) -> FileGuard:
-        """
-        Make a guard that notices damage to the file, and its removal.
-
-        @param path: The file.
-        @param replacement: As for L{FileGuard}.
-        """
-        return FileGuard(self._db, path, "the bridge's store", replacement)
+        self.connection.close()
 
     @property
-    def covered(self) -> Covered | None:
+    def objects(self) -> tuple[object, ...]:
         """
-        The moment up to which every arriving event has been matched; C{None} at first.
+        The objects whose methods are called from the reactor's process.
         """
-        found = self._db.execute("SELECT until, awake, boot FROM covered").fetchone()
-        return None if found is None else Covered(*found)
-
-    def set_covered(self, covered: Covered) -> None:
-        """
-        Store the moment up to which every arriving event has been matched.
-
-        @param covered: The moment. All sightings of earlier events must have been stored.
-        """
-        self._db.execute(
-            "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",
-            (covered.until, covered.awake, covered.boot),
-        )
+        return self, self.indicators, self.entries, self.searches, self.outbox
 
     def counts(self) -> JsonObject:
         """
-        @return: The counts of L{IndicatorTable.counts}; the number of C{unsent} sightings;
-            and how many items were C{set_aside}, with the newest reason, if any were.
+        @see: L{tbvast.interfaces.IIndicatorStore.counts}
         """
-        indicators = self.indicators.counts()
-        aside = set_aside.report(self._db)
+        aside = set_aside.report(self.connection)
         return {
-            **indicators,
+            **self._rows.read(self._count_indicators),
             "unsent": self.outbox.count_unsent(),
             "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
+
+    def _count_indicators(self) -> JsonObject:
+        indicators, unsearched, not_yet = self.connection.execute(
+            "SELECT count(*) FILTER (WHERE state = 1),"
+            " count(*) FILTER (WHERE state = 1 AND NOT searched),"
+            " count(*) FILTER (WHERE state = 2) FROM indicators WHERE state != 0"
+        ).fetchone()
+        reasons = self.connection.execute(
+            "SELECT r.value, count(*)"
+            " FROM indicators i INDEXED BY unmatched, json_each(i.unmatched) r"
+            " WHERE state = 1 AND unmatched != '[]' GROUP BY r.value ORDER BY 2 DESC, 1"
+        )
+        listed = self.connection.execute(
+            "SELECT id, unmatched FROM indicators INDEXED BY unmatched"
+            " WHERE state = 1 AND unmatched != '[]' ORDER BY change DESC, number DESC LIMIT ?",
+            (MAX_LISTED,),
+        )
+        return {
+            "indicators": indicators,
+            "unsearched": unsearched,
+            "not_yet": not_yet,
+            "unmatched": _most_frequent(dict(reasons)),
+            "unmatched_ids": {
+                id: msgspec.json.decode(why, type=list[str])[:MAX_LISTED_REASONS]
+                for id, why in listed
+            },
+        }
+
+
+def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
+    """
+    Limit the number of reasons.
+
+    @param reasons: The number of indicators of each, the most frequent first.
+    """
+    apart = dict(itertools.islice(reasons.items(), MAX_LISTED))
+    others = sum(reasons.values()) - sum(apart.values())
+    return {**apart, OTHER_REASONS: others} if others else apart

@@ -9,8 +9,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from tbvast.bridge.store.values import BEGINNING, DesiredPage
-from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
+from tbvast.bridge.store.bridge_store import BridgeStore
+from tbvast.bridge.store.entries import EntryTable
+from tbvast.bridge.store.indicators import IndicatorTable
+from tbvast.bridge.store.outbox_table import OutboxTable
+from tbvast.bridge.store.searches import SearchProgress
+from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage
 from tbvast.interfaces import IIndicatorStore, ISightingOutbox
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import Indicator
@@ -38,7 +42,7 @@ class IndicatorStore:
 
     def __init__(self, ask: CallWorker, now: Calendar, search: bool) -> None:
         """
-        @param ask: Calls the L{StoreWorker}.
+        @param ask: Calls the objects of a L{BridgeStore}.
         @param now: The date that decides whether an indicator is valid.
         @param search: Whether to search past events for new indicators.
         """
@@ -53,35 +57,35 @@ class IndicatorStore:
         run: int,
         decided: bool = False,
     ) -> Deferred[Changes]:
+        now, search = self._now(), self._search
         return self._ask(
-            StoreWorker.apply, indicators, self._now(), self._search, position, run, decided
+            IndicatorTable.apply_batch, indicators, now, search, position, decided, run
         )
 
     def set_aside(self, items: Sequence[SetAside], ids: Sequence[str] = ()) -> Deferred[None]:
-        return self._ask(StoreWorker.set_aside, items, ids, self._now())
+        return self._ask(IndicatorTable.set_aside, items, ids, self._now(), None)
 
     def begin_snapshot(self) -> Deferred[None]:
-        return self._ask(StoreWorker.begin_snapshot)
+        return self._ask(IndicatorTable.begin_snapshot)
 
     def end_snapshot(self, position: Position) -> Deferred[list[Changes]]:
-        return self._ask(StoreWorker.end_snapshot, position)
+        return self._ask(IndicatorTable.end_snapshot, position)
 
     def expire(self) -> Deferred[list[Changes]]:
-        return self._ask(StoreWorker.expire, self._now())
+        return self._ask(IndicatorTable.expire, self._now())
 
     def activate_due(self) -> Deferred[list[Changes]]:
-        return self._ask(StoreWorker.activate_due, self._now(), self._search)
+        return self._ask(IndicatorTable.activate_due, self._now(), self._search)
 
     def entries(self) -> Deferred[list[Entry]]:
         return Deferred.fromCoroutine(self._entries())
 
     async def _entries(self) -> list[Entry]:
         found: dict[Observable, Entry] = {}
-        last: tuple[int, int] | None = BEGINNING
-        while last is not None:
-            page = await self._ask(StoreWorker.entries, last)
+        page = DesiredPage(BEGINNING)
+        while page.last is not None:
+            page = await self._ask(EntryTable.page, page.last, MAX_ENTRIES_PER_MESSAGE)
             _merge(found, page.entries)
-            last = page.last
         return list(found.values())
 
     def reconcile(self, held: Sequence[Entry]) -> Deferred[list[Changes]]:
@@ -90,8 +94,8 @@ class IndicatorStore:
     async def _reconcile(self, held: Sequence[Entry]) -> list[Changes]:
         for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
             part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
-            await self._ask(StoreWorker.add_held, part, start)
-        return await self._ask(StoreWorker.reconcile)
+            await self._ask(EntryTable.add_held, part, start)
+        return await self._ask(EntryTable.reconcile)
 
     def unsearched(self, until: int, limit: int) -> Deferred[Unsearched]:
         return Deferred.fromCoroutine(self._unsearched(until, limit))
@@ -101,7 +105,7 @@ class IndicatorStore:
         ids: list[str] = []
         page = DesiredPage(BEGINNING)
         while page.last is not None and len(ids) < limit:
-            page = await self._ask(StoreWorker.unsearched, until, limit - len(ids), page.last)
+            page = await self._ask(SearchProgress.unsearched, until, limit - len(ids), page.last)
             _merge(found, page.entries)
             ids += page.ids
         return Unsearched(ids, list(_restricted(found.values(), frozenset(ids))))
@@ -112,19 +116,19 @@ class IndicatorStore:
     async def _mark_searched(self, ids: Sequence[str], until: int) -> None:
         for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
             part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
-            await self._ask(StoreWorker.mark_searched, part, until)
+            await self._ask(SearchProgress.mark_searched, part, until)
 
     def bodies(self, ids: Collection[str]) -> Deferred[dict[str, bytes]]:
-        return self._ask(StoreWorker.bodies, list(ids))
+        return self._ask(IndicatorTable.bodies, list(ids))
 
     def covered(self) -> Deferred[Covered | None]:
-        return self._ask(StoreWorker.covered)
+        return self._ask(SearchProgress.covered)
 
     def set_covered(self, covered: Covered) -> Deferred[None]:
-        return self._ask(StoreWorker.set_covered, covered)
+        return self._ask(SearchProgress.set_covered, covered)
 
     def counts(self) -> Deferred[JsonObject]:
-        return self._ask(StoreWorker.counts)
+        return self._ask(BridgeStore.counts)
 
 
 @implementer(ISightingOutbox)
@@ -135,7 +139,7 @@ class SightingOutbox:
 
     def __init__(self, ask: CallWorker, now: Calendar) -> None:
         """
-        @param ask: Calls the L{StoreWorker}.
+        @param ask: Calls the objects of a L{BridgeStore}.
         @param now: The date at which a sighting is stored or set aside.
         """
         self._ask = ask
@@ -144,24 +148,24 @@ class SightingOutbox:
     def remember(
         self, sightings: Sequence[Sighting], request: PageRequest | None
     ) -> Deferred[tuple[int, list[WaitingSighting] | None]]:
-        return self._ask(StoreWorker.remember, sightings, self._now(), request)
+        return self._ask(OutboxTable.remember, sightings, self._now(), request)
 
     def page(self, request: PageRequest) -> Deferred[list[WaitingSighting]]:
-        return self._ask(StoreWorker.unsent, request)
+        return self._ask(OutboxTable.page, request)
 
     def one(self, key: str) -> Deferred[list[WaitingSighting]]:
-        return self._ask(StoreWorker.unsent_among, [key])
+        return self._ask(OutboxTable.unsent, [key])
 
     def mark_sent(
         self, keys: Collection[str], request: PageRequest | None
     ) -> Deferred[list[WaitingSighting] | None]:
-        return self._ask(StoreWorker.mark_sent, list(keys), request)
+        return self._ask(OutboxTable.mark_sent, list(keys), request)
 
     def set_aside(self, reasons: Mapping[str, str]) -> Deferred[None]:
-        return self._ask(StoreWorker.set_sightings_aside, reasons, self._now())
+        return self._ask(OutboxTable.set_aside, reasons, self._now())
 
     def prune(self) -> Deferred[None]:
-        return self._ask(StoreWorker.prune, self._now())
+        return self._ask(OutboxTable.prune, self._now())
 
 
 def _merge(found: dict[Observable, Entry], page: Iterable[Entry]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -15,9 +15,10 @@ from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.sighting_size import fitted
 from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
-from tbvast.storage.set_aside import SetAside, Stage
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
+from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import insert, transaction
-from tbvast.values import WaitingSighting
+from tbvast.values import PageRequest, WaitingSighting
 
 SIGHTING_MEMORY_DAYS = 30
 """
@@ -37,13 +38,23 @@ class OutboxTable:
         """
         self._db = connection
 
-    def remember(self, sightings: Sequence[Sighting], now: float) -> list[Sighting]:
+    def remember(
+        self, sightings: Sequence[Sighting], now: float, request: PageRequest | None = None
+    ) -> tuple[int, list[WaitingSighting] | None]:
         """
-        Store sightings until they are sent.
+        @see: L{tbvast.interfaces.ISightingOutbox.remember}
 
         @param now: The date that they get; seconds since the epoch.
-        @return: The new ones. A known sighting is not stored again.
         """
+        new, failed = sift(sightings, lambda some: self._remember(some, now))
+        if failed:
+            self._set_aside(
+                [SetAside(Stage.MATCH, reason_of(e), s.raw, "sighting", s.id) for s, e in failed],
+                now,
+            )
+        return sum(new), None if request is None else self.page(request)
+
+    def _remember(self, sightings: Sequence[Sighting], now: float) -> int:
         new = {sighting.id: sighting for sighting in reversed(sightings)}
         with transaction(self._db):
             # All ids as one JSON text: a single step of SQLite.
@@ -53,9 +64,9 @@ class OutboxTable:
             ).fetchone()
             for id in msgspec.json.decode(known, type=list[str]):
                 del new[id]
-            fresh = list(reversed(new.values()))
-            insert(self._db, "sightings", [(each.id, int(now), each.raw) for each in fresh])
-        return fresh
+            rows = [(each.id, int(now), each.raw) for each in reversed(new.values())]
+            insert(self._db, "sightings", rows)
+        return len(rows)
 
     def carry_over(self, sightings: Sequence[tuple[str, int, bytes | None]]) -> int:
         """
@@ -71,15 +82,11 @@ class OutboxTable:
             )
         return sum(body is not None for _, _, body in sightings)
 
-    def unsent(self, limit: int, size: int, without: Collection[str] = ()) -> list[WaitingSighting]:
+    def page(self, request: PageRequest) -> list[WaitingSighting]:
         """
-        Read the oldest unsent sightings.
-
-        @param limit: The most to return.
-        @param size: The most bytes of documents to return; a longer one is returned alone.
-        @param without: The ids of those to leave out.
-        @return: The sightings; their keys are their ids.
+        @see: L{tbvast.interfaces.IBacklog.page}
         """
+        without, size = frozenset(request.without), request.size
         found: list[WaitingSighting] = []
         for id, body in self._db.execute(
             "SELECT id, body FROM sightings WHERE body IS NOT NULL ORDER BY made"
@@ -92,17 +99,17 @@ class OutboxTable:
             if found and size < 0:
                 break
             found.append(WaitingSighting(id, body))
-            if len(found) >= limit:
+            if len(found) >= request.count:
                 break
         return found
 
-    def unsent_among(self, ids: Iterable[str]) -> list[WaitingSighting]:
+    def unsent(self, ids: Sequence[str]) -> list[WaitingSighting]:
         """
         @return: Those of some sightings that are unsent.
         """
         found = self._db.execute(
             f"SELECT id, body FROM sightings WHERE body IS NOT NULL AND id {IN_JSON_LIST}",
-            (json.dumps(list(ids)),),
+            (json.dumps(ids),),
         )
         return list(map(WaitingSighting._make, found))
 
@@ -117,39 +124,49 @@ class OutboxTable:
 
     def set_aside(self, reasons: Mapping[str, str], now: float) -> None:
         """
-        Give sightings up: they are neither sent nor stored again.
+        @see: L{tbvast.interfaces.IBacklog.set_aside}
 
-        @param reasons: The reasons, by id.
         @param now: Seconds since the epoch.
         """
+        ids = list(reasons)
         items = [
             SetAside(Stage.REPORT, reasons[id], body, "sighting", id)
-            for id, body in self.unsent_among(reasons)
+            for id, body in self.unsent(ids)
         ]
+        self._set_aside(items, now, ids)
+
+    def _set_aside(self, items: Sequence[SetAside], now: float, stored: Sequence[str] = ()) -> None:
+        """
+        @param stored: The ids of those among them that are stored.
+        """
         with transaction(self._db):
             set_aside.store_set_aside(self._db, items, int(now * MICROSECONDS))
-            self._drop_documents(reasons)
+            self._drop_documents(stored)
 
-    def mark_sent(self, ids: Iterable[str]) -> None:
+    def mark_sent(
+        self, ids: Sequence[str], request: PageRequest | None = None
+    ) -> list[WaitingSighting] | None:
         """
-        Store that sightings were sent: only their ids stay.
+        @see: L{tbvast.interfaces.IBacklog.mark_sent}
         """
-        with transaction(self._db):
-            self._drop_documents(ids)
+        self._drop_documents(ids)
+        return None if request is None else self.page(request)
 
-    def _drop_documents(self, ids: Iterable[str]) -> None:
+    def _drop_documents(self, ids: Sequence[str]) -> None:
+        """
+        Keep only the ids of sightings.
+        """
         self._db.execute(
-            f"UPDATE sightings SET body = NULL WHERE id {IN_JSON_LIST}", (json.dumps(list(ids)),)
+            f"UPDATE sightings SET body = NULL WHERE id {IN_JSON_LIST}", (json.dumps(ids),)
         )
 
     def prune(self, now: float) -> None:
         """
-        Delete the ids of sightings that were sent long ago.
+        @see: L{tbvast.interfaces.ISightingOutbox.prune}
 
         @param now: Seconds since the epoch.
         """
-        with transaction(self._db):
-            self._db.execute(
-                "DELETE FROM sightings WHERE body IS NULL AND made < ?",
-                (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
-            )
+        self._db.execute(
+            "DELETE FROM sightings WHERE body IS NULL AND made < ?",
+            (int(now) - SIGHTING_MEMORY_DAYS * 86400,),
+        )

@@ -1,15 +1,34 @@
 """
-Values that the bridge's store returns.
+The messages of the store's worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from tbvast.stix.observables import Observable
-from tbvast.values import Changes, Entry
+from tbvast.values import Changes, Entry, Position
+
+MAX_ENTRIES_PER_MESSAGE = 5000
+"""
+The most entries in one message of a call or a result. The reactor handles each message in a
+turn of its own.
+"""
+
+
+class OpenedStore(msgspec.Struct, frozen=True, array_like=True):
+    """
+    The worker's first message.
+
+    @ivar position: The position up to which the bus's journal has been applied.
+    @ivar renewed: A description of the replacement of an unreadable store, for the log; empty
+        if it was not replaced.
+    """
+
+    position: Position | None
+    renewed: str = ""
 
 
 class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
@@ -32,6 +51,17 @@ BEGINNING = (-1, -1)
 """
 The end of the previous page, if the first one is read.
 """
+
+
+def in_messages(changes: Changes) -> Iterator[Changes]:
+    """
+    Split changes so that each fits in a message. The first part has all reasons.
+    """
+    unmatched = changes.unmatched
+    for start in range(0, max(len(changes.write), len(changes.erase), 1), MAX_ENTRIES_PER_MESSAGE):
+        end = start + MAX_ENTRIES_PER_MESSAGE
+        yield Changes(changes.number, changes.write[start:end], changes.erase[start:end], unmatched)
+        unmatched = {}
 
 
 def merge_changes(all: Sequence[Changes]) -> Changes:

@@ -27,7 +27,7 @@ from tbvast.bus.journal.values import (
     Pruned,
     Verdict,
 )
-from tbvast.bus.journal.worker import Writer
+from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.interfaces import IJournal, IReplay, IRetention, ISubscriptionStore
 from tbvast.protocol.frames import Item, stream_of
@@ -84,7 +84,7 @@ class Journal:
         """
         @param opened: The first message of the writer's process.
         @param now: The calendar, for expiry and for the age of entries.
-        @param ask: Calls a method of the L{Writer}.
+        @param ask: Calls a method of the L{JournalStore}.
         @param reader: Reads the same file.
         @param defer: Calls the reader in its thread, one call at a time, in order.
         @param lost: Called, with the reason, if the file turns out to be damaged.
@@ -116,7 +116,7 @@ class Journal:
         self, items: Sequence[Item], publishers: Sequence[Run] = ()
     ) -> Deferred[list[Outcome]]:
         failures = self._failures
-        asked = self._ask(Writer.append, items, self._now(), failures, publishers)
+        asked = self._ask(JournalStore.append, items, self._now(), publishers, failures)
         # It fails at once, so that nothing overtakes the second attempt.
         asked.addErrback(self._eb_unencodable, items, failures, publishers)
         return asked.addCallbacks(
@@ -138,7 +138,7 @@ class Journal:
         given_by = [who for count, who in publishers for _ in range(count)]
         for place, item in enumerate(items):
             try:
-                encode_request(Writer.append, ([item], 0.0, 0, ()))
+                encode_request(JournalStore.append, ([item], 0.0, (), 0))
                 good.append(item)
                 givers += given_by[place : place + 1]
             except Unencodable as e:
@@ -146,13 +146,13 @@ class Journal:
                 bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
         if not bad:
             return failure
-        asked = self._ask(Writer.append, good, self._now(), failures, runs_of(givers))
+        asked = self._ask(JournalStore.append, good, self._now(), runs_of(givers), failures)
         aside = [each for _, each in bad]
         self.set_aside(aside).addErrback(log_not_set_aside, aside)
 
         def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
             for place, _ in bad:
-                packed.insert(place, PackedOutcome(Verdict.REFUSED, 0, None))
+                packed.insert(place, PackedOutcome(Verdict.REFUSED))
             return packed
 
         return asked.addCallback(merge)
@@ -160,7 +160,7 @@ class Journal:
     def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
         for each in items:
             _log.error("Set aside {what}", what=described(each))
-        return self._ask(Writer.set_aside, items, self._now())
+        return self._ask(JournalStore.set_aside, items, self._now())
 
     def set_aside_report(self) -> Deferred[SetAsideReport]:
         return self._read(self._reader.set_aside_report)
@@ -196,26 +196,26 @@ class Journal:
         )
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        return self._ask(Writer.find, list(ids))
+        return self._ask(JournalStore.find, list(ids))
 
     def counts(self) -> Deferred[dict[str, int]]:
         return self._read(self._reader.counts, self._now())
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
-        return self._ask(Writer.expire, self._now(), limit).addCallback(
+        return self._ask(JournalStore.expire, self._now(), limit).addCallback(
             lambda packed: self._cb_appended(packed, [each.item for each in packed if each.item])
         )
 
     def prune(self, age: float, size: int, limit: int) -> Deferred[int]:
         since = self._now() - age
-        return self._ask(Writer.prune, since, size, limit).addCallback(self._cb_pruned)
+        return self._ask(JournalStore.prune, since, size, limit).addCallback(self._cb_pruned)
 
     def _cb_pruned(self, pruned: Pruned) -> int:
         self._reader.floor = max(self._reader.floor, pruned.floor)
         return pruned.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:
-        return self._ask(Writer.save_subscriptions, changes)
+        return self._ask(JournalStore.save_subscriptions, changes)
 
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
@@ -231,7 +231,7 @@ class Journal:
         return self._read(self._reader.position, reader)
 
     def set_position(self, reader: str, position: Position) -> Deferred[None]:
-        return self._ask(Writer.set_position, reader, position)
+        return self._ask(JournalStore.set_position, reader, position)
 
 
 class JournalService(MultiService):
@@ -292,7 +292,7 @@ class JournalService(MultiService):
         """
         Have the writer check the file. If the file is lost, the service ends.
         """
-        return self._writer.ask(Writer.check).addErrback(self._eb_check)
+        return self._writer.ask(JournalStore.check).addErrback(self._eb_check)
 
     def _eb_check(self, failure: Failure) -> None:
         failure.trap(JournalFailed)  # reported by the callable lost

@@ -52,8 +52,8 @@ class PackedOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
 
     verdict: Verdict
-    number: int
-    item: Item | None
+    number: int = 0
+    item: Item | None = None
     reason: str = ""
 
 

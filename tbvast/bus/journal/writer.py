@@ -32,9 +32,9 @@ from tbvast.bus.journal.schema import (
     set_aside_row,
 )
 from tbvast.bus.journal.soundness import check_document, damage
-from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.journal.values import PackedOutcome, Pruned, Verdict
 from tbvast.bus.journal.versions import BusDates, Step, read_decided, shown_date, write_decided
-from tbvast.errors import Invalid
+from tbvast.errors import Invalid, JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import calendar
@@ -103,6 +103,7 @@ class JournalStore:
             by a later tbvast.
         """
         self._path = path
+        self._failed: tuple[int, JournalFailed] | None = None
         with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
@@ -251,20 +252,36 @@ class JournalStore:
         self._connection.close()
 
     def append(
-        self, items: Sequence[Item], now: float, publishers: Sequence[Run] = ()
-    ) -> list[Outcome]:
+        self,
+        items: Sequence[Item],
+        now: float,
+        publishers: Sequence[Run] = (),
+        failures: int = 0,
+    ) -> list[PackedOutcome]:
         """
         @see: L{tbvast.interfaces.IJournal.append}
 
         @param now: Seconds since the epoch.
+        @param failures: The number of failed calls that the caller has seen. Until it has
+            seen the last one, nothing more is appended.
         """
-        publishers = publishers or ((len(items), EVERYBODY),)
+        if self._failed is not None and self._failed[0] == failures:
+            raise self._failed[1]
+        try:
+            return self._append(items, now, publishers or ((len(items), EVERYBODY),))
+        except JournalFailed as e:
+            self._failed = (failures, e)
+            raise
+
+    def _append(
+        self, items: Sequence[Item], now: float, publishers: Sequence[Run]
+    ) -> list[PackedOutcome]:
         bad: dict[int, str] = {}
         while True:
             try:
                 with self._batch(int(now * MICROSECONDS)) as batch:
                     batch.look_up(item.id for item in items)
-                    outcomes: list[Outcome] = []
+                    outcomes: list[PackedOutcome] = []
                     for count, publisher in publishers:
                         batch.publisher = publisher
                         start = len(outcomes)
@@ -298,7 +315,7 @@ class JournalStore:
                     self._set_aside(batch.aside, moment)
             self.head = batch.head
 
-    def expire(self, now: float, limit: int) -> list[Outcome]:
+    def expire(self, now: float, limit: int) -> list[PackedOutcome]:
         """
         @see: L{tbvast.interfaces.IRetention.expire}
 
@@ -321,9 +338,11 @@ class JournalStore:
             batch.look_up(item.id for _, item in ended)
             return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
 
-    def prune(self, since: float, size: int, limit: int) -> int:
+    def prune(self, since: float, size: int, limit: int) -> Pruned:
         """
         @see: L{tbvast.interfaces.IRetention.prune}
+
+        @param since: Seconds since the epoch; older entries are deleted.
         """
         with journal_errors("write", self._path):
             (used,) = self._connection.execute(
@@ -348,22 +367,26 @@ class JournalStore:
                 self.floor = floor
                 # As a script: a single statement would free only one page.
                 self._connection.executescript("PRAGMA incremental_vacuum")
-        return len(old)
+        return Pruned(len(old), self.floor)
 
-    def find(self, ids: Iterable[str]) -> dict[str, bytes]:
+    def check(self) -> None:
+        """
+        Do nothing: the guard checks the file.
+        """
+
+    def find(self, ids: Sequence[str]) -> dict[str, bytes]:
         """
         @see: L{tbvast.interfaces.IJournal.find}
         """
-        wanted = list(ids)
         with journal_errors("read", self._path):
-            numbers = self._index.find(digests(wanted))
+            numbers = self._index.find(digests(ids))
             return {
                 id_: body
                 for id_, body, crc in self._connection.execute(
                     f"SELECT id, {BODY}, crc FROM entries"
                     " WHERE number IN (SELECT value FROM json_each(?))"
                     " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
-                    (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(wanted)),
+                    (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(ids)),
                 )
                 if body and damage(_INTEL_STREAM, body, crc) is None
             }
@@ -443,13 +466,13 @@ class _Batch:
         ).fetchone()
         self._latest = json.loads(latest)
 
-    def add_all(self, items: Sequence[Item], bad: Mapping[int, str]) -> list[Outcome]:
+    def add_all(self, items: Sequence[Item], bad: Mapping[int, str]) -> list[PackedOutcome]:
         """
         Add items that were looked up. One that cannot be added is set aside.
 
         @param bad: The reasons why some of them cannot be added, by position.
         """
-        outcomes: list[Outcome] = []
+        outcomes: list[PackedOutcome] = []
         left = iter(items)
         while len(outcomes) < len(items):
             try:
@@ -466,19 +489,19 @@ class _Batch:
         return outcomes
 
     def _add_each(
-        self, items: Sequence[Item], bad: Mapping[int, str], outcomes: list[Outcome]
+        self, items: Sequence[Item], bad: Mapping[int, str], outcomes: list[PackedOutcome]
     ) -> None:
         for place in range(len(outcomes), len(items)):
             item = items[place]
             reason = bad.get(place)
             outcomes.append(self.add(item) if reason is None else self._refuse(item, reason))
 
-    def _refuse(self, item: Item, reason: str) -> Outcome:
+    def _refuse(self, item: Item, reason: str) -> PackedOutcome:
         stream = _INTEL if isinstance(item, Indicator) else _SIGHTING
         self.aside.append(set_aside_row(0, stream, item.id, item.raw, Stage.APPEND, reason))
-        return Outcome(Verdict.REFUSED, 0, item)
+        return PackedOutcome(Verdict.REFUSED)
 
-    def add(self, item: Item) -> Outcome:
+    def add(self, item: Item) -> PackedOutcome:
         """
         Add an item that was looked up.
         """
@@ -486,10 +509,10 @@ class _Batch:
         if isinstance(item, Indicator):
             return self._add_indicator(item, latest)
         if latest is not None:
-            return Outcome(Verdict.REPEATED, 0, item)
+            return PackedOutcome(Verdict.REPEATED)
         return self._store(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
 
-    def expire(self, item: Indicator) -> Outcome:
+    def expire(self, item: Indicator) -> PackedOutcome:
         """
         Add the removal of an expired indicator.
 
@@ -498,10 +521,10 @@ class _Batch:
         latest = self._latest[item.id]
         self._supersede(latest)
         version = max(latest[_MODIFIED], item.modified)
-        outcome = self._store(
+        self._store(
             item, _INTEL, version, item.valid_until, LAPSED, latest[_OWNER], latest[_DECIDED]
         )
-        return msgspec.structs.replace(outcome, verdict=Verdict.EXPIRED)
+        return PackedOutcome(Verdict.EXPIRED, self.head, item)
 
     def endings(
         self, rows: Iterable[tuple[int, str, int, bytes, int]]
@@ -568,7 +591,7 @@ class _Batch:
             except (OverflowError, UnicodeError, *_NOT_BOUND) as e:
                 raise _Unwritable(row[_ID], bytes(row[_BODY]), reason_of(e)) from e
 
-    def _add_indicator(self, item: Indicator, latest: _Row | None) -> Outcome:
+    def _add_indicator(self, item: Indicator, latest: _Row | None) -> PackedOutcome:
         publisher = self.publisher
         if latest is None:
             if item.operation is _REMOVE:
@@ -579,12 +602,13 @@ class _Batch:
         removal = item.operation is _REMOVE
         verdict, reason = (self._judge_removal if removal else self._judge)(item, latest)
         if verdict is not _ACCEPTED:
-            return Outcome(verdict, 0, item, reason)
+            return PackedOutcome(verdict, reason=reason)
         owner: str = latest[_OWNER]
         if not publisher.may_change(owner):
-            return Outcome(Verdict.REFUSED, 0, item, _owned_by(owner))
+            return PackedOutcome(Verdict.REFUSED, reason=_owned_by(owner))
         decided = read_decided(latest[_DECIDED])
         version = before = latest[_MODIFIED]
+        given = item
         if removal:
             item = self._completed(item, latest)
             decided += (before, -item.modified)
@@ -593,18 +617,21 @@ class _Batch:
             decided.append(before)
             version = item.modified
         self._supersede(latest)
-        return self._store(
+        outcome = self._store(
             item, _INTEL, version, item.valid_until, ENDED if removal else IN_FORCE,
             owner if removal else owner or publisher.name,
             write_decided(decided, min(version, self._now)),
         )  # fmt: skip
+        if item is given:
+            return outcome
+        return PackedOutcome(_ACCEPTED, self.head, item)
 
-    def _remove_unknown(self, item: Indicator) -> Outcome:
+    def _remove_unknown(self, item: Indicator) -> PackedOutcome:
         """
         Remove an indicator before it arrives. If clients own indicators, none may do that.
         """
         if item.pattern is None or self.publisher.name != NOBODY:
-            return Outcome(Verdict.UNKNOWN, 0, item)
+            return PackedOutcome(Verdict.UNKNOWN)
         return self._store(
             item, _INTEL, item.modified, item.valid_until, ENDED, NOBODY,
             write_decided([-item.modified] if item.modified else [], self._now),
@@ -698,7 +725,7 @@ class _Batch:
         state: int,
         owner: str,
         decided: str,
-    ) -> Outcome:
+    ) -> PackedOutcome:
         id_ = item.id
         self.head += 1
         row = [
@@ -708,7 +735,7 @@ class _Batch:
         ]  # fmt: skip
         self._rows.append(row)
         self._latest[id_] = row
-        return Outcome(_ACCEPTED, self.head, item)
+        return PackedOutcome(_ACCEPTED, self.head)
 
 
 _REMOVE = Operation.REMOVE

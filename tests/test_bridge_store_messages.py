@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.store.worker}.
+Tests for L{tbvast.bridge.store.values}.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.values import BEGINNING, DesiredPage
-from tbvast.bridge.store.worker import MAX_ENTRIES_PER_MESSAGE, StoreWorker
+from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage
 from tbvast.values import Changes, Entry, Position
-from tests.doubles import an_indicator, asking, indicator_id, moment
+from tests.doubles import an_indicator, indicator_id, moment
 
 MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
 
@@ -27,10 +26,6 @@ class PartsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.store = BridgeStore(Path(self.mktemp()))
         self.addCleanup(self.store.close)
-        self._ask = asking(StoreWorker(self.store))
-
-    def ask(self, *request: Any) -> Any:
-        return self.successResultOf(self._ask(*request))
 
     def know(self, count: int, **changes: Any) -> Changes:
         """
@@ -40,13 +35,10 @@ class PartsTests(SynchronousTestCase):
             an_indicator(number, pattern=f"[url:value = 'http://{number}.example/']", **changes)
             for number in range(count)
         ]
-        applied: Changes = self.ask(
-            StoreWorker.apply, indicators, 0.0, True, Position("bus", count), 1, False
-        )
-        return applied
+        return self.store.indicators.apply(indicators, 0.0, True, Position("bus", count))
 
     def entries(self) -> list[Entry]:
-        pages = list(self.pages(lambda last: self.ask(StoreWorker.entries, last)))
+        pages = list(self.pages(self.store.entries.page))
         self.assertLessEqual(max(len(page.entries) for page in pages), MAX_ENTRIES_PER_MESSAGE)
         return [entry for page in pages for entry in page.entries]
 
@@ -70,9 +62,9 @@ class PartsTests(SynchronousTestCase):
         """
         The ids and the entries to search for.
         """
-        self.assertEqual(self.ask(StoreWorker.unsearched, 1, MANY, BEGINNING), DesiredPage(None))
+        self.assertEqual(self.store.searches.unsearched(1, MANY), DesiredPage(None))
         self.know(MANY)
-        pages = list(self.pages(lambda last: self.ask(StoreWorker.unsearched, 1, MANY, last)))
+        pages = list(self.pages(lambda last: self.store.searches.unsearched(1, MANY, last)))
         self.assertEqual(
             [len(page.ids) for page in pages],
             [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1, 0],
@@ -87,12 +79,12 @@ class PartsTests(SynchronousTestCase):
         """
         self.know(MANY)
         held = self.entries()
-        self.ask(StoreWorker.add_held, held[:3], 0)
+        self.store.entries.add_held(held[:3], 0)
         for start in range(0, len(held), MAX_ENTRIES_PER_MESSAGE):
-            self.ask(StoreWorker.add_held, held[start : start + MAX_ENTRIES_PER_MESSAGE], start)
-        self.assertEqual(self.ask(StoreWorker.reconcile), [Changes(1)])
-        self.ask(StoreWorker.add_held, [], 0)
-        parts: list[Changes] = self.ask(StoreWorker.reconcile)
+            self.store.entries.add_held(held[start : start + MAX_ENTRIES_PER_MESSAGE], start)
+        self.assertEqual(list(self.store.entries.reconcile()), [Changes(1)])
+        self.store.entries.add_held([], 0)
+        parts = list(self.store.entries.reconcile())
         self.assertEqual(
             [len(part.write) for part in parts],
             [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1],
@@ -104,20 +96,20 @@ class PartsTests(SynchronousTestCase):
         Many indicators end at once; only the first part has the reasons.
         """
         self.know(MANY, valid_until=moment(50))
-        parts: list[Changes] = self.ask(StoreWorker.expire, 50.0)
+        parts = list(self.store.indicators.expire(50.0))
         self.assertEqual(
             [len(part.erase) for part in parts],
             [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1],
         )
-        self.assertEqual(self.ask(StoreWorker.expire, 50.0), [Changes(2)])
+        self.assertEqual(list(self.store.indicators.expire(50.0)), [Changes(2)])
 
     def test_snapshot(self) -> None:
         """
         An indicator that a snapshot does not contain ends.
         """
         self.know(MANY)
-        self.ask(StoreWorker.begin_snapshot)
+        self.store.indicators.begin_snapshot()
         self.know(1)
-        parts: list[Changes] = self.ask(StoreWorker.end_snapshot, Position("bus", 9))
+        parts = list(self.store.indicators.end_snapshot(Position("bus", 9)))
         self.assertEqual(sum(len(part.erase) for part in parts), MANY - 1)
         self.assertEqual(self.store.indicators.position, Position("bus", 9))

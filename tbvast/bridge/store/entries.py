@@ -1,0 +1,276 @@
+"""
+The entries that the engine should hold: the observables of the indicators in force, and who
+has each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+from tbvast.bridge.store.rows import IndicatorTerms, RowReader, json_list
+from tbvast.bridge.store.schema import IN_JSON_LIST, JSON_LIST
+from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage, in_messages
+from tbvast.stix.network_index import NetworkIndex
+from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
+from tbvast.storage.sqlite import insert, transaction
+from tbvast.values import Changes, Entry
+
+_NETWORK = Kind.NETWORK
+# A module's global is found faster than a member of an enumeration.
+
+
+class EntryTable:
+    """
+    The index of the indicators in force by their observables.
+
+    @ivar change: The number of the last change.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, rows: RowReader) -> None:
+        """
+        @param connection: The open store.
+        @param rows: Reads its rows.
+        @raise sqlite3.Error: If it cannot be read.
+        """
+        self._db = connection
+        self._rows = rows
+        self._index = DigestIndex(connection, "terms", self._terms_above)
+        self._networks = NetworkIndex(
+            term.value
+            for each in rows.read_terms("SELECT number FROM networks")
+            for term in each.terms
+            if term.kind is _NETWORK
+        )
+        (self.change,) = connection.execute(
+            "SELECT coalesce(max(change), 0) FROM indicators"
+        ).fetchone()
+        self._undo: list[Callable[[], None]] = []
+        self._held: list[Entry] = []
+
+    def _terms_above(self, number: int) -> Iterator[tuple[int, int]]:
+        query = "SELECT number FROM indicators WHERE number > ?"
+        for each in self._rows.read_terms(query, number):
+            for term in each.terms:
+                yield _key(term.observable), each.number
+
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[None]:
+        """
+        Wraps a transaction that changes entries.
+        """
+        change, self._undo = self.change, []
+        try:
+            with committing(self._index):
+                yield
+        except BaseException:
+            self.change = change
+            for undo in reversed(self._undo):
+                undo()
+            raise
+
+    def replace(
+        self,
+        terms: Sequence[tuple[Observable, int]],
+        more_terms: Sequence[tuple[Observable, int]],
+        networks: Sequence[tuple[int]],
+        touched: set[Observable],
+        ids: Mapping[Observable, list[str]],
+        unmatched: dict[str, tuple[str, ...]],
+    ) -> Changes:
+        """
+        Add the observables of indicators that are not in the index yet, or no longer.
+
+        @param terms: The observables and numbers of new indicators.
+        @param more_terms: Those of indicators that were stored before.
+        @param networks: The numbers of the indicators with networks.
+        @param touched: The observables whose indicators change.
+        @param ids: The ids of all these indicators, by observable.
+        @param unmatched: The reasons, by indicator, that are new.
+        @return: The changes for the engine.
+        """
+        # The ids of the new indicators, then those of stored ones.
+        all_ids = {observable: ids.get(observable) or [] for observable in touched}
+        keys = _keys(touched | ids.keys())
+        self._add_ids(all_ids, [keys[observable] for observable in touched])
+        self._index.change([(keys[observable], number) for observable, number in terms])
+        self._index.insert([(keys[observable], number) for observable, number in more_terms])
+        insert(self._db, "networks", networks, "INSERT OR IGNORE")
+        return self._changes_of(all_ids, unmatched)
+
+    def remove(self, terms: Mapping[int, Iterable[Observable]]) -> None:
+        """
+        Remove indicators from the index.
+
+        @param terms: The observables of each indicator, by its number.
+        """
+        if not terms:
+            return
+        pairs = [(_key(o), number) for number, observables in terms.items() for o in observables]
+        self._index.change((), pairs)
+        self._db.execute(f"DELETE FROM networks WHERE number {IN_JSON_LIST}", (json_list(terms),))
+
+    def changes_of(self, observables: Collection[Observable]) -> Changes:
+        """
+        @param observables: The observables of indicators that were removed.
+        @return: The changes for the engine.
+        """
+        return self._changes_of(self._ids_of(observables), {})
+
+    def _changes_of(
+        self, ids: dict[Observable, list[str]], unmatched: dict[str, tuple[str, ...]]
+    ) -> Changes:
+        """
+        @param ids: The ids of the indicators of each changed observable.
+        @param unmatched: The reasons, by indicator, that are new.
+        @return: The changes for the engine, with all networks inside a changed one.
+        """
+        networks = [o for o in ids if o.kind is _NETWORK]
+        for network in networks:
+            self._index_network(network.value, bool(ids[network]))
+        covered = {each for network in networks for each in self._networks.covered(network.value)}
+        ids |= self._ids_covering(covered)
+        return Changes(
+            self.change,
+            tuple(
+                [
+                    Entry(o, (found[0],) if len(found) == 1 else tuple(sorted(found)))
+                    for o, found in ids.items()
+                    if found
+                ]
+            ),
+            tuple([o for o, found in ids.items() if not found]),
+            unmatched,
+        )
+
+    def _index_network(self, network: str, present: bool) -> None:
+        do, undo = self._networks.add, self._networks.discard
+        if not present:
+            do, undo = undo, do
+        do(network)
+        self._undo.append(functools.partial(undo, network))
+
+    def _ids_of(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
+        """
+        @return: The ids of the indicators of each observable.
+        """
+        ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
+        self._add_ids(ids, list(_keys(observables).values()))
+        return ids
+
+    def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
+        """
+        Add the ids of the stored indicators of each observable.
+
+        @param ids: The ids, by observable.
+        @param keys: The keys of the observables; see L{_key}.
+        """
+        numbers = self._index.find(keys)
+        for each in self._rows.read_terms(JSON_LIST, json_list(numbers)) if numbers else ():
+            for term in each.terms:
+                if (some := ids.get(term.observable)) is not None:
+                    some.append(each.id)
+
+    def with_networks(self, ids: dict[Observable, list[str]]) -> dict[Observable, list[str]]:
+        """
+        Add the indicators of the networks that cover a network.
+
+        @param ids: The ids of the indicators of each observable.
+        """
+        return ids | self._ids_covering(o.value for o in ids if o.kind is _NETWORK)
+
+    def _ids_covering(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
+        """
+        @return: For each network, the ids of its indicators and of those of the networks
+            that cover it.
+        """
+        covering = {network: list(self._networks.covering(network)) for network in networks}
+        observables = {_network(each) for wider in covering.values() for each in wider}
+        ids = self._ids_of(observables)
+        return {
+            _network(network): list({id for each in wider for id in ids[_network(each)]})
+            for network, wider in covering.items()
+        }
+
+    def all(self) -> Iterator[Entry]:
+        """
+        @return: All entries that the engine should hold.
+        """
+        page = DesiredPage(BEGINNING)
+        while page.last is not None:
+            page = self.page(page.last)
+            yield from page.entries
+
+    def page(self, after: tuple[int, int], limit: int = MAX_ENTRIES_PER_MESSAGE) -> DesiredPage:
+        """
+        Read a page of the entries that the engine should hold.
+
+        @param after: The end of the previous page; L{BEGINNING} for the first page.
+        @param limit: The most observables.
+        """
+        if after == BEGINNING:
+            with committing(self._index), transaction(self._db):
+                self._index.write_all()
+        page = self._rows.read_json(
+            list[IndicatorTerms],
+            "SELECT json_group_array(json_array(i.number, i.id, json(i.wanted), t.digest))"
+            " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"
+            " (SELECT DISTINCT digest FROM terms WHERE digest > ? ORDER BY digest LIMIT ?)",
+            after[0],
+            limit,
+        )
+        if not page:
+            return DesiredPage(None)
+        ids: dict[Observable, list[str]] = {}
+        for each in page:
+            for observable in (term.observable for term in each.terms):
+                if len(each.terms) == 1 or _key(observable) == each.place:
+                    ids.setdefault(observable, []).append(each.id)
+        return DesiredPage(
+            (max(each.place for each in page), 0),
+            tuple(Entry(o, tuple(sorted(found))) for o, found in self.with_networks(ids).items()),
+        )
+
+    def add_held(self, held: Sequence[Entry], start: int) -> None:
+        """
+        Take a part of the entries that the engine holds, for L{reconcile}.
+
+        @param held: The part.
+        @param start: The number of entries before it.
+        """
+        self._held[start:] = held
+
+    def reconcile(self) -> Iterator[Changes]:
+        """
+        @see: L{tbvast.interfaces.IIndicatorStore.reconcile}
+        """
+        stale = {entry.observable: entry.ids for entry in self._held}
+        self._held = []
+        write = []
+        for entry in self.all():
+            found = stale.pop(entry.observable, None)
+            if found is None or tuple(sorted(found)) != entry.ids:
+                write.append(entry)
+        return in_messages(Changes(self.change, tuple(write), tuple(stale)))
+
+
+def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
+    """
+    @return: The key of each observable; see L{_key}.
+    """
+    found = digests([observable.kind + " " + observable.value for observable in observables])
+    return dict(zip(observables, found, strict=True))
+
+
+def _key(observable: Observable) -> int:
+    """
+    @return: The digest by which the index finds an observable.
+    """
+    return digest(observable.kind + " " + observable.value)
+
+
+def _network(text: str) -> Observable:
+    return Observable(_NETWORK, text)

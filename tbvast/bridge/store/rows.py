@@ -1,0 +1,169 @@
+"""
+The rows of the indicators' table, read many at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from tbvast.bridge.store.decisions import NO_TERMS, Terms, terms_of
+from tbvast.bridge.store.schema import JSON_LIST
+from tbvast.errors import Invalid
+from tbvast.stix.indicators import decode_indicator
+from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
+from tbvast.storage.sifting import is_of_an_item
+
+_T = TypeVar("_T")
+
+encode = msgspec.json.Encoder().encode
+
+
+class StoredTerm(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    One observable of an indicator.
+
+    @ivar joint: Whether it does not suffice alone: the same event has to contain others.
+    """
+
+    kind: Kind
+    value: str
+    joint: bool | int = False
+
+    @property
+    def observable(self) -> Observable:
+        """
+        The observable.
+        """
+        return Observable(self.kind, self.value)
+
+
+class IndicatorTerms(msgspec.Struct, array_like=True):
+    """
+    An indicator and its observables.
+
+    @ivar place: A further column of the query, by which the next page is read.
+    """
+
+    number: int
+    id: str
+    terms: tuple[StoredTerm, ...]
+    place: int = 0
+
+
+class RowReader:
+    """
+    Reads rows, and repairs damaged ones.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """
+        @param connection: The open store.
+        """
+        self._db = connection
+
+    def read(self, read: Callable[..., _T], *arguments: Any) -> _T:
+        """
+        Read rows, again after a repair if a value of some row is damaged.
+        """
+        try:
+            return read(*arguments)
+        except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
+            if not is_of_an_item(e):
+                raise
+        self._repair()
+        return read(*arguments)
+
+    def read_json(self, type: type[_T], query: str, *parameters: Any) -> _T:
+        """
+        Read all rows as one JSON text: a single step of SQLite.
+
+        @param type: The type of the rows.
+        """
+
+        def read() -> _T:
+            (found,) = self._db.execute(query, parameters).fetchone()
+            return msgspec.json.decode(found, type=type)
+
+        return self.read(read)
+
+    def read_terms(self, numbers: str, *parameters: Any) -> list[IndicatorTerms]:
+        """
+        Read the observables of indicators; those without any are left out.
+
+        @param numbers: SQL that selects the indicators' numbers.
+        @param parameters: The parameters of that SQL.
+        """
+        return self.read_json(
+            list[IndicatorTerms],
+            "SELECT json_group_array(json_array(number, id, json(wanted)))"
+            f" FROM indicators WHERE wanted != '[]' AND number IN ({numbers})",
+            *parameters,
+        )
+
+    def observables_of(self, numbers: Iterable[int]) -> dict[int, Terms]:
+        """
+        Read the observables of indicators, by number.
+        """
+        return {
+            each.number: {term.observable: bool(term.joint) for term in each.terms}
+            for each in self.read_terms(JSON_LIST, json_list(numbers))
+        }
+
+    def _repair(self) -> None:
+        """
+        Rebuild damaged terms from the indicators' documents, and clear damaged reasons.
+        """
+        for number, unmatched in self._db.execute(
+            "SELECT number, cast(unmatched AS BLOB) FROM indicators WHERE unmatched != '[]'"
+        ).fetchall():
+            if not _is(tuple[str, ...], unmatched):
+                self._db.execute(
+                    "UPDATE indicators SET unmatched = '[]' WHERE number = ?", (number,)
+                )
+        for number, id, body, wanted in self._db.execute(
+            "SELECT number, id, body, cast(wanted AS BLOB) FROM indicators WHERE wanted != '[]'"
+        ).fetchall():
+            if _is(tuple[StoredTerm, ...], wanted):
+                continue
+            try:
+                after, _ = terms_of(decode_indicator(body))
+            except Invalid as e:
+                after = NO_TERMS
+                aside = SetAside(Stage.STORE, reason_of(e), body, "indicator", id)
+                store_set_aside(self._db, [aside], 0)
+            self._db.execute(
+                "UPDATE indicators SET wanted = ? WHERE number = ?", (encode_terms(after), number)
+            )
+
+
+def _is(type: Any, text: bytes) -> bool:
+    """
+    Whether a JSON text can be decoded.
+    """
+    try:
+        msgspec.json.decode(text, type=type)
+    except msgspec.MsgspecError:
+        return False
+    return True
+
+
+def json_list(numbers: Iterable[int]) -> str:
+    """
+    @return: A JSON list, as a parameter of L{JSON_LIST}.
+    """
+    return encode(list(numbers)).decode()
+
+
+def encode_terms(terms: Terms) -> str:
+    """
+    @return: The stored form of an indicator's terms.
+    """
+    rows: list[Any] = list(terms)  # a bare observable is a term that is not joint
+    if any(terms.values()):
+        rows = [(o.kind, o.value, joint) for o, joint in terms.items()]
+    return encode(rows).decode()
