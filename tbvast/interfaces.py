@@ -660,6 +660,38 @@ class ICursor(Interface):
         """
 
 
+class ICounters(Interface):
+    """
+    Counts what a bus receives.
+    """
+
+    def count(kind: str, verdict: str, number: int = 1) -> None:
+        """
+        Count items, or messages and requests that are none.
+
+        @param kind: C{indicator}, C{sighting}, C{message} or C{request}.
+        @param verdict: What became of them: a L{tbvast.bus.journal.values.Verdict}, or
+            C{forbidden}.
+        @param number: How many they are.
+        """
+
+
+class IPausable(Interface):
+    """
+    A source of messages that need not be read all the time.
+    """
+
+    def pause() -> None:
+        """
+        Deliver no more messages until L{resume} is called.
+        """
+
+    def resume() -> None:
+        """
+        Deliver messages again.
+        """
+
+
 class IReloadable(Interface):
     """
     A service that can read a changed file again while it runs.

@@ -4,6 +4,7 @@ Doubles for tests of the bus.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
+from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import Journal
@@ -21,6 +23,7 @@ from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import Opened, Outcome
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.subscriptions import Limits, Saved, Subscription
+from tbvast.interfaces import ICounters, IPausable
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, dialect_of
@@ -55,6 +58,37 @@ class DirectSubscription(Subscription):
 
     def committed(self, batch: CommittedBatch) -> None:
         self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+
+
+@implementer(ICounters)
+class MemoryCounters:
+    """
+    @ivar counts: The counts by kind and verdict.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def count(self, kind: str, verdict: str, number: int = 1) -> None:
+        self.counts[kind, verdict] += number
+
+
+@implementer(IPausable)
+class MemorySub:
+    """
+    A sub endpoint that is read or not.
+
+    @ivar changes: Whether it was paused, at each change.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[bool] = []
+
+    def pause(self) -> None:
+        self.changes.append(True)
+
+    def resume(self) -> None:
+        self.changes.append(False)
 
 
 def encode_report(item: Item) -> bytes:

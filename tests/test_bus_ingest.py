@@ -4,6 +4,7 @@ Tests for L{tbvast.bus.ingest}.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.fanout import CommittedBatch
@@ -26,13 +28,14 @@ from tbvast.bus.ingest import (
 )
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.subscriptions import TURN_BUDGET_SECONDS
 from tbvast.errors import Invalid, JournalFailed
+from tbvast.interfaces import ICounters, IPausable
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
 from tbvast.protocol.topics import Dialect, Stream
+from tbvast.service.turns import TURN_BUDGET_SECONDS
 from tbvast.values import Received
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
-from tests.doubles_bus import clients_file, encode_report
+from tests.doubles_bus import MemoryCounters, MemorySub, clients_file, encode_report
 
 ERRORS_PER_MINUTE = 5
 
@@ -78,17 +81,24 @@ class IntakeTestCase(SynchronousTestCase):
 
     def start(self, journal: MemoryJournal) -> None:
         self.journal = journal
+        self.sub = MemorySub()
+        self.counters = MemoryCounters()
+        self.start_delivering(self.deliver)
+
+    def start_delivering(self, deliver: Callable[[CommittedBatch], Deferred[None]]) -> None:
+        """
+        Start the intake with another delivery.
+        """
         self.intake = Intake(
             self.clock,
-            journal,
+            self.journal,
             self.access,
-            self.deliver,
+            self.counters,
+            deliver,
             self.envelopes.append,
+            self.sub,
             ERRORS_PER_MINUTE,
         )
-        self.paused: list[bool] = []
-        self.intake.pause = lambda: self.paused.append(True)
-        self.intake.resume = lambda: self.paused.append(False)
 
     def deliver(self, commit: CommittedBatch) -> Deferred[None]:
         self.commits.append(commit.numbered(Dialect.STIX2, frozenset(Stream))[1])
@@ -104,6 +114,19 @@ class IntakeTestCase(SynchronousTestCase):
         return [payload.partition(b" ")[2] for payloads in self.commits for payload in payloads]
 
 
+class DoublesTests(SynchronousTestCase):
+    """
+    The doubles keep the contracts.
+    """
+
+    def test_interfaces(self) -> None:
+        """
+        The doubles of the counters and of the sub endpoint implement their interfaces.
+        """
+        verifyObject(ICounters, MemoryCounters())
+        verifyObject(IPausable, MemorySub())
+
+
 class ReceiveTests(IntakeTestCase):
     """
     Messages on the sub endpoint.
@@ -117,7 +140,7 @@ class ReceiveTests(IntakeTestCase):
         self.receive(*map(encode_report, [*items, items[0], items[1]]))
         self.assertEqual(self.delivered_items(), [item.raw for item in items])
         self.assertEqual(
-            self.intake.counts,
+            self.counters.counts,
             {
                 ("indicator", "accepted"): 2,
                 ("sighting", "accepted"): 1,
@@ -194,9 +217,7 @@ class ReceiveTests(IntakeTestCase):
             deliveries.append((commit.until, Deferred()))
             return deliveries[-1][1]
 
-        self.intake = Intake(
-            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
-        )
+        self.start_delivering(deliver)
         for number in range(1, 3):
             self.receive(encode_report(an_indicator(number)))
         done = self.intake.fan_out([Outcome(Verdict.EXPIRED, 3, an_indicator(1))])
@@ -226,7 +247,7 @@ class ReceiveTests(IntakeTestCase):
         with capturedLogs() as events:
             self.receive(*broken, encode_report(an_indicator()))
             self.intake.receive([Received("", [b"stix2/indicator", an_indicator(2).raw])])
-        self.assertEqual(self.intake.counts["message", "refused"], len(broken) + 1)
+        self.assertEqual(self.counters.counts["message", "refused"], len(broken) + 1)
         self.assertEqual(self.delivered_items(), [an_indicator().raw])
         self.assertEqual(len([e for e in events if "reason" in e]), ERRORS_PER_MINUTE)
         self.clock.advance(60)
@@ -272,16 +293,16 @@ class ReceiveTests(IntakeTestCase):
         count = MAX_QUEUED_ITEMS + MAX_COMMITS_IN_FLIGHT * MAX_BATCH_ITEMS
         messages = [Received("", [encode_report(a_sighting(n))]) for n in range(count)]
         self.intake.receive(messages[: MAX_QUEUED_ITEMS - 1])
-        self.assertEqual(self.paused, [])
+        self.assertEqual(self.sub.changes, [])
         self.intake.receive(messages[MAX_QUEUED_ITEMS - 1 :])
-        self.assertEqual(self.paused, [True])
+        self.assertEqual(self.sub.changes, [True])
         self.journal.holding = False
         self.journal.release()
-        self.assertEqual(self.paused, [True])
+        self.assertEqual(self.sub.changes, [True])
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertEqual(len(self.delivered_items()), count)
-        self.assertEqual(self.paused, [True, False])
+        self.assertEqual(self.sub.changes, [True, False])
 
 
 class TurnTests(IntakeTestCase):
@@ -336,9 +357,7 @@ class TurnTests(IntakeTestCase):
             deliveries.append(Deferred())
             return deliveries[-1]
 
-        self.intake = Intake(
-            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
-        )
+        self.start_delivering(deliver)
         self.receive(encode_report(an_indicator(1)))
         self.receive(encode_report(an_indicator(2)))
         self.clock.advance(1)
@@ -364,7 +383,7 @@ class SetAsideTests(IntakeTestCase):
         with capturedLogs() as events:
             self.receive(encode_report(item))
         self.assertEqual([event.get("count") for event in events], [1])
-        self.assertEqual(self.intake.counts["indicator", "refused"], 1)
+        self.assertEqual(self.counters.counts["indicator", "refused"], 1)
 
 
 class PublishTests(IntakeTestCase):
@@ -397,7 +416,7 @@ class PublishTests(IntakeTestCase):
         )
         self.assertIsInstance(outcomes[1], Invalid)
         self.assertIn("nowhere", str(outcomes[6]))
-        self.assertEqual(self.intake.counts["message", "refused"], 2)
+        self.assertEqual(self.counters.counts["message", "refused"], 2)
 
     def test_nothing(self) -> None:
         """
@@ -432,9 +451,7 @@ class PublishTests(IntakeTestCase):
         def deliver(commit: CommittedBatch) -> Deferred[None]:
             raise ZeroDivisionError
 
-        self.intake = Intake(
-            self.clock, self.journal, self.access, deliver, self.envelopes.append, ERRORS_PER_MINUTE
-        )
+        self.start_delivering(deliver)
         for number in range(2):
             (outcome,) = self.successResultOf(self.intake.publish([an_indicator(number).raw]))
             assert isinstance(outcome, Outcome)
@@ -459,12 +476,12 @@ class FailingTests(IntakeTestCase):
             self.receive(encode_report(an_indicator(2)))
             for _ in range(3):
                 self.clock.advance(RETRY_DELAY)
-        self.assertEqual((self.commits, self.paused), ([], [True]))
+        self.assertEqual((self.commits, self.sub.changes), ([], [True]))
         self.assertEqual(self.journal.batches, [1, 2, 2, 2])
         self.assertEqual({event["reason"] for event in events}, {"the disk refuses"})
         self.journal.failing = False
         self.clock.advance(RETRY_DELAY)
-        self.assertEqual(self.paused, [True, False])
+        self.assertEqual(self.sub.changes, [True, False])
         self.clock.advance(0)
         self.assertEqual(self.delivered_items(), [an_indicator(1).raw, an_indicator(2).raw])
 
@@ -480,13 +497,13 @@ class FailingTests(IntakeTestCase):
         self.journal.failing = True
         self.journal.release()
         self.receive(encode_report(a_sighting(count)))
-        self.assertEqual((self.journal.batches, self.paused), ([MAX_BATCH_ITEMS] * 2, [True]))
+        self.assertEqual((self.journal.batches, self.sub.changes), ([MAX_BATCH_ITEMS] * 2, [True]))
         self.journal.failing = self.journal.holding = False
         self.clock.advance(RETRY_DELAY)
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
         self.assertEqual(self.delivered_items(), [a_sighting(n).raw for n in range(count + 1)])
-        self.assertEqual(self.paused, [True, False])
+        self.assertEqual(self.sub.changes, [True, False])
 
     def test_still_under_way(self) -> None:
         """
@@ -519,7 +536,7 @@ class FailingTests(IntakeTestCase):
         self.journal.failing = False
         self.clock.advance(RETRY_DELAY)
         self.clock.advance(0)
-        self.assertEqual((self.commits, self.paused), ([], [True, False]))
+        self.assertEqual((self.commits, self.sub.changes), ([], [True, False]))
         self.successResultOf(self.intake.publish([an_indicator(1).raw]))
         self.assertEqual(len(self.commits), 1)
 
@@ -544,7 +561,7 @@ class FailingTests(IntakeTestCase):
         )
         while self.clock.getDelayedCalls():
             self.clock.advance(0)
-        self.assertEqual(self.paused, [True, False])
+        self.assertEqual(self.sub.changes, [True, False])
         self.flushLoggedErrors(ZeroDivisionError)
 
 
@@ -612,7 +629,7 @@ class PermissionTests(IntakeTestCase):
             self.receive(*frames, user=self.keys["sightings"])
         self.assertEqual(self.delivered_items(), [a_sighting(1).raw])
         self.assertEqual(self.envelopes, [])
-        self.assertEqual(self.intake.counts["message", "forbidden"], 2)
+        self.assertEqual(self.counters.counts["message", "forbidden"], 2)
         self.assertEqual([event["client"] for event in events], ["sightings"] * 2)
         self.clock.advance(0)
         self.receive(*frames, user=self.keys["intel"])
@@ -620,7 +637,7 @@ class PermissionTests(IntakeTestCase):
         self.assertEqual(len(self.envelopes), 1)
         for user in (self.keys["listener"], "", "nobody"):
             self.receive(*frames, user=user)
-        self.assertEqual(self.intake.counts["message", "forbidden"], 3 + 3 * 3)
+        self.assertEqual(self.counters.counts["message", "forbidden"], 3 + 3 * 3)
 
     def test_refused(self) -> None:
         """
@@ -639,6 +656,7 @@ class PermissionTests(IntakeTestCase):
         publisher = upstream_publisher("up.example:13370")
         (outcome,) = self.successResultOf(self.intake.take([an_indicator()], publisher))
         self.assertIsInstance(outcome, Outcome)
+        self.clock.advance(0)
         # Neither may change an indicator of the other.
         edit = an_indicator(1, 2).raw
         (outcome,) = self.successResultOf(self.intake.publish([edit], self.keys["intel"]))
@@ -663,7 +681,7 @@ class PermissionTests(IntakeTestCase):
         removal = an_indicator(1, 2, pattern=None, x_threatbus_update="REMOVE")
         with capturedLogs() as events:
             self.receive(encode_report(removal), user=self.keys["other"])
-        self.assertEqual(self.intake.counts["indicator", "refused"], 1)
+        self.assertEqual(self.counters.counts["indicator", "refused"], 1)
         (event,) = events  # nothing was set aside
         self.assertEqual((event["publisher"], event["id"]), ("other", removal.id))
         self.assertIn("it belongs to intel", event["reason"])

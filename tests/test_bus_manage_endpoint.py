@@ -28,7 +28,7 @@ from tbvast.protocol import manage
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.values import Position
 from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, clients_file, some_limits
+from tests.doubles_bus import DirectSubscription, MemorySub, clients_file, some_limits
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30
@@ -76,12 +76,15 @@ class ManageEndpointTestCase(SynchronousTestCase):
             [self.source, JournalSource(self.journal)],
             self.subscriptions.everybody,
         )
+        self.statistics = Statistics(self.clock, self.journal, self.subscriptions)
         self.intake = Intake(
             self.clock,
             self.journal,
             self.access,
+            self.statistics,
             self.subscriptions.fan_out,
             snapshots.answered,
+            MemorySub(),
             ERRORS_PER_MINUTE,
         )
         self.dialogue = ManageEndpoint(
@@ -92,13 +95,19 @@ class ManageEndpointTestCase(SynchronousTestCase):
             self.subscriptions,
             snapshots,
             self.intake,
-            Statistics(self.clock, self.journal, self.intake, self.subscriptions),
+            self.statistics,
             MAX_DAYS,
             ERRORS_PER_MINUTE,
         )
 
     def make_access(self) -> AccessControl:
         return AccessControl(None)
+
+    def received(self) -> Any:
+        """
+        The counts of the status.
+        """
+        return self.successResultOf(self.statistics.report())["received"]
 
     def ask(self, *frames: bytes, user: str = "") -> bytes:
         reply: bytes = self.successResultOf(self.dialogue.answer(frames, user))
@@ -228,7 +237,7 @@ class ReplyTests(ManageEndpointTestCase):
                 with self.subTest(raw[:80]):
                     self.assertEqual(self.ask(raw), b'{"status":"error"}')
         self.assertEqual(len(events), ERRORS_PER_MINUTE)
-        self.assertEqual(self.intake.counts["request", "refused"], len(broken))
+        self.assertEqual(self.received()["request"]["refused"], len(broken))
         self.assertEqual(len(self.subscriptions), 0)
 
     def test_several_frames(self) -> None:
@@ -415,7 +424,7 @@ class ForbiddenTests(ManageEndpointTestCase):
                 self.request(user, action="status"),
                 {"status": "error", "reason": "you may not ask for anything"},
             )
-        self.assertEqual(self.intake.counts["request", "forbidden"], 2)
+        self.assertEqual(self.received()["request"]["forbidden"], 2)
 
     def test_subscribe(self) -> None:
         """

@@ -47,6 +47,8 @@ from tests.doubles_bus import (
     DirectSubscription,
     FileJournal,
     FileJournalTestCase,
+    MemoryCounters,
+    MemorySub,
     a_request,
     encode_report,
     some_limits,
@@ -719,12 +721,15 @@ class BusTestCase(SynchronousTestCase):
             self.clock, some_limits(), DirectSubscription, DirectSubscription
         )
         self.subscriptions.send = self.pub.send
+        self.counters = MemoryCounters()
         self.intake = Intake(
             self.clock,
             self.journal,
             AccessControl(None),
+            self.counters,
             self.subscriptions.fan_out,
             lambda envelope: None,
+            MemorySub(),
             60,
         )
         self.snapshots = Snapshots(
@@ -773,7 +778,7 @@ class BusTestCase(SynchronousTestCase):
         self.assertEqual(self.journal.head, 2)
         (aside,) = self.journal.aside
         self.assertEqual((aside.stage, aside.body), (Stage.INTAKE, frames[1]))
-        self.assertEqual(self.intake.counts["message", "refused"], 1)
+        self.assertEqual(self.counters.counts["message", "refused"], 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
         published = self.intake.publish([an_indicator(4).raw, an_indicator(5).raw], "odd")

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from tbvast import __version__
 from tbvast.bus.access_control import AccessControl
@@ -16,9 +17,10 @@ from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
+from tbvast.interfaces import ICounters
 from tbvast.values import Received
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, a_request, encode_report, some_limits
+from tests.doubles_bus import DirectSubscription, MemorySub, a_request, encode_report, some_limits
 
 
 class StatisticsTests(SynchronousTestCase):
@@ -34,15 +36,17 @@ class StatisticsTests(SynchronousTestCase):
             self.clock, some_limits(), DirectSubscription, DirectSubscription
         )
         self.subscriptions.send = MemoryPub().send
+        self.statistics = Statistics(self.clock, self.journal, self.subscriptions)
         self.intake = Intake(
             self.clock,
             self.journal,
             AccessControl(None),
+            self.statistics,
             self.subscriptions.fan_out,
             lambda envelope: None,
+            MemorySub(),
             60,
         )
-        self.statistics = Statistics(self.clock, self.journal, self.intake, self.subscriptions)
         self.statistics.startService()
 
     def tearDown(self) -> None:
@@ -56,6 +60,12 @@ class StatisticsTests(SynchronousTestCase):
     def receive(self, *frames: bytes) -> None:
         self.intake.receive([Received("", [frame]) for frame in frames])
         self.clock.advance(0)
+
+    def test_interface(self) -> None:
+        """
+        It is an L{ICounters}.
+        """
+        verifyObject(ICounters, self.statistics)
 
     def test_idle(self) -> None:
         """

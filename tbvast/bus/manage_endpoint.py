@@ -92,7 +92,7 @@ class ManageEndpoint:
         if failed is not None:
             return manage.refused(str(failed))
         if failure.check(Invalid):
-            self._intake.counts["request", "refused"] += 1
+            self._statistics.count("request", "refused")
             if self._complaints.allows():
                 self._log.warn("Refused a request: {reason}", reason=str(failure.value))
             if failure.check(RequestUnsplittable):
@@ -120,7 +120,7 @@ class ManageEndpoint:
         return manage.unknown_request(request.dialect)
 
     def _forbidden(self, user: str, what: str) -> bytes:
-        self._intake.counts["request", "forbidden"] += 1
+        self._statistics.count("request", "forbidden")
         if self._complaints.allows():
             self._log.warn(
                 "{client} may not {what}.", client=self._access.name(user) or "somebody", what=what

@@ -121,6 +121,7 @@ class Bus(SequentialService):
         super().startService()
         self._factory = Factory(self._reactor)
         try:
+            self._socket_options = self._options()
             self._compose()
             self._listen()
         except Exception:
@@ -173,12 +174,20 @@ class Bus(SequentialService):
         for each in subscriptions.everybody():
             if not self._access.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
+        statistics = Statistics(self._reactor, journal, subscriptions)
+        self._sub = SubConnection(
+            self._factory,
+            lambda messages: intake.receive(messages),
+            {**self._socket_options, zmq.RCVHWM: _RECEIVE_QUEUE},
+        )
         intake = Intake(
             self._reactor,
             journal,
             self._access,
+            statistics,
             self._fan_out,
             lambda envelope: snapshots.answered(envelope),
+            self._sub,
             settings.errors_per_minute,
         )
         snapshots = Snapshots(
@@ -192,7 +201,6 @@ class Bus(SequentialService):
         for each in subscriptions.everybody():
             if isinstance(each, QueuedSubscription) and each.owed:
                 self._snapshot_again(each)
-        statistics = Statistics(self._reactor, journal, intake, subscriptions)
         subscriptions.setServiceParent(self)
         statistics.setServiceParent(self)
         self._subscriptions = subscriptions
@@ -245,18 +253,23 @@ class Bus(SequentialService):
     def _unreadable(self, subscription: Subscription) -> None:
         self._subscriptions.close(subscription.topic, "cannot replay the journal,")
 
-    def _listen(self) -> None:
-        settings = self._settings
+    def _options(self) -> SocketOptions:
+        """
+        The options of every socket.
+        """
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
             ZapHandler(self._factory, self._access.may_connect)
-        options: SocketOptions = {
+        return {
             **keys,
             **KEEPALIVE,
-            zmq.MAXMSGSIZE: settings.max_message_bytes,
-            zmq.IPV6: int(":" in settings.host),
+            zmq.MAXMSGSIZE: self._settings.max_message_bytes,
+            zmq.IPV6: int(":" in self._settings.host),
         }
+
+    def _listen(self) -> None:
+        settings, options = self._settings, self._socket_options
         heartbeats = {
             zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
             zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
@@ -270,12 +283,8 @@ class Bus(SequentialService):
             self._subscriptions.detach,
             options,
         )
-        self._sub = SubConnection(
-            self._factory, self._intake.receive, {**options, zmq.RCVHWM: _RECEIVE_QUEUE}
-        )
         self._subscriptions.send = pub.send_frames
         self._subscriptions.unacknowledged = pub.unacknowledged
-        self._intake.pause, self._intake.resume = self._sub.pause, self._sub.resume
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)
         for connection, port in (

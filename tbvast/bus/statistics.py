@@ -11,11 +11,11 @@ from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
 
 from tbvast import __version__
-from tbvast.bus.ingest import Intake
 from tbvast.bus.subscriptions import Subscription, Subscriptions
-from tbvast.interfaces import IJournal
+from tbvast.interfaces import ICounters, IJournal
 from tbvast.protocol.manage import PROTOCOL
 
 SAMPLE_INTERVAL = 5.0
@@ -26,22 +26,22 @@ Seconds between samples of the counters.
 _SAMPLES = 13
 
 
+@implementer(ICounters)
 class Statistics(MultiService):
     """
-    Reports the state of a bus, with rates over the last minute.
+    Counts what a bus receives, and reports its state, with rates over the last minute.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         journal: IJournal,
-        intake: Intake,
         subscriptions: Subscriptions,
     ) -> None:
         super().__init__()
         self._clock = clock
         self._journal = journal
-        self._intake = intake
+        self._counts: Counter[tuple[str, str]] = Counter()
         self._subscriptions = subscriptions
         self._started = clock.seconds()
         self._samples: deque[tuple[float, Counter[tuple[str, str]]]] = deque(maxlen=_SAMPLES)
@@ -50,7 +50,10 @@ class Statistics(MultiService):
         timer.setServiceParent(self)
 
     def _sample(self) -> None:
-        self._samples.append((self._clock.seconds(), self._intake.counts.copy()))
+        self._samples.append((self._clock.seconds(), self._counts.copy()))
+
+    def count(self, kind: str, verdict: str, number: int = 1) -> None:
+        self._counts[kind, verdict] += number
 
     def report(self) -> Deferred[dict[str, Any]]:
         """
@@ -73,12 +76,10 @@ class Statistics(MultiService):
             "uptime": now - self._started,
             "journal": {"head": self._journal.head, **counts},
             "set_aside": {"count": aside.count, "newest": aside.newest},
-            "received": _nested(self._intake.counts),
+            "received": _nested(self._counts),
             "rates": {
                 stream: round(
-                    (self._intake.counts[stream, "accepted"] - before[stream, "accepted"])
-                    / elapsed,
-                    2,
+                    (self._counts[stream, "accepted"] - before[stream, "accepted"]) / elapsed, 2
                 )
                 for stream in ("indicator", "sighting")
             },

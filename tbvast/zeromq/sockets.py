@@ -18,8 +18,10 @@ import zmq
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
+from zope.interface import implementer
 
 from tbvast.errors import TbvastError
+from tbvast.interfaces import IPausable
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
@@ -122,6 +124,7 @@ class Factory(ZmqFactory):
         self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
 
 
+@implementer(IPausable)
 class Connection(ZmqConnection):
     """
     A socket that reads bounded bursts, and can be paused.
