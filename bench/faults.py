@@ -52,7 +52,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.engine import Node, flow
-from devtools.services import free_ports, twistd
+from devtools.services import end_process, free_ports, twistd
 from tests.functional.components import children
 
 SETTLE = 120.0
@@ -147,6 +147,7 @@ bridge:
   snapshot: 30
   retro_match_max_events: 0
   transform_context: cat
+  transform_stream: yes
 """
 """
 The subscriptions have to outlive whatever is done; and every event counts.
@@ -243,12 +244,7 @@ class Service:
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGCONT)
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, 30.0)
 
 
 class Relay:

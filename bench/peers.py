@@ -24,7 +24,7 @@ from typing import Any
 
 import zmq
 
-from devtools.services import free_ports, twistd
+from devtools.services import end_process, free_ports, twistd
 from tests.functional.components import children
 from tests.functional.peers import THREATBUS, Uninstallable, installed, logging_to_console
 
@@ -190,12 +190,7 @@ class Bus:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def end(self, limit: float = 30.0) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(limit)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, limit)
 
 
 def private(number: int) -> str:

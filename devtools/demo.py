@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 
 import tbvast
 from devtools.score import Score
-from devtools.services import CommandEnded, RunningBridge, RunningCommand, RunningPlugin
+from devtools.services import RunningBridge, RunningCommand, RunningPlugin
 from devtools.telemetry import (
     INDICATORS,
     Log,
@@ -240,7 +240,7 @@ class Demonstration:
         finally:
             await command.stop()
         if status:
-            raise CommandEnded(name, f"ended with exit status {status}", command.output)
+            raise command.failure()
         return command.lines
 
     # Conditions
@@ -287,9 +287,7 @@ class Demonstration:
             self._observers.remove(look)
         for service in services:
             if service.status is not None:
-                raise CommandEnded(
-                    service.name, f"ended with exit status {service.status}", service.output
-                )
+                raise service.failure()
 
     def _received(self, items: list[Item]) -> None:
         now = self._reactor.seconds()

@@ -7,21 +7,24 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 import tbvast
 from tbvast.bus_client.manage_client import ManageClient
-from tbvast.engines.binaries import Program, launch_command
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status
+from tbvast.service.child_process import Child, Children, Exit, ending_signals
+from tbvast.service.lines import LineBuffer
 from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
@@ -38,6 +41,12 @@ Time limit for a service to become ready.
 STOP_TIMEOUT_SECONDS = 15.0
 """
 The time from SIGTERM to SIGKILL.
+"""
+
+
+POLL_SECONDS = 0.05
+"""
+The time between two looks at a condition.
 """
 
 
@@ -61,57 +70,59 @@ class CommandEnded(TbvastError):
         return f"{self.name} {self.reason}" + (f": {last[0]}" if last else "")
 
 
-class RunningCommand(ProcessProtocol):
+class RunningCommand:
     """
     A command that runs as a child process and does not outlive this process.
 
     @ivar lines: The last lines of its standard output and error.
     @ivar status: Its exit status, or 128 plus the number of the signal that ended it;
         L{None} while it runs.
+    @ivar child: The process, once it was started.
     """
 
-    def __init__(self, reactor: Any, name: str) -> None:
+    def __init__(
+        self, reactor: Any, name: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         """
         @param name: The name of the command in errors.
+        @param environment: Variables that replace or extend those of this process.
         """
         self.name = name
         self.lines: list[str] = []
         self.status: int | None = None
         self._reactor = reactor
-        self._unfinished = b""
+        self._environment = environment or {}
+        self._children = Children(reactor, reactor, name, STOP_TIMEOUT_SECONDS)
+        self._unfinished = LineBuffer()
         self._line_waiters: list[tuple[str, int, Deferred[str]]] = []
         self._exit_waiters: list[Deferred[int]] = []
+        self._exit: Exit | None = None
+        self.child: Child
 
-    def run(
-        self,
-        arguments: Sequence[str],
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def run(self, arguments: Sequence[str], stdin: bytes = b"") -> None:
         """
         Start the command.
 
         @param arguments: The program's path and its arguments.
         @param stdin: The whole standard input.
-        @param environment: Variables that replace or extend those of this process.
         @raise OSError: If it cannot be started.
         """
-        program, *rest = arguments
-        command = launch_command(Program(program, program), rest)
-        self._reactor.spawnProcess(
-            self, command[0], command, env={**_environment(), **(environment or {})}
+        self.child = self._children.spawn(
+            arguments,
+            self._ended,
+            received=self.received,
+            complained=self.complained,
+            environment={**own_environment(), **self._environment},
         )
-        transport: Any = self.transport
-        transport.write(stdin)
-        transport.closeStdin()
+        self.child.write(stdin)
+        self.child.close_input()
 
     @property
     def pid(self) -> int:
         """
         The id of the process, while it runs.
         """
-        transport: Any = self.transport
-        return int(transport.pid)
+        return self.child.pid
 
     @property
     def output(self) -> str:
@@ -133,7 +144,7 @@ class RunningCommand(ProcessProtocol):
         if len(lines) >= times:
             return succeed(lines[times - 1])
         if self.status is not None:
-            return fail(self._ended())
+            return fail(self.failure())
         waiting: Deferred[str] = Deferred()
         self._line_waiters.append((text, times - len(lines), waiting))
 
@@ -149,11 +160,7 @@ class RunningCommand(ProcessProtocol):
 
         @param name: E.g. C{"TERM"}.
         """
-        transport: Any = self.transport
-        try:
-            transport.signalProcess(name)
-        except ProcessExitedAlready:
-            pass
+        self.child.send_signal(Signals[f"SIG{name}"])
 
     def wait(self) -> Deferred[int]:
         """
@@ -173,24 +180,20 @@ class RunningCommand(ProcessProtocol):
 
         @return: Fires with its exit status.
         """
-        if self.status is not None or self.transport is None:
-            return succeed(self.status or 0)
-        self.signal("TERM")
-        late = self._reactor.callLater(STOP_TIMEOUT_SECONDS, self.signal, "KILL")
+        return self._children.stop().addCallback(lambda _: self.status or 0)
 
-        def ended(status: int) -> int:
-            if late.active():
-                late.cancel()
-            return status
-
-        return self.wait().addCallback(ended)
-
-    def outReceived(self, data: bytes) -> None:
-        *whole, self._unfinished = (self._unfinished + data).split(b"\n")
-        for line in whole:
+    def received(self, data: bytes) -> None:
+        """
+        Read a chunk of the standard output.
+        """
+        for line in self._unfinished.add(data):
             self._add_line(line.decode("utf-8", "replace"))
 
-    errReceived = outReceived
+    def complained(self, data: bytes) -> None:
+        """
+        Read a chunk of the standard error.
+        """
+        RunningCommand.received(self, data)
 
     def _add_line(self, line: str) -> None:
         self.lines.append(line)
@@ -203,20 +206,61 @@ class RunningCommand(ProcessProtocol):
             else:
                 seen.callback(line)
 
-    def processEnded(self, reason: Failure) -> None:
-        value: Any = reason.value
-        self.status = value.exitCode if value.signal is None else 128 + value.signal
-        if self._unfinished:
-            self._add_line(self._unfinished.decode("utf-8", "replace"))
+    def _ended(self, exit_: Exit) -> None:
+        self._exit = exit_
+        self.status = exit_.status
+        if rest := self._unfinished.take_rest():
+            self._add_line(rest.decode("utf-8", "replace"))
         waiting, self._line_waiters = self._line_waiters, []
         for *_, awaited in waiting:
-            awaited.errback(self._ended())
+            awaited.errback(self.failure())
         ending, self._exit_waiters = self._exit_waiters, []
         for ended in ending:
             ended.callback(self.status)
 
-    def _ended(self) -> CommandEnded:
-        return CommandEnded(self.name, f"ended with exit status {self.status}", self.output)
+    def failure(self) -> CommandEnded:
+        """
+        @return: The error of a command whose end was unexpected.
+        """
+        return CommandEnded(self.name, str(self._exit), self.output)
+
+
+async def until(
+    reactor: Any,
+    condition: Callable[[], Any],
+    limit: float = START_TIMEOUT_SECONDS,
+) -> Any:
+    """
+    Wait until a condition is true.
+
+    @param condition: Returns a true value, or an awaitable of one, when it is so.
+    @param limit: The time limit, in seconds.
+    @return: That value.
+    @raise TimeoutError: If it does not become true in time.
+    """
+    deadline = reactor.seconds() + limit
+    while True:
+        found = condition()
+        value = await found if isinstance(found, Awaitable) else found
+        if value:
+            return value
+        if reactor.seconds() >= deadline:
+            raise TimeoutError(f"not so within {limit:g} s: {value!r}")
+        await deferLater(reactor, POLL_SECONDS)
+
+
+def end_process(process: subprocess.Popen[bytes], patience: float = STOP_TIMEOUT_SECONDS) -> int:
+    """
+    End a process of a blocking caller, as L{RunningCommand.stop} does.
+
+    @param patience: Seconds from SIGTERM to SIGKILL.
+    @return: Its exit status.
+    """
+    for number, seconds in ending_signals((patience,)):
+        process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+    return process.wait()
 
 
 def _unwrap_first_error(failure: Failure) -> Failure:
@@ -225,7 +269,7 @@ def _unwrap_first_error(failure: Failure) -> Failure:
     return failure
 
 
-def _environment() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """
     The environment of this process, with a path on which a child finds the same tbvast.
     """
@@ -251,12 +295,19 @@ class RunningPlugin(RunningCommand):
     @ivar sub: The sub endpoint.
     """
 
-    def __init__(self, reactor: Any, state: Path, *options: str) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        state: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """
         @param state: The state directory; L{again} uses it too.
         @param options: Further command line options.
+        @param environment: See L{RunningCommand}.
         """
-        super().__init__(reactor, "tbvast-plugin")
+        super().__init__(reactor, "tbvast-plugin", environment)
         self._state = state
         self._options = options
         self.manage, self.pub, self.sub = (HostPort("127.0.0.1", port) for port in free_ports(3))
@@ -299,7 +350,9 @@ class RunningPlugin(RunningCommand):
         @return: A plugin with the same ports and state, to be started after the end of
             this one.
         """
-        other = RunningPlugin(self._reactor, self._state, *self._options)
+        other = RunningPlugin(
+            self._reactor, self._state, *self._options, environment=self._environment
+        )
         other.manage, other.pub, other.sub = self.manage, self.pub, self.sub
         return other
 
@@ -312,15 +365,22 @@ class RunningBridge(RunningCommand):
     """
 
     def __init__(
-        self, reactor: Any, bus: HostPort, state: Path, *options: str, live: bool = True
+        self,
+        reactor: Any,
+        bus: HostPort,
+        state: Path,
+        *options: str,
+        live: bool = True,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """
         @param bus: The manage endpoint of the bus.
         @param state: The state directory, which contains that of the engine.
         @param options: Further command line options.
         @param live: Whether to match arriving events.
+        @param environment: See L{RunningCommand}.
         """
-        super().__init__(reactor, "tbvast-bridge")
+        super().__init__(reactor, "tbvast-bridge", environment)
         self._bus = bus
         self._state = state
         self._options = options
@@ -358,7 +418,12 @@ class RunningBridge(RunningCommand):
             this one.
         """
         other = RunningBridge(
-            self._reactor, self._bus, self._state, *self._options, live=self._live
+            self._reactor,
+            self._bus,
+            self._state,
+            *self._options,
+            live=self._live,
+            environment=self._environment,
         )
         other.engine = self.engine
         return other

@@ -5,6 +5,7 @@ Processes that exist in memory only.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +18,11 @@ from twisted.internet.interfaces import (
     IProcessTransport,
     IReactorProcess,
 )
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from tbvast.service import launch
 
 
 @implementer(IProcessTransport, IConsumer)
@@ -26,7 +30,9 @@ class MemoryProcess:
     """
     A process whose program is the test: it writes, reads and exits when the test says so.
 
-    @ivar argv: Its command line.
+    @ivar argv: Its command line, without the launch.
+    @ivar bound: Whether it is launched so that it dies with its parent.
+    @ivar environment: Its variables; C{None} if it has those of its parent.
     @ivar read: The bytes that have left for its standard input.
     @ivar input_closed: Whether its standard input has ended.
     @ivar signals: The signals it was sent, in order.
@@ -37,11 +43,17 @@ class MemoryProcess:
     pid = 1
 
     def __init__(
-        self, protocol: IProcessProtocol, executable: bytes, argv: Sequence[bytes]
+        self,
+        protocol: IProcessProtocol,
+        executable: bytes,
+        argv: Sequence[bytes],
+        environment: Mapping[Any, Any] | None,
     ) -> None:
         self.protocol: Any = protocol
-        self.executable = executable
-        self.argv = list(argv)
+        self.bound = os.fsencode(launch.__file__) in argv
+        self.executable = argv[6] if self.bound else executable
+        self.argv = [argv[5], *argv[7:]] if self.bound else list(argv)
+        self.environment = environment
         self.read = b""
         self.input_closed = False
         self.signals: list[str] = []
@@ -138,9 +150,10 @@ class MemoryProcess:
     def signalProcess(self, signalID: str | int) -> None:
         if self.exited:
             raise ProcessExitedAlready()
-        self.signals.append(str(signalID))
-        if signalID == "KILL" or not self.stubborn:
-            self.exit(by_signal=signal.Signals[f"SIG{signalID}"].value)
+        number = signal.Signals(int(signalID))
+        self.signals.append(number.name.removeprefix("SIG"))
+        if number == signal.SIGKILL or not self.stubborn:
+            self.exit(by_signal=number)
 
     def _flush(self) -> None:
         data, self._buffer = self._buffer, b""
@@ -197,10 +210,20 @@ class MemoryProcesses:
         assert isinstance(executable, bytes)
         argv = [word for word in args if isinstance(word, bytes) and b"\0" not in word]
         assert len(argv) == len(args), "words are bytes without NUL"
-        process = MemoryProcess(processProtocol, executable, argv)
+        process = MemoryProcess(processProtocol, executable, argv, env)
         self.all.append(process)
         processProtocol.makeConnection(process)
         return process
+
+
+class ProcessClock(Clock, MemoryProcesses):
+    """
+    A reactor: a clock that also starts processes, in memory.
+    """
+
+    def __init__(self) -> None:
+        Clock.__init__(self)
+        MemoryProcesses.__init__(self)
 
 
 def an_event(number: int) -> dict[str, Any]:

@@ -39,8 +39,6 @@ class ParseCommandTests(SynchronousTestCase):
         self.assertEqual(command.program, "cat")
         self.assertTrue(os.path.isabs(command.executable))
         self.assertEqual(command.arguments, ("--prefix", "MY PREFIX", "--ioc", "%ioc"))
-        self.assertTrue(command.per_event)
-        self.assertFalse(parse_command("cat -u").per_event)
 
     def test_relative(self) -> None:
         """
@@ -87,6 +85,15 @@ class ParseCommandTests(SynchronousTestCase):
             "python3 -c 'print(\"%ioc\")'",
         ):
             self.assertIn("would be read as code", self.refused(text))
+
+    def test_stream(self) -> None:
+        """
+        A stream has no single value for a placeholder.
+        """
+        text = "cat --ioc=%ioc"
+        error = self.assertRaises(SettingsInvalid, parse_command, text, "sink", stream=True)
+        self.assertIn("--ioc=%ioc", str(error))
+        parse_command("cat -u", "sink", stream=True)
 
     def test_argument_of_code(self) -> None:
         """

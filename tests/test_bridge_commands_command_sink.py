@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from tbvast.bridge.commands.command_line import Command
 from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.json_lines import WRITE_BYTES
-from tbvast.errors import CommandFailed, CommandRefused, SettingsInvalid
+from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line
@@ -147,21 +147,13 @@ class StreamSinkTests(SinkCase):
     def test_interface(self) -> None:
         verifyObject(ISink, self.service)
 
-    def test_placeholders(self) -> None:
-        """
-        A stream has no single value for a placeholder.
-        """
-        error = self.assertRaises(
-            SettingsInvalid, CommandSink, TEMPLATE, self.processes, self.clock, stream=True
-        )
-        self.assertIn("--ioc=%ioc", str(error))
-
     def test_one_process(self) -> None:
         """
         One process is given all lines; each is taken when it is in the pipe.
         """
         sent = [self.send(n) for n in range(3)]
         self.assertEqual(self.last().read, b"")
+        self.assertFalse(self.last().bound)  # it can still read what it has taken
         process = self.settle()
         for d in sent:
             self.successResultOf(d)

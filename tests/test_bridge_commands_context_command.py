@@ -30,11 +30,12 @@ class ContextCommandCase(SynchronousTestCase):
     """
 
     command = PLAIN
+    stream = False
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.processes = MemoryProcesses()
-        self.service = ContextCommand(self.command, self.processes, self.clock)
+        self.service = ContextCommand(self.command, self.processes, self.clock, self.stream)
         self.service.startService()
         self.addCleanup(self.check_end)
 
@@ -58,14 +59,16 @@ class ContextCommandCase(SynchronousTestCase):
         self.assertEqual(self.successResultOf(d), an_event(number))
 
 
-class LineByLineTests(ContextCommandCase):
+class StreamTests(ContextCommandCase):
     """
-    Tests for L{ContextCommand} with a command that answers line by line.
+    Tests for L{ContextCommand} as a stream.
     """
 
-    def stream(self) -> MemoryProcess:
+    stream = True
+
+    def answering(self) -> MemoryProcess:
         """
-        Get the command to show that it streams.
+        A command that has answered an event.
         """
         d = self.ask(0)
         self.last().say(json_line({"x": 0}))
@@ -85,9 +88,10 @@ class LineByLineTests(ContextCommandCase):
         """
         One process answers all events, in order, whatever the pieces.
         """
-        process = self.stream()
+        process = self.answering()
         self.assertEqual(process.argv, [b"tool", b"-x"])
         self.assertEqual(process.executable, b"/bin/tool")
+        self.assertTrue(process.bound)
         answers = [self.ask(n) for n in range(1, 4)]
         self.assertEqual(process.read, b"".join(json_line(an_event(n)) for n in range(4)))
         said = b"".join(json_line({"x": n}) for n in range(1, 4))
@@ -96,21 +100,11 @@ class LineByLineTests(ContextCommandCase):
         self.assertEqual([self.successResultOf(d) for d in answers], [{"x": n} for n in (1, 2, 3)])
         self.assertEqual(len(self.processes.all), 1)
 
-    def test_careful(self) -> None:
-        """
-        Before its first answer, a command gets one event only.
-        """
-        self.ask(0)
-        self.ask(1)
-        self.assertEqual(self.last().read, json_line(an_event(0)))
-        self.last().say(json_line({}))
-        self.assertEqual(self.last().read, json_line(an_event(0)) + json_line(an_event(1)))
-
     def test_bounded(self) -> None:
         """
         No more than C{in_flight} events are ahead of the answers.
         """
-        process = self.stream()
+        process = self.answering()
         for n in range(100):
             self.ask(n)
         self.assertEqual(process.read.count(b"\n"), 1 + 64)
@@ -121,7 +115,7 @@ class LineByLineTests(ContextCommandCase):
         """
         An event may be added when another's answer arrives.
         """
-        process = self.stream()
+        process = self.answering()
         answers: list[dict[str, Any]] = []
 
         def again(context: dict[str, Any]) -> None:
@@ -140,7 +134,7 @@ class LineByLineTests(ContextCommandCase):
         asked again of a new process.
         """
         for bad in (b"oops\n", b"[1]\n", b"\xff\n", b'{"a":' * 100_000 + b"\n"):
-            process = self.stream()
+            process = self.answering()
             first, second = self.ask(1), self.ask(2)
             with capturedLogs() as events:
                 process.complain(b"something is odd")
@@ -162,7 +156,7 @@ class LineByLineTests(ContextCommandCase):
         """
         An answer that does not come in time leaves its event as it is.
         """
-        process = self.stream()
+        process = self.answering()
         first, second = self.ask(1), self.ask(2)
         self.clock.advance(9.9)
         self.assertNoResult(first)
@@ -177,7 +171,7 @@ class LineByLineTests(ContextCommandCase):
         """
         The time of an event begins when it is the first in line.
         """
-        process = self.stream()
+        process = self.answering()
         answers = [self.ask(n) for n in range(3)]
         for _ in range(3):
             self.clock.advance(9.0)
@@ -189,7 +183,7 @@ class LineByLineTests(ContextCommandCase):
         """
         A death leaves the first event as it is; the others are asked again.
         """
-        process = self.stream()
+        process = self.answering()
         first, second = self.ask(1), self.ask(2)
         with capturedLogs() as events:
             process.exit(3)
@@ -204,7 +198,7 @@ class LineByLineTests(ContextCommandCase):
         """
         A process that ends while it has nothing to do is replaced when needed.
         """
-        process = self.stream()
+        process = self.answering()
         self.ask(0)
         process.say(json_line({}))
         process.exit(0)
@@ -218,7 +212,7 @@ class LineByLineTests(ContextCommandCase):
         A command that ends by itself after some events goes on in a new process
         at once, and no event suffers.
         """
-        process = self.stream()
+        process = self.answering()
         answers = [self.ask(n) for n in (1, 2)]
         process.say(json_line({"x": 1}))
         process.exit(0)
@@ -229,7 +223,7 @@ class LineByLineTests(ContextCommandCase):
         """
         A line that answers nothing means that the command is out of step.
         """
-        process = self.stream()
+        process = self.answering()
         process.say(json_line({"x": "extra"}))
         self.assertEqual(process.signals, ["TERM"])
         d = self.ask(1)
@@ -241,7 +235,7 @@ class LineByLineTests(ContextCommandCase):
         """
         An answer without an end does not fill the memory.
         """
-        process = self.stream()
+        process = self.answering()
         d = self.ask(1)
         piece = b"x" * (1 << 20)
         for _ in range(MAX_ANSWER_BYTES // len(piece) + 1):
@@ -307,7 +301,7 @@ class LineByLineTests(ContextCommandCase):
         """
         Waiting events are reported unchanged, and the process is ended.
         """
-        process = self.stream()
+        process = self.answering()
         process.stubborn = True
         answers = [self.ask(n) for n in range(100)]
         stopped = self.service.stopService()
@@ -325,101 +319,21 @@ class LineByLineTests(ContextCommandCase):
         """
         A stopped service can be started again.
         """
-        self.stream()
+        self.answering()
         self.successResultOf(self.service.stopService())
         self.service.startService()
-        self.stream()
+        self.answering()
 
-
-class DiscoveryTests(ContextCommandCase):
-    """
-    Tests for L{ContextCommand} with a command that turns out not to answer
-    line by line.
-    """
-
-    def check_each(self, number: int) -> None:
+    def test_no_newline_at_end(self) -> None:
         """
-        From now on, each event has a process.
-        """
-        before = len(self.processes.all)
-        answers = [self.ask(n) for n in range(number, number + 2)]
-        self.assertEqual(len(self.processes.all), before + 2)
-        for process, d in zip(self.processes.all[before:], answers, strict=True):
-            self.assertTrue(process.input_closed)
-            process.say(b'{"each":\n')
-            process.say(b"true}")
-            process.exit()
-            self.assertEqual(self.successResultOf(d), {"each": True})
-
-    def test_waits_for_end(self) -> None:
-        """
-        A command that waits for the end of its input gets it; said once.
-        """
-        first, second = self.ask(0), self.ask(1)
-        process = self.last()
-        self.clock.advance(2.9)
-        self.assertFalse(process.input_closed)
-        self.clock.advance(0.1)
-        self.assertTrue(process.input_closed)
-        with capturedLogs() as events:
-            process.say(b'{\n "x":\n 0}\n')
-            self.assertNoResult(first)
-            process.exit()
-            self.assertEqual(self.successResultOf(first), {"x": 0})
-            self.last().say(b'{"x":1}')
-            self.last().exit()
-            self.assertEqual(self.successResultOf(second), {"x": 1})
-            self.check_each(2)
-        self.assertEqual([e["log_level"] for e in events], [LogLevel.info])
-
-    def test_many_lines(self) -> None:
-        """
-        An answer of many lines, which begins at once, is taken whole.
-        """
-        d = self.ask(0)
-        self.last().say(b"{\n")
-        self.assertTrue(self.last().input_closed)
-        self.last().say(b'"x": 0\n}\n')
-        self.last().exit()
-        self.assertEqual(self.successResultOf(d), {"x": 0})
-        self.check_each(1)
-
-    def test_one_line_and_end(self) -> None:
-        """
-        A command that ends after its first answer is run for each event.
-        """
-        first, second = self.ask(0), self.ask(1)
-        self.last().say(json_line({"x": 0}))
-        self.assertEqual(self.successResultOf(first), {"x": 0})
-        self.last().exit()
-        self.last().say(json_line({"x": 1}))
-        self.last().exit()
-        self.assertEqual(self.successResultOf(second), {"x": 1})
-        self.check_each(2)
-
-    def test_no_newline_and_end(self) -> None:
-        """
-        An answer without a newline, and the end, is an answer.
+        A line without an end is an answer, if the command ends with it.
         """
         d = self.ask(0)
         self.last().say(b'{"x": 0}')
+        self.assertNoResult(d)
         self.last().exit()
         self.assertEqual(self.successResultOf(d), {"x": 0})
-        self.check_each(1)
-
-    def test_nothing(self) -> None:
-        """
-        A command that says nothing at all says nothing about how it works.
-        """
-        d = self.ask(0)
-        self.clock.advance(3.0)
-        self.assertTrue(self.last().input_closed)
-        self.clock.advance(6.9)
-        self.assertNoResult(d)
-        self.clock.advance(0.1)
-        self.unchanged(d, 0)
         d = self.ask(1)
-        self.clock.advance(1.0)
         self.last().say(json_line({"x": 1}))
         self.assertEqual(self.successResultOf(d), {"x": 1})
 
@@ -432,6 +346,45 @@ class DiscoveryTests(ContextCommandCase):
             self.last().exit()
         self.unchanged(d, 0)
         self.assertEqual(events[0]["reason"], "ended without an answer")
+
+
+class OnceTests(ContextCommandCase):
+    """
+    Tests for L{ContextCommand} with a command that is run once for each event.
+    """
+
+    def test_each(self) -> None:
+        """
+        Each event has a process, which finds the end of its input; its whole output is the
+        answer.
+        """
+        answers = [self.ask(n) for n in range(2)]
+        self.assertEqual(len(self.processes.all), 2)
+        for n, (process, d) in enumerate(zip(self.processes.all, answers, strict=True)):
+            self.assertEqual(process.read, json_line(an_event(n)))
+            self.assertTrue(process.input_closed)
+            process.say(b'{"each":\n')
+            process.say(b"true}")
+            self.assertNoResult(d)
+            process.exit()
+            self.assertEqual(self.successResultOf(d), {"each": True})
+
+    def test_environment(self) -> None:
+        """
+        The command has the variables of the service.
+        """
+        self.ask(0)
+        self.assertIsNone(self.last().environment)
+
+    def test_silent_end(self) -> None:
+        """
+        A command that ends well but without an answer has failed.
+        """
+        d = self.ask(0)
+        with capturedLogs() as events:
+            self.last().exit()
+        self.unchanged(d, 0)
+        self.assertEqual(events[0]["reason"], "its answer is not a JSON object")
 
 
 class TemplateTests(ContextCommandCase):

@@ -4,68 +4,18 @@ The node of our own, without a process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.binaries import Program
 from tbvast.engines.tenzir import embedded_node
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.errors import StartupRefused
 from tbvast.values import HostPort
+from tests.doubles_processes import MemoryProcess, ProcessClock
 
-PROGRAM = Program("/nowhere/tenzir-engine", "tenzir-node")
-
-
-class MemoryProcess:
-    """
-    A child process that a test plays.
-
-    @ivar signals: The signals that it was sent.
-    """
-
-    def __init__(self, protocol: ProcessProtocol, command: Sequence[str]) -> None:
-        self.protocol = protocol
-        self.command = list(command)
-        self.signals: list[str] = []
-        self._ended = False
-
-    def signalProcess(self, signal: str) -> None:
-        if self._ended:
-            raise ProcessExitedAlready
-        self.signals.append(signal)
-
-    def end(self, status: int = 0) -> None:
-        """
-        The process has ended and is reaped.
-        """
-        self._ended = True
-        reason = ProcessTerminated(status) if status else ProcessDone(0)
-        self.protocol.processEnded(Failure(reason))
-
-
-class ProcessClock(Clock):
-    """
-    A clock that also starts processes, in memory.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processes: list[MemoryProcess] = []
-
-    def spawnProcess(
-        self, protocol: ProcessProtocol, executable: str, args: Sequence[str], env: Any
-    ) -> MemoryProcess:
-        process = MemoryProcess(protocol, args)
-        self.processes.append(process)
-        return process
+PROGRAM = "/nowhere/tenzir-engine"
 
 
 class EmbeddedNodeTests(SynchronousTestCase):
@@ -90,13 +40,10 @@ class EmbeddedNodeTests(SynchronousTestCase):
 
     @property
     def process(self) -> MemoryProcess:
-        return self.clock.processes[-1]
+        return self.clock.all[-1]
 
     def stop(self) -> None:
-        stopped = self.node.stopService()
-        if not stopped.called:
-            self.process.end()
-        self.successResultOf(stopped)
+        self.successResultOf(self.node.stopService())
 
     def test_command(self) -> None:
         """
@@ -104,9 +51,12 @@ class EmbeddedNodeTests(SynchronousTestCase):
         that open no second port.
         """
         self.node.startService()
-        self.assertIn(PROGRAM.path, self.process.command)
-        self.assertIn("--endpoint=127.0.0.1:0", self.process.command)
-        self.assertIn(f"--config={self.state / 'node.yaml'}", self.process.command)
+        self.assertEqual(self.process.executable, PROGRAM.encode())
+        self.assertTrue(self.process.bound)
+        command = [word.decode() for word in self.process.argv]
+        self.assertEqual(command[0], "tenzir-node")
+        self.assertIn("--endpoint=127.0.0.1:0", command)
+        self.assertIn(f"--config={self.state / 'node.yaml'}", command)
         settings = (self.state / "node.yaml").read_text()
         self.assertIn("enable-automatic-connections: false", settings)
         self.assertIn("import-buffer-timeout: 0s", settings)
@@ -119,7 +69,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         """
         self.node.startService()
         with capturedLogs() as events:
-            self.process.protocol.outReceived(b"127.0.0.1:5158\n")
+            self.process.say(b"127.0.0.1:5158\n")
         self.assertEqual([event["endpoint"] for event in events], ["127.0.0.1:0"])
         self.stop()
 
@@ -129,9 +79,9 @@ class EmbeddedNodeTests(SynchronousTestCase):
         """
         self.node.startService()
         with capturedLogs() as events:
-            self.process.protocol.errReceived(b"\x1b[34mbanner\x1b[0m\n\nwarning it is l")
-            self.process.protocol.errReceived(b"ate\nerror: no\ninfo ready\n")
-            self.process.protocol.errReceived(b"error lost partition x #internal 1\n")
+            self.process.complain(b"\x1b[34mbanner\x1b[0m\n\nwarning it is l")
+            self.process.complain(b"ate\nerror: no\ninfo ready\n")
+            self.process.complain(b"error lost partition x #internal 1\n")
         said = [(event["log_level"], event["line"]) for event in events]
         self.assertEqual(
             said,
@@ -151,16 +101,16 @@ class EmbeddedNodeTests(SynchronousTestCase):
         """
         self.node.startService()
         for delay in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
-            count = len(self.clock.processes)
-            self.process.end(1)
+            count = len(self.clock.all)
+            self.process.exit(1)
             self.clock.advance(delay - 0.01)
-            self.assertEqual(len(self.clock.processes), count)
+            self.assertEqual(len(self.clock.all), count)
             self.clock.advance(0.01)
-            self.assertEqual(len(self.clock.processes), count + 1)
+            self.assertEqual(len(self.clock.all), count + 1)
         self.clock.advance(embedded_node.STEADY_SECONDS)
-        self.process.end(1)
+        self.process.exit(1)
         self.clock.advance(embedded_node.MIN_RESTART_SECONDS)
-        self.assertEqual(len(self.clock.processes), 10)
+        self.assertEqual(len(self.clock.all), 10)
         self.stop()
 
     def test_stop(self) -> None:
@@ -168,10 +118,11 @@ class EmbeddedNodeTests(SynchronousTestCase):
         Stopping waits until the node has ended, and does not start it again.
         """
         self.node.startService()
+        self.process.stubborn = True
         stopped = self.node.stopService()
         self.assertEqual(self.process.signals, ["TERM"])
         self.assertNoResult(stopped)
-        self.process.end()
+        self.process.exit()
         self.successResultOf(stopped)
 
     def test_stop_hard(self) -> None:
@@ -179,18 +130,20 @@ class EmbeddedNodeTests(SynchronousTestCase):
         A node that does not end is killed.
         """
         self.node.startService()
+        self.process.stubborn = True
         stopped = self.node.stopService()
-        self.clock.advance(embedded_node.STOP_SECONDS)
+        with capturedLogs() as events:
+            self.clock.advance(embedded_node.STOP_SECONDS)
         self.assertEqual(self.process.signals, ["TERM", "KILL"])
-        self.process.end(1)
         self.successResultOf(stopped)
+        self.assertEqual(events[0]["name"], "The node")
 
     def test_stop_between(self) -> None:
         """
         Stopping while the node is to be started again leaves it be.
         """
         self.node.startService()
-        self.process.end(1)
+        self.process.exit(1)
         self.successResultOf(self.node.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -201,7 +154,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.node.startService()
         self.stop()
         self.node.startService()
-        self.assertEqual(len(self.clock.processes), 2)
+        self.assertEqual(len(self.clock.all), 2)
         self.stop()
 
     def test_address_taken(self) -> None:
@@ -212,7 +165,7 @@ class EmbeddedNodeTests(SynchronousTestCase):
         e = self.assertRaises(StartupRefused, self.node.startService)
         self.assertIn("the engine cannot listen on it", str(e))
         self.assertIn("--vast-listen", str(e))
-        self.assertEqual(self.clock.processes, [])
+        self.assertEqual(self.clock.all, [])
 
     def test_state(self) -> None:
         """

@@ -224,8 +224,9 @@ class Bridge(SequentialService):
         text = self._settings.transform_context
         if not text:
             return None
-        command = parse_command(text, "transform_context")
-        transform = ContextCommand(command, self._reactor, self._reactor)
+        stream = self._settings.transform_stream
+        command = parse_command(text, "transform_context", stream)
+        transform = ContextCommand(command, self._reactor, self._reactor, stream)
         transform.setServiceParent(self)
         return transform
 
@@ -237,7 +238,7 @@ class Bridge(SequentialService):
         if settings.sink == StdoutSink.NAME:
             sink = StdoutSink(self._reactor, self._reactor)
         else:
-            command = parse_command(settings.sink, "sink")
+            command = parse_command(settings.sink, "sink", settings.sink_stream)
             sink = CommandSink(command, self._reactor, self._reactor, settings.sink_stream)
         sink.setServiceParent(self)
         return DeliverToSink(sink)

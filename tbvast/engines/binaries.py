@@ -7,14 +7,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from tbvast.errors import EngineMissing, shown
-from tbvast.service import launch
 
 NOT_INSTALLED = (
     "no engine is installed: pip install 'tbvast[engine]', "
@@ -22,16 +17,10 @@ NOT_INSTALLED = (
 )
 
 
-class Program(msgspec.Struct, frozen=True):
-    """
-    A program of the engine.
-
-    @ivar path: The executable.
-    @ivar name: The program's own name as it sees it, which selects its mode: command or node.
-    """
-
-    path: str
-    name: str
+NODE_NAME = "tenzir-node"
+"""
+The node's own name as it sees it: the program is the command, too, under another name.
+"""
 
 
 def find_client(command: str | None = None) -> str:
@@ -55,27 +44,18 @@ def find_client(command: str | None = None) -> str:
     return found
 
 
-def find_node() -> Program:
+def find_node() -> str:
     """
-    Find the program of the node.
+    Find the program of the node, which runs under the name L{NODE_NAME}.
 
+    @return: The path of an executable.
     @raise EngineMissing: If it is not installed.
     """
     bundled = _bundled("libexec/tenzir-engine")
-    found = bundled or shutil.which("tenzir-node")
+    found = bundled or shutil.which(NODE_NAME)
     if found is None:
         raise EngineMissing(NOT_INSTALLED)
-    return Program(found, "tenzir-node")
-
-
-def launch_command(program: Program, arguments: Sequence[str]) -> list[str]:
-    """
-    @return: A command line that starts a program as a child which ends with this process.
-    """
-    return [
-        *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),
-        *(program.name, program.path, *arguments),
-    ]
+    return found
 
 
 def _bundled(path: str) -> str | None:

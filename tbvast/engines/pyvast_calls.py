@@ -21,7 +21,6 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from tbvast.engines.binaries import Program, launch_command
 from tbvast.engines.error_text import error_summary
 from tbvast.engines.line_buffer import READ_BYTES, LineBuffer
 from tbvast.errors import (
@@ -32,6 +31,7 @@ from tbvast.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
+from tbvast.service.child_process import launch_command
 
 MAX_STDERR_BYTES = 1 << 14
 """
@@ -347,7 +347,7 @@ class _Loop(asyncio.SelectorEventLoop):
                 asyncio.subprocess.PIPE if self.writes_input else asyncio.subprocess.DEVNULL
             )
         path = shutil.which(program) or program
-        command, *rest = launch_command(Program(path, path), args)
+        command, *rest = launch_command(path, args)
         transport, protocol = await super().subprocess_exec(
             protocol_factory, command, *rest, **kwargs
         )

@@ -1,36 +1,32 @@
 """
-Child processes: written to, read and ended without blocking.
+The supervisor of child processes: starts, reads, writes and ends them without blocking.
+
+A worker thread cannot use the reactor, so a blocking caller has processes of another library.
+It shares with L{Child} the launch (L{launch_command}), the signals that end a process
+(L{ending_signals}), the end of standard error (L{append_tail}), and the words for the end of
+a process (L{Exit}).
 """
 
 from __future__ import annotations
 
 import os
-import select
-from collections import deque
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IPullProducer,
-    IReactorFDSet,
-    IReactorProcess,
-    IReactorTime,
-)
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.errors import CommandFailed
+from tbvast.service import launch
 from tbvast.service.retry_policy import doubling
-
-STDIN, STDOUT, STDERR = range(3)
 
 MAX_STDERR_BYTES = 2048
 """
@@ -41,6 +37,11 @@ LINGER_SECONDS = 1.0
 """
 Seconds that the pipes of a child may stay open after its exit, if a process that it left
 behind holds them.
+"""
+
+REAP_SECONDS = 5.0
+"""
+The most seconds that a blocking caller waits until a killed process is reaped.
 """
 
 
@@ -55,7 +56,22 @@ class Exit(msgspec.Struct, frozen=True):
 
     code: int | None
     signal: int | None
-    stderr: str
+    stderr: str = ""
+
+    @classmethod
+    def of(cls, status: int) -> Exit:
+        """
+        @param status: The exit status, or the negative number of a signal.
+        """
+        return cls(None, -status) if status < 0 else cls(status, None)
+
+    @property
+    def status(self) -> int:
+        """
+        The exit status as a shell has it: 128 plus the number of the signal, if one ended the
+        process.
+        """
+        return self.code if self.code is not None else 128 + (self.signal or 0)
 
     @property
     def clean(self) -> bool:
@@ -66,32 +82,79 @@ class Exit(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.code is None:
-            return f"ended by signal {self.signal}"
+            return f"ended with signal {self.signal}"
         return f"ended with exit status {self.code}"
+
+
+def launch_command(
+    path: str | bytes, arguments: Sequence[str | bytes], name: str | bytes | None = None
+) -> list[bytes]:
+    """
+    @param path: The path of a program.
+    @param arguments: Its arguments.
+    @param name: The program's own name as it sees it; by default its path.
+    @return: A command line that starts the program as a child which ends with this process.
+    """
+    own = sys.executable, "-I", "-S", launch.__file__, str(os.getpid())
+    return [os.fsencode(word) for word in (*own, name or path, path, *arguments)]
+
+
+def ending_signals(patience: Sequence[float]) -> Iterator[tuple[signal.Signals, float]]:
+    """
+    Yield the signals that end a process, each with the seconds to wait for its end before the
+    next one.
+
+    @param patience: Seconds after each SIGTERM; SIGKILL follows the last one.
+    """
+    for seconds in patience:
+        yield signal.SIGTERM, seconds
+    yield signal.SIGKILL, REAP_SECONDS
+
+
+def append_tail(kept: bytes, more: bytes, most: int = MAX_STDERR_BYTES) -> bytes:
+    """
+    @return: The last C{most} bytes of a stream, of which C{kept} was the end before C{more}.
+    """
+    return (kept + more)[-most:]
+
+
+def _ignore(*_: object) -> None:
+    """
+    Ignore an event of a child.
+    """
 
 
 @implementer(IPullProducer)
 class Child(ProcessProtocol):
     """
-    One running process.
+    One process, from its start until it is reaped.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
+        reaped: Callable[[Child], None],
         clock: IReactorTime,
-        kill_after: float,
-        received: Callable[[bytes], None],
+        name: str,
+        patience: float,
         ended: Callable[[Exit], None],
+        received: Callable[[bytes], None],
+        complained: Callable[[bytes], None],
         drained: Callable[[], None],
         input_closed: Callable[[], None],
     ) -> None:
         """
-        @see: L{Children.spawn}
+        @param reaped: Called at the end, after C{ended}.
+        @see: L{Children}, L{Children.spawn}
         """
+        self._reaped = reaped
         self._clock = clock
-        self._kill_after = kill_after
-        self._received = received
+        self._name = name
+        self._patience = patience
         self._ended = ended
+        self._received = received
+        self._complained = complained
         self._drained = drained
         self._input_closed = input_closed
         self._stderr = b""
@@ -99,8 +162,15 @@ class Child(ProcessProtocol):
         self._finished = False
         self._written = False
         self._input_open = True
-        self._terminated = False
+        self._signals: Iterator[tuple[signal.Signals, float]] | None = None
         self._timer: IDelayedCall | None = None
+
+    @property
+    def pid(self) -> int:
+        """
+        The id of the process, while it runs.
+        """
+        return int(self._pipes.pid)
 
     @property
     def stderr(self) -> str:
@@ -134,7 +204,7 @@ class Child(ProcessProtocol):
 
         @param grace: Seconds from the closing to SIGTERM.
         """
-        if self._terminated or self._reason is not None:
+        if self._signals is not None or self._reason is not None:
             return
         self.close_input()
         self._cancel()
@@ -143,18 +213,39 @@ class Child(ProcessProtocol):
         else:
             self._terminate()
 
-    def _terminate(self) -> None:
-        self._terminated = True
-        self._timer = self._clock.callLater(self._kill_after, self._kill)
-        self._signal("TERM")
+    def disown(self) -> None:
+        """
+        Report nothing more to the owner of the process.
+        """
+        self._ended = self._received = self._complained = _ignore
+        self._drained = self._input_closed = _ignore
 
-    def _kill(self) -> None:
-        self._timer = None
-        self._signal("KILL")
+    def send_signal(self, number: int) -> None:
+        """
+        Send a signal; to a process that has ended, none is sent.
 
-    def _signal(self, name: str) -> None:
+        @param number: The signal's number.
+        """
         with suppress(ProcessExitedAlready):
-            self._pipes.signalProcess(name)
+            self._pipes.signalProcess(number)
+
+    def _terminate(self) -> None:
+        self._signals = ending_signals((self._patience,))
+        self._signal_next()
+
+    def _signal_next(self) -> None:
+        assert self._signals is not None
+        self._timer = None
+        number, seconds = next(self._signals)
+        if number == signal.SIGTERM:
+            self._timer = self._clock.callLater(seconds, self._signal_next)
+        else:
+            self._log.warn(
+                "{name} has not ended after {limit:g} s; killing it.",
+                name=self._name,
+                limit=self._patience,
+            )
+        self.send_signal(number)
 
     @property
     def _pipes(self) -> Any:
@@ -182,7 +273,9 @@ class Child(ProcessProtocol):
             self._received(data)
 
     def errReceived(self, data: bytes) -> None:
-        self._stderr = (self._stderr + data)[-MAX_STDERR_BYTES:]
+        if not self._finished:
+            self._stderr = append_tail(self._stderr, data)
+            self._complained(data)
 
     def inConnectionLost(self) -> None:
         if self._input_open:
@@ -192,12 +285,12 @@ class Child(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         self._reason = reason
         self._cancel()
-        self._timer = self._clock.callLater(LINGER_SECONDS, self._abandon)
+        self._timer = self._clock.callLater(LINGER_SECONDS, self._close_pipes)
 
     def processEnded(self, reason: Failure) -> None:
         self._finish()
 
-    def _abandon(self) -> None:
+    def _close_pipes(self) -> None:
         self._timer = None
         self._pipes.loseConnection()
         self._finish()
@@ -210,6 +303,7 @@ class Child(ProcessProtocol):
         self._cancel()
         status: Any = self._reason.value
         self._ended(Exit(status.exitCode, status.signal, self.stderr))
+        self._reaped(self)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -217,62 +311,92 @@ class Child(ProcessProtocol):
             self._timer = None
 
 
-def _ignore(*_: object) -> None:
-    """
-    Ignore an event of a child.
-    """
-
-
 class Children:
     """
     The processes that one owner has started and that have not been reaped yet.
     """
 
-    def __init__(self, reactor: IReactorProcess, clock: IReactorTime, kill_after: float) -> None:
+    def __init__(
+        self, reactor: IReactorProcess, clock: IReactorTime, name: str, patience: float
+    ) -> None:
         """
         @param reactor: The reactor that starts them.
         @param clock: The clock of the time limits.
-        @param kill_after: Seconds from SIGTERM to SIGKILL.
+        @param name: The name of each process in the log.
+        @param patience: Seconds from SIGTERM to SIGKILL.
         """
         self._reactor = reactor
         self._clock = clock
-        self._kill_after = kill_after
+        self._name = name
+        self._patience = patience
         self._running: set[Child] = set()
         self._waiting: list[Deferred[None]] = []
 
     def spawn(
         self,
-        argv: Sequence[bytes],
-        executable: bytes,
+        argv: Sequence[str | bytes],
         ended: Callable[[Exit], None],
+        *,
+        executable: str | bytes | None = None,
         received: Callable[[bytes], None] = _ignore,
+        complained: Callable[[bytes], None] = _ignore,
         drained: Callable[[], None] = _ignore,
         input_closed: Callable[[], None] = _ignore,
+        bound: bool = True,
+        environment: Mapping[str, str] | None = None,
+        descriptors: Mapping[int, int] | None = None,
     ) -> Child:
         """
-        Start a process with this one's environment and working directory.
+        Start a process in this one's working directory.
 
         @param argv: The command line.
-        @param executable: The path of the program.
+        @param executable: The path of the program; by default its name.
         @param ended: Called once, when the process has been reaped and its output read.
         @param received: Called with each chunk of its standard output.
+        @param complained: Called with each chunk of its standard error.
         @param drained: Called whenever everything written is in its pipe.
         @param input_closed: Called if the process closes its standard input or ends.
+        @param bound: Whether the process dies with this one, however this one ends. Otherwise
+            it can read its standard input to the end before it ends.
+        @param environment: Its environment; by default that of this process.
+        @param descriptors: The process's descriptors, each with the one of this process that
+            it inherits as such, in place of three pipes.
         @raise OSError: If the process cannot be started.
         """
-
-        def reaped(exit_: Exit) -> None:
-            self._running.discard(child)
-            ended(exit_)
-            if not self._running:
-                waiting, self._waiting = self._waiting, []
-                for d in waiting:
-                    d.callback(None)
-
-        child = Child(self._clock, self._kill_after, received, reaped, drained, input_closed)
-        self._reactor.spawnProcess(child, executable, argv)
+        name, *arguments = argv
+        path = executable or name
+        command = launch_command(path, arguments, name) if bound else list(map(os.fsencode, argv))
+        child = Child(
+            self._reaped,
+            self._clock,
+            self._name,
+            self._patience,
+            ended,
+            received,
+            complained,
+            drained,
+            input_closed,
+        )
         self._running.add(child)
+        try:
+            self._reactor.spawnProcess(
+                child,
+                command[0] if bound else os.fsencode(path),
+                command,
+                env=environment,
+                childFDs=descriptors,
+            )
+        except OSError:
+            self._running.discard(child)
+            raise
         return child
+
+    def _reaped(self, child: Child) -> None:
+        self._running.discard(child)
+        if not self._running:
+            waiting, self._waiting = self._waiting, []
+            for d in waiting:
+                d.callback(None)
 
     def stop(self, grace: float = 0.0) -> Deferred[None]:
         """
@@ -290,174 +414,6 @@ class Children:
         return done
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """
-    The result of a process that ended with exit status 0.
-
-    @ivar output: Its whole standard output; empty if that is ignored.
-    @ivar stderr: The last part of its standard error.
-    """
-
-    output: bytes
-    stderr: str
-
-
-class _Job:
-    """
-    One run of a program: waiting, running or finished.
-    """
-
-    def __init__(self, argv: Sequence[bytes], line: bytes) -> None:
-        """
-        @param argv: The command line.
-        @param line: The whole standard input.
-        """
-        self.argv = argv
-        self.line = line
-        self.output = bytearray()
-        self.result: Deferred[Finished] | None = Deferred()
-        self.child: Child | None = None
-        self.timer: IDelayedCall | None = None
-
-    def take_result(self) -> Deferred[Finished] | None:
-        """
-        Take the result of the run, once, and cancel the time limit.
-
-        @return: The C{Deferred} to fire; C{None} if it was already taken.
-        """
-        result, self.result = self.result, None
-        if self.timer is not None and self.timer.active():
-            self.timer.cancel()
-        return result
-
-
-class OneShots:
-    """
-    Runs a program once for each input, a few at a time.
-
-    The number of waiting runs is not limited: callers wait for their results.
-    """
-
-    def __init__(
-        self,
-        children: Children,
-        clock: IReactorTime,
-        program: str,
-        executable: bytes,
-        timeout: float,
-        concurrency: int,
-        max_output: int,
-    ) -> None:
-        """
-        @param children: The processes of the owner.
-        @param clock: The clock of the time limit.
-        @param program: The program's name, for error messages.
-        @param executable: Its path.
-        @param timeout: The most seconds for one run.
-        @param concurrency: The most processes at a time.
-        @param max_output: The most bytes of a run's output; a run with more fails. With
-            C{0}, the output is ignored, and not limited.
-        """
-        self._children = children
-        self._clock = clock
-        self._program = program
-        self._executable = executable
-        self._timeout = timeout
-        self._concurrency = concurrency
-        self._max_output = max_output
-        self._waiting: deque[_Job] = deque()
-        self._running = 0
-        self._starting = False
-        self._stopped = False
-
-    def run(self, argv: Sequence[bytes], line: bytes) -> Deferred[Finished]:
-        """
-        Run the program once.
-
-        @param argv: The command line.
-        @param line: The whole standard input.
-        @return: Fires when the program has ended with exit status 0; fails with
-            L{CommandFailed} otherwise.
-        """
-        job = _Job(argv, line)
-        result = job.result
-        assert result is not None
-        self._waiting.append(job)
-        self._start()
-        return result
-
-    def stop(self) -> None:
-        """
-        Fail the waiting runs, and start no more. The owner of the L{Children} ends the
-        running processes.
-        """
-        self._stopped = True
-        self._start()
-
-    def resume(self) -> None:
-        """
-        Start processes again after L{stop}.
-        """
-        self._stopped = False
-
-    def _start(self) -> None:
-        if self._starting:
-            # A callback has added a run: the loop below starts it, without recursion.
-            return
-        self._starting = True
-        try:
-            while self._waiting and (self._stopped or self._running < self._concurrency):
-                job = self._waiting.popleft()
-                if self._stopped:
-                    self._fail(job, "stopped before it was run")
-                else:
-                    self._spawn(job)
-        finally:
-            self._starting = False
-
-    def _spawn(self, job: _Job) -> None:
-        def received(data: bytes) -> None:
-            if self._max_output == 0 or job.result is None:
-                return
-            job.output += data
-            if len(job.output) > self._max_output:
-                self._give_up(job, f"more than {self._max_output} bytes of output")
-
-        def ended(exit_: Exit) -> None:
-            self._running -= 1
-            if exit_.clean:
-                result = job.take_result()
-                if result is not None:
-                    result.callback(Finished(bytes(job.output), exit_.stderr))
-            else:
-                self._fail(job, str(exit_), exit_.stderr)
-            self._start()
-
-        try:
-            child = self._children.spawn(job.argv, self._executable, ended, received)
-        except OSError as e:
-            self._fail(job, f"cannot be started: {e.strerror or e}")
-            return
-        self._running += 1
-        job.child = child
-        job.timer = self._clock.callLater(
-            self._timeout, self._give_up, job, f"not finished after {self._timeout:g} s"
-        )
-        child.write(job.line)
-        child.close_input()
-
-    def _give_up(self, job: _Job, reason: str) -> None:
-        assert job.child is not None
-        job.output.clear()
-        self._fail(job, reason, job.child.stderr)
-        job.child.end()
-
-    def _fail(self, job: _Job, reason: str, stderr: str = "") -> None:
-        result = job.take_result()
-        if result is not None:
-            result.errback(CommandFailed(self._program, reason, stderr))
-
-
 class BackOff:
     """
     Delays the next attempt after a failure. The delay doubles up to the maximum.
@@ -470,14 +426,17 @@ class BackOff:
     FIRST_SECONDS = 1.0
     MAX_SECONDS = 30.0
 
-    def __init__(self, clock: IReactorTime, again: Callable[[], None]) -> None:
+    def __init__(
+        self, clock: IReactorTime, again: Callable[[], None], first: float = FIRST_SECONDS
+    ) -> None:
         """
         @param clock: The clock of the delay.
         @param again: Called after each delay, for the next attempt.
+        @param first: The first delay, in seconds.
         """
         self._clock = clock
         self._again = again
-        self._delay = doubling(self.FIRST_SECONDS, self.MAX_SECONDS)
+        self._delay = doubling(first, self.MAX_SECONDS)
         self._timer: IDelayedCall | None = None
         self.failures = 0
 
@@ -488,13 +447,17 @@ class BackOff:
         """
         return self._timer is not None
 
-    def failed(self) -> None:
+    def failed(self) -> float:
         """
         Begin a delay, longer than the last one.
+
+        @return: The delay, in seconds.
         """
         self.cancel()
-        self._timer = self._clock.callLater(self._delay(self.failures), self._elapsed)
+        delay = self._delay(self.failures)
+        self._timer = self._clock.callLater(delay, self._elapsed)
         self.failures += 1
+        return delay
 
     def succeeded(self) -> None:
         """
@@ -513,40 +476,3 @@ class BackOff:
     def _elapsed(self) -> None:
         self._timer = None
         self._again()
-
-
-class Output(FileDescriptor):
-    """
-    Writes to a descriptor of this process without blocking.
-
-    The descriptor is not made non-blocking, since that would affect the processes that share
-    it, such as a shell. It is written to only when it is ready, and then no more than a ready
-    pipe accepts at once. It is never closed.
-    """
-
-    connected = 1
-
-    def __init__(self, reactor: IReactorFDSet, descriptor: int, lost: Callable[[], None]) -> None:
-        """
-        @param reactor: The reactor that watches the descriptor.
-        @param descriptor: The descriptor.
-        @param lost: Called when its reader has gone.
-        """
-        super().__init__(reactor)
-        self._descriptor = descriptor
-        self._lost = lost
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def writeSomeData(self, data: bytes) -> int | Exception:
-        try:
-            return os.write(self._descriptor, data[: select.PIPE_BUF])
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return CONNECTION_LOST
-
-    def connectionLost(self, reason: Failure) -> None:
-        super().connectionLost(reason)
-        self._lost()

@@ -29,7 +29,10 @@ def main(arguments: list[str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != int(parent):  # the parent ended before prctl took effect
         sys.exit(1)
-    os.execv(program, [name, *rest])
+    try:
+        os.execv(program, [name, *rest])
+    except OSError as e:
+        sys.exit(f"cannot be started: {e.strerror}")
 
 
 if __name__ == "__main__":

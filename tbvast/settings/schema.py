@@ -296,6 +296,13 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
             "CMD",
         ),
     ] = ""
+    transform_stream: Annotated[
+        bool,
+        Key(
+            "Whether one running transform command gets many events, one per line, and answers each"
+            " with one line; otherwise the command runs once for each event."
+        ),
+    ] = False
     sink: Annotated[
         Command,
         Key(

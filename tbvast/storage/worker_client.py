@@ -10,6 +10,7 @@ ends when the socket is closed.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -19,10 +20,11 @@ from typing import Protocol as TypingProtocol
 
 import msgspec
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tbvast.errors import TbvastError
+from tbvast.service.child_process import Children, Exit
 from tbvast.storage.worker_server import (
     DONE,
     HEAD,
@@ -97,6 +99,7 @@ class Worker:
         lost: Callable[[str], None],
     ) -> None:
         """
+        @param reactor: The reactor that starts the process, and that adopts the socket.
         @param name: The worker's name in messages, e.g. C{the journal's writer}.
         @param module: The module that the process runs; it calls
             L{tbvast.storage.worker_server.serve}.
@@ -106,6 +109,7 @@ class Worker:
         @param lost: Called once, with the reason, if the process ends unexpectedly.
         """
         self._reactor = reactor
+        self._children = Children(reactor, reactor, name, 0.0)
         self._name = name
         self._module = module
         self._arguments = arguments
@@ -127,12 +131,15 @@ class Worker:
         with ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             with theirs:
-                process = self._reactor.spawnProcess(
-                    _Exit(self._exited),
-                    sys.executable,
+                # It writes its errors where this process does.
+                process = self._children.spawn(
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
-                    {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    childFDs={0: theirs.fileno(), 1: 2, 2: 2},
+                    self._exited,
+                    environment={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    },
+                    descriptors={0: theirs.fileno(), 1: 2, 2: 2},
                 )
             ours.settimeout(limit)
             try:
@@ -140,7 +147,7 @@ class Worker:
                     first = read_message(stream)
             except TimeoutError as e:
                 self._stopping = True
-                process.signalProcess("KILL")
+                process.send_signal(signal.SIGKILL)
                 raise self._refusal(f"{self._name} did not start within {limit:g} s") from e
             self._calls = _Calls(self._name, self._refusal, self._told)
             if first[:1] != DONE:
@@ -180,20 +187,10 @@ class Worker:
             self._stopping = True
             self._lost(why)
 
-    def _exited(self, how: str) -> None:
+    def _exited(self, exit_: Exit) -> None:
         if not self._stopping:
-            self._lost(f"{self._name} ended with {how}")
+            self._lost(f"{self._name} {exit_}")
         self._ended.callback(None)
-
-
-class _Exit(ProcessProtocol):
-    def __init__(self, exited: Callable[[str], None]) -> None:
-        self._exited = exited
-
-    def processEnded(self, reason: Failure) -> None:
-        status: Any = reason.value
-        how = f"signal {status.signal}" if status.signal else f"exit status {status.exitCode}"
-        self._exited(how)
 
 
 class _Calls(Protocol):

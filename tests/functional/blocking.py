@@ -22,9 +22,8 @@ from typing import Any
 
 import zmq
 
-import tbvast
-from devtools.services import STOP_TIMEOUT_SECONDS, free_ports, twistd
-from tbvast.engines.binaries import Program, launch_command
+from devtools.services import end_process, free_ports, own_environment, twistd
+from tbvast.service.child_process import launch_command
 from tbvast.values import HostPort
 from tests.functional.components import wait_until
 
@@ -371,15 +370,13 @@ class BlockingProcess:
         @param folder: Where its log is written.
         """
         self._log = folder / "log"
-        program, *rest = command
-        paths = [str(Path(tbvast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                launch_command(Program(program, program), rest),
+                launch_command(command[0], command[1:]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                env=own_environment(),
             )
         self.pid = self._process.pid
 
@@ -433,12 +430,7 @@ class BlockingProcess:
 
         @return: The exit status.
         """
-        self._process.terminate()
-        try:
-            return self._process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        return end_process(self._process)
 
     def rss(self) -> int:
         """

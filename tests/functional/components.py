@@ -21,6 +21,7 @@ from tbvast.engines import binaries
 from tbvast.engines.tenzir.embedded_node import node_settings
 from tbvast.engines.tenzir.engine import command_settings
 from tbvast.errors import EngineMissing
+from tbvast.service.child_process import launch_command
 
 LIMIT = 60.0
 """
@@ -164,7 +165,7 @@ class RealNode:
             "--print-endpoint",
         )
         self._process = subprocess.Popen(
-            binaries.launch_command(binaries.find_node(), arguments),
+            launch_command(binaries.find_node(), arguments, binaries.NODE_NAME),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

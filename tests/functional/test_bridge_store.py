@@ -10,9 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.task import deferLater
-
-from devtools.services import RunningBridge, RunningPlugin
+from devtools.services import RunningBridge, RunningPlugin, until
 from tbvast.bridge.service import STORE_NAME
 from tbvast.protocol.manage import encode_publish, encode_status
 from tbvast.storage.sqlite import PAGE_BYTES
@@ -61,15 +59,15 @@ class StoreTests(ServicesTestCase):
         """
         Wait until the bus's journal, and the report of its bridge, hold so much.
         """
-        for _ in range(200):
+
+        async def as_expected() -> bool:
             status = await bus.ask(encode_status())
             found = dict(status["journal"])
             for each in status["subscriptions"]:
                 found["stored"] = each.get("report", {}).get("store", {}).get("indicators")
-            if expected.items() <= found.items():
-                return
-            await deferLater(self.reactor, 0.2)
-        self.fail(f"{found} is not {expected}")
+            return expected.items() <= found.items()
+
+        await until(self.reactor, as_expected, 40.0)
 
     def running(self) -> RunningBridge:
         return self.bridge(self.bus.manage, "--snapshot=30", live=False, state=self.state)

@@ -36,13 +36,13 @@ class Tool(RunningCommand):
         self._out = self._err = b""
         self.run([sys.executable, "-m", "tbvast.cli.main", *arguments], stdin)
 
-    def outReceived(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         self._out += data
-        super().outReceived(data)
+        super().received(data)
 
-    def errReceived(self, data: bytes) -> None:
+    def complained(self, data: bytes) -> None:
         self._err += data
-        super().outReceived(data)
+        super().complained(data)
 
     @property
     def out(self) -> list[str]:
@@ -204,7 +204,7 @@ class CommandTests(ServicesTestCase):
         for arguments in (["status"], ["watch", "--snapshot=1"], ["publish", "/dev/null"]):
             await self.call("publish", "-", stdin=b"a.example")
             tool = Tool(arguments[0], f"--threatbus={self.running.manage}", *arguments[1:])
-            transport: Any = tool.transport
+            transport: Any = tool.child.transport
             transport.closeStdout()
             self.assertEqual((await tool.wait(), tool.err), (0, []), arguments)
 

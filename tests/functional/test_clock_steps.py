@@ -6,7 +6,6 @@ services, under libfaketime, whose monotonic clock goes on as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from devtools.services import RunningBridge, RunningPlugin
+from devtools.services import RunningBridge, RunningPlugin, until
 from tbvast.protocol.manage import encode_heartbeat, encode_publish, encode_status
 from tbvast.stix.documents import timestamp
 from tbvast.values import HostPort
@@ -83,47 +82,6 @@ class SetClock:
         return timestamp(datetime.now(UTC) + timedelta(seconds=self.offset + later))
 
 
-class SetPlugin(RunningPlugin):
-    """
-    A plugin whose calendar is set.
-    """
-
-    def __init__(self, clock: SetClock, *args: Any) -> None:
-        super().__init__(*args)
-        self._clock = clock
-
-    def run(
-        self,
-        arguments: Sequence[str],
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        super().run(arguments, stdin, {**self._clock.environment, **(environment or {})})
-
-    def again(self) -> SetPlugin:
-        other = SetPlugin(self._clock, self._reactor, self._state, *self._options)
-        other.manage, other.pub, other.sub = self.manage, self.pub, self.sub
-        return other
-
-
-class SetBridge(RunningBridge):
-    """
-    A bridge whose calendar is set.
-    """
-
-    def __init__(self, clock: SetClock, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._clock = clock
-
-    def run(
-        self,
-        arguments: Sequence[str],
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        super().run(arguments, stdin, {**self._clock.environment, **(environment or {})})
-
-
 class ClockStepTests(ServicesTestCase):
     """
     One hour forward, back to where it was, and one hour back.
@@ -134,10 +92,15 @@ class ClockStepTests(ServicesTestCase):
     def setUp(self) -> None:
         self.clock = SetClock(self.directory())
 
-    async def start_plugin(self) -> SetPlugin:
+    async def start_plugin(self) -> RunningPlugin:
         config = self.directory() / "tap.conf"
         config.write_text(f"plugin:\n  heartbeat_timeout: {HEARTBEAT_TIMEOUT}\n")
-        plugin = SetPlugin(self.clock, self.reactor, self.directory(), f"--config={config}")
+        plugin = RunningPlugin(
+            self.reactor,
+            self.directory(),
+            f"--config={config}",
+            environment=self.clock.environment,
+        )
         self.ending(plugin)
         await plugin.start()
         return plugin
@@ -145,15 +108,6 @@ class ClockStepTests(ServicesTestCase):
     async def publish(self, plugin: RunningPlugin, *documents: bytes) -> list[str]:
         outcomes: list[str] = (await plugin.ask(encode_publish(documents)))["outcomes"]
         return outcomes
-
-    async def within(self, limit: float, condition: Callable[[], Any]) -> None:
-        """
-        @param condition: Returns a coroutine that tells whether it is so.
-        """
-        deadline = self.reactor.seconds() + limit
-        while not await condition():
-            self.assertLess(self.reactor.seconds(), deadline, f"not so within {limit:g} s")
-            await deferLater(self.reactor, 0.1)
 
     def document(self, number: int, **changes: Any) -> bytes:
         return indicator_document(number, None, modified=self.clock.date(), **changes)
@@ -203,7 +157,7 @@ class ClockStepTests(ServicesTestCase):
             return not report["subscriptions"]
 
         began = self.reactor.seconds()
-        await self.within(HEARTBEAT_TIMEOUT + 10, ended)
+        await until(self.reactor, ended, HEARTBEAT_TIMEOUT + 10)
         self.assertGreater(self.reactor.seconds() - began, HEARTBEAT_TIMEOUT - 2)
 
     async def beat(self, plugin: RunningPlugin, topic: str) -> None:
@@ -250,7 +204,7 @@ class ClockStepTests(ServicesTestCase):
         self.clock.set(0.0)
         await deferLater(self.reactor, 2.5)
         self.assertEqual(await self.publish(plugin, short, long), ["accepted", "repeated"])
-        await self.within(10, lambda: in_force(2))
+        await until(self.reactor, lambda: in_force(2), 10)
         self.clock.set(-HOUR)
         await deferLater(self.reactor, 2.5)
         self.assertTrue(await in_force(2))
@@ -262,10 +216,13 @@ class ClockStepTests(ServicesTestCase):
         """
         require_tenzir(self)
         plugin = await self.start_plugin()
-        bridge = SetBridge(
-            self.clock, self.reactor, HostPort("127.0.0.1", plugin.manage.port),
-            self.directory(), live=False,
-        )  # fmt: skip
+        bridge = RunningBridge(
+            self.reactor,
+            HostPort("127.0.0.1", plugin.manage.port),
+            self.directory(),
+            live=False,
+            environment=self.clock.environment,
+        )
         self.ending(bridge)
         await bridge.start()
         for number, offset in enumerate((HOUR, 0.0, -HOUR), 1):

@@ -29,11 +29,9 @@ class DemoTests(ServicesTestCase):
         self.temporary = self.directory()
 
     def start(self, *arguments: str) -> RunningCommand:
-        command = self.ending(RunningCommand(reactor, "demo"))
-        command.run(
-            [sys.executable, "-m", "devtools.demo", *arguments],
-            environment={"TMPDIR": str(self.temporary)},
-        )
+        environment = {"TMPDIR": str(self.temporary)}
+        command = self.ending(RunningCommand(reactor, "demo", environment))
+        command.run([sys.executable, "-m", "devtools.demo", *arguments])
         return command
 
     async def test_whole(self) -> None:

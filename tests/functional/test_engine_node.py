@@ -9,16 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
-from tbvast.engines.binaries import Program
+from devtools.services import until
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.errors import StartupRefused
 from tbvast.values import HostPort
@@ -63,11 +60,11 @@ class EmbeddedNodeTests(TestCase):
         node = EmbeddedNode(reactor, HostPort.parse(self.endpoint), self.state)
         node.startService()
         self.addCleanup(node.stopService)
-        await self._until(lambda: self._listens(os.getpid()))
+        await until(reactor, lambda: self._listens(os.getpid()))
         (first,) = children(os.getpid())
         os.kill(first, signal.SIGKILL)
-        await self._until(lambda: first not in children(os.getpid()))
-        await self._until(lambda: self._listens(os.getpid()))
+        await until(reactor, lambda: first not in children(os.getpid()))
+        await until(reactor, lambda: self._listens(os.getpid()))
         (second,) = children(os.getpid())
         self.assertNotEqual(first, second)
         await node.stopService()
@@ -76,11 +73,6 @@ class EmbeddedNodeTests(TestCase):
 
     def _listens(self, parent: int) -> bool:
         return [listening(pid) for pid in children(parent)] == [[self.endpoint]]
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        clock: Any = reactor
-        while not condition():
-            await deferLater(clock, 0.01)
 
     def test_dies_with_parent(self) -> None:
         """
@@ -108,8 +100,7 @@ class AddressTests(SynchronousTestCase):
         """
         @return: The reason of the refusal.
         """
-        program = Program("/nowhere/tenzir-engine", "tenzir-node")
-        node = EmbeddedNode(reactor, address, Path(self.mktemp()), program)
+        node = EmbeddedNode(reactor, address, Path(self.mktemp()), "/nowhere/tenzir-engine")
         return str(self.assertRaises(StartupRefused, node.startService))
 
     def test_taken(self) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from devtools.services import RunningBridge, RunningPlugin
+from devtools.services import RunningBridge, RunningPlugin, until
 from tbvast.protocol.manage import encode_publish
 from tbvast.stix.documents import timestamp
 from tests.functional.components import (
@@ -284,13 +283,16 @@ class MainJobTests(ServicesTestCase):
         """
         @return: What the bridge says of its store, once C{key} of that is something.
         """
-        while True:
+
+        async def found() -> dict[str, Any]:
             status = await self.bus.ask(b'{"action":"status"}')
             for each in status["subscriptions"]:
                 store: dict[str, Any] = (each.get("report") or {}).get("store") or {}
                 if store.get(key):
                     return store
-            await deferLater(self.reactor, 0.2)
+            return {}
+
+        return await until(self.reactor, found, 120.0)
 
     async def test_killed(self) -> None:
         """

@@ -36,13 +36,6 @@ class Command(msgspec.Struct, frozen=True):
     executable: str
     arguments: tuple[str, ...]
 
-    @property
-    def per_event(self) -> bool:
-        """
-        Whether the arguments differ from event to event.
-        """
-        return any(map(_PLACEHOLDER.search, self.arguments))
-
     def argv(self, value: str, match_type: MatchType) -> list[bytes]:
         """
         Fill in the placeholders.
@@ -73,14 +66,16 @@ class Command(msgspec.Struct, frozen=True):
         return words
 
 
-def parse_command(text: str, field: str = "command") -> Command:
+def parse_command(text: str, field: str = "command", stream: bool = False) -> Command:
     """
     Parse a configured command: words, quoted as in a shell.
 
     @param text: The command.
     @param field: The name of the setting, for the error message.
+    @param stream: Whether one running command gets many events.
     @raise SettingsInvalid: If the text cannot be split into words, if the program does not
-        exist, or if the value of a placeholder would be run as code.
+        exist, if the value of a placeholder would be run as code, or if the command of a
+        stream has placeholders.
     """
     try:
         words = shlex.split(text)
@@ -104,6 +99,12 @@ def parse_command(text: str, field: str = "command") -> Command:
                 "safe: the value would be read as code; give it as an argument of its own,"
                 " e.g. sh -c 'tool \"$1\"' sh %ioc",
             )
+    if stream and any(map(_PLACEHOLDER.search, arguments)):
+        raise SettingsInvalid(
+            field,
+            text,
+            "a command without %ioc and %matchtype, which a stream has no single value for",
+        )
     return Command(program, os.path.abspath(executable), tuple(arguments))
 
 

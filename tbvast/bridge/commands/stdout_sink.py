@@ -4,19 +4,62 @@ The sink that writes sightings to this process's standard output.
 
 from __future__ import annotations
 
+import os
+import select
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorFDSet, IReactorTime
+from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bridge.commands.json_lines import LineQueue, encode_line
+from tbvast.bridge.commands.processes import STOPPED
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
-from tbvast.service.child_process import Output
 from tbvast.stix.sightings import MatchType
+
+
+class Output(FileDescriptor):
+    """
+    Writes to a descriptor of this process without blocking.
+
+    The descriptor is not made non-blocking, since that would affect the processes that share
+    it, such as a shell. It is written to only when it is ready, and then no more than a ready
+    pipe accepts at once. It is never closed.
+    """
+
+    connected = 1
+
+    def __init__(self, reactor: IReactorFDSet, descriptor: int, lost: Callable[[], None]) -> None:
+        """
+        @param reactor: The reactor that watches the descriptor.
+        @param descriptor: The descriptor.
+        @param lost: Called when its reader has gone.
+        """
+        super().__init__(reactor)
+        self._descriptor = descriptor
+        self._lost = lost
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writeSomeData(self, data: bytes) -> int | Exception:
+        try:
+            return os.write(self._descriptor, data[: select.PIPE_BUF])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return CONNECTION_LOST
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
+        self._lost()
 
 
 @implementer(ISink, IPullProducer)
@@ -31,7 +74,6 @@ class StdoutSink(Service):
 
     NAME = "STDOUT"
     GONE = "its reader has gone"
-    STOPPED = "stopped before it took the event"
 
     _log = Logger()
 
@@ -73,7 +115,7 @@ class StdoutSink(Service):
 
     def send(self, context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
         if self._gone or self._stopping is not None:
-            return fail(CommandFailed(self.NAME, self.GONE if self._gone else self.STOPPED))
+            return fail(CommandFailed(self.NAME, self.GONE if self._gone else STOPPED))
         try:
             line = encode_line(self.NAME, context)
         except CommandRefused as e:
@@ -110,7 +152,7 @@ class StdoutSink(Service):
     def _give_up(self) -> None:
         self._timer = None
         self._output.stopWriting()
-        self._lines.fail(self.NAME, self.STOPPED)
+        self._lines.fail(self.NAME, STOPPED)
         self._finish()
 
     def _finish(self) -> None:

@@ -5,24 +5,19 @@ A Tenzir node that runs as a child process.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from tbvast.engines import binaries
-from tbvast.engines.binaries import Program
 from tbvast.errors import StartupRefused
+from tbvast.service.child_process import BackOff, Children, Exit
+from tbvast.service.lines import LineBuffer
 from tbvast.service.process import check_free
-from tbvast.service.retry_policy import doubling
 from tbvast.values import HostPort
 
 _SETTINGS = """\
@@ -51,12 +46,8 @@ def node_settings(folder: Path) -> str:
 
 MIN_RESTART_SECONDS = 0.5
 """
-Seconds before a node that ended is restarted; they double each time.
-"""
-
-MAX_RESTART_SECONDS = 30.0
-"""
-The most seconds before a node that ended is restarted.
+Seconds before a node that ended is restarted; they double each time, up to
+L{BackOff.MAX_SECONDS}.
 """
 
 STEADY_SECONDS = 60.0
@@ -71,7 +62,7 @@ Seconds for a node to save its state and end, before it is killed.
 
 MAX_LINE_BYTES = 1 << 16
 """
-The most bytes that are kept of an incomplete line of the node's log.
+The most bytes of a line of the node's log; a longer one is split.
 """
 
 _LEVELS = {
@@ -100,25 +91,22 @@ class EmbeddedNode(Service):
         reactor: Any,
         endpoint: HostPort,
         state: Path,
-        program: Program | None = None,
+        program: str | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
         @param endpoint: The address that it listens on.
         @param state: The directory for its state; created if necessary.
-        @param program: The program of the node; by default the installed one.
+        @param program: The path of the node's program; by default the installed one.
         @raise tbvast.errors.EngineMissing: If no node is installed.
         """
         self._program = program or binaries.find_node()
         self._reactor = reactor
         self._endpoint = endpoint
         self._state = state
-        self._process: Any = None
-        self._restart: IDelayedCall | None = None
-        self._kill: IDelayedCall | None = None
-        self._stopped: Deferred[None] | None = None
-        self._delay = doubling(MIN_RESTART_SECONDS, MAX_RESTART_SECONDS)
-        self._ends = 0
+        self._children = Children(reactor, reactor, "The node", STOP_SECONDS)
+        self._backoff = BackOff(reactor, self._start, MIN_RESTART_SECONDS)
+        self._lines = LineBuffer()
         self._started = 0.0
 
     def startService(self) -> None:
@@ -130,7 +118,6 @@ class EmbeddedNode(Service):
         self._write_settings()
         self._check_address()
         super().startService()
-        self._stopped = None
         self._start()
 
     @property
@@ -155,9 +142,9 @@ class EmbeddedNode(Service):
             ) from None
 
     def _start(self) -> None:
-        self._restart = None
         self._started = self._reactor.seconds()
-        arguments = (
+        command = (
+            binaries.NODE_NAME,
             f"--config={self._settings}",
             f"--state-directory={self._state / 'node'}",
             f"--endpoint={self._endpoint}",
@@ -165,9 +152,12 @@ class EmbeddedNode(Service):
             "--console-verbosity=info",
             "--console-format=%l %v",
         )
-        command = binaries.launch_command(self._program, arguments)
-        self._process = self._reactor.spawnProcess(
-            _NodeProtocol(self), command[0], command, env=dict(os.environ)
+        self._children.spawn(
+            command,
+            self._ended,
+            executable=self._program,
+            received=self._received,
+            complained=self._complained,
         )
 
     def stopService(self) -> Deferred[None]:
@@ -177,31 +167,25 @@ class EmbeddedNode(Service):
         @return: Fires when the node has ended and is reaped.
         """
         super().stopService()
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-        if self._process is None:
-            return succeed(None)
-        if self._stopped is None:
-            self._stopped = Deferred()
-            self._signal("TERM")
-            self._kill = self._reactor.callLater(STOP_SECONDS, self._kill_node)
-        return self._stopped
+        self._backoff.cancel()
+        return self._children.stop()
 
-    def _kill_node(self) -> None:
-        self._kill = None
-        self._log.warn("The node has not ended after {limit} s; killing it.", limit=STOP_SECONDS)
-        self._signal("KILL")
+    def _received(self, data: bytes) -> None:
+        # The node writes nothing but its endpoint to standard output.
+        if b"\n" in data:
+            self._log.info(
+                "The node is ready at {endpoint} after {elapsed:.2f} s.",
+                endpoint=str(self._endpoint),
+                elapsed=self._reactor.seconds() - self._started,
+            )
 
-    def _signal(self, name: str) -> None:
-        try:
-            self._process.signalProcess(name)
-        except ProcessExitedAlready:
-            pass
+    def _complained(self, data: bytes) -> None:
+        for line in self._lines.add(data):
+            self._log_line(line)
+        if self._lines.size > MAX_LINE_BYTES:
+            self._log_line(self._lines.take_rest())
 
-    # Called by the child's protocol
-
-    def log_line(self, line: bytes) -> None:
+    def _log_line(self, line: bytes) -> None:
         """
         Log a line of the node's log.
         """
@@ -214,64 +198,17 @@ class EmbeddedNode(Service):
         if text.strip():
             self._log.emit(level, "The node: {line}", line=text.decode("utf-8", "replace"))
 
-    def became_ready(self) -> None:
+    def _ended(self, exit_: Exit) -> None:
         """
-        Log that the node accepts clients.
+        Restart the node if the service runs.
         """
-        self._log.info(
-            "The node is ready at {endpoint} after {elapsed:.2f} s.",
-            endpoint=str(self._endpoint),
-            elapsed=self._reactor.seconds() - self._started,
-        )
-
-    def ended(self, reason: Failure) -> None:
-        """
-        Record that the node has ended and is reaped; restart it if the service runs.
-
-        @param reason: The reason that Twisted gives.
-        """
-        self._process = None
-        if self._kill is not None:
-            self._kill.cancel()
-            self._kill = None
-        if self._stopped is not None:
-            self._stopped.callback(None)
-        if self.running:
-            self._schedule_restart(reason)
-
-    def _schedule_restart(self, reason: Failure) -> None:
+        self._log_line(self._lines.take_rest())
+        if not self.running:
+            return
         if self._reactor.seconds() - self._started >= STEADY_SECONDS:
-            self._ends = 0
-        delay = self._delay(self._ends)
-        self._ends += 1
+            self._backoff.succeeded()
         self._log.error(
-            "The node ended unexpectedly ({reason}); restarting it in {delay} s.",
-            reason="exit status 0" if reason.check(ProcessDone) else reason.getErrorMessage(),
-            delay=delay,
+            "The node {exit}; restarting it in {delay} s.",
+            exit=str(exit_),
+            delay=self._backoff.failed(),
         )
-        self._restart = self._reactor.callLater(delay, self._start)
-
-
-class _NodeProtocol(ProcessProtocol):
-    """
-    Reads the output and the log of the node.
-    """
-
-    def __init__(self, service: EmbeddedNode) -> None:
-        self._service = service
-        self._rest = b""
-
-    def outReceived(self, data: bytes) -> None:
-        # The node writes nothing but its endpoint to standard output.
-        if b"\n" in data:
-            self._service.became_ready()
-
-    def errReceived(self, data: bytes) -> None:
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[:MAX_LINE_BYTES]
-        for line in lines:
-            self._service.log_line(line)
-
-    def processEnded(self, reason: Failure) -> None:
-        self._service.log_line(self._rest)
-        self._service.ended(reason)
