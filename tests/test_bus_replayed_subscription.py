@@ -19,10 +19,9 @@ from tbvast.bus.replayed_subscription import PAGE_ITEMS, ReplayedSubscription
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
 from tbvast.errors import JournalFailed
-from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import PROTOCOL
-from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part
+from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part, decode_delivery
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.values import Position
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator

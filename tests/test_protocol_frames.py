@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid, SightingInvalid
-from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import (
     REPORT_TOPICS,
     Envelope,
@@ -25,6 +24,7 @@ from tbvast.protocol.frames import (
     render_intel,
     stream_of,
 )
+from tbvast.protocol.replay import decode_delivery
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.sightings import Sighting

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.protocol.replay} and L{tbvast.protocol.delivery}.
+Tests for L{tbvast.protocol.replay}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import Invalid, ProtocolInvalid
-from tbvast.protocol.delivery import decode_delivery
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.replay import (
     FRAME_BYTES,
@@ -22,6 +21,7 @@ from tbvast.protocol.replay import (
     Part,
     Torn,
     chunks,
+    decode_delivery,
     decode_replay,
     encode_batch,
     encode_item,

@@ -346,6 +346,13 @@ class Subscribed(msgspec.Struct, frozen=True):
     plugin: str = ""
     number: int = 0
 
+    @property
+    def position(self) -> Position | None:
+        """
+        The position after which the bus sends everything; C{None} if it has no numbers.
+        """
+        return Position(self.plugin, self.number) if self.protocol == PROTOCOL else None
+
 
 class Published(msgspec.Struct, frozen=True):
     """
@@ -376,6 +383,27 @@ def decode_reply(raw: bytes) -> dict[str, Any]:
     @raise ProtocolInvalid: If it is not a JSON object.
     """
     return _decode(raw, dict[str, Any])
+
+
+def is_success(raw: bytes) -> bool:
+    """
+    @return: Whether a reply of the stix2 dialect tells of success.
+    """
+    try:
+        return decode_reply(raw).get("status") == "success"
+    except ProtocolInvalid:
+        return False
+
+
+def refusal_reason(raw: bytes) -> str:
+    """
+    @return: The reason in a reply that refuses a request; empty if there is none.
+    """
+    try:
+        reason = decode_reply(raw).get("reason", "")
+    except ProtocolInvalid:
+        return ""
+    return reason if isinstance(reason, str) else ""
 
 
 def decode_subscribed(raw: bytes) -> Subscribed:

@@ -195,6 +195,28 @@ _mark_decoder = msgspec.json.Decoder(Mark)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
+    """
+    Decode a message of the pub endpoint.
+
+    @param topic: The subscription's own topic.
+    @return: An item, from a bus that speaks stix2 only, or a delivery of tbvast/1. A
+        delivery lists its unreadable items.
+    @raise Invalid: If the message is not one frame of that topic, or its payload does not
+        match its type.
+    """
+    if len(message) != 1 or not message[0].startswith(topic):
+        raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")
+    kind, _, payload = message[0][len(topic) :].partition(b" ")
+    decode = _DECODERS.get(kind.decode("latin-1"))
+    if decode is not None:
+        return decode(payload)
+    delivery = decode_replay(kind, payload)
+    if delivery is None:
+        raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
+    return delivery
+
+
 def decode_replay(kind: bytes, payload: bytes) -> Delivery | None:
     """
     Decode a frame of tbvast/1.

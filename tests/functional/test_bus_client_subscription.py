@@ -12,9 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from tbvast.bus_client import subscription
+from tbvast.bus_client import reception, sighting_reports, subscription
 from tbvast.bus_client.manage_client import REQUEST_TIMEOUT
-from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
+from tbvast.bus_client.sighting_reports import SightingReports
+from tbvast.bus_client.subscription import (
+    BusSubscription,
+    Listener,
+    SubscriptionRequest,
+)
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import SIGHTING_TOPIC, Item
@@ -147,6 +152,18 @@ class SubscriptionTestCase(ClientTestCase):
         )
         self.addCleanup(self.stop)
 
+    @property
+    def reports(self) -> SightingReports:
+        assert self.subscription._reports is not None
+        return self.subscription._reports
+
+    @property
+    def applying(self) -> bool:
+        """
+        Whether items are being applied.
+        """
+        return not self.subscription.reception._applying.called
+
     async def stop(self) -> None:
         if self.subscription.running:
             self.bus.silent = False
@@ -203,7 +220,7 @@ class SubscribingTests(SubscriptionTestCase):
         for count in (1, 2, 3):
             self.clock.advance(HEARTBEAT)
             await self.until(lambda n=count: len(self.bus.asked("heartbeat")) == n)  # type: ignore[misc]
-            await self.until(lambda: self.subscription._breaking is not None)
+            await self.until(lambda: self.reports.answered == self.clock.seconds())
         beat = self.bus.asked("heartbeat")[0]
         self.assertEqual((beat["topic"], beat["report"]), (self.bus.topic, {"state": "well"}))
 
@@ -215,7 +232,7 @@ class SubscribingTests(SubscriptionTestCase):
         await self.start()
         self.bus.send(b"indicator " + indicator_document(1), b"nonsense", b"indicator {}")
         await self.applied(indicator_id(1))
-        await self.until(lambda: self.subscription.refused == 2)
+        await self.until(lambda: self.subscription.reception.refused == 2)
         self.assertIsNone(self.cursor.position)
         self.assertIs(self.cursor.decided, False)
         self.clock.advance(HEARTBEAT)
@@ -353,7 +370,7 @@ class ReplayTests(SubscriptionTestCase):
         good = encode_item(2, Stream.INTEL, indicator_document(2))
         self.bus.send(encode_batch(0, 2, bad + b"," + good))
         await self.applied(indicator_id(2))
-        self.assertEqual(self.subscription.refused, 1)
+        self.assertEqual(self.subscription.reception.refused, 1)
         self.assertEqual(self.cursor.position, Position("bus", 2))
         (refused,) = self.cursor.aside
         self.assertEqual((refused.number, refused.raw), (1, b'{"type":"indicator"}'))
@@ -411,7 +428,7 @@ class ReplayTests(SubscriptionTestCase):
         Numbers that are missing several times in a row are skipped.
         """
         await self.start()
-        for times in range(1, subscription.SAME_GAP):
+        for times in range(1, reception.SAME_GAP):
             self.bus.send(batch(5, 6, 6))
             await self.until(lambda: not self.subscription.connected)
             (call,) = self.clock.getDelayedCalls()
@@ -420,7 +437,7 @@ class ReplayTests(SubscriptionTestCase):
         self.bus.send(batch(5, 6, 6))
         await self.applied(indicator_id(6))
         self.assertEqual(self.cursor.position, Position("bus", 6))
-        self.assertEqual(self.subscription.refused, 1)
+        self.assertEqual(self.subscription.reception.refused, 1)
 
     async def test_backwards(self) -> None:
         """
@@ -445,19 +462,19 @@ class ReplayTests(SubscriptionTestCase):
         """
         Reading pauses while too many bytes wait to be applied.
         """
-        self.patch(subscription, "MOST_WAITING_BYTES", 1000)
+        self.patch(reception, "MOST_WAITING_BYTES", 1000)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._applying.called)
+        await self.until(lambda: self.applying)
         self.bus.send(b"nonsense " + b"x" * 1000)
-        await self.until(lambda: self.subscription._waiting == 1)
-        sub = self.subscription._sub
+        await self.until(lambda: self.subscription.reception._waiting == 1)
+        sub = self.subscription.reception._connection
         assert sub is not None
         self.assertTrue(sub.paused)
         holding, self.cursor.holding = self.cursor.holding, None
         holding.callback(None)
-        await self.until(lambda: self.subscription.refused)
+        await self.until(lambda: self.subscription.reception.refused)
         self.assertFalse(sub.paused)
 
     async def test_slow(self) -> None:
@@ -468,9 +485,9 @@ class ReplayTests(SubscriptionTestCase):
         calls = self.cursor.calls
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._applying.called)
+        await self.until(lambda: self.applying)
         self.bus.send(*(batch(n, n + 1, n + 1) for n in range(1, 50)))
-        await self.until(lambda: self.subscription._waiting == 49)
+        await self.until(lambda: self.subscription.reception._waiting == 49)
         holding, self.cursor.holding = self.cursor.holding, None
         holding.callback(None)
         await self.applied(*map(indicator_id, range(1, 51)))
@@ -480,14 +497,14 @@ class ReplayTests(SubscriptionTestCase):
         """
         Reading pauses while too many items wait to be applied.
         """
-        self.patch(subscription, "MOST_WAITING", 1)
+        self.patch(reception, "MOST_WAITING", 1)
         await self.start()
         self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._applying.called)
+        await self.until(lambda: self.applying)
         self.bus.send(batch(1, 2, 2))
-        await self.until(lambda: self.subscription._waiting == 1)
-        sub = self.subscription._sub
+        await self.until(lambda: self.subscription.reception._waiting == 1)
+        sub = self.subscription.reception._connection
         assert sub is not None
         self.assertTrue(sub.paused)
         self.bus.send(batch(2, 3, 3))
@@ -518,13 +535,13 @@ class ReplayTests(SubscriptionTestCase):
         committing = self.cursor.committing = Deferred()
         self.bus.send(batch(0, 1, 1))
         await self.applied(indicator_id(1))
-        self.assertFalse(self.subscription._applying.called)
+        self.assertTrue(self.applying)
         self.bus.send(batch(1, 2, 2))
-        await self.until(lambda: self.subscription._waiting == 1)
+        await self.until(lambda: self.subscription.reception._waiting == 1)
         self.cursor.committing = None
         committing.callback(None)
         await self.applied(indicator_id(1), indicator_id(2))
-        await self.until(lambda: self.subscription._applying.called)
+        await self.until(lambda: not self.applying)
 
     async def test_not_committed(self) -> None:
         """
@@ -544,7 +561,7 @@ class ReplayTests(SubscriptionTestCase):
         await self.start()
         holding = self.cursor.holding = Deferred()
         self.bus.send(batch(0, 1, 1))
-        await self.until(lambda: not self.subscription._applying.called)
+        await self.until(lambda: self.applying)
         self.bus.knows = False
         self.clock.advance(HEARTBEAT)
         await self.until(lambda: not self.subscription.connected)
@@ -567,7 +584,7 @@ class ReplayTests(SubscriptionTestCase):
             await self.start()
             holding = self.cursor.holding = Deferred()
             self.bus.send(batch(0, 1, 1))
-            await self.until(lambda: not self.subscription._applying.called)
+            await self.until(lambda: self.applying)
             if lost:
                 self.bus.knows = False
                 self.clock.advance(HEARTBEAT)
@@ -670,7 +687,7 @@ class SnapshotTests(SubscriptionTestCase):
             self.assertEqual(self.cursor.position, Position("another", 100))
             self.assertNotIn("end", self.cursor.applied)
             self.assertTrue(self.subscription.connected)
-            self.clock.advance(subscription.INCOMPLETE_FIRST * 2 ** (times - 1) - 0.1)
+            self.clock.advance(reception.INCOMPLETE_FIRST * 2 ** (times - 1) - 0.1)
             self.assertTrue(self.subscription.connected)
             self.clock.advance(0.1)
             await self.until(lambda: not self.subscription.connected)
@@ -687,7 +704,7 @@ class SnapshotTests(SubscriptionTestCase):
         self.cursor.position = Position("another", 100)
         await self.start()
         self.bus.send(part(1, 2), encode_mark(Mark(0, 1, True)))
-        await self.until(lambda: self.subscription._incomplete_snapshots)
+        await self.until(lambda: self.subscription.reception._incomplete_snapshots)
         self.assertEqual(self.cursor.position, Position("another", 100))
 
     async def test_refused_item(self) -> None:
@@ -783,7 +800,7 @@ class ReportTests(SubscriptionTestCase):
         self.bus.silent = True
         handed = self.taken()
         await self.until(lambda: self.bus.asked("publish"))
-        self.subscription._reports.close()
+        self.reports._manage.close()
         self.assertEqual(self.successResultOf(handed), [False, False])
 
     async def test_refused(self) -> None:
@@ -832,13 +849,13 @@ class ReportTests(SubscriptionTestCase):
             await self.until(lambda n=asked: len(self.bus.asked("publish")) > n)  # type: ignore[misc]
             if beats:
                 self.clock.advance(HEARTBEAT)
-                await self.until(lambda: self.subscription._answered == self.clock.seconds())
+                await self.until(lambda: self.reports.answered == self.clock.seconds())
                 for _ in range(5):
                     self.clock.advance(HEARTBEAT)
-                    await self.until(lambda: self.subscription._breaking is not None)
+                    await self.until(lambda: self.reports.answered == self.clock.seconds())
             else:
                 self.bus.silent = True
-                self.clock.advance(subscription.REPORT_TIMEOUT)
+                self.clock.advance(sighting_reports.REPORT_TIMEOUT)
             reported = await silent
             self.assertEqual((reported.taken, reported.poisoned), ([False, False], beats))
 
@@ -861,4 +878,3 @@ class ReportTests(SubscriptionTestCase):
         Without a subscription no sightings are taken.
         """
         self.assertEqual(await self.taken(), [False, False])
-        self.assertFalse(self.subscription.send(SIGHTING_TOPIC + b" {}"))

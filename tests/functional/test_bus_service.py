@@ -214,7 +214,7 @@ class BusTests(BusTestCase):
         subscription.startService()
         self.addCleanup(subscription.stopService)
         await self.until(lambda: subscription.connected)
-        plugin = subscription.plugin
+        plugin = subscription.reception.plugin
         await self.publish(an_indicator(1))
         await self.until(lambda: len(received) == 1)
         await self.stop()
@@ -224,7 +224,7 @@ class BusTests(BusTestCase):
         await self.publish(an_indicator(3))
         await self.until(lambda: len(received) == 3)
         self.assertEqual(received, [an_indicator(number) for number in (1, 2, 3)])
-        self.assertEqual(subscription.plugin, plugin)
+        self.assertEqual(subscription.reception.plugin, plugin)
 
     async def test_remembered(self) -> None:
         """

@@ -1,0 +1,351 @@
+"""
+Receives the items of one subscription, and applies them in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import zmq
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.errors import Invalid, shown
+from tbvast.interfaces import ICursor
+from tbvast.protocol.frames import Item
+from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn, decode_delivery
+from tbvast.protocol.unreadable import Unreadable, unreadable
+from tbvast.service.retry_policy import doubling
+from tbvast.values import HostPort, Position, Received
+from tbvast.zeromq.sockets import Factory, SocketOptions, SubConnection
+
+QUEUE_WITHOUT_REPLAY = 100_000
+QUEUE_WITH_REPLAY = 200
+"""
+The most messages in the receiving socket. A bus without replay drops further ones; a bus
+with replay keeps them.
+"""
+
+MOST_WAITING = 10_000
+MOST_WAITING_BYTES = 64 << 20
+"""
+Reading pauses while as many items, or bytes, wait to be applied.
+"""
+
+SAME_GAP = 3
+"""
+Times in a row that the same numbers have to be missing before the subscription skips them:
+the bus does not have them. After an unreadable frame, one time less suffices.
+"""
+
+INCOMPLETE_FIRST = 1.0
+INCOMPLETE_MOST = 600.0
+"""
+Seconds before another snapshot is requested after an incomplete one. They double each time,
+up to the most.
+"""
+
+
+@dataclass
+class Snapshot:
+    """
+    A snapshot that is arriving.
+
+    @ivar ending: Whether indicators that are missing from it are no longer in force.
+    @ivar count: The number of its items that arrived.
+    @ivar refused: The number of unreadable ones among them.
+    @ivar nameless: The number of unreadable ones without a readable id.
+    """
+
+    ending: bool
+    count: int = 0
+    refused: int = 0
+    nameless: int = 0
+
+    def add(self, part: Part) -> None:
+        """
+        Count the items of a part.
+        """
+        self.count += len(part.items) + len(part.refused)
+        self.refused += len(part.refused)
+        self.nameless += sum(not each.ids for each in part.refused)
+
+
+@dataclass
+class _Pending:
+    """
+    Items that wait to be applied together.
+
+    @ivar refused: The unreadable ones among them.
+    @ivar position: The position after them; C{None} if they have none.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    refused: list[Unreadable] = field(default_factory=list)
+    position: Position | None = None
+
+
+class Reception:
+    """
+    Receives the items of one subscription after the other, and applies them in order, as many
+    as possible in one step.
+
+    A bus that speaks tbvast/1 numbers its items. The position moves with the numbers, but not
+    while a snapshot is arriving, nor after an incomplete one: then the next items are
+    applied without a position, and another snapshot is requested later. After a gap, or if
+    the cursor fails, the reception ends, and the bus sends the items again.
+
+    @ivar plugin: The identity of the bus; empty if it has no numbers.
+    @ivar refused: The number of items and messages that were unreadable.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        cursor: ICursor,
+        warn: Callable[..., None],
+        broken: Callable[[], None],
+    ) -> None:
+        """
+        @param clock: Measures the delay after an incomplete snapshot.
+        @param cursor: Applies the items.
+        @param warn: Logs what the bus can provoke: called with a format, in which C{bus} is
+            the bus, and the other values of the format.
+        @param broken: Called when the subscription has to be renewed.
+        """
+        self.plugin = ""
+        self.refused = 0
+        self._clock = clock
+        self._cursor = cursor
+        self._warn = warn
+        self._broken = broken
+        self._connection: SubConnection | None = None
+        self._applying: Deferred[None] = succeed(None)
+        self._arrivals: list[Delivery] = []
+        self._waiting = self._waiting_bytes = 0
+        self._expected = 0
+        self._torn = False
+        self._last_gap: tuple[str, int, int] | None = None
+        self._same_gap_count = 0
+        self._snapshot: Snapshot | None = None
+        self._incomplete_snapshots = 0
+        self._snapshot_retry: IDelayedCall | None = None
+
+    def begin(
+        self,
+        factory: Factory,
+        endpoint: HostPort,
+        topic: bytes,
+        options: SocketOptions,
+        position: Position | None,
+        snapshot: Snapshot | None,
+    ) -> None:
+        """
+        Begin to receive, when the items of the last subscription are L{applied}.
+
+        @param factory: Makes the socket.
+        @param endpoint: The bus's pub endpoint.
+        @param topic: The subscription's own topic.
+        @param options: Options of the socket.
+        @param position: The position before the items; C{None} if the bus has no numbers.
+        @param snapshot: The snapshot that comes first, if any.
+        """
+        self.plugin = "" if position is None else position.plugin
+        self._expected = 0 if position is None else position.number
+        self._snapshot = snapshot
+        self._snapshot_retry = None
+        self._torn = False
+        queue = QUEUE_WITH_REPLAY if self.plugin else QUEUE_WITHOUT_REPLAY
+        self._connection = SubConnection(
+            factory,
+            functools.partial(self._arrived, topic),
+            {**options, zmq.RCVHWM: queue},
+        )
+        self._connection.subscribe(topic)
+        self._connection.connect(f"tcp://{endpoint}")
+
+    def close(self) -> None:
+        """
+        Receive and apply no more. Items that are being applied are applied.
+        """
+        if self._connection is not None:
+            self._connection.shutdown()
+            self._connection = None
+        self._arrivals.clear()
+        if self._snapshot_retry is not None and self._snapshot_retry.active():
+            self._snapshot_retry.cancel()
+
+    def applied(self) -> Deferred[None]:
+        """
+        @return: Fires when the items that arrived are applied, or have failed to apply.
+            Cancelling it does not cancel that.
+        """
+        applied: Deferred[None] = Deferred()
+        self._applying.addCallback(lambda _: applied.callback(None))
+        return applied
+
+    def _arrived(self, topic: bytes, messages: list[Received]) -> None:
+        for message in messages:
+            delivery = _decode(topic, message.frames)
+            self._arrivals.append(delivery)
+            self._waiting_bytes += sum(map(len, message.frames))
+            if not isinstance(delivery, Mark):
+                self._waiting += len(delivery.items) + len(delivery.refused)
+        if self._applying.called:
+            self._applying = Deferred.fromCoroutine(self._drain())
+            self._applying.addErrback(self._eb_not_applied)
+        if (
+            not self._applying.called
+            and self._connection is not None
+            and (self._waiting >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES)
+        ):
+            self._connection.pause()
+
+    async def _drain(self) -> None:
+        """
+        Apply the deliveries that wait, and those that arrive meanwhile, until none is left.
+        Deliveries that wait together are applied together.
+        """
+        while self._arrivals:
+            deliveries, self._arrivals = self._arrivals, []
+            self._waiting = self._waiting_bytes = 0
+            if self._connection is not None:
+                self._connection.resume()
+            await self._apply_all(deliveries)
+            if not self._arrivals:
+                await self._cursor.commit()
+
+    async def _apply_all(self, deliveries: Sequence[Delivery]) -> None:
+        pending = _Pending()
+        for delivery in deliveries:
+            if self._connection is None:
+                return
+            if isinstance(delivery, Mark):
+                await self._apply(pending)
+                pending = _Pending()
+                if self._connection is not None:
+                    await self._end_snapshot(delivery)
+                continue
+            if isinstance(delivery, Part) and self._snapshot is not None:
+                self._snapshot.add(delivery)
+            elif isinstance(delivery, Torn):
+                self._torn = True
+            elif isinstance(delivery, Batch) and self.plugin:
+                if self._snapshot is not None:
+                    self._end_incomplete("it has no end")
+                if delivery.after > self._expected and not self._skips_gap(delivery, pending):
+                    await self._apply(pending)
+                    self._report_loss()
+                    return
+                if delivery.until > self._expected:
+                    self._expected = delivery.until
+                    pending.position = Position(self.plugin, delivery.until)
+                    self._torn = False
+            pending.items.extend(delivery.items)
+            pending.refused.extend(delivery.refused)
+        await self._apply(pending)
+
+    def _skips_gap(self, batch: Batch, pending: _Pending) -> bool:
+        """
+        Decide whether to skip the numbers that are missing before a batch.
+
+        The bus reads them from its journal. If they are missing there, they will be missing
+        every time.
+
+        @return: Whether they are skipped; if so, they are among the refused items.
+        """
+        gap = (self.plugin, self._expected, batch.after)
+        self._same_gap_count = self._same_gap_count + 1 if gap == self._last_gap else 1
+        self._last_gap = gap
+        if self._same_gap_count < SAME_GAP - self._torn:
+            return False
+        reason = f"the bus does not send the numbers from {self._expected + 1} to {batch.after}"
+        pending.refused.append(Unreadable(batch.after, (), reason, b""))
+        return True
+
+    async def _apply(self, pending: _Pending) -> None:
+        if pending.refused:
+            self.refused += len(pending.refused)
+            for each in pending.refused:
+                self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
+            await self._cursor.set_aside(pending.refused)
+        position = pending.position if self._snapshot_retry is None else None
+        if pending.items or position is not None:
+            # A bus that numbers its items has decided which version is in force.
+            await self._cursor.apply(pending.items, position, decided=bool(self.plugin))
+
+    async def _end_snapshot(self, mark: Mark) -> None:
+        snapshot = self._snapshot
+        if snapshot is None:
+            self._warn("{bus} ended a snapshot that it had not begun.")
+            return
+        if not mark.failed and snapshot.count != mark.count:
+            self._end_incomplete(f"{snapshot.count} of its {mark.count} items came")
+            return
+        self._log.info(
+            "The snapshot is complete: {count} items{refused}{failed}.",
+            count=mark.count,
+            refused="" if not snapshot.refused else f", {snapshot.refused} of them set aside",
+            failed="" if not mark.failed else f", without those of {shown(', '.join(mark.failed))}",
+        )
+        if mark.failed:
+            self._report_loss()
+            return
+        self._snapshot = None
+        self._incomplete_snapshots = 0
+        position = Position(self.plugin, mark.number)
+        ends = mark.full and snapshot.ending
+        if ends and not snapshot.nameless:
+            await self._cursor.end_snapshot(position)
+            return
+        if ends:
+            self._warn(
+                "The ids of {count} items in the snapshot are unreadable:"
+                " indicators that are missing from it stay in force.",
+                count=snapshot.nameless,
+            )
+        await self._cursor.apply((), position)
+
+    def _end_incomplete(self, reason: str) -> None:
+        """
+        End an incomplete snapshot, and request another one later. Its items stay, and the
+        following ones are applied, but the position is held until then.
+        """
+        delay = doubling(INCOMPLETE_FIRST, INCOMPLETE_MOST)(self._incomplete_snapshots)
+        self._incomplete_snapshots += 1
+        self._snapshot = None
+        self._warn(
+            "The snapshot of {bus} is incomplete: {reason}. It ends nothing;"
+            " requesting another one in {delay:g} s.",
+            reason=reason,
+            delay=delay,
+        )
+        self._snapshot_retry = self._clock.callLater(delay, self._end)
+
+    def _report_loss(self) -> None:
+        self._warn("{bus} did not send everything; subscribing again.")
+        self._end()
+
+    def _eb_not_applied(self, failure: Failure) -> None:
+        self._log.failure("Cannot apply items from the bus", failure)
+        self._end()
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self.close()
+            self._broken()
+
+
+def _decode(topic: bytes, message: list[bytes]) -> Delivery:
+    try:
+        delivery = decode_delivery(topic, message)
+    except Exception as e:  # if not Invalid, a bug in a decoder
+        reason = str(e) if isinstance(e, Invalid) else f"{type(e).__name__}: {e}"
+        return Torn((), (unreadable(reason, b"".join(message)),))
+    return Torn((delivery,), ()) if isinstance(delivery, Item) else delivery
