@@ -225,7 +225,7 @@ class FileJournal:
         """
         self.store = JournalStore(path, identity)
         self.reader = JournalReader(path)
-        opened = Opened(self.store.identity, self.store.head)
+        opened = Opened(self.store.identity, self.store.head, self.store.floor)
         ask = asking(self.store, call=call)
         self.lost: list[str] = []
         self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now, self.lost.append)

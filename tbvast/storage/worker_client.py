@@ -118,7 +118,7 @@ class Worker:
         self._stopping = False
         self._ended: Deferred[None] = Deferred()
 
-    def start(self, type: Any, limit: float = START_LIMIT) -> Any:
+    def start(self, type: type[_T], limit: float = START_LIMIT) -> _T:
         """
         Start the process, and wait for its first message.
 

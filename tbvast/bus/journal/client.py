@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
@@ -24,6 +24,7 @@ from tbvast.bus.journal.values import (
     Opened,
     Outcome,
     PackedOutcome,
+    Page,
     Pruned,
     Verdict,
 )
@@ -44,6 +45,7 @@ GUARD_INTERVAL = 1.0
 Seconds between checks of the file while nothing is written.
 """
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _log = Logger()
@@ -91,6 +93,7 @@ class Journal:
         """
         self.identity = opened.identity
         self.head = opened.head
+        self.floor = opened.floor
         self._now = now
         self._ask = ask
         self._reader = reader
@@ -98,12 +101,10 @@ class Journal:
         self._lost = lost
         self._failures = 0
 
-    @property
-    def floor(self) -> int:
-        return self._reader.floor
-
-    def _read(self, method: Callable[..., _T], *arguments: Any) -> Deferred[_T]:
-        result: Deferred[_T] = self._defer(method, *arguments)
+    def _read(
+        self, method: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs
+    ) -> Deferred[_T]:
+        result: Deferred[_T] = self._defer(method, *arguments, **keywords)
         return result.addErrback(self._eb_read)
 
     def _eb_read(self, failure: Failure) -> Failure:
@@ -165,14 +166,15 @@ class Journal:
     def set_aside_report(self) -> Deferred[SetAsideReport]:
         return self._read(self._reader.set_aside_report)
 
-    def _cb_read(self, found: tuple[list[_T], list[SetAside]]) -> list[_T] | Deferred[list[_T]]:
+    def _cb_read(self, page: Page[_T]) -> list[_T] | Deferred[list[_T]]:
         """
         Set damaged entries aside before the next read.
         """
-        good, bad = found
-        if not bad:
-            return good
-        return self.set_aside(bad).addErrback(log_not_set_aside, bad).addCallback(lambda _: good)
+        self.floor = max(self.floor, page.floor)
+        if not page.damaged:
+            return page.sound
+        aside = self.set_aside(page.damaged).addErrback(log_not_set_aside, page.damaged)
+        return aside.addCallback(lambda _: page.sound)
 
     def _cb_appended(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
@@ -211,7 +213,7 @@ class Journal:
         return self._ask(JournalStore.prune, since, size, limit).addCallback(self._cb_pruned)
 
     def _cb_pruned(self, pruned: Pruned) -> int:
-        self._reader.floor = max(self._reader.floor, pruned.floor)
+        self.floor = max(self.floor, pruned.floor)
         return pruned.count
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> Deferred[None]:

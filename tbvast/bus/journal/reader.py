@@ -24,7 +24,7 @@ from tbvast.bus.journal.schema import (
     set_aside_row,
 )
 from tbvast.bus.journal.soundness import MOST_BYTES, damage
-from tbvast.bus.journal.values import EntryPage, IndicatorPage, JournalEntry
+from tbvast.bus.journal.values import JournalEntry, Page
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
@@ -37,9 +37,6 @@ class JournalReader:
     """
     Reads the journal while another process writes it. Called in any thread, one call at a
     time.
-
-    @ivar floor: The number up to which entries may have been pruned; at least as recent as
-        the entries read last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +48,6 @@ class JournalReader:
         with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
-            self.floor = read_floor(self._connection)
 
     def close(self) -> None:
         """
@@ -75,7 +71,7 @@ class JournalReader:
 
     def current(
         self, after: int, until: int, since: float, limit: int, now: float
-    ) -> IndicatorPage:
+    ) -> Page[tuple[int, bytes]]:
         """
         @see: L{tbvast.interfaces.IJournal.current}
 
@@ -105,7 +101,7 @@ class JournalReader:
                 after = rows[-1][0]
                 good, found = _sound(rows)
                 bad += self._damaged(found, Stage.SNAPSHOT)
-        return good, bad
+        return Page(good, bad)
 
     def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
         """
@@ -161,7 +157,9 @@ class JournalReader:
         with self._reading():
             return dict(self._connection.execute("SELECT topic, request FROM subscriptions"))
 
-    def entries(self, after: int, streams: Collection[Stream], limit: int, size: int) -> EntryPage:
+    def entries(
+        self, after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> Page[JournalEntry]:
         """
         @see: L{tbvast.interfaces.IReplay.entries}
         """
@@ -169,7 +167,7 @@ class JournalReader:
         good: list[JournalEntry] = []
         bad: list[int] = []
         with self._reading(), snapshot(self._connection):
-            self.floor = read_floor(self._connection)
+            floor = read_floor(self._connection)
             # An empty page would mean the end.
             while not good and (found := self._read_entries(after, wanted, limit, size)):
                 after = found[-1][0]
@@ -182,7 +180,7 @@ class JournalReader:
                     except (TypeError, KeyError):
                         pass  # a column of a damaged row may have any type
                     bad.append(number)
-            return good, list(self._damaged(bad, Stage.REPLAY))
+            return Page(good, list(self._damaged(bad, Stage.REPLAY)), floor)
 
     def _read_entries(
         self, after: int, streams: str, limit: int, size: int
@@ -207,7 +205,7 @@ class JournalReader:
         """
         @see: L{tbvast.interfaces.IReplay.pruned}
         """
-        with journal_errors("read", self._path):
+        with self._reading():
             (left,) = self._connection.execute(
                 "SELECT count(*) FROM entries WHERE number > ? AND number <= ?", (after, until)
             ).fetchone()

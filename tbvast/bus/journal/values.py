@@ -5,12 +5,15 @@ The values of the journal, which its client, its reader and its writer exchange.
 from __future__ import annotations
 
 import enum
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.storage.set_aside import SetAside
+
+T = TypeVar("T")
 
 
 class Verdict(enum.StrEnum):
@@ -77,10 +80,12 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
 
     @ivar identity: The journal's identity.
     @ivar head: The highest number so far.
+    @ivar floor: The number up to which entries may have been pruned.
     """
 
     identity: str
     head: int
+    floor: int
 
 
 class Pruned(msgspec.Struct, frozen=True, array_like=True):
@@ -95,13 +100,16 @@ class Pruned(msgspec.Struct, frozen=True, array_like=True):
     floor: int
 
 
-IndicatorPage = tuple[list[tuple[int, bytes]], list[SetAside]]
-"""
-Numbers and documents of indicators; and the damaged ones, which are not among them and have
-to be set aside.
-"""
+class Page(NamedTuple, Generic[T]):
+    """
+    A page that was read from the journal.
 
-EntryPage = tuple[list[JournalEntry], list[SetAside]]
-"""
-Entries; and the damaged ones, which are not among them and have to be set aside.
-"""
+    @ivar sound: Its sound entries.
+    @ivar damaged: Its damaged ones, which have to be set aside.
+    @ivar floor: The number up to which entries may have been pruned when it was read; C{0} if
+        that does not matter.
+    """
+
+    sound: list[T]
+    damaged: list[SetAside]
+    floor: int = 0

@@ -31,7 +31,7 @@ def opened(path: Path, identity: str) -> Iterator[Served]:
         acquire_writer_lock(path)
     store = JournalStore(path, identity)
     try:
-        yield Served([store], Opened(store.identity, store.head), store.guard)
+        yield Served([store], Opened(store.identity, store.head, store.floor), store.guard)
     finally:
         store.close()
 
