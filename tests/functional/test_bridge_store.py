@@ -4,6 +4,7 @@ The bridge's store is damaged, lost, or of an earlier version: the bus fills it 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import sqlite3
@@ -64,7 +65,8 @@ class StoreTests(ServicesTestCase):
             status = await bus.ask(encode_status())
             found = dict(status["journal"])
             for each in status["subscriptions"]:
-                found["stored"] = each.get("report", {}).get("store", {}).get("indicators")
+                store = each.get("report", {}).get("store", {})
+                found["stored"], found["unsent"] = store.get("indicators"), store.get("unsent")
             return expected.items() <= found.items()
 
         await until(self.reactor, as_expected, 40.0)
@@ -81,6 +83,36 @@ class StoreTests(ServicesTestCase):
         bridge = self.running()
         await bridge.start()
         await self.until(self.bus, sightings=2, stored=COUNT)
+
+    async def test_both_earlier(self) -> None:
+        """
+        A plugin and a bridge go on with their states of 0.1.0: the bridge resumes where it was,
+        its sightings are acknowledged, and a new indicator reaches it.
+        """
+        require_tenzir(self)
+        self.state, bus_state = self.directory(), self.directory()
+        self.store = self.state / STORE_NAME
+        contents = self.old_store()
+        journal = bus_state / "journal.db"
+        journal.write_bytes(gzip.decompress((OLD_STATE / "journal.db.gz").read_bytes()))
+        self.bus = self.plugin(state=bus_state)
+        await self.bus.start()
+        with contextlib.closing(sqlite3.connect(journal)) as database:
+            (identity,) = database.execute(
+                "SELECT value FROM meta WHERE key = 'identity'"
+            ).fetchone()
+        # The store was made without a bus.
+        with contextlib.closing(sqlite3.connect(self.store)) as database, database:
+            database.execute("UPDATE position SET plugin = ?", (identity,))
+        bridge = self.running()
+        await bridge.start()
+        self.assertIn("from number 12 on", await bridge.saw("Subscribed to"))
+        known = len(contents["in force"])
+        await self.until(self.bus, indicators=known, sightings=2, stored=known, unsent=0)
+        document = json.dumps(an_indicator("[ipv4-addr:value = '198.51.100.7']")).encode()
+        reply = await self.bus.ask(encode_publish([document]))
+        self.assertEqual(reply["outcomes"], ["accepted"])
+        await self.until(self.bus, indicators=known + 1, stored=known + 1)
 
     async def test_damaged(self) -> None:
         """
