@@ -26,7 +26,7 @@ from tbvast.stix.indicators import (
     with_operation,
 )
 from tbvast.stix.observables import Kind, Observable, guess
-from tbvast.stix.pattern_conditions import observables
+from tbvast.stix.pattern_conditions import matchable
 
 STIX = FilePath(__file__).sibling("data").child("stix")
 TIMES = ("created", "modified", "valid_from", "valid_until")
@@ -300,7 +300,7 @@ class MakeIndicatorTests(SynchronousTestCase):
             observable = guess(text)
             raw = make_indicator(observable, now=NOW, source="a list", original=text)
             indicator = decode_indicator(raw)
-            self.assertEqual(observables(indicator.pattern or ""), (observable,))
+            self.assertEqual(matchable(indicator.pattern or "").observables, (observable,))
             self.assertEqual(indicator.modified, microseconds(NOW))
             self.assertEqual(indicator.valid_from, microseconds(NOW))
             self.assertEqual(msgspec.json.decode(raw)["labels"], ["a list"])

@@ -19,7 +19,7 @@ from tbvast.stix.observables import (
     refang,
     unescaped,
 )
-from tbvast.stix.pattern_conditions import observables
+from tbvast.stix.pattern_conditions import matchable
 
 JA4 = "t13d1516h2_8daaf6152771_e5627efa2ab1"
 SHA256 = "2e4c462b3424afcc04f43429d5f001e4ef9a28143bfeefb9af2254b4df3a7c1a"
@@ -398,7 +398,7 @@ class PatternForTests(SynchronousTestCase):
             observable = normalise(kind, text)
         except ObservableInvalid:
             return
-        self.assertEqual(observables(pattern_for(observable)), (observable,))
+        self.assertEqual(matchable(pattern_for(observable)).observables, (observable,))
 
     def test_certificate(self) -> None:
         """
@@ -406,7 +406,7 @@ class PatternForTests(SynchronousTestCase):
         """
         for digits in (32, 40, 64):
             observable = Observable(Kind.CERTIFICATE, "a" * digits)
-            self.assertEqual(observables(pattern_for(observable)), (observable,))
+            self.assertEqual(matchable(pattern_for(observable)).observables, (observable,))
 
     def test_spellings(self) -> None:
         """
@@ -424,14 +424,16 @@ class PatternForTests(SynchronousTestCase):
                 Kind.USER_AGENT,
             ),
         ):
-            self.assertEqual(observables(f"[{path} = '{value}']"), (Observable(kind, value),))
+            self.assertEqual(
+                matchable(f"[{path} = '{value}']").observables, (Observable(kind, value),)
+            )
         for path in (
             "network-traffic:extensions.'tls-ext'.sni",
             "network-traffic:extensions.'tls-ext'.ja3.hash",
             "network-traffic:extensions.'http-request-ext'.request_header.Host",
             "url:hashes.MD5",
         ):
-            self.assertRaises(PatternUnmatchable, observables, f"[{path} = '{md5}']")
+            self.assertRaises(PatternUnmatchable, matchable, f"[{path} = '{md5}']")
 
     def test_original(self) -> None:
         """
@@ -449,8 +451,8 @@ class PatternForTests(SynchronousTestCase):
             observable = guess(text)
         except ObservableInvalid:
             return
-        self.assertEqual(observables(pattern_for(observable)), (observable,))
-        self.assertEqual(observables(pattern_for(observable, text)), (observable,))
+        self.assertEqual(matchable(pattern_for(observable)).observables, (observable,))
+        self.assertEqual(matchable(pattern_for(observable, text)).observables, (observable,))
 
 
 class UnescapedTests(SynchronousTestCase):

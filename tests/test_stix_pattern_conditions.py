@@ -22,10 +22,8 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import (
     _NORMAL,
     matchable,
-    observables,
     sure_observable,
     surely_matchable,
-    validate,
 )
 from tbvast.stix.pattern_grammar import (
     DEEPEST,
@@ -38,12 +36,11 @@ from tbvast.stix.pattern_grammar import (
     Observations,
     Operator,
     Qualified,
-    Repeats,
-    StartStop,
+    Qualifier,
     Tests,
     Timestamp,
-    Within,
     parse,
+    walk,
 )
 
 STIX = FilePath(__file__).sibling("data").child("stix")
@@ -271,9 +268,12 @@ class ParseTests(SynchronousTestCase):
             Qualified(
                 Observation(Exists(ObjectPath("a", ("x",)))),
                 (
-                    Within(1.5),
-                    Repeats(2),
-                    StartStop(Timestamp("2016-01-20T12:31:12Z"), Timestamp("2017-01-20T12:31:12Z")),
+                    Qualifier("WITHIN", (1.5,)),
+                    Qualifier("REPEATS", (2,)),
+                    Qualifier(
+                        "START STOP",
+                        (Timestamp("2016-01-20T12:31:12Z"), Timestamp("2017-01-20T12:31:12Z")),
+                    ),
                 ),
             ),
         )
@@ -332,7 +332,6 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(len(found), 398)
         for pattern in found:
             parse(pattern)
-            validate(pattern)
             self.assertEqual(run_validator(pattern, "2.1"), [])
 
     @settings(max_examples=150)
@@ -356,16 +355,24 @@ class ParseTests(SynchronousTestCase):
         """
         Any text is a pattern or refused.
         """
-        self.assertEqual(accepted(text), _validated(text))
+        try:
+            parse(text)
+        except PatternInvalid as e:
+            str(e).encode("utf-8")
 
-
-def _validated(text: str) -> bool:
-    try:
-        validate(text)
-    except PatternInvalid as e:
-        str(e).encode("utf-8")
-        return False
-    return True
+    def test_walk(self) -> None:
+        """
+        The tests and qualifiers of a pattern come in its order.
+        """
+        pattern = (
+            "([a:b = 1 OR (EXISTS c:d AND e:f = 2)] REPEATS 2 TIMES FOLLOWEDBY [g:h = 3])"
+            " WITHIN 5 SECONDS"
+        )
+        found = [
+            each.name if isinstance(each, Qualifier) else str(each.path)
+            for each in walk(parse(pattern))
+        ]
+        self.assertEqual(found, ["a:b", "c:d", "e:f", "REPEATS", "g:h", "WITHIN"])
 
 
 _LEAVES: dict[str, Observable | None] = {
@@ -476,7 +483,7 @@ class TogetherTests(SynchronousTestCase):
         """
         pattern = "[domain-name:value = 'Evil.example' AND ipv4-addr:value = '192.0.2.1']"
         self.assertEqual(
-            observables(pattern),
+            matchable(pattern).observables,
             (Observable(Kind.DOMAIN, "evil.example"), Observable(Kind.IP, "192.0.2.1")),
         )
         self.assertEqual(matchable(pattern).unmatched, ())
@@ -536,7 +543,7 @@ class TogetherTests(SynchronousTestCase):
         The fast paths give the same result as the parser.
         """
         pattern = frame.format(joint.join(parts))
-        self.assertEqual(_validated(pattern), accepted(pattern))
+        self.assertEqual(outcome(pattern) is not PatternInvalid, accepted(pattern))
         self.assertEqual(outcome(pattern), outcome(f"/**/{pattern}"))
 
     def test_needed(self) -> None:
@@ -633,7 +640,9 @@ class MatchableTests(SynchronousTestCase):
         """
         A pattern has exactly these observables.
         """
-        self.assertEqual(observables(pattern), tuple(Observable(*each) for each in expected))
+        self.assertEqual(
+            matchable(pattern).observables, tuple(Observable(*each) for each in expected)
+        )
 
     def test_paths(self) -> None:
         """
@@ -849,8 +858,9 @@ class SurelyMatchableTests(SynchronousTestCase):
         that L{matchable} finds.
         """
         if surely_matchable(pattern):
-            self.assertEqual(matchable(pattern).observables, (sure_observable(pattern),))
-            parse(pattern)
+            thorough = matchable(parse(pattern))
+            self.assertEqual(matchable(pattern), thorough)
+            self.assertEqual(thorough.observables, (sure_observable(pattern),))
 
     def test_frequent(self) -> None:
         """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -32,6 +33,7 @@ from tbvast.stix.documents import Time, timestamp
 from tbvast.stix.indicators import (
     STIX,
     Indicator,
+    IndicatorProperties,
     Operation,
     compatible,
     decode_indicator,
@@ -50,18 +52,8 @@ from tbvast.stix.limits import (
     MOST_STEPS,
     MOST_TERMS,
 )
-from tbvast.stix.pattern_conditions import matchable, surely_matchable, validate
-from tbvast.stix.pattern_grammar import (
-    Exists,
-    Expression,
-    Observation,
-    Observations,
-    Qualified,
-    Test,
-    Tests,
-    count_terms,
-    parse,
-)
+from tbvast.stix.pattern_conditions import matchable, surely_matchable
+from tbvast.stix.pattern_grammar import Comparison, Exists, Qualifier, parse, walk
 from tbvast.stix.properties import (
     INDICATOR,
     SIGHTING,
@@ -69,14 +61,13 @@ from tbvast.stix.properties import (
     check_markings,
     check_properties,
     is_custom,
-    is_id,
 )
 from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
 Item = Indicator | Sighting
 
 _REMOVE = Operation.REMOVE
-_is_indicator_id = is_id("indicator")
+_is_indicator_id = re.compile(f"indicator--{documents.UUID}").fullmatch
 
 
 def admit(raw: bytes) -> Item:
@@ -90,7 +81,7 @@ def admit(raw: bytes) -> Item:
         try:
             if _typed_decoder.decode(raw).type == "sighting":
                 return admit_sighting(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except documents.UNREADABLE:
             pass  # the indicator's check reports the error
     return admit_indicator(raw)
 
@@ -118,7 +109,7 @@ def admit_indicator(raw: bytes) -> Indicator:
     try:
         # This decoder skips nothing, so that no hidden part can be deep or have long numbers.
         plain = _plain_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except documents.UNREADABLE:
         plain = _with_custom(raw)
     if plain is None:
         return _admit_unusual_indicator(raw)
@@ -166,26 +157,22 @@ _Marking = Annotated[str, msgspec.Meta(pattern=rf"^marking-definition--{document
 _Identity = Annotated[str, msgspec.Meta(pattern=rf"^identity--{documents.UUID}\Z")]
 
 
-class _Usual(msgspec.Struct, gc=False):
+class _Usual(IndicatorProperties, gc=False, kw_only=True):
     """
     The form of most indicators: a subset of the properties that L{INDICATOR} allows.
     """
 
-    type: Literal["indicator"]
     spec_version: Literal["2.1"]
-    id: str
     created: Time
     modified: Time
     pattern: Annotated[str, msgspec.Meta(min_length=1)]
     pattern_type: Literal["stix"]
     valid_from: Time
-    valid_until: Time | None = None
     name: str = ""
     description: str = ""
     indicator_types: _Texts | UnsetType = UNSET
     labels: _Texts | UnsetType = UNSET
     confidence: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
-    revoked: bool = False
     pattern_version: Literal["2.1"] = "2.1"
     x_threatbus_update: Operation = Operation.ADD
     created_by_ref: _Identity | UnsetType = UNSET
@@ -194,7 +181,7 @@ class _Usual(msgspec.Struct, gc=False):
     kill_chain_phases: Annotated[list[_Phase], msgspec.Meta(min_length=1)] | UnsetType = UNSET
 
 
-class _Plain(_Usual, forbid_unknown_fields=True, gc=False):
+class _Plain(_Usual, forbid_unknown_fields=True, gc=False, kw_only=True):
     """
     A usual indicator without custom properties.
     """
@@ -211,7 +198,7 @@ def _with_custom(raw: bytes) -> _Usual | None:
     """
     try:
         usual = _usual_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except documents.UNREADABLE:
         return None
     document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
     others = document.keys() - _USUAL
@@ -227,26 +214,22 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
     """
     if len(pattern) > LONGEST_PATTERN:
         raise IndicatorInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
-    validate(pattern)
+    expression = parse(pattern)
     if _BEGINNING.match(pattern) is None:
         raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
-    if "hashes" in pattern or "EXISTS" in pattern or ("-" in pattern and pattern.count("[") > 1):
-        _check_tests(pattern, parse(pattern))
-    if len(pattern) > _SHORT_PATTERN:
-        terms, steps = count_terms(pattern)
-        if terms > MOST_TERMS:
-            raise IndicatorInvalid(
-                "pattern", pattern, f"of at most {MOST_TERMS} comparisons and qualifiers"
-            )
-        if steps > MOST_STEPS:
-            raise IndicatorInvalid(
-                "pattern", pattern, f"of object paths of at most {MOST_STEPS} steps"
-            )
+    terms = list(walk(expression))
+    tests = [term for term in terms if not isinstance(term, Qualifier)]
+    for test in tests:
+        _check_test(pattern, test)
+    if len(terms) > MOST_TERMS:
+        raise IndicatorInvalid(
+            "pattern", pattern, f"of at most {MOST_TERMS} comparisons and qualifiers"
+        )
+    if any(len(test.path.steps) > MOST_STEPS for test in tests):
+        raise IndicatorInvalid("pattern", pattern, f"of object paths of at most {MOST_STEPS} steps")
     if operation is not _REMOVE:
-        try:  # faster than contextlib.suppress
-            matchable(pattern)
-        except PatternUnmatchable:
-            pass
+        with suppress(PatternUnmatchable):
+            matchable(expression)
 
 
 _BEGINNING = re.compile(r"[ \t\n\r\v\f]*(?:\([ \t\n\r\v\f]*)?\[")
@@ -268,27 +251,19 @@ The hashes that the parser of the old programs accepts, by name in capitals, wit
 """
 
 
-def _check_tests(pattern: str, expression: Expression | Test) -> None:
+def _check_test(pattern: str, test: Comparison | Exists) -> None:
     """
-    Check that the parser of the old programs accepts each test: it supports neither
+    Check that the parser of the old programs accepts a test: it supports neither
     C{NOT EXISTS} nor a negative list position, and no list or part of a hash.
     """
-    if isinstance(expression, Observation):
-        _check_tests(pattern, expression.test)
-    elif isinstance(expression, Qualified):
-        _check_tests(pattern, expression.expression)
-    elif isinstance(expression, Observations | Tests):
-        for operand in expression.operands:
-            _check_tests(pattern, operand)
-    else:
-        steps = expression.path.steps
-        if any(isinstance(step, int) and step < 0 for step in steps):
-            raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
-        if isinstance(expression, Exists):
-            if expression.negated:
-                raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
-        elif "hashes" in steps:
-            _check_hash(pattern, steps[-1], expression.value)
+    steps = test.path.steps
+    if any(isinstance(step, int) and step < 0 for step in steps):
+        raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
+    if isinstance(test, Exists):
+        if test.negated:
+            raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
+    elif "hashes" in steps:
+        _check_hash(pattern, steps[-1], test.value)
 
 
 def _check_hash(pattern: str, name: object, value: object) -> None:
@@ -300,12 +275,6 @@ def _check_hash(pattern: str, name: object, value: object) -> None:
         raise IndicatorInvalid(
             "pattern", pattern, f"one that compares {kind} with one whole hash at a time"
         )
-
-
-_SHORT_PATTERN = 2 * MOST_STEPS
-"""
-The length up to which a pattern cannot exceed the limits of terms and steps.
-"""
 
 
 def _admit_unusual_indicator(raw: bytes) -> Indicator:
@@ -476,23 +445,17 @@ def _too_deep(raw: bytes, deepest: int) -> tuple[str, bytes]:
     return _shown(name), raw[start:].lstrip(b" \t\r\n:")
 
 
-def _values(raw: bytes) -> dict[str, bytes]:
-    """
-    The raw values of an object's properties; empty if the object cannot be split.
-    """
-    try:
-        values = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
-    return {name: bytes(value) for name, value in values.items()}
-
-
 def _first_unreadable(raw: bytes) -> tuple[str, bytes]:
-    for name, value in _values(raw).items():
-        try:
-            msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _shown(name), value
+    """
+    @return: The name and the raw value of the first property that cannot be decoded; the whole
+        document if its properties cannot be told apart.
+    """
+    with suppress(*documents.UNREADABLE):
+        for name, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
+            try:
+                msgspec.json.decode(value)
+            except documents.UNREADABLE:
+                return _shown(name), bytes(value)
     return "document", raw
 
 

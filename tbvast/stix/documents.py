@@ -58,6 +58,11 @@ TIMESTAMP = "a timestamp such as 2024-05-17T12:00:00.000Z"
 The description of a valid timestamp in errors.
 """
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""
+The exceptions that a decoder raises of untrusted bytes.
+"""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -164,6 +169,6 @@ def json_object(raw: bytes, refusal: type[Invalid]) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         raise refusal("document", raw, f"a JSON object ({e})") from None
     return found

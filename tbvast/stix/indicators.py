@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -24,7 +24,8 @@ from tbvast.stix.documents import (
     timestamp,
 )
 from tbvast.stix.observables import Observable, pattern_for
-from tbvast.stix.pattern_conditions import surely_matchable, validate
+from tbvast.stix.pattern_conditions import surely_matchable
+from tbvast.stix.pattern_grammar import parse
 
 STIX = "stix"
 """
@@ -85,7 +86,7 @@ class Contents(msgspec.Struct, frozen=True):
     others: dict[str, int]
 
 
-class _Document(msgspec.Struct, gc=False):
+class IndicatorProperties(msgspec.Struct, gc=False, kw_only=True):
     """
     The properties of an indicator that are decoded.
     """
@@ -115,7 +116,7 @@ _EXPECTED = {
     "x_threatbus_update": "EDIT or REMOVE",
 }
 
-_decoder = msgspec.json.Decoder(_Document)
+_decoder = msgspec.json.Decoder(IndicatorProperties)
 
 _is_id = documents.id_of("indicator").fullmatch
 
@@ -150,31 +151,10 @@ def decode_indicator(raw: bytes) -> Indicator:
         if document.pattern_type == STIX:
             sure = surely_matchable(pattern)
             if not sure:
-                validate(pattern)
+                parse(pattern)
         if start is not None and end is not None and end <= start:
             raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
     return interpret(document, operation, sure, raw)
-
-
-class IndicatorProperties(Protocol):
-    """
-    The properties from which L{interpret} makes an indicator.
-    """
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def pattern(self) -> str | None: ...
-    @property
-    def pattern_type(self) -> str: ...
-    @property
-    def created(self) -> datetime | None: ...
-    @property
-    def modified(self) -> datetime | None: ...
-    @property
-    def valid_from(self) -> datetime | None: ...
-    @property
-    def valid_until(self) -> datetime | None: ...
 
 
 def interpret(
@@ -224,21 +204,36 @@ def make_indicator(
     @param original: The text of which the observable was made, if there is one.
     """
     time = timestamp(now)
+    return encode_indicator(
+        documents.derived_id(
+            "indicator", observable.kind.value.encode(), observable.value.encode()
+        ),
+        time,
+        name=observable.value,
+        indicator_types=["unknown"],
+        labels=[source],
+        pattern=pattern_for(observable, original),
+        pattern_type=STIX,
+        valid_from=time,
+    )
+
+
+def encode_indicator(id: str, time: str, **properties: str | list[str]) -> bytes:
+    """
+    Encode an indicator.
+
+    @param id: The STIX id.
+    @param time: C{created} and C{modified}.
+    @param properties: The other properties.
+    """
     return msgspec.json.encode(
         {
             "type": "indicator",
             "spec_version": "2.1",
-            "id": documents.derived_id(
-                "indicator", observable.kind.value.encode(), observable.value.encode()
-            ),
+            "id": id,
             "created": time,
             "modified": time,
-            "name": observable.value,
-            "indicator_types": ["unknown"],
-            "labels": [source],
-            "pattern": pattern_for(observable, original),
-            "pattern_type": STIX,
-            "valid_from": time,
+            **properties,
         }
     )
 
@@ -269,7 +264,7 @@ def is_compatible(raw: bytes) -> bool:
     """
     try:
         found = _readable_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except documents.UNREADABLE:
         return False
     created, modified, start, end = (
         found.created, found.modified, found.valid_from, found.valid_until
@@ -354,17 +349,7 @@ def removal(id: str, now: datetime) -> bytes:
     """
     @return: A document that removes an indicator of which only the id is known.
     """
-    time = timestamp(now)
-    return msgspec.json.encode(
-        {
-            "type": "indicator",
-            "spec_version": "2.1",
-            "id": id,
-            "created": time,
-            "modified": time,
-            "x_threatbus_update": Operation.REMOVE.value,
-        }
-    )
+    return encode_indicator(id, timestamp(now), x_threatbus_update=Operation.REMOVE.value)
 
 
 class _Bundle(msgspec.Struct):
@@ -398,14 +383,14 @@ def split_bundle(raw: bytes) -> Contents:
             objects = bundle.objects if bundle.type == "bundle" else [msgspec.Raw(raw)]
     except msgspec.ValidationError as e:
         raise IndicatorInvalid("document", raw, f"{expected} ({e})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except documents.UNREADABLE as e:
         raise IndicatorInvalid("document", raw, f"JSON ({e})") from None
     indicators: list[bytes] = []
     others: Counter[str] = Counter()
     for item in objects:
         try:
             type_ = _typed_decoder.decode(item).type
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except documents.UNREADABLE:
             type_ = "not a STIX object"
         if type_ == "indicator":
             indicators.append(bytes(item))

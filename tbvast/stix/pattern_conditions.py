@@ -5,7 +5,7 @@ Derives the conditions of STIX patterns that a single event can fulfil.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,25 +22,9 @@ from tbvast.stix.pattern_grammar import (
     Observation,
     Operator,
     Qualified,
-    Repeats,
     Test,
-    Within,
     parse,
 )
-
-__all__ = [
-    "PATTERN_RULES",
-    "AllOf",
-    "AnyOf",
-    "Matchable",
-    "Term",
-    "matchable",
-    "observables",
-    "parse",
-    "sure_observable",
-    "surely_matchable",
-    "validate",
-]
 
 PATTERN_RULES = 2
 """
@@ -106,13 +90,7 @@ class Matchable(msgspec.Struct, frozen=True):
         """
         The terms; at least one, each observable once, in the pattern's order.
         """
-        condition = self.condition
-        if isinstance(condition, Term):
-            return (condition,)
-        found: dict[Observable, Term] = {}
-        for term in _terms(condition):
-            found.setdefault(term.observable, term)
-        return tuple(found.values())
+        return _distinct(_terms(self.condition))
 
     @property
     def observables(self) -> tuple[Observable, ...]:
@@ -126,11 +104,7 @@ class Matchable(msgspec.Struct, frozen=True):
         """
         The terms that are sufficient alone.
         """
-        found: dict[Observable, Term] = {}
-        for condition in _alternatives(self.condition):
-            if isinstance(condition, Term):
-                found.setdefault(condition.observable, condition)
-        return tuple(found.values())
+        return _distinct(each for each in _alternatives(self.condition) if isinstance(each, Term))
 
     @property
     def joint(self) -> bool:
@@ -167,6 +141,13 @@ def _terms(condition: Condition) -> Iterator[Term]:
             yield from _terms(each)
 
 
+def _distinct(terms: Iterable[Term]) -> tuple[Term, ...]:
+    found: dict[Observable, Term] = {}
+    for term in terms:
+        found.setdefault(term.observable, term)
+    return tuple(found.values())
+
+
 def _alternatives(condition: Condition) -> Sequence[Condition]:
     # _any_of never nests alternatives.
     return condition.conditions if isinstance(condition, AnyOf) else (condition,)
@@ -178,20 +159,19 @@ def _held(condition: Condition, observables: Container[Observable]) -> tuple[Ter
     if isinstance(condition, AnyOf):
         each = (_held(alternative, observables) for alternative in condition.conditions)
         return next(filter(None, each), ())
-    together: dict[Observable, Term] = {}
+    together: list[Term] = []
     for part in condition.conditions:
         terms = _held(part, observables)
         if not terms:
             return ()
-        for term in terms:
-            together.setdefault(term.observable, term)
-    return tuple(together.values())
+        together += terms
+    return _distinct(together)
 
 
 def surely_matchable(pattern: str) -> bool:
     """
     Whether L{matchable} is certain to succeed: a fast check that covers the most frequent
-    patterns.
+    patterns, a single comparison whose value is in its normal form, or nearly so for a URL.
 
     @return: False if it is uncertain.
     """
@@ -204,79 +184,34 @@ def sure_observable(pattern: str) -> Observable:
     @return: Its only observable, as L{matchable} would find it.
     """
     path, _, value = pattern[1:-2].partition(" = '")
-    kind = _KIND_OF_TEXT[path]
+    kind = _NORMAL_KINDS[path]
     return normalise(kind, value) if kind is _URL else Observable(kind, value)
 
 
 _URL = Kind.URL  # a global name is faster than a member of an enumeration
 
 
-def validate(pattern: str) -> None:
-    """
-    Check that a text is a STIX pattern: like L{parse}, but faster for most patterns.
-
-    @raise PatternInvalid: If it is not.
-    """
-    simple = _SIMPLE.fullmatch(pattern)
-    if (simple is None or simple[1] not in _KIND_OF_TEXT) and _joined(pattern) is None:
-        parse(pattern)
-
-
-def observables(pattern: str) -> tuple[Observable, ...]:
-    """
-    @return: The matchable observables of a pattern; at least one.
-    @raise PatternInvalid: As L{matchable}.
-    @raise PatternUnmatchable: As L{matchable}.
-    @raise ObservableInvalid: As L{matchable}.
-    """
-    return matchable(pattern).observables
-
-
-def matchable(pattern: str) -> Matchable:
+def matchable(pattern: str | Expression) -> Matchable:
     """
     Derive the matchable part of a pattern.
 
+    @param pattern: The pattern, or its tree.
     @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
     @raise PatternUnmatchable: If nothing of it can be matched; with the first reason.
     @raise ObservableInvalid: If nothing of it can be matched, and a value in it is malformed,
         such as an address.
     """
-    simple = _SIMPLE.fullmatch(pattern)
-    if simple is not None:
-        kind = _KIND_OF_TEXT.get(simple[1])
-        if kind is not None:
-            value = simple[2]
-            return Matchable(Term(normalise(_kind_of_value(kind, value), value), value))
+    if isinstance(pattern, str):
+        if surely_matchable(pattern):
+            return Matchable(Term(sure_observable(pattern), pattern[1:-2].partition(" = '")[2]))
+        pattern = parse(pattern)
     found = _Findings([], [])
-    joined = _joined(pattern)
-    if joined is None:
-        condition = _of_observations(parse(pattern), found)
-    else:
-        joint, parts = joined
-        terms = [_of_value(kind, value, found) for kind, value in parts]
-        condition = _all_of(terms) if joint is Joint.AND else _any_of(terms)
+    condition = _of_observations(pattern, found)
     if condition is not None:
         return Matchable(condition, tuple(found.unmatched))
     if found.invalid:
         raise found.invalid[0]
     raise PatternUnmatchable(found.unmatched[0])
-
-
-def _joined(pattern: str) -> tuple[Joint, list[tuple[Kind, str]]] | None:
-    """
-    Split a pattern of several simple comparisons that are joined by one operator.
-
-    @return: The operator, and the kinds and values of the comparisons; C{None} for any other
-        pattern.
-    """
-    match = _JOINED.fullmatch(pattern)
-    if match is None:
-        return None
-    try:
-        parts = [(_KIND_OF_TEXT[path], value) for path, value in _PARTS.findall(pattern)]
-    except KeyError:
-        return None
-    return Joint.OR if match[3] is None else Joint.AND, parts
 
 
 class _Findings(NamedTuple):
@@ -291,103 +226,74 @@ class _Findings(NamedTuple):
     invalid: list[ObservableInvalid]
 
 
-_PART = r"([a-z0-9-]+:[A-Za-z0-9_.'-]+) ?= ?'([^'\\]*)'"
-_SIMPLE = re.compile(rf"\[ ?{_PART} ?\]")
-"""
-A single comparison without escapes: a shortcut for the object paths of L{_KIND_OF_TEXT}.
-"""
-
-_JOINED = re.compile(rf"\[ ?{_PART}(?:(?: AND {_PART})+|(?: OR {_PART})+) ?\]")
-"""
-Several such comparisons, joined by one operator.
-"""
-
-_PARTS = re.compile(_PART)
-
 _OCTET = "(?:1[0-9]{0,2}|2(?:[0-4][0-9]?|5[0-5]?|[6-9])?|[3-9][0-9]?|0)"
 _ADDRESS = rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}"
 _HOST = r"(?:[a-z0-9](?:[a-z0-9-]{0,40}[a-z0-9])?\.){1,4}[a-z]{2,40}"
 
+_NORMAL_FORMS = {
+    "ipv4-addr:value": (Kind.IP, _ADDRESS),
+    "domain-name:value": (Kind.DOMAIN, _HOST),
+    "url:value": (Kind.URL, rf"https?://(?:{_ADDRESS}|{_HOST})(?:/[A-Za-z0-9/._~-]{{0,200}})?"),
+    "file:hashes.MD5": (Kind.MD5, "[0-9a-f]{32}"),
+    "file:hashes.'SHA-1'": (Kind.SHA1, "[0-9a-f]{40}"),
+    "file:hashes.'SHA-256'": (Kind.SHA256, "[0-9a-f]{64}"),
+}
+"""
+The kinds and forms of values in L{surely_matchable} patterns, by object path.
+"""
+
+_NORMAL_KINDS = {path: kind for path, (kind, _) in _NORMAL_FORMS.items()}
 _NORMAL = re.compile(
-    r"\[(?:"
-    rf"ipv4-addr:value = '{_ADDRESS}'"
-    rf"|domain-name:value = '{_HOST}'"
-    rf"|url:value = 'https?://(?:{_ADDRESS}|{_HOST})(?:/[A-Za-z0-9/._~-]{{0,200}})?'"
-    r"|file:hashes\.(?:MD5 = '[0-9a-f]{32}'|'SHA-1' = '[0-9a-f]{40}'|'SHA-256' = '[0-9a-f]{64}')"
-    r")\]"
+    "|".join(rf"\[{re.escape(path)} = '{form}'\]" for path, (_, form) in _NORMAL_FORMS.items())
 )
-"""
-A single comparison whose value is in its normal form, or a URL in nearly normal form.
-"""
 
-_KIND_OF_PATH: dict[tuple[str, tuple[object, ...]], Kind] = {
-    ("ipv4-addr", ("value",)): Kind.IP,
-    ("ipv6-addr", ("value",)): Kind.IP,
-    ("domain-name", ("value",)): Kind.DOMAIN,
-    ("url", ("value",)): Kind.URL,
-    ("email-addr", ("value",)): Kind.EMAIL,
-    ("email-message", ("from_ref", "value")): Kind.EMAIL,
-    ("email-message", ("sender_ref", "value")): Kind.EMAIL,
+_KINDS: Mapping[tuple[object, ...], Kind] = {
+    ("ipv4-addr", "value"): Kind.IP,
+    ("ipv6-addr", "value"): Kind.IP,
+    ("domain-name", "value"): Kind.DOMAIN,
+    ("url", "value"): Kind.URL,
+    ("email-addr", "value"): Kind.EMAIL,
+    ("email-message", "from_ref", "value"): Kind.EMAIL,
+    ("email-message", "sender_ref", "value"): Kind.EMAIL,
     # A reference to an address or to a domain name; the value decides.
-    ("network-traffic", ("src_ref", "value")): Kind.DOMAIN,
-    ("network-traffic", ("dst_ref", "value")): Kind.DOMAIN,
-    ("file", ("name",)): Kind.FILE_NAME,
-    ("mac-addr", ("value",)): Kind.MAC,
+    ("network-traffic", "src_ref", "value"): Kind.DOMAIN,
+    ("network-traffic", "dst_ref", "value"): Kind.DOMAIN,
+    ("file", "name"): Kind.FILE_NAME,
+    ("mac-addr", "value"): Kind.MAC,
 }
+"""
+The kinds of properties, by object type and steps.
+"""
 
-# STIX has no properties for these; these are the common notations.
-_TLS = {
-    "ja3": Kind.JA3,
-    "ja3_hash": Kind.JA3,
-    "ja3s": Kind.JA3S,
-    "ja3s_hash": Kind.JA3S,
-    "ja4": Kind.JA4,
-    "ja4_hash": Kind.JA4,
+_NAMED_KINDS: Mapping[tuple[object, ...], Mapping[str, Kind]] = {
+    ("file", "hashes"): {"MD5": Kind.MD5, "SHA1": Kind.SHA1, "SHA256": Kind.SHA256},
+    ("x509-certificate", "hashes"): dict.fromkeys(("MD5", "SHA1", "SHA256"), Kind.CERTIFICATE),
+    # STIX has no properties for these; these are the common notations.
+    ("network-traffic", "extensions", "tls-ext"): {
+        name + suffix: kind
+        for name, kind in (("ja3", Kind.JA3), ("ja3s", Kind.JA3S), ("ja4", Kind.JA4))
+        for suffix in ("", "_hash")
+    },
+    ("network-traffic", "extensions", "http-request-ext", "request_header"): {
+        "user-agent": Kind.USER_AGENT
+    },
 }
+"""
+The kinds of properties with names in any case, by object type and the other steps. Hyphens in the
+name of a hash do not matter.
+"""
 
-_HASHES = {"MD5": Kind.MD5, "SHA1": Kind.SHA1, "SHA256": Kind.SHA256}
-
-_KIND_OF_TEXT = {
-    f"{type_}:{'.'.join(str(step) for step in steps)}": kind
-    for (type_, steps), kind in _KIND_OF_PATH.items()
-} | {
-    f"file:hashes.{name}": kind
-    for names, kind in (
-        (("MD5", "'MD5'", "md5"), Kind.MD5),
-        (("'SHA-1'", "SHA1", "sha1"), Kind.SHA1),
-        (("'SHA-256'", "SHA256", "sha256"), Kind.SHA256),
-    )
-    for name in names
-}
-
-_ADDRESSES = frozenset(("ipv4-addr", "ipv6-addr"))
-_REFERABLE = _ADDRESSES | {"domain-name"}
+_REFERABLE = frozenset(("ipv4-addr", "ipv6-addr", "domain-name"))
 
 
 def _kind(path: ObjectPath) -> Kind | None:
-    kind = _KIND_OF_PATH.get((path.type, path.steps))
+    kind = _KINDS.get((path.type, *path.steps))
     if kind is not None:
         return kind
-    steps = path.steps
-    if steps[0] == "hashes" and len(steps) == 2 and isinstance(steps[1], str):
-        hashed = _HASHES.get(steps[1].upper().replace("-", ""))
-        if path.type == "x509-certificate" and hashed is not None:
-            return Kind.CERTIFICATE
-        return hashed if path.type == "file" else None
-    if path.type == "network-traffic" and steps[0] == "extensions":
-        return _kind_in_traffic(steps[1:])
-    return None
-
-
-def _kind_in_traffic(steps: tuple[object, ...]) -> Kind | None:
-    """
-    @return: The kind of a property in an extension of network traffic; C{None} if unsupported.
-    """
-    if steps[:1] == ("tls-ext",) and len(steps) == 2:
-        return _TLS.get(str(steps[1]).lower())
-    if steps[:2] == ("http-request-ext", "request_header") and len(steps) == 3:
-        return Kind.USER_AGENT if str(steps[2]).lower() == "user-agent" else None
-    return None
+    *where, last = path.steps
+    names = _NAMED_KINDS.get((path.type, *where), {})
+    hashed = where == ["hashes"]
+    return names.get(str(last).upper().replace("-", "") if hashed else str(last).lower())
 
 
 def _of_observations(expression: Expression, found: _Findings) -> Condition | None:
@@ -397,19 +303,12 @@ def _of_observations(expression: Expression, found: _Findings) -> Condition | No
     if isinstance(expression, Observation):
         return _of_test(expression.test, found)
     if isinstance(expression, Qualified):
-        found.unmatched.append(_name_of_qualifier(expression))
+        found.unmatched.append(f"qualifier {expression.qualifiers[0].name}")
     elif expression.joint is Joint.OR:
         return _any_of(_of_observations(each, found) for each in expression.operands)
     else:
         found.unmatched.append(f"{expression.joint.value} of observations")
     return None
-
-
-def _name_of_qualifier(expression: Qualified) -> str:
-    qualifier = expression.qualifiers[0]
-    if isinstance(qualifier, Within):
-        return "qualifier WITHIN"
-    return "qualifier REPEATS" if isinstance(qualifier, Repeats) else "qualifier START STOP"
 
 
 def _of_test(test: Test, found: _Findings) -> Condition | None:
@@ -495,20 +394,15 @@ def _of_comparison(test: Comparison, found: _Findings) -> Condition | None:
     return _any_of(_of_value(kind, value, found) for value in values)
 
 
-def _of_value(kind: Kind, value: Literal, found: _Findings) -> Term | None:
+def _of_value(expected: Kind, value: Literal, found: _Findings) -> Term | None:
     if not isinstance(value, str):
         found.unmatched.append("a value that is no string")
         return None
+    # A reference may be to a range, which is no domain name.
+    kind = Kind.NETWORK if expected is Kind.DOMAIN and "/" in value else expected
     try:
-        return Term(normalise(_kind_of_value(kind, value), value), value)
+        return Term(normalise(kind, value), value)
     except ObservableInvalid as e:
         found.invalid.append(e)
-        found.unmatched.append(f"a value that is no {kind.value}")
+        found.unmatched.append(f"a value that is no {expected.value}")
         return None
-
-
-def _kind_of_value(kind: Kind, value: str) -> Kind:
-    """
-    @return: The kind of a value: that of a reference may be a range, which is no domain name.
-    """
-    return Kind.NETWORK if kind is Kind.DOMAIN and "/" in value else kind

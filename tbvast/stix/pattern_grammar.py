@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import enum
 import re
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -149,39 +150,17 @@ class Observation(msgspec.Struct, frozen=True):
     test: Test
 
 
-class Within(msgspec.Struct, frozen=True):
+class Qualifier(msgspec.Struct, frozen=True):
     """
-    The qualifier that all observations occur within some seconds.
+    A condition on when, or how often, observations occur.
 
-    @ivar seconds: The seconds.
-    """
-
-    seconds: float
-
-
-class Repeats(msgspec.Struct, frozen=True):
-    """
-    The qualifier that the observations occur several times.
-
-    @ivar times: The number of times.
+    @ivar name: C{WITHIN}, C{REPEATS} or C{START STOP}.
+    @ivar values: The seconds in which all of them occur; or the number of times; or the beginning
+        of an interval, inclusive, and its end, exclusive.
     """
 
-    times: int
-
-
-class StartStop(msgspec.Struct, frozen=True):
-    """
-    The qualifier that the observations occur in an interval.
-
-    @ivar start: The beginning, inclusive.
-    @ivar stop: The end, exclusive.
-    """
-
-    start: Timestamp
-    stop: Timestamp
-
-
-Qualifier = Within | Repeats | StartStop
+    name: str
+    values: tuple[Literal, ...]
 
 
 class Qualified(msgspec.Struct, frozen=True):
@@ -224,75 +203,73 @@ def parse(pattern: str) -> Expression:
     return expression
 
 
-def count_terms(pattern: str) -> tuple[int, int]:
+def walk(expression: Expression | Test) -> Iterator[Comparison | Exists | Qualifier]:
     """
-    Measure the work of a recursive parser.
-
-    @param pattern: A pattern that L{parse} accepts.
-    @return: The number of comparisons and qualifiers, and the number of steps of the longest
-        object path.
+    @return: The comparisons, tests of existence and qualifiers of an expression, in the
+        pattern's order.
     """
-    terms, steps, longest = 1, 0, 0
-    for token in _TOKEN.finditer(pattern):
-        text = token[0]
-        if text in _TERM_KEYWORDS:
-            terms += 1
-        elif text == ":":
-            steps = 1
-        elif text in (".", "["):
-            steps += 1
-            longest = max(longest, steps)
-    return terms, longest
+    if isinstance(expression, Observation):
+        yield from walk(expression.test)
+    elif isinstance(expression, Qualified):
+        yield from walk(expression.expression)
+        yield from expression.qualifiers
+    elif isinstance(expression, Observations | Tests):
+        for operand in expression.operands:
+            yield from walk(operand)
+    else:
+        yield expression
 
-
-_TERM_KEYWORDS = frozenset(("AND", "OR", "FOLLOWEDBY", "WITHIN", "REPEATS", "START"))
 
 _PLAIN_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _TOKEN = re.compile(
     r"""
-    (?P<space> [\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+
-             | /\*.*?\*/ | //[^\r\n]* )
-  | (?P<timestamp> t'[0-9]{4}-(?:0[1-9]|1[012])-(?:0[1-9]|[12][0-9]|3[01])
-                   T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?Z' )
-  | (?P<hex> h'(?:[0-9a-fA-F]{2})*' )
-  | (?P<binary> b'(?:[A-Za-z0-9+/]{4})*
-                (?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)' )
-  | (?P<name> [a-zA-Z_][a-zA-Z0-9_-]* )
-  | (?P<string> '(?:[^'\\]|\\['\\])*' )
-  | (?P<float> [-+]?[0-9]*\.[0-9]+ )
-  | (?P<int> [-+]?(?:0|[1-9][0-9]*) )
-  | (?P<sign> == | != | <> | <= | >= | [=<>:.,()\[\]*] )
+    (?: [\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+
+      | /\*.*?\*/ | //[^\r\n]* )*+
+    (?: (?P<end> \Z )
+      | (?P<timestamp> t'[0-9]{4}-(?:0[1-9]|1[012])-(?:0[1-9]|[12][0-9]|3[01])
+                       T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?Z' )
+      | (?P<hex> h'(?:[0-9a-fA-F]{2})*' )
+      | (?P<binary> b'(?:[A-Za-z0-9+/]{4})*
+                    (?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)' )
+      | (?P<string> '(?:[^'\\]|\\['\\])*' )
+      | (?P<float> [-+]?[0-9]*\.[0-9]+ )
+      | (?P<int> [-+]?(?:0|[1-9][0-9]*) )
+      | (?P<sign> == | != | <> | <= | >= | [=<>:.,()\[\]*]
+                | (?:AND|OR|NOT|FOLLOWEDBY|LIKE|MATCHES|ISSUPERSET|ISSUBSET|EXISTS|LAST|IN
+                    |START|STOP|SECONDS|true|false|WITHIN|REPEATS|TIMES)(?![a-zA-Z0-9_-]) )
+      | (?P<name> [a-zA-Z_][a-zA-Z0-9_]*+(?!-) )
+      | (?P<hyphenated> [a-zA-Z_][a-zA-Z0-9_-]*+ )
+      | (?P<other> . ) )
     """,
     re.VERBOSE | re.DOTALL,
 )
 
-_KEYWORDS = {
-    *("AND", "OR", "NOT", "FOLLOWEDBY", "LIKE", "MATCHES", "ISSUPERSET", "ISSUBSET", "EXISTS"),
-    *("LAST", "IN", "START", "STOP", "SECONDS", "true", "false", "WITHIN", "REPEATS", "TIMES"),
-}
+_SYNONYMS = {"==": "=", "<>": "!="}
+_ORDERS = (Operator.LESS, Operator.LESS_EQUAL, Operator.GREATER, Operator.GREATER_EQUAL)
+_TEXTUAL = (Operator.LIKE, Operator.MATCHES, Operator.ISSUBSET, Operator.ISSUPERSET)
 
-_EQUALITIES = {
-    "=": Operator.EQUAL,
-    "==": Operator.EQUAL,
-    "!=": Operator.UNEQUAL,
-    "<>": Operator.UNEQUAL,
-}
-_ORDERS = {
-    "<": Operator.LESS,
-    "<=": Operator.LESS_EQUAL,
-    ">": Operator.GREATER,
-    ">=": Operator.GREATER_EQUAL,
-}
-_TEXTUAL = {
-    "LIKE": Operator.LIKE,
-    "MATCHES": Operator.MATCHES,
-    "ISSUBSET": Operator.ISSUBSET,
-    "ISSUPERSET": Operator.ISSUPERSET,
-}
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
+V = TypeVar("V")
+Readers = Mapping[str, Callable[[str], V]]
+"""
+The functions that read literals, by the kind of token.
+"""
 
-_LOOSEST_FIRST = (Joint.FOLLOWEDBY, Joint.OR, Joint.AND)
+_STRING: Readers[str] = {"string": lambda text: _ESCAPE.sub(r"\1", text[1:-1])}
+_WHOLE: Readers[int] = {"int": int}
+_NUMBER: Readers[int | float] = {"int": int, "float": float}
+_TIMESTAMP: Readers[Timestamp] = {"timestamp": lambda text: Timestamp(text[2:-1])}
+_LITERAL: Readers[Literal] = {
+    **_STRING,
+    **_NUMBER,
+    **_TIMESTAMP,
+    "true": lambda _: True,
+    "false": lambda _: False,
+    "hex": lambda text: bytes.fromhex(text[2:-1]),
+    "binary": lambda text: base64.b64decode(text[2:-1]),
+}
 
 
 class _Parser:
@@ -300,14 +277,17 @@ class _Parser:
     A recursive-descent parser for one pattern.
 
     @ivar kind: The kind of the current token: the token itself if it is a keyword or a sign,
-        else the name of a group of L{_TOKEN}; C{"end"} after the last token.
+        else the name of a group of L{_TOKEN}.
     @ivar text: The current token.
     """
 
     def __init__(self, pattern: str) -> None:
+        """
+        @param pattern: The pattern.
+        """
         self._pattern = pattern
+        self._tokens = _TOKEN.finditer(pattern)
         self._position = 0
-        self._next = 0
         self._depth = 0
         self.kind = ""
         self.text = ""
@@ -317,26 +297,13 @@ class _Parser:
         """
         Advance to the next token.
         """
-        pattern = self._pattern
-        while True:
-            self._position = self._next
-            if self._position == len(pattern):
-                self.kind = "end"
-                return
-            token = _TOKEN.match(pattern, self._position)
-            if token is None:
-                self.refuse("a STIX pattern token")
-            self._next = token.end()
-            kind = token.lastgroup or ""
-            if kind == "space":
-                continue
-            self.text = token[0]
-            if kind == "sign" or (kind == "name" and self.text in _KEYWORDS):
-                kind = self.text
-            elif kind == "name" and "-" in self.text:
-                kind = "hyphenated"
-            self.kind = kind
-            return
+        token = next(self._tokens)
+        kind = token.lastgroup or ""
+        self.text = token[kind]
+        self._position = token.end() - len(self.text)
+        self.kind = self.text if kind == "sign" else kind
+        if kind == "other":
+            self.refuse("a STIX pattern token")
 
     def refuse(self, expected: str) -> NoReturn:
         """
@@ -354,7 +321,8 @@ class _Parser:
         if self.kind != kind:
             self.refuse(expected)
         text = self.text
-        self.advance()
+        if kind != "end":
+            self.advance()
         return text
 
     def accept(self, kind: str) -> bool:
@@ -368,18 +336,59 @@ class _Parser:
         self.advance()
         return True
 
-    def observations(self, joints: tuple[Joint, ...] = _LOOSEST_FIRST) -> Expression:
+    def observations(self) -> Expression:
         """
         Parse an expression.
-
-        @param joints: The operators that may join its operands, the loosest first.
         """
-        if not joints:
-            return self._qualified()
-        operands = [self.observations(joints[1:])]
-        while self.accept(joints[0].value):
-            operands.append(self.observations(joints[1:]))
-        return operands[0] if len(operands) == 1 else Observations(joints[0], tuple(operands))
+        return self._joined((Joint.AND, Joint.OR, Joint.FOLLOWEDBY), self._qualified, Observations)
+
+    def _tests(self) -> Test:
+        return self._joined((Joint.AND, Joint.OR), self._test, Tests)
+
+    def _joined(
+        self,
+        joints: tuple[Joint, ...],
+        operand: Callable[[], V],
+        node: Callable[[Joint, tuple[V, ...]], V],
+    ) -> V:
+        """
+        Parse operands.
+
+        @param joints: The operators that may join them, the tightest first.
+        @param operand: Parses an operand.
+        @param node: Makes the node of several operands.
+        """
+        operands = [operand()]
+        between: list[Joint] = []
+        while self.kind in joints:
+            between.append(Joint(self.kind))
+            self.advance()
+            operands.append(operand())
+        for joint in joints:
+            if joint not in between:
+                continue
+            groups, rest = [[operands[0]]], []
+            for each, following in zip(between, operands[1:], strict=True):
+                if each is joint:
+                    groups[-1].append(following)
+                else:
+                    groups.append([following])
+                    rest.append(each)
+            operands = [
+                group[0] if len(group) == 1 else node(joint, tuple(group)) for group in groups
+            ]
+            between = rest
+        return operands[0]
+
+    def _parenthesised(self, inner: Callable[[], V], expected: str) -> V:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            self.refuse(f"at most {DEEPEST} nested parentheses")
+        self.advance()
+        found = inner()
+        self.expect(")", expected)
+        self._depth -= 1
+        return found
 
     def _qualified(self) -> Expression:
         expression: Expression
@@ -387,101 +396,73 @@ class _Parser:
         if self.accept("["):
             expression = Observation(self._tests())
             self.expect("]", "AND, OR or ]")
+        elif self.kind == "(":
+            expression = self._parenthesised(
+                self.observations, "AND, OR, FOLLOWEDBY, a qualifier or )"
+            )
         else:
-            self._open("[ or (")
-            expression = self.observations()
-            self._close("AND, OR, FOLLOWEDBY, a qualifier or )")
+            self.refuse("[ or (")
         qualifiers: list[Qualifier] = []
         while self.kind in ("WITHIN", "REPEATS", "START"):
             position = self._position
             qualifier = self._qualifier()
-            if simple and any(type(qualifier) is type(other) for other in qualifiers):
+            if simple and any(qualifier.name == other.name for other in qualifiers):
                 raise PatternInvalid(self._pattern, position, "each qualifier at most once")
             qualifiers.append(qualifier)
         return Qualified(expression, tuple(qualifiers)) if qualifiers else expression
 
     def _qualifier(self) -> Qualifier:
         if self.accept("WITHIN"):
-            seconds = self._positive("a positive number", "int", "float")
+            seconds = self._positive("a positive number", _NUMBER)
             self.expect("SECONDS", "SECONDS")
-            return Within(seconds)
+            return Qualifier("WITHIN", (seconds,))
         if self.accept("REPEATS"):
-            times = self._positive("a positive whole number", "int")
+            times = self._positive("a positive whole number", _WHOLE)
             self.expect("TIMES", "TIMES")
-            return Repeats(int(times))
+            return Qualifier("REPEATS", (times,))
         self.expect("START", "START")
-        start = self._timestamp()
+        start = self._value("a timestamp such as t'2016-01-20T12:31:12Z'", _TIMESTAMP)
         self.expect("STOP", "STOP")
-        return StartStop(start, self._timestamp())
+        stop = self._value("a timestamp such as t'2016-01-20T12:31:12Z'", _TIMESTAMP)
+        return Qualifier("START STOP", (start, stop))
 
-    def _positive(self, expected: str, *kinds: str) -> float:
-        if self.kind not in kinds or self.text.startswith("-"):
+    def _positive(self, expected: str, readers: Readers[V]) -> V:
+        if self.text.startswith("-"):
             self.refuse(expected)
-        return self._number()
-
-    def _timestamp(self) -> Timestamp:
-        return Timestamp(
-            self.expect("timestamp", "a timestamp such as t'2016-01-20T12:31:12Z'")[2:-1]
-        )
-
-    def _open(self, expected: str) -> None:
-        if self.kind != "(":
-            self.refuse(expected)
-        self._depth += 1
-        if self._depth > DEEPEST:
-            self.refuse(f"at most {DEEPEST} nested parentheses")
-        self.advance()
-
-    def _close(self, expected: str) -> None:
-        self.expect(")", expected)
-        self._depth -= 1
-
-    def _tests(self) -> Test:
-        alternatives = [self._conjunction()]
-        while self.accept("OR"):
-            alternatives.append(self._conjunction())
-        return alternatives[0] if len(alternatives) == 1 else Tests(Joint.OR, tuple(alternatives))
-
-    def _conjunction(self) -> Test:
-        operands = [self._test()]
-        while self.accept("AND"):
-            operands.append(self._test())
-        return operands[0] if len(operands) == 1 else Tests(Joint.AND, tuple(operands))
+        return self._value(expected, readers)
 
     def _test(self) -> Test:
         if self.kind == "(":
-            self._open("(")
-            test = self._tests()
-            self._close("AND, OR or )")
-            return test
+            return self._parenthesised(self._tests, "AND, OR or )")
         if self.kind in ("NOT", "EXISTS"):
             negated = self.accept("NOT")
             self.expect("EXISTS", "EXISTS")
             return Exists(self._path(), negated)
         path = self._path()
         negated = self.accept("NOT")
-        kind = self.kind
-        if kind in _EQUALITIES:
-            self.advance()
-            return Comparison(path, _EQUALITIES[kind], self._literal(), negated)
-        if kind in _ORDERS:
-            self.advance()
-            if self.kind in ("true", "false"):
-                self.refuse("a value that has an order")
-            return Comparison(path, _ORDERS[kind], self._literal(), negated)
-        if kind in _TEXTUAL:
-            self.advance()
-            return Comparison(path, _TEXTUAL[kind], self._string(), negated)
-        self.expect("IN", "a comparison operator")
-        return Comparison(path, Operator.IN, self._set(), negated)
+        try:
+            operator = Operator(_SYNONYMS.get(self.kind, self.kind))
+        except ValueError:
+            self.refuse("a comparison operator")
+        self.advance()
+        value: Literal | tuple[Literal, ...]
+        if operator is Operator.IN:
+            value = self._set()
+        elif operator in _TEXTUAL:
+            value = self._value("a string in single quotes", _STRING)
+        elif operator in _ORDERS and self.kind in ("true", "false"):
+            self.refuse("a value that has an order")
+        else:
+            value = self._value("a value", _LITERAL)
+        return Comparison(path, operator, value, negated)
 
     def _set(self) -> tuple[Literal, ...]:
         self.expect("(", "(")
         values: list[Literal] = []
         if not self.accept(")"):
-            values.append(self._literal())
+            values.append(self._value("a value", _LITERAL))
             while self.accept(","):
-                values.append(self._literal())
+                values.append(self._value("a value", _LITERAL))
             self.expect(")", ", or )")
         return tuple(values)
 
@@ -496,54 +477,31 @@ class _Parser:
             if self.accept("."):
                 steps.append(self._key())
             elif self.accept("["):
-                steps.append(self._index())
+                steps.append(
+                    AnyIndex() if self.accept("*") else self._value("a list position or *", _WHOLE)
+                )
                 self.expect("]", "]")
             else:
                 return ObjectPath(kind, tuple(steps))
 
     def _key(self) -> str:
-        if self.kind == "string":
-            return self._string()
-        return self.expect("name", "a property name")
+        if self.kind == "name":
+            return self.expect("name", "a property name")
+        return self._value("a property name", _STRING)
 
-    def _index(self) -> int | AnyIndex:
-        if self.accept("*"):
-            return AnyIndex()
-        if self.kind != "int":
-            self.refuse("a list position or *")
-        return int(self._number())
+    def _value(self, expected: str, readers: Readers[V]) -> V:
+        """
+        Consume a literal.
 
-    def _literal(self) -> Literal:
-        kind, text = self.kind, self.text
-        if kind == "string":
-            return self._string()
-        if kind in ("int", "float"):
-            return self._number()
-        value: Literal
-        if kind in ("true", "false"):
-            value = kind == "true"
-        elif kind == "timestamp":
-            value = Timestamp(text[2:-1])
-        elif kind == "hex":
-            value = bytes.fromhex(text[2:-1])
-        elif kind == "binary":
-            value = base64.b64decode(text[2:-1])
-        else:
-            self.refuse("a value")
-        self.advance()
-        return value
-
-    def _string(self) -> str:
-        text = self.expect("string", "a string in single quotes")[1:-1]
-        return _ESCAPE.sub(r"\1", text) if "\\" in text else text
-
-    def _number(self) -> int | float:
-        text = self.text
-        if len(text) > LONGEST_NUMBER:
+        @param expected: The valid literals in words, for the error.
+        @param readers: The functions that read the valid kinds.
+        @raise PatternInvalid: If the current token is of another kind, or too long a number.
+        """
+        read = readers.get(self.kind)
+        if read is None:
+            self.refuse(expected)
+        if len(self.text) > LONGEST_NUMBER and self.kind in _NUMBER:
             self.refuse(f"a number of at most {LONGEST_NUMBER} characters")
-        value = int(text) if self.kind == "int" else float(text)
+        value = read(self.text)
         self.advance()
         return value
-
-
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)

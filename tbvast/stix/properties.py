@@ -22,13 +22,9 @@ from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
 
 Check = Callable[[str, Any], None]
 
-_TIMESTAMP = f"{documents.TIMESTAMP}, of the years 1000 to 9999"
-
-_TYPE = "[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
-_ID = re.compile(rf"({_TYPE})--{UUID}")
-_LANGUAGE = re.compile("[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
-_SELECTOR = re.compile(r"id|[a-z0-9_-]{3,250}(?:\.(?:\[[0-9]+\]|[a-z0-9_-]{1,250}))*")
 _CUSTOM = re.compile("[a-z][a-z0-9_]{2,249}")
+
+_ID = re.compile(rf"([a-z][a-z0-9]*(?:-[a-z0-9]+)*)--{UUID}")
 
 _HASHES = {
     "MD5": re.compile("[0-9a-fA-F]{32}"),
@@ -64,90 +60,65 @@ _EXTENSION_TYPES = (
 )
 
 
-def is_id(kind: str) -> Callable[[str], re.Match[str] | None]:
+def require(accepts: Callable[[Any], object], expected: str) -> Check:
     """
-    @return: A test for STIX ids of a type.
+    @param accepts: Whether a value is valid.
+    @param expected: The valid values in words, for the error.
+    @return: A check for these values.
     """
-    return re.compile(f"{kind}--{UUID}").fullmatch
+
+    def check(path: str, value: Any) -> None:
+        if not accepts(value):
+            raise Invalid(path, value, expected)
+
+    return check
 
 
-def text(path: str, value: Any) -> None:
+text = require(lambda value: isinstance(value, str), "a text")
+_name = require(lambda value: isinstance(value, str) and value, "a text that is not empty")
+flag = require(lambda value: isinstance(value, bool), "true or false")
+an_object = require(lambda value: isinstance(value, dict), "an object")
+_some_object = require(lambda value: value != {}, "an object that is not empty")
+
+
+def _is_time(value: Any) -> bool:
     """
-    Require a text.
-    """
-    if not isinstance(value, str):
-        raise Invalid(path, value, "a text")
-
-
-def _name(path: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise Invalid(path, value, "a text that is not empty")
-
-
-def flag(path: str, value: Any) -> None:
-    """
-    Require a boolean.
-    """
-    if not isinstance(value, bool):
-        raise Invalid(path, value, "true or false")
-
-
-def an_object(path: str, value: Any) -> None:
-    """
-    Require an object.
-    """
-    if not isinstance(value, dict):
-        raise Invalid(path, value, "an object")
-
-
-def time(path: str, value: Any) -> None:
-    """
-    Require a timestamp with a time zone, from L{FIRST_YEAR} on.
+    Whether a value is a timestamp with a time zone, from L{FIRST_YEAR} on.
     """
     try:
         found: datetime = msgspec.convert(value, Time)
-        if isinstance(value, str) and found.astimezone(UTC).year >= FIRST_YEAR:
-            return
+        return isinstance(value, str) and found.astimezone(UTC).year >= FIRST_YEAR
     except (msgspec.ValidationError, OverflowError):
-        pass
-    raise Invalid(path, value, _TIMESTAMP)
+        return False
+
+
+time = require(_is_time, f"{documents.TIMESTAMP}, of the years 1000 to 9999")
 
 
 def whole_number(least: int, most: int) -> Check:
     """
     @return: A check for an integer in a range.
     """
-
-    def check(path: str, value: Any) -> None:
-        if type(value) is not int or not least <= value <= most:
-            raise Invalid(path, value, f"a whole number from {least} to {most}")
-
-    return check
+    return require(
+        lambda value: type(value) is int and least <= value <= most,
+        f"a whole number from {least} to {most}",
+    )
 
 
 def one_of(*values: str) -> Check:
     """
     @return: A check for one of some texts.
     """
-    expected = " or ".join(values)
-
-    def check(path: str, value: Any) -> None:
-        if value not in values:
-            raise Invalid(path, value, expected)
-
-    return check
+    return require(lambda value: value in values, " or ".join(values))
 
 
-def a_type(kind: str) -> Check:
+def _matching(form: str, expected: str) -> Check:
     """
-    @return: A check for the type of a document.
+    @param form: A regular expression.
+    @return: A check for texts that match it.
     """
-
-    def check(path: str, value: Any) -> None:
-        if value != kind:
-            raise Invalid(path, value, f"the type {kind}")
-
-    return check
+    matches = re.compile(form).fullmatch
+    return require(lambda value: isinstance(value, str) and matches(value), expected)
 
 
 def id_of(*kinds: str) -> Check:
@@ -155,32 +126,29 @@ def id_of(*kinds: str) -> Check:
     @return: A check for the id of an object of one of some types.
     """
     expected = " or ".join(f"{kind}--UUID" for kind in kinds)
-
-    def check(path: str, value: Any) -> None:
-        match = _ID.fullmatch(value) if isinstance(value, str) else None
-        if match is None or match[1] not in kinds:
-            raise Invalid(path, value, f"an id of the form {expected}, with a UUID of RFC 4122")
-
-    return check
+    return _matching(
+        f"(?:{'|'.join(kinds)})--{UUID}",
+        f"an id of the form {expected}, with a UUID of RFC 4122",
+    )
 
 
-def subject(path: str, value: Any) -> None:
+def _is_subject(value: Any) -> bool:
     """
-    Require the id of a domain object, or of an object whose type the standard does not define.
+    Whether a value is the id of a domain object, or of an object whose type the standard does not
+    define.
     """
     match = _ID.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[1] in _NO_SUBJECTS or not 3 <= len(match[1]) <= 250:
-        raise Invalid(
-            path, value, "the id of a STIX domain object: TYPE--UUID, with a UUID of RFC 4122"
-        )
+    return match is not None and match[1] not in _NO_SUBJECTS and 3 <= len(match[1]) <= 250
 
 
-def language(path: str, value: Any) -> None:
-    """
-    Require a language tag.
-    """
-    if not isinstance(value, str) or _LANGUAGE.fullmatch(value) is None:
-        raise Invalid(path, value, "a language tag such as en or de-CH")
+subject = require(
+    _is_subject, "the id of a STIX domain object: TYPE--UUID, with a UUID of RFC 4122"
+)
+language = _matching("[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*", "a language tag such as en or de-CH")
+_selector = _matching(
+    r"id|[a-z0-9_-]{3,250}(?:\.(?:\[[0-9]+\]|[a-z0-9_-]{1,250}))*",
+    "a selector such as description or labels.[0]",
+)
 
 
 def items(check: Check) -> Check:
@@ -251,8 +219,7 @@ def _is_present(value: Any) -> bool:
 
 def _hashes(path: str, value: Any) -> None:
     an_object(path, value)
-    if not value:
-        raise Invalid(path, value, "an object that is not empty")
+    _some_object(path, value)
     for name, digest in value.items():
         form = _HASHES.get(name)
         if form is None:
@@ -266,8 +233,7 @@ _EXTENSION = id_of("extension-definition")
 
 def _extensions(path: str, value: Any) -> None:
     an_object(path, value)
-    if not value:
-        raise Invalid(path, value, "an object that is not empty")
+    _some_object(path, value)
     for name, extension in value.items():
         _EXTENSION(path, name)
         an_object(f"{path}.{name}", extension)
@@ -276,11 +242,6 @@ def _extensions(path: str, value: Any) -> None:
             raise Invalid(
                 f"{path}.{name}.extension_type", kind, f"one of {', '.join(_EXTENSION_TYPES)}"
             )
-
-
-def _selector(path: str, value: Any) -> None:
-    if not isinstance(value, str) or _SELECTOR.fullmatch(value) is None:
-        raise Invalid(path, value, "a selector such as description or labels.[0]")
 
 
 _MARKING_REF = id_of("marking-definition")
@@ -328,7 +289,7 @@ COMMON: dict[str, Check] = {
 }
 
 INDICATOR: dict[str, Check] = COMMON | {
-    "type": a_type("indicator"),
+    "type": _matching("indicator", "the type indicator"),
     "id": id_of("indicator"),
     "name": text,
     "indicator_types": items(text),
@@ -344,7 +305,7 @@ INDICATOR: dict[str, Check] = COMMON | {
 }
 
 SIGHTING: dict[str, Check] = COMMON | {
-    "type": a_type("sighting"),
+    "type": _matching("sighting", "the type sighting"),
     "id": id_of("sighting"),
     "first_seen": time,
     "last_seen": time,

@@ -10,10 +10,10 @@ import msgspec
 
 from tbvast.errors import Invalid
 from tbvast.stix.admission import admit_indicator
-from tbvast.stix.documents import from_microseconds, microseconds, timestamp
-from tbvast.stix.indicators import STIX, Indicator, Operation
+from tbvast.stix.documents import UNREADABLE, from_microseconds, microseconds, timestamp
+from tbvast.stix.indicators import STIX, Indicator, Operation, encode_indicator
 from tbvast.stix.limits import FIRST_YEAR
-from tbvast.stix.pattern_conditions import validate
+from tbvast.stix.pattern_grammar import parse
 
 
 class _Essentials(msgspec.Struct):
@@ -46,23 +46,18 @@ def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
     try:
         found = _decoder.decode(body)
         if found.pattern_type == STIX:
-            validate(found.pattern)
+            parse(found.pattern)
         if found.pattern:
             pattern, pattern_type = found.pattern, found.pattern_type
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid):
+    except (*UNREADABLE, Invalid):
         pass
     time = timestamp(from_microseconds(max(version, _FIRST)))
-    raw = msgspec.json.encode(
-        {
-            "type": "indicator",
-            "spec_version": "2.1",
-            "id": id,
-            "created": time,
-            "modified": time,
-            "pattern": pattern,
-            "pattern_type": pattern_type,
-            "valid_from": time,
-            "x_threatbus_update": Operation.REMOVE.value,
-        }
+    raw = encode_indicator(
+        id,
+        time,
+        pattern=pattern,
+        pattern_type=pattern_type,
+        valid_from=time,
+        x_threatbus_update=Operation.REMOVE.value,
     )
     return msgspec.structs.replace(admit_indicator(raw), modified=version)

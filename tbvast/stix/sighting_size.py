@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tbvast.errors import SightingInvalid
+from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.limits import DEEPEST_INDICATOR, DEEPEST_SIGHTING, LARGEST_SIGHTING
 
 CONTEXT = "x_threatbus_sighting_context"
@@ -86,7 +87,7 @@ def fitted(raw: bytes) -> bytes:
         document: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=dict[str, Any])
         return encode_fitting(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, SightingInvalid):
+    except (*UNREADABLE, KeyError, SightingInvalid):
         return raw
 
 
@@ -106,7 +107,7 @@ def _is_deeper(value: Any, deepest: int) -> bool:
     if isinstance(value, msgspec.Raw):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return True
     level = [value]
     for _ in range(deepest + 1):

@@ -144,7 +144,7 @@ def compatible_sighting(raw: bytes) -> bytes:
         times = (found.created, found.modified, found.first_seen, found.last_seen)
         if all(time[-1] == "Z" and time[10] == "T" for time in times):
             return raw
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except documents.UNREADABLE:
         pass
     read = documents.decode(
         _timed_decoder, raw, SightingInvalid, dict.fromkeys(_SIGHTING_TIMES, _EXPECTED["last_seen"])
