@@ -4,7 +4,7 @@ The errors that tbvast raises, as classes with data.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 SHOWN = 120
 """
@@ -12,13 +12,13 @@ The maximum number of characters that an error message quotes of a refused value
 """
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """
     Format a value for an error message: quoted, escaped and bounded in length.
     """
     length = len(value) if isinstance(value, str | bytes) else 0
     try:
-        text = ascii(value[:SHOWN] if length else value)
+        text = ascii(value[:SHOWN] if isinstance(value, str | bytes) else value)
     except (RecursionError, ValueError):  # nested too deeply, or too long a number
         text = f"a value of the type {type(value).__name__}"
     if length <= SHOWN and len(text) <= SHOWN:
@@ -32,6 +32,7 @@ class TbvastError(Exception):
     """
 
 
+@dataclass(eq=False, repr=False)
 class Invalid(TbvastError):
     """
     Invalid input.
@@ -41,11 +42,9 @@ class Invalid(TbvastError):
     @ivar expected: The values accepted there, in words that follow "is not".
     """
 
-    def __init__(self, field: str, value: Any, expected: str) -> None:
-        super().__init__(field, value, expected)
-        self.field = field
-        self.value = value
-        self.expected = expected
+    field: str
+    value: object
+    expected: str
 
     def __str__(self) -> str:
         return f"{self.field}: {shown(self.value)} is not {self.expected}"
@@ -68,9 +67,6 @@ class PatternInvalid(Invalid):
         super().__init__("pattern", pattern, expected)
         self.position = position
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.value, self.position, self.expected))
-
     def __str__(self) -> str:
         return (
             f"pattern: {shown(self.value)} is not a STIX pattern: "
@@ -78,6 +74,7 @@ class PatternInvalid(Invalid):
         )
 
 
+@dataclass(eq=False, repr=False)
 class PatternUnmatchable(TbvastError):
     """
     A valid pattern that no single event can satisfy, or that tbvast cannot match.
@@ -85,9 +82,7 @@ class PatternUnmatchable(TbvastError):
     @ivar reason: The reason, a short phrase that is the same for all such patterns.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
 
 class IndicatorInvalid(Invalid):
@@ -139,6 +134,7 @@ class FileLost(TbvastError):
     """
 
 
+@dataclass(eq=False, repr=False)
 class BusUnreachable(TbvastError):
     """
     A bus did not answer on its manage endpoint.
@@ -147,15 +143,14 @@ class BusUnreachable(TbvastError):
     @ivar seconds: The time limit for the answer.
     """
 
-    def __init__(self, address: str, seconds: float) -> None:
-        super().__init__(address, seconds)
-        self.address = address
-        self.seconds = seconds
+    address: str
+    seconds: float
 
     def __str__(self) -> str:
         return f"no answer from the bus at {self.address} within {self.seconds:g} s"
 
 
+@dataclass(eq=False, repr=False)
 class BusRefused(TbvastError):
     """
     A bus refused a request.
@@ -164,10 +159,8 @@ class BusRefused(TbvastError):
     @ivar answer: The reason in its answer.
     """
 
-    def __init__(self, request: str, answer: str) -> None:
-        super().__init__(request, answer)
-        self.request = request
-        self.answer = answer
+    request: str
+    answer: str
 
     def __str__(self) -> str:
         return f"the bus refused to {self.request}: {self.answer}"
@@ -185,6 +178,7 @@ class EngineMissing(EngineError):
     """
 
 
+@dataclass(eq=False, repr=False)
 class EngineUnsupported(EngineError):
     """
     The engine or its version is not supported.
@@ -193,15 +187,14 @@ class EngineUnsupported(EngineError):
     @ivar expected: The names and versions that are supported.
     """
 
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(found, expected)
-        self.found = found
-        self.expected = expected
+    found: str
+    expected: str
 
     def __str__(self) -> str:
         return f"the engine is {self.found}; {self.expected} is needed"
 
 
+@dataclass(eq=False, repr=False)
 class EngineUnreachable(EngineError):
     """
     No connection to the node: it is down, or not ready yet.
@@ -210,15 +203,14 @@ class EngineUnreachable(EngineError):
     @ivar reason: The reason of the failure.
     """
 
-    def __init__(self, endpoint: str, reason: str) -> None:
-        super().__init__(endpoint, reason)
-        self.endpoint = endpoint
-        self.reason = reason
+    endpoint: str
+    reason: str
 
     def __str__(self) -> str:
         return f"the engine at {self.endpoint} cannot be reached: {self.reason}"
 
 
+@dataclass(eq=False, repr=False)
 class EngineCallFailed(EngineError):
     """
     The node did not carry out a call.
@@ -227,10 +219,8 @@ class EngineCallFailed(EngineError):
     @ivar reason: The engine's message, bounded in length.
     """
 
-    def __init__(self, call: str, reason: str) -> None:
-        super().__init__(call, reason)
-        self.call = call
-        self.reason = reason
+    call: str
+    reason: str
 
     def __str__(self) -> str:
         return f"engine call {self.call} failed: {self.reason}"
@@ -247,9 +237,6 @@ class EngineTimeout(EngineCallFailed):
         super().__init__(call, f"not finished after {seconds:g} s")
         self.seconds = seconds
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.call, self.seconds))
-
 
 class EngineInterrupted(EngineError):
     """
@@ -257,6 +244,7 @@ class EngineInterrupted(EngineError):
     """
 
 
+@dataclass(eq=False, repr=False)
 class CommandFailed(TbvastError):
     """
     A sink or transform command failed on an event.
@@ -266,11 +254,9 @@ class CommandFailed(TbvastError):
     @ivar stderr: The end of the command's standard error.
     """
 
-    def __init__(self, program: str, reason: str, stderr: str = "") -> None:
-        super().__init__(program, reason, stderr)
-        self.program = program
-        self.reason = reason
-        self.stderr = stderr
+    program: str
+    reason: str
+    stderr: str = ""
 
     def __str__(self) -> str:
         lines = self.stderr.strip().splitlines()
