@@ -19,7 +19,6 @@ from tbvast.cli.status import status
 from tbvast.cli.terminal import Screen
 from tbvast.cli.watch import watch
 from tbvast.errors import BusRefused, BusUnreachable, SettingsInvalid
-from tbvast.protocol.topics import Stream
 from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
@@ -51,7 +50,7 @@ class ParserTests(SynchronousTestCase):
             command.keywords,
             {
                 **ASKED,
-                "streams": (Stream.INTEL, Stream.SIGHTING),
+                "stream": None,
                 "snapshot": 0,
                 "count": 0,
                 "as_json": False,
@@ -60,7 +59,7 @@ class ParserTests(SynchronousTestCase):
         command = self.command("watch", "sighting", "--snapshot=3", "--count=2", "--json")
         self.assertEqual(
             command.keywords,
-            {**ASKED, "streams": (Stream.SIGHTING,), "snapshot": 3, "count": 2, "as_json": True},
+            {**ASKED, "stream": "sighting", "snapshot": 3, "count": 2, "as_json": True},
         )
 
     def test_status(self) -> None:

@@ -8,7 +8,8 @@ import argparse
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, NoReturn, TextIO
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--threatbus",
+        dest="bus",
         metavar="HOST:PORT",
         type=_host_port,
         default=HostPort("localhost", 13370),
@@ -128,9 +130,13 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
-        name: str, help: str, description: str, connects: bool = True
+        name: str,
+        command: Callable[..., Coroutine[Deferred[Any], Any, bool]],
+        help: str,
+        description: str,
+        connects: bool = True,
     ) -> argparse.ArgumentParser:
-        return commands.add_parser(
+        added = commands.add_parser(
             name,
             help=help,
             description=description,
@@ -138,23 +144,21 @@ def make_parser() -> argparse.ArgumentParser:
             parents=[common] if connects else [],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        added.set_defaults(command=partial(_bind, command))
+        return added
 
-    command = add("publish", "publish indicators", _PUBLISH)
+    command = add("publish", publish, "publish indicators", _PUBLISH)
     command.add_argument(
-        "file", metavar="FILE", nargs="+", help="a file to read; - is standard input"
+        "files", metavar="FILE", nargs="+", help="a file to read; - is standard input"
     )
-    command.set_defaults(command=lambda o: partial(publish, **_bus_arguments(o), files=o.file))
-
-    command = add("remove", "remove indicators", _REMOVE)
+    command = add("remove", remove, "remove indicators", _REMOVE)
     command.add_argument(
-        "id",
+        "names",
         metavar="ID",
         nargs="+",
         help="indicator--UUID; or a plain observable, as it was published",
     )
-    command.set_defaults(command=lambda o: partial(remove, **_bus_arguments(o), names=o.id))
-
-    command = add("watch", "show indicators and sightings as they arrive", _WATCH)
+    command = add("watch", watch, "show indicators and sightings as they arrive", _WATCH)
     command.add_argument(
         "stream", nargs="?", choices=tuple(STREAMS), help="only these (default: both)"
     )
@@ -173,22 +177,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="end after N messages; 0: never (default: %(default)s)",
     )
     _add_json(command, "print each message's STIX document, one per line")
-    command.set_defaults(
-        command=lambda o: partial(
-            watch,
-            **_bus_arguments(o),
-            streams=tuple(STREAMS.values()) if o.stream is None else (STREAMS[o.stream],),
-            snapshot=o.snapshot,
-            count=o.count,
-            as_json=o.json,
-        )
-    )
-
-    command = add("status", "show the state of a bus", _STATUS)
+    command = add("status", status, "show the state of a bus", _STATUS)
     _add_json(command, "print the bus's reply itself")
-    command.set_defaults(command=lambda o: partial(status, **_bus_arguments(o), as_json=o.json))
-
-    command = add("keygen", "make a key pair", _KEYGEN, connects=False)
+    command = add("keygen", keygen, "make a key pair", _KEYGEN, connects=False)
     command.add_argument(
         "directory", metavar="DIR", help="the directory for the files; made if missing"
     )
@@ -198,22 +189,24 @@ def make_parser() -> argparse.ArgumentParser:
         default="tbvast",
         help="the name of the files and of the client (default: %(default)s)",
     )
-    command.set_defaults(command=lambda o: partial(keygen, directory=o.directory, name=o.name))
     return parser
 
 
-def _bus_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def _bind(
+    command: Callable[..., Coroutine[Deferred[Any], Any, bool]], options: argparse.Namespace
+) -> Command:
     """
-    The arguments of every command that connects to a bus.
+    Give a command its options, whose names are those of its parameters.
     """
-    return {
-        "bus": options.threatbus,
-        "keys": KeyFiles(options.curve_key, options.server_key),
-    }
+    arguments = {name: value for name, value in vars(options).items() if name != "command"}
+    if "bus" in arguments:
+        files = arguments.pop("curve_key"), arguments.pop("server_key")
+        arguments["keys"] = KeyFiles(*files)
+    return partial(command, **arguments)
 
 
 def _add_json(command: argparse.ArgumentParser, help: str) -> None:
-    command.add_argument("--json", action="store_true", help=help)
+    command.add_argument("--json", dest="as_json", action="store_true", help=help)
 
 
 async def run(reactor: Any, screen: Screen, command: Command) -> int:
@@ -239,15 +232,11 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
     except BrokenPipeError:
         screen.discard_output()
         return SUCCESS
-    except (SettingsInvalid, KeyUnusable) as e:
-        screen.write_error(str(e))
-        return USAGE
-    except BusUnreachable as e:
-        screen.write_error(str(e))
-        return UNREACHABLE
     except TbvastError as e:
         screen.write_error(str(e))
-        return INCOMPLETE
+        if isinstance(e, SettingsInvalid | KeyUnusable):
+            return USAGE
+        return UNREACHABLE if isinstance(e, BusUnreachable) else INCOMPLETE
     finally:
         ended.callback(None)
 
@@ -265,7 +254,8 @@ def run_process(command: Command) -> NoReturn:
     @raise SystemExit: Always, with the exit status.
     """
     for stream in (sys.stdout, sys.stderr):
-        _escape_unencodable(stream)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     screen = Screen(sys.stdout, sys.stderr)
     globalLogBeginner.beginLoggingTo([TerminalLogObserver(screen)], redirectStandardIO=False)
     try:
@@ -283,15 +273,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     options = make_parser().parse_args(arguments)
     run_process(options.command(options))
-
-
-def _escape_unencodable(stream: TextIO) -> None:
-    """
-    Make a stream write characters outside its encoding as escapes.
-    """
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

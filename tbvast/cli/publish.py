@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import deferLater
@@ -29,6 +28,7 @@ from tbvast.protocol import manage
 from tbvast.protocol.frames import INDICATOR_TOPIC
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
 from tbvast.service.clock import calendar
+from tbvast.settings.loader import read_file
 from tbvast.stix.documents import STIX_ID
 from tbvast.stix.indicators import decode_indicator, make_indicator, removal
 from tbvast.stix.observables import guess
@@ -183,13 +183,8 @@ def read_inputs(names: Sequence[str], now: datetime) -> InputContents:
     for name in names:
         if name == "-":
             contents.add(read_input(INPUT_NAME, sys.stdin.buffer.read(), now))
-            continue
-        try:
-            raw = Path(name).read_bytes()
-        except (OSError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or e
-            raise SettingsInvalid("FILE", name, f"a file that can be read: {reason}") from e
-        contents.add(read_input(name, raw, now))
+        else:
+            contents.add(read_input(name, read_file(name, "FILE"), now))
     return contents
 
 
@@ -258,23 +253,9 @@ async def publish(
     tally = Tally((ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), PUBLISH_WORDS)
     for line in contents.refused:
         tally.refuse(line)
-    try:
-        if contents.submissions:
-            await _send(
-                reactor,
-                screen,
-                bus,
-                options,
-                contents.submissions,
-                tally,
-                allow_unacknowledged=True,
-            )
-    finally:
-        for line in tally.lines:
-            screen.write_error(line)
-        for line in summary_lines(tally, contents):
-            screen.write_line(line)
-    return tally.successful
+    return await _send_and_report(
+        reactor, screen, bus, options, contents, tally, allow_unacknowledged=True
+    )
 
 
 async def remove(
@@ -293,58 +274,62 @@ async def remove(
     @raise BusRefused: If the bus knows no removals.
     """
     options = keys.load()
-    submissions = make_removals(names, _now())
+    contents = InputContents(make_removals(names, _now()))
     tally = Tally((ACCEPTED, REMOVED_BEFORE), REMOVE_WORDS)
-    try:
-        await _send(reactor, screen, bus, options, submissions, tally, allow_unacknowledged=False)
-    finally:
-        for line in tally.lines:
-            screen.write_error(line)
-        screen.write_line(str(tally))
-    return tally.successful
+    return await _send_and_report(
+        reactor, screen, bus, options, contents, tally, allow_unacknowledged=False
+    )
 
 
 def _now() -> datetime:
     return datetime.fromtimestamp(calendar(), UTC)
 
 
-async def _send(
+async def _send_and_report(
     reactor: Any,
     screen: Screen,
     bus: HostPort,
     keys: SocketOptions,
-    submissions: Sequence[Submission],
+    contents: InputContents,
     tally: Tally,
     allow_unacknowledged: bool,
-) -> None:
+) -> bool:
     """
-    Send documents to a bus.
+    Send documents, and write their outcomes.
 
     @param tally: Counts every document; those left over after an error as not sent.
     @param allow_unacknowledged: Whether they may go to the sub endpoint of a Threat Bus, which
         does not acknowledge them.
+    @return: Whether every document was successful.
     @raise BusUnreachable: If the bus does not answer.
     @raise BusRefused: If the bus accepts none.
     """
+    submissions = contents.submissions
+    counted = tally.outcomes.total()
     factory = Factory(reactor, linger=0)
     client = ManageClient(reactor, factory, bus, keys)
-    before = tally.outcomes.total()
     try:
-        acknowledges = await _acknowledges_documents(client)
-        if not acknowledges and not allow_unacknowledged:
-            raise BusRefused("remove", f"{bus} is a Threat Bus, which knows no such request")
-        with screen.progress(str(bus), len(submissions)) as advance:
-            if acknowledges:
-                await _publish_batches(client, submissions, tally, advance)
-            else:
-                screen.write_error(
-                    f"{bus} is a Threat Bus: it does not say whether it accepts indicators"
-                )
-                await _send_unacknowledged(reactor, client, bus, keys, submissions, tally, advance)
+        if submissions:
+            acknowledges = await _acknowledges_documents(client)
+            if not acknowledges and not allow_unacknowledged:
+                raise BusRefused("remove", f"{bus} is a Threat Bus, which knows no such request")
+            with screen.progress(str(bus), len(submissions)) as advance:
+                if acknowledges:
+                    await _publish_batches(client, submissions, tally, advance)
+                else:
+                    screen.write_error(
+                        f"{bus} is a Threat Bus: it does not say whether it accepts indicators"
+                    )
+                    address = HostPort(bus.host, await _sub_port(client))
+                    await _send_unacknowledged(reactor, address, keys, submissions, tally, advance)
     finally:
-        left = len(submissions) - (tally.outcomes.total() - before)
-        tally.outcomes[NOT_SENT] += left
+        tally.outcomes[NOT_SENT] += len(submissions) - (tally.outcomes.total() - counted)
         factory.shutdown()
+        for line in tally.lines:
+            screen.write_error(line)
+        for line in summary_lines(tally, contents):
+            screen.write_line(line)
+    return tally.successful
 
 
 async def _acknowledges_documents(client: ManageClient) -> bool:
@@ -388,14 +373,12 @@ async def _publish_batches(
 
 async def _send_unacknowledged(
     reactor: Any,
-    client: ManageClient,
-    bus: HostPort,
+    address: HostPort,
     keys: SocketOptions,
     submissions: Sequence[Submission],
     tally: Tally,
     advance: Callable[[int], None],
 ) -> None:
-    address = HostPort(bus.host, await _sub_port(client))
     factory = Factory(reactor, LINGER_MILLISECONDS)
     try:
         publisher = ReportPublisher(factory, f"tcp://{address}", lambda: None, keys)

@@ -143,34 +143,31 @@ def _bus(status: Any, bus: str) -> Table:
         f" {format_value(value_at(status, 'journal', 'head'))} entries in the journal"
     )
     table.caption_justify = "left"
-    rows = [
-        (
-            "in force, kept",
-            value_at(status, "journal", "indicators"),
-            value_at(status, "journal", "sightings"),
-        ),
-        (
-            "accepted per second, last minute",
-            value_at(status, "rates", "indicator"),
-            value_at(status, "rates", "sighting"),
-        ),
-    ]
-    for verdict in ("accepted", "repeated", "outdated", "unknown"):
-        counts = [
-            value_at(status, "received", stream, verdict) for stream in ("indicator", "sighting")
-        ]
-        if any(counts):
-            rows.append((f"{verdict} since the start", *counts))
-    for verdict in ("refused", "forbidden"):
-        count = value_at(status, "received", "message", verdict)
-        if count:
-            rows.append((f"{verdict} since the start, of either", count, None))
-    aside = value_at(status, "set_aside", "count")
-    if aside:
-        rows.append(("set aside, of either", aside, None))
-    for name, *values in rows:
-        table.add_row(escaped_text(name), *(escaped_text(format_value(value)) for value in values))
+    for name, *paths in _BUS_ROWS:
+        values = [value_at(status, *path) if path else None for path in paths]
+        if any(values) or name in _BUS_ALWAYS:
+            table.add_row(escaped_text(name), *map(escaped_text, map(format_value, values)))
     return table
+
+
+_BUS_ALWAYS = ("in force, kept", "accepted per second, last minute")
+_BUS_ROWS: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
+    ("in force, kept", ("journal", "indicators"), ("journal", "sightings")),
+    ("accepted per second, last minute", ("rates", "indicator"), ("rates", "sighting")),
+    *(
+        (
+            f"{verdict} since the start",
+            ("received", "indicator", verdict),
+            ("received", "sighting", verdict),
+        )
+        for verdict in ("accepted", "repeated", "outdated", "unknown")
+    ),
+    *(
+        (f"{verdict} since the start, of either", ("received", "message", verdict), ())
+        for verdict in ("refused", "forbidden")
+    ),
+    ("set aside, of either", ("set_aside", "count"), ()),
+)
 
 
 def _set_aside(count: Any, newest: str) -> Table:

@@ -16,7 +16,6 @@ from rich.text import Text
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
-_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _ESCAPED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
@@ -29,18 +28,10 @@ def escape_controls(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_escape, text))
-
-
-def _escape(character: str) -> str:
-    if unicodedata.category(character) not in _ESCAPED_CATEGORIES:
-        return character
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED_CATEGORIES else c
+        for c in text
+    )
 
 
 def escape_json_controls(document: bytes) -> str:

@@ -278,7 +278,7 @@ async def watch(
     screen: Screen,
     bus: HostPort,
     keys: KeyFiles,
-    streams: tuple[Stream, ...],
+    stream: str | None,
     snapshot: int,
     count: int,
     as_json: bool,
@@ -288,7 +288,7 @@ async def watch(
 
     @param bus: The manage endpoint of the bus.
     @param keys: The keys for the connection.
-    @param streams: The streams to subscribe to.
+    @param stream: The only stream to subscribe to, by its name in L{STREAMS}; C{None}: all.
     @param snapshot: Days of past indicators to begin with.
     @param count: The number of messages after which to end; C{0} for no end.
     @param as_json: Whether to print STIX documents instead of lines.
@@ -298,7 +298,9 @@ async def watch(
     """
     printer = MessagePrinter(screen, as_json, count)
     request = SubscriptionRequest(
-        topics=tuple(STREAM_TOPICS[stream][0] for stream in streams),
+        topics=tuple(
+            STREAM_TOPICS[each][0] for name, each in STREAMS.items() if stream in (None, name)
+        ),
         snapshot=snapshot,
         name="tbvast watch",
         heartbeat=HEARTBEAT_SECONDS,

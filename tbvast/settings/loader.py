@@ -26,12 +26,22 @@ def load(path: str) -> Settings:
     @param path: The file's path.
     @raise SettingsInvalid: If the file cannot be read or is not valid.
     """
+    return decode(read_file(path, "--config"), key_label(path))
+
+
+def read_file(path: str, label: str) -> bytes:
+    """
+    Read a file that the user names.
+
+    @param path: The file's path.
+    @param label: The name of the option or argument, for the error.
+    @raise SettingsInvalid: If the file cannot be read.
+    """
     try:
-        text = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or e
-        raise SettingsInvalid("--config", path, f"a file that can be read: {reason}") from e
-    return decode(text, key_label(path))
+        raise SettingsInvalid(label, path, f"a file that can be read: {reason}") from e
 
 
 def decode(text: bytes, name: str = "configuration") -> Settings:
