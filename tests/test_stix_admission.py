@@ -542,6 +542,7 @@ class IndicatorTests(SynchronousTestCase):
                 MOST_TERMS,
             ),
             (lambda n: "[a:b" + ".c" * (n - 1) + " = 1]", MOST_STEPS),
+            (lambda n: "[a:b" + ".c" * (n - 1) + " = 1] OR [d:e = 2]", MOST_STEPS),
             (
                 lambda n: "[" + "(" * 32 + "a:b = 1" + (" OR a:b = 1" * (n // 32) + ")") * 32 + "]",
                 MOST_TERMS - 16,
