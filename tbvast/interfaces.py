@@ -495,13 +495,13 @@ class IIndicatorStore(Interface):
         @return: Fires with the changes for the engine, in parts.
         """
 
-    def entries() -> Deferred[list[Entry]]:
+    def entries() -> Awaitable[list[Entry]]:
         """
         Read all entries that the engine should hold. The entry of a network also names the
         indicators of the networks that cover it. Other calls may be executed in between.
         """
 
-    def reconcile(held: Sequence[Entry]) -> Deferred[list[Changes]]:
+    def reconcile(held: Sequence[Entry]) -> Awaitable[list[Changes]]:
         """
         Compare the store with the engine.
 
@@ -510,7 +510,7 @@ class IIndicatorStore(Interface):
             least one.
         """
 
-    def unsearched(until: int, limit: int) -> Deferred[Unsearched]:
+    def unsearched(until: int, limit: int) -> Awaitable[Unsearched]:
         """
         Read the indicators for which no past events have been searched, oldest first. Other
         calls may be executed in between.
@@ -519,7 +519,7 @@ class IIndicatorStore(Interface):
         @param limit: The most indicators.
         """
 
-    def mark_searched(ids: Sequence[str], until: int) -> Deferred[None]:
+    def mark_searched(ids: Sequence[str], until: int) -> Awaitable[None]:
         """
         Store that past events have been searched for indicators.
 

@@ -4,6 +4,10 @@ Tests for L{tbvast.bridge.store.client}.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -13,6 +17,8 @@ from tbvast.storage.set_aside import SetAside, Stage
 from tbvast.values import Covered, Entry, PageRequest, Position, Unsearched
 from tests.doubles import a_sighting, an_indicator, indicator_id, moment
 from tests.doubles_bridge import MemoryStore
+
+T = TypeVar("T")
 
 MANY = 2 * MAX_ENTRIES_PER_MESSAGE + 1
 
@@ -29,6 +35,9 @@ class ClientTestCase(SynchronousTestCase):
         memory = MemoryStore(lambda: self.now)
         self.addCleanup(memory.close)
         self.store, self.outbox = memory.indicators, memory.outbox
+
+    def result(self, made: Coroutine[Any, Any, T]) -> T:
+        return self.successResultOf(Deferred.fromCoroutine(made))
 
 
 class IndicatorStoreTests(ClientTestCase):
@@ -58,15 +67,15 @@ class IndicatorStoreTests(ClientTestCase):
         """
         written = self.know(MANY)
         self.assertEqual(len(written), MANY)
-        entries = self.successResultOf(self.store.entries())
+        entries = self.result(self.store.entries())
         self.assertCountEqual(entries, written)
-        found = self.successResultOf(self.store.unsearched(1, 10 * MANY))
+        found = self.result(self.store.unsearched(1, 10 * MANY))
         self.assertEqual(found.ids, [indicator_id(number) for number in range(MANY)])
         self.assertCountEqual(found.entries, written)
-        (same,) = self.successResultOf(self.store.reconcile(entries))
+        (same,) = self.result(self.store.reconcile(entries))
         self.assertEqual((same.write, same.erase), ((), ()))
-        self.successResultOf(self.store.mark_searched(found.ids, 1))
-        self.assertEqual(self.successResultOf(self.store.unsearched(1, MANY)), Unsearched([], []))
+        self.result(self.store.mark_searched(found.ids, 1))
+        self.assertEqual(self.result(self.store.unsearched(1, MANY)), Unsearched([], []))
 
     def test_some(self) -> None:
         """
@@ -76,13 +85,13 @@ class IndicatorStoreTests(ClientTestCase):
         for number, network in enumerate(("10.0.0.0/8", "10.1.0.0/16"), 1):
             indicator = an_indicator(number, pattern=f"[ipv4-addr:value = '{network}']")
             self.successResultOf(self.store.apply([indicator], None, 1))
-        found = self.successResultOf(self.store.unsearched(2, 1))
+        found = self.result(self.store.unsearched(2, 1))
         self.assertEqual(found.ids, [indicator_id(1)])
-        self.successResultOf(self.store.mark_searched(found.ids, 2))
-        found = self.successResultOf(self.store.unsearched(2, 1))
+        self.result(self.store.mark_searched(found.ids, 2))
+        found = self.result(self.store.unsearched(2, 1))
         (entry,) = found.entries
         self.assertEqual((found.ids, entry.ids), ([indicator_id(2)], (indicator_id(2),)))
-        entries = self.successResultOf(self.store.entries())
+        entries = self.result(self.store.entries())
         self.assertIn((indicator_id(1), indicator_id(2)), [each.ids for each in entries])
 
     def test_dates(self) -> None:

@@ -102,7 +102,7 @@ class OldStateTests(SynchronousTestCase):
             store = IndicatorStore(ask, lambda: NOW, True)
             bodies = self.successResultOf(store.bodies(contents["in force"]))
             self.assertCountEqual(bodies, contents["in force"])
-            entries = self.successResultOf(store.entries())
+            entries = self.successResultOf(Deferred.fromCoroutine(store.entries()))
             self.assertEqual({id for each in entries for id in each.ids}, set(bodies))
             self.assertEqual(self.successResultOf(store.counts())["unsent"], 2)
 

@@ -5,26 +5,16 @@ Makes sightings of matches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    FirstError,
-    gatherResults,
-    maybeDeferred,
-    succeed,
-)
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform, IIndicatorStore
 from tbvast.service.clock import Calendar
-from tbvast.stix.indicators import STIX, Indicator, decode_indicator
+from tbvast.stix.indicators import STIX, decode_indicator
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
@@ -54,8 +44,6 @@ class SightingFactory:
 
     @ivar failed: The number of sightings that could not be made.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -99,43 +87,40 @@ class SightingFactory:
                 matchers[id] = self._matcher(body)
             except Exception as e:
                 failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", id))
-        made = [
-            maybeDeferred(self._make_one, match, matchers[id], hits, match_type).addErrback(
-                _eb_failed, id, match, failed
-            )
+        making = [
+            self._make_one(match, matchers[id], hits, match_type, failed)
             for match in matches
             for id, hits in _hits_by_id(match).items()
             if id in matchers
         ]
-        try:
-            found = await gatherResults(made, consumeErrors=True)
-        except FirstError as e:
-            e.subFailure.raiseException()
-        sightings = [sighting for sighting in found if sighting is not None]
+        if self._transform is None:
+            made = [await each for each in making]
+        else:
+            try:
+                made = await gatherResults(map(Deferred.fromCoroutine, making), consumeErrors=True)
+            except FirstError as e:
+                e.subFailure.raiseException()
         if failed:
             self.failed += len(failed)
             await self._store.set_aside(failed[:MAX_SET_ASIDE])
-        return sightings
+        return [sighting for sighting in made if sighting is not None]
 
-    def _make_one(
-        self, match: Match, matcher: IndicatorMatcher, hits: list[Hit], match_type: MatchType
-    ) -> Deferred[Sighting | None]:
-        values = matcher.match(hits)
-        if not values:
-            return succeed(None)
-        return self._make(match.event, matcher.indicator, values, match_type)
-
-    def _matcher(self, body: bytes) -> IndicatorMatcher:
-        return (self._recent if len(body) <= MAX_CACHED_BYTES else IndicatorMatcher)(body)
-
-    def _make(
+    async def _make_one(
         self,
-        event: JsonObject,
-        indicator: Indicator,
-        values: Sequence[str],
+        match: Match,
+        matcher: IndicatorMatcher,
+        hits: list[Hit],
         match_type: MatchType,
-    ) -> Deferred[Sighting | None]:
-        def with_context(context: JsonObject) -> Sighting:
+        failed: list[SetAside],
+    ) -> Sighting | None:
+        indicator, event = matcher.indicator, match.event
+        try:
+            values = matcher.match(hits)
+            if not values:
+                return None
+            context = event
+            if self._transform is not None:
+                context = await self._transform.transform(event, values[0], match_type)
             return make_sighting(
                 indicator_id=indicator.id,
                 indicator_raw=indicator.raw,
@@ -146,22 +131,22 @@ class SightingFactory:
                 engine=self._engine,
                 now=datetime.fromtimestamp(self._now(), UTC),
             )
+        except CancelledError:  # the engine delivers the matches again
+            raise
+        except Exception as e:
+            body = _encode(event)[:MOST_BYTES]
+            failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", indicator.id))
+            return None
 
-        if self._transform is None:
-            return succeed(with_context(event))
-        return self._transform.transform(event, values[0], match_type).addCallback(with_context)
+    def _matcher(self, body: bytes) -> IndicatorMatcher:
+        return (self._recent if len(body) <= MAX_CACHED_BYTES else IndicatorMatcher)(body)
 
 
-def _eb_failed(failure: Failure, id: str, match: Match, failed: list[SetAside]) -> None:
-    if failure.check(CancelledError):  # the engine delivers the matches again
-        failure.raiseException()
-    failure.trap(Exception)
+def _encode(event: JsonObject) -> bytes:
     try:
-        event = msgspec.json.encode(match.event)
-    except Exception:  # the cause of the failure
-        event = repr(match.event).encode("utf-8", "backslashreplace")
-    error: Any = failure.value
-    failed.append(SetAside(Stage.MATCH, reason_of(error), event[:MOST_BYTES], "event", id))
+        return msgspec.json.encode(event)
+    except Exception:  # that is why no sighting could be made
+        return repr(event).encode("utf-8", "backslashreplace")
 
 
 def _hits_by_id(match: Match) -> dict[str, list[Hit]]:

@@ -84,9 +84,9 @@ class WorkerBroken(Exception):
     """
 
 
-class Worker:
+class Worker(Protocol):
     """
-    A worker process.
+    A worker process, and the connection to it. Answers come in the order of their requests.
     """
 
     def __init__(
@@ -116,6 +116,9 @@ class Worker:
         self._refusal = refusal
         self._lost = lost
         self._stopping = False
+        self._gone = False
+        self._waiting: deque[tuple[Deferred[Any], Result]] = deque()
+        self._received = bytearray()
         self._ended: Deferred[None] = Deferred()
 
     def start(self, type: type[_T], limit: float = START_LIMIT) -> _T:
@@ -149,12 +152,11 @@ class Worker:
                 self._stopping = True
                 process.send_signal(signal.SIGKILL)
                 raise self._refusal(f"{self._name} did not start within {limit:g} s") from e
-            self._calls = _Calls(self._name, self._refusal, self._told)
             if first[:1] != DONE:
                 self._stopping = True
                 raise self._refusal(first[1:].decode() or f"{self._name} ended while it started")
             ours.setblocking(False)
-            factory = Factory.forProtocol(lambda: self._calls)
+            factory = Factory.forProtocol(lambda: self)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
         return msgspec.msgpack.decode(first[1:], type=type)
@@ -165,7 +167,7 @@ class Worker:
         Calls a method in the worker. Fails with a refusal, with L{WorkerBroken}, or at once
         with L{Unencodable}.
         """
-        ask: Callable[..., Deferred[Any]] = self._calls.ask
+        ask: Callable[..., Deferred[Any]] = self._ask
         return ask
 
     def stop(self) -> Deferred[None]:
@@ -174,9 +176,10 @@ class Worker:
 
         @return: Fires when the process has ended.
         """
-        if not self._calls.gone:
-            self._stopping = True
-            self._calls.end()
+        if not self._gone:
+            self._stopping = self._gone = True
+            transport: Any = self.transport
+            transport.loseWriteConnection()
         return self._ended
 
     def _told(self, why: str) -> None:
@@ -192,26 +195,8 @@ class Worker:
             self._lost(f"{self._name} {exit_}")
         self._ended.callback(None)
 
-
-class _Calls(Protocol):
-    """
-    Sends requests and receives their answers, which come in the same order.
-
-    @ivar gone: Whether the worker accepts no more requests.
-    """
-
-    def __init__(
-        self, name: str, refusal: Callable[[str], TbvastError], lost: Callable[[str], None]
-    ) -> None:
-        self._name = name
-        self._refusal = refusal
-        self._lost = lost
-        self._waiting: deque[tuple[Deferred[Any], Result]] = deque()
-        self._received = bytearray()
-        self.gone = False
-
-    def ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        if self.gone:
+    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        if self._gone:
             return fail(self._has_ended())
         try:
             request = encode_request(method, arguments)
@@ -230,11 +215,6 @@ class _Calls(Protocol):
         transport: Any = self.transport
         transport.writeSequence([len(message).to_bytes(HEAD, "big"), message])
         transport.doWrite()  # the reactor writes the rest, and handles errors
-
-    def end(self) -> None:
-        self.gone = True
-        transport: Any = self.transport
-        transport.loseWriteConnection()
 
     def dataReceived(self, data: bytes) -> None:
         # Messages are too long for Int32StringReceiver, which copies its buffer each time.
@@ -259,13 +239,13 @@ class _Calls(Protocol):
         elif kind == REFUSED:
             answer.errback(self._refusal(rest.decode()))
         elif kind == LOST:
-            self._lost(rest.decode())
+            self._told(rest.decode())
             answer.errback(self._refusal(rest.decode()))
         else:
             answer.errback(WorkerBroken(rest.decode()))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.gone = True
+        self._gone = True
         while self._waiting:
             answer, _ = self._waiting.popleft()
             answer.errback(self._has_ended())

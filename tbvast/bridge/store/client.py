@@ -77,43 +77,36 @@ class IndicatorStore:
     def activate_due(self) -> Deferred[list[Changes]]:
         return self._ask(IndicatorTable.activate_due, self._now(), self._search)
 
-    def entries(self) -> Deferred[list[Entry]]:
-        return Deferred.fromCoroutine(self._entries())
-
-    async def _entries(self) -> list[Entry]:
-        found: dict[Observable, Entry] = {}
+    async def entries(self) -> list[Entry]:
+        found: list[Entry] = []
         page = DesiredPage(BEGINNING)
         while page.last is not None:
             page = await self._ask(EntryTable.page, page.last, MAX_ENTRIES_PER_MESSAGE)
-            _merge(found, page.entries)
-        return list(found.values())
+            found += page.entries
+        return found
 
-    def reconcile(self, held: Sequence[Entry]) -> Deferred[list[Changes]]:
-        return Deferred.fromCoroutine(self._reconcile(held))
-
-    async def _reconcile(self, held: Sequence[Entry]) -> list[Changes]:
+    async def reconcile(self, held: Sequence[Entry]) -> list[Changes]:
         for start in range(0, max(len(held), 1), MAX_ENTRIES_PER_MESSAGE):
             part = held[start : start + MAX_ENTRIES_PER_MESSAGE]
             await self._ask(EntryTable.add_held, part, start)
         return await self._ask(EntryTable.reconcile)
 
-    def unsearched(self, until: int, limit: int) -> Deferred[Unsearched]:
-        return Deferred.fromCoroutine(self._unsearched(until, limit))
-
-    async def _unsearched(self, until: int, limit: int) -> Unsearched:
+    async def unsearched(self, until: int, limit: int) -> Unsearched:
         found: dict[Observable, Entry] = {}
         ids: list[str] = []
         page = DesiredPage(BEGINNING)
         while page.last is not None and len(ids) < limit:
             page = await self._ask(SearchProgress.unsearched, until, limit - len(ids), page.last)
-            _merge(found, page.entries)
             ids += page.ids
+            for entry in page.entries:
+                known = found.get(entry.observable)
+                if known is not None:
+                    both = tuple(sorted({*known.ids, *entry.ids}))
+                    entry = Entry(entry.observable, both, known.joint or entry.joint)
+                found[entry.observable] = entry
         return Unsearched(ids, list(_restricted(found.values(), frozenset(ids))))
 
-    def mark_searched(self, ids: Sequence[str], until: int) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._mark_searched(ids, until))
-
-    async def _mark_searched(self, ids: Sequence[str], until: int) -> None:
+    async def mark_searched(self, ids: Sequence[str], until: int) -> None:
         for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
             part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
             await self._ask(SearchProgress.mark_searched, part, until)
@@ -166,18 +159,6 @@ class SightingOutbox:
 
     def prune(self) -> Deferred[None]:
         return self._ask(OutboxTable.prune, self._now())
-
-
-def _merge(found: dict[Observable, Entry], page: Iterable[Entry]) -> None:
-    """
-    Add the entries of a page, which may have further indicators of known ones.
-    """
-    for entry in page:
-        known = found.get(entry.observable)
-        if known is not None:
-            ids = tuple(sorted({*known.ids, *entry.ids}))
-            entry = Entry(entry.observable, ids, known.joint or entry.joint)
-        found[entry.observable] = entry
 
 
 def _restricted(entries: Iterable[Entry], ids: frozenset[str]) -> Iterable[Entry]:
