@@ -160,6 +160,8 @@ class IEngineClient(Interface):
     A C{Deferred} fails with the error that the method of L{IEngine} raises.
     """
 
+    cut = Attribute("@see: L{IEngine.cut}")
+
     def identify() -> Deferred[EngineIdentity]:
         """
         @see: L{IEngine.identify}

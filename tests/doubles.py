@@ -4,7 +4,6 @@ Doubles for the bus, its client and the bridge: in memory, keeping the contracts
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -21,14 +20,10 @@ from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
 from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.errors import (
     CommandFailed,
-    EngineError,
-    EngineInterrupted,
-    EngineTimeout,
     JournalFailed,
 )
 from tbvast.interfaces import (
     IContextTransform,
-    IEngineClient,
     IJournal,
     IReplay,
     ISink,
@@ -50,8 +45,7 @@ from tbvast.stix.sightings import MatchType, Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.storage.worker_client import CallWorker
 from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
-from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Position, Progress
-from tests.doubles_engine import MemoryAdding
+from tbvast.values import Hit, Match, Position
 
 DAY = 86400.0
 
@@ -685,216 +679,3 @@ class MemoryNode:
         """
         self.up = False
         self.hang_up()
-
-
-Deliver = Callable[[list[Match]], Deferred[None] | None]
-
-
-@implementer(IEngineClient)
-class MemoryEngineClient:
-    """
-    An L{IEngineClient} whose node is a dictionary.
-
-    @ivar table: What the tables of L{watch} hold.
-    @ivar calls: The names of the calls made, in order.
-    @ivar failures: What the next calls of a name fail with, in order.
-    @ivar held: Names of calls that wait until L{release}.
-    @ivar past: The stored events, by observable.
-    @ivar searched: What was searched for.
-    @ivar since: From when on.
-    @ivar limits: Within which limit and timeout.
-    @ivar interrupted: Whether L{interrupt} was called last, or L{resume}.
-    @ivar added: What was added, and is.
-    @ivar hears: Whether a marker comes out of a live match as soon as it runs.
-    @ivar date: The engine's date.
-    @ivar awake: The seconds since the machine's start.
-    """
-
-    def __init__(self) -> None:
-        self.table: dict[Observable, tuple[str, ...]] = {}
-        self.calls: list[str] = []
-        self.failures: dict[str, list[EngineError]] = {}
-        self.held: set[str] = set()
-        self.past: dict[Observable, list[dict[str, Any]]] = {}
-        self.searched: list[list[Entry]] = []
-        self.since: list[float | None] = []
-        self.limits: list[tuple[int, float]] = []
-        self.interrupted = False
-        self.added: list[MemoryAdding] = []
-        self._waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
-        self._watching: list[tuple[Deferred[None], Deliver, Any]] = []
-        self.hears = True
-        self.moments: list[Moment] = []
-        self.date = 1e9
-        self.awake = 0.0
-
-    def identify(self) -> Deferred[EngineIdentity]:
-        return self._call("identify", lambda: EngineIdentity("memory", "1.0", "127.0.0.1:5158"))
-
-    def prepare(self) -> Deferred[None]:
-        return self._call("prepare", lambda: None)
-
-    def adding(self) -> MemoryAdding:
-        def add(pieces: Iterable[Sequence[Entry]]) -> None:
-            for entry in itertools.chain.from_iterable(pieces):
-                self.table[entry.observable] = entry.ids
-
-        self.added.append(MemoryAdding(lambda pieces: self._call("add", lambda: add(pieces))))
-        return self.added[-1]
-
-    def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
-        def remove() -> None:
-            for observable in observables:
-                self.table.pop(observable, None)
-
-        return self._call("remove", remove)
-
-    def contents(self) -> Deferred[list[Entry]]:
-        return self._call("contents", lambda: [Entry(o, ids) for o, ids in self.table.items()])
-
-    def find(
-        self,
-        entries: Sequence[Entry],
-        limit: int,
-        timeout: float,
-        deliver: Deliver,
-        since: float | None = None,
-    ) -> Deferred[None]:
-        self.searched.append(list(entries))
-        self.since.append(since)
-        self.limits.append((limit, timeout))
-        failures = self.failures.pop("find", [])
-        found = [
-            a_match(event, (entry.observable, entry.ids))
-            for entry in entries
-            for event in self.past.get(entry.observable, [])[: limit or None]
-        ]
-
-        async def search() -> None:
-            if failures and not isinstance(failures[0], EngineTimeout):
-                self.failures["find"] = failures[1:]
-                raise failures[0]
-            for match in found:
-                done = deliver([match])
-                if done is not None:
-                    await done
-            if failures:
-                self.failures["find"] = failures[1:]
-                raise failures[0]
-
-        return self._call("find", lambda: Deferred.fromCoroutine(search()))
-
-    def watch(
-        self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
-    ) -> Deferred[None]:
-        def begin() -> Deferred[None]:
-            running: Deferred[None] = Deferred(lambda d: self._forget(d))
-            self._watching.append((running, deliver, progress))
-            deliver([])
-            if self.hears:
-                self.mark()
-            return running
-
-        return self._call("watch", begin)
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-        waiting, self._waiting = self._waiting, []
-        for _, result, _ in waiting:
-            result.errback(EngineInterrupted())
-        self.end_watch(EngineInterrupted())
-
-    def resume(self) -> None:
-        self.interrupted = False
-
-    # What only a test does
-
-    @property
-    def watching(self) -> int:
-        """
-        How many live matches are running.
-        """
-        return len(self._watching)
-
-    def release(self) -> None:
-        """
-        Let the calls that are held go on.
-        """
-        self.held.clear()
-        waiting, self._waiting = self._waiting, []
-        for name, result, f in waiting:
-            self._perform(name, f).chainDeferred(result)
-
-    def arrive(self, event: dict[str, Any], *observables: Observable) -> Deferred[None] | None:
-        """
-        An event that holds some observables arrives at the node.
-
-        @return: What the one that watches returned; it must have fired before the
-            next event arrives.
-        """
-        hits = [(o, self.table[o]) for o in observables if o in self.table]
-        for _, deliver, _ in list(self._watching):
-            if hits:
-                return deliver([a_match(event, *hits)])
-        return None
-
-    def mark(
-        self, date: float | None = None, covered: Moment | None = None
-    ) -> Deferred[None] | None:
-        """
-        A marker comes out of the live match.
-
-        @param date: The engine's, from now on.
-        @param covered: What the markers say is covered; this one's moment if not given.
-        @return: What the one that watches returned.
-        """
-        self.date += 1.0
-        self.awake += 1.0
-        if date is not None:
-            self.date = date
-        moment = Moment(self.date, self.awake, self.date - self.awake)
-        self.moments.append(moment)
-        lowest = min(each.ahead for each in self.moments)
-        for _, _, progress in list(self._watching):
-            return progress(Progress(moment, covered or moment, 0.1, lowest))
-        return None
-
-    def end_watch(self, error: EngineError | None = None) -> None:
-        """
-        The live match ends.
-        """
-        watching, self._watching = self._watching, []
-        for running, _, _ in watching:
-            if error is None:
-                running.callback(None)
-            else:
-                running.errback(error)
-
-    def die(self) -> None:
-        """
-        Forget everything, as a node that is killed does; a live match does not
-        notice.
-        """
-        self.table.clear()
-
-    def _call(self, name: str, f: Callable[[], Any]) -> Deferred[Any]:
-        self.calls.append(name)
-        if self.interrupted:
-            return fail(EngineInterrupted())
-        if name in self.held:
-            result: Deferred[Any] = Deferred(self._drop)
-            self._waiting.append((name, result, f))
-            return result
-        return self._perform(name, f)
-
-    def _perform(self, name: str, f: Callable[[], Any]) -> Deferred[Any]:
-        failures = self.failures.get(name)
-        if failures:
-            return fail(failures.pop(0))
-        return maybeDeferred(f)
-
-    def _drop(self, result: Deferred[Any]) -> None:
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] is not result]
-
-    def _forget(self, running: Deferred[None]) -> None:
-        self._watching = [watching for watching in self._watching if watching[0] is not running]

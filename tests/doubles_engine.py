@@ -8,22 +8,38 @@ import ipaddress
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast.engines.search_budget import SearchBudget
-from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted
+from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted, EngineTimeout
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Progress
 
 SCHEMA = "suricata.http"
+
+Deliver = Callable[[list[Match]], "Deferred[None] | None"]
+T = TypeVar("T")
+
+CALLS = ("identify", "prepare", "add", "remove", "contents", "find", "watch")
+"""
+The names of the calls of an engine.
+"""
 
 
 class WouldBlock(Exception):
@@ -32,27 +48,64 @@ class WouldBlock(Exception):
     """
 
 
+class Searched(NamedTuple):
+    """
+    The arguments of a search of past events.
+    """
+
+    entries: list[Entry]
+    limit: int
+    timeout: float
+    since: float | None
+
+
 @implementer(IEngine)
 class MemoryEngine:
     """
     An L{IEngine} whose node is this object.
 
     @ivar failure: What every call raises, if it is not C{None}.
+    @ivar failures: What the next calls of a name raise, in order.
     @ivar log: The names of the calls that were made, in order.
+    @ivar searches: The searches that were made.
+    @ivar interrupted: Whether calls are interrupted.
+    @ivar hears: Whether a marker comes out of a live match as soon as it runs.
+    @ivar date: The node's date, in seconds since the epoch.
+    @ivar awake: The seconds since the machine's start.
+    @ivar moments: The moments of the markers.
     """
 
     def __init__(self, version: str = "6.20.0", endpoint: str = "127.0.0.1:5158") -> None:
         self.failure: EngineError | None = None
+        self.failures: dict[str, list[EngineError]] = {}
         self.cut: Counter[str] = Counter()
         self.log: list[str] = []
+        self.searches: list[Searched] = []
+        self.interrupted = False
+        self.hears = False
+        self.date = 1e9
+        self.awake = 0.0
+        self.moments: list[Moment] = []
         self._identity = EngineIdentity("tenzir", version, endpoint)
         self._table: dict[Observable, Entry] | None = None
         self._events: list[tuple[str, dict[str, Any]]] = []
-        self._watches: list[_Watch] = []
-        self._interrupted = False
-        self._marked = 0
+        self._watches: list[MemoryWatch] = []
 
     # What a test does to the node
+
+    @property
+    def table(self) -> dict[Observable, tuple[str, ...]]:
+        """
+        The ids in the tables of L{watch}, by observable.
+        """
+        return {entry.observable: entry.ids for entry in (self._table or {}).values()}
+
+    @property
+    def watching(self) -> int:
+        """
+        The number of live matches that run.
+        """
+        return len(self._watches)
 
     def arrive(self, event: dict[str, Any], schema: str = SCHEMA) -> None:
         """
@@ -62,7 +115,28 @@ class MemoryEngine:
         match = found(event, schema, list((self._table or {}).values()))
         if match is not None:
             for watch in self._watches:
-                watch.put(match)
+                watch.put([match])
+
+    def mark(self, date: float | None = None) -> None:
+        """
+        A marker is imported, and passes every live match.
+
+        @param date: The node's date from now on.
+        """
+        self.date = self.date + 1.0 if date is None else date
+        self.awake += 1.0
+        moment = Moment(self.date, self.awake, self.date - self.awake)
+        self.moments.append(moment)
+        lowest = min(each.ahead for each in self.moments)
+        for watch in self._watches:
+            watch.put(Progress(moment, moment, 0.1, lowest))
+
+    def end_watches(self, error: Exception | None = None) -> None:
+        """
+        The live matches end by themselves.
+        """
+        for watch in self._watches:
+            watch.put(error or StopIteration())
 
     def lose(self) -> None:
         """
@@ -101,40 +175,45 @@ class MemoryEngine:
         timeout: float,
         since: float | None = None,
     ) -> Iterator[list[Match]]:
-        self._prepared("find")
+        self.searches.append(Searched(list(entries), limit, timeout, since))
+        late: EngineTimeout | None = None
+        try:
+            self._prepared("find")
+        except EngineTimeout as e:
+            late = e
         budget = SearchBudget(limit, entries)
         for schema, event in list(self._events):
             match = found(event, schema, entries)
             if match is not None and (matches := budget.apply([match])):
                 yield matches
-                self._call("find")
+                self._check("find")
+        if late is not None:
+            raise late
 
-    def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
+    def watch(self, progress: Callable[[Progress], None]) -> MemoryWatch:
         self._prepared("watch")
-        watch = _Watch(self._watches.remove, progress)
+        watch = MemoryWatch(self._watches.remove, progress)
         self._watches.append(watch)
+        if self.hears:
+            self.mark()
         return watch
 
-    def mark(self) -> None:
-        """
-        A marker is imported, and passes every live match.
-        """
-        self._marked += 1
-        moment = Moment(1e9 + self._marked, float(self._marked), 1e9)
-        for watch in self._watches:
-            watch.put_progress(Progress(moment, moment, 0.0, 1e9))
-
     def interrupt(self) -> None:
-        self._interrupted = True
+        self.interrupted = True
         for watch in self._watches:
             watch.interrupted = True
 
     def resume(self) -> None:
-        self._interrupted = False
+        self.interrupted = False
 
     def _call(self, name: str) -> None:
         self.log.append(name)
-        if self._interrupted:
+        self._check(name)
+        if failures := self.failures.get(name):
+            raise failures.pop(0)
+
+    def _check(self, name: str) -> None:
+        if self.interrupted:
             raise EngineInterrupted(name)
         if self.failure is not None:
             raise self.failure
@@ -146,37 +225,47 @@ class MemoryEngine:
         return self._table
 
 
-class _Watch(Iterator[list[Match]]):
+class MemoryWatch(Iterator[list[Match]]):
     """
     The live match of a L{MemoryEngine}.
     """
 
     def __init__(
-        self, forget: Callable[[_Watch], None], progress: Callable[[Progress], None]
+        self, forget: Callable[[MemoryWatch], None], progress: Callable[[Progress], None]
     ) -> None:
         self.interrupted = False
         self._forget = forget
         self._progress = progress
         self._closed = False
-        self._batches: deque[list[Match] | Progress] = deque([[]])
+        self._items: deque[list[Match] | Progress | Exception] = deque([[]])
 
-    def put(self, match: Match) -> None:
-        self._batches.append([match])
+    def put(self, item: list[Match] | Progress | Exception) -> None:
+        """
+        Something comes out of the match.
+        """
+        self._items.append(item)
 
-    def put_progress(self, progress: Progress) -> None:
-        self._batches.append(progress)
-
-    def __next__(self) -> list[Match]:
+    def poll(self) -> list[Match] | Progress:
+        """
+        @return: What comes out next.
+        @raise WouldBlock: If nothing has arrived.
+        """
         if self.interrupted:
             raise EngineInterrupted("watch")
         if self._closed:
             raise StopIteration
-        while self._batches:
-            item = self._batches.popleft()
-            if not isinstance(item, Progress):
-                return item
+        if not self._items:
+            raise WouldBlock("nothing has arrived")
+        item = self._items.popleft()
+        if isinstance(item, Exception):
+            self.close()
+            raise item
+        return item
+
+    def __next__(self) -> list[Match]:
+        while isinstance(item := self.poll(), Progress):
             self._progress(item)
-        raise WouldBlock("nothing has arrived")
+        return item
 
     def close(self) -> None:
         if not self._closed:
@@ -193,13 +282,14 @@ class MemoryAdding:
     @ivar abandoned: Whether nobody wants to know.
     """
 
-    def __init__(self, add: Callable[[list[Sequence[Entry]]], Deferred[None]]) -> None:
+    def __init__(self, add: Callable[[MemoryAdding], Deferred[None]]) -> None:
         """
-        @param add: Called with all of it.
+        @param add: Called at the end.
         """
         self._add = add
         self.pieces: list[Sequence[Entry]] = []
         self.abandoned = False
+        self._interrupted = False
         self._added: Deferred[None] | None = None
         self._over = False
 
@@ -216,7 +306,7 @@ class MemoryAdding:
         if self._over:
             raise AssertionError("it is over")
         self._over = True
-        self._added = self._add(self.pieces)
+        self._added = self._add(self)
         return self._added
 
     def abandon(self) -> None:
@@ -224,116 +314,220 @@ class MemoryAdding:
         if self._added is not None:
             self._added.addErrback(lambda failure: None).cancel()
 
+    def batches(self) -> Iterator[Sequence[Entry]]:
+        """
+        @return: What it was given.
+        @raise EngineInterrupted: After that, if it was interrupted.
+        """
+        yield from self.pieces
+        if self._interrupted:
+            raise EngineInterrupted("add")
+
+    def interrupt(self) -> None:
+        """
+        The engine's calls are interrupted.
+        """
+        self._interrupted = True
+
+
+class _Call:
+    """
+    A call of a L{MemoryEngineClient}.
+
+    @ivar result: Its result; cancelling it ends the call.
+    """
+
+    def __init__(self) -> None:
+        self.result: Deferred[Any] = Deferred(lambda _: self.end(CancelledError()))
+        self._waiting: Deferred[Any] | None = None
+        self._reason: BaseException | None = None
+
+    async def wait(self, waiting: Deferred[None] | None) -> None:
+        """
+        Wait for something, unless the call has ended.
+        """
+        self._waiting = waiting
+        if self._reason is not None:
+            self.end(self._reason)
+        try:
+            await (waiting or succeed(None))
+        except CancelledError as e:
+            raise self._reason or e from None
+        finally:
+            self._waiting = None
+        if self._reason is not None:
+            raise self._reason
+
+    def end(self, reason: BaseException) -> None:
+        """
+        End the call, now or when it waits next.
+        """
+        self._reason = self._reason or reason
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def ended(self, outcome: Any) -> None:
+        """
+        Tell the result.
+        """
+        if not self.result.called:
+            self.result.callback(outcome)
+
 
 @implementer(IEngineClient)
 class MemoryEngineClient:
     """
-    An L{IEngineClient} of a L{MemoryEngine}, without threads: calls are made at
-    once.
+    An L{IEngineClient} of a L{MemoryEngine}, without threads: calls are made at once.
 
-    @ivar engine: What is asked.
-    @ivar watching: The results of the live matches that run.
+    @ivar held: Names of calls that wait until L{release}.
+    @ivar added: What was added, and is.
     """
 
     def __init__(self, engine: MemoryEngine) -> None:
-        self.engine = engine
-        self.watching: list[Deferred[None]] = []
-        self._deliveries: list[tuple[Iterator[list[Match]], Any]] = []
+        """
+        @param engine: What is asked.
+        """
+        self.held: Collection[str] = ()
+        self.added: list[MemoryAdding] = []
+        self._engine = engine
+        self._calls: list[_Call] = []
+        self._holding: list[Deferred[None]] = []
+        self._idle: list[Deferred[None]] = []
+
+    # What only a test does
 
     def arrive(self, event: dict[str, Any], schema: str = SCHEMA) -> None:
         """
         An event is imported, and what it matches is delivered.
         """
-        self.engine.arrive(event, schema)
-        for watch, deliver in list(self._deliveries):
-            self._pump(watch, deliver)
+        self._engine.arrive(event, schema)
+        _fire(self._idle)
 
-    def mark(self) -> None:
+    def mark(self, date: float | None = None) -> None:
         """
         A marker is imported, and comes out.
-        """
-        self.engine.mark()
-        for watch, deliver in list(self._deliveries):
-            self._pump(watch, deliver)
 
-    def end_watches(self, error: EngineError) -> None:
+        @param date: The node's date from now on.
+        """
+        self._engine.mark(date)
+        _fire(self._idle)
+
+    def end_watches(self, error: Exception | None = None) -> None:
         """
         The live matches end by themselves.
         """
-        self._deliveries.clear()
-        watching, self.watching = self.watching, []
-        for result in watching:
-            result.errback(error)
+        self._engine.end_watches(error)
+        _fire(self._idle)
 
-    def _pump(self, watch: Iterator[list[Match]], deliver: Any) -> None:
-        try:
-            while True:
-                deliver(next(watch))
-        except WouldBlock:
-            pass
+    def release(self) -> None:
+        """
+        Make the calls that are held, and hold no further ones.
+        """
+        self.held = ()
+        _fire(self._holding)
+
+    # IEngineClient
+
+    @property
+    def cut(self) -> Mapping[str, int]:
+        return self._engine.cut
 
     def identify(self) -> Deferred[EngineIdentity]:
-        return maybeDeferred(self.engine.identify)
+        return self._simple("identify", self._engine.identify)
 
     def prepare(self) -> Deferred[None]:
-        return maybeDeferred(self.engine.prepare)
+        return self._simple("prepare", self._engine.prepare)
 
     def adding(self) -> MemoryAdding:
-        return MemoryAdding(lambda pieces: maybeDeferred(self.engine.add, pieces))
+        def add(adding: MemoryAdding) -> Deferred[None]:
+            return self._simple("add", lambda: self._engine.add(adding.batches()))
+
+        self.added.append(MemoryAdding(add))
+        return self.added[-1]
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
-        return maybeDeferred(self.engine.remove, observables)
+        return self._simple("remove", lambda: self._engine.remove(observables))
 
     def contents(self) -> Deferred[list[Entry]]:
-        return maybeDeferred(self.engine.contents)
-
-    async def _find(self, batches: Iterator[list[Match]], deliver: Any) -> None:
-        for batch in batches:
-            delivered = deliver(batch)
-            if delivered is not None:
-                await delivered
+        return self._simple("contents", self._engine.contents)
 
     def find(
         self,
         entries: Sequence[Entry],
         limit: int,
         timeout: float,
-        deliver: Callable[[list[Match]], Deferred[None] | None],
+        deliver: Deliver,
         since: float | None = None,
     ) -> Deferred[None]:
-        batches = self.engine.find(entries, limit, timeout, since)
-        return Deferred.fromCoroutine(self._find(batches, deliver))
+        async def search(call: _Call) -> None:
+            for batch in self._engine.find(entries, limit, timeout, since):
+                await call.wait(deliver(batch))
+
+        return self._call("find", search)
 
     def watch(
-        self,
-        deliver: Callable[[list[Match]], Deferred[None] | None],
-        progress: Callable[[Progress], Deferred[None] | None],
+        self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
     ) -> Deferred[None]:
-        def told(news: Progress) -> None:
-            progress(news)
+        async def follow(call: _Call) -> None:
+            with closing(self._engine.watch(unheeded)) as watch:
+                while True:
+                    try:
+                        item = watch.poll()
+                    except WouldBlock:
+                        await call.wait(_waiting(self._idle))
+                        continue
+                    except StopIteration:
+                        return
+                    receive: Any = progress if isinstance(item, Progress) else deliver
+                    await call.wait(receive(item))
 
-        try:
-            watch = self.engine.watch(told)
-        except EngineError:
-            return fail()
-        delivery = (watch, deliver)
-
-        def end(result: Deferred[None]) -> None:
-            self._deliveries.remove(delivery)
-            self.watching.remove(result)
-
-        running: Deferred[None] = Deferred(end)
-        self.watching.append(running)
-        self._deliveries.append(delivery)
-        self._pump(watch, deliver)
-        return running
+        return self._call("watch", follow)
 
     def interrupt(self) -> None:
-        self.engine.interrupt()
-        self.end_watches(EngineInterrupted("watch"))
+        self._engine.interrupt()
+        for adding in self.added:
+            adding.interrupt()
+        for call in list(self._calls):
+            call.end(EngineInterrupted())
 
     def resume(self) -> None:
-        self.engine.resume()
+        self._engine.resume()
+
+    def _simple(self, name: str, method: Callable[[], T]) -> Deferred[T]:
+        async def make(call: _Call) -> T:
+            return method()
+
+        return self._call(name, make)
+
+    def _call(
+        self, name: str, make: Callable[[_Call], Coroutine[Deferred[Any], Any, T]]
+    ) -> Deferred[T]:
+        async def run() -> T:
+            if name in self.held:
+                await call.wait(_waiting(self._holding))
+            return await make(call)
+
+        def ended(outcome: Any) -> None:
+            self._calls.remove(call)
+            call.ended(outcome)
+
+        call = _Call()
+        self._calls.append(call)
+        Deferred.fromCoroutine(run()).addBoth(ended)
+        return call.result
+
+
+def _waiting(line: list[Deferred[None]]) -> Deferred[None]:
+    waiting: Deferred[None] = Deferred(line.remove)
+    line.append(waiting)
+    return waiting
+
+
+def _fire(line: list[Deferred[None]]) -> None:
+    waiting = list(line)
+    line.clear()
+    for each in waiting:
+        each.callback(None)
 
 
 class SteppedThreads:
@@ -758,6 +952,270 @@ class EngineContract:
             self.assertRaises(EngineInterrupted, call)
         engine.resume()
         self.assertEqual(engine.contents(), [])
+
+
+class EngineClientContract:
+    """
+    What every L{IEngineClient} keeps to; mixed into one class for each provider.
+
+    @ivar engine: The engine that is asked.
+    @ivar client: Its client.
+    @ivar batches: What was delivered.
+    """
+
+    # What the test case that this is mixed into has.
+    assertEqual: Any
+    assertIs: Any
+    assertNoResult: Any
+    failureResultOf: Any
+    successResultOf: Any
+
+    def make_client(self, engine: MemoryEngine) -> IEngineClient:
+        """
+        A client of an engine.
+        """
+        raise NotImplementedError
+
+    def perform(self) -> None:
+        """
+        Make the calls that wait; none is made before.
+        """
+
+    def setUp(self) -> None:
+        self.engine = MemoryEngine()
+        self.engine.prepare()
+        self.client = self.make_client(self.engine)
+        self.batches: list[list[Match]] = []
+
+    def result(self, call: Deferred[Any]) -> Any:
+        """
+        The result of a call.
+        """
+        self.perform()
+        return self.successResultOf(call)
+
+    def failed(self, call: Deferred[Any], *errors: type[Exception]) -> Any:
+        """
+        The error of a call.
+        """
+        self.perform()
+        return self.failureResultOf(call, *errors).value
+
+    def find(self, *entries: Entry) -> Deferred[None]:
+        """
+        Search for entries without a limit.
+        """
+        return self.client.find(entries, 0, 1.0, self.batches.append)
+
+    def test_interface(self) -> None:
+        """
+        It provides its interface.
+        """
+        verifyObject(IEngineClient, self.client)
+        adding = self.client.adding()
+        verifyObject(IAdding, adding)
+        adding.abandon()
+        self.perform()
+
+    def test_calls(self) -> None:
+        """
+        It answers what the engine answers.
+        """
+        self.assertEqual(self.result(self.client.identify()), self.engine.identify())
+        self.result(self.client.prepare())
+        self.engine.cut["suricata.tls"] = 2
+        self.assertEqual(dict(self.client.cut), {"suricata.tls": 2})
+
+    def test_failure(self) -> None:
+        """
+        A call fails with the engine's error.
+        """
+        self.engine.failure = EngineCallFailed("contents", "no")
+        for call in (self.client.identify(), self.client.contents(), self.find(ADDRESS)):
+            self.assertIs(self.failed(call), self.engine.failure)
+
+    def test_write(self) -> None:
+        """
+        Batches are written in order; later entries replace earlier ones.
+        """
+        again = Entry(HOST.observable, ("indicator--9",))
+        adding = self.client.adding()
+        adding.add([ADDRESS, HOST])
+        adding.add([again])
+        self.result(adding.end())
+        self.assertEqual(self.result(self.client.contents()), [ADDRESS, again])
+        self.result(self.client.remove([ADDRESS.observable]))
+        self.assertEqual(self.engine.contents(), [again])
+
+    def test_interrupt_adding(self) -> None:
+        """
+        A call that was interrupted before its last batch fails, whatever comes afterwards.
+        """
+        adding = self.client.adding()
+        adding.add([ADDRESS])
+        self.client.interrupt()
+        self.client.resume()
+        self.failed(adding.end(), EngineInterrupted)
+
+    def test_abandon(self) -> None:
+        """
+        An abandoned call ends silently, before its end or after, and others are made.
+        """
+        before, after = self.client.adding(), self.client.adding()
+        before.add([ADDRESS])
+        before.abandon()
+        after.add([ADDRESS])
+        after.end()
+        after.abandon()
+        other = self.client.adding()
+        other.add([HOST])
+        self.result(other.end())
+
+    def test_find(self) -> None:
+        """
+        Each batch of a search is delivered, then the search ends.
+        """
+        self.engine.arrive(event(1))
+        self.engine.arrive(event(2, hostname="evil.example"))
+        self.result(self.find(ADDRESS, HOST))
+        self.assertEqual([len(batch) for batch in self.batches], [1, 1])
+
+    def test_find_arguments(self) -> None:
+        """
+        A search has the limits that it is given.
+        """
+        self.result(self.client.find([ADDRESS], 3, 1.0, self.batches.append, 5.0))
+        self.assertEqual(self.engine.searches, [Searched([ADDRESS], 3, 1.0, 5.0)])
+
+    def test_find_timeout(self) -> None:
+        """
+        A search that runs out of time delivers its matches before.
+        """
+        self.engine.arrive(event(1))
+        self.engine.failures["find"] = [EngineTimeout("find", 1.0)]
+        self.failed(self.find(ADDRESS), EngineTimeout)
+        self.assertEqual(len(self.batches), 1)
+
+    def test_deliver_fails(self) -> None:
+        """
+        If a batch cannot be processed, the search ends with that error.
+        """
+        self.engine.arrive(event(1))
+        for deliver in (lambda batch: fail(ValueError()), lambda batch: [][0]):
+            self.failed(self.client.find([ADDRESS], 0, 1.0, deliver), ValueError, IndexError)
+
+    def test_cancel_find(self) -> None:
+        """
+        A search that is cancelled while a batch is processed ends there, and the processing is
+        cancelled.
+        """
+        self.engine.arrive(event(1))
+        self.engine.arrive(event(2))
+        cancelled: list[object] = []
+
+        def deliver(batch: list[Match]) -> Deferred[None]:
+            self.batches.append(batch)
+            search.cancel()
+            return Deferred(cancelled.append)
+
+        search = self.client.find([ADDRESS], 0, 1.0, deliver)
+        self.failed(search, CancelledError)
+        self.assertEqual(len(cancelled), 1)
+        self.assertEqual(len(self.batches), 1)
+
+    def test_cancel_watch(self) -> None:
+        """
+        A live match that is cancelled delivers nothing more.
+        """
+
+        def deliver(batch: list[Match]) -> None:
+            self.batches.append(batch)
+            self.engine.mark()
+            watch.cancel()
+
+        watch = self.client.watch(deliver, lambda news: self.batches.append([]))
+        self.failed(watch, CancelledError)
+        self.assertEqual(self.batches, [[]])
+        self.assertEqual(self.engine.watching, 0)
+
+    def test_watch(self) -> None:
+        """
+        The live match delivers the empty batch first, and then what arrives, until it is
+        cancelled.
+        """
+        self.engine.add([[ADDRESS]])
+
+        def deliver(batch: list[Match]) -> Deferred[None] | None:
+            self.batches.append(batch)
+            if batch:
+                return fail(OSError("the disk refuses"))
+            self.engine.arrive(event(1))
+            return None
+
+        self.failed(self.client.watch(deliver, unheeded), OSError)
+        self.assertEqual([len(batch) for batch in self.batches], [0, 1])
+        self.engine.arrive(event(2))
+        self.assertEqual(self.engine.watching, 0)
+
+    def test_watch_ends(self) -> None:
+        """
+        A live match that ends by itself, or fails, says so.
+        """
+
+        def deliver(batch: list[Match]) -> None:
+            self.engine.end_watches(error)
+
+        error: Exception | None = None
+        self.result(self.client.watch(deliver, unheeded))
+        error = EngineCallFailed("watch", "no")
+        self.assertIs(self.failed(self.client.watch(deliver, unheeded)), error)
+        self.assertEqual(self.engine.watching, 0)
+
+    def test_progress(self) -> None:
+        """
+        Progress is reported when all matches before have been delivered, and before the next.
+        """
+        self.engine.add([[ADDRESS]])
+        said: list[int | None] = []
+
+        def deliver(batch: list[Match]) -> None:
+            said.append(len(batch))
+            if not batch:
+                self.engine.mark()
+                self.engine.arrive(event(1))
+                self.engine.mark()
+                self.engine.end_watches()
+
+        self.result(self.client.watch(deliver, lambda news: said.append(None)))
+        self.assertEqual(said, [0, None, 1, None])
+
+    def test_progress_not_stored(self) -> None:
+        """
+        If the progress cannot be stored, the match ends.
+        """
+
+        def deliver(batch: list[Match]) -> None:
+            self.engine.mark()
+
+        watch = self.client.watch(deliver, lambda news: fail(OSError("the disk refuses")))
+        self.failed(watch, OSError)
+
+    def test_interrupt(self) -> None:
+        """
+        An interrupt ends the delivery, and every call until calls are allowed again.
+        """
+        cancelled: list[object] = []
+
+        def deliver(batch: list[Match]) -> Deferred[None]:
+            self.client.interrupt()
+            return Deferred(cancelled.append)
+
+        self.failed(self.client.watch(deliver, unheeded), EngineInterrupted)
+        self.assertEqual(len(cancelled), 1)
+        self.failed(self.client.identify(), EngineInterrupted)
+        self.failed(self.find(ADDRESS), EngineInterrupted)
+        self.client.resume()
+        self.result(self.client.identify())
 
 
 def _by_observable(entry: Entry) -> Observable:

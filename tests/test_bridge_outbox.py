@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bridge.counters import Counters
 from tbvast.bridge.outbox import Outbox
 from tbvast.service.flusher import RETRY_DELAY, STUCK_DELAY, Reported
 from tbvast.service.pages import PAGE, PAGE_BYTES, STRIKE_DELAY, STRIKES
@@ -68,7 +69,8 @@ class OutboxTests(SynchronousTestCase):
         memory = MemoryStore(self.clock.seconds, call=call)
         self.addCleanup(memory.close)
         self.store = memory.file
-        self.outbox = Outbox(self.clock, memory.outbox, self.receiver)
+        self.counters = Counters()
+        self.outbox = Outbox(self.clock, memory.outbox, self.receiver, self.counters)
         self.outbox.startService()
         self.addCleanup(self.stop)
 
@@ -91,7 +93,7 @@ class OutboxTests(SynchronousTestCase):
         self.add(one)
         self.assertEqual(self.receiver.given, [[one.raw]])
         self.assertEqual(self.unsent(), [])
-        self.assertEqual((self.outbox.made, self.outbox.delivered), (1, 1))
+        self.assertEqual((self.counters.made, self.counters.delivered), (1, 1))
 
     def test_calls(self) -> None:
         """
@@ -125,7 +127,7 @@ class OutboxTests(SynchronousTestCase):
         self.add(a_sighting(1))
         self.add(a_sighting(1))
         self.assertEqual(len(self.receiver.given), 1)
-        self.assertEqual(self.outbox.made, 1)
+        self.assertEqual(self.counters.made, 1)
 
     def test_kept_until_taken(self) -> None:
         """
@@ -149,7 +151,7 @@ class OutboxTests(SynchronousTestCase):
         self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.receiver.given[1:], [[two.raw]])
         self.assertEqual(self.unsent(), [])
-        self.assertEqual(self.outbox.delivered, 2)
+        self.assertEqual(self.counters.delivered, 2)
 
     def test_failed(self) -> None:
         """
@@ -247,7 +249,7 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.unsent(), [])
         self.add(one)
         self.assertEqual(len(self.receiver.given), 1)
-        self.assertEqual((self.outbox.delivered, self.outbox.set_aside), (1, 1))
+        self.assertEqual((self.counters.delivered, self.counters.set_aside), (1, 1))
         self.assertEqual(self.aside(), 1)
         self.assertIn("no sighting", self.store.counts()["set_aside"]["newest"])
 
@@ -261,14 +263,14 @@ class OutboxTests(SynchronousTestCase):
         self.receiver.poison.add(bad.raw)
         self.add(*all)
         self.assertEqual(self.unsent(), [bad.id])
-        self.assertEqual(self.outbox.delivered, 198)
+        self.assertEqual(self.counters.delivered, 198)
         self.assertLess(len(self.receiver.given), 30)
         for number in range(200, 200 + STRIKES - 1):
             self.assertEqual(self.aside(), 0)
             self.add(a_sighting(number))
             self.clock.advance(STRIKE_DELAY)
         self.assertEqual(self.unsent(), [])
-        self.assertEqual((self.aside(), self.outbox.set_aside), (1, 1))
+        self.assertEqual((self.aside(), self.counters.set_aside), (1, 1))
 
     def test_poison_alone(self) -> None:
         """

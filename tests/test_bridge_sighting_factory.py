@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.bridge.counters import Counters
 from tbvast.bridge.sighting_factory import (
     MAX_CACHED_BYTES,
     IndicatorMatcher,
@@ -49,6 +50,7 @@ class StoreTestCase(SynchronousTestCase):
         self.memory = MemoryStore(self.clock.seconds, False)
         self.addCleanup(self.memory.close)
         self.store = self.memory.file
+        self.counters = Counters()
 
 
 class SightingFactoryTests(StoreTestCase):
@@ -59,8 +61,12 @@ class SightingFactoryTests(StoreTestCase):
     def know(self, *indicators: Indicator) -> None:
         self.store.indicators.apply(indicators, 0.0, False)
 
+    def maker(self, transform: Any) -> SightingFactory:
+        indicators = self.memory.indicators
+        return SightingFactory(self.clock.seconds, indicators, "tenzir", transform, self.counters)
+
     def make(self, *matches: Match, transform: Any = None) -> list[Sighting]:
-        maker = SightingFactory(self.clock.seconds, self.memory.indicators, "tenzir", transform)
+        maker = self.maker(transform)
         made = self.successResultOf(
             Deferred.fromCoroutine(maker.make(list(matches), MatchType.LIVE))
         )
@@ -94,7 +100,7 @@ class SightingFactoryTests(StoreTestCase):
 
     def test_each(self) -> None:
         """
-        There is one for each indicator and each event.
+        There is one for each indicator and each event; they are counted.
         """
         pattern = "[ipv4-addr:value = '192.0.2.1']"
         ids = [indicator_id(1), indicator_id(2)]
@@ -102,6 +108,7 @@ class SightingFactoryTests(StoreTestCase):
         made = self.make(a_match(EVENT, (IP, ids)), a_match({**EVENT, "id": 2}, (IP, ids)))
         self.assertEqual([s.indicator for s in made], ids * 2)
         self.assertEqual(len({s.id for s in made}), 4)
+        self.assertEqual(self.counters.matched, {MatchType.LIVE: 4, MatchType.RETRO: 0})
 
     def test_same_id(self) -> None:
         """
@@ -186,7 +193,7 @@ class SightingFactoryTests(StoreTestCase):
         )
         self.assertEqual([s.indicator for s in made], [ids[0]])
         aside = self.store.counts()["set_aside"]
-        self.assertEqual(aside["count"], 2)
+        self.assertEqual((aside["count"], self.counters.set_aside), (2, 2))
 
     def test_transform_fails(self) -> None:
         """
@@ -233,13 +240,13 @@ class SightingFactoryTests(StoreTestCase):
         one = an_indicator(1)
         self.know(one)
         waiting: Any = Waiting()
-        maker = SightingFactory(self.clock.seconds, self.memory.indicators, "tenzir", waiting)
+        maker = self.maker(waiting)
         matches = [a_match({"n": n}, (IP, [one.id])) for n in range(3)]
         making = Deferred.fromCoroutine(maker.make(matches, MatchType.LIVE))
         self.assertNoResult(making)
         making.cancel()
         self.failureResultOf(making, CancelledError)
-        self.assertEqual(maker.failed, 0)
+        self.assertEqual(self.counters, Counters())
 
     def test_transformed(self) -> None:
         """

@@ -1,22 +1,27 @@
 """
-The contract of engines, for the engine in memory.
+The contracts of engines and of their clients, for the ones in memory and the threads.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
+from tbvast.engines.threads import ThreadedEngine
 from tbvast.errors import EngineCallFailed, EngineInterrupted
 from tbvast.interfaces import IEngine, IEngineClient
 from tbvast.values import Match
 from tests.doubles_engine import (
     ADDRESS,
+    CALLS,
+    EngineClientContract,
     EngineContract,
     MemoryEngine,
     MemoryEngineClient,
+    SteppedThreads,
+    call_at_once,
     event,
     unheeded,
 )
@@ -48,52 +53,72 @@ class MemoryEngineTests(EngineContract, SynchronousTestCase):
         self.assertRaises(EngineCallFailed, engine.add, [[ADDRESS]])
 
 
-class MemoryEngineClientTests(SynchronousTestCase):
+class MemoryEngineClientTests(EngineClientContract, SynchronousTestCase):
     """
     L{MemoryEngineClient} is a client of an engine.
     """
 
-    def setUp(self) -> None:
-        self.client = MemoryEngineClient(MemoryEngine())
-        self.successResultOf(self.client.prepare())
+    def make_client(self, engine: MemoryEngine) -> IEngineClient:
+        self.memory = MemoryEngineClient(engine)
+        self.memory.held = CALLS
+        return self.memory
 
-    def test_interface(self) -> None:
-        """
-        It provides its interface.
-        """
-        verifyObject(IEngineClient, self.client)
+    def perform(self) -> None:
+        self.memory.release()
+        self.memory.held = CALLS
 
-    def test_watch(self) -> None:
+    def test_at_once(self) -> None:
         """
-        The empty batch comes first, and the match goes on until it is cancelled.
+        Unless they are held, calls are made at once, and a live match goes on with each event.
         """
-        batches: list[list[Match]] = []
-        watching = self.client.watch(batches.append, unheeded)
+        self.memory.release()
+        watching = self.client.watch(self.batches.append, unheeded)
         adding = self.client.adding()
         adding.add([ADDRESS])
         self.successResultOf(adding.end())
-        self.client.arrive(event(1))
-        self.assertEqual([len(batch) for batch in batches], [0, 1])
-        self.assertNoResult(watching)
-        watching.cancel()
-        self.client.arrive(event(2))
-        self.assertEqual(len(batches), 2)
-        self.failureResultOf(watching)
+        self.memory.arrive(event(1))
+        self.assertEqual([len(batch) for batch in self.batches], [0, 1])
+        self.memory.end_watches()
+        self.successResultOf(watching)
 
-    def test_find(self) -> None:
+    def test_backpressure(self) -> None:
         """
-        A search delivers its matches, and ends.
+        The next batch is delivered when the one before has been processed.
         """
-        batches: list[list[Match]] = []
-        self.client.arrive(event(1))
-        self.successResultOf(self.client.find([ADDRESS], 0, 1.0, batches.append))
-        self.assertEqual([len(batch) for batch in batches], [1])
+        self.memory.release()
+        busy: list[Deferred[None]] = []
 
-    def test_interrupt(self) -> None:
+        def deliver(batch: list[Match]) -> Deferred[None]:
+            busy.append(Deferred())
+            return busy[-1]
+
+        for number in range(2):
+            self.engine.arrive(event(number))
+        search = self.client.find([ADDRESS], 0, 1.0, deliver)
+        self.assertEqual(len(busy), 1)
+        busy[0].callback(None)
+        self.assertEqual(len(busy), 2)
+        search.cancel()
+        self.failureResultOf(search, CancelledError)
+
+    def test_interrupt_held(self) -> None:
         """
-        An interrupt ends the match.
+        An interrupt ends the calls that are held.
         """
-        watching = self.client.watch(lambda batch: None, unheeded)
+        call = self.client.identify()
         self.client.interrupt()
-        self.failureResultOf(watching, EngineInterrupted)
-        self.failureResultOf(self.client.identify(), EngineInterrupted)
+        self.failureResultOf(call, EngineInterrupted)
+
+
+class ThreadedEngineTests(EngineClientContract, SynchronousTestCase):
+    """
+    L{ThreadedEngine} is a client of an engine.
+    """
+
+    def make_client(self, engine: MemoryEngine) -> IEngineClient:
+        self.threads = SteppedThreads()
+        return ThreadedEngine(engine, self.threads.defer, call_at_once)
+
+    def perform(self) -> None:
+        while self.threads.waiting:
+            self.threads.perform()

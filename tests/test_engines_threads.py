@@ -7,14 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tbvast.engines.threads import ThreadedEngine
-from tbvast.errors import EngineCallFailed, EngineInterrupted
-from tbvast.interfaces import IAdding, IEngineClient
-from tbvast.values import Entry, Match, Progress
+from tbvast.errors import EngineCallFailed
+from tbvast.values import Entry, Match
 from tests.doubles_engine import (
     ABSENT,
     ADDRESS,
@@ -24,7 +22,6 @@ from tests.doubles_engine import (
     WouldBlock,
     call_at_once,
     event,
-    unheeded,
 )
 
 
@@ -52,12 +49,6 @@ class CallTests(ThreadedTestCase):
     Calls that have one result.
     """
 
-    def test_interface(self) -> None:
-        """
-        It provides its interface.
-        """
-        verifyObject(IEngineClient, self.client)
-
     def test_in_thread(self) -> None:
         """
         Nothing is asked of the engine but in a thread.
@@ -67,15 +58,6 @@ class CallTests(ThreadedTestCase):
         self.assertNoResult(asked)
         self.threads.perform()
         self.assertEqual(self.successResultOf(asked).name, "tenzir")
-
-    def test_failure(self) -> None:
-        """
-        The Deferred fails with the engine's error.
-        """
-        self.engine.failure = EngineCallFailed("contents", "no")
-        asked = self.client.contents()
-        self.threads.perform()
-        self.assertIs(self.failureResultOf(asked).value, self.engine.failure)
 
     def test_one_writer(self) -> None:
         """
@@ -104,32 +86,6 @@ class CallTests(ThreadedTestCase):
         self.engine.failure = None
         self.threads.perform()
         self.successResultOf(second)
-
-    def test_adding(self) -> None:
-        """
-        Batches are written as they arrive; later entries replace earlier ones.
-        """
-        again = Entry(HOST.observable, ("indicator--9",))
-        adding = self.client.adding()
-        verifyObject(IAdding, adding)
-        adding.add([ADDRESS, HOST])
-        adding.add([again])
-        added = adding.end()
-        self.assertNoResult(added)
-        self.threads.perform()
-        self.successResultOf(added)
-        self.assertEqual(self.engine.contents(), [ADDRESS, again])
-
-    def test_interrupt_adding(self) -> None:
-        """
-        An interrupt ends the wait for more.
-        """
-        adding = self.client.adding()
-        adding.add([ADDRESS])
-        self.client.interrupt()
-        self.engine.resume()
-        self.threads.perform()
-        self.failureResultOf(adding.end(), EngineInterrupted)
 
     def test_abandon(self) -> None:
         """
@@ -176,18 +132,6 @@ class DeliveryTests(ThreadedTestCase):
     Calls whose results are delivered as they come.
     """
 
-    def test_find(self) -> None:
-        """
-        Each batch is delivered, then the search ends.
-        """
-        self.engine.arrive(event(1))
-        self.engine.arrive(event(2, hostname="evil.example"))
-        search = self.client.find([ADDRESS, HOST], 0, 1.0, self.batches.append)
-        self.assertNoResult(search)
-        self.threads.perform()
-        self.successResultOf(search)
-        self.assertEqual([len(batch) for batch in self.batches], [1, 1])
-
     def test_backpressure(self) -> None:
         """
         The thread waits until a batch has been processed.
@@ -197,16 +141,6 @@ class DeliveryTests(ThreadedTestCase):
         search = self.client.find([ADDRESS, HOST], 0, 1.0, lambda batch: busy)
         self.threads.perform()
         self.failureResultOf(search, WouldBlock)
-
-    def test_deliver_fails(self) -> None:
-        """
-        If a batch cannot be processed, the search ends with that error.
-        """
-        self.engine.arrive(event(1))
-        for deliver in (lambda batch: fail(ValueError()), lambda batch: [][0]):
-            search = self.client.find([ADDRESS], 0, 1.0, deliver)
-            self.threads.perform()
-            self.failureResultOf(search, ValueError, IndexError)
 
     def test_one_search(self) -> None:
         """
@@ -233,102 +167,6 @@ class DeliveryTests(ThreadedTestCase):
         self.failureResultOf(search, CancelledError)
         self.threads.perform()
         self.assertEqual(self.batches, [])
-
-    def test_cancel_during(self) -> None:
-        """
-        A search that is cancelled while a batch is processed ends there, and the processing is
-        cancelled.
-        """
-        self.engine.arrive(event(1, hostname="evil.example"))
-        cancelled: list[object] = []
-
-        def deliver(batch: list[Match]) -> Deferred[None]:
-            self.batches.append(batch)
-            search.cancel()
-            return Deferred(cancelled.append)
-
-        search = self.client.find([ADDRESS, HOST], 0, 1.0, deliver)
-        self.threads.perform()
-        self.failureResultOf(search, CancelledError)
-        self.assertEqual(len(cancelled), 1)
-        self.assertEqual(len(self.batches), 1)
-
-    def test_watch(self) -> None:
-        """
-        The live match delivers the empty batch first; cancelling it closes it.
-        """
-        self.engine.add([[ADDRESS]])
-
-        def deliver(batch: list[Match]) -> None:
-            self.batches.append(batch)
-            if not batch:
-                self.engine.arrive(event(1))
-            else:
-                watch.cancel()
-
-        watch = self.client.watch(deliver, unheeded)
-        self.threads.perform()
-        self.failureResultOf(watch, CancelledError)
-        self.assertEqual([len(batch) for batch in self.batches], [0, 1])
-        self.engine.arrive(event(2))  # no longer delivered
-
-    def test_progress(self) -> None:
-        """
-        How far the match is, is told when everything before has been delivered.
-        """
-        self.engine.add([[ADDRESS]])
-        said: list[int | None] = []
-
-        def deliver(batch: list[Match]) -> None:
-            said.append(len(batch))
-            if not batch:
-                self.engine.mark()
-                self.engine.arrive(event(1))
-                self.engine.mark()
-            elif len(said) == 3:
-                self.engine.arrive(event(2))
-
-        def progress(news: Progress) -> None:
-            said.append(None)
-            if said.count(None) == 2:
-                watch.cancel()
-
-        watch = self.client.watch(deliver, progress)
-        self.threads.perform()
-        self.failureResultOf(watch, CancelledError)
-        self.assertEqual(said, [0, None, 1, None])
-
-    def test_progress_not_kept(self) -> None:
-        """
-        When it cannot be kept how far the match is, the match ends.
-        """
-
-        def deliver(batch: list[Match]) -> None:
-            self.engine.mark()
-
-        watch = self.client.watch(deliver, lambda news: fail(OSError("the disk refuses")))
-        self.threads.perform()
-        self.failureResultOf(watch, OSError)
-
-    def test_interrupt(self) -> None:
-        """
-        An interrupt ends the delivery, which fails with it.
-        """
-
-        def deliver(batch: list[Match]) -> Deferred[None]:
-            self.client.interrupt()
-            return Deferred()
-
-        watch = self.client.watch(deliver, unheeded)
-        self.threads.perform()
-        self.failureResultOf(watch, EngineInterrupted)
-        again = self.client.identify()
-        self.threads.perform()
-        self.failureResultOf(again, EngineInterrupted)
-        self.client.resume()
-        again = self.client.identify()
-        self.threads.perform()
-        self.successResultOf(again)
 
     def test_closed(self) -> None:
         """

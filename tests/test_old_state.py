@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.bus_cursor import StoreCursor
+from tbvast.bridge.counters import Counters
 from tbvast.bridge.outbox import Outbox
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
 from tbvast.bridge.store.values import OpenedStore
@@ -106,7 +107,7 @@ class OldStateTests(SynchronousTestCase):
             self.assertEqual({id for each in entries for id in each.ids}, set(bodies))
             self.assertEqual(self.successResultOf(store.counts())["unsent"], 2)
 
-            outbox = Outbox(Clock(), SightingOutbox(ask, lambda: NOW), deliver)
+            outbox = Outbox(Clock(), SightingOutbox(ask, lambda: NOW), deliver, Counters())
             outbox.startService()
             self.assertCountEqual(sent, contents["sightings"])
             new = a_sighting(1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
+from tbvast.bridge.counters import Counters
 from tbvast.interfaces import ISightingOutbox
 from tbvast.service.flusher import Deliver, Flusher
 from tbvast.stix.sightings import Sighting
@@ -16,18 +17,23 @@ from tbvast.stix.sightings import Sighting
 class Outbox(Flusher):
     """
     Stores sightings, and sends them.
-
-    @ivar made: The number of sightings; a repeat is not counted.
     """
 
-    def __init__(self, clock: IReactorTime, stored: ISightingOutbox, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        stored: ISightingOutbox,
+        deliver: Deliver,
+        counters: Counters,
+    ) -> None:
         """
         @param clock: The clock of the retries.
         @param stored: The stored sightings.
         @param deliver: Delivers the sightings.
+        @param counters: Counts the sightings.
         """
-        super().__init__(clock, stored, deliver)
-        self.made = 0
+        super().__init__(clock, stored, deliver, counters)
+        self._bridge_counters = counters
         self._stored = stored
 
     async def add(self, sightings: Sequence[Sighting]) -> None:
@@ -39,6 +45,6 @@ class Outbox(Flusher):
         except Exception:
             self.flush()  # the page may have failed after they were stored
             raise
-        self.made += new
+        self._bridge_counters.made += new
         if new:
             self.flush(page)

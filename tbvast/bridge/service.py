@@ -4,9 +4,8 @@ The bridge: gives an engine the indicators of a bus, and reports its matches as 
 
 from __future__ import annotations
 
-import functools
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,12 @@ from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.context_command import ContextCommand
 from tbvast.bridge.commands.sink_delivery import DeliverToSink
 from tbvast.bridge.commands.stdout_sink import StdoutSink
-from tbvast.bridge.engine_session import EngineSession, Search
+from tbvast.bridge.counters import Counters
+from tbvast.bridge.engine_sync import EngineSync
+from tbvast.bridge.live_match import CATCH_UP_TIMEOUT, LiveMatch
+from tbvast.bridge.node_watch import NodeWatch, Task
 from tbvast.bridge.outbox import Outbox
+from tbvast.bridge.retro_search import RetroSearch
 from tbvast.bridge.sighting_factory import SightingFactory
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
 from tbvast.bridge.store.values import OpenedStore
@@ -101,24 +104,24 @@ class Bridge(SequentialService):
         self._binary = find_client(
             settings.vast_binary or (VAST_COMMAND if self._is_vast else None)
         )
-        self._embedded = False
         self._keys = load_client_options(settings.curve_key, settings.server_key)
-        self._counts: JsonObject = {}
+        self._counters = Counters()
+        self._store_counts: JsonObject = {}
+        self._worker = Worker(
+            reactor,
+            "the store's worker",
+            "tbvast.bridge.store.worker",
+            [str(self._state / STORE_NAME), YES if settings.retro_match else NO],
+            StoreFailed,
+            process.fail,
+        )
 
     def startService(self) -> None:
         """
         @raise StoreFailed: If the store cannot be used.
         @raise StartupRefused: If the directory of an embedded node cannot be used.
         """
-        self._store_worker = Worker(
-            self._reactor,
-            "the store's worker",
-            "tbvast.bridge.store.worker",
-            [str(self._state / STORE_NAME), YES if self._settings.retro_match else NO],
-            StoreFailed,
-            self._process.fail,
-        )
-        opened: OpenedStore = self._store_worker.start(OpenedStore)
+        opened: OpenedStore = self._worker.start(OpenedStore)
         if opened.renewed:
             self._log.critical("{description}", description=opened.renewed)
         self._factory = Factory(self._reactor)
@@ -133,44 +136,57 @@ class Bridge(SequentialService):
         """
         @param position: The position up to which the bus's journal has been applied.
         """
-        settings, reactor, ask = self._settings, self._reactor, self._store_worker.ask
-        self._indicators = IndicatorStore(ask, calendar, settings.retro_match)
+        settings, reactor, ask = self._settings, self._reactor, self._worker.ask
+        indicators = self._indicators = IndicatorStore(ask, calendar, settings.retro_match)
         self._sightings = SightingOutbox(ask, calendar)
-        address = self._engine_address()
-        self._blocking_engine = self._engine(address)
-        engine = EngineThreads(reactor, self._blocking_engine)
-        engine.setServiceParent(self)
+        address, blocking = self._find_engine()
+        threads = EngineThreads(reactor, blocking)
+        engine = self._engine = threads.client
         self._sighting_factory = SightingFactory(
-            calendar, self._indicators, settings.engine, self._transform()
+            calendar, indicators, settings.engine, self._transform(), self._counters
         )
-        self._outbox = Outbox(reactor, self._sightings, self._deliver())
-        self._outbox.setServiceParent(self)
-        self._session = EngineSession(
+        self._outbox = Outbox(reactor, self._sightings, self._deliver(), self._counters)
+        node = self._node = NodeWatch(
+            reactor,
+            HostnameEndpoint(reactor, address.host, address.port),
+            engine,
+            lambda: sync.reconcile(),
+            self._engine_tasks,
+            lambda e: self._process.fail(str(e)),
+        )
+        sync = self._sync = EngineSync(reactor, engine, indicators, node)
+        search = self._search = RetroSearch(
             reactor,
             calendar,
-            HostnameEndpoint(reactor, address.host, address.port),
-            engine.client,
-            self._indicators,
+            engine,
+            indicators,
+            node,
+            sync,
             self._store_sightings,
-            settings.live_match,
-            Search(
-                settings.retro_match_max_events,
-                settings.retro_match_timeout,
-                settings.retro_match_days,
-            )
-            if settings.retro_match
-            else None,
-            lambda e: self._process.fail(str(e)),
+            self._counters,
+            settings.retro_match_max_events,
+            settings.retro_match_timeout,
+            settings.retro_match_days,
+        )
+        self._live = LiveMatch(
+            reactor,
+            calendar,
+            engine,
+            indicators,
+            node,
+            search,
+            self._store_sightings,
+            settings.retro_match_timeout if settings.retro_match else CATCH_UP_TIMEOUT,
             boot(),
         )
-        self._session.setServiceParent(self)
+        for service in (threads, self._outbox, self._live, node):
+            service.setServiceParent(self)
         for interval, call in (
-            (VALIDITY_INTERVAL, self._expire),
-            (VALIDITY_INTERVAL, self._activate_due),
+            (VALIDITY_INTERVAL, self._update_validity),
             (PRUNE_INTERVAL, self._prune),
             (settings.heartbeat, self._read_counts),
         ):
-            timer = TimerService(interval, call)
+            timer = TimerService(interval, self._maintain, call)
             timer.clock = reactor
             timer.setServiceParent(self)
         self._subscription = BusSubscription(
@@ -180,7 +196,7 @@ class Bridge(SequentialService):
             SubscriptionRequest(
                 (INTEL_TOPIC,), settings.snapshot, "tbvast-bridge", settings.heartbeat
             ),
-            StoreCursor(self._indicators, position, self._changed, self._session.changing),
+            StoreCursor(indicators, position, self._changed, sync.changing),
             self._report,
             self._outbox.flush,
             # The largest message of a bus with the same limit, with its framing.
@@ -189,36 +205,41 @@ class Bridge(SequentialService):
         )
         self._subscription.setServiceParent(self)
 
-    def _engine_address(self) -> HostPort:
+    def _find_engine(self) -> tuple[HostPort, IEngine]:
         """
-        @return: The node's address. If no node runs there, an embedded one is created.
+        @return: The node's address, and its engine. If no node runs there, an embedded one is
+            created.
         """
-        settings = self._settings
-        if settings.vast != "auto":
-            return HostPort.parse(settings.vast)
+        settings, embedded = self._settings, False
         if self._is_vast:
-            return VAST_ADDRESS
-        address = HostPort.parse(settings.vast_listen)
-        if listens(address):
-            self._log.info("Using the node that runs at {address}.", address=str(address))
+            address = VAST_ADDRESS if settings.vast == "auto" else HostPort.parse(settings.vast)
+            return address, VastEngine(str(address), self._binary)
+        if settings.vast != "auto":
+            address = HostPort.parse(settings.vast)
         else:
+            address = HostPort.parse(settings.vast_listen)
+            embedded = not listens(address)
+        if embedded:
             self._log.info("Starting an embedded node at {address}.", address=str(address))
             node = EmbeddedNode(self._reactor, address, self._state / "engine")
             node.setServiceParent(self)
-            self._embedded = True
-        return address
-
-    def _engine(self, address: HostPort) -> IEngine:
-        if self._is_vast:
-            return VastEngine(str(address), self._binary)
-        return TenzirEngine(
+        elif settings.vast == "auto":
+            self._log.info("Using the node that runs at {address}.", address=str(address))
+        return address, TenzirEngine(
             str(address),
             self._binary,
             self._state / "client",
-            sources=with_mappings(self._settings.fields),
-            subdomains=self._settings.subdomains,
-            local=self._embedded or None,
+            sources=with_mappings(settings.fields),
+            subdomains=settings.subdomains,
+            local=embedded or None,
         )
+
+    def _engine_tasks(self) -> Iterator[Task]:
+        yield self._sync.maintain()
+        if self._settings.live_match:
+            yield self._live.run()
+        if self._settings.retro_match:
+            yield self._search.run()
 
     def _transform(self) -> ContextCommand | None:
         text = self._settings.transform_context
@@ -251,54 +272,61 @@ class Bridge(SequentialService):
                 reasons="; ".join(reasons),
                 indicators=", ".join(indicators),
             )
-        self._session.changed(changes)
-
-    def _changed_in_parts(self, all: Iterable[Changes]) -> None:
-        for changes in all:
-            self._changed(changes)
+        self._sync.changed(changes)
+        self._search.withdraw(changes.erase)
 
     # Maintenance of the store
 
-    def _expire(self) -> Deferred[None]:
-        return self._maintain(self._indicators.expire().addCallback(self._changed_in_parts))
+    async def _maintain(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except Exception:
+            self._log.failure("Cannot maintain the store")
 
-    def _activate_due(self) -> Deferred[None]:
-        return self._maintain(self._indicators.activate_due().addCallback(self._changed_in_parts))
+    async def _update_validity(self) -> None:
+        for update in (self._indicators.expire, self._indicators.activate_due):
+            for changes in await update():
+                self._changed(changes)
 
-    def _prune(self) -> Deferred[None]:
-        return self._maintain(self._sightings.prune())
+    async def _prune(self) -> None:
+        await self._sightings.prune()
 
-    def _read_counts(self) -> Deferred[None]:
-        return self._maintain(self._indicators.counts().addCallback(self._update_counts))
-
-    def _update_counts(self, counts: JsonObject) -> None:
-        aside, before = counts.get("set_aside"), self._counts.get("set_aside")
-        if aside and aside != before:
+    async def _read_counts(self) -> None:
+        before, self._store_counts = self._store_counts, await self._indicators.counts()
+        aside = self._store_counts.get("set_aside")
+        if aside and aside != before.get("set_aside"):
             self._log.warn(
                 "{count} items could not be handled so far, and were set aside."
                 " The newest: {newest}",
                 count=aside["count"],
                 newest=shown(aside["newest"]),
             )
-        self._counts = counts
 
-    def _maintain(self, done: Deferred[None]) -> Deferred[None]:
-        return done.addErrback(functools.partial(self._log.failure, "Cannot maintain the store"))
+    def _store_sightings(self, matches: list[Match], match_type: MatchType) -> Deferred[None]:
+        async def store() -> None:
+            sightings = await self._sighting_factory.make(matches, match_type)
+            await self._outbox.add(sightings)
 
-    async def _store_sightings(self, matches: list[Match], match_type: MatchType) -> int:
-        sightings = await self._sighting_factory.make(matches, match_type)
-        await self._outbox.add(sightings)
-        return len(sightings)
+        return Deferred.fromCoroutine(store())
 
     def _report(self) -> JsonObject:
-        cut = dict(self._blocking_engine.cut)
+        cut, counters = dict(self._engine.cut), self._counters
+        live = self._live.report() if self._settings.live_match else {"live": False}
         return {
-            "engine": {**self._session.report(), **({"cut": cut} if cut else {})},
-            "store": self._counts,
+            "engine": {
+                **self._node.report(),
+                **live,
+                "pending": self._sync.pending,
+                "matched": {type.lower(): count for type, count in counters.matched.items()},
+                "searches": counters.searches,
+                **self._search.report(),
+                **({"cut": cut} if cut else {}),
+            },
+            "store": self._store_counts,
             "sightings": {
-                "made": self._outbox.made,
-                "handed_on": self._outbox.delivered,
-                "set_aside": self._outbox.set_aside + self._sighting_factory.failed,
+                "made": counters.made,
+                "handed_on": counters.delivered,
+                "set_aside": counters.set_aside,
             },
         }
 
@@ -311,7 +339,7 @@ class Bridge(SequentialService):
     async def _stop(self) -> None:
         await super().stopService()
         self._factory.shutdown()
-        await self._store_worker.stop()
+        await self._worker.stop()
 
 
 def by_reasons(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
+from tbvast.bridge.counters import Counters
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform, IIndicatorStore
 from tbvast.service.clock import Calendar
@@ -41,8 +42,6 @@ The most matches of one call that are set aside; further ones are only counted.
 class SightingFactory:
     """
     Makes sightings of matches, one for each indicator and event.
-
-    @ivar failed: The number of sightings that could not be made.
     """
 
     def __init__(
@@ -51,14 +50,16 @@ class SightingFactory:
         store: IIndicatorStore,
         engine: str,
         transform: IContextTransform | None,
+        counters: Counters,
     ) -> None:
         """
         @param now: The date of a sighting whose event has none.
         @param store: Has the indicators.
         @param engine: The engine's name.
         @param transform: Changes the context of each sighting; C{None} for no change.
+        @param counters: Counts the sightings, and those that cannot be made.
         """
-        self.failed = 0
+        self._counters = counters
         self._now = now
         self._store = store
         self._engine = engine
@@ -100,10 +101,12 @@ class SightingFactory:
                 made = await gatherResults(map(Deferred.fromCoroutine, making), consumeErrors=True)
             except FirstError as e:
                 e.subFailure.raiseException()
+        sightings = [sighting for sighting in made if sighting is not None]
+        self._counters.matched[match_type] += len(sightings)
         if failed:
-            self.failed += len(failed)
+            self._counters.set_aside += len(failed)
             await self._store.set_aside(failed[:MAX_SET_ASIDE])
-        return [sighting for sighting in made if sighting is not None]
+        return sightings
 
     async def _make_one(
         self,

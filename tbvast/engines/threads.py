@@ -4,7 +4,7 @@ The boundary between the reactor's thread and the worker threads that call an en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from twisted.internet.defer import (
     succeed,
 )
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
@@ -69,27 +70,33 @@ class ThreadedEngine:
         self._deliveries: set[_Delivery] = set()
         self._addings: set[_Adding] = set()
 
+    @property
+    def cut(self) -> Mapping[str, int]:
+        """
+        @see: L{IEngineClient}
+        """
+        return self._engine.cut
+
     def identify(self) -> Deferred[EngineIdentity]:
         return self._defer(self._engine.identify)
 
     def prepare(self) -> Deferred[None]:
-        return _SerializedCall(self._writing, partial(self._defer, self._engine.prepare)).result
+        return _serialize(self._writing, partial(self._defer, self._engine.prepare))
 
     def adding(self) -> _Adding:
-        def ended(result: T) -> T:
+        def write(adding: _Adding) -> Deferred[None]:
+            start = partial(self._defer, self._engine.add, adding.batches())
+            self._addings.add(adding)
+            return _serialize(self._writing, start, adding.stop).addBoth(ended, adding)
+
+        def ended(result: T, adding: _Adding) -> T:
             self._addings.discard(adding)
             return result
 
-        adding = _Adding()
-        self._addings.add(adding)
-        start = partial(self._defer, self._engine.add, adding.batches())
-        adding.result = _SerializedCall(self._writing, start, adding.stop).result.addBoth(ended)
-        return adding
+        return _Adding(write)
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
-        return _SerializedCall(
-            self._writing, partial(self._defer, self._engine.remove, observables)
-        ).result
+        return _serialize(self._writing, partial(self._defer, self._engine.remove, observables))
 
     def contents(self) -> Deferred[list[Entry]]:
         return self._defer(self._engine.contents)
@@ -135,22 +142,22 @@ class ThreadedEngine:
             self._deliveries.discard(delivery)
             return result
 
-        return _SerializedCall(lock, start, lambda: delivery.end(CancelledError())).result
+        return _serialize(lock, start, lambda: delivery.end(CancelledError()))
 
 
 @implementer(IAdding)
 class _Adding:
     """
     Carries batches of entries from the reactor's thread to a worker thread.
-
-    @ivar result: The result of the call that writes them.
     """
 
-    result: Deferred[None]
-
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[_Adding], Deferred[None]]) -> None:
+        """
+        @param write: Starts the call that writes L{batches}.
+        """
         self._queue: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
         self._stopped = False
+        self._written = write(self)
 
     def batches(self) -> Iterator[Sequence[Entry]]:
         """
@@ -168,7 +175,7 @@ class _Adding:
 
     def end(self) -> Deferred[None]:
         self._queue.put(None)
-        return self.result
+        return self._written
 
     def stop(self) -> None:
         """
@@ -178,50 +185,43 @@ class _Adding:
         self._queue.put(None)
 
     def abandon(self) -> None:
-        self.result.addErrback(lambda failure: None)
-        self.result.cancel()
+        self._written.addErrback(lambda failure: None)
+        self._written.cancel()
 
 
-class _SerializedCall:
+def _serialize(
+    lock: DeferredLock, start: Callable[[], Deferred[T]], stop: Callable[[], None] = lambda: None
+) -> Deferred[T]:
     """
-    A call that waits for a lock, and holds it until its thread has finished.
+    Make a call that waits for a lock, and holds it until its thread has finished.
 
-    @ivar result: The call's result. Cancelling it while the call waits removes the call from
-        the line. Once the call runs, cancelling only asks it to end: a thread cannot be
-        stopped.
+    @param lock: Serializes the calls that share it.
+    @param start: Starts the call; its C{Deferred} fires when the thread has finished.
+    @param stop: Asks the running call to end early.
+    @return: The call's result. Cancelling it while the call waits removes the call from the line.
+        Once the call runs, cancelling only asks it to end: a thread cannot be stopped.
     """
+    started = False
 
-    def __init__(
-        self,
-        lock: DeferredLock,
-        start: Callable[[], Deferred[Any]],
-        stop: Callable[[], None] = lambda: None,
-    ) -> None:
-        """
-        @param lock: Serializes the calls that share it.
-        @param start: Starts the call; its C{Deferred} fires when the thread has finished.
-        @param stop: Asks the running call to end early.
-        """
-        self._stop = stop
-        self._start = start
-        self._started = False
-        self.result: Deferred[Any] = Deferred(self._cancel)
-        self._locked = lock.run(self._begin)
-        self._locked.addBoth(self._finished)
+    def begin() -> Deferred[T]:
+        nonlocal started
+        started = True
+        return start()
 
-    def _begin(self) -> Deferred[Any]:
-        self._started = True
-        return self._start()
-
-    def _cancel(self, result: Deferred[Any]) -> None:
-        if self._started:
-            self._stop()
+    def cancel(result: Deferred[T]) -> None:
+        if started:
+            stop()
         else:
-            self._locked.cancel()
+            running.cancel()
 
-    def _finished(self, outcome: Any) -> None:
-        if not self.result.called:
-            self.result.callback(outcome)
+    def finished(outcome: T | Failure) -> None:
+        if not result.called:
+            result.callback(outcome)
+
+    result: Deferred[T] = Deferred(cancel)
+    running = lock.run(begin)
+    running.addBoth(finished)
+    return result
 
 
 class _Delivery:

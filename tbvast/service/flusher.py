@@ -55,6 +55,18 @@ class Reported(msgspec.Struct, frozen=True):
     poisoned: bool = False
 
 
+class SightingCounters(msgspec.Struct):
+    """
+    The outcomes of sightings.
+
+    @ivar delivered: The number of sightings that the receiver accepted.
+    @ivar set_aside: The number of sightings that were set aside.
+    """
+
+    delivered: int = 0
+    set_aside: int = 0
+
+
 Page = Sequence[WaitingSighting]
 """
 The sightings that are delivered together.
@@ -70,20 +82,23 @@ class Flusher(Service):
     """
     Sends the sightings of a backlog, in order and page by page. A sighting that the
     receiver cannot accept is postponed, then set aside; the others do not wait for it.
-
-    @ivar delivered: The number of sightings that the receiver accepted.
-    @ivar set_aside: The number of sightings that were set aside.
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, backlog: IBacklog, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        backlog: IBacklog,
+        deliver: Deliver,
+        counters: SightingCounters | None = None,
+    ) -> None:
         """
         @param backlog: The waiting sightings.
         @param deliver: Delivers a page of them.
+        @param counters: Counts them.
         """
-        self.delivered = 0
-        self.set_aside = 0
+        self._counters = counters or SightingCounters()
         self._pages = Pages()
         self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
         self._lines = RateLimit(clock, LINES_PER_MINUTE)
@@ -187,7 +202,7 @@ class Flusher(Service):
             self._pages.taken(taken)
             request = self._pages.next if self.running and not left else None
             page = await self._backlog.mark_sent(sent, request)
-            self.delivered += len(sent)
+            self._counters.delivered += len(sent)
         return left, page
 
     async def _failed(self, keys: Sequence[str], reason: str) -> None:
@@ -200,7 +215,7 @@ class Flusher(Service):
             await self._give_up({given_up: f"never taken: {reason}"})
 
     async def _give_up(self, reasons: dict[str, str]) -> None:
-        self.set_aside += len(reasons)
+        self._counters.set_aside += len(reasons)
         for key, reason in reasons.items():
             self._say(f"Set the sighting {key} aside: {{reason}}", reason)
         await self._backlog.set_aside(reasons)

@@ -1,0 +1,245 @@
+"""
+Matches the events that arrive at an engine, and searches those that arrived meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+from twisted.application.internet import TimerService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.bridge.coverage import OVERLAP, covered, search_from
+from tbvast.bridge.node_watch import FIRST_RETRY_DELAY, NodeWatch
+from tbvast.bridge.retro_search import Deliver, RetroSearch
+from tbvast.errors import EngineError, EngineInterrupted
+from tbvast.interfaces import IEngineClient, IIndicatorStore
+from tbvast.service.clock import Calendar, awake
+from tbvast.stix.sightings import MatchType
+from tbvast.values import Covered, JsonObject, Match, Progress
+
+PROGRESS_SECONDS = 5.0
+"""
+Seconds within which a healthy engine reports its progress again, if it can.
+"""
+
+MAX_SILENCE_SECONDS = 15.0
+"""
+Seconds without progress after which the live match no longer counts as live.
+"""
+
+SILENCE_CHECK_INTERVAL = 1.0
+"""
+Seconds between checks of that.
+"""
+
+CATCH_UP_TIMEOUT = 300.0
+"""
+Seconds for the first search of missed events, if past events are not searched otherwise.
+After a timeout the search is repeated with twice the time.
+"""
+
+
+class _Run(msgspec.Struct):
+    """
+    One run of the live match.
+
+    @ivar since: The time of its start; seconds of the reactor's clock, as for C{heard_at}.
+    @ivar heard_at: The time of the last progress; C{None} if the engine cannot tell.
+    @ivar lag: Seconds from an import to its match at that time.
+    @ivar silent: Whether there has been no progress for too long.
+    @ivar catch_up: The search of missed events.
+    @ivar caught_up: Whether missed events have been searched.
+    """
+
+    since: float | None = None
+    heard_at: float | None = None
+    lag: float = 0.0
+    silent: bool = False
+    catch_up: Deferred[None] | None = None
+    caught_up: bool = False
+
+
+class LiveMatch(TimerService):
+    """
+    Keeps the live match running, and records up to where everything has been matched.
+
+    The events that arrived while the engine or the bridge was away are searched; they do not
+    count as covered before that has succeeded.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        now: Calendar,
+        engine: IEngineClient,
+        store: IIndicatorStore,
+        node: NodeWatch,
+        search: RetroSearch,
+        deliver: Deliver,
+        timeout: float = CATCH_UP_TIMEOUT,
+        boot: str = "",
+        awake: Callable[[], float] = awake,
+    ) -> None:
+        """
+        @param clock: The clock of all delays.
+        @param now: The date, in seconds since the epoch.
+        @param engine: The engine.
+        @param store: Has the indicators.
+        @param node: The engine's node.
+        @param search: Searches the missed events.
+        @param deliver: Takes the matches.
+        @param timeout: Seconds for the first search of missed events.
+        @param boot: The identity of this start of the machine.
+        @param awake: The seconds since that start.
+        """
+        super().__init__(SILENCE_CHECK_INTERVAL, self._check_silence)
+        self.clock = self._clock = clock
+        self._now = now
+        self._engine = engine
+        self._store = store
+        self._node = node
+        self._search = search
+        self._deliver = deliver
+        self._timeout = timeout
+        self._boot = boot
+        self._awake = awake
+        self._run = _Run()
+        self._covered: Covered | None = None
+
+    def report(self) -> JsonObject:
+        """
+        @return: The state of the match for the status report.
+        """
+        run, now = self._run, self._clock.seconds()
+        running = run.since is not None
+        found: JsonObject = {"live": running and not run.silent}
+        if run.since is not None:
+            found["live_for"] = round(now - run.since, 1)
+        if run.heard_at is not None:
+            silence = now - run.heard_at
+            found["behind"] = round(
+                run.lag if silence <= PROGRESS_SECONDS else run.lag + silence, 2
+            )
+        found["catching_up"] = running and not run.caught_up
+        if self._covered is not None:
+            found["covered"] = datetime.fromtimestamp(self._covered.until, UTC).isoformat()
+        return found
+
+    async def run(self) -> None:
+        """
+        Match arriving events. When the match ends, start it again.
+        """
+        while True:
+            try:
+                await self._engine.watch(self._matched, self._progressed)
+                reason = "it ended"
+            except (EngineInterrupted, CancelledError):
+                raise
+            except EngineError as e:
+                reason = str(e)
+            except Exception as e:
+                self._log.failure("Cannot store the sightings of live matches")
+                reason = str(e)
+            finally:
+                ended, self._run = self._run, _Run()
+                if ended.catch_up is not None:
+                    ended.catch_up.cancel()
+            self._log.error(
+                "The live match stopped: {reason}; starting it again in {delay} s.",
+                reason=reason,
+                delay=FIRST_RETRY_DELAY,
+            )
+            await deferLater(self._clock, FIRST_RETRY_DELAY)
+
+    def _matched(self, matches: list[Match]) -> Deferred[None] | None:
+        if matches:
+            return self._deliver(matches, MatchType.LIVE)
+        self._run.since = self._clock.seconds()
+        self._log.info("The live match is running.")
+        return None
+
+    def _progressed(self, progress: Progress) -> Deferred[None] | None:
+        """
+        Take note of the engine's progress: all earlier matches have been delivered.
+        """
+        run = self._run
+        if run.since is None:
+            return None
+        if progress.heard is not None:
+            run.heard_at = self._clock.seconds()
+            run.lag = progress.behind
+            if run.silent:
+                run.silent = False
+                self._log.info("The live match makes progress again.")
+        if run.catch_up is None:
+            run.catch_up = Deferred.fromCoroutine(self._catch_up(run, progress))
+            run.catch_up.addErrback(self._eb_catch_up)
+        if not run.caught_up or progress.covered is None:
+            return None
+        return self._store_covered(covered(progress.covered, progress.lowest, self._boot))
+
+    def _eb_catch_up(self, failure: Failure) -> None:
+        failure.trap(CancelledError, EngineInterrupted)  # the match has ended
+
+    def _store_covered(self, known: Covered) -> Deferred[None]:
+        def cover(result: None) -> None:
+            self._covered = known
+
+        return (
+            self._store.set_covered(known)
+            .addCallback(cover)
+            .addErrback(
+                lambda failure: self._log.failure(
+                    "Cannot store the progress of the live match", failure
+                )
+            )
+        )
+
+    def _check_silence(self) -> None:
+        run = self._run
+        if run.heard_at is None or run.silent:
+            return
+        since = self._clock.seconds() - run.heard_at
+        if since > MAX_SILENCE_SECONDS:
+            run.silent = True
+            self._log.warn("The live match has made no progress for {since:.0f} s.", since=since)
+
+    async def _catch_up(self, run: _Run, progress: Progress) -> None:
+        timeout = self._timeout
+        while not await self._node.retry(
+            "search missed events", functools.partial(self._search_missed, progress, timeout)
+        ):
+            timeout *= 2
+            self._log.warn(
+                "The search of missed events is repeated with a limit of {timeout:.0f} s.",
+                timeout=timeout,
+            )
+            await deferLater(self._clock, FIRST_RETRY_DELAY)
+        run.caught_up = True
+
+    async def _search_missed(self, progress: Progress, timeout: float) -> bool:
+        """
+        @return: Whether the search was completed within the time limit.
+        """
+        known = await self._store.covered()
+        heard = progress.heard
+        if known is None:
+            # The first live match: coverage begins now.
+            begins = Covered(self._now() - OVERLAP, self._awake(), self._boot)
+            if heard is not None:
+                begins = covered(heard, heard.ahead, self._boot)
+            await self._store_covered(begins)
+            return True
+        self._covered = known
+        since = None if heard is None else search_from(known, heard, self._boot)
+        return await self._search.search_all(timeout, since)

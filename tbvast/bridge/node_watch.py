@@ -1,0 +1,271 @@
+"""
+The engine's node: whether it is there, and the calls that are made while it is.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+from typing import Protocol as TypingProtocol
+
+import msgspec
+from automat import TypeMachineBuilder
+from twisted.application.internet import ClientService
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tbvast.errors import EngineError, EngineInterrupted, EngineUnsupported
+from tbvast.interfaces import IEngineClient
+from tbvast.service.retry_policy import doubling
+from tbvast.values import EngineIdentity
+
+FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0
+"""
+Seconds between attempts of a call that failed. The delay doubles up to the maximum.
+"""
+
+FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY = 0.1, 5.0
+"""
+Seconds between attempts to connect to the node.
+"""
+
+Task = Coroutine[Deferred[Any], Any, None]
+_T = TypeVar("_T")
+
+
+class State(enum.StrEnum):
+    """
+    The state of the node: not there, its tables are being filled, its tables are filled; or
+    nobody watches it any more.
+    """
+
+    AWAY = "away"
+    FILLING = "filling"
+    READY = "ready"
+    STOPPED = "stopped"
+
+
+class _Events(TypingProtocol):
+    """
+    What happens to a L{NodeWatch}.
+    """
+
+    def connected(self) -> None:
+        """
+        The node has accepted a connection.
+        """
+
+    def filled(self) -> None:
+        """
+        The engine's tables are equal to the store.
+        """
+
+    def lost(self) -> None:
+        """
+        The connection is lost.
+        """
+
+    def stop(self) -> None:
+        """
+        The service ends.
+        """
+
+
+class NodeWatch(MultiService):
+    """
+    Fills the node's tables whenever the node comes, and then makes the calls that last.
+
+    An idle TCP connection shows when the node ends. From then on until the node is back and its
+    tables are filled again, no call is made.
+
+    @ivar state: The state of the node.
+    @ivar identity: The engine's name and version; empty until the node came first.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        engine: IEngineClient,
+        fill: Callable[[], Awaitable[None]],
+        serve: Callable[[], Iterable[Task]],
+        unsupported: Callable[[EngineUnsupported], None],
+    ) -> None:
+        """
+        @param clock: The clock of all delays.
+        @param endpoint: The endpoint of the node, for the idle connection.
+        @param engine: The engine.
+        @param fill: Makes the node's tables equal to the store.
+        @param serve: Makes the coroutines that then run until they are cancelled, when the
+            node is lost.
+        @param unsupported: Called if the engine is not supported.
+        """
+        super().__init__()
+        self.state = State.AWAY
+        self.identity = EngineIdentity("", "", "")
+        self._clock = clock
+        self._engine = engine
+        self._fill = fill
+        self._serve = serve
+        self._unsupported = unsupported
+        self._tasks: list[Deferred[None]] = []
+        self._events = _machine(self)
+        factory = Factory.forProtocol(functools.partial(_Connection, self._events))
+        factory.noisy = False
+        ClientService(
+            endpoint,
+            factory,
+            retryPolicy=doubling(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY),
+            clock=clock,
+        ).setServiceParent(self)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Interrupt the engine's calls.
+
+        @return: Fires when all calls have ended.
+        """
+        tasks = list(self._tasks)
+        self._events.stop()
+        return gatherResults(tasks).addCallback(lambda _: MultiService.stopService(self))
+
+    def report(self) -> dict[str, Any]:
+        """
+        @return: The state and the engine's identity, for the status report.
+        """
+        return {"state": self.state, **msgspec.structs.asdict(self.identity)}
+
+    async def retry(self, task: str, call: Callable[[], Awaitable[_T]]) -> _T:
+        """
+        Repeat a call until it succeeds.
+
+        @param task: The description of the call, for the log.
+        @param call: Makes the call.
+        @raise EngineInterrupted: If the node is lost.
+        @raise EngineUnsupported: If the call does.
+        """
+        for delay in map(doubling(FIRST_RETRY_DELAY, MAX_RETRY_DELAY), itertools.count()):
+            try:
+                return await call()
+            except (CancelledError, EngineInterrupted, EngineUnsupported):
+                raise
+            except EngineError as e:
+                self._log.error(
+                    "Cannot {task}: {reason}; trying again in {delay} s.",
+                    task=task,
+                    reason=str(e),
+                    delay=delay,
+                )
+            except Exception:
+                self._log.failure("Could not {task}; trying again.", task=task)
+            await deferLater(self._clock, delay)
+        raise AssertionError("there is no last attempt")
+
+    # The transitions
+
+    def _connected(self) -> None:
+        self._engine.resume()
+        self._start(self._prepare())
+
+    async def _prepare(self) -> None:
+        try:
+            self.identity = await self.retry("identify the engine", self._engine.identify)
+        except EngineUnsupported as e:
+            self._unsupported(e)
+            return
+        await self.retry("prepare the engine", self._engine.prepare)
+        await self.retry("fill the engine", self._fill)
+        self._events.filled()
+
+    def _filled(self) -> None:
+        for task in self._serve():
+            self._start(task)
+
+    def _lost(self) -> None:
+        self._log.warn("The engine has gone; waiting for it.")
+        self._end()
+
+    def _end(self) -> None:
+        self._engine.interrupt()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _ignore(self) -> None:
+        pass
+
+    def _start(self, coroutine: Task) -> None:
+        def ended(result: object) -> None:
+            self._tasks.remove(task)
+
+        task = Deferred.fromCoroutine(coroutine)
+        self._tasks.append(task)
+        task.addErrback(self._eb_task).addCallback(ended)
+
+    def _eb_task(self, failure: Failure) -> None:
+        if not failure.check(CancelledError, EngineInterrupted):
+            self._log.failure("The session with the engine failed", failure)
+
+
+_TRANSITIONS = (
+    (State.AWAY, _Events.connected, State.FILLING, NodeWatch._connected),
+    (State.FILLING, _Events.filled, State.READY, NodeWatch._filled),
+    (State.FILLING, _Events.lost, State.AWAY, NodeWatch._lost),
+    (State.READY, _Events.lost, State.AWAY, NodeWatch._lost),
+    (State.AWAY, _Events.stop, State.STOPPED, NodeWatch._end),
+    (State.FILLING, _Events.stop, State.STOPPED, NodeWatch._end),
+    (State.READY, _Events.stop, State.STOPPED, NodeWatch._end),
+    (State.STOPPED, _Events.connected, State.STOPPED, NodeWatch._ignore),
+    (State.STOPPED, _Events.lost, State.STOPPED, NodeWatch._ignore),
+)
+"""
+The state before, the event, the state after, and the action.
+"""
+
+
+def _build() -> Callable[[NodeWatch], _Events]:
+    builder = TypeMachineBuilder(_Events, NodeWatch)
+    states = {state: builder.state(state) for state in State}
+    for before, event, after, action in _TRANSITIONS:
+        states[before].upon(event).to(states[after])(_transition(after, action))
+    return builder.build()
+
+
+def _transition(
+    state: State, action: Callable[[NodeWatch], None]
+) -> Callable[[_Events, NodeWatch], None]:
+    def enter(events: _Events, node: NodeWatch) -> None:
+        node.state = state
+        action(node)
+
+    return enter
+
+
+_machine = _build()
+
+
+class _Connection(Protocol):
+    """
+    The idle connection to the node, which is lost when the node ends.
+    """
+
+    def __init__(self, events: _Events) -> None:
+        """
+        @param events: Gets the events of the connection.
+        """
+        self._events = events
+
+    def connectionMade(self) -> None:
+        self._events.connected()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._events.lost()

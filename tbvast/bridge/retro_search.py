@@ -1,0 +1,219 @@
+"""
+Searches the past events of an engine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from tbvast.bridge.counters import Counters
+from tbvast.bridge.engine_sync import EngineSync
+from tbvast.bridge.node_watch import NodeWatch
+from tbvast.errors import EngineTimeout
+from tbvast.interfaces import IEngineClient, IIndicatorStore
+from tbvast.service.clock import Calendar
+from tbvast.stix.observables import Observable
+from tbvast.stix.sightings import MatchType
+from tbvast.values import Entry, JsonObject, Match
+
+MAX_INDICATORS_PER_SEARCH = 100_000
+"""
+The most indicators that one search of past events covers.
+"""
+
+Deliver = Callable[[list[Match], MatchType], Deferred[None]]
+"""
+Stores the sightings of matches. The next matches are read when it is done.
+"""
+
+
+class RetroSearch:
+    """
+    Searches past events, once for each new indicator, or for all indicators.
+
+    New indicators are written and arriving events matched first, and indicators that arrive in
+    several batches are searched for in one pass. There is one search at a time.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        now: Calendar,
+        engine: IEngineClient,
+        store: IIndicatorStore,
+        node: NodeWatch,
+        sync: EngineSync,
+        deliver: Deliver,
+        counters: Counters,
+        limit: int,
+        timeout: float,
+        days: int,
+    ) -> None:
+        """
+        @param clock: The clock of durations.
+        @param now: The date, in seconds since the epoch.
+        @param engine: The engine.
+        @param store: Has the indicators.
+        @param node: The engine's node.
+        @param sync: Writes the indicators to the engine.
+        @param deliver: Takes the matches.
+        @param counters: Counts the searches.
+        @param limit: The most events per observable of new indicators; C{0} for no limit.
+        @param timeout: Seconds for one search for new indicators.
+        @param days: The age in days of the oldest events to search for new indicators; C{0} for
+            no limit.
+        """
+        self._clock = clock
+        self._now = now
+        self._engine = engine
+        self._store = store
+        self._node = node
+        self._sync = sync
+        self._deliver = deliver
+        self._counters = counters
+        self._limit = limit
+        self._timeout = timeout
+        self._days = days
+        self._lock = DeferredLock()
+        self._running: _Search | None = None
+
+    def report(self) -> JsonObject:
+        """
+        @return: The progress of the running search, for the status report.
+        """
+        running = self._running
+        if running is None:
+            return {}
+        seconds = round(self._clock.seconds() - running.started, 1)
+        found = self._found() - running.matched
+        return {"searching": {"observables": running.count, "seconds": seconds, "found": found}}
+
+    def _found(self) -> int:
+        return self._counters.matched[MatchType.RETRO]
+
+    def withdraw(self, observables: Iterable[Observable]) -> None:
+        """
+        Cancel the running search once no indicator has any of its observables.
+
+        @param observables: Observables that no indicator has any more.
+        """
+        if self._running is not None:
+            self._running.withdraw(observables)
+
+    async def run(self) -> None:
+        """
+        Search for new indicators, as soon as the engine's tables contain them.
+        """
+        while True:
+            await self._sync.quiet()
+            until = self._sync.applied
+            searched = await self._node.retry(
+                "search past events", functools.partial(self._search_batch, until)
+            )
+            if not searched and until >= self._sync.applied:
+                await self._sync.next_change()
+
+    async def _search_batch(self, until: int) -> bool:
+        """
+        Search past events for the next new indicators.
+
+        @return: Whether there were any.
+        """
+        found = await self._store.unsearched(until, MAX_INDICATORS_PER_SEARCH)
+        if found.ids:
+            since = self._now() - self._days * 86400.0 if self._days else None
+            await self._search(found.entries, self._limit, self._timeout, since)
+            await self._store.mark_searched(found.ids, until)
+        return bool(found.ids)
+
+    async def search_all(self, timeout: float, since: float | None) -> bool:
+        """
+        Search past events for all indicators.
+
+        @param timeout: Seconds for the search.
+        @param since: The earliest import time of the events; seconds since the epoch.
+        @return: Whether the search was completed within the time limit.
+        @raise EngineError: If it failed.
+        """
+        return await self._search(await self._store.entries(), 0, timeout, since)
+
+    async def _search(
+        self, entries: list[Entry], limit: int, timeout: float, since: float | None
+    ) -> bool:
+        """
+        @return: Whether the search was completed within the time limit.
+        """
+        if not entries:
+            return True
+        return await self._lock.run(self._search_alone, entries, limit, timeout, since)
+
+    async def _search_alone(
+        self, entries: list[Entry], limit: int, timeout: float, since: float | None
+    ) -> bool:
+        started, matched = self._clock.seconds(), self._found()
+        outcome = "found"
+        finding = self._engine.find(entries, limit, timeout, self._deliver_found, since)
+        self._running = running = _Search(entries, finding, started, matched)
+        try:
+            await finding
+        except EngineTimeout:
+            outcome = "ran out of time, having found"
+        except CancelledError:
+            if running.remaining:
+                raise
+            outcome = "was cancelled, as its indicators have ended, having found"
+        finally:
+            self._running = None
+        self._counters.searches += 1
+        self._log.info(
+            "A search of past events for {count} observables {outcome} {found} sightings"
+            " in {elapsed:.3f} s.",
+            count=running.count,
+            outcome=outcome,
+            found=self._found() - matched,
+            elapsed=self._clock.seconds() - started,
+        )
+        return outcome == "found"
+
+    def _deliver_found(self, matches: list[Match]) -> Deferred[None] | None:
+        return self._deliver(matches, MatchType.RETRO) if matches else None
+
+
+class _Search:
+    """
+    A running search of past events.
+
+    @ivar count: The number of observables.
+    @ivar remaining: The observables that have not been withdrawn.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], finding: Deferred[None], started: float, matched: int
+    ) -> None:
+        """
+        @param entries: The entries to search for.
+        @param finding: The result of the call of the engine.
+        @param started: The time of the start, in seconds of the reactor's clock.
+        @param matched: The number of earlier sightings of past events.
+        """
+        self.count = len(entries)
+        self.remaining = {entry.observable for entry in entries}
+        self.started = started
+        self.matched = matched
+        self._finding = finding
+
+    def withdraw(self, observables: Iterable[Observable]) -> None:
+        """
+        @see: L{RetroSearch.withdraw}
+        """
+        if self.remaining:
+            self.remaining.difference_update(observables)
+            if not self.remaining:
+                self._finding.cancel()

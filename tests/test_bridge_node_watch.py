@@ -1,0 +1,109 @@
+"""
+Tests for L{tbvast.bridge.node_watch}.
+"""
+
+from __future__ import annotations
+
+from tbvast.bridge.node_watch import State
+from tbvast.errors import EngineCallFailed, EngineUnsupported
+from tests.doubles import an_indicator, indicator_id
+from tests.engine_parts import EngineTestCase, ip
+
+
+class NodeTests(EngineTestCase):
+    """
+    The node's coming and going.
+    """
+
+    live = True
+
+    def test_up(self) -> None:
+        """
+        Once the node runs, the session identifies, prepares, fills and watches it.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.assertEqual(self.engine.log, ["identify", "prepare", "contents", "add", "watch"])
+        self.assertEqual(self.engine.table, {ip(1): (indicator_id(1),)})
+        self.assertIs(self.node.state, State.READY)
+        self.assertTrue(self.match.report()["live"])
+        self.assertEqual(self.node.report()["name"], "tenzir")
+
+    def test_away(self) -> None:
+        """
+        While there is no node, nothing is asked of it, and no change waits in memory.
+        """
+        self.endpoint.up = False
+        self.start()
+        self.apply(an_indicator(1))
+        self.clock.advance(1)
+        self.assertEqual(self.engine.log, [])
+        self.assertEqual(self.sync.pending, 0)
+        self.assertIs(self.node.state, State.AWAY)
+
+    def test_down(self) -> None:
+        """
+        When the node goes, its calls are interrupted and nothing more is asked.
+        """
+        self.start()
+        self.endpoint.die()
+        self.assertTrue(self.engine.interrupted)
+        self.assertEqual(self.engine.watching, 0)
+        self.engine.log.clear()
+        self.apply(an_indicator(1))
+        self.clock.pump([1.0] * 20)
+        self.assertEqual(self.engine.log, [])
+        self.assertFalse(self.match.report()["live"])
+
+    def test_back(self) -> None:
+        """
+        When the node comes back it is given everything again, and matches.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.endpoint.die()
+        self.engine.lose()
+        self.apply(an_indicator(2))
+        self.come_back()
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
+        self.assertTrue(self.match.report()["live"])
+        self.assertEqual(self.engine.watching, 1)
+
+    def test_down_while_asked(self) -> None:
+        """
+        The node may go in the middle of a call.
+        """
+        self.client.held = {"contents"}
+        self.start()
+        self.endpoint.die()
+        self.client.held = ()
+        self.apply(an_indicator(1))
+        self.come_back()
+        self.assertEqual(set(self.engine.table), {ip(1)})
+
+    def test_unsupported(self) -> None:
+        """
+        An engine that cannot be driven is told, and not asked for anything more.
+        """
+        error = EngineUnsupported("tenzir 1.0", "tenzir 6.20 or newer")
+        self.engine.failures["identify"] = [error]
+        self.start()
+        self.assertEqual(self.unsupported, [error])
+        self.assertEqual(self.engine.log, ["identify"])
+
+    def test_stop(self) -> None:
+        """
+        Stopped in the middle of a call it leaves nothing behind.
+        """
+        self.client.held = {"prepare"}
+        self.start()
+        self.stop()
+        self.assertTrue(self.engine.interrupted)
+
+    def test_stop_while_waiting(self) -> None:
+        """
+        Stopped before another attempt it leaves nothing behind.
+        """
+        self.engine.failures["prepare"] = [EngineCallFailed("prepare", "no")]
+        self.start()
+        self.stop()
