@@ -270,7 +270,7 @@ class Bus(SequentialService):
 
     def _listen(self) -> None:
         settings, options = self._settings, self._socket_options
-        heartbeats = {
+        heartbeats: SocketOptions = {
             zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
             zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
         }

@@ -4,13 +4,14 @@ Requests to a bus's manage endpoint, and their replies.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NoReturn
 
 import zmq
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
 
 from tbvast.errors import BusUnreachable
-from tbvast.values import HostPort
+from tbvast.values import HostPort, Received
 from tbvast.zeromq.sockets import DealerConnection, Factory, SocketOptions
 
 REQUEST_TIMEOUT = 5.0
@@ -31,7 +32,7 @@ class ManageClient:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         factory: Factory,
         bus: HostPort,
         keys: SocketOptions | None = None,
@@ -71,15 +72,15 @@ class ManageClient:
         self._reply = reply
         self._connection.send_now((b"", request))
 
-        def too_late(result: Any, seconds: float) -> Any:
+        def too_late(result: object, seconds: float) -> NoReturn:
             raise BusUnreachable(str(self._bus), seconds)
 
         return reply.addTimeout(timeout, self._reactor, onTimeoutCancel=too_late)
 
-    def _replied(self, messages: list[list[bytes]]) -> None:
+    def _replied(self, messages: list[Received]) -> None:
         if self._reply is not None:
             reply, self._reply = self._reply, None
-            reply.callback(b"".join(messages[-1][1:]))
+            reply.callback(b"".join(messages[-1].frames[1:]))
 
     def _abandon(self, reply: Deferred[bytes]) -> None:
         # A late reply on the same socket would answer the next request.

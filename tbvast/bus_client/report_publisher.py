@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
+from tbvast.values import Received
 from tbvast.zeromq.sockets import Factory, SocketOptions, XPubConnection, read_subscription
 
 MOST_BUS_TOPICS = 1000
@@ -44,10 +45,10 @@ class ReportPublisher:
         self._connection = XPubConnection(factory, self._heard, options)
         self._connection.connect(address)
 
-    def _heard(self, messages: list[list[bytes]]) -> None:
+    def _heard(self, messages: list[Received]) -> None:
         begun = False
         for message in messages:
-            change = read_subscription(message[0])
+            change = read_subscription(message.frames[0])
             if change is None:
                 continue
             if not change.begins:

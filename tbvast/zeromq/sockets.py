@@ -11,11 +11,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import zmq
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 from zope.interface import implementer
@@ -48,7 +47,7 @@ The longest subscription, in bytes, that an XPUB socket accepts from a peer. Zer
 the process when it removes a subscription of some hundred thousand bytes.
 """
 
-SocketOptions = Mapping[Any, int | bytes]
+SocketOptions = Mapping[int, int | bytes]
 """
 Values of socket options, by C{zmq} constant.
 """
@@ -113,9 +112,10 @@ class Factory(ZmqFactory):
     The ZeroMQ context of one service, and its connections.
     """
 
-    def __init__(self, reactor: Any, linger: int = 200) -> None:
+    def __init__(self, reactor: IReactorTime, linger: int = 200) -> None:
         """
-        @param reactor: The reactor in which all connections of the factory run.
+        @param reactor: The reactor in which all connections of the factory run; also an
+            C{IReactorFDSet}.
         @param linger: Milliseconds for which a closing connection still sends its messages.
         """
         super().__init__()
@@ -127,7 +127,8 @@ class Factory(ZmqFactory):
 @implementer(IPausable)
 class Connection(ZmqConnection):
     """
-    A socket that reads bounded bursts, and can be paused.
+    A socket that reads bounded bursts, and can be paused. Its receiver is called with
+    L{Received} values.
 
     @ivar paused: Whether reading is paused.
     @ivar drained: Whether the last read emptied the socket.
@@ -140,16 +141,21 @@ class Connection(ZmqConnection):
     def __init__(
         self,
         factory: Factory,
-        receive: Callable[[list[Any]], None],
+        receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
+        by_address: bool = False,
     ) -> None:
         """
         @param factory: The context and the reactor.
-        @param receive: Called with the messages of each burst; a message is a list of
-            frames.
+        @param receive: Called with the messages of each burst.
         @param options: Socket options, set before the socket is bound or connected.
+        @param by_address: Whether the sender's network address identifies it on a socket
+            without CURVE.
         """
         self._receive = receive
+        self._user = "Peer-Address" if by_address else ""
+        if zmq.CURVE_SERVER in (options or {}):
+            self._user = "User-Id"
         self.paused = False
         self.drained = True
         super().__init__(factory)
@@ -246,13 +252,13 @@ class Connection(ZmqConnection):
             # until then no new peer joins the socket.
             self.socket.get(zmq.EVENTS)
             return
-        messages: list[Any] = []
+        messages: list[Received] = []
         size = 0
         try:
             while len(messages) < BURST_MESSAGES and size < BURST_BYTES:
-                message, length = self._read_message()
+                message = self._read_message()
                 messages.append(message)
-                size += length
+                size += sum(map(len, message.frames))
             self._read_soon()
             self.drained = False
         except zmq.Again:
@@ -263,70 +269,27 @@ class Connection(ZmqConnection):
             except Exception:
                 self._log.failure("The receiver of {count} messages failed", count=len(messages))
 
-    def _read_message(self) -> tuple[Any, int]:
-        """
-        @return: A message, in the receiver's form, and its size in bytes.
-        @raise zmq.Again: If no message waits.
-        """
-        message = [frame.bytes for frame in self._read_frames()]
-        return message, sum(map(len, message))
-
-    def _read_frames(self) -> list[zmq.Frame]:
+    def _read_message(self) -> Received:
         """
         Read a message. C{recv_multipart} would ask the socket whether more frames follow,
         which takes longer than all the rest.
+
+        @raise zmq.Again: If no message waits.
         """
         frame = self.socket.recv(_NOBLOCK, False)
-        return self._with_rest(frame) if frame.more else [frame]
-
-    def _with_rest(self, frame: zmq.Frame) -> list[zmq.Frame]:
-        frames = [frame]
+        user = _property(frame, self._user) if self._user else ""
+        frames = [frame.bytes]
         while frame.more:
             frame = self.socket.recv(_NOBLOCK, False)
-            frames.append(frame)
-        return frames
+            frames.append(frame.bytes)
+        return Received(user, frames)
 
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
             self.read_scheduled = self.factory.reactor.callLater(0, self.doRead)
 
 
-class IdentifyingConnection(Connection):
-    """
-    A socket that identifies the sender of each message: its receiver is called with
-    L{Received} values.
-    """
-
-    def __init__(
-        self,
-        factory: Factory,
-        receive: Callable[[list[Received]], None],
-        options: SocketOptions | None = None,
-        by_address: bool = False,
-    ) -> None:
-        """
-        @param factory: As for L{Connection}.
-        @param receive: Called with the messages of each burst.
-        @param options: As for L{Connection}.
-        @param by_address: Whether the sender's network address identifies it on a socket
-            without CURVE.
-        """
-        self._name = "Peer-Address" if by_address else ""
-        if zmq.CURVE_SERVER in (options or {}):
-            self._name = "User-Id"
-        super().__init__(factory, receive, options)
-
-    def _read_message(self) -> tuple[Any, int]:
-        first = self.socket.recv(_NOBLOCK, False)
-        user = _property(first, self._name) if self._name else ""
-        if not first.more:  # as in most messages on a busy bus
-            only = first.bytes
-            return Received(user, [only]), len(only)
-        message = [frame.bytes for frame in self._with_rest(first)]
-        return Received(user, message), sum(map(len, message))
-
-
-class RouterConnection(IdentifyingConnection):
+class RouterConnection(Connection):
     """
     The replying end of REQ sockets. A message begins with the peer's routing frames.
     """
@@ -342,7 +305,7 @@ class DealerConnection(Connection):
     socketType = zmq.DEALER
 
 
-class SubConnection(IdentifyingConnection):
+class SubConnection(Connection):
     """
     The receiving end of PUB sockets.
     """
@@ -371,7 +334,7 @@ class XPubConnection(Connection):
     def __init__(
         self,
         factory: Factory,
-        receive: Callable[[list[list[bytes]]], None],
+        receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
     ) -> None:
         """
@@ -425,6 +388,7 @@ class GuardedXPubConnection(XPubConnection):
                 zmq.SNDHWM: PEER_MESSAGES,
             },
         )
+        self._user = _DESCRIPTOR
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
         """
@@ -446,18 +410,18 @@ class GuardedXPubConnection(XPubConnection):
                 most = max(most, held)
         return most
 
-    def _read_message(self) -> tuple[Any, int]:
+    def _read_message(self) -> Received:
         try:
-            frames = self._read_frames()
+            message = super()._read_message()
         except zmq.Again:
             self._misled = False
             raise
-        message = [frame.bytes for frame in frames]
-        changes = [read_subscription(frame) for frame in message]
-        name = _property(frames[0], _DESCRIPTOR)
+        changes = [read_subscription(frame) for frame in message.frames]
+        name = message.user
         if None in changes:
             self._misled = True
-            self._complain("Disconnected a subscriber: it sent {size} bytes.", size=len(message[0]))
+            size = len(message.frames[0])
+            self._complain("Disconnected a subscriber: it sent {size} bytes.", size=size)
         if self._misled:
             _disconnect(name)
         for change in filter(None, changes):
@@ -465,7 +429,7 @@ class GuardedXPubConnection(XPubConnection):
                 self._arrived(change.topic, name)
             else:
                 self._ended(change.topic, name)
-        return message, sum(map(len, message))
+        return message
 
     def _arrived(self, topic: bytes, name: str) -> None:
         # A peer may repeat a subscription, but its end is reported only once.
@@ -516,7 +480,7 @@ class GuardedXPubConnection(XPubConnection):
         _disconnect(peers[0][0])
         return 0
 
-    def _complain(self, text: str, **values: Any) -> None:
+    def _complain(self, text: str, **values: object) -> None:
         if self._complaints.allows():
             self._log.warn(text, **values)
 

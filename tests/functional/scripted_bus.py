@@ -140,8 +140,8 @@ class ScriptedBus:
             return manage.encode_published(["accepted"] * len(request["documents"]), {})
         return manage.SUCCESS if self.knows else manage.ERROR
 
-    def _subscribed(self, messages: list[list[bytes]]) -> None:
-        self.heard.extend(m[0][1:] for m in messages if m[0][:1] == b"\1")
+    def _subscribed(self, messages: list[Received]) -> None:
+        self.heard.extend(m.frames[0][1:] for m in messages if m.frames[0][:1] == b"\1")
 
     def _reported(self, messages: list[Received]) -> None:
         self.reports.extend(message.frames[0] for message in messages)

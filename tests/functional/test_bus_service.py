@@ -176,7 +176,9 @@ class BusTests(BusTestCase):
         """
         self.start()
         replies: list[list[bytes]] = []
-        dealer = DealerConnection(self.factory, replies.extend)
+        dealer = DealerConnection(
+            self.factory, lambda messages: replies.extend(m.frames for m in messages)
+        )
         dealer.connect(tcp_address(HOST, self.settings.manage))
         request = manage.encode_heartbeat("nobody")
         error = manage.ERROR

@@ -53,13 +53,13 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self.bursts: list[list[Any]] = []
+        self.bursts: list[list[Received]] = []
 
-    def __call__(self, messages: list[Any]) -> None:
+    def __call__(self, messages: list[Received]) -> None:
         self.bursts.append(messages)
 
     @property
-    def messages(self) -> list[Any]:
+    def messages(self) -> list[Received]:
         """
         All messages.
         """
@@ -70,10 +70,7 @@ class Mailbox:
         """
         The last frame of each message, without its sender.
         """
-        return [
-            (message.frames if isinstance(message, Received) else message)[-1]
-            for message in self.messages
-        ]
+        return [message.frames[-1] for message in self.messages]
 
 
 class SocketsTestCase(TestCase):
@@ -155,7 +152,7 @@ class MessageTests(SocketsTestCase):
         self.assertEqual((received.user, frames), ("", message))
         self.assertTrue(router.send_now([peer, b"answer"]))
         await self.until(lambda: answered.messages)
-        self.assertEqual(answered.messages, [[b"answer"]])
+        self.assertEqual(answered.messages, [Received("", [b"answer"])])
 
     async def test_single_frame(self) -> None:
         """
@@ -203,7 +200,7 @@ class MessageTests(SocketsTestCase):
         """
         received = Mailbox()
 
-        def receive(messages: list[Any]) -> None:
+        def receive(messages: list[Received]) -> None:
             received(messages)
             raise ValueError
 
@@ -280,7 +277,7 @@ class PauseTests(SocketsTestCase):
         """
         received = Mailbox()
 
-        def receive(messages: list[Any]) -> None:
+        def receive(messages: list[Received]) -> None:
             received(messages)
             router.pause()
 
@@ -459,7 +456,7 @@ class ShutdownTests(SocketsTestCase):
         """
         received = Mailbox()
 
-        def receive(messages: list[Any]) -> None:
+        def receive(messages: list[Received]) -> None:
             received(messages)
             router.shutdown()
 
