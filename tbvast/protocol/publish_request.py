@@ -8,27 +8,23 @@ brackets are closed, or before the next document that is, or begins like, a STIX
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from tbvast.errors import ProtocolInvalid
+from tbvast.protocol.damaged_json import Scanner
 
 _EXPECTED = "a publish request whose documents can be told from each other"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
 _NEXT = re.compile(r',[ \t\n\r]*(?=\{[ \t\n\r]*")')
 _BEGINNING = re.compile(r'\{[ \t\n\r]*"(?:type|id|spec_version)"')
-_CLOSING = {"[": "]", "{": "}"}
 
 MOST_FAILURES = 300
 """
 The most decoding failures, before the request is refused as a whole: each failure costs a
 scan of everything before it.
 """
-
-_decoder = json.JSONDecoder()
 
 
 class RequestUnsplittable(ProtocolInvalid):
@@ -55,9 +51,8 @@ class _Splitter:
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
-        # One character for each byte, so that damaged UTF-8 does no harm here.
-        self._text = raw.decode("latin-1")
-        self._left = 4 * len(raw)
+        self._scanner = Scanner(raw)
+        self._text = self._scanner.text
         self._failures = MOST_FAILURES
 
     def split(self) -> tuple[bytes, ...] | None:
@@ -68,7 +63,7 @@ class _Splitter:
             return None
         try:
             while self._at(position) in ("{", ","):
-                name, position = self._value(self._after_space(position + 1))
+                name, position = self._scanner.value(self._after_space(position + 1))
                 position = self._after_space(position)
                 if not isinstance(name, str) or self._at(position) != ":":
                     self._check_other(action, position)
@@ -78,7 +73,7 @@ class _Splitter:
                     documents, position = self._documents(position)
                     action = action or "documents"
                 else:
-                    value, position = self._value(position)
+                    value, position = self._scanner.value(position)
                     if name == "action":
                         action = value
                     elif name == "documents":
@@ -107,9 +102,6 @@ class _Splitter:
         match = _SPACE.match(self._text, position)
         return match.end() if match else position
 
-    def _value(self, position: int) -> tuple[Any, int]:
-        return _decoder.raw_decode(self._text, position)
-
     def _documents(self, position: int) -> tuple[tuple[bytes, ...], int]:
         """
         @param position: The start of the array.
@@ -132,37 +124,19 @@ class _Splitter:
         @return: The end of a document; a comma or the array's end follows.
         """
         try:
-            _, end = self._value(start)
+            _, end = self._scanner.value(start)
         except (ValueError, RecursionError):
             end = -1
             self._fail()
         if end >= 0 and self._at(self._after_space(end)) in (",", "]"):
             return end
-        closed = self._closed(start)
+        closed = self._scanner.closed(start)
+        self._spend((closed if closed >= 0 else len(self._text)) - start)
         # If a bracket or a quotation mark is missing, it seems to contain its successors.
         following = self._before_next(start, closed)
         end = closed if following < 0 else following
         if end < 0:
             raise RequestUnsplittable("documents", self._raw[start:], _EXPECTED)
-        return end
-
-    def _closed(self, start: int) -> int:
-        """
-        @return: The place where a damaged document closes its brackets; negative if it
-            does not.
-        """
-        expected: list[str] = []
-        end = -1
-        for token in _TOKEN.finditer(self._text, start):
-            kind = token[0]
-            if kind in _CLOSING:
-                expected.append(_CLOSING[kind])
-            elif not expected and kind in (",", "]"):
-                end = token.start()
-                break
-            elif kind in ("]", "}") and (not expected or expected.pop() != kind):
-                break
-        self._spend((end if end >= 0 else len(self._text)) - start)
         return end
 
     def _before_next(self, start: int, closed: int) -> int:
@@ -177,7 +151,7 @@ class _Splitter:
             self._spend(comma.end() - position)
             position = comma.end()
             try:
-                value, _ = self._value(position)
+                value, _ = self._scanner.value(position)
             except (ValueError, RecursionError):
                 self._fail()
                 if _BEGINNING.match(self._text, position):  # probably another damaged document
@@ -191,8 +165,8 @@ class _Splitter:
         """
         @raise RequestUnsplittable: If the splitter has rescanned too much.
         """
-        self._left -= characters
-        if self._left < 0:
+        self._scanner.left -= characters
+        if self._scanner.left < 0:
             raise RequestUnsplittable("documents", self._raw, _EXPECTED)
 
     def _fail(self) -> None:

@@ -21,14 +21,7 @@ import msgspec
 
 from tbvast.errors import Invalid, ProtocolInvalid
 from tbvast.protocol.frames import Item
-from tbvast.protocol.salvage import (
-    NUMBER_END,
-    Damaged,
-    Found,
-    part_start,
-    read_batch_head,
-    salvage,
-)
+from tbvast.protocol.salvage import NUMBER_END, RawItem, salvage
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.stix.indicators import decode_indicator
@@ -181,11 +174,11 @@ def encode_mark(mark: Mark) -> bytes:
 class _Batch(msgspec.Struct):
     after: int
     until: int
-    items: list[tuple[int, str, msgspec.Raw]]
+    items: list[RawItem]
 
 
 class _Part(msgspec.Struct):
-    items: list[tuple[int, str, msgspec.Raw]]
+    items: list[RawItem]
 
 
 _batch_decoder = msgspec.json.Decoder(_Batch)
@@ -238,27 +231,19 @@ def decode_replay(kind: bytes, payload: bytes) -> Delivery | None:
 def _decode_batch(payload: bytes) -> Batch | Torn:
     try:
         batch = _batch_decoder.decode(payload)
+        after, until, found = batch.after, batch.until, iter(batch.items)
+        bounds = (after, until) if 0 <= after <= until < NUMBER_END else None
     except _UNREADABLE:
-        return _salvage_batch(payload)
-    items, refused = _items(batch.items)
-    if 0 <= batch.after <= batch.until < NUMBER_END:
-        return Batch(batch.after, batch.until, items, refused)
-    return Torn(items, refused)
-
-
-def _salvage_batch(payload: bytes) -> Batch | Torn:
-    head = read_batch_head(payload)
-    if head is None:
-        return Torn(*_salvaged(salvage(payload, None)))
-    found = salvage(payload, head.start, head.after, head.until)
-    return Batch(head.after, head.until, *_salvaged(found))
+        bounds, found = salvage(payload)
+    items, refused = _decode_items(found)
+    return Torn(items, refused) if bounds is None else Batch(*bounds, items, refused)
 
 
 def _decode_part(payload: bytes) -> Part:
     try:
-        return Part(*_items(_part_decoder.decode(payload).items))
+        return Part(*_decode_items(_part_decoder.decode(payload).items))
     except _UNREADABLE:
-        return Part(*_salvaged(salvage(payload, part_start(payload))))
+        return Part(*_decode_items(salvage(payload)[1]))
 
 
 def _decode_mark(payload: bytes) -> Mark:
@@ -271,43 +256,27 @@ def _decode_mark(payload: bytes) -> Mark:
     return mark
 
 
-def _items(
-    listed: Iterable[tuple[int, str, bytes | msgspec.Raw]],
+def _decode_items(
+    found: Iterable[RawItem],
 ) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
-    return _partition(_item(number, kind, bytes(raw)) for number, kind, raw in listed)
-
-
-def _item(number: int, kind: str, raw: bytes) -> Item | Unreadable:
-    decode = _DECODERS.get(kind)
-    if decode is None:
-        return unreadable(str(ProtocolInvalid("type", kind, "a type of item")), raw, number)
-    try:
-        return decode(raw)
-    except Invalid as e:
-        return unreadable(str(e), raw, number)
-    except Exception as e:  # a bug in a decoder must not cost more than this item
-        return unreadable(f"cannot be decoded ({type(e).__name__}: {e})", raw, number)
-
-
-def _salvaged(
-    found: Iterable[Found | Damaged],
-) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
-    return _partition(
-        unreadable("it is damaged: not an item of a frame", each.raw, each.number)
-        if isinstance(each, Damaged)
-        else _item(each.number, each.kind, each.raw)
-        for each in found
-    )
-
-
-def _partition(
-    found: Iterable[Item | Unreadable],
-) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
-    items = []
+    items: list[Item] = []
     refused: list[Unreadable] = []
     for each in found:
-        if isinstance(each, Unreadable):
-            refused.append(each)
-        else:
-            items.append(each)
+        raw = bytes(each.raw)
+        try:
+            items.append(_decode_item(each.type, raw))
+        except Invalid as e:
+            refused.append(unreadable(str(e), raw, each.number))
+        except Exception as e:  # a bug in a decoder must not cost more than this item
+            reason = f"cannot be decoded ({type(e).__name__}: {e})"
+            refused.append(unreadable(reason, raw, each.number))
     return tuple(items), tuple(refused)
+
+
+def _decode_item(type: str | None, raw: bytes) -> Item:
+    if type is None:
+        raise ProtocolInvalid("item", raw, "an item of a frame")
+    decode = _DECODERS.get(type)
+    if decode is None:
+        raise ProtocolInvalid("type", type, "a type of item")
+    return decode(raw)
