@@ -28,7 +28,7 @@ from tbvast.bus.journal.writer import JournalStore
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
-from tbvast.protocol.frames import Item, render_intel, stream_of
+from tbvast.protocol.frames import Item, render_document, stream_of
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.stix.indicators import Indicator, Operation, decode_indicator
 from tbvast.stix.limits import LARGEST_INDICATOR
@@ -532,7 +532,7 @@ class EveryWayOutTests(SynchronousTestCase):
         self.assertEqual(current, expected)
         for dialect in Dialect:
             for _, raw in current:
-                self.assertEqual(len(render_intel(dialect, raw)), 1)
+                self.assertEqual(len(render_document(dialect, Stream.INTEL, raw)), 1)
         entries: list[JournalEntry] = []
         while found := self.successResultOf(
             journal.entries(entries[-1].number if entries else 0, list(Stream), limit, ALL)

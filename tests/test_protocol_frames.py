@@ -20,8 +20,7 @@ from tbvast.protocol.frames import (
     decode_report,
     encode_snapshot_request,
     render,
-    render_all,
-    render_intel,
+    render_document,
     stream_of,
 )
 from tbvast.protocol.replay import decode_delivery
@@ -298,25 +297,17 @@ class RenderTests(SynchronousTestCase):
         for item, stream in [(INDICATOR, Stream.INTEL), (SIGHTING, Stream.SIGHTING)]:
             self.assertIs(stream_of(item), stream)
 
-    def test_all(self) -> None:
+    def test_document(self) -> None:
         """
-        L{render_all} encodes each item as L{render} does.
+        L{render_document} encodes a document as L{render} encodes the item.
         """
         other = an_indicator(pattern="[url:value LIKE 'x']")
         items: list[Indicator | Sighting] = [a_sighting(), other, an_indicator(2)]
         for dialect in Dialect:
-            self.assertEqual(
-                render_all(dialect, items),
-                [tail for item in items for tail in render(dialect, item)],
-            )
-
-    def test_intel(self) -> None:
-        """
-        L{render_intel} encodes a document as L{render} encodes the indicator.
-        """
-        for dialect in Dialect:
-            item = an_indicator()
-            self.assertEqual(render_intel(dialect, item.raw), render(dialect, item))
+            for item in items:
+                self.assertEqual(
+                    render_document(dialect, stream_of(item), item.raw), render(dialect, item)
+                )
 
 
 class DeliveryTests(SynchronousTestCase):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from tbvast.bus.journal.soundness import MOST_BYTES
-from tbvast.protocol.frames import Item, render, render_all, stream_of
+from tbvast.protocol.frames import Item, render, stream_of
 from tbvast.protocol.replay import Chunk, chunks, encode_item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
@@ -94,16 +94,10 @@ class CommittedBatch:
     def _rendered(
         self, dialect: Dialect, streams: frozenset[Stream]
     ) -> tuple[list[int], list[bytes]]:
-        entries = self._entries(streams)
-        if dialect is Dialect.STIX2:  # one frame for each item
-            try:
-                return [n for n, _ in entries], render_all(dialect, [item for _, item in entries])
-            except Exception:  # render them one by one to find it
-                pass
         numbers: list[int] = []
         frames: list[bytes] = []
         bad: list[tuple[int, Item, str]] = []
-        for number, item in entries:
+        for number, item in self._entries(streams):
             try:
                 payloads = render(dialect, item)
             except Exception as e:  # any error may be the item's fault

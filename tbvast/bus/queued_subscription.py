@@ -20,7 +20,7 @@ from tbvast.bus.journal.client import log_not_set_aside
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscriptions import PUMP_FRAMES, Saved, Send, Subscription
 from tbvast.interfaces import IJournal, IReplay
-from tbvast.protocol.frames import render_entry
+from tbvast.protocol.frames import render_document
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
@@ -335,7 +335,7 @@ class QueuedSubscription(Subscription):
         bad: list[SetAside] = []
         for entry in entries:
             try:
-                payloads = render_entry(self.request.dialect, entry.stream, entry.raw)
+                payloads = render_document(self.request.dialect, entry.stream, entry.raw)
             except Exception as e:  # any error may be the item's fault
                 stream, id_ = entry.stream.value.decode(), id_in(entry.raw)
                 bad.append(

@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import CommittedBatch, render_each
 from tbvast.errors import ProtocolInvalid
-from tbvast.protocol.frames import render_intel
+from tbvast.protocol.frames import render_document
 from tbvast.protocol.manage import PROTOCOL, Subscribe
-from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, Dialect, new_topic, streams_of
+from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, Dialect, Stream, new_topic, streams_of
 from tbvast.service.rate_limit import RateLimit
 
 SWEEP_INTERVAL = 1.0
@@ -382,7 +382,8 @@ class Subscription:
         @return: Frames without the topic; and the documents that cannot be rendered, with
             their errors.
         """
-        return render_each(functools.partial(render_intel, self.request.dialect), documents)
+        render = functools.partial(render_document, self.request.dialect, Stream.INTEL)
+        return render_each(render, documents)
 
     def snapshot_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         """

@@ -4,7 +4,7 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -139,56 +139,32 @@ def stream_of(item: Item) -> Stream:
 
 def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
     """
+    Encode an item, as L{render_document} does.
+    """
+    return render_document(dialect, stream_of(item), item.raw)
+
+
+def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, ...]:
+    """
     Encode an item for a subscriber.
 
+    @param stream: The stream that the item belongs to.
+    @param raw: The item's document. It has been decoded before, so that it is known to be
+        valid.
     @return: The frames for the item, each without the subscription's own topic; none if the
         dialect cannot express the item.
     """
     if dialect is _STIX2:
-        return (_render_stix2(item),)
-    if isinstance(item, Indicator):
-        return tuple(b" " + payload for payload in encode_vast_intel(item))
+        if stream is _INTEL:
+            return (_INTEL_HEAD + compatible(raw),)
+        return (_SIGHTING_HEAD + compatible_sighting(raw),)
+    if stream is _INTEL:
+        return tuple(b" " + payload for payload in encode_vast_intel(decode_indicator(raw)))
+    sighting = decode_sighting(raw)
     try:
-        return (b" " + encode_vast_sighting(item),)
+        return (b" " + encode_vast_sighting(sighting),)
     except SightingInvalid:  # an earlier version admitted it
         return ()
-
-
-def render_all(dialect: Dialect, items: Iterable[Item]) -> list[bytes]:
-    """
-    Encode many items, as L{render} does.
-    """
-    if dialect is _STIX2:
-        return list(map(_render_stix2, items))
-    return [frame for item in items for frame in render(dialect, item)]
-
-
-def _render_stix2(item: Item) -> bytes:
-    if isinstance(item, Indicator):
-        return _INTEL_HEAD + compatible(item.raw)
-    return _SIGHTING_HEAD + compatible_sighting(item.raw)
-
-
-def render_intel(dialect: Dialect, raw: bytes) -> tuple[bytes, ...]:
-    """
-    Encode an indicator's document, as L{render} does.
-
-    @param raw: A document that has been decoded before, so that it is known to be valid.
-    """
-    if dialect is _STIX2:
-        return (_INTEL_HEAD + compatible(raw),)
-    return render(dialect, decode_indicator(raw))
-
-
-def render_entry(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, ...]:
-    """
-    Encode a document of the journal, as L{render} does.
-    """
-    if stream is _INTEL:
-        return render_intel(dialect, raw)
-    if dialect is _STIX2:
-        return (_SIGHTING_HEAD + compatible_sighting(raw),)
-    return render(dialect, decode_sighting(raw))
 
 
 _INTEL = Stream.INTEL

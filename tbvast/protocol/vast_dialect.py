@@ -21,7 +21,13 @@ from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.limits import DEEPEST_SIGHTING, LARGEST_SIGHTING
 from tbvast.stix.observables import Kind
 from tbvast.stix.pattern_conditions import Term, matchable
-from tbvast.stix.sightings import Sighting, canonical, event_time
+from tbvast.stix.sightings import (
+    Sighting,
+    canonical,
+    event_time,
+    required_properties,
+    sighting_id,
+)
 
 PREFIX = "threatbus__"
 """
@@ -86,18 +92,9 @@ def decode_vast_sighting(raw: bytes) -> Sighting:
     if seen is None:
         raise SightingInvalid("ts", report.get("ts"), "a time")
     context = {key: value for key, value in report.items() if key not in ("ts", "reference")}
-    time = timestamp(seen)
-    id_ = documents.derived_id("sighting", indicator.encode(), b"vast", canonical(report))
+    id_ = sighting_id(indicator, canonical(report), "vast")
     document = {
-        "type": "sighting",
-        "spec_version": "2.1",
-        "id": id_,
-        "created": time,
-        "modified": time,
-        "first_seen": time,
-        "last_seen": time,
-        "count": 1,
-        "sighting_of_ref": indicator,
+        **required_properties(id_, indicator, seen, seen),
         "x_threatbus_source": "VAST",
         "x_threatbus_sighting_context": context,
     }

@@ -205,19 +205,10 @@ def make_sighting(
         L{encode_fitting}.
     @raise SightingInvalid: If it is too long even then.
     """
-    time = timestamp(now)
     seen = event_time(event) or now
     id_ = sighting_id(indicator_id, canonical(event), engine)
     document = {
-        "type": "sighting",
-        "spec_version": "2.1",
-        "id": id_,
-        "created": time,
-        "modified": time,
-        "first_seen": timestamp(seen),
-        "last_seen": timestamp(seen),
-        "count": 1,
-        "sighting_of_ref": indicator_id,
+        **required_properties(id_, indicator_id, now, seen),
         "x_threatbus_indicator_value": values[0],
         "x_threatbus_match_type": match_type.value,
         "x_threatbus_source": f"{SOURCE}/{engine}",
@@ -228,6 +219,29 @@ def make_sighting(
     if indicator_raw is not None:
         document["x_threatbus_indicator"] = msgspec.Raw(indicator_raw)
     return Sighting(id_, indicator_id, microseconds(seen), encode_fitting(document))
+
+
+def required_properties(
+    id: str, indicator_id: str, created: datetime, seen: datetime
+) -> dict[str, Any]:
+    """
+    @param id: The sighting's id.
+    @param indicator_id: The indicator's id.
+    @param created: The time of the document.
+    @param seen: The time of the event.
+    @return: The beginning of the document of a sighting that was seen once.
+    """
+    return {
+        "type": "sighting",
+        "spec_version": "2.1",
+        "id": id,
+        "created": timestamp(created),
+        "modified": timestamp(created),
+        "first_seen": timestamp(seen),
+        "last_seen": timestamp(seen),
+        "count": 1,
+        "sighting_of_ref": indicator_id,
+    }
 
 
 def event_time(event: dict[str, Any]) -> datetime | None:
