@@ -8,6 +8,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -278,26 +279,19 @@ class JournalStore:
     ) -> list[PackedOutcome]:
         bad: dict[int, str] = {}
         while True:
+            outcomes: list[PackedOutcome] = []
             try:
                 with self._batch(int(now * MICROSECONDS)) as batch:
                     batch.look_up(item.id for item in items)
-                    outcomes: list[PackedOutcome] = []
                     for count, publisher in publishers:
                         batch.publisher = publisher
                         start = len(outcomes)
-                        some = items[start : start + count]
-                        outcomes += batch.add_all(some, {p - start: bad[p] for p in bad})
-                    return outcomes
+                        outcomes += batch.add_all(items[start : start + count], bad)
+                return outcomes
             except _Unwritable as e:
-                # Nothing of the batch is in the file. Repeat it without those items.
-                found = {
-                    place: e.reason
-                    for place, item in enumerate(items)
-                    if place not in bad and e.is_of(item)
-                }
-                if not found:
-                    raise
-                bad.update(found)
+                # Nothing of the batch is in the file. Repeat it without that item.
+                place = next(n for n, each in enumerate(outcomes) if each.number == e.number)
+                bad[id(items[place])] = e.reason
 
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[_Batch]:
@@ -328,13 +322,7 @@ class JournalStore:
                 " WHERE state = 1 AND valid_until <= ? ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
-            ended: list[tuple[int, Indicator]] = []
-            try:
-                ended += [
-                    (number, _withdrawn(id_, body, crc)) for number, id_, _, body, crc in rows
-                ]
-            except Exception:  # read them one by one to find it
-                ended += batch.endings(rows)
+            ended = list(batch.endings(rows))
             batch.look_up(item.id for _, item in ended)
             return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
 
@@ -470,31 +458,23 @@ class _Batch:
         """
         Add items that were looked up. One that cannot be added is set aside.
 
-        @param bad: The reasons why some of them cannot be added, by position.
+        @param bad: The reasons why some objects among them cannot be added, by C{id}.
         """
         outcomes: list[PackedOutcome] = []
         left = iter(items)
         while len(outcomes) < len(items):
             try:
-                if bad:
-                    self._add_each(items, bad, outcomes)
-                else:
-                    # If one fails, the outcomes of those before it stay.
-                    outcomes.extend(map(self.add, left))
+                # If one fails, the outcomes of those before it stay.
+                outcomes.extend(map(partial(self._add_unless, bad) if bad else self.add, left))
             except sqlite3.Error:
                 raise
             except Exception as e:
-                item = items[len(outcomes)]
-                outcomes.append(self._refuse(item, reason_of(e)))
+                outcomes.append(self._refuse(items[len(outcomes)], reason_of(e)))
         return outcomes
 
-    def _add_each(
-        self, items: Sequence[Item], bad: Mapping[int, str], outcomes: list[PackedOutcome]
-    ) -> None:
-        for place in range(len(outcomes), len(items)):
-            item = items[place]
-            reason = bad.get(place)
-            outcomes.append(self.add(item) if reason is None else self._refuse(item, reason))
+    def _add_unless(self, bad: Mapping[int, str], item: Item) -> PackedOutcome:
+        reason = bad.get(id(item))
+        return self.add(item) if reason is None else self._refuse(item, reason)
 
     def _refuse(self, item: Item, reason: str) -> PackedOutcome:
         stream = _INTEL if isinstance(item, Indicator) else _SIGHTING
@@ -530,9 +510,8 @@ class _Batch:
         self, rows: Iterable[tuple[int, str, int, bytes, int]]
     ) -> Iterator[tuple[int, Indicator]]:
         """
-        As L{_withdrawn}, but for unreadable entries, too: they are set aside, and the
-        subscribers that got them still get a removal. Only an entry without a readable id
-        ends without a removal.
+        Make the removals of indicators. Unreadable ones are set aside, and the subscribers that
+        got them still get a removal. Only an entry without a readable id ends without one.
 
         @param rows: Number, id, version, document and checksum of each.
         @return: Number and removal.
@@ -589,7 +568,7 @@ class _Batch:
             try:
                 self._connection.execute(values, row)
             except (OverflowError, UnicodeError, *_NOT_BOUND) as e:
-                raise _Unwritable(row[_ID], bytes(row[_BODY]), reason_of(e)) from e
+                raise _Unwritable(row[_NUMBER], reason_of(e)) from e
 
     def _add_indicator(self, item: Indicator, latest: _Row | None) -> PackedOutcome:
         publisher = self.publisher
@@ -775,23 +754,14 @@ class _Unwritable(Exception):
     """
     A row that SQLite cannot store.
 
+    @ivar number: Its number.
     @ivar reason: The reason.
     """
 
-    def __init__(self, id: str, body: bytes, reason: str) -> None:
-        super().__init__(id, reason)
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(number, reason)
+        self.number = number
         self.reason = reason
-        self._id = id
-        self._body = body
-
-    def is_of(self, item: Item) -> bool:
-        """
-        Whether the row was made from an item; a removal may have been completed.
-        """
-        return item.id == self._id and (
-            item.raw == self._body
-            or (isinstance(item, Indicator) and item.operation is Operation.REMOVE)
-        )
 
 
 def _dated(raw: bytes, version: int) -> Indicator:
