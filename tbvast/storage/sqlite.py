@@ -45,6 +45,21 @@ The most memory, in KiB, for the page cache of one connection.
 """
 
 
+JSON_LIST = "SELECT value FROM json_each(?)"
+IN_JSON_LIST = f"IN ({JSON_LIST})"
+"""
+SQL whose parameter is a JSON list: one parameter for any number of values.
+"""
+
+
+def microseconds(seconds: float) -> int:
+    """
+    @param seconds: A date, in seconds since the epoch.
+    @return: The same date in the unit of the tables.
+    """
+    return int(seconds * 1_000_000)
+
+
 class SchemaTooNew(sqlite3.DatabaseError):
     """
     The file has the schema of a later tbvast.

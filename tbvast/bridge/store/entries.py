@@ -11,12 +11,11 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from tbvast.bridge.store.rows import IndicatorTerms, RowReader, json_list
-from tbvast.bridge.store.schema import IN_JSON_LIST, JSON_LIST
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage, in_messages
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
-from tbvast.storage.sqlite import insert, transaction
+from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST, insert, transaction
 from tbvast.values import Changes, Entry
 
 _NETWORK = Kind.NETWORK

@@ -25,7 +25,7 @@ from tbvast.bridge.store.decisions import (
 )
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.rows import RowReader, encode_terms, json_list
-from tbvast.bridge.store.schema import IN_JSON_LIST, MICROSECONDS, NO_END
+from tbvast.bridge.store.schema import NO_END
 from tbvast.bridge.store.values import in_messages, merge_changes
 from tbvast.errors import Invalid, StoreFailed
 from tbvast.protocol.unreadable import ids_in
@@ -36,7 +36,7 @@ from tbvast.storage import set_aside
 from tbvast.storage.digest_index import DigestIndex, committing, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import sift
-from tbvast.storage.sqlite import insert, transaction
+from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
 from tbvast.values import Changes, Position
 
 MAX_ROWS_PER_READ = 5000
@@ -132,7 +132,7 @@ class IndicatorTable:
         )
 
     def _set_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.store_set_aside(self._db, items, int(now * MICROSECONDS))
+        set_aside.store_set_aside(self._db, items, microseconds(now))
 
     def apply_batch(
         self,
@@ -183,7 +183,7 @@ class IndicatorTable:
         @param now: The date that decides about validity, in seconds since the epoch.
         @param search: Whether to search past events for the new ones.
         """
-        moment = int(now * MICROSECONDS)
+        moment = microseconds(now)
         with self._transaction():
             by_id = _digests([indicator.id for indicator in indicators])
             stored = self._find(by_id)
@@ -378,7 +378,7 @@ class IndicatorTable:
         """
         with self._transaction():
             ended = self._end_where(
-                f"valid_until < {NO_END} AND valid_until <= ?", int(now * MICROSECONDS)
+                f"valid_until < {NO_END} AND valid_until <= ?", microseconds(now)
             )
             return in_messages(ended)
 
@@ -414,7 +414,7 @@ class IndicatorTable:
         @param now: Seconds since the epoch.
         @param search: Whether to search past events for them.
         """
-        moment = int(now * MICROSECONDS)
+        moment = microseconds(now)
         with self._transaction():
             due = self._db.execute(
                 "SELECT body, number, id FROM indicators INDEXED BY beginning"

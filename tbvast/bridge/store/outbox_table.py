@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from tbvast.bridge.store.schema import IN_JSON_LIST, MICROSECONDS
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.sighting_size import fitted
 from tbvast.stix.sightings import Sighting
 from tbvast.storage import set_aside
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import sift
-from tbvast.storage.sqlite import insert, transaction
+from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
 from tbvast.values import PageRequest, WaitingSighting
 
 SIGHTING_MEMORY_DAYS = 30
@@ -140,7 +139,7 @@ class OutboxTable:
         @param stored: The ids of those among them that are stored.
         """
         with transaction(self._db):
-            set_aside.store_set_aside(self._db, items, int(now * MICROSECONDS))
+            set_aside.store_set_aside(self._db, items, microseconds(now))
             self._drop_documents(stored)
 
     def mark_sent(

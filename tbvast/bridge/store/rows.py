@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from tbvast.bridge.store.decisions import NO_TERMS, Terms, terms_of
-from tbvast.bridge.store.schema import JSON_LIST
 from tbvast.errors import Invalid
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import is_of_an_item
+from tbvast.storage.sqlite import JSON_LIST
 
 _T = TypeVar("_T")
 

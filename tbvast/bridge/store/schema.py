@@ -11,11 +11,6 @@ from tbvast.storage.digest_index import INDEXED_TABLE, digest, index_table
 from tbvast.storage.set_aside import SET_ASIDE_TABLE
 from tbvast.storage.sqlite import connect, migrate
 
-MICROSECONDS = 1_000_000
-"""
-The unit of the times in the tables, per second.
-"""
-
 FIRST_SCHEMA = """
 CREATE TABLE indicators (
     id TEXT PRIMARY KEY,
@@ -127,12 +122,6 @@ INSERT INTO indexed SELECT 'terms', coalesce(max(number), 0) FROM indicators
 BY_TWO_CLOCKS = """
 ALTER TABLE covered ADD COLUMN awake REAL NOT NULL DEFAULT 0;
 ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
-"""
-
-JSON_LIST = "SELECT value FROM json_each(?)"
-IN_JSON_LIST = f"IN ({JSON_LIST})"
-"""
-SQL whose parameter is a JSON list: one parameter for any number of values.
 """
 
 

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.rows import IndicatorTerms, RowReader, json_list
-from tbvast.bridge.store.schema import IN_JSON_LIST
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage
 from tbvast.stix.observables import Observable
 from tbvast.storage.digest_index import DigestIndex, digests
-from tbvast.storage.sqlite import transaction
+from tbvast.storage.sqlite import IN_JSON_LIST, transaction
 from tbvast.values import Covered, Entry
 
 

@@ -13,13 +13,13 @@ from zlib import crc32
 from tbvast.bus.journal.schema import (
     BODY,
     DAMAGE_ADVICE,
+    FLOOR,
     HAS_BODY,
     IN_FORCE,
-    MICROSECONDS,
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
     journal_errors,
-    read_floor,
+    read_number,
     readable_text,
     set_aside_row,
 )
@@ -29,7 +29,7 @@ from tbvast.errors import FileLost, JournalFailed
 from tbvast.protocol.topics import Stream
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
-from tbvast.storage.sqlite import connect, snapshot
+from tbvast.storage.sqlite import IN_JSON_LIST, connect, microseconds, snapshot
 from tbvast.values import Position
 
 
@@ -92,8 +92,8 @@ class JournalReader:
                         until,
                         IN_FORCE,
                         STREAM_NUMBER[Stream.INTEL],
-                        int(since * MICROSECONDS),
-                        int(now * MICROSECONDS),
+                        microseconds(since),
+                        microseconds(now),
                         limit,
                     ),
                 ).fetchall()
@@ -136,7 +136,7 @@ class JournalReader:
                 f" FROM entries WHERE state = ? AND {HAS_BODY}",
                 (
                     STREAM_NUMBER[Stream.INTEL],
-                    int(now * MICROSECONDS),
+                    microseconds(now),
                     STREAM_NUMBER[Stream.SIGHTING],
                     IN_FORCE,
                 ),
@@ -167,7 +167,7 @@ class JournalReader:
         good: list[JournalEntry] = []
         bad: list[int] = []
         with self._reading(), snapshot(self._connection):
-            floor = read_floor(self._connection)
+            floor = read_number(self._connection, FLOOR)
             # An empty page would mean the end.
             while not good and (found := self._read_entries(after, wanted, limit, size)):
                 after = found[-1][0]
@@ -191,7 +191,7 @@ class JournalReader:
         found = []
         for row in self._connection.execute(
             "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
-            f" AND stream IN (SELECT value FROM json_each(?)) AND {HAS_BODY}"
+            f" AND stream {IN_JSON_LIST} AND {HAS_BODY}"
             " ORDER BY number LIMIT ?",
             (after, streams, limit),
         ):

@@ -100,11 +100,6 @@ The column C{stream} of a row.
 
 STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
 
-MICROSECONDS = 1_000_000
-"""
-In a second: the unit of all times in the file.
-"""
-
 SUPERSEDED, IN_FORCE, ENDED, LAPSED = range(4)
 """
 The column C{state} of a row: L{ENDED} by a removal, or L{LAPSED} because it was no longer
@@ -145,14 +140,23 @@ def readable_text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def read_floor(connection: sqlite3.Connection) -> int:
+FLOOR = "floor"
+CHECKED = "checked_until"
+"""
+The keys of C{meta} for the number up to which entries may have been pruned, and for the number
+up to which all have a checksum.
+"""
+
+
+def read_number(connection: sqlite3.Connection, key: str) -> int:
     """
-    @return: The number up to which entries may have been pruned.
+    @param key: A key of C{meta}.
+    @return: Its value; C{0} if there is none.
     """
-    (floor,) = connection.execute(
-        "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = 'floor'"
+    (value,) = connection.execute(
+        "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key = ?", (key,)
     ).fetchone()
-    return int(floor)
+    return int(value)
 
 
 def set_aside_row(

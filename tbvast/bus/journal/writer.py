@@ -18,17 +18,18 @@ import msgspec
 from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
 from tbvast.bus.journal.schema import (
     BODY,
+    CHECKED,
     ENDED,
+    FLOOR,
     HAS_BODY,
     IN_FORCE,
     LAPSED,
-    MICROSECONDS,
     MIGRATIONS,
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
     SUPERSEDED,
     journal_errors,
-    read_floor,
+    read_number,
     readable_text,
     set_aside_row,
 )
@@ -50,7 +51,7 @@ from tbvast.stix.removals import bare_removal
 from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
 from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of, store_set_aside
-from tbvast.storage.sqlite import connect, insert, migrate, transaction
+from tbvast.storage.sqlite import IN_JSON_LIST, connect, insert, microseconds, migrate, transaction
 from tbvast.values import Position
 
 _CLOCK_STEPS = "clock_steps"
@@ -115,7 +116,7 @@ class JournalStore:
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
             self._index = DigestIndex(self._connection, "latest", self._latest_above)
-            self.floor = read_floor(self._connection)
+            self.floor = read_number(self._connection, FLOOR)
             self._dates = self._read_dates()
             self._check_unchecked()
             self.guard = FileGuard(self._connection, path, "the journal")
@@ -134,18 +135,15 @@ class JournalStore:
 
     def _look_at_clock(self, now: int) -> None:
         if self._dates.has_stepped_back(now, self.head):
-            self._connection.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                (_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode()),
-            )
+            self._set_meta(_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode())
 
     def _check_unchecked(self) -> None:
         """
         Add checksums to the entries of a version without checksums. Entries that could not
         be delivered are set aside.
         """
-        moment = int(calendar() * MICROSECONDS)
-        first = last = self._meta("checked_until", 0)
+        moment = microseconds(calendar())
+        first = last = read_number(self._connection, CHECKED)
         while rows := self._unchecked(last):
             sound, bad = [], []
             for number, stream, id_, body in rows:
@@ -160,9 +158,9 @@ class JournalStore:
             with transaction(self._connection):
                 self._connection.executemany("UPDATE entries SET crc = ? WHERE number = ?", sound)
                 self._set_aside(bad, moment)
-                self._set_meta("checked_until", last)
+                self._set_meta(CHECKED, str(last))
         if self.head > first:
-            self._set_meta("checked_until", self.head)
+            self._set_meta(CHECKED, str(self.head))
 
     def _unchecked(self, after: int) -> list[tuple[int, int, str, bytes]]:
         """
@@ -181,14 +179,8 @@ class JournalStore:
                 break
         return rows
 
-    def _meta(self, key: str, default: int) -> int:
-        found = self._connection.execute(
-            "SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?", (key,)
-        ).fetchone()
-        return default if found is None else int(found[0])
-
-    def _set_meta(self, key: str, value: int) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, str(value)))
+    def _set_meta(self, key: str, value: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def set_aside(self, items: Sequence[SetAside], now: float) -> None:
         """
@@ -197,7 +189,7 @@ class JournalStore:
         @param now: Seconds since the epoch.
         """
         with journal_errors("write", self._path), transaction(self._connection):
-            self._set_aside(items, int(now * MICROSECONDS))
+            self._set_aside(items, microseconds(now))
 
     def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
         """
@@ -226,7 +218,7 @@ class JournalStore:
             return 0
         (number,) = self._connection.execute(
             "SELECT coalesce(max(number), 0) FROM entries WHERE body = ?"
-            " AND number IN (SELECT value FROM json_each(?))",
+            f" AND number {IN_JSON_LIST}",
             (item.body, json.dumps(self._index.find([digest(id_)]))),
         ).fetchone()
         return int(number)
@@ -281,7 +273,7 @@ class JournalStore:
         while True:
             outcomes: list[PackedOutcome] = []
             try:
-                with self._batch(int(now * MICROSECONDS)) as batch:
+                with self._batch(microseconds(now)) as batch:
                     batch.look_up(item.id for item in items)
                     for count, publisher in publishers:
                         batch.publisher = publisher
@@ -315,7 +307,7 @@ class JournalStore:
 
         @param now: Seconds since the epoch.
         """
-        moment = int(now * MICROSECONDS)
+        moment = microseconds(now)
         with self._batch(moment) as batch:
             rows = self._connection.execute(
                 f"SELECT number, id, modified, {BODY}, crc FROM entries"
@@ -340,7 +332,7 @@ class JournalStore:
             old = self._connection.execute(
                 "SELECT number, digest, state FROM entries WHERE (stream != 1 OR state != 1)"
                 " AND (received < ? OR ?) ORDER BY number LIMIT ?",
-                (int(since * MICROSECONDS), used > size, limit),
+                (microseconds(since), used > size, limit),
             ).fetchall()
             if old:
                 floor = max(self.floor, old[-1][0])
@@ -349,9 +341,7 @@ class JournalStore:
                         "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
                     )
                     self._index.change((), [(d, n) for n, d, state in old if state != SUPERSEDED])
-                    self._connection.execute(
-                        "INSERT OR REPLACE INTO meta VALUES ('floor', ?)", (str(floor),)
-                    )
+                    self._set_meta(FLOOR, str(floor))
                 self.floor = floor
                 # As a script: a single statement would free only one page.
                 self._connection.executescript("PRAGMA incremental_vacuum")
@@ -372,8 +362,8 @@ class JournalStore:
                 id_: body
                 for id_, body, crc in self._connection.execute(
                     f"SELECT id, {BODY}, crc FROM entries"
-                    " WHERE number IN (SELECT value FROM json_each(?))"
-                    " AND state = ? AND stream = ? AND id IN (SELECT value FROM json_each(?))",
+                    f" WHERE number {IN_JSON_LIST}"
+                    f" AND state = ? AND stream = ? AND id {IN_JSON_LIST}",
                     (json.dumps(numbers), IN_FORCE, _INTEL, json.dumps(ids)),
                 )
                 if body and damage(_INTEL_STREAM, body, crc) is None
@@ -448,7 +438,7 @@ class _Batch:
             "SELECT json_group_object(id, json_array("
             f"number, NULL, id, received, modified - (NOT {HAS_BODY}), valid_until, state, NULL,"
             " NULL, owner, decided)) FROM entries"
-            " WHERE state != 0 AND number IN (SELECT value FROM json_each(?))"
+            f" WHERE state != 0 AND number {IN_JSON_LIST}"
             f" AND (stream != 2 OR {HAS_BODY})",
             (json.dumps(numbers),),
         ).fetchone()
@@ -551,7 +541,7 @@ class _Batch:
         """
         if self._superseded:
             self._connection.execute(
-                "UPDATE entries SET state = ? WHERE number IN (SELECT value FROM json_each(?))",
+                f"UPDATE entries SET state = ? WHERE number {IN_JSON_LIST}",
                 (SUPERSEDED, json.dumps([number for _, number in self._superseded])),
             )
         try:
