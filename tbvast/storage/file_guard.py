@@ -168,21 +168,18 @@ class FileGuard:
         @param what: A description of the change to the file.
         """
         try:
-            self._end(what, self._rescue())
+            then = self._rescue()
         except (sqlite3.Error, OSError) as e:
-            self._end(what, f"what was committed could not be written again ({e})")
-            self._replace()
-
-    def _end(self, what: str, then: str) -> None:
+            then = f"what was committed could not be written again ({e}){self._replace()}"
         self._lost = f"{self._name} is lost: {what} while it was in use; {then}"
 
-    def _replace(self) -> None:
+    def _replace(self) -> str:
         if self._replacement is None:
-            return
+            return ""
         try:
-            self._lost = f"{self._lost}; {self._replacement()}"
+            return f"; {self._replacement()}"
         except (TbvastError, OSError) as e:
-            self._lost = f"{self._lost}; it cannot be rebuilt ({e})"
+            return f"; it cannot be rebuilt ({e})"
 
     def _rescue(self) -> str:
         """

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,12 +13,10 @@ import msgspec
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
-from tbvast.bridge.store.rows import RowReader
-from tbvast.bridge.store.schema import open_database
 from tbvast.bridge.store.searches import SearchProgress
+from tbvast.bridge.store.store_file import StoreFile
 from tbvast.errors import StartupRefused
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import DigestIndex
 from tbvast.values import JsonObject
 
 MAX_LISTED = 50
@@ -40,6 +37,7 @@ class BridgeStore:
     """
     The open file. Not thread-safe.
 
+    @ivar connection: Its connection.
     @ivar indicators: The indicators, and the position in the bus's journal.
     @ivar entries: The entries that the engine should hold.
     @ivar searches: The progress of the searches.
@@ -52,20 +50,14 @@ class BridgeStore:
         @raise StartupRefused: If the file cannot be used.
         """
         try:
-            self.connection = open_database(path)
-            self._rows = RowReader(self.connection)
-            by_id = DigestIndex(self.connection, "ids", self._ids_above)
-            self.entries = EntryTable(self.connection, self._rows)
-            self.indicators = IndicatorTable(self.connection, self._rows, self.entries, by_id)
-            self.searches = SearchProgress(self.connection, self._rows, self.entries, by_id)
-            self.outbox = OutboxTable(self.connection)
+            self._file = StoreFile(path)
+            self.entries = EntryTable(self._file)
+            self.indicators = IndicatorTable(self._file, self.entries)
+            self.searches = SearchProgress(self._file, self.entries)
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
-
-    def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
-        return self.connection.execute(
-            "SELECT digest, number FROM indicators WHERE number > ?", (number,)
-        )
+        self.connection = self._file.connection
+        self.outbox = OutboxTable(self.connection)
 
     def close(self) -> None:
         """
@@ -86,7 +78,7 @@ class BridgeStore:
         """
         aside = set_aside.report(self.connection)
         return {
-            **self._rows.read(self._count_indicators),
+            **self._file.read(self._count_indicators),
             "unsent": self.outbox.count_unsent(),
             "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }

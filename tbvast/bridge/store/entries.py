@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from tbvast.bridge.store.rows import IndicatorTerms, RowReader, json_list
+from tbvast.bridge.store.store_file import IndicatorTerms, StoreFile, json_list
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage, in_messages
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable
@@ -29,22 +28,20 @@ class EntryTable:
     @ivar change: The number of the last change.
     """
 
-    def __init__(self, connection: sqlite3.Connection, rows: RowReader) -> None:
+    def __init__(self, file: StoreFile) -> None:
         """
-        @param connection: The open store.
-        @param rows: Reads its rows.
+        @param file: The open store.
         @raise sqlite3.Error: If it cannot be read.
         """
-        self._db = connection
-        self._rows = rows
-        self._index = DigestIndex(connection, "terms", self._terms_above)
+        self._file, self._db = file, file.connection
+        self._index = DigestIndex(self._db, "terms", self._terms_above)
         self._networks = NetworkIndex(
             term.value
-            for each in rows.read_terms("SELECT number FROM networks")
+            for each in file.read_terms("SELECT number FROM networks")
             for term in each.terms
             if term.kind is _NETWORK
         )
-        (self.change,) = connection.execute(
+        (self.change,) = self._db.execute(
             "SELECT coalesce(max(change), 0) FROM indicators"
         ).fetchone()
         self._undo: list[Callable[[], None]] = []
@@ -52,7 +49,7 @@ class EntryTable:
 
     def _terms_above(self, number: int) -> Iterator[tuple[int, int]]:
         query = "SELECT number FROM indicators WHERE number > ?"
-        for each in self._rows.read_terms(query, number):
+        for each in self._file.read_terms(query, number):
             for term in each.terms:
                 yield _key(term.observable), each.number
 
@@ -168,7 +165,7 @@ class EntryTable:
         @param keys: The keys of the observables; see L{_key}.
         """
         numbers = self._index.find(keys)
-        for each in self._rows.read_terms(JSON_LIST, json_list(numbers)) if numbers else ():
+        for each in self._file.read_terms(JSON_LIST, json_list(numbers)) if numbers else ():
             for term in each.terms:
                 if (some := ids.get(term.observable)) is not None:
                     some.append(each.id)
@@ -213,7 +210,7 @@ class EntryTable:
         if after == BEGINNING:
             with committing(self._index), transaction(self._db):
                 self._index.write_all()
-        page = self._rows.read_json(
+        page = self._file.read_json(
             list[IndicatorTerms],
             "SELECT json_group_array(json_array(i.number, i.id, json(i.wanted), t.digest))"
             " FROM terms t JOIN indicators i ON i.number = t.number WHERE t.digest IN"

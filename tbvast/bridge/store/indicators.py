@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +23,8 @@ from tbvast.bridge.store.decisions import (
     terms_of,
 )
 from tbvast.bridge.store.entries import EntryTable
-from tbvast.bridge.store.rows import RowReader, encode_terms, json_list
 from tbvast.bridge.store.schema import NO_END
+from tbvast.bridge.store.store_file import StoreFile, encode_terms, json_list
 from tbvast.bridge.store.values import in_messages, merge_changes
 from tbvast.errors import Invalid, StoreFailed
 from tbvast.protocol.unreadable import ids_in
@@ -33,7 +32,7 @@ from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import DigestIndex, committing, digests
+from tbvast.storage.digest_index import committing, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
@@ -55,28 +54,19 @@ class IndicatorTable:
     The indicators, their observables, and the position in the bus's journal.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        rows: RowReader,
-        entries: EntryTable,
-        by_id: DigestIndex,
-    ) -> None:
+    def __init__(self, file: StoreFile, entries: EntryTable) -> None:
         """
-        @param connection: The open store.
-        @param rows: Reads its rows.
+        @param file: The open store.
         @param entries: The index of the indicators by their observables.
-        @param by_id: Finds indicators by the digests of their ids.
         @raise sqlite3.Error: If it cannot be read.
         """
-        self._db = connection
-        self._rows = rows
+        self._file, self._db = file, file.connection
         self._entries = entries
-        self._by_id = by_id
-        self._generation, self._rules = connection.execute(
+        self._by_id = file.by_id
+        self._generation, self._rules = self._db.execute(
             "SELECT generation, rules FROM position"
         ).fetchone()
-        (self._number,) = connection.execute(
+        (self._number,) = self._db.execute(
             "SELECT coalesce(max(number), 0) FROM indicators"
         ).fetchone()
         self._failed_run = 0
@@ -239,7 +229,7 @@ class IndicatorTable:
         numbers = self._by_id.find(tuple(digests.values()))
         if not numbers:
             return {}
-        found = self._rows.read_json(
+        found = self._file.read_json(
             list[StoredIndicator],
             "SELECT json_group_array(json_array(number, id, digest, modified, state,"
             " json(iif(searched, 'true', 'false')), generation,"
@@ -281,7 +271,7 @@ class IndicatorTable:
             return Changes(self._entries.change)
         self._entries.change += 1
         known = [stored.number for stored, _ in items if not stored.is_new]
-        before = self._rows.observables_of(known) if known else {}
+        before = self._file.observables_of(known) if known else {}
         rows: list[tuple[Any, ...]] = []
         more_terms: list[tuple[Observable, int]] = []
         networks: list[tuple[int]] = []
@@ -390,7 +380,7 @@ class IndicatorTable:
         @param parameter: The parameter of the condition.
         @return: The changes for the engine.
         """
-        ended = self._rows.read_json(
+        ended = self._file.read_json(
             list[int],
             f"SELECT json_group_array(number) FROM indicators WHERE state != 0 AND {condition}",
             parameter,
@@ -398,7 +388,7 @@ class IndicatorTable:
         if not ended:
             return Changes(self._entries.change)
         self._entries.change += 1
-        terms = self._rows.observables_of(ended)
+        terms = self._file.observables_of(ended)
         self._entries.remove(terms)
         self._db.execute(
             "UPDATE indicators SET state = 0, change = ?, wanted = '[]', unmatched = '[]',"

@@ -6,14 +6,13 @@ up to which arriving events have been matched.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
 from tbvast.bridge.store.entries import EntryTable
-from tbvast.bridge.store.rows import IndicatorTerms, RowReader, json_list
+from tbvast.bridge.store.store_file import IndicatorTerms, StoreFile, json_list
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage
 from tbvast.stix.observables import Observable
-from tbvast.storage.digest_index import DigestIndex, digests
+from tbvast.storage.digest_index import digests
 from tbvast.storage.sqlite import IN_JSON_LIST, transaction
 from tbvast.values import Covered, Entry
 
@@ -23,23 +22,13 @@ class SearchProgress:
     The columns and the table that record the searches.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        rows: RowReader,
-        entries: EntryTable,
-        by_id: DigestIndex,
-    ) -> None:
+    def __init__(self, file: StoreFile, entries: EntryTable) -> None:
         """
-        @param connection: The open store.
-        @param rows: Reads its rows.
+        @param file: The open store.
         @param entries: Has the networks that cover others.
-        @param by_id: Finds indicators by the digests of their ids.
         """
-        self._db = connection
-        self._rows = rows
+        self._file, self._db = file, file.connection
         self._entries = entries
-        self._by_id = by_id
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
         """
@@ -50,7 +39,7 @@ class SearchProgress:
         @param limit: The most indicators.
         @param after: The end of the previous page; L{BEGINNING} for the first page.
         """
-        found = self._rows.read_json(
+        found = self._file.read_json(
             list[IndicatorTerms],
             "SELECT json_group_array(json_array(number, id, json(wanted), change))"
             " FROM (SELECT number, id, wanted, change FROM indicators WHERE state = 1"
@@ -82,7 +71,7 @@ class SearchProgress:
         """
         @see: L{tbvast.interfaces.IIndicatorStore.mark_searched}
         """
-        numbers = self._by_id.find(digests(ids))
+        numbers = self._file.by_id.find(digests(ids))
         with transaction(self._db):
             self._db.execute(
                 "UPDATE indicators SET searched = 1"

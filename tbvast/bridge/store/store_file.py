@@ -1,19 +1,22 @@
 """
-The rows of the indicators' table, read many at a time.
+The file of the bridge's store, and the rows of its indicators, read many at a time.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from tbvast.bridge.store.decisions import NO_TERMS, Terms, terms_of
+from tbvast.bridge.store.schema import open_database
 from tbvast.errors import Invalid
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.digest_index import DigestIndex
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import is_of_an_item
 from tbvast.storage.sqlite import JSON_LIST
@@ -55,16 +58,24 @@ class IndicatorTerms(msgspec.Struct, array_like=True):
     place: int = 0
 
 
-class RowReader:
+class StoreFile:
     """
-    Reads rows, and repairs damaged ones.
+    The open file. It reads rows, and repairs damaged ones.
+
+    @ivar connection: The connection.
+    @ivar by_id: Finds indicators by the digests of their ids.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path) -> None:
         """
-        @param connection: The open store.
+        @param path: The file; it is created if it does not exist.
+        @raise sqlite3.Error: If it cannot be used.
         """
-        self._db = connection
+        self.connection = self._db = open_database(path)
+        self.by_id = DigestIndex(self._db, "ids", self._ids_above)
+
+    def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
+        return self._db.execute("SELECT digest, number FROM indicators WHERE number > ?", (number,))
 
     def read(self, read: Callable[..., _T], *arguments: Any) -> _T:
         """
