@@ -9,10 +9,9 @@ import sqlite3
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import IndicatorInvalid
+from tbvast.protocol.unreadable import KEPT_BYTES, REASON_LENGTH
 from tbvast.storage.set_aside import (
-    MOST_BYTES,
     MOST_ITEMS,
-    MOST_REASON,
     SET_ASIDE_TABLE,
     SetAside,
     SetAsideReport,
@@ -68,12 +67,12 @@ class TableTests(SynchronousTestCase):
             store_set_aside(
                 self.connection, [SetAside(Stage.APPEND, "x", b"x")] * (MOST_ITEMS // 2), 0
             )
-        long = SetAside(Stage.APPEND, "y" * 10_000, b"y" * (MOST_BYTES + 1))
+        long = SetAside(Stage.APPEND, "y" * 10_000, b"y" * (KEPT_BYTES + 1))
         store_set_aside(self.connection, [long], 0)
         (count, size, kept, reason) = self.connection.execute(
             "SELECT count(*), max(size), max(length(body)), max(length(reason)) FROM set_aside"
         ).fetchone()
-        self.assertEqual((count, size, kept, reason), (1000, MOST_BYTES + 1, MOST_BYTES, 500))
+        self.assertEqual((count, size, kept, reason), (1000, KEPT_BYTES + 1, KEPT_BYTES, 500))
         self.assertEqual(report(self.connection).count, MOST_ITEMS // 2 * 3 + 1)
 
     def test_not_unicode(self) -> None:
@@ -95,7 +94,7 @@ class FunctionTests(SynchronousTestCase):
         """
         self.assertEqual(reason_of(ValueError("a\n  b")), "a b")
         self.assertEqual(reason_of(RecursionError()), "RecursionError")
-        self.assertEqual(len(reason_of(ValueError("x" * 10_000))), MOST_REASON)
+        self.assertEqual(len(reason_of(ValueError("x" * 10_000))), REASON_LENGTH)
         self.assertIn("id", reason_of(IndicatorInvalid("id", "x", "an id")))
 
     def test_id(self) -> None:

@@ -14,13 +14,14 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherR
 from tbvast.bridge.counters import Counters
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform, IIndicatorStore
+from tbvast.protocol.unreadable import KEPT_BYTES
 from tbvast.service.clock import Calendar
 from tbvast.stix.indicators import STIX, decode_indicator
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable, unescaped
 from tbvast.stix.pattern_conditions import Matchable, Term, matchable
 from tbvast.stix.sightings import MatchType, Sighting, make_sighting
-from tbvast.storage.set_aside import MOST_BYTES, SetAside, Stage, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.values import Hit, JsonObject, Match
 
 MAX_CACHED = 1024
@@ -137,7 +138,7 @@ class SightingFactory:
         except CancelledError:  # the engine delivers the matches again
             raise
         except Exception as e:
-            body = _encode(event)[:MOST_BYTES]
+            body = _encode(event)[:KEPT_BYTES]
             failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", indicator.id))
             return None
 

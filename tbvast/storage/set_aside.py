@@ -8,27 +8,17 @@ failure and the reason go into a table, and its neighbours are processed as usua
 from __future__ import annotations
 
 import enum
-import re
 import sqlite3
 from collections.abc import Sequence
 
 import msgspec
 
 from tbvast.errors import shown
+from tbvast.protocol.unreadable import KEPT_BYTES, REASON_LENGTH, ids_in
 
 MOST_ITEMS = 1000
 """
 The most items of the table; beyond it, the oldest are deleted.
-"""
-
-MOST_BYTES = 64 * 1024
-"""
-The most bytes that are kept of an item, from its beginning.
-"""
-
-MOST_REASON = 500
-"""
-The most characters that are kept of a reason.
 """
 
 SET_ASIDE_TABLE = """
@@ -107,7 +97,7 @@ def reason_of(error: BaseException) -> str:
     An error as the reason for setting an item aside: one line, bounded.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    return encodable(text)[:MOST_REASON]
+    return encodable(text)[:REASON_LENGTH]
 
 
 def encodable(text: str) -> str:
@@ -117,15 +107,11 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-_ID = re.compile(rb'"id"\s{0,8}:\s{0,8}"([a-z][a-z0-9-]{0,63}--[0-9a-fA-F-]{36})"')
-
-
 def id_in(body: bytes) -> str:
     """
     The first STIX id that a damaged document claims; empty if there is none.
     """
-    found = _ID.search(body)
-    return "" if found is None else found[1].decode()
+    return next(iter(ids_in(body)), "")
 
 
 def store_set_aside(connection: sqlite3.Connection, items: Sequence[SetAside], date: int) -> None:
@@ -140,8 +126,8 @@ def store_set_aside(connection: sqlite3.Connection, items: Sequence[SetAside], d
         [
             (
                 *(each.number, encodable(each.stream), encodable(each.id), each.stage.value),
-                *(encodable(each.reason)[:MOST_REASON], date),
-                *(len(each.body), each.body[:MOST_BYTES]),
+                *(encodable(each.reason)[:REASON_LENGTH], date),
+                *(len(each.body), each.body[:KEPT_BYTES]),
             )
             for each in items
         ],
