@@ -593,11 +593,22 @@ class MemorySource:
 class MemoryTransform:
     """
     A transform that says what it was asked.
+
+    @ivar failing: Whether it leaves every event unchanged.
     """
+
+    def __init__(self) -> None:
+        self.failing = False
 
     def transform(
         self, event: dict[str, Any], value: str, match_type: MatchType
     ) -> Deferred[dict[str, Any]]:
+        try:
+            msgspec.json.encode(event)
+        except TypeError:
+            return succeed(event)
+        if self.failing:
+            return succeed(event)
         return succeed({"changed": event, "value": value, "match_type": match_type})
 
 

@@ -8,13 +8,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tbvast.bridge.commands.command_line import Command
 from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.json_lines import WRITE_BYTES
 from tbvast.errors import CommandFailed, CommandRefused
-from tbvast.interfaces import ISink
 from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line
 
@@ -62,9 +60,6 @@ class CommandSinkTests(SinkCase):
     """
     Tests for L{CommandSink}, a process for each event.
     """
-
-    def test_interface(self) -> None:
-        verifyObject(ISink, self.service)
 
     def test_taken(self) -> None:
         """
@@ -143,9 +138,6 @@ class StreamSinkTests(SinkCase):
     def settle(self) -> MemoryProcess:
         self.clock.advance(0.5)
         return self.last()
-
-    def test_interface(self) -> None:
-        verifyObject(ISink, self.service)
 
     def test_one_process(self) -> None:
         """

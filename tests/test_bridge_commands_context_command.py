@@ -10,11 +10,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tbvast.bridge.commands.command_line import Command
 from tbvast.bridge.commands.context_command import MAX_ANSWER_BYTES, ContextCommand
-from tbvast.interfaces import IContextTransform
 from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line
 
@@ -74,9 +72,6 @@ class StreamTests(ContextCommandCase):
         self.last().say(json_line({"x": 0}))
         self.assertEqual(self.successResultOf(d), {"x": 0})
         return self.last()
-
-    def test_interface(self) -> None:
-        verifyObject(IContextTransform, self.service)
 
     def test_idle(self) -> None:
         """
@@ -289,13 +284,6 @@ class StreamTests(ContextCommandCase):
                 self.last().exit(1)
                 self.clock.advance(30.0)
         self.assertEqual([e["failures"] for e in events], [1, 2])
-
-    def test_no_json_form(self) -> None:
-        """
-        An event that cannot be given to the command is reported unchanged.
-        """
-        odd = {"x": object()}
-        self.assertIs(self.successResultOf(self.service.transform(odd, IOC, LIVE)), odd)
 
     def test_stop(self) -> None:
         """

@@ -9,11 +9,9 @@ import os
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tbvast.bridge.commands.stdout_sink import StdoutSink
-from tbvast.errors import CommandFailed, CommandRefused
-from tbvast.interfaces import ISink
+from tbvast.errors import CommandFailed
 from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import an_event, json_line
 
@@ -48,9 +46,6 @@ class StdoutSinkTests(SynchronousTestCase):
             if failed is not None:
                 writer.stopWriting()
                 writer.connectionLost(failed)
-
-    def test_interface(self) -> None:
-        verifyObject(ISink, self.service)
 
     def test_lines(self) -> None:
         """
@@ -94,9 +89,6 @@ class StdoutSinkTests(SynchronousTestCase):
         error = self.failureResultOf(self.service.send(an_event(3), IOC, LIVE), CommandFailed).value
         self.assertEqual(str(error), "command STDOUT: its reader has gone")
         self.successResultOf(self.service.stopService())
-
-    def test_refused(self) -> None:
-        self.failureResultOf(self.service.send({"x": object()}, IOC, LIVE), CommandRefused)
 
     def test_stop(self) -> None:
         """
