@@ -85,28 +85,24 @@ class EngineTestCase(SynchronousTestCase):
             self.tasks,
             self.unsupported.append,
         )
-        self.sync = EngineSync(self.clock, self.client, memory.indicators, self.node)
+        self.sync = EngineSync(self.node, memory.indicators)
         self.retro = RetroSearch(
-            self.clock,
-            self.clock.seconds,
-            self.client,
-            memory.indicators,
             self.node,
+            memory.indicators,
             self.sync,
             self.deliver,
             self.counters,
+            self.clock.seconds,
             10,
             30.0,
             self.days,
         )
         self.match = LiveMatch(
-            self.clock,
-            self.clock.seconds,
-            self.client,
-            memory.indicators,
             self.node,
+            memory.indicators,
             self.retro,
             self.deliver,
+            self.clock.seconds,
             boot="this boot",
             awake=lambda: self.engine.awake,
         )

@@ -4,7 +4,9 @@ Tests for L{tbvast.bridge.node_watch}.
 
 from __future__ import annotations
 
-from tbvast.bridge.node_watch import State
+from pathlib import Path
+
+from tbvast.bridge.node_watch import MAX_RECONNECT_DELAY, TABLE, State
 from tbvast.errors import EngineCallFailed, EngineUnsupported
 from tests.doubles import an_indicator, indicator_id
 from tests.engine_parts import EngineTestCase, ip
@@ -107,3 +109,33 @@ class NodeTests(EngineTestCase):
         self.engine.failures["prepare"] = [EngineCallFailed("prepare", "no")]
         self.start()
         self.stop()
+
+    def test_down_while_unsupported(self) -> None:
+        """
+        When an unsupported node goes and another one comes, that is asked.
+        """
+        self.engine.failures["identify"] = [EngineUnsupported("tenzir 1.0", "tenzir 6.20")]
+        self.start()
+        self.assertIs(self.node.state, State.FILLING)
+        self.endpoint.die()
+        self.assertIs(self.node.state, State.AWAY)
+        self.come_back()
+        self.assertIs(self.node.state, State.READY)
+
+    def test_stopped(self) -> None:
+        """
+        Once stopped, a node is not asked any more.
+        """
+        self.start()
+        self.stop()
+        self.assertIs(self.node.state, State.STOPPED)
+        self.engine.log.clear()
+        self.clock.advance(MAX_RECONNECT_DELAY)
+        self.assertEqual(self.engine.log, [])
+
+    def test_documented(self) -> None:
+        """
+        The documentation shows the table.
+        """
+        text = Path(__file__).parents[1].joinpath("docs", "architecture.md").read_text()
+        self.assertIn(TABLE, text)

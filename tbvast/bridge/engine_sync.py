@@ -8,12 +8,11 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from tbvast.bridge.node_watch import NodeWatch, State
-from tbvast.interfaces import IAdding, IEngineClient, IIndicatorStore
+from tbvast.interfaces import IAdding, IIndicatorStore
 from tbvast.stix.observables import Observable
 from tbvast.values import Changes, Entry
 
@@ -64,20 +63,16 @@ class EngineSync:
 
     _log = Logger()
 
-    def __init__(
-        self, clock: IReactorTime, engine: IEngineClient, store: IIndicatorStore, node: NodeWatch
-    ) -> None:
+    def __init__(self, node: NodeWatch, store: IIndicatorStore) -> None:
         """
-        @param clock: The clock of all delays.
-        @param engine: The engine.
-        @param store: Has the indicators.
         @param node: The engine's node.
+        @param store: Has the indicators.
         """
         self.applied = 0
-        self._clock = clock
-        self._engine = engine
-        self._store = store
         self._node = node
+        self._clock = node.clock
+        self._engine = node.engine
+        self._store = store
         self._pending: dict[Observable, Entry | None] = {}  # None for an entry to remove
         self._pending_since = 0.0
         self._pending_change = 0

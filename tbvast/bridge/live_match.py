@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import msgspec
 from twisted.application.internet import TimerService
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,7 +19,7 @@ from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.node_watch import FIRST_RETRY_DELAY, NodeWatch
 from tbvast.bridge.retro_search import Deliver, RetroSearch
 from tbvast.errors import EngineError, EngineInterrupted
-from tbvast.interfaces import IEngineClient, IIndicatorStore
+from tbvast.interfaces import IIndicatorStore
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.sightings import MatchType
 from tbvast.values import Covered, JsonObject, Match, Progress
@@ -79,37 +78,32 @@ class LiveMatch(TimerService):
 
     def __init__(
         self,
-        clock: IReactorTime,
-        now: Calendar,
-        engine: IEngineClient,
-        store: IIndicatorStore,
         node: NodeWatch,
+        store: IIndicatorStore,
         search: RetroSearch,
         deliver: Deliver,
+        now: Calendar,
         timeout: float = CATCH_UP_TIMEOUT,
         boot: str = "",
         awake: Callable[[], float] = awake,
     ) -> None:
         """
-        @param clock: The clock of all delays.
-        @param now: The date, in seconds since the epoch.
-        @param engine: The engine.
-        @param store: Has the indicators.
         @param node: The engine's node.
+        @param store: Has what is covered.
         @param search: Searches the missed events.
         @param deliver: Takes the matches.
+        @param now: The date, in seconds since the epoch.
         @param timeout: Seconds for the first search of missed events.
         @param boot: The identity of this start of the machine.
         @param awake: The seconds since that start.
         """
         super().__init__(SILENCE_CHECK_INTERVAL, self._check_silence)
-        self.clock = self._clock = clock
-        self._now = now
-        self._engine = engine
-        self._store = store
+        self.clock = self._clock = node.clock
         self._node = node
+        self._store = store
         self._search = search
         self._deliver = deliver
+        self._now = now
         self._timeout = timeout
         self._boot = boot
         self._awake = awake
@@ -141,7 +135,7 @@ class LiveMatch(TimerService):
         """
         while True:
             try:
-                await self._engine.watch(self._matched, self._progressed)
+                await self._node.engine.watch(self._matched, self._progressed)
                 reason = "it ended"
             except (EngineInterrupted, CancelledError):
                 raise

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from typing import Protocol as TypingProtocol
 
 import msgspec
-from automat import TypeMachineBuilder
 from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -25,6 +24,7 @@ from twisted.python.failure import Failure
 from tbvast.errors import EngineError, EngineInterrupted, EngineUnsupported
 from tbvast.interfaces import IEngineClient
 from tbvast.service.retry_policy import doubling
+from tbvast.service.state_machine import machine_of
 from tbvast.values import EngineIdentity
 
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 30.0
@@ -53,30 +53,28 @@ class State(enum.StrEnum):
     STOPPED = "stopped"
 
 
+TABLE = """
+           connected  filled  lost  stop
+away       filling    -       -     stopped
+filling    -          ready   away  stopped
+ready      -          -       away  stopped
+stopped    -          -       -     -
+"""
+"""
+The states of a node, the events, and the state that follows; C{-} where an event has no effect.
+"""
+
+
 class _Events(TypingProtocol):
     """
-    What happens to a L{NodeWatch}.
+    The events of a L{NodeWatch}: the node has accepted the connection, its tables are filled, the
+    connection is lost, the service stops.
     """
 
-    def connected(self) -> None:
-        """
-        The node has accepted a connection.
-        """
-
-    def filled(self) -> None:
-        """
-        The engine's tables are equal to the store.
-        """
-
-    def lost(self) -> None:
-        """
-        The connection is lost.
-        """
-
-    def stop(self) -> None:
-        """
-        The service ends.
-        """
+    def connected(self) -> None: ...
+    def filled(self) -> None: ...
+    def lost(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class NodeWatch(MultiService):
@@ -88,6 +86,8 @@ class NodeWatch(MultiService):
 
     @ivar state: The state of the node.
     @ivar identity: The engine's name and version; empty until the node came first.
+    @ivar clock: The clock of all delays.
+    @ivar engine: The engine.
     """
 
     _log = Logger()
@@ -113,8 +113,8 @@ class NodeWatch(MultiService):
         super().__init__()
         self.state = State.AWAY
         self.identity = EngineIdentity("", "", "")
-        self._clock = clock
-        self._engine = engine
+        self.clock = clock
+        self.engine = engine
         self._fill = fill
         self._serve = serve
         self._unsupported = unsupported
@@ -168,40 +168,33 @@ class NodeWatch(MultiService):
                 )
             except Exception:
                 self._log.failure("Could not {task}; trying again.", task=task)
-            await deferLater(self._clock, delay)
+            await deferLater(self.clock, delay)
         raise AssertionError("there is no last attempt")
 
-    # The transitions
-
-    def _connected(self) -> None:
-        self._engine.resume()
-        self._start(self._prepare())
+    def _enter(self, state: str) -> None:
+        self.state = State(state)
+        if self.state is State.FILLING:
+            self.engine.resume()
+            self._start(self._prepare())
+        elif self.state is State.READY:
+            for task in self._serve():
+                self._start(task)
+        else:
+            if self.state is State.AWAY:
+                self._log.warn("The engine has gone; waiting for it.")
+            self.engine.interrupt()
+            for running in list(self._tasks):
+                running.cancel()
 
     async def _prepare(self) -> None:
         try:
-            self.identity = await self.retry("identify the engine", self._engine.identify)
+            self.identity = await self.retry("identify the engine", self.engine.identify)
         except EngineUnsupported as e:
             self._unsupported(e)
             return
-        await self.retry("prepare the engine", self._engine.prepare)
+        await self.retry("prepare the engine", self.engine.prepare)
         await self.retry("fill the engine", self._fill)
         self._events.filled()
-
-    def _filled(self) -> None:
-        for task in self._serve():
-            self._start(task)
-
-    def _lost(self) -> None:
-        self._log.warn("The engine has gone; waiting for it.")
-        self._end()
-
-    def _end(self) -> None:
-        self._engine.interrupt()
-        for task in list(self._tasks):
-            task.cancel()
-
-    def _ignore(self) -> None:
-        pass
 
     def _start(self, coroutine: Task) -> None:
         def ended(result: object) -> None:
@@ -216,41 +209,7 @@ class NodeWatch(MultiService):
             self._log.failure("The session with the engine failed", failure)
 
 
-_TRANSITIONS = (
-    (State.AWAY, _Events.connected, State.FILLING, NodeWatch._connected),
-    (State.FILLING, _Events.filled, State.READY, NodeWatch._filled),
-    (State.FILLING, _Events.lost, State.AWAY, NodeWatch._lost),
-    (State.READY, _Events.lost, State.AWAY, NodeWatch._lost),
-    (State.AWAY, _Events.stop, State.STOPPED, NodeWatch._end),
-    (State.FILLING, _Events.stop, State.STOPPED, NodeWatch._end),
-    (State.READY, _Events.stop, State.STOPPED, NodeWatch._end),
-    (State.STOPPED, _Events.connected, State.STOPPED, NodeWatch._ignore),
-    (State.STOPPED, _Events.lost, State.STOPPED, NodeWatch._ignore),
-)
-"""
-The state before, the event, the state after, and the action.
-"""
-
-
-def _build() -> Callable[[NodeWatch], _Events]:
-    builder = TypeMachineBuilder(_Events, NodeWatch)
-    states = {state: builder.state(state) for state in State}
-    for before, event, after, action in _TRANSITIONS:
-        states[before].upon(event).to(states[after])(_transition(after, action))
-    return builder.build()
-
-
-def _transition(
-    state: State, action: Callable[[NodeWatch], None]
-) -> Callable[[_Events, NodeWatch], None]:
-    def enter(events: _Events, node: NodeWatch) -> None:
-        node.state = state
-        action(node)
-
-    return enter
-
-
-_machine = _build()
+_machine = machine_of(TABLE, _Events, NodeWatch, NodeWatch._enter)
 
 
 class _Connection(Protocol):

@@ -5,17 +5,17 @@ Searches the past events of an engine.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from tbvast.bridge.counters import Counters
 from tbvast.bridge.engine_sync import EngineSync
 from tbvast.bridge.node_watch import NodeWatch
 from tbvast.errors import EngineTimeout
-from tbvast.interfaces import IEngineClient, IIndicatorStore
+from tbvast.interfaces import IIndicatorStore
 from tbvast.service.clock import Calendar
 from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import MatchType
@@ -32,6 +32,24 @@ Stores the sightings of matches. The next matches are read when it is done.
 """
 
 
+class _Search(msgspec.Struct):
+    """
+    A running search of past events.
+
+    @ivar finding: The result of the call of the engine.
+    @ivar count: The number of observables.
+    @ivar remaining: The observables that have not been withdrawn.
+    @ivar started: The time of the start, in seconds of the reactor's clock.
+    @ivar matched: The number of earlier sightings of past events.
+    """
+
+    finding: Deferred[None]
+    count: int
+    remaining: set[Observable]
+    started: float
+    matched: int
+
+
 class RetroSearch:
     """
     Searches past events, once for each new indicator, or for all indicators.
@@ -44,40 +62,35 @@ class RetroSearch:
 
     def __init__(
         self,
-        clock: IReactorTime,
-        now: Calendar,
-        engine: IEngineClient,
-        store: IIndicatorStore,
         node: NodeWatch,
+        store: IIndicatorStore,
         sync: EngineSync,
         deliver: Deliver,
         counters: Counters,
+        now: Calendar,
         limit: int,
         timeout: float,
         days: int,
     ) -> None:
         """
-        @param clock: The clock of durations.
-        @param now: The date, in seconds since the epoch.
-        @param engine: The engine.
-        @param store: Has the indicators.
         @param node: The engine's node.
+        @param store: Has the indicators.
         @param sync: Writes the indicators to the engine.
         @param deliver: Takes the matches.
         @param counters: Counts the searches.
+        @param now: The date, in seconds since the epoch.
         @param limit: The most events per observable of new indicators; C{0} for no limit.
         @param timeout: Seconds for one search for new indicators.
         @param days: The age in days of the oldest events to search for new indicators; C{0} for
             no limit.
         """
-        self._clock = clock
-        self._now = now
-        self._engine = engine
-        self._store = store
         self._node = node
+        self._clock = node.clock
+        self._store = store
         self._sync = sync
         self._deliver = deliver
         self._counters = counters
+        self._now = now
         self._limit = limit
         self._timeout = timeout
         self._days = days
@@ -91,12 +104,15 @@ class RetroSearch:
         running = self._running
         if running is None:
             return {}
-        seconds = round(self._clock.seconds() - running.started, 1)
-        found = self._found() - running.matched
-        return {"searching": {"observables": running.count, "seconds": seconds, "found": found}}
+        progress = self._progress(running)
+        return {"searching": {**progress, "seconds": round(progress["seconds"], 1)}}
 
-    def _found(self) -> int:
-        return self._counters.matched[MatchType.RETRO]
+    def _progress(self, running: _Search) -> JsonObject:
+        return {
+            "observables": running.count,
+            "seconds": self._clock.seconds() - running.started,
+            "found": self._counters.matched[MatchType.RETRO] - running.matched,
+        }
 
     def withdraw(self, observables: Iterable[Observable]) -> None:
         """
@@ -104,8 +120,11 @@ class RetroSearch:
 
         @param observables: Observables that no indicator has any more.
         """
-        if self._running is not None:
-            self._running.withdraw(observables)
+        running = self._running
+        if running is not None and running.remaining:
+            running.remaining.difference_update(observables)
+            if not running.remaining:
+                running.finding.cancel()
 
     async def run(self) -> None:
         """
@@ -157,12 +176,16 @@ class RetroSearch:
     async def _search_alone(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
     ) -> bool:
-        started, matched = self._clock.seconds(), self._found()
         outcome = "found"
-        finding = self._engine.find(entries, limit, timeout, self._deliver_found, since)
-        self._running = running = _Search(entries, finding, started, matched)
+        self._running = running = _Search(
+            self._node.engine.find(entries, limit, timeout, self._deliver_found, since),
+            len(entries),
+            {entry.observable for entry in entries},
+            self._clock.seconds(),
+            self._counters.matched[MatchType.RETRO],
+        )
         try:
-            await finding
+            await running.finding
         except EngineTimeout:
             outcome = "ran out of time, having found"
         except CancelledError:
@@ -173,47 +196,12 @@ class RetroSearch:
             self._running = None
         self._counters.searches += 1
         self._log.info(
-            "A search of past events for {count} observables {outcome} {found} sightings"
-            " in {elapsed:.3f} s.",
-            count=running.count,
+            "A search of past events for {observables} observables {outcome} {found} sightings"
+            " in {seconds:.3f} s.",
             outcome=outcome,
-            found=self._found() - matched,
-            elapsed=self._clock.seconds() - started,
+            **self._progress(running),
         )
         return outcome == "found"
 
     def _deliver_found(self, matches: list[Match]) -> Deferred[None] | None:
         return self._deliver(matches, MatchType.RETRO) if matches else None
-
-
-class _Search:
-    """
-    A running search of past events.
-
-    @ivar count: The number of observables.
-    @ivar remaining: The observables that have not been withdrawn.
-    """
-
-    def __init__(
-        self, entries: Sequence[Entry], finding: Deferred[None], started: float, matched: int
-    ) -> None:
-        """
-        @param entries: The entries to search for.
-        @param finding: The result of the call of the engine.
-        @param started: The time of the start, in seconds of the reactor's clock.
-        @param matched: The number of earlier sightings of past events.
-        """
-        self.count = len(entries)
-        self.remaining = {entry.observable for entry in entries}
-        self.started = started
-        self.matched = matched
-        self._finding = finding
-
-    def withdraw(self, observables: Iterable[Observable]) -> None:
-        """
-        @see: L{RetroSearch.withdraw}
-        """
-        if self.remaining:
-            self.remaining.difference_update(observables)
-            if not self.remaining:
-                self._finding.cancel()

@@ -141,7 +141,6 @@ class Bridge(SequentialService):
         self._sightings = SightingOutbox(ask, calendar)
         address, blocking = self._find_engine()
         threads = EngineThreads(reactor, blocking)
-        engine = self._engine = threads.client
         self._sighting_factory = SightingFactory(
             calendar, indicators, settings.engine, self._transform(), self._counters
         )
@@ -149,33 +148,29 @@ class Bridge(SequentialService):
         node = self._node = NodeWatch(
             reactor,
             HostnameEndpoint(reactor, address.host, address.port),
-            engine,
+            threads.client,
             lambda: sync.reconcile(),
             self._engine_tasks,
             lambda e: self._process.fail(str(e)),
         )
-        sync = self._sync = EngineSync(reactor, engine, indicators, node)
+        sync = self._sync = EngineSync(node, indicators)
         search = self._search = RetroSearch(
-            reactor,
-            calendar,
-            engine,
-            indicators,
             node,
+            indicators,
             sync,
             self._store_sightings,
             self._counters,
+            calendar,
             settings.retro_match_max_events,
             settings.retro_match_timeout,
             settings.retro_match_days,
         )
         self._live = LiveMatch(
-            reactor,
-            calendar,
-            engine,
-            indicators,
             node,
+            indicators,
             search,
             self._store_sightings,
+            calendar,
             settings.retro_match_timeout if settings.retro_match else CATCH_UP_TIMEOUT,
             boot(),
         )
@@ -310,7 +305,7 @@ class Bridge(SequentialService):
         return Deferred.fromCoroutine(store())
 
     def _report(self) -> JsonObject:
-        cut, counters = dict(self._engine.cut), self._counters
+        cut, counters = dict(self._node.engine.cut), self._counters
         live = self._live.report() if self._settings.live_match else {"live": False}
         return {
             "engine": {

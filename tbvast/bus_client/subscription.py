@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import msgspec
-from automat import TypeMachine, TypeMachineBuilder
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -31,6 +30,7 @@ from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.service.retry_policy import doubling
+from tbvast.service.state_machine import machine_of
 from tbvast.values import HostPort, Position
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
@@ -255,14 +255,15 @@ class BusSubscription(Service):
             return succeed(Reported([False] * len(documents)))
         return self._reports.report(documents)
 
-    def _enter(self, state: Callable[[BusSubscription], Behaviour]) -> None:
+    def _enter(self, state: str) -> None:
         """
         Leave a state for another one.
 
-        @param state: The method of the next state.
+        @param state: The next state.
         """
         self._running.cancel()
-        running = Deferred.fromCoroutine(state(self))
+        behaviour: Behaviour = getattr(self, f"_{state}")()
+        running = Deferred.fromCoroutine(behaviour)
         self._running = running.addCallback(_give).addErrback(self._eb_state)
 
     def _eb_state(self, failure: Failure) -> None:
@@ -417,30 +418,9 @@ def _give(input: Input) -> None:
         input()
 
 
-def _entering(state: str) -> Callable[[Inputs, BusSubscription], None]:
-    method = getattr(BusSubscription, f"_{state}")
-
-    def enter(inputs: Inputs, subscription: BusSubscription) -> None:
-        subscription._enter(method)
-
-    return enter
-
-
-def _build() -> TypeMachine[Inputs, BusSubscription]:
-    builder = TypeMachineBuilder(Inputs, BusSubscription)
-    names, *rows = map(str.split, TABLE.strip().splitlines())
-    states = {name: builder.state(name) for name, *_ in rows}
-    for name, *cells in rows:
-        for input, following in zip(names, cells, strict=True):
-            upon = states[name].upon(getattr(Inputs, input))
-            if following == "-":
-                upon.loop().returns(None)
-            else:
-                upon.to(states[following])(_entering(following))
-    return builder.build()
-
-
-MACHINE = _build()
+MACHINE = machine_of(
+    TABLE, Inputs, BusSubscription, lambda subscription, state: subscription._enter(state)
+)
 """
 Makes the machine of a L{BusSubscription}.
 """

@@ -10,14 +10,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredList,
-    DeferredLock,
-    fail,
-    succeed,
-)
+from twisted.internet.defer import Deferred, DeferredLock, fail, maybeDeferred, succeed
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -67,8 +60,7 @@ class ThreadedEngine:
         self._writing = DeferredLock()
         self._searching = DeferredLock()
         self._watching = DeferredLock()
-        self._deliveries: set[_Delivery] = set()
-        self._addings: set[_Adding] = set()
+        self._running: set[_Adding | _Delivery] = set()
 
     @property
     def cut(self) -> Mapping[str, int]:
@@ -85,13 +77,7 @@ class ThreadedEngine:
 
     def adding(self) -> _Adding:
         def write(adding: _Adding) -> Deferred[None]:
-            start = partial(self._defer, self._engine.add, adding.batches())
-            self._addings.add(adding)
-            return _serialize(self._writing, start, adding.stop).addBoth(ended, adding)
-
-        def ended(result: T, adding: _Adding) -> T:
-            self._addings.discard(adding)
-            return result
+            return self._run(self._writing, adding, partial(self._engine.add, adding.batches()))
 
         return _Adding(write)
 
@@ -111,7 +97,7 @@ class ThreadedEngine:
     ) -> Deferred[None]:
         search = partial(self._engine.find, entries, limit, timeout, since)
         delivery = _Delivery(search, deliver, self._call_in_reactor)
-        return self._run(self._searching, delivery)
+        return self._run(self._searching, delivery, delivery.run)
 
     def watch(
         self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
@@ -121,28 +107,28 @@ class ThreadedEngine:
 
         watch = partial(self._engine.watch, report)
         delivery = _Delivery(watch, deliver, self._call_in_reactor)
-        return self._run(self._watching, delivery)
+        return self._run(self._watching, delivery, delivery.run)
 
     def interrupt(self) -> None:
         self._engine.interrupt()
-        for adding in list(self._addings):
-            adding.stop()
-        for delivery in list(self._deliveries):
-            delivery.end(EngineInterrupted("the engine's calls were ended"))
+        for call in list(self._running):
+            call.stop()
 
     def resume(self) -> None:
         self._engine.resume()
 
-    def _run(self, lock: DeferredLock, delivery: _Delivery) -> Deferred[None]:
+    def _run(
+        self, lock: DeferredLock, call: _Adding | _Delivery, f: Callable[[], None]
+    ) -> Deferred[None]:
         def start() -> Deferred[None]:
-            self._deliveries.add(delivery)
-            return self._defer(delivery.run).addBoth(ended)
+            self._running.add(call)
+            return self._defer(f).addBoth(ended)
 
         def ended(result: T) -> T:
-            self._deliveries.discard(delivery)
+            self._running.remove(call)
             return result
 
-        return _serialize(lock, start, lambda: delivery.end(CancelledError()))
+        return _serialize(lock, start, call.stop)
 
 
 @implementer(IAdding)
@@ -189,6 +175,73 @@ class _Adding:
         self._written.cancel()
 
 
+class _Delivery:
+    """
+    Carries the batches of one iterator from a worker thread to the reactor's thread. Each
+    batch is delivered only after the one before has been processed.
+    """
+
+    def __init__(
+        self,
+        iterate: Callable[[], Iterator[list[Match]]],
+        deliver: Deliver,
+        call_in_reactor: Callable[..., Any],
+    ) -> None:
+        """
+        @param iterate: Starts the iteration. Called in a worker thread.
+        @param deliver: Receives each batch, in the reactor's thread.
+        @param call_in_reactor: See L{ThreadedEngine}.
+        """
+        self._iterate = iterate
+        self._deliver_batch = deliver
+        self._call_in_reactor = call_in_reactor
+        self._iterator: Any = None
+        self._pending: Deferred[None] = succeed(None)
+        self._stopped = False
+
+    def run(self) -> None:
+        """
+        Iterate to the end. Called in a worker thread.
+
+        @raise EngineInterrupted: If L{stop} was called.
+        """
+        self._iterator = self._iterate()
+        try:
+            if not self._stopped:
+                for batch in self._iterator:
+                    self._call_in_reactor(self.deliver, partial(self._deliver_batch, batch))
+        except Exception as e:
+            raise EngineInterrupted() if self._stopped else e from None
+        finally:
+            self._iterator.close()
+        if self._stopped:
+            raise EngineInterrupted()
+
+    def deliver(self, receive: Callable[[], Any]) -> Deferred[None]:
+        """
+        Pass a batch or a progress report to its receiver. Called in the reactor's thread.
+
+        @param receive: Calls the receiver, which may return a C{Deferred}.
+        @return: Fires when the receiver has processed it.
+        """
+        if not self._stopped:
+            self._pending = maybeDeferred(receive)
+        if self._stopped:  # perhaps by the receiver
+            self._pending.addErrback(lambda failure: None)
+            self._pending.cancel()
+            return fail(EngineInterrupted())
+        return self._pending
+
+    def stop(self) -> None:
+        """
+        Make L{run} end within a second. Called in the reactor's thread.
+        """
+        self._stopped = True
+        if self._iterator is not None:
+            self._iterator.close()
+        self._pending.cancel()
+
+
 def _serialize(
     lock: DeferredLock, start: Callable[[], Deferred[T]], stop: Callable[[], None] = lambda: None
 ) -> Deferred[T]:
@@ -224,82 +277,6 @@ def _serialize(
     return result
 
 
-class _Delivery:
-    """
-    Carries the batches of one iterator from a worker thread to the reactor's thread. Each
-    batch is delivered only after the one before has been processed.
-    """
-
-    def __init__(
-        self,
-        iterate: Callable[[], Iterator[list[Match]]],
-        deliver: Deliver,
-        call_in_reactor: Callable[..., Any],
-    ) -> None:
-        """
-        @param iterate: Starts the iteration. Called in a worker thread.
-        @param deliver: Receives each batch, in the reactor's thread.
-        @param call_in_reactor: See L{ThreadedEngine}.
-        """
-        self._iterate = iterate
-        self._deliver_batch = deliver
-        self._call_in_reactor = call_in_reactor
-        self._iterator: Any = None
-        self._pending: Deferred[None] | None = None
-        self._ended: BaseException | None = None
-
-    def run(self) -> None:
-        """
-        Iterate to the end. Called in a worker thread.
-        """
-        self._iterator = self._iterate()
-        try:
-            if self._ended is None:
-                for batch in self._iterator:
-                    self._call_in_reactor(self.deliver, partial(self._deliver_batch, batch))
-        except Exception as e:
-            raise self._ended or e from None
-        finally:
-            self._iterator.close()
-        if self._ended is not None:
-            raise self._ended
-
-    def deliver(self, receive: Callable[[], Deferred[None] | None]) -> Deferred[None]:
-        """
-        Pass a batch or a progress report to its receiver. Called in the reactor's thread.
-
-        @param receive: Calls the receiver.
-        @return: Fires when the receiver has processed it.
-        """
-        if self._ended is None:
-            try:
-                processed = receive()
-            except Exception:
-                return fail()
-            self._pending = succeed(None) if processed is None else processed
-        return self._until_processed()
-
-    def _until_processed(self) -> Deferred[None]:
-        if self._ended is None and self._pending is not None:
-            return self._pending
-        if self._pending is not None:  # the receiver has ended the iteration
-            self._pending.addErrback(lambda failure: None)
-            self._pending.cancel()
-        return fail(self._ended)
-
-    def end(self, reason: BaseException) -> None:
-        """
-        Make L{run} end within a second, by raising C{reason}. Called in the
-        reactor's thread.
-        """
-        if self._ended is None:
-            self._ended = reason
-        if self._iterator is not None:
-            self._iterator.close()
-        if self._pending is not None:
-            self._pending.cancel()
-
-
 class EngineThreads(Service):
     """
     The worker threads that call one engine; they end with the service.
@@ -313,10 +290,13 @@ class EngineThreads(Service):
         @param reactor: Provides C{IReactorThreads} and C{IReactorFromThreads}.
         @param engine: The engine, whose calls block.
         """
-        self._pool = ThreadPool(0, MAX_THREADS, "tbvast-engine")
         self._reactor = reactor
-        self._calls: set[Deferred[Any]] = set()
-        self.client = ThreadedEngine(engine, self._call, partial(blockingCallFromThread, reactor))
+        self._pool = ThreadPool(0, MAX_THREADS, "tbvast-engine")
+        self.client = ThreadedEngine(
+            engine,
+            partial(deferToThreadPool, reactor, self._pool),
+            partial(blockingCallFromThread, reactor),
+        )
 
     def startService(self) -> None:
         super().startService()
@@ -330,16 +310,5 @@ class EngineThreads(Service):
         """
         super().stopService()
         self.client.interrupt()
-        return DeferredList(list(self._calls)).addCallback(lambda _: self._pool.stop())
-
-    def _call(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        call = deferToThreadPool(self._reactor, self._pool, f, *args)
-        done: Deferred[None] = Deferred()
-        self._calls.add(done)
-
-        def ended(result: Any) -> Any:
-            self._calls.discard(done)
-            done.callback(None)
-            return result
-
-        return call.addBoth(ended)
+        # The calls need the reactor until they have ended.
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
