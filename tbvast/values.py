@@ -6,16 +6,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import msgspec
 
+from tbvast.stix.documents import JsonObject as JsonObject
 from tbvast.stix.observables import Kind, Observable
-
-JsonObject = dict[str, Any]
-"""
-A JSON object, decoded.
-"""
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 

@@ -4,9 +4,10 @@ The threat intelligence format of VAST, as Threat Bus 2020 used it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from tbvast.errors import (
     ObservableInvalid,
@@ -16,7 +17,14 @@ from tbvast.errors import (
 )
 from tbvast.stix import documents
 from tbvast.stix.admission import admit_sighting, read_bounded
-from tbvast.stix.documents import STIX_ID, Time, from_microseconds, microseconds, timestamp
+from tbvast.stix.documents import (
+    STIX_ID,
+    JsonObject,
+    OptionalTime,
+    from_microseconds,
+    microseconds,
+    timestamp,
+)
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.limits import DEEPEST_SIGHTING, LARGEST_SIGHTING
 from tbvast.stix.observables import Kind
@@ -80,10 +88,7 @@ def decode_vast_sighting(raw: bytes) -> Sighting:
 
     @raise SightingInvalid: If C{raw} is not such a report.
     """
-    try:
-        report: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise SightingInvalid("document", raw, f"a JSON object ({e})") from None
+    report = documents.json_object(raw, SightingInvalid)
     reference = report.get("reference")
     indicator = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
     if indicator == reference or STIX_ID.fullmatch(indicator) is None:
@@ -120,7 +125,7 @@ def encode_vast_sighting(sighting: Sighting) -> bytes:
 
     @raise SightingInvalid: If the sighting's document is damaged.
     """
-    document = documents.decode(_decoder, sighting.raw, SightingInvalid, _EXPECTED)
+    document = documents.decode(_decoder, sighting.raw, SightingInvalid)
     time = document.last_seen or document.modified or document.created
     report = dict(document.x_threatbus_sighting_context)
     report["ts"] = timestamp(from_microseconds(0) if time is None else time)
@@ -133,18 +138,10 @@ class _Document(msgspec.Struct):
     The properties of a sighting's document that a report needs.
     """
 
-    last_seen: Time | None = None
-    modified: Time | None = None
-    created: Time | None = None
-    x_threatbus_sighting_context: dict[str, Any] = {}
+    last_seen: OptionalTime = None
+    modified: OptionalTime = None
+    created: OptionalTime = None
+    x_threatbus_sighting_context: Annotated[JsonObject, Meta(description="an object")] = {}
 
-
-_TIMESTAMP = "a timestamp"
-_EXPECTED = {
-    "last_seen": _TIMESTAMP,
-    "modified": _TIMESTAMP,
-    "created": _TIMESTAMP,
-    "x_threatbus_sighting_context": "an object",
-}
 
 _decoder = msgspec.json.Decoder(_Document)

@@ -29,7 +29,7 @@ from tbvast.errors import (
     SightingInvalid,
 )
 from tbvast.stix import documents
-from tbvast.stix.documents import Time, timestamp
+from tbvast.stix.documents import JsonObject, Time, timestamp
 from tbvast.stix.indicators import (
     STIX,
     Indicator,
@@ -335,8 +335,8 @@ def admit_sighting(raw: bytes) -> Sighting:
 
 
 def _checked(
-    document: dict[str, Any], table: Mapping[str, Check], refusal: type[Invalid]
-) -> tuple[bool, dict[str, Any]]:
+    document: JsonObject, table: Mapping[str, Check], refusal: type[Invalid]
+) -> tuple[bool, JsonObject]:
     """
     Check a document's properties, and the order of its times.
 
@@ -361,7 +361,7 @@ def _checked(
     return len(kept) == len(document), kept
 
 
-def _check_order(document: dict[str, Any], first: str, second: str, equal: bool) -> None:
+def _check_order(document: JsonObject, first: str, second: str, equal: bool) -> None:
     if first not in document or second not in document:
         return
     # Compare the times as readers will see them: nanoseconds are rounded.
@@ -386,7 +386,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")
 
 
-def read_bounded(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> dict[str, Any]:
+def read_bounded(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> JsonObject:
     """
     Read a document that every decoder on its way can read.
 

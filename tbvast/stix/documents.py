@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -48,6 +47,11 @@ The pattern of UUIDs of the variant that RFC 4122 defines, which excludes the ni
 may enter the bus; journals may hold any that L{id_of} allows.
 """
 
+JsonObject = dict[str, Any]
+"""
+A JSON object, decoded.
+"""
+
 ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
 """
 A timestamp with at most microseconds, if it ends with C{Z}. Its form is not checked otherwise.
@@ -61,6 +65,11 @@ The description of a valid timestamp in errors.
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """
 The exceptions that a decoder raises of untrusted bytes.
+"""
+
+OptionalTime = Annotated[Time | None, msgspec.Meta(description=TIMESTAMP)]
+"""
+A timestamp, or none, with its description for errors.
 """
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -106,17 +115,13 @@ def derived_id(kind: str, *parts: bytes) -> str:
     return f"{kind}--{uuid.UUID(bytes=digest.digest()[:16], version=5)}"
 
 
-def decode(
-    decoder: msgspec.json.Decoder[T],
-    raw: bytes,
-    refusal: type[Invalid],
-    expected: Mapping[str, str],
-) -> T:
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes, refusal: type[Invalid]) -> T:
     """
     Decode a typed document.
 
+    @param decoder: The decoder of a struct. Each of its fields has a C{Meta} whose description
+        follows "is not" in errors.
     @param refusal: The type of the error.
-    @param expected: The description of the valid values of each field of C{T}.
     @raise Invalid: A C{refusal}, if C{raw} is no such document. It names the first wrong field,
         in the order of the fields.
     """
@@ -125,19 +130,14 @@ def decode(
             str(raw, "utf-8")  # the decoder does not check fields that it skips
         return decoder.decode(raw)
     except msgspec.ValidationError:
-        _explain(decoder, raw, refusal, expected)
+        _explain(decoder.type, raw, refusal)
     except UnicodeDecodeError:
         raise refusal("document", raw, "UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as e:
         raise refusal("document", raw, f"JSON ({e})") from None
 
 
-def _explain(
-    decoder: msgspec.json.Decoder[Any],
-    raw: bytes,
-    refusal: type[Invalid],
-    expected: Mapping[str, str],
-) -> NoReturn:
+def _explain(struct: Any, raw: bytes, refusal: type[Invalid]) -> NoReturn:
     """
     Report the wrong field of a document.
     """
@@ -147,28 +147,27 @@ def _explain(
         raise refusal("document", raw, f"JSON ({e})") from None
     if not isinstance(document, dict):
         raise refusal("document", document, "a JSON object")
-    type_: Any = decoder.type
-    for field in msgspec.structs.fields(type_):
-        name = field.encode_name
+    for field in msgspec.structs.fields(struct):
+        name, (meta, *_) = field.encode_name, field.type.__metadata__
         if name not in document:
             if field.required:
-                raise refusal(name, None, expected[name])
+                raise refusal(name, None, meta.description)
             continue
         try:
             msgspec.convert(document[name], field.type)
         except msgspec.ValidationError:
-            raise refusal(name, document[name], expected[name]) from None
+            raise refusal(name, document[name], meta.description) from None
     raise refusal("document", document, "such a document")
 
 
-def json_object(raw: bytes, refusal: type[Invalid]) -> dict[str, Any]:
+def json_object(raw: bytes, refusal: type[Invalid]) -> JsonObject:
     """
     Decode a document without types.
 
     @raise Invalid: A C{refusal}, if C{raw} is not a readable JSON object.
     """
     try:
-        found: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+        found: JsonObject = msgspec.json.decode(raw, type=JsonObject)
     except UNREADABLE as e:
         raise refusal("document", raw, f"a JSON object ({e})") from None
     return found

@@ -7,18 +7,18 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tbvast.errors import IndicatorInvalid
 from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
     MICROSECOND,
-    TIMESTAMP,
+    OptionalTime,
     ShortTime,
-    Time,
     from_microseconds,
     microseconds,
     timestamp,
@@ -86,35 +86,26 @@ class Contents(msgspec.Struct, frozen=True):
     others: dict[str, int]
 
 
+_ID = "an id of the form indicator--UUID"
+_PATTERN = "a pattern"
+
+
 class IndicatorProperties(msgspec.Struct, gc=False, kw_only=True):
     """
     The properties of an indicator that are decoded.
     """
 
-    type: Literal["indicator"]
-    id: str
-    pattern: str | None = None
-    pattern_type: str = STIX
-    created: Time | None = None
-    modified: Time | None = None
-    valid_from: Time | None = None
-    valid_until: Time | None = None
-    revoked: bool = False
-    x_threatbus_update: Operation | None = None
+    type: Annotated[Literal["indicator"], Meta(description="the type indicator")]
+    id: Annotated[str, Meta(description=_ID)]
+    pattern: Annotated[str | None, Meta(description=_PATTERN)] = None
+    pattern_type: Annotated[str, Meta(description="the name of a pattern language")] = STIX
+    created: OptionalTime = None
+    modified: OptionalTime = None
+    valid_from: OptionalTime = None
+    valid_until: OptionalTime = None
+    revoked: Annotated[bool, Meta(description="true or false")] = False
+    x_threatbus_update: Annotated[Operation | None, Meta(description="EDIT or REMOVE")] = None
 
-
-_EXPECTED = {
-    "type": "the type indicator",
-    "id": "an id of the form indicator--UUID",
-    "pattern": "a pattern",
-    "pattern_type": "the name of a pattern language",
-    "created": TIMESTAMP,
-    "modified": TIMESTAMP,
-    "valid_from": TIMESTAMP,
-    "valid_until": TIMESTAMP,
-    "revoked": "true or false",
-    "x_threatbus_update": "EDIT or REMOVE",
-}
 
 _decoder = msgspec.json.Decoder(IndicatorProperties)
 
@@ -135,10 +126,10 @@ def decode_indicator(raw: bytes) -> Indicator:
     @raise IndicatorInvalid: If C{raw} is not an indicator.
     @raise PatternInvalid: If its pattern is invalid.
     """
-    document = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
+    document = documents.decode(_decoder, raw, IndicatorInvalid)
     id_ = document.id
     if _is_id(id_) is None:
-        raise IndicatorInvalid("id", id_, _EXPECTED["id"])
+        raise IndicatorInvalid("id", id_, _ID)
     start, end = document.valid_from, document.valid_until
     operation = document.x_threatbus_update or _ADD
     if document.revoked:
@@ -147,7 +138,7 @@ def decode_indicator(raw: bytes) -> Indicator:
     sure = False
     if operation is not _REMOVE:
         if pattern is None:
-            raise IndicatorInvalid("pattern", None, _EXPECTED["pattern"])
+            raise IndicatorInvalid("pattern", None, _PATTERN)
         if document.pattern_type == STIX:
             sure = surely_matchable(pattern)
             if not sure:
@@ -293,7 +284,7 @@ def compatible(raw: bytes) -> bytes:
 
 def _made_compatible(raw: bytes) -> bytes:
     document = documents.json_object(raw, IndicatorInvalid)
-    read = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED)
+    read = documents.decode(_decoder, raw, IndicatorInvalid)
     document["spec_version"] = "2.1"
     document["pattern_type"] = read.pattern_type
     if read.pattern_type == STIX and document.get("pattern_version") is not None:
@@ -338,7 +329,7 @@ def with_version(raw: bytes, version: int) -> bytes:
     @raise IndicatorInvalid: If C{raw} is not an indicator.
     """
     document = documents.json_object(raw, IndicatorInvalid)
-    created = documents.decode(_decoder, raw, IndicatorInvalid, _EXPECTED).created
+    created = documents.decode(_decoder, raw, IndicatorInvalid).created
     document["modified"] = timestamp(from_microseconds(version))
     if created is not None and microseconds(created) > version:
         document["created"] = document["modified"]

@@ -17,7 +17,7 @@ import msgspec
 
 from tbvast.errors import Invalid
 from tbvast.stix import documents
-from tbvast.stix.documents import UUID, Time
+from tbvast.stix.documents import UUID, JsonObject, Time
 from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
 
 Check = Callable[[str, Any], None]
@@ -182,7 +182,7 @@ def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
     return check
 
 
-def check_properties(table: Mapping[str, Check], document: dict[str, Any], path: str = "") -> None:
+def check_properties(table: Mapping[str, Check], document: JsonObject, path: str = "") -> None:
     """
     Check each property of an object. C{null} and an empty list count as missing, as they do
     for the library C{stix2}.
@@ -318,7 +318,7 @@ SIGHTING: dict[str, Check] = COMMON | {
 }
 
 
-def check_markings(document: dict[str, Any]) -> None:
+def check_markings(document: JsonObject) -> None:
     """
     Check that each selector of the granular markings selects something. The library
     C{stix2} fails on a selector of nothing, of an empty value, of a part of one of the
@@ -357,7 +357,7 @@ def _lists(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
             yield from _lists(each, path or name)
 
 
-def _selected(document: dict[str, Any], selector: str) -> bool:
+def _selected(document: JsonObject, selector: str) -> bool:
     first, *steps = selector.split(".")
     value = document.get(first)
     opaque = first in _OBJECTS

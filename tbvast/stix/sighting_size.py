@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tbvast.errors import SightingInvalid
-from tbvast.stix.documents import UNREADABLE
+from tbvast.stix.documents import UNREADABLE, JsonObject
 from tbvast.stix.limits import DEEPEST_INDICATOR, DEEPEST_SIGHTING, LARGEST_SIGHTING
 
 CONTEXT = "x_threatbus_sighting_context"
@@ -44,7 +44,7 @@ The most levels of an event.
 """
 
 
-def encode_fitting(document: dict[str, Any], largest: int = LARGEST_SIGHTING - ROOM) -> bytes:
+def encode_fitting(document: JsonObject, largest: int = LARGEST_SIGHTING - ROOM) -> bytes:
     """
     Encode a sighting. Leave out the parts of its context that are too long or too deep, and
     its indicator if that is not enough.
@@ -84,14 +84,14 @@ def fitted(raw: bytes) -> bytes:
     Encode an encoded sighting again with L{encode_fitting}. Anything else stays unchanged.
     """
     try:
-        document: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=dict[str, Any])
+        document: JsonObject = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=JsonObject)
         return encode_fitting(document)
     except (*UNREADABLE, KeyError, SightingInvalid):
         return raw
 
 
-def _leave_indicator_out(document: dict[str, Any]) -> None:
+def _leave_indicator_out(document: JsonObject) -> None:
     document[INDICATOR_LEFT_OUT] = len(bytes(document.pop(INDICATOR)))
 
 
@@ -141,7 +141,7 @@ def _cut(value: Any, deepest: int) -> Any:
     return value
 
 
-def _outline(context: dict[str, Any]) -> dict[str, Any]:
+def _outline(context: JsonObject) -> JsonObject:
     """
     The top level of an event, without its lists and objects.
     """

@@ -7,18 +7,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tbvast.errors import SightingInvalid
 from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
     STIX_ID,
-    TIMESTAMP,
+    JsonObject,
+    OptionalTime,
     ShortTime,
-    Time,
     from_microseconds,
     microseconds,
     timestamp,
@@ -57,23 +58,20 @@ class Sighting(msgspec.Struct, frozen=True, array_like=True, tag="sighting"):
     raw: bytes
 
 
+_ID = "an id of the form sighting--UUID"
+_SUBJECT = "a STIX id of the form TYPE--UUID"
+
+
 class _Document(msgspec.Struct):
     """
     The properties of a sighting that are decoded.
     """
 
-    type: Literal["sighting"]
-    id: str
-    sighting_of_ref: str
-    last_seen: Time | None = None
+    type: Annotated[Literal["sighting"], Meta(description="the type sighting")]
+    id: Annotated[str, Meta(description=_ID)]
+    sighting_of_ref: Annotated[str, Meta(description=_SUBJECT)]
+    last_seen: OptionalTime = None
 
-
-_EXPECTED = {
-    "type": "the type sighting",
-    "id": "an id of the form sighting--UUID",
-    "sighting_of_ref": "a STIX id of the form TYPE--UUID",
-    "last_seen": TIMESTAMP,
-}
 
 _decoder = msgspec.json.Decoder(_Document)
 
@@ -84,14 +82,12 @@ def decode_sighting(raw: bytes) -> Sighting:
 
     @raise SightingInvalid: If C{raw} is not a sighting.
     """
-    document = documents.decode(_decoder, raw, SightingInvalid, _EXPECTED)
+    document = documents.decode(_decoder, raw, SightingInvalid)
     match = STIX_ID.fullmatch(document.id)
     if match is None or match[1] != "sighting":
-        raise SightingInvalid("id", document.id, _EXPECTED["id"])
+        raise SightingInvalid("id", document.id, _ID)
     if STIX_ID.fullmatch(document.sighting_of_ref) is None:
-        raise SightingInvalid(
-            "sighting_of_ref", document.sighting_of_ref, _EXPECTED["sighting_of_ref"]
-        )
+        raise SightingInvalid("sighting_of_ref", document.sighting_of_ref, _SUBJECT)
     seen = document.last_seen
     return Sighting(
         document.id,
@@ -117,16 +113,14 @@ class _Readable(msgspec.Struct, gc=False):
 
 
 class _Timed(msgspec.Struct, gc=False):
-    created: Time | None = None
-    modified: Time | None = None
-    first_seen: Time | None = None
-    last_seen: Time | None = None
+    created: OptionalTime = None
+    modified: OptionalTime = None
+    first_seen: OptionalTime = None
+    last_seen: OptionalTime = None
 
 
 _readable_decoder = msgspec.json.Decoder(_Readable)
 _timed_decoder = msgspec.json.Decoder(_Timed)
-
-_SIGHTING_TIMES = ("created", "modified", "first_seen", "last_seen")
 
 
 def compatible_sighting(raw: bytes) -> bytes:
@@ -146,9 +140,7 @@ def compatible_sighting(raw: bytes) -> bytes:
             return raw
     except documents.UNREADABLE:
         pass
-    read = documents.decode(
-        _timed_decoder, raw, SightingInvalid, dict.fromkeys(_SIGHTING_TIMES, _EXPECTED["last_seen"])
-    )
+    read = documents.decode(_timed_decoder, raw, SightingInvalid)
     document = documents.json_object(raw, SightingInvalid)
     seen = read.last_seen or read.first_seen or EPOCH
     document["spec_version"] = "2.1"
@@ -161,7 +153,7 @@ def compatible_sighting(raw: bytes) -> bytes:
     return msgspec.json.encode(document)
 
 
-def canonical(event: dict[str, Any]) -> bytes:
+def canonical(event: JsonObject) -> bytes:
     """
     @return: An event as bytes that do not depend on the order of its keys.
     """
@@ -184,8 +176,8 @@ def make_sighting(
     indicator_raw: bytes | None,
     values: Sequence[str],
     match_type: MatchType,
-    event: dict[str, Any],
-    context: dict[str, Any],
+    event: JsonObject,
+    context: JsonObject,
     engine: str,
     now: datetime,
 ) -> Sighting:
@@ -223,7 +215,7 @@ def make_sighting(
 
 def required_properties(
     id: str, indicator_id: str, created: datetime, seen: datetime
-) -> dict[str, Any]:
+) -> JsonObject:
     """
     @param id: The sighting's id.
     @param indicator_id: The indicator's id.
@@ -244,7 +236,7 @@ def required_properties(
     }
 
 
-def event_time(event: dict[str, Any]) -> datetime | None:
+def event_time(event: JsonObject) -> datetime | None:
     """
     Read the time of an event.
 
