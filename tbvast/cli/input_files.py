@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,6 +14,7 @@ import msgspec
 
 from tbvast.errors import Invalid, ObservableInvalid, PatternUnmatchable
 from tbvast.stix.admission import admit_indicator
+from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.indicators import (
     STIX,
     Indicator,
@@ -115,11 +117,10 @@ def _is_document(text: bytes) -> bool:
 
 
 def _is_object(line: bytes) -> bool:
-    try:
+    with suppress(*UNREADABLE):
         msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _read_document(contents: InputContents, name: str, text: bytes) -> None:

@@ -17,13 +17,14 @@ from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.errors import BusRefused, ProtocolInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.topics import streams_of
+from tbvast.stix.documents import JsonValue
 from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
 _STREAMS = {"INTEL": "intel", "SIGHTING": "sighting"}
 
 
-def value_at(document: Any, *path: str) -> Any:
+def value_at(document: JsonValue, *path: str) -> JsonValue:
     """
     A value in an untrusted document.
 
@@ -37,7 +38,7 @@ def value_at(document: Any, *path: str) -> Any:
     return document
 
 
-def list_at(document: Any, *path: str) -> list[Any]:
+def list_at(document: JsonValue, *path: str) -> list[JsonValue]:
     """
     A list in an untrusted document.
 
@@ -48,7 +49,7 @@ def list_at(document: Any, *path: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def format_value(value: Any) -> str:
+def format_value(value: JsonValue) -> str:
     """
     Format a value for a cell of a table.
     """
@@ -65,7 +66,7 @@ def format_value(value: Any) -> str:
     return str(value) or "-"
 
 
-def format_duration(seconds: Any) -> str:
+def format_duration(seconds: object) -> str:
     """
     Format a time span with its largest unit; C{-} if it is not a number.
     """
@@ -78,7 +79,7 @@ def format_duration(seconds: Any) -> str:
     return f"{whole} s"
 
 
-def plain_lines(status: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def plain_lines(status: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
     """
     The plain lines of a status.
 
@@ -97,7 +98,7 @@ def plain_lines(status: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, status if plain else msgspec.json.encode(status).decode()
 
 
-def tables(status: Any, bus: str) -> Iterator[Table]:
+def tables(status: JsonValue, bus: str) -> Iterator[Table]:
     """
     The tables of a status.
 
@@ -135,7 +136,7 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
-def _bus(status: Any, bus: str) -> Table:
+def _bus(status: JsonValue, bus: str) -> Table:
     table = _table(f"Bus {bus}", "", "indicators", "sightings", numbers=("indicators", "sightings"))
     table.caption = escaped_text(
         f"tbvast {format_value(value_at(status, 'version'))},"
@@ -170,13 +171,13 @@ _BUS_ROWS: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
 )
 
 
-def _set_aside(count: Any, newest: str) -> Table:
+def _set_aside(count: JsonValue, newest: str) -> Table:
     table = _table(f"{format_value(count)} set aside", "the newest: where it failed, and why")
     table.add_row(escaped_text(newest))
     return table
 
 
-def _subscriptions(subscriptions: Sequence[Any]) -> Table:
+def _subscriptions(subscriptions: Sequence[JsonValue]) -> Table:
     numbers = ("queued", "sent", "dropped")
     table = _table(
         f"{len(subscriptions)} subscriptions",
@@ -196,7 +197,7 @@ def _subscriptions(subscriptions: Sequence[Any]) -> Table:
     return table
 
 
-def _streams(topics: Sequence[Any]) -> str:
+def _streams(topics: Sequence[JsonValue]) -> str:
     streams = streams_of(topic for topic in topics if isinstance(topic, str))
     return ", ".join(sorted(_STREAMS[stream.name] for stream in streams)) or "-"
 
@@ -228,7 +229,7 @@ _ENGINE_ROWS = (
 )
 
 
-def _engines(subscriptions: Sequence[Any]) -> Table:
+def _engines(subscriptions: Sequence[JsonValue]) -> Table:
     table = _table("Bridges", "", *(format_value(value_at(each, "name")) for each in subscriptions))
     for label, *path in _ENGINE_ROWS:
         cells = [format_value(value_at(each, "report", *path)) for each in subscriptions]
@@ -277,7 +278,7 @@ async def status(
     return True
 
 
-def _unmatched(bridge: str, listed: Mapping[str, Any]) -> Table:
+def _unmatched(bridge: str, listed: Mapping[str, JsonValue]) -> Table:
     table = _table(f"Not matched by {bridge}, or not all of it: the newest", "indicator", "why")
     for id, reasons in listed.items():
         why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else format_value(reasons)

@@ -18,7 +18,7 @@ from tbvast.cli.terminal import Screen, escape_controls
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
-from tbvast.stix.documents import from_microseconds, timestamp
+from tbvast.stix.documents import JsonObject, JsonValue, from_microseconds, timestamp
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.pattern_conditions import matchable
 from tbvast.stix.sightings import Sighting
@@ -82,10 +82,10 @@ class _SightingProperties(msgspec.Struct):
     The properties of a sighting that only some sightings have.
     """
 
-    x_threatbus_indicator_value: Any = None
-    x_threatbus_indicator_values: Any = None
-    x_threatbus_match_type: Any = None
-    x_threatbus_sighting_context: Any = None
+    x_threatbus_indicator_value: JsonValue = None
+    x_threatbus_indicator_values: JsonValue = None
+    x_threatbus_match_type: JsonValue = None
+    x_threatbus_sighting_context: JsonValue = None
 
 
 _decoder = msgspec.json.Decoder(_SightingProperties)
@@ -138,7 +138,7 @@ def _sighting(sighting: Sighting) -> Row:
     )
 
 
-def _joint_values(values: Any) -> str:
+def _joint_values(values: object) -> str:
     """
     The observables that were seen together; empty if there was only one.
     """
@@ -147,11 +147,11 @@ def _joint_values(values: Any) -> str:
     return " AND ".join(value for value in values[:MAX_LISTED_VALUES] if isinstance(value, str))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def describe_event(event: Mapping[str, Any]) -> str:
+def describe_event(event: JsonObject) -> str:
     """
     Describe an event in a few words: its type and its two ends.
 

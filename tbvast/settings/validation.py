@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -24,6 +24,11 @@ from tbvast.telemetry.known_fields import (
     SourceMapping,
 )
 
+YamlMapping = dict[Any, Any]
+"""
+A mapping as YAML decodes it; its keys need not be texts.
+"""
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_PATH_LOOKUPS = 256
@@ -36,7 +41,7 @@ _EXPECTED_PATHS = (
 )
 
 
-def require_mapping(value: Any, where: str) -> dict[Any, Any]:
+def require_mapping(value: object, where: str) -> YamlMapping:
     """
     Validate a mapping.
 
@@ -52,7 +57,7 @@ def require_mapping(value: Any, where: str) -> dict[Any, Any]:
     return value
 
 
-def refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]) -> None:
+def refuse_unknown(found: YamlMapping, prefix: str, known: Collection[str]) -> None:
     """
     Refuse unknown keys.
 
@@ -69,14 +74,14 @@ def refuse_unknown(found: Mapping[Any, Any], prefix: str, known: Collection[str]
             )
 
 
-def key_label(name: Any) -> str:
+def key_label(name: object) -> str:
     """
     A key as part of a path in an error: escaped to one line and bounded in length.
     """
     return repr(str(name))[1:-1][:SHOWN]
 
 
-def validate_section(value: Any, path: str, section: type[T]) -> T:
+def validate_section(value: object, path: str, section: type[T]) -> T:
     """
     Validate one section of the file.
 
@@ -85,7 +90,7 @@ def validate_section(value: Any, path: str, section: type[T]) -> T:
     @param section: The struct that declares its keys.
     @raise SettingsInvalid: If a key is unknown, missing, or has an unacceptable value.
     """
-    found: dict[Any, Any] = require_mapping(value, path)
+    found = require_mapping(value, path)
     known = types_of(section)
     refuse_unknown(found, f"{path}.", known)
     required = [field.name for field in msgspec.structs.fields(section) if field.required]
@@ -97,7 +102,7 @@ def validate_section(value: Any, path: str, section: type[T]) -> T:
     )
 
 
-def _validate_source(schema: Any, keys: Any) -> SourceMapping:
+def _validate_source(schema: object, keys: object) -> SourceMapping:
     """
     Validate the entry of one schema.
 
@@ -122,7 +127,7 @@ def _validate_source(schema: Any, keys: Any) -> SourceMapping:
     return SourceMapping(Source(schema, fields), replace)
 
 
-def _validate_paths(where: str, value: Any) -> list[str]:
+def _validate_paths(where: str, value: object) -> list[str]:
     """
     Validate the paths of one kind.
 
@@ -149,7 +154,7 @@ FieldMap = Annotated[
     Parser(
         "a mapping of schemas to their fields",
         lambda found: tuple(_validate_source(*each) for each in (found or {}).items()),
-        dict[Any, Any] | None,
+        YamlMapping | None,
     ),
 ]
 """

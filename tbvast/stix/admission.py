@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -77,20 +77,10 @@ def admit(raw: bytes) -> Item:
     @raise Invalid: If it is neither a valid indicator nor a valid sighting.
     """
     # Most do not contain the word, and a search for it is faster than decoding their type.
-    if (b"sighting" in raw or b"\\" in raw) and len(raw) <= LARGEST_SIGHTING:
-        try:
-            if _typed_decoder.decode(raw).type == "sighting":
-                return admit_sighting(raw)
-        except documents.UNREADABLE:
-            pass  # the indicator's check reports the error
+    may_be_sighting = b"sighting" in raw or b"\\" in raw
+    if may_be_sighting and len(raw) <= LARGEST_SIGHTING and documents.type_of(raw) == "sighting":
+        return admit_sighting(raw)
     return admit_indicator(raw)
-
-
-class _Typed(msgspec.Struct, gc=False):
-    type: str = ""
-
-
-_typed_decoder = msgspec.json.Decoder(_Typed)
 
 
 def admit_indicator(raw: bytes) -> Indicator:
@@ -467,7 +457,7 @@ def _shown(path: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _check_integers(path: str, value: Any, refusal: type[Invalid]) -> None:
+def _check_integers(path: str, value: object, refusal: type[Invalid]) -> None:
     if isinstance(value, int):
         if not LEAST_INTEGER <= value <= MOST_INTEGER:
             raise refusal(_shown(path), value, "a number of at most 64 bits")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -47,9 +48,10 @@ The pattern of UUIDs of the variant that RFC 4122 defines, which excludes the ni
 may enter the bus; journals may hold any that L{id_of} allows.
 """
 
-JsonObject = dict[str, Any]
+JsonValue = Any
+JsonObject = dict[str, JsonValue]
 """
-A JSON object, decoded.
+A JSON value, and a JSON object, decoded.
 """
 
 ShortTime = Annotated[str, msgspec.Meta(min_length=20, max_length=27)]
@@ -142,7 +144,7 @@ def _explain(struct: Any, raw: bytes, refusal: type[Invalid]) -> NoReturn:
     Report the wrong field of a document.
     """
     try:
-        document: Any = msgspec.json.decode(raw)
+        document: JsonValue = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as e:
         raise refusal("document", raw, f"JSON ({e})") from None
     if not isinstance(document, dict):
@@ -158,6 +160,22 @@ def _explain(struct: Any, raw: bytes, refusal: type[Invalid]) -> NoReturn:
         except msgspec.ValidationError:
             raise refusal(name, document[name], meta.description) from None
     raise refusal("document", document, "such a document")
+
+
+class _Typed(msgspec.Struct, gc=False):
+    type: str | None = None
+
+
+_typed_decoder = msgspec.json.Decoder(_Typed)
+
+
+def type_of(raw: bytes | msgspec.Raw) -> str | None:
+    """
+    @return: The type of a STIX object; C{None} if C{raw} is none.
+    """
+    with suppress(*UNREADABLE):
+        return _typed_decoder.decode(raw).type
+    return None
 
 
 def json_object(raw: bytes, refusal: type[Invalid]) -> JsonObject:

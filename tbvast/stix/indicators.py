@@ -160,20 +160,13 @@ def interpret(
     @param raw: The document.
     """
     version = document.modified or document.created
-    modified = 0 if version is None else microseconds(version)
     start, end = document.valid_from, document.valid_until
-    if start is None:
-        valid_from = None
-    elif start == version:  # as most are
-        valid_from = modified
-    else:
-        valid_from = microseconds(start)
     return Indicator(
         document.id,
-        modified,
+        0 if version is None else microseconds(version),
         document.pattern,
         document.pattern_type,
-        valid_from,
+        None if start is None else microseconds(start),
         None if end is None else microseconds(end),
         operation,
         raw,
@@ -348,13 +341,8 @@ class _Bundle(msgspec.Struct):
     objects: list[msgspec.Raw] = []
 
 
-class _Typed(msgspec.Struct):
-    type: str
-
-
 _bundle_decoder = msgspec.json.Decoder(_Bundle)
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
-_typed_decoder = msgspec.json.Decoder(_Typed)
 
 
 def split_bundle(raw: bytes) -> Contents:
@@ -379,12 +367,9 @@ def split_bundle(raw: bytes) -> Contents:
     indicators: list[bytes] = []
     others: Counter[str] = Counter()
     for item in objects:
-        try:
-            type_ = _typed_decoder.decode(item).type
-        except documents.UNREADABLE:
-            type_ = "not a STIX object"
+        type_ = documents.type_of(item)
         if type_ == "indicator":
             indicators.append(bytes(item))
         else:
-            others[type_] += 1
+            others["not a STIX object" if type_ is None else type_] += 1
     return Contents(tuple(indicators), dict(others))

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from typing import NoReturn
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import idna
 import msgspec
@@ -404,7 +404,7 @@ def _url(text: str) -> Observable:
     except ObservableInvalid:
         _refuse("url", text, "a URL with a domain name or an address as its host")
     if not rest.isascii() or " " in rest:
-        rest = _TO_ENCODE.sub(_percent_encoded, rest)
+        rest = _TO_ENCODE.sub(lambda match: quote(match[0]), rest)
     value = name.value if ":" not in name.value else f"[{name.value}]"
     value += "" if number in _USUAL_PORTS else f":{number}"
     value += rest if rest.startswith("/") else f"/{rest}"
@@ -427,10 +427,6 @@ def unescaped(observable: Observable) -> Observable | None:
     if plain == observable.value or not (plain.isascii() and plain.isprintable()):
         return None
     return Observable(Kind.URL, UNESCAPED + plain)
-
-
-def _percent_encoded(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8"))
 
 
 def _email(text: str) -> Observable:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
 from tbvast.errors import Invalid
 from tbvast.stix import documents
-from tbvast.stix.documents import UUID, JsonObject, Time
+from tbvast.stix.documents import UUID, JsonObject, JsonValue, Time
 from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
 
-Check = Callable[[str, Any], None]
+Check = Callable[[str, JsonValue], None]
 
 _CUSTOM = re.compile("[a-z][a-z0-9_]{2,249}")
 
@@ -60,14 +59,14 @@ _EXTENSION_TYPES = (
 )
 
 
-def require(accepts: Callable[[Any], object], expected: str) -> Check:
+def require(accepts: Callable[[JsonValue], object], expected: str) -> Check:
     """
     @param accepts: Whether a value is valid.
     @param expected: The valid values in words, for the error.
     @return: A check for these values.
     """
 
-    def check(path: str, value: Any) -> None:
+    def check(path: str, value: JsonValue) -> None:
         if not accepts(value):
             raise Invalid(path, value, expected)
 
@@ -81,7 +80,7 @@ an_object = require(lambda value: isinstance(value, dict), "an object")
 _some_object = require(lambda value: value != {}, "an object that is not empty")
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: JsonValue) -> bool:
     """
     Whether a value is a timestamp with a time zone, from L{FIRST_YEAR} on.
     """
@@ -132,7 +131,7 @@ def id_of(*kinds: str) -> Check:
     )
 
 
-def _is_subject(value: Any) -> bool:
+def _is_subject(value: JsonValue) -> bool:
     """
     Whether a value is the id of a domain object, or of an object whose type the standard does not
     define.
@@ -156,7 +155,7 @@ def items(check: Check) -> Check:
     @return: A check for a list whose items all pass a check.
     """
 
-    def check_all(path: str, value: Any) -> None:
+    def check_all(path: str, value: JsonValue) -> None:
         if not isinstance(value, list):
             raise Invalid(path, value, "a list")
         for number, each in enumerate(value):
@@ -172,7 +171,7 @@ def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
     @return: A check for an object.
     """
 
-    def check(path: str, value: Any) -> None:
+    def check(path: str, value: JsonValue) -> None:
         an_object(path, value)
         check_properties(table, value, f"{path}.")
         for names in needed:
@@ -213,11 +212,11 @@ _NAMES = (
 )
 
 
-def _is_present(value: Any) -> bool:
+def _is_present(value: JsonValue) -> bool:
     return value is not None and value != []
 
 
-def _hashes(path: str, value: Any) -> None:
+def _hashes(path: str, value: JsonValue) -> None:
     an_object(path, value)
     _some_object(path, value)
     for name, digest in value.items():
@@ -231,7 +230,7 @@ def _hashes(path: str, value: Any) -> None:
 _EXTENSION = id_of("extension-definition")
 
 
-def _extensions(path: str, value: Any) -> None:
+def _extensions(path: str, value: JsonValue) -> None:
     an_object(path, value)
     _some_object(path, value)
     for name, extension in value.items():
@@ -253,7 +252,7 @@ _granular_marking = record(
 )
 
 
-def _granular_markings(path: str, value: Any) -> None:
+def _granular_markings(path: str, value: JsonValue) -> None:
     items(_granular_marking)(path, value)
     for number, marking in enumerate(value):
         if _is_present(marking.get("lang")) and _is_present(marking.get("marking_ref")):
@@ -347,7 +346,7 @@ def check_markings(document: JsonObject) -> None:
             raise Invalid(path, selector, "a selector of something that is there")
 
 
-def _lists(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
+def _lists(value: JsonValue, path: str) -> Iterator[tuple[str, list[JsonValue]]]:
     if isinstance(value, list):
         yield path, value
         for each in value:

@@ -8,12 +8,11 @@ long parts, and says how many bytes are missing.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import msgspec
 
 from tbvast.errors import SightingInvalid
-from tbvast.stix.documents import UNREADABLE, JsonObject
+from tbvast.stix.documents import UNREADABLE, JsonObject, JsonValue
 from tbvast.stix.limits import DEEPEST_INDICATOR, DEEPEST_SIGHTING, LARGEST_SIGHTING
 
 CONTEXT = "x_threatbus_sighting_context"
@@ -100,7 +99,7 @@ def _may_be_deep(raw: bytes) -> bool:
     return raw.count(b"[") + raw.count(b"{") > DEEPEST_INDICATOR
 
 
-def _is_deeper(value: Any, deepest: int) -> bool:
+def _is_deeper(value: JsonValue, deepest: int) -> bool:
     """
     Whether a value nests too deep.
     """
@@ -123,7 +122,7 @@ def _is_deeper(value: Any, deepest: int) -> bool:
     return True
 
 
-def _cut(value: Any, deepest: int) -> Any:
+def _cut(value: JsonValue, deepest: int) -> JsonValue:
     """
     A value with its texts, lists and objects cut, and without the parts that nest too deep.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -269,7 +269,7 @@ def _from_text(text: str) -> datetime | None:
         return None
 
 
-def _from_number(value: Any, unit: timedelta) -> datetime | None:
+def _from_number(value: object, unit: timedelta) -> datetime | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
