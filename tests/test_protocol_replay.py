@@ -22,7 +22,6 @@ from tbvast.protocol.replay import (
     Torn,
     chunks,
     decode_delivery,
-    decode_replay,
     encode_batch,
     encode_item,
     encode_mark,
@@ -62,8 +61,7 @@ def encoded(listed: list[Item]) -> bytes:
 
 
 def decoded(tail: bytes) -> Any:
-    kind, _, payload = tail.partition(b" ")
-    return decode_replay(kind, payload)
+    return decode_delivery(b"", [tail])
 
 
 class RoundTripTests(SynchronousTestCase):
@@ -184,8 +182,8 @@ class RefusedTests(SynchronousTestCase):
         """
         Kinds of other protocols are not decoded.
         """
-        for kind in (b"", b"indicator", b"Batch", b"batch2"):
-            self.assertIsNone(decode_replay(kind, b"{}"))
+        for kind in (b"", b"Batch", b"batch2"):
+            self.assertRaises(ProtocolInvalid, decoded, kind + b" {}")
 
     def test_payloads(self) -> None:
         """
@@ -199,7 +197,7 @@ class RefusedTests(SynchronousTestCase):
             b'{"number":%d,"count":1,"full":true}' % (1 << 63),
         ):
             with self.subTest(payload=payload[:50]):
-                self.assertRaises(ProtocolInvalid, decode_replay, b"mark", payload)
+                self.assertRaises(ProtocolInvalid, decoded, b"mark " + payload)
 
     def test_nothing_readable(self) -> None:
         """
@@ -214,7 +212,7 @@ class RefusedTests(SynchronousTestCase):
             (b"snapshot", b'{"items":[', b'{"items":[' + b"[" * 10_000),
         ):
             with self.subTest(kind=kind, payload=payload[:50]):
-                found: Any = decode_replay(kind, payload)
+                found = decoded(kind + b" " + payload)
                 self.assertIsInstance(found, Torn if kind == b"batch" else Part)
                 self.assertEqual(found.items, ())
                 (refused,) = found.refused

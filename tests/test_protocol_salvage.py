@@ -16,7 +16,7 @@ from tbvast.protocol.replay import (
     Batch,
     Part,
     Torn,
-    decode_replay,
+    decode_delivery,
     encode_batch,
     encode_item,
     encode_part,
@@ -67,6 +67,10 @@ good = st.integers(1, 200).map(lambda n: (True, indicator_document(n, name="],[3
 bad = st.sampled_from(UNREADABLE + BROKEN).map(lambda raw: (False, raw))
 
 
+def decoded(kind: bytes, payload: bytes) -> Any:
+    return decode_delivery(b"", [kind + b" " + payload])
+
+
 def batch_of(documents: list[bytes]) -> bytes:
     items = [encode_item(n, Stream.INTEL, raw) for n, raw in enumerate(documents, 1)]
     return encode_batch(0, len(items), b",".join(items)).removeprefix(b"batch ")
@@ -89,7 +93,7 @@ class FrameTests(SynchronousTestCase):
         """
         raws = [raw for _, raw in documents]
         expected = [raw for readable, raw in documents if readable]
-        found: Any = decode_replay(b"batch", batch_of(raws))
+        found = decoded(b"batch", batch_of(raws))
         self.assertIsInstance(found, Batch)
         self.assertEqual((found.after, found.until), (0, len(raws)))
         self.assertEqual([item.raw for item in found.items], expected)
@@ -97,7 +101,7 @@ class FrameTests(SynchronousTestCase):
             [each.number for each in found.refused],
             [n for n, (readable, _) in enumerate(documents, 1) if not readable],
         )
-        part: Any = decode_replay(b"snapshot", part_of(raws))
+        part = decoded(b"snapshot", part_of(raws))
         self.assertEqual([item.raw for item in part.items], expected)
         self.assertEqual(len(part.items) + len(part.refused), len(raws))
 
@@ -110,7 +114,7 @@ class FrameTests(SynchronousTestCase):
         for kind, payload in ((b"batch", batch_of(documents)), (b"snapshot", part_of(documents))):
             at = data.draw(st.integers(0, len(payload) - 1))
             byte = data.draw(st.integers(0, 255))
-            found: Any = decode_replay(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
+            found = decoded(kind, payload[:at] + bytes([byte]) + payload[at + 1 :])
             taken = [item.raw for item in found.items]
             whole = [raw for raw in documents if raw in taken]
             self.assertEqual([raw for raw in taken if raw in whole], whole)
@@ -125,9 +129,7 @@ class FrameTests(SynchronousTestCase):
         documents = [indicator_document(n) for n in (1, 2)]
         whole = batch_of(documents)
         start = whole.index(b"[[") + 1
-        found: Any = decode_replay(
-            b"batch", junk + whole[min(length, start) : start] + whole[start:]
-        )
+        found = decoded(b"batch", junk + whole[min(length, start) : start] + whole[start:])
         if not isinstance(found, Batch):
             self.assertIsInstance(found, Torn)
             self.assertEqual([item.raw for item in found.items], documents)
@@ -140,8 +142,8 @@ class FrameTests(SynchronousTestCase):
         for head in (b"", b'{"items":['):
             _, found = salvage(head + raw)
             self.assertLessEqual(sum(len(bytes(each.raw)) for each in found), len(head + raw))
-        self.assertIsInstance(decode_replay(b"batch", raw), Batch | Torn)
-        self.assertIsInstance(decode_replay(b"snapshot", raw), Part)
+        self.assertIsInstance(decoded(b"batch", raw), Batch | Torn)
+        self.assertIsInstance(decoded(b"snapshot", raw), Part)
 
 
 class SalvageTests(SynchronousTestCase):

@@ -30,7 +30,7 @@ from tbvast.protocol.frames import (
     stream_of,
 )
 from tbvast.protocol.manage import Publish, decode_request, encode_publish
-from tbvast.protocol.replay import Batch, decode_replay, encode_batch, encode_item
+from tbvast.protocol.replay import Batch, decode_delivery, encode_batch, encode_item
 from tbvast.protocol.topics import Dialect
 from tbvast.protocol.vast_dialect import (
     admit_vast_sighting,
@@ -165,8 +165,7 @@ class WholeWayTests(SynchronousTestCase):
         request = decode_request(encode_publish([item.raw, item.raw]))
         self.assertEqual(request, Publish((item.raw, item.raw)))
         frame = encode_batch(0, 1, encode_item(1, stream_of(item), item.raw))
-        kind, _, payload = frame.partition(b" ")
-        self.assertEqual(decode_replay(kind, payload), Batch(0, 1, (item,), ()))
+        self.assertEqual(decode_delivery(b"", [frame]), Batch(0, 1, (item,), ()))
         request_bytes = encode_request(JournalStore.append, ([item], 5.0))
         _, (items, _) = msgspec.msgpack.decode(
             request_bytes, type=tuple[str, tuple[list[Item], float]]
@@ -394,7 +393,7 @@ class TotalTests(SynchronousTestCase):
             *(decode_indicator, decode_sighting, decode_vast_sighting, split_bundle),
             *(compatible, compatible_sighting, admit, admit_vast_sighting, decode_envelope),
             lambda raw: with_operation(raw, Operation.REMOVE),
-            lambda raw: decode_replay(b"batch", encode_batch(0, 1, encode_item(1, STREAM, raw))),
+            lambda raw: decode_delivery(b"", [encode_batch(0, 1, encode_item(1, STREAM, raw))]),
             lambda raw: decode_request(encode_publish([raw])),
         ):
             try:

@@ -32,7 +32,7 @@ FRAME_BYTES = 64 * 1024
 The size of a frame's items, in bytes, above which the next item begins a new frame.
 """
 
-_DECODERS: dict[str, Callable[[bytes], Item]] = {
+_ITEM_DECODERS: dict[str, Callable[[bytes], Item]] = {
     Stream.INTEL.value.decode(): decode_indicator,
     Stream.SIGHTING.value.decode(): decode_sighting,
 }
@@ -201,31 +201,10 @@ def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
     if len(message) != 1 or not message[0].startswith(topic):
         raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")
     kind, _, payload = message[0][len(topic) :].partition(b" ")
-    decode = _DECODERS.get(kind.decode("latin-1"))
-    if decode is not None:
-        return decode(payload)
-    delivery = decode_replay(kind, payload)
-    if delivery is None:
+    decode = _DECODERS.get(kind)
+    if decode is None:
         raise ProtocolInvalid("type", kind, "a type of the pub endpoint")
-    return delivery
-
-
-def decode_replay(kind: bytes, payload: bytes) -> Delivery | None:
-    """
-    Decode a frame of tbvast/1.
-
-    @param kind: The word before the space.
-    @param payload: The bytes after the space.
-    @return: C{None} if C{kind} is not of tbvast/1.
-    @raise ProtocolInvalid: If the payload of a mark is malformed.
-    """
-    if kind == b"batch":
-        return _decode_batch(payload)
-    if kind == b"snapshot":
-        return _decode_part(payload)
-    if kind == b"mark":
-        return _decode_mark(payload)
-    return None
+    return decode(payload)
 
 
 def _decode_batch(payload: bytes) -> Batch | Torn:
@@ -276,7 +255,16 @@ def _decode_items(
 def _decode_item(type: str | None, raw: bytes) -> Item:
     if type is None:
         raise ProtocolInvalid("item", raw, "an item of a frame")
-    decode = _DECODERS.get(type)
+    decode = _ITEM_DECODERS.get(type)
     if decode is None:
         raise ProtocolInvalid("type", type, "a type of item")
     return decode(raw)
+
+
+_DECODERS: dict[bytes, Callable[[bytes], Item | Delivery]] = {
+    Stream.INTEL.value: decode_indicator,
+    Stream.SIGHTING.value: decode_sighting,
+    b"batch": _decode_batch,
+    b"snapshot": _decode_part,
+    b"mark": _decode_mark,
+}

@@ -13,7 +13,7 @@ from typing import Any
 import stix2
 
 from tbvast.protocol.manage import encode_publish
-from tbvast.protocol.replay import Batch, Mark, Part, decode_replay
+from tbvast.protocol.replay import Batch, Mark, Part, decode_delivery
 from tbvast.stix.limits import LARGEST_INDICATOR, SHORTEST_MESSAGE_LIMIT
 from tests import documents
 from tests.functional.blocking import (
@@ -90,7 +90,7 @@ class Fed(Client):
         while last not in found:
             topic, payload = self.receive()
             kind = topic.removeprefix(self.topic)
-            delivery = decode_replay(kind.encode(), payload.encode())
+            delivery = decode_delivery(b"", [f"{kind} {payload}".encode()])
             assert isinstance(delivery, Batch | Part | Mark)
             if not isinstance(delivery, Mark):
                 assert not delivery.refused
