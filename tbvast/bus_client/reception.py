@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import zmq
 from twisted.internet.defer import Deferred, succeed
@@ -73,20 +73,6 @@ class Snapshot:
         self.count += len(part.items) + len(part.refused)
         self.refused += len(part.refused)
         self.nameless += sum(not each.ids for each in part.refused)
-
-
-@dataclass
-class _Pending:
-    """
-    Items that wait to be applied together.
-
-    @ivar refused: The unreadable ones among them.
-    @ivar position: The position after them; C{None} if they have none.
-    """
-
-    items: list[Item] = field(default_factory=list)
-    refused: list[Unreadable] = field(default_factory=list)
-    position: Position | None = None
 
 
 class Reception:
@@ -222,13 +208,15 @@ class Reception:
                 await self._cursor.commit()
 
     async def _apply_all(self, deliveries: Sequence[Delivery]) -> None:
-        pending = _Pending()
+        items: list[Item] = []
+        refused: list[Unreadable] = []
+        position: Position | None = None
         for delivery in deliveries:
             if self._connection is None:
                 return
             if isinstance(delivery, Mark):
-                await self._apply(pending)
-                pending = _Pending()
+                await self._apply(items, refused, position)
+                items, refused, position = [], [], None
                 if self._connection is not None:
                     await self._end_snapshot(delivery)
                 continue
@@ -239,19 +227,19 @@ class Reception:
             elif isinstance(delivery, Batch) and self.plugin:
                 if self._snapshot is not None:
                     self._end_incomplete("it has no end")
-                if delivery.after > self._expected and not self._skips_gap(delivery, pending):
-                    await self._apply(pending)
+                if delivery.after > self._expected and not self._skips_gap(delivery, refused):
+                    await self._apply(items, refused, position)
                     self._report_loss()
                     return
                 if delivery.until > self._expected:
                     self._expected = delivery.until
-                    pending.position = Position(self.plugin, delivery.until)
+                    position = Position(self.plugin, delivery.until)
                     self._torn = False
-            pending.items.extend(delivery.items)
-            pending.refused.extend(delivery.refused)
-        await self._apply(pending)
+            items.extend(delivery.items)
+            refused.extend(delivery.refused)
+        await self._apply(items, refused, position)
 
-    def _skips_gap(self, batch: Batch, pending: _Pending) -> bool:
+    def _skips_gap(self, batch: Batch, refused: list[Unreadable]) -> bool:
         """
         Decide whether to skip the numbers that are missing before a batch.
 
@@ -266,19 +254,22 @@ class Reception:
         if self._same_gap_count < SAME_GAP - self._torn:
             return False
         reason = f"the bus does not send the numbers from {self._expected + 1} to {batch.after}"
-        pending.refused.append(Unreadable(batch.after, (), reason, b""))
+        refused.append(Unreadable(batch.after, (), reason, b""))
         return True
 
-    async def _apply(self, pending: _Pending) -> None:
-        if pending.refused:
-            self.refused += len(pending.refused)
-            for each in pending.refused:
+    async def _apply(
+        self, items: list[Item], refused: list[Unreadable], position: Position | None
+    ) -> None:
+        if refused:
+            self.refused += len(refused)
+            for each in refused:
                 self._warn("Set aside an item from the bus: {reason}", reason=each.reason)
-            await self._cursor.set_aside(pending.refused)
-        position = pending.position if self._snapshot_retry is None else None
-        if pending.items or position is not None:
+            await self._cursor.set_aside(refused)
+        if self._snapshot_retry is not None:
+            position = None
+        if items or position is not None:
             # A bus that numbers its items has decided which version is in force.
-            await self._cursor.apply(pending.items, position, decided=bool(self.plugin))
+            await self._cursor.apply(items, position, decided=bool(self.plugin))
 
     async def _end_snapshot(self, mark: Mark) -> None:
         snapshot = self._snapshot

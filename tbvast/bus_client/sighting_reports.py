@@ -84,7 +84,7 @@ class SightingReports:
         try:
             published = manage.decode_published(reply)
         except ProtocolInvalid as e:
-            reason = manage.refusal_reason(reply)
+            reason = manage.refusal(reply)
             # A refusal with a reason is due to the bus's own state; one without, to the request.
             return Reported([False] * count, {}, reason or str(e), not reason)
         if len(published.outcomes) != count:

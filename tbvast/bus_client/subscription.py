@@ -178,7 +178,7 @@ class BusSubscription(Service):
         bus: HostPort,
         request: SubscriptionRequest,
         cursor: ICursor,
-        report: Callable[[], dict[str, Any]] | None = None,
+        report: Callable[[], dict[str, object]] | None = None,
         ready: Callable[[], None] | None = None,
         options: SocketOptions | None = None,
         keys: SocketOptions | None = None,
@@ -296,7 +296,7 @@ class BusSubscription(Service):
             while True:
                 await deferLater(self._reactor, self._request.heartbeat)
                 beat = manage.encode_heartbeat(self._reply.topic, report and report())
-                if not manage.is_success(await self._manage.ask(beat)):
+                if manage.refusal(await self._manage.ask(beat)) is not None:
                     self._warn("{bus} no longer knows the subscription; subscribing again.")
                     break
                 reports.answered = self._reactor.seconds()
@@ -349,7 +349,7 @@ class BusSubscription(Service):
         try:
             self._reply = manage.decode_subscribed(reply)
         except ProtocolInvalid as e:
-            reason = manage.refusal_reason(reply)
+            reason = manage.refusal(reply)
             raise BusRefused("subscribe", shown(reason) if reason else str(e)) from e
         here = self._reply.position
         beginning = f"with a snapshot of {days} days"

@@ -8,14 +8,17 @@ Bus's requests; C{publish} and C{status} are tbvast's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.values import Position
+
+T = TypeVar("T")
 
 PROTOCOL = "tbvast/1"
 """
@@ -246,7 +249,7 @@ def subscribed(
         speaks L{PROTOCOL}.
     @return: The reply to a subscribe request, with the keys of both dialects.
     """
-    reply: dict[str, Any] = {
+    reply: dict[str, object] = {
         "topic": topic,
         "pub_port": pub,
         "sub_port": sub,
@@ -274,7 +277,7 @@ def encode_subscribe(
     @param name: The subscriber's name for itself.
     @param resume: The subscriber's position, if it has one.
     """
-    request: dict[str, Any] = {
+    request: dict[str, object] = {
         "action": "subscribe",
         "topic": list(topics) if len(topics) > 1 else topics[0],
         "snapshot": snapshot,
@@ -295,14 +298,14 @@ def encode_unsubscribe(topic: str) -> bytes:
     return _encode({"action": "unsubscribe", "topic": topic})
 
 
-def encode_heartbeat(topic: str, report: dict[str, Any] | None = None) -> bytes:
+def encode_heartbeat(topic: str, report: dict[str, object] | None = None) -> bytes:
     """
     Encode a heartbeat.
 
     @param topic: The subscription's own topic.
     @param report: The subscriber's state; only for a bus that speaks L{PROTOCOL}.
     """
-    request: dict[str, Any] = {"action": "heartbeat", "topic": topic}
+    request: dict[str, object] = {"action": "heartbeat", "topic": topic}
     if report is not None:
         request["report"] = report
     return _encode(request)
@@ -338,10 +341,10 @@ class Subscribed(msgspec.Struct, frozen=True):
         the subscriber's position.
     """
 
-    topic: str
-    pub_port: int
-    sub_port: int
-    status: str = "success"
+    topic: Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH)]
+    pub_port: Annotated[int, Meta(gt=0, lt=1 << 16)]
+    sub_port: Annotated[int, Meta(gt=0, lt=1 << 16)]
+    status: Literal["success"] = "success"
     protocol: str = ""
     plugin: str = ""
     number: int = 0
@@ -376,33 +379,27 @@ def encode_published(outcomes: Sequence[str], reasons: dict[int, str]) -> bytes:
     return _encode(Published(list(outcomes), reasons))
 
 
-def decode_reply(raw: bytes) -> dict[str, Any]:
+def decode_reply(raw: bytes) -> dict[str, object]:
     """
     Decode any reply of the stix2 dialect.
 
     @raise ProtocolInvalid: If it is not a JSON object.
     """
-    return _decode(raw, dict[str, Any])
+    return _decode(raw, dict[str, object])
 
 
-def is_success(raw: bytes) -> bool:
+def refusal(raw: bytes) -> str | None:
     """
-    @return: Whether a reply of the stix2 dialect tells of success.
-    """
-    try:
-        return decode_reply(raw).get("status") == "success"
-    except ProtocolInvalid:
-        return False
-
-
-def refusal_reason(raw: bytes) -> str:
-    """
-    @return: The reason in a reply that refuses a request; empty if there is none.
+    @param raw: Any reply of the stix2 dialect.
+    @return: The reason for a refusal, or C{""} without one; C{None} if it tells of success.
     """
     try:
-        reason = decode_reply(raw).get("reason", "")
+        reply = decode_reply(raw)
     except ProtocolInvalid:
         return ""
+    reason = reply.get("reason")
+    if reply.get("status") == "success":
+        return None
     return reason if isinstance(reason, str) else ""
 
 
@@ -413,15 +410,7 @@ def decode_subscribed(raw: bytes) -> Subscribed:
     @raise ProtocolInvalid: If it is a refusal, not such a reply, or one with impossible
         values.
     """
-    subscribed: Subscribed = _decode(raw, Subscribed)
-    if subscribed.status != "success":
-        raise ProtocolInvalid("status", subscribed.status, "success")
-    if not 0 < len(subscribed.topic) <= NAME_LENGTH:
-        raise ProtocolInvalid("topic", subscribed.topic, "the topic of a subscription")
-    for field in ("pub_port", "sub_port"):
-        port = getattr(subscribed, field)
-        if not 0 < port < 1 << 16:
-            raise ProtocolInvalid(field, port, "a whole number from 1 to 65535")
+    subscribed = _decode(raw, Subscribed)
     if subscribed.protocol == PROTOCOL:
         if not 0 < len(subscribed.plugin) <= NAME_LENGTH:
             raise ProtocolInvalid("plugin", subscribed.plugin, "the identity of a bus")
@@ -439,7 +428,7 @@ def decode_published(raw: bytes) -> Published:
     return _decode(raw, Published)
 
 
-def _decode(raw: bytes, kind: Any) -> Any:
+def _decode(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:

@@ -11,6 +11,7 @@ import os
 import shlex
 import stat
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ The length of a key, in characters of Z85.
 """
 
 
+@dataclass(eq=False, repr=False)
 class KeyUnusable(TbvastError):
     """
     A key file cannot be used.
@@ -39,10 +41,8 @@ class KeyUnusable(TbvastError):
     @ivar reason: The reason, with the remedy if there is one.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+    path: str
+    reason: str
 
     def __str__(self) -> str:
         return f"key file {self.path}: {self.reason}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import zmq
@@ -90,6 +91,7 @@ _SUBSCRIBE = 1
 _UNSUBSCRIBE = 0
 
 
+@dataclass(eq=False, repr=False)
 class EndpointUnusable(TbvastError):
     """
     A socket could not be bound or connected.
@@ -98,10 +100,8 @@ class EndpointUnusable(TbvastError):
     @ivar reason: The error text of the operating system.
     """
 
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(address, reason)
-        self.address = address
-        self.reason = reason
+    address: str
+    reason: str
 
     def __str__(self) -> str:
         return f"{self.address} cannot be used: {self.reason}"
