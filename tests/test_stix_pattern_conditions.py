@@ -29,7 +29,6 @@ from tbvast.stix.pattern_grammar import (
     DEEPEST,
     AnyIndex,
     Comparison,
-    Exists,
     Joint,
     ObjectPath,
     Observation,
@@ -234,7 +233,7 @@ class ParseTests(SynchronousTestCase):
         """
         AND binds tighter than OR, and OR tighter than FOLLOWEDBY.
         """
-        a, b, c = (Exists(ObjectPath(name, ("x",))) for name in "abc")
+        a, b, c = (_exists(name) for name in "abc")
         self.assertEqual(
             parse("[EXISTS a:x OR EXISTS b:x AND EXISTS c:x]"),
             Observation(Tests(Joint.OR, (a, Tests(Joint.AND, (b, c))))),
@@ -266,7 +265,7 @@ class ParseTests(SynchronousTestCase):
                 " START t'2016-01-20T12:31:12Z' STOP t'2017-01-20T12:31:12Z'"
             ),
             Qualified(
-                Observation(Exists(ObjectPath("a", ("x",)))),
+                Observation(_exists("a")),
                 (
                     Qualifier("WITHIN", (1.5,)),
                     Qualifier("REPEATS", (2,)),
@@ -373,6 +372,10 @@ class ParseTests(SynchronousTestCase):
             for each in walk(parse(pattern))
         ]
         self.assertEqual(found, ["a:b", "c:d", "e:f", "REPEATS", "g:h", "WITHIN"])
+
+
+def _exists(name: str) -> Comparison:
+    return Comparison(ObjectPath(name, ("x",)), Operator.EXISTS)
 
 
 _LEAVES: dict[str, Observable | None] = {

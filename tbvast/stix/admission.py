@@ -53,7 +53,7 @@ from tbvast.stix.limits import (
     MOST_TERMS,
 )
 from tbvast.stix.pattern_conditions import matchable, surely_matchable
-from tbvast.stix.pattern_grammar import Comparison, Exists, Qualifier, parse, walk
+from tbvast.stix.pattern_grammar import Comparison, Operator, Qualifier, parse, walk
 from tbvast.stix.properties import (
     INDICATOR,
     SIGHTING,
@@ -241,7 +241,7 @@ The hashes that the parser of the old programs accepts, by name in capitals, wit
 """
 
 
-def _check_test(pattern: str, test: Comparison | Exists) -> None:
+def _check_test(pattern: str, test: Comparison) -> None:
     """
     Check that the parser of the old programs accepts a test: it supports neither
     C{NOT EXISTS} nor a negative list position, and no list or part of a hash.
@@ -249,7 +249,7 @@ def _check_test(pattern: str, test: Comparison | Exists) -> None:
     steps = test.path.steps
     if any(isinstance(step, int) and step < 0 for step in steps):
         raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
-    if isinstance(test, Exists):
+    if test.operator is Operator.EXISTS:
         if test.negated:
             raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
     elif "hashes" in steps:

@@ -14,7 +14,6 @@ from tbvast.errors import ObservableInvalid, PatternUnmatchable
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.stix.pattern_grammar import (
     Comparison,
-    Exists,
     Expression,
     Joint,
     Literal,
@@ -314,9 +313,6 @@ def _of_observations(expression: Expression, found: _Findings) -> Condition | No
 def _of_test(test: Test, found: _Findings) -> Condition | None:
     if isinstance(test, Comparison):
         return _of_comparison(test, found)
-    if isinstance(test, Exists):
-        found.unmatched.append("EXISTS")
-        return None
     if test.joint is Joint.OR:
         return _any_of(_of_test(each, found) for each in test.operands)
     return _all_of([_of_test(each, found) for each in _without_reference_types(test.operands)])
@@ -372,6 +368,9 @@ def _without_reference_types(operands: tuple[Test, ...]) -> list[Test]:
 
 
 def _of_comparison(test: Comparison, found: _Findings) -> Condition | None:
+    if test.operator is Operator.EXISTS:
+        found.unmatched.append("EXISTS")
+        return None
     kind = _kind(test.path)
     if kind is None:
         path = f"object path {test.path}"

@@ -45,6 +45,7 @@ class Operator(enum.StrEnum):
     MATCHES = "MATCHES"
     ISSUBSET = "ISSUBSET"
     ISSUPERSET = "ISSUPERSET"
+    EXISTS = "EXISTS"
 
 
 class Joint(enum.StrEnum):
@@ -99,29 +100,18 @@ class ObjectPath(msgspec.Struct, frozen=True):
 
 class Comparison(msgspec.Struct, frozen=True):
     """
-    The comparison of a property with a value.
+    The comparison of a property with a value, or the test that it exists.
 
     @ivar path: The property.
     @ivar operator: The operator.
-    @ivar value: A tuple for L{Operator.IN}, a single literal for all other operators.
+    @ivar value: A tuple for L{Operator.IN}, an empty one for L{Operator.EXISTS}, a single literal
+        for all other operators.
     @ivar negated: Whether C{NOT} precedes the operator.
     """
 
     path: ObjectPath
     operator: Operator
-    value: Literal | tuple[Literal, ...]
-    negated: bool = False
-
-
-class Exists(msgspec.Struct, frozen=True):
-    """
-    The test that a property exists.
-
-    @ivar path: The property.
-    @ivar negated: Whether C{NOT} precedes the test.
-    """
-
-    path: ObjectPath
+    value: Literal | tuple[Literal, ...] = ()
     negated: bool = False
 
 
@@ -137,7 +127,7 @@ class Tests(msgspec.Struct, frozen=True):
     operands: tuple[Test, ...]
 
 
-Test = Comparison | Exists | Tests
+Test = Comparison | Tests
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -203,10 +193,9 @@ def parse(pattern: str) -> Expression:
     return expression
 
 
-def walk(expression: Expression | Test) -> Iterator[Comparison | Exists | Qualifier]:
+def walk(expression: Expression | Test) -> Iterator[Comparison | Qualifier]:
     """
-    @return: The comparisons, tests of existence and qualifiers of an expression, in the
-        pattern's order.
+    @return: The comparisons and qualifiers of an expression, in the pattern's order.
     """
     if isinstance(expression, Observation):
         yield from walk(expression.test)
@@ -245,7 +234,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-_SYNONYMS = {"==": "=", "<>": "!="}
+_OPERATORS: Mapping[str, Operator] = {
+    **{each.value: each for each in Operator if each is not Operator.EXISTS},
+    "==": Operator.EQUAL,
+    "<>": Operator.UNEQUAL,
+}
 _ORDERS = (Operator.LESS, Operator.LESS_EQUAL, Operator.GREATER, Operator.GREATER_EQUAL)
 _TEXTUAL = (Operator.LIKE, Operator.MATCHES, Operator.ISSUBSET, Operator.ISSUPERSET)
 
@@ -257,7 +250,9 @@ Readers = Mapping[str, Callable[[str], V]]
 The functions that read literals, by the kind of token.
 """
 
-_STRING: Readers[str] = {"string": lambda text: _ESCAPE.sub(r"\1", text[1:-1])}
+_STRING: Readers[str] = {
+    "string": lambda text: _ESCAPE.sub(r"\1", text[1:-1]) if "\\" in text else text[1:-1]
+}
 _WHOLE: Readers[int] = {"int": int}
 _NUMBER: Readers[int | float] = {"int": int, "float": float}
 _TIMESTAMP: Readers[Timestamp] = {"timestamp": lambda text: Timestamp(text[2:-1])}
@@ -340,10 +335,10 @@ class _Parser:
         """
         Parse an expression.
         """
-        return self._joined((Joint.AND, Joint.OR, Joint.FOLLOWEDBY), self._qualified, Observations)
+        return self._joined((Joint.FOLLOWEDBY, Joint.OR, Joint.AND), self._qualified, Observations)
 
     def _tests(self) -> Test:
-        return self._joined((Joint.AND, Joint.OR), self._test, Tests)
+        return self._joined((Joint.OR, Joint.AND), self._test, Tests)
 
     def _joined(
         self,
@@ -354,31 +349,16 @@ class _Parser:
         """
         Parse operands.
 
-        @param joints: The operators that may join them, the tightest first.
+        @param joints: The operators that may join them, the loosest first.
         @param operand: Parses an operand.
         @param node: Makes the node of several operands.
         """
-        operands = [operand()]
-        between: list[Joint] = []
-        while self.kind in joints:
-            between.append(Joint(self.kind))
-            self.advance()
-            operands.append(operand())
-        for joint in joints:
-            if joint not in between:
-                continue
-            groups, rest = [[operands[0]]], []
-            for each, following in zip(between, operands[1:], strict=True):
-                if each is joint:
-                    groups[-1].append(following)
-                else:
-                    groups.append([following])
-                    rest.append(each)
-            operands = [
-                group[0] if len(group) == 1 else node(joint, tuple(group)) for group in groups
-            ]
-            between = rest
-        return operands[0]
+        if not joints:
+            return operand()
+        operands = [self._joined(joints[1:], operand, node)]
+        while self.accept(joints[0]):
+            operands.append(self._joined(joints[1:], operand, node))
+        return operands[0] if len(operands) == 1 else node(joints[0], tuple(operands))
 
     def _parenthesised(self, inner: Callable[[], V], expected: str) -> V:
         self._depth += 1
@@ -437,12 +417,11 @@ class _Parser:
         if self.kind in ("NOT", "EXISTS"):
             negated = self.accept("NOT")
             self.expect("EXISTS", "EXISTS")
-            return Exists(self._path(), negated)
+            return Comparison(self._path(), Operator.EXISTS, negated=negated)
         path = self._path()
         negated = self.accept("NOT")
-        try:
-            operator = Operator(_SYNONYMS.get(self.kind, self.kind))
-        except ValueError:
+        operator = _OPERATORS.get(self.kind)
+        if operator is None:
             self.refuse("a comparison operator")
         self.advance()
         value: Literal | tuple[Literal, ...]
