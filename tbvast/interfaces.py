@@ -483,16 +483,10 @@ class IIndicatorStore(Interface):
         @return: Fires with the changes for the engine, in parts.
         """
 
-    def expire() -> Deferred[list[Changes]]:
+    def update_validity() -> Deferred[list[Changes]]:
         """
-        End the indicators that have reached their C{valid_until}.
-
-        @return: Fires with the changes for the engine, in parts.
-        """
-
-    def activate_due() -> Deferred[list[Changes]]:
-        """
-        Put the indicators in force that have reached their C{valid_from}.
+        End the indicators that have reached their C{valid_until}, and put those in force that
+        have reached their C{valid_from}.
 
         @return: Fires with the changes for the engine, in parts.
         """

@@ -211,7 +211,7 @@ class CursorTests(SynchronousTestCase):
                 self.thread.perform()
             self.assertEqual(changing, [])
             settled.addErrback(lambda failure: None)
-            self.store.indicators.expire(self.clock.seconds())
+            self.store.indicators.update_validity(self.clock.seconds(), True)
 
     def test_pieces(self) -> None:
         """

@@ -102,12 +102,12 @@ class IndicatorStoreTests(ClientTestCase):
         applied = self.successResultOf(self.store.apply([indicator], None, 1))
         self.assertEqual(applied.write, ())
         self.now = 10.0
-        (activated,) = self.successResultOf(self.store.activate_due())
+        (activated,) = self.successResultOf(self.store.update_validity())
         self.assertEqual(len(activated.write), 1)
         bodies = self.successResultOf(self.store.bodies([indicator.id]))
         self.assertEqual(bodies, {indicator.id: indicator.raw})
         self.now = 20.0
-        (expired,) = self.successResultOf(self.store.expire())
+        (expired,) = self.successResultOf(self.store.update_validity())
         self.assertEqual(len(expired.erase), 1)
         self.assertEqual(self.successResultOf(self.store.bodies([indicator.id])), {})
 

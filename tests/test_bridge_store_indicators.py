@@ -309,10 +309,10 @@ class ExpiryTests(StoreTestCase):
         An expired indicator is erased, once.
         """
         self.apply(an_indicator(1, valid_until=moment(100)), an_indicator(2))
-        self.assertEqual(only(self.store.indicators.expire(99.0)).erase, ())
-        self.assertEqual(only(self.store.indicators.expire(100.0)).erase, (ip(1),))
+        self.assertEqual(only(self.store.indicators.update_validity(99.0, True)).erase, ())
+        self.assertEqual(only(self.store.indicators.update_validity(100.0, True)).erase, (ip(1),))
         self.assertEqual(self.in_force(), {indicator_id(2)})
-        self.assertEqual(only(self.store.indicators.expire(200.0)).erase, ())
+        self.assertEqual(only(self.store.indicators.update_validity(200.0, True)).erase, ())
 
     def test_too_late(self) -> None:
         """
@@ -334,7 +334,7 @@ class ExpiryTests(StoreTestCase):
         """
         self.apply(an_indicator(1, valid_until=moment(100)))
         self.apply(an_indicator(1, 2, valid_until=moment(300)))
-        self.assertEqual(only(self.store.indicators.expire(200.0)).erase, ())
+        self.assertEqual(only(self.store.indicators.update_validity(200.0, True)).erase, ())
 
 
 class BeginningTests(StoreTestCase):
@@ -350,13 +350,13 @@ class BeginningTests(StoreTestCase):
         self.assertEqual(changes, Changes(changes.number))
         self.assertEqual(self.in_force(), set())
         self.assertEqual(self.store.counts()["not_yet"], 1)
-        self.assertEqual(only(self.store.indicators.activate_due(99.0, True)).write, ())
+        self.assertEqual(only(self.store.indicators.update_validity(99.0, True)).write, ())
         self.reopen()
-        begun = only(self.store.indicators.activate_due(100.0, True))
+        begun = only(self.store.indicators.update_validity(100.0, True))
         self.assertEqual(begun.write, (entry(ip(1), 1),))
         self.assertGreater(begun.number, changes.number)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
-        self.assertEqual(only(self.store.indicators.activate_due(200.0, True)).write, ())
+        self.assertEqual(only(self.store.indicators.update_validity(200.0, True)).write, ())
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
     def test_no_search(self) -> None:
@@ -364,7 +364,7 @@ class BeginningTests(StoreTestCase):
         If past events are not searched, an indicator that becomes valid waits for no search.
         """
         self.apply(an_indicator(1, valid_from=moment(100)), now=50, search=False)
-        only(self.store.indicators.activate_due(100.0, False))
+        only(self.store.indicators.update_validity(100.0, False))
         self.assertEqual(self.unsearched(), [])
 
     def test_withdrawn(self) -> None:
@@ -377,8 +377,8 @@ class BeginningTests(StoreTestCase):
             now=50,
         )
         self.apply(an_indicator(1, 2, x_threatbus_update="REMOVE"), now=60)
-        only(self.store.indicators.expire(300.0))
-        self.assertEqual(only(self.store.indicators.activate_due(300.0, True)).write, ())
+        only(self.store.indicators.update_validity(300.0, True))
+        self.assertEqual(only(self.store.indicators.update_validity(300.0, True)).write, ())
 
     def test_postponed(self) -> None:
         """
@@ -388,7 +388,7 @@ class BeginningTests(StoreTestCase):
         changes = self.apply(an_indicator(1, 2, valid_from=moment(100)), now=60)
         self.assertEqual(changes.erase, (ip(1),))
         self.assertEqual(
-            only(self.store.indicators.activate_due(100.0, True)).write, (entry(ip(1), 1),)
+            only(self.store.indicators.update_validity(100.0, True)).write, (entry(ip(1), 1),)
         )
 
     def test_not_matched(self) -> None:
@@ -398,7 +398,8 @@ class BeginningTests(StoreTestCase):
         later = an_indicator(1, pattern_type="yara", pattern="{", valid_from=moment(100))
         self.assertEqual(self.apply(later, now=50).unmatched, {})
         self.assertEqual(
-            set(only(self.store.indicators.activate_due(100.0, True)).unmatched), {indicator_id(1)}
+            set(only(self.store.indicators.update_validity(100.0, True)).unmatched),
+            {indicator_id(1)},
         )
 
 
@@ -845,7 +846,7 @@ class DamageTests(StoreTestCase):
             lambda: list(self.store.entries.all()),
             lambda: reconcile(self.store, []),
             lambda: self.store.searches.unsearched(1 << 40, 100),
-            lambda: only(self.store.indicators.expire(0.0)),
+            lambda: only(self.store.indicators.update_validity(0.0, True)),
             lambda: self.store.indicators.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
             lambda: self.store.indicators.apply(
                 [an_indicator(2, 2, x_threatbus_update="REMOVE")], 0.0, True
@@ -887,11 +888,11 @@ class DamageTests(StoreTestCase):
             [an_indicator(n, valid_from=moment(50)) for n in (1, 2, 3)], 0.0, True
         )
         self.damage("body", b"{", 2)
-        changes = only(self.store.indicators.activate_due(60.0, True))
+        changes = only(self.store.indicators.update_validity(60.0, True))
         self.assertEqual(
             {entry.ids for entry in changes.write}, {(indicator_id(1),), (indicator_id(3),)}
         )
-        self.assertEqual(only(self.store.indicators.activate_due(70.0, True)).write, ())
+        self.assertEqual(only(self.store.indicators.update_validity(70.0, True)).write, ())
         self.assertEqual(self.aside(), 1)
         self.assertEqual(self.store.counts()["not_yet"], 0)
 
@@ -1005,6 +1006,6 @@ class AgreementTests(SynchronousTestCase):
                 tell(store.indicators.apply(batch, 0.0, True))
             if snapshot < len(batches):
                 tell(only(store.indicators.end_snapshot(Position("bus", 1))))
-            tell(only(store.indicators.expire(60.0)))
+            tell(only(store.indicators.update_validity(60.0, True)))
         finally:
             store.close()

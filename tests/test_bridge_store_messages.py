@@ -96,12 +96,12 @@ class PartsTests(SynchronousTestCase):
         Many indicators end at once; only the first part has the reasons.
         """
         self.know(MANY, valid_until=moment(50))
-        parts = list(self.store.indicators.expire(50.0))
+        parts = list(self.store.indicators.update_validity(50.0, True))
         self.assertEqual(
             [len(part.erase) for part in parts],
             [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1],
         )
-        self.assertEqual(list(self.store.indicators.expire(50.0)), [Changes(2)])
+        self.assertEqual(list(self.store.indicators.update_validity(50.0, True)), [Changes(2)])
 
     def test_snapshot(self) -> None:
         """

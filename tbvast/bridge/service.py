@@ -279,9 +279,8 @@ class Bridge(SequentialService):
             self._log.failure("Cannot maintain the store")
 
     async def _update_validity(self) -> None:
-        for update in (self._indicators.expire, self._indicators.activate_due):
-            for changes in await update():
-                self._changed(changes)
+        for changes in await self._indicators.update_validity():
+            self._changed(changes)
 
     async def _prune(self) -> None:
         await self._sightings.prune()

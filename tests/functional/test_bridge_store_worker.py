@@ -141,7 +141,9 @@ class ProcessTests(TestCase):
             IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, Position("bus", 7), False, 1
         )
         self.path.unlink()
-        e = await self.assertFailure(worker.ask(IndicatorTable.expire, 1.0), StoreFailed)
+        e = await self.assertFailure(
+            worker.ask(IndicatorTable.update_validity, 1.0, True), StoreFailed
+        )
         await worker.stop()
         self.assertEqual(self.lost, [str(e)])
         self.assertIn("was removed while it was in use", str(e))

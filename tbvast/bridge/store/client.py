@@ -71,11 +71,8 @@ class IndicatorStore:
     def end_snapshot(self, position: Position) -> Deferred[list[Changes]]:
         return self._ask(IndicatorTable.end_snapshot, position)
 
-    def expire(self) -> Deferred[list[Changes]]:
-        return self._ask(IndicatorTable.expire, self._now())
-
-    def activate_due(self) -> Deferred[list[Changes]]:
-        return self._ask(IndicatorTable.activate_due, self._now(), self._search)
+    def update_validity(self) -> Deferred[list[Changes]]:
+        return self._ask(IndicatorTable.update_validity, self._now(), self._search)
 
     async def entries(self) -> list[Entry]:
         found: list[Entry] = []

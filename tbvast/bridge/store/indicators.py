@@ -360,18 +360,6 @@ class IndicatorTable:
             self._store_position(position)
             return in_messages(self._end_where("generation != ?", self._generation))
 
-    def expire(self, now: float) -> Iterator[Changes]:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.expire}
-
-        @param now: Seconds since the epoch.
-        """
-        with self._transaction():
-            ended = self._end_where(
-                f"valid_until < {NO_END} AND valid_until <= ?", microseconds(now)
-            )
-            return in_messages(ended)
-
     def _end_where(self, condition: str, parameter: int | str) -> Changes:
         """
         End indicators.
@@ -397,21 +385,22 @@ class IndicatorTable:
         )
         return self._entries.changes_of(set[Observable]().union(*terms.values()))
 
-    def activate_due(self, now: float, search: bool) -> Iterator[Changes]:
+    def update_validity(self, now: float, search: bool) -> Iterator[Changes]:
         """
-        @see: L{tbvast.interfaces.IIndicatorStore.activate_due}
+        @see: L{tbvast.interfaces.IIndicatorStore.update_validity}
 
         @param now: Seconds since the epoch.
-        @param search: Whether to search past events for them.
+        @param search: Whether to search past events for those in force.
         """
         moment = microseconds(now)
         with self._transaction():
+            ended = self._end_where(f"valid_until < {NO_END} AND valid_until <= ?", moment)
             due = self._db.execute(
                 "SELECT body, number, id FROM indicators INDEXED BY beginning"
                 " WHERE state = 2 AND valid_from <= ?",
                 (moment,),
             ).fetchall()
-            return in_messages(self._activate(due, search, now))
+            return in_messages(merge_changes([ended, self._activate(due, search, now)]))
 
     def rebuild_observables(self, search: bool) -> None:
         """
