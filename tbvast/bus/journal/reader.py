@@ -5,9 +5,10 @@ Reads the journal's file: SQLite, by blocking calls.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from tbvast.bus.journal.schema import (
@@ -31,6 +32,13 @@ from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, report
 from tbvast.storage.sqlite import IN_JSON_LIST, connect, microseconds, snapshot
 from tbvast.values import Position
+
+_MOST = {number: MOST_BYTES[stream] for number, stream in STREAM_OF_NUMBER.items()}
+
+_Row = Sequence[Any]
+"""
+The number, the stream, the document and the checksum of an entry, at least.
+"""
 
 
 class JournalReader:
@@ -77,31 +85,46 @@ class JournalReader:
 
         @param now: Seconds since the epoch.
         """
-        good: list[tuple[int, bytes]] = []
-        bad: list[SetAside] = []
+        fixed = (until, IN_FORCE, STREAM_NUMBER[Stream.INTEL])
+        dates = (microseconds(since), microseconds(now))
+
+        def read(after: int) -> list[_Row]:
+            return self._connection.execute(
+                "SELECT number, stream, body, crc FROM entries"
+                " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
+                " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
+                f" AND {HAS_BODY} ORDER BY number LIMIT ?",
+                (after, *fixed, *dates, limit),
+            ).fetchall()
+
         with self._reading():
-            # An empty page would mean the end.
-            while not good and (
-                rows := self._connection.execute(
-                    "SELECT number, body, crc FROM entries"
-                    " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
-                    " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
-                    f" AND {HAS_BODY} ORDER BY number LIMIT ?",
-                    (
-                        after,
-                        until,
-                        IN_FORCE,
-                        STREAM_NUMBER[Stream.INTEL],
-                        microseconds(since),
-                        microseconds(now),
-                        limit,
-                    ),
-                ).fetchall()
-            ):
-                after = rows[-1][0]
-                good, found = _sound(rows)
-                bad += self._damaged(found, Stage.SNAPSHOT)
-        return Page(good, bad)
+            sound, damaged = self._sound(read, after, Stage.SNAPSHOT)
+        return Page([(number, body) for number, _, body, _ in sound], damaged)
+
+    def _sound(
+        self, read: Callable[[int], list[_Row]], after: int, stage: Stage
+    ) -> tuple[list[_Row], list[SetAside]]:
+        """
+        Read a page, and verify it. An empty page would mean the end, so a page of which all
+        rows are damaged is followed by the next one.
+
+        @param read: Reads the rows after a number.
+        @return: The sound rows, and the damaged ones.
+        """
+        sound: list[_Row] = []
+        damaged: list[SetAside] = []
+        while not sound and (rows := read(after)):
+            after = rows[-1][0]
+            try:
+                sound = [
+                    row for row in rows if crc32(row[2]) == row[3] and len(row[2]) <= _MOST[row[1]]
+                ]
+            except (TypeError, KeyError):  # a column of a damaged row may have any type
+                sound = [row for row in rows if _damage(*row[:4]) is None]
+            if len(sound) < len(rows):
+                numbers = {row[0] for row in rows} - {row[0] for row in sound}
+                damaged += self._damaged(sorted(numbers), stage)
+        return sound, damaged
 
     def _damaged(self, numbers: Collection[int], stage: Stage) -> Iterator[SetAside]:
         """
@@ -112,13 +135,9 @@ class JournalReader:
                 f"SELECT stream, id, {BODY}, crc, typeof(body) FROM entries WHERE number = ?",
                 (number,),
             ):
-                known = STREAM_OF_NUMBER.get(stream)
-                if known is None:
-                    reason: str | None = f"damaged: stream {stream!r}"
-                elif type_ != "blob":
+                reason = _damage(number, stream, body, crc)
+                if type_ != "blob" and stream in STREAM_OF_NUMBER:
                     reason = f"damaged: the document is stored as {type_}"
-                else:
-                    reason = damage(known, body, crc)
                 if reason is not None:
                     yield set_aside_row(number, stream, id_, body, stage, reason)
 
@@ -164,42 +183,26 @@ class JournalReader:
         @see: L{tbvast.interfaces.IReplay.entries}
         """
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
-        good: list[JournalEntry] = []
-        bad: list[int] = []
+
+        def read(after: int) -> list[_Row]:
+            found: list[_Row] = []
+            left = size
+            for row in self._connection.execute(
+                "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
+                f" AND stream {IN_JSON_LIST} AND {HAS_BODY} ORDER BY number LIMIT ?",
+                (after, wanted, limit),
+            ):
+                found.append(row)
+                left -= row[4]
+                if left <= 0:
+                    break
+            return found
+
         with self._reading(), snapshot(self._connection):
             floor = read_number(self._connection, FLOOR)
-            # An empty page would mean the end.
-            while not good and (found := self._read_entries(after, wanted, limit, size)):
-                after = found[-1][0]
-                for number, stream, body, crc, _ in found:
-                    try:
-                        known = STREAM_OF_NUMBER[stream]
-                        if crc32(body) == crc and len(body) <= MOST_BYTES[known]:
-                            good.append(JournalEntry(number, known, body))
-                            continue
-                    except (TypeError, KeyError):
-                        pass  # a column of a damaged row may have any type
-                    bad.append(number)
-            return Page(good, list(self._damaged(bad, Stage.REPLAY)), floor)
-
-    def _read_entries(
-        self, after: int, streams: str, limit: int, size: int
-    ) -> list[tuple[int, int, bytes, int, int]]:
-        """
-        @param streams: Their numbers, as a JSON list.
-        """
-        found = []
-        for row in self._connection.execute(
-            "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
-            f" AND stream {IN_JSON_LIST} AND {HAS_BODY}"
-            " ORDER BY number LIMIT ?",
-            (after, streams, limit),
-        ):
-            found.append(row)
-            size -= row[4]
-            if size <= 0:
-                break
-        return found
+            sound, damaged = self._sound(read, after, Stage.REPLAY)
+        entries = [JournalEntry(row[0], STREAM_OF_NUMBER[row[1]], row[2]) for row in sound]
+        return Page(entries, damaged, floor)
 
     def pruned(self, after: int, until: int) -> int:
         """
@@ -222,20 +225,9 @@ class JournalReader:
         return None if found is None else Position(*found)
 
 
-def _sound(rows: list[tuple[int, bytes, int]]) -> tuple[list[tuple[int, bytes]], list[int]]:
+def _damage(number: int, stream: int, body: bytes, crc: int) -> str | None:
     """
-    @param rows: Number, document and checksum of indicators.
-    @return: The sound ones, and the numbers of the others.
+    @return: The reason not to deliver an entry; C{None} if it is sound.
     """
-    most = MOST_BYTES[Stream.INTEL]
-    try:
-        good = [
-            (number, body) for number, body, crc in rows if crc32(body) == crc and len(body) <= most
-        ]
-    except TypeError:  # a column of a damaged row may have any type
-        good = [
-            (number, body) for number, body, crc in rows if damage(Stream.INTEL, body, crc) is None
-        ]
-    if len(good) == len(rows):
-        return good, []
-    return good, sorted({row[0] for row in rows} - {number for number, _ in good})
+    known = STREAM_OF_NUMBER.get(stream)
+    return f"damaged: stream {stream!r}" if known is None else damage(known, body, crc)
