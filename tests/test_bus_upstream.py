@@ -111,7 +111,7 @@ class IntelCursorTests(SynchronousTestCase):
         end = self.cursor.end_snapshot(Position("up", 9))
         self.successResultOf(Deferred.fromCoroutine(end))
         self.assertEqual(self.recalled(), Position("up", 9))
-        self.assertEqual(self.taken, [[an_indicator()], []])
+        self.assertEqual(self.taken, [[an_indicator()]])
 
 
 class UpstreamTests(SynchronousTestCase):

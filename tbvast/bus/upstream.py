@@ -16,11 +16,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch
-from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
-from tbvast.interfaces import IBacklog, ICursor, IJournal, IReplay
+from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
+from tbvast.interfaces import IBacklog, IJournal, IReplay
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
-from tbvast.protocol.unreadable import Unreadable
 from tbvast.service.flusher import Flusher
 from tbvast.settings.schema import UpstreamSettings
 from tbvast.storage.set_aside import SetAside, Stage, id_in
@@ -37,8 +36,7 @@ Takes in items from another bus; fires when they are durable.
 """
 
 
-@implementer(ICursor)
-class IntelCursor:
+class IntelCursor(Listener):
     """
     Takes in another bus's intel, and stores the position in the journal.
 
@@ -51,10 +49,9 @@ class IntelCursor:
         @param reader: The name under which the position is stored.
         @param take: Takes in items.
         """
-        self.position: Position | None = None
+        super().__init__(take)
         self._replay = replay
         self._reader = reader
-        self._take = take
 
     async def recall(self) -> None:
         """
@@ -65,24 +62,10 @@ class IntelCursor:
     async def apply(
         self, items: Sequence[Item], position: Position | None, decided: bool = False
     ) -> None:
-        await self._take(items)
+        await super().apply(items, None)
         if position is not None:
             await self._replay.set_position(self._reader, position)
             self.position = position
-
-    async def set_aside(self, items: Sequence[Unreadable]) -> None:
-        """
-        Do nothing: they are logged, and in the other bus's journal.
-        """
-
-    async def commit(self) -> None:
-        pass
-
-    async def begin_snapshot(self) -> None:
-        pass
-
-    async def end_snapshot(self, position: Position) -> None:
-        await self.apply((), position)
 
 
 @implementer(IBacklog)

@@ -31,6 +31,7 @@ from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.service.retry_policy import doubling
 from tbvast.service.state_machine import machine_of
+from tbvast.stix.documents import JsonObject
 from tbvast.values import HostPort, Position
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
@@ -104,7 +105,7 @@ class Listener:
         """
 
     async def end_snapshot(self, position: Position) -> None:
-        self.position = position
+        await self.apply((), position)
 
 
 TABLE = """
@@ -178,7 +179,7 @@ class BusSubscription(Service):
         bus: HostPort,
         request: SubscriptionRequest,
         cursor: ICursor,
-        report: Callable[[], dict[str, object]] | None = None,
+        report: Callable[[], JsonObject] | None = None,
         ready: Callable[[], None] | None = None,
         options: SocketOptions | None = None,
         keys: SocketOptions | None = None,

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+
+from tbvast.stix.documents import JsonValue
 
 WORK = 4
 """
@@ -43,7 +44,7 @@ class Scanner:
         self.text = raw.decode("latin-1")
         self.left = WORK * len(raw)
 
-    def value(self, start: int) -> tuple[Any, int]:
+    def value(self, start: int) -> tuple[JsonValue, int]:
         """
         Decode a well-formed value.
 

@@ -8,7 +8,7 @@ Bus's requests; C{publish} and C{status} are tbvast's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from msgspec import Meta
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
+from tbvast.stix.documents import JsonObject, JsonValue
 from tbvast.values import Position
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     """
 
     topic: str
-    report: dict[str, Any]
+    report: JsonObject
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -111,11 +112,11 @@ Request = Subscribe | Unsubscribe | Heartbeat | Publish | Status | Unknown
 
 
 class _Document(msgspec.Struct):
-    action: Any = None
-    topic: Any = None
-    snapshot: Any = 0
-    protocol: Any = ""
-    name: Any = ""
+    action: JsonValue = None
+    topic: JsonValue = None
+    snapshot: JsonValue = 0
+    protocol: JsonValue = ""
+    name: JsonValue = ""
     report: msgspec.Raw = msgspec.Raw(b"null")
     documents: list[msgspec.Raw] = []
     resume: Position | None = None
@@ -171,7 +172,7 @@ def _interpret(document: _Document) -> Request:
     return Unknown(dialect)
 
 
-def _topics(value: Any) -> tuple[str, ...]:
+def _topics(value: JsonValue) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     listed = value if isinstance(value, list) else [value]
@@ -180,7 +181,7 @@ def _topics(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(listed))
 
 
-def _days(value: Any) -> int:
+def _days(value: JsonValue) -> int:
     if value is None:
         return 0
     if isinstance(value, float) and value.is_integer():
@@ -192,16 +193,16 @@ def _days(value: Any) -> int:
     return value
 
 
-def _report(raw: bytes) -> dict[str, Any]:
+def _report(raw: bytes) -> JsonObject:
     if len(raw) > REPORT_BYTES:
         raise ProtocolInvalid("report", raw, f"at most {REPORT_BYTES} bytes")
     try:
-        return msgspec.json.decode(raw, type=dict[str, Any] | None) or {}
+        return msgspec.json.decode(raw, type=JsonObject | None) or {}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolInvalid("report", raw, f"a JSON object ({e})") from e
 
 
-def _text(field: str, value: Any) -> str:
+def _text(field: str, value: JsonValue) -> str:
     if not isinstance(value, str) or len(value) > NAME_LENGTH:
         raise ProtocolInvalid(field, value, f"a text of at most {NAME_LENGTH} characters")
     return value
@@ -249,7 +250,7 @@ def subscribed(
         speaks L{PROTOCOL}.
     @return: The reply to a subscribe request, with the keys of both dialects.
     """
-    reply: dict[str, object] = {
+    reply: JsonObject = {
         "topic": topic,
         "pub_port": pub,
         "sub_port": sub,
@@ -277,7 +278,7 @@ def encode_subscribe(
     @param name: The subscriber's name for itself.
     @param resume: The subscriber's position, if it has one.
     """
-    request: dict[str, object] = {
+    request: JsonObject = {
         "action": "subscribe",
         "topic": list(topics) if len(topics) > 1 else topics[0],
         "snapshot": snapshot,
@@ -298,14 +299,14 @@ def encode_unsubscribe(topic: str) -> bytes:
     return _encode({"action": "unsubscribe", "topic": topic})
 
 
-def encode_heartbeat(topic: str, report: dict[str, object] | None = None) -> bytes:
+def encode_heartbeat(topic: str, report: JsonObject | None = None) -> bytes:
     """
     Encode a heartbeat.
 
     @param topic: The subscription's own topic.
     @param report: The subscriber's state; only for a bus that speaks L{PROTOCOL}.
     """
-    request: dict[str, object] = {"action": "heartbeat", "topic": topic}
+    request: JsonObject = {"action": "heartbeat", "topic": topic}
     if report is not None:
         request["report"] = report
     return _encode(request)
@@ -379,13 +380,13 @@ def encode_published(outcomes: Sequence[str], reasons: dict[int, str]) -> bytes:
     return _encode(Published(list(outcomes), reasons))
 
 
-def decode_reply(raw: bytes) -> dict[str, object]:
+def decode_reply(raw: bytes) -> JsonObject:
     """
     Decode any reply of the stix2 dialect.
 
     @raise ProtocolInvalid: If it is not a JSON object.
     """
-    return _decode(raw, dict[str, object])
+    return _decode(raw, JsonObject)
 
 
 def refusal(raw: bytes) -> str | None:

@@ -9,10 +9,10 @@ brackets are closed, or before the next document that is, or begins like, a STIX
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.damaged_json import Scanner
+from tbvast.stix.documents import JsonValue
 
 _EXPECTED = "a publish request whose documents can be told from each other"
 
@@ -56,7 +56,7 @@ class _Splitter:
         self._failures = MOST_FAILURES
 
     def split(self) -> tuple[bytes, ...] | None:
-        action: Any = None
+        action: JsonValue = None
         documents: tuple[bytes, ...] | None = ()
         position = self._after_space(0)
         if self._at(position) != "{":
@@ -90,7 +90,7 @@ class _Splitter:
     def _at(self, position: int) -> str:
         return self._text[position : position + 1]
 
-    def _check_other(self, action: Any, position: int) -> None:
+    def _check_other(self, action: JsonValue, position: int) -> None:
         """
         @raise RequestUnsplittable: If it is a publish request that is damaged outside of
             its documents.

@@ -50,7 +50,6 @@ _HEAD = re.compile(
 _ITEM = re.compile(rb'\s*\[\s*(-?\d{1,19})\s*,\s*"([^"\\]{0,64})"\s*,\s*')
 _ITEM_END = re.compile(rb"\s*\]")
 _SEPARATOR = re.compile(rb"\s*,\s*(?=\[)")
-_END = re.compile(rb"\s*\]\s*\}\s*\Z")
 _CANDIDATE = re.compile(rb'\[(\d{1,19}),"(?:indicator|sighting)",')
 
 
@@ -96,14 +95,10 @@ class _Reader:
             start = self._candidate(0)
             if start is None:
                 yield RawItem(0, None, msgspec.Raw(payload))
-        elif _END.match(payload, start):  # the frame has no items
-            return
         while start is not None:
             item, end = self._item(start)
             if item is not None:
                 yield item
-                if _END.match(payload, end):
-                    return
                 separator = _SEPARATOR.match(payload, end)
                 if separator is not None:
                     start = separator.end()

@@ -132,11 +132,13 @@ class Connection(ZmqConnection):
 
     @ivar paused: Whether reading is paused.
     @ivar drained: Whether the last read emptied the socket.
+    @cvar defaults: The options of every socket of the class.
     """
 
     _log = Logger()
 
     read_scheduled: IDelayedCall | None
+    defaults: SocketOptions = {}
 
     def __init__(
         self,
@@ -159,7 +161,7 @@ class Connection(ZmqConnection):
         self.paused = False
         self.drained = True
         super().__init__(factory)
-        for option, value in (options or {}).items():
+        for option, value in {**self.defaults, **(options or {})}.items():
             self.socket.set(option, value)
 
     def bind(self, address: str) -> None:
@@ -323,27 +325,14 @@ class SubConnection(Connection):
 
 class XPubConnection(Connection):
     """
-    The sending end of SUB sockets. It receives their subscriptions.
+    The sending end of SUB sockets. It receives their subscriptions; see L{read_subscription}.
 
     If a subscriber's queue is full, a message is refused, not dropped, so that the sender
     can keep it. A topic should therefore have one subscriber.
     """
 
     socketType = zmq.XPUB
-
-    def __init__(
-        self,
-        factory: Factory,
-        receive: Callable[[list[Received]], None],
-        options: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param factory: As for L{Connection}.
-        @param receive: Called with the subscription messages of each burst; see
-            L{read_subscription}.
-        @param options: As for L{Connection}.
-        """
-        super().__init__(factory, receive, {zmq.XPUB_NODROP: 1, **(options or {})})
+    defaults: SocketOptions = {zmq.XPUB_NODROP: 1}
 
 
 class GuardedXPubConnection(XPubConnection):
