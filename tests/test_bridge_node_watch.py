@@ -4,9 +4,10 @@ Tests for L{tbvast.bridge.node_watch}.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from tbvast.bridge.node_watch import MAX_RECONNECT_DELAY, TABLE, State
+from tbvast.bridge.node_watch import MAX_RECONNECT_DELAY, TABLE, State, Task
 from tbvast.errors import EngineCallFailed, EngineUnsupported
 from tests.doubles import an_indicator, indicator_id
 from tests.engine_parts import EngineTestCase, ip
@@ -139,3 +140,25 @@ class NodeTests(EngineTestCase):
         """
         text = Path(__file__).parents[1].joinpath("docs", "architecture.md").read_text()
         self.assertIn(TABLE, text)
+
+
+class DefectTests(EngineTestCase):
+    """
+    A part with a defect.
+    """
+
+    def tasks(self) -> Iterator[Task]:
+        yield self.broken()
+        yield from super().tasks()
+
+    async def broken(self) -> None:
+        raise RuntimeError("a defect")
+
+    def test_reported(self) -> None:
+        """
+        It is reported, and the other parts go on.
+        """
+        self.start()
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.apply(an_indicator(1))
+        self.assertEqual(set(self.engine.table), {ip(1)})
