@@ -12,46 +12,50 @@ import asyncio
 import contextlib
 import logging
 import re
-import select
 import shutil
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from tbvast.engines.error_text import error_summary
-from tbvast.engines.line_buffer import READ_BYTES, LineBuffer
 from tbvast.errors import (
     EngineCallFailed,
-    EngineError,
     EngineInterrupted,
     EngineMissing,
     EngineTimeout,
     EngineUnreachable,
 )
-from tbvast.service.child_process import launch_command
+from tbvast.service.child_process import Exit, append_tail, ending_signals, launch_command
+from tbvast.service.lines import LineBuffer
+
+READ_BYTES = 1 << 18
+"""
+The most bytes to read from a stream at once.
+"""
+
+MAX_LINE_BYTES = 1 << 26
+"""
+The most bytes of a line; no event is that long.
+"""
 
 MAX_STDERR_BYTES = 1 << 14
 """
-The most bytes that are kept of a command's standard error.
+The most bytes of a command's standard error that are kept: the last ones.
 """
 
 TERM_GRACE_SECONDS = (0.3, 0.5)
 """
-Seconds that a command has to end after each TERM signal. The second signal makes it hurry; if
+Seconds that a command has to end after each SIGTERM. The second signal makes it hurry; if
 it were killed instead, it would delay the end of its node by 11 s.
-"""
-
-REAP_SECONDS = 5.0
-"""
-The most seconds to wait until a killed command is reaped.
 """
 
 _UNREACHABLE = re.compile(r"failed to connect to|cannot_connect_to_node|broken_promise")
 
 T = TypeVar("T")
+CallType = TypeVar("CallType", bound="Waiter")
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -66,13 +70,11 @@ class Result(msgspec.Struct, frozen=True):
     warnings: str
 
 
-class _Stoppable(Protocol):
-    def stop(self) -> None: ...
-
-
 class Waiter:
     """
-    Waits for sockets in a worker thread, and can be interrupted.
+    Blocks a worker thread until something happens; another thread can interrupt that.
+
+    All methods except L{stop} belong to one thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -80,8 +82,9 @@ class Waiter:
         @param name: The name of the call in errors.
         """
         self._name = name
-        self._lock = threading.Lock()
-        self._wake, self._woken = socket.socketpair()
+        self._runner = asyncio.Runner(loop_factory=_Loop)
+        self._loop = self._runner.get_loop()
+        self._stopped = self._loop.create_future()
 
     def readable(self, other: socket.socket, timeout: float) -> bool:
         """
@@ -90,7 +93,7 @@ class Waiter:
         @return: Whether it had any within C{timeout} seconds.
         @raise EngineInterrupted: If the calls were interrupted.
         """
-        return self._ready(other, select.POLLIN, timeout)
+        return self._ready(other, timeout, self._loop.add_reader, self._loop.remove_reader)
 
     def writable(self, other: socket.socket, timeout: float) -> bool:
         """
@@ -99,41 +102,68 @@ class Waiter:
         @return: Whether it did within C{timeout} seconds.
         @raise EngineInterrupted: If the calls were interrupted.
         """
-        return self._ready(other, select.POLLOUT, timeout)
+        return self._ready(other, timeout, self._loop.add_writer, self._loop.remove_writer)
 
-    def sleep(self, seconds: float) -> None:
+    def _ready(
+        self,
+        other: socket.socket,
+        timeout: float,
+        add: Callable[..., None],
+        remove: Callable[[socket.socket], bool],
+    ) -> bool:
+        async def ready() -> bool:
+            event = asyncio.Event()
+            add(other, event.set)
+            try:
+                return await event.wait()
+            finally:
+                remove(other)
+
+        try:
+            return self.wait(ready(), timeout)
+        except TimeoutError:
+            return False
+
+    def wait(self, awaitable: Awaitable[T], timeout: float | None) -> T:
         """
-        Wait some seconds.
+        Wait for a result.
 
+        @param timeout: The most seconds; C{None} is unlimited.
+        @raise TimeoutError: If there is none within the time.
         @raise EngineInterrupted: If the calls were interrupted.
         """
-        self._ready(None, 0, seconds)
+        return self._runner.run(self._raced(awaitable, timeout))
 
-    def _ready(self, other: socket.socket | None, event: int, timeout: float) -> bool:
-        poll = select.poll()
-        poll.register(self._woken, select.POLLIN)
-        if other is not None:
-            poll.register(other, event)
-        ready = dict(poll.poll(round(max(0.0, timeout) * 1000)))
-        if self._woken.fileno() in ready:
+    async def _raced(self, awaitable: Awaitable[T], timeout: float | None) -> T:
+        task = asyncio.ensure_future(awaitable)
+        await asyncio.wait(
+            {task, self._stopped}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if task.done() and not self._stopped.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        if self._stopped.done():
             raise EngineInterrupted(self._name)
-        return bool(ready)
+        raise TimeoutError
 
     def stop(self) -> None:
         """
-        Make the method in progress, and all later ones, raise L{EngineInterrupted}.
-        Thread-safe.
+        Make the method in progress, or else the next one, raise
+        L{EngineInterrupted}. Thread-safe.
         """
-        with self._lock, contextlib.suppress(OSError):
-            self._wake.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
 
     def close(self) -> None:
         """
-        Release the waiter's own sockets.
+        End the waiter. Not to be called during a wait.
         """
-        with self._lock:
-            self._wake.close()
-            self._woken.close()
+        self._runner.close()
 
 
 class Commands:
@@ -161,7 +191,7 @@ class Commands:
         self._options = tuple(options)
         self._parent = parent
         self._lock = threading.Lock()
-        self._calls: set[_Stoppable] = set()
+        self._calls: set[Waiter] = set()
         self._interrupted = False
 
     def run(
@@ -179,8 +209,9 @@ class Commands:
         @raise EngineTimeout: If the command did not end in time.
         @raise EngineInterrupted: If L{interrupt} was called.
         """
-        with self._call(name, timeout) as call:
-            call.start(arguments, stdin)
+        with self._call(name, arguments, timeout) as call:
+            call.write(stdin)
+            call.end_input()
             return call.result()
 
     def feed(
@@ -195,8 +226,7 @@ class Commands:
             the last one.
         @raise EngineError: As for L{run}.
         """
-        with self._call(name, None) as call:
-            call.start(arguments, None)
+        with self._call(name, arguments, None) as call:
             for text in texts:
                 call.set_timeout(timeout)
                 if not call.write(text):
@@ -207,24 +237,19 @@ class Commands:
             return call.result()
 
     def stream(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        stdin: str = "",
-        *,
-        timeout: float | None = None,
+        self, name: str, arguments: Sequence[str], *, timeout: float | None = None
     ) -> Generator[list[bytes], None, None]:
         """
-        Run a command, and yield its lines as they arrive. Closing the iterator ends the
-        command.
+        Run a command without input, and yield its lines as they arrive. Closing the iterator
+        ends the command.
 
         @param timeout: The most seconds for the whole call; C{None} is unlimited.
         @return: Batches of lines. The first batch is empty, and means that the command has been
             started.
         @raise EngineError: As for L{run}.
         """
-        with self._call(name, timeout) as call:
-            call.start(arguments, stdin)
+        with self._call(name, arguments, timeout) as call:
+            call.end_input()
             yield []
             yield from call.batches()
             call.finish()
@@ -236,13 +261,8 @@ class Commands:
 
         @raise EngineInterrupted: If L{interrupt} was called.
         """
-        waiter = Waiter(name)
-        try:
-            self._enter(waiter, name)
+        with self._entered(Waiter(name), name) as waiter:
             yield waiter
-        finally:
-            self._leave(waiter)
-            waiter.close()
 
     def child(self) -> Commands:
         """
@@ -267,10 +287,15 @@ class Commands:
             self._interrupted = False
 
     @contextlib.contextmanager
-    def _call(self, name: str, timeout: float | None) -> Iterator[_Call]:
+    def _call(self, name: str, arguments: Sequence[str], timeout: float | None) -> Iterator[_Call]:
         if shutil.which(self.binary) is None:  # else PyVAST would ask Docker for it
             raise EngineMissing(f"the engine's command no longer exists: {self.binary}")
-        call = _Call(name, self.endpoint, self._vast, timeout)
+        with self._entered(_Call(name, self.endpoint, timeout), name) as call:
+            call.start(self._vast(arguments))
+            yield call
+
+    @contextlib.contextmanager
+    def _entered(self, call: CallType, name: str) -> Iterator[CallType]:
         try:
             self._enter(call, name)
             yield call
@@ -278,7 +303,7 @@ class Commands:
             self._leave(call)
             call.close()
 
-    def _enter(self, call: _Stoppable, name: str) -> None:
+    def _enter(self, call: Waiter, name: str) -> None:
         if self._parent is not None:
             self._parent._enter(call, name)
         with self._lock:
@@ -286,7 +311,7 @@ class Commands:
                 raise EngineInterrupted(name)
             self._calls.add(call)
 
-    def _leave(self, call: _Stoppable) -> None:
+    def _leave(self, call: Waiter) -> None:
         with self._lock:
             self._calls.discard(call)
         if self._parent is not None:
@@ -319,90 +344,40 @@ def _quiet() -> logging.Logger:
 
 class _Loop(asyncio.SelectorEventLoop):
     """
-    The event loop of one call. It keeps the child that PyVAST starts.
-
-    @ivar child: The child, once it was started; PyVAST returns it only after having written
-        all its input.
-    @ivar complaints: The child's standard error so far.
-    @ivar writes_input: Whether tbvast writes the child's input, not PyVAST.
-    @ivar drained: The task that reads the child's standard error.
+    The event loop of one call. It starts the command so that it ends with this process, and
+    reads a pipe: PyVAST would have it read the input of this process.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes_input = False
-        self.child: asyncio.subprocess.Process | None = None
-        self.complaints = bytearray()
-        self.drained: asyncio.Task[None] | None = None
 
     async def subprocess_exec(
         self, protocol_factory: Callable[[], Any], program: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        Start the child so that it ends with this process, has no standard input but its own,
-        and can always write to its standard error.
+        Start a process.
         """
-        if kwargs.get("stdin") is None:  # it would read this process's
-            kwargs["stdin"] = (
-                asyncio.subprocess.PIPE if self.writes_input else asyncio.subprocess.DEVNULL
-            )
-        path = shutil.which(program) or program
-        command, *rest = launch_command(path, args)
-        transport, protocol = await super().subprocess_exec(
-            protocol_factory, command, *rest, **kwargs
-        )
-        self.child = asyncio.subprocess.Process(transport, protocol, self)
-        self.drained = self.create_task(self._drain(protocol.stderr))
-        return transport, protocol
-
-    async def _drain(self, stream: asyncio.StreamReader) -> None:
-        while chunk := await stream.read(READ_BYTES):
-            self.complaints += chunk[: MAX_STDERR_BYTES - len(self.complaints)]
+        kwargs["stdin"] = asyncio.subprocess.PIPE
+        command = launch_command(shutil.which(program) or program, args)
+        return await super().subprocess_exec(protocol_factory, *command, **kwargs)
 
 
-class _Call:
+class _Call(Waiter):
     """
     One run of a command, from its start until it is reaped.
-
-    All methods except L{stop} belong to one thread.
     """
 
-    def __init__(
-        self,
-        name: str,
-        endpoint: str,
-        vast: Callable[[Sequence[str]], Any],
-        timeout: float | None,
-    ) -> None:
+    def __init__(self, name: str, endpoint: str, timeout: float | None) -> None:
         """
         @param name: The name of the call in errors.
         @param endpoint: The node, C{HOST:PORT}.
-        @param vast: Makes a C{pyvast.VAST} for some arguments.
         @param timeout: The most seconds for the call; C{None} is unlimited.
         """
-        self._name = name
+        super().__init__(name)
         self._endpoint = endpoint
-        self._vast = vast
-        self._timeout: float | None = None
+        self._timeout = timeout
         self._deadline: float | None = None
-        self._runner = asyncio.Runner(loop_factory=_Loop)
-        self._loop: _Loop = self._runner.get_loop()  # type: ignore[assignment]
         if timeout is not None:
             self.set_timeout(timeout)
-        self._stopped = self._loop.create_future()
+        self._stderr = b""
         self._process: Any = None
-
-    def stop(self) -> None:
-        """
-        Make the method in progress, or else the next one, raise
-        L{EngineInterrupted}. Thread-safe.
-        """
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(self._stop)
-
-    def _stop(self) -> None:
-        if not self._stopped.done():
-            self._stopped.set_result(None)
 
     def set_timeout(self, timeout: float) -> None:
         """
@@ -411,26 +386,28 @@ class _Call:
         self._timeout = timeout
         self._deadline = self._loop.time() + timeout
 
-    def start(self, arguments: Sequence[str], stdin: str | None) -> None:
+    def start(self, vast: Any) -> None:
         """
-        Start the command, and write all its input.
+        Start the command.
 
-        Meanwhile the command's standard error is read, but not its output: a command that
-        writes much output before it has read its input would block until the time limit. None
-        of the commands that tbvast runs does so.
-
-        @param stdin: The whole input; C{None} if L{write} follows.
+        @param vast: A C{pyvast.VAST} with its arguments.
         """
-        self._loop.writes_input = stdin is None
-        with contextlib.suppress(ConnectionError):  # it ended; its status tells why
-            self._process = self._wait(self._vast(arguments).exec(stdin=stdin))
-        if stdin is None:
-            # Without this, write() would return before the text is in the pipe.
-            self._process.stdin.transport.set_write_buffer_limits(0)
+        self._process = self._runner.run(vast.exec())
+        # Without this, write() would return before the text is in the pipe.
+        self._process.stdin.transport.set_write_buffer_limits(0)
+        self._drained = self._loop.create_task(self._drain(self._process.stderr))
+
+    async def _drain(self, stream: asyncio.StreamReader) -> None:
+        while chunk := await stream.read(READ_BYTES):
+            self._stderr = append_tail(self._stderr, chunk, MAX_STDERR_BYTES)
 
     def write(self, text: str) -> bool:
         """
         Write a part of the command's input; return when it is in the pipe.
+
+        Meanwhile the command's standard error is read, but not its output: a command that
+        writes much output before it has read its input would block until the time limit. None
+        of the commands that tbvast runs does so.
 
         @return: False if the command no longer reads.
         """
@@ -451,14 +428,11 @@ class _Call:
         """
         Yield the complete lines of the output until it ends.
         """
-        buffer = LineBuffer(self._name)
-        while self._process is not None:
-            chunk = self._wait(self._process.stdout.read(READ_BYTES))
-            if not chunk:
-                break
-            if lines := buffer.add(chunk):
+        buffer = LineBuffer()
+        while chunk := self._wait(self._process.stdout.read(READ_BYTES)):
+            if lines := add_lines(self._name, buffer, chunk):
                 yield lines
-        if rest := buffer.rest():
+        if rest := buffer.take_rest():
             yield [rest]
 
     def result(self) -> Result:
@@ -474,67 +448,51 @@ class _Call:
 
         @return: Its warnings.
         """
-        status = self._wait(self._reaped())
-        said = self._loop.complaints.decode("utf-8", "replace")
-        if status != 0:
-            raise self._failed(status, said)
-        return said[said.index("warning:") :] if "warning:" in said else ""
-
-    async def _reaped(self) -> int:
-        child = self._loop.child
-        if child is None:
-            raise EngineCallFailed(self._name, "it could not be started")
-        status = await child.wait()
-        if self._loop.drained is not None:
-            await self._loop.drained
-        return status
-
-    def _failed(self, status: int, said: str) -> EngineError:
+        status = self._wait(self._process.wait())
+        self._wait(self._drained)
+        said = self._stderr.decode("utf-8", "replace")
+        if status == 0:
+            return said[said.index("warning:") :] if "warning:" in said else ""
         if _UNREACHABLE.search(said):
-            return EngineUnreachable(self._endpoint, error_summary(said))
-        return EngineCallFailed(self._name, error_summary(said) or f"exit status {status}")
+            raise EngineUnreachable(self._endpoint, error_summary(said))
+        raise EngineCallFailed(self._name, error_summary(said) or str(Exit.of(status)))
 
     def _wait(self, awaitable: Awaitable[T]) -> T:
-        return self._runner.run(self._raced(awaitable))
-
-    async def _raced(self, awaitable: Awaitable[T]) -> T:
         left = None if self._deadline is None else max(0.0, self._deadline - self._loop.time())
-        task = asyncio.ensure_future(awaitable)
-        await asyncio.wait(
-            {task, self._stopped},
-            timeout=left,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if task.done() and not self._stopped.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait({task})
-        if self._stopped.done():
-            raise EngineInterrupted(self._name)
-        raise EngineTimeout(self._name, self._timeout or 0.0)
+        try:
+            return self.wait(awaitable, left)
+        except TimeoutError:
+            raise EngineTimeout(self._name, self._timeout or 0.0) from None
 
     def close(self) -> None:
         """
         End the command, if it still runs; return when it is reaped.
         """
-        self._runner.run(self._end())
-        self._runner.close()
+        if self._process is not None:
+            self._runner.run(self._end(self._process))
+        super().close()
 
-    async def _end(self) -> None:
-        child = self._loop.child
-        if child is None:
-            return
-        for grace in TERM_GRACE_SECONDS:
-            if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    child.terminate()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(child.wait(), grace)
-        if child.returncode is None:
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        for number, seconds in ending_signals(TERM_GRACE_SECONDS):
+            if process.returncode is not None:
+                break
             with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            with contextlib.suppress(TimeoutError):  # otherwise this process might never end
-                await asyncio.wait_for(child.wait(), REAP_SECONDS)
-        if self._loop.drained is not None:
-            self._loop.drained.cancel()
-            await asyncio.wait({self._loop.drained})
+                process.send_signal(number)
+            with contextlib.suppress(TimeoutError):  # this process must not wait for ever
+                await asyncio.wait_for(process.wait(), seconds)
+        self._drained.cancel()
+        await asyncio.wait({self._drained})
+
+
+def add_lines(name: str, buffer: LineBuffer, chunk: bytes) -> list[bytes]:
+    """
+    Add a chunk of a stream to a buffer.
+
+    @param name: The name of the call in errors.
+    @return: The lines that it completes.
+    @raise EngineCallFailed: If a line is longer than L{MAX_LINE_BYTES}.
+    """
+    lines = buffer.add(chunk)
+    if buffer.size > MAX_LINE_BYTES:
+        raise EngineCallFailed(name, f"a line is longer than {MAX_LINE_BYTES} bytes")
+    return lines

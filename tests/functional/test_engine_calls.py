@@ -104,6 +104,15 @@ class RunTests(CommandsTestCase):
         result = self.commands("print('x' * 3_000_000)\nprint('y')").run("x", [], timeout=LIMIT)
         self.assertEqual([len(line) for line in result.lines], [3_000_000, 1])
 
+    def test_endless_line(self) -> None:
+        """
+        A line that is longer than any event fails the call.
+        """
+        self.patch(pyvast_calls, "MAX_LINE_BYTES", 1_000_000)
+        commands = self.commands("print('x' * 3_000_000)")
+        e = self.assertRaises(EngineCallFailed, commands.run, "x", [], timeout=LIMIT)
+        self.assertIn("a line is longer than 1000000 bytes", str(e))
+
     def test_many_complaints(self) -> None:
         """
         A command that complains at length while it is still given input is read
@@ -307,8 +316,6 @@ class StreamTests(CommandsTestCase):
         commands.interrupt()
         self.assertRaises(EngineInterrupted, commands.waiting("x").__enter__)
         commands.resume()
-        with commands.waiting("x") as waiter:
-            waiter.sleep(0.01)
 
     def test_interrupt_part(self) -> None:
         """

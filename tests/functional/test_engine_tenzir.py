@@ -17,8 +17,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.tenzir import engine, pipelines
+from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
+from tbvast.engines.tenzir.node_calls import NodeCalls
 from tbvast.errors import (
     EngineCallFailed,
     EngineInterrupted,
@@ -838,7 +839,7 @@ class EndingTests(TenzirTestCase):
         def slow(*arguments: object) -> None:
             raise EngineTimeout("find", 30.0)
 
-        self.patch(engine, "_query", slow)
+        self.patch(NodeCalls, "ask", slow)
         self.assertRaises(EngineCallFailed, list, self.engine.find([ADDRESS], 0, 60.0))
 
     def test_frozen_node(self) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ from tbvast.engines.error_text import error_summary
 from tbvast.engines.interruptible import InterruptibleIterator
 from tbvast.engines.pyvast_calls import Commands, Result
 from tbvast.engines.search_budget import SearchBudget
-from tbvast.engines.tenzir import feeds, pipelines, rows
-from tbvast.engines.tenzir.answers import check_started, decode_answer, decode_page
-from tbvast.engines.tenzir.feeds import Feed, ServedFeed, SocketFeed, Unreachable
+from tbvast.engines.tenzir import pipelines, rows
+from tbvast.engines.tenzir.answers import decode_answer
+from tbvast.engines.tenzir.feeds import (
+    PAGE_EVENTS,
+    Feed,
+    ServedFeed,
+    SocketFeed,
+    Unreachable,
+    pipeline_names,
+)
 from tbvast.engines.tenzir.markers import PULSE_SECONDS, Markers
+from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, NodeCalls
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -76,11 +85,6 @@ def command_settings(folder: Path) -> str:
     return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
 
 
-QUERY_SECONDS = 30.0
-"""
-Seconds for a call that only queries the node.
-"""
-
 TABLE_SECONDS = 300.0
 """
 Seconds for a call that writes a table, or reads it back.
@@ -96,23 +100,10 @@ HELLO_SECONDS = 1.0
 Seconds between imports of the first markers until one comes out; also the longest single wait.
 """
 
-PAGE_EVENTS = 1000
-"""
-The most matches of a page of a retro search.
-"""
-
-MAX_ARGUMENT_CHARACTERS = 60_000
-"""
-The most characters of a pipeline that is passed as an argument; the system allows 128 KiB for
-an argument. Longer pipelines are passed on standard input.
-"""
-
 PAGE_WAIT_SECONDS = 1.0
 """
 The most seconds that a retro search waits for a full page.
 """
-
-_PIPELINE_ON_STDIN = ("-f", "/dev/stdin")
 
 
 class _TableName(msgspec.Struct):
@@ -220,7 +211,7 @@ class TenzirEngine:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
         try:
             # The command's own `version` does not ask the node.
-            reply = _query(self._commands, "identify", pipelines.ping_node())
+            reply = NodeCalls(self._commands, "identify").ask(pipelines.ping_node())
             version = decode_answer("identify", reply, _Pong).version
         except EngineCallFailed as e:
             # The protocol between command and node differs between versions.
@@ -235,30 +226,18 @@ class TenzirEngine:
         return EngineIdentity("tenzir", version, self._endpoint)
 
     def prepare(self) -> None:
-        there = self._existing_tables()
+        node = NodeCalls(self._commands, "prepare")
+        lines = node.run(pipelines.list_tables())
+        there = {decode_answer("prepare", line, _TableName).name for line in lines}
         for table in pipelines.MAIN_TABLES:
             if table not in there:
-                self._create_table(table)
+                _create_table(node, table)
         with self._searching:
-            self._recreate_search_tables(there)
-
-    def _existing_tables(self) -> set[str]:
-        lines = _run(self._commands, "prepare", pipelines.list_tables())
-        return {decode_answer("prepare", line, _TableName).name for line in lines}
-
-    def _create_table(self, table: str) -> None:
-        try:
-            _run(self._commands, "prepare", pipelines.create_table(table))
-        except EngineCallFailed as e:
-            if "already exists" not in e.reason:  # another bridge has created it
-                raise
-
-    def _recreate_search_tables(self, there: set[str]) -> None:
-        for table in pipelines.RETRO_TABLES:
-            if table in there:
-                _run(self._commands, "prepare", pipelines.drop_table(table))
-            self._create_table(table)
-        self._searched_observables.clear()
+            for table in pipelines.RETRO_TABLES:
+                if table in there:
+                    node.run(pipelines.drop_table(table))
+                _create_table(node, table)
+            self._searched_observables.clear()
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         texts = map(rows.encode_entries, batches)
@@ -276,13 +255,12 @@ class TenzirEngine:
             _check_accepted(name, result)
 
     def contents(self) -> list[Entry]:
-        entries = []
-        for table in pipelines.MAIN_TABLES:
-            for line in _run(
-                self._commands, "contents", pipelines.inspect_table(table), TABLE_SECONDS
-            ):
-                entries.append(rows.decode_entry(line))
-        return entries
+        node = NodeCalls(self._commands, "contents")
+        return [
+            rows.decode_entry(line)
+            for table in pipelines.MAIN_TABLES
+            for line in node.run(pipelines.inspect_table(table), TABLE_SECONDS)
+        ]
 
     def find(
         self,
@@ -353,26 +331,23 @@ class TenzirEngine:
         """
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
-        launched = pipelines.launch_pipeline(pipeline, stream, timeout + QUERY_SECONDS)
+        node = NodeCalls(commands, "find")
         ended = False
         try:
-            check_started("find", _query(commands, "find", launched))
+            node.start(pipelines.launch_pipeline(pipeline, stream, timeout + QUERY_SECONDS))
             token: str | None = ""
             while token is not None:
                 left = deadline - self._monotonic()
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
-                fetch = pipelines.serve_results(
-                    stream, token, PAGE_EVENTS, min(left, PAGE_WAIT_SECONDS)
-                )
-                page = decode_page("find", _query(commands, "find", fetch))
+                wait = min(left, PAGE_WAIT_SECONDS)
+                page = node.fetch(pipelines.serve_results(stream, token, PAGE_EVENTS, wait))
                 token = page.next_continuation_token
                 ended = token is None
                 yield page.lines
         finally:
             if not ended:
-                with contextlib.suppress(EngineError):
-                    _run(self._commands, "find", pipelines.end_pipeline(stream))
+                NodeCalls(self._commands, "find").end(stream)
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         commands = self._commands.child()
@@ -384,16 +359,7 @@ class TenzirEngine:
         self._end_leftovers()
         if self._local and self._monotonic() >= self._socket_after:
             try:
-                with (
-                    self._live_directory() as directory,
-                    SocketFeed.opened(
-                        commands,
-                        self._commands,
-                        _query_for_watch,
-                        directory,
-                        self._live_pipeline(directory.name),
-                    ) as feed,
-                ):
+                with self._opened(SocketFeed.opened, commands) as feed:
                     yield from self._follow(feed, progress)
             except Unreachable as e:
                 self._socket_after = self._monotonic() + SOCKET_RETRY_SECONDS
@@ -402,39 +368,30 @@ class TenzirEngine:
                     " fetched through the node's endpoint instead.",
                     reason=e.reason,
                 )
-        with (
-            self._live_directory() as directory,
-            ServedFeed.opened(
-                commands,
-                self._commands,
-                _query_for_watch,
-                directory.name,
-                self._live_pipeline(directory.name),
-            ) as feed,
-        ):
+        with self._opened(ServedFeed.opened, commands) as feed:
             yield from self._follow(feed, progress)
-
-    def _live_pipeline(self, bridge: str) -> Callable[[str], str]:
-        matched = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, bridge)
-        return lambda end: matched + end
 
     def _end_leftovers(self) -> None:
         """
         End the pipelines that a killed bridge has left in the node.
         """
         for left in self._live_directories.iterdir():
-            feeds.end_pipelines(self._commands, _query_for_watch, feeds.pipeline_names(left.name))
+            NodeCalls(self._commands, "watch").end(*pipeline_names(left.name))
             shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _live_directory(self) -> Iterator[Path]:
+    def _opened(
+        self, opened: Callable[..., AbstractContextManager[Feed]], commands: Commands
+    ) -> Iterator[Feed]:
         """
-        Provide a directory with the name of a live match; it is removed when the match has
-        ended, and so records matches that a killed bridge has left in the node.
+        Start a live match. It has a directory with its name, which is removed when the match
+        has ended, and so records matches that a killed bridge has left in the node.
         """
         directory = self._live_directories / f"b{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
-        yield directory
+        matched = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, directory.name)
+        with opened(commands, self._commands, directory, lambda end: matched + end) as feed:
+            yield feed
         shutil.rmtree(directory, ignore_errors=True)
 
     def _follow(
@@ -477,6 +434,14 @@ class TenzirEngine:
         self._commands.resume()
 
 
+def _create_table(node: NodeCalls, table: str) -> None:
+    try:
+        node.run(pipelines.create_table(table))
+    except EngineCallFailed as e:
+        if "already exists" not in e.reason:  # another bridge has created it
+            raise
+
+
 def _check_accepted(name: str, result: Result) -> None:
     """
     Check that a command has processed its whole input.
@@ -486,27 +451,6 @@ def _check_accepted(name: str, result: Result) -> None:
     """
     if result.warnings:
         raise EngineCallFailed(name, error_summary(result.warnings))
-
-
-def _run(
-    commands: Commands, name: str, pipeline: str, timeout: float = QUERY_SECONDS
-) -> list[bytes]:
-    if len(pipeline) > MAX_ARGUMENT_CHARACTERS:
-        return commands.run(name, _PIPELINE_ON_STDIN, pipeline, timeout=timeout).lines
-    return commands.run(name, [pipeline], timeout=timeout).lines
-
-
-def _query(commands: Commands, name: str, pipeline: str) -> bytes:
-    """
-    Run a pipeline that yields a single reply.
-
-    @return: The reply.
-    """
-    return b"".join(_run(commands, name, pipeline))
-
-
-def _query_for_watch(commands: Commands, pipeline: str) -> bytes:
-    return _query(commands, "watch", pipeline)
 
 
 def _decode_matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:

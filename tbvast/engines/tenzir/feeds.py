@@ -19,12 +19,13 @@ from typing import Protocol
 
 import msgspec
 
-from tbvast.engines.line_buffer import READ_BYTES, LineBuffer
-from tbvast.engines.pyvast_calls import Commands, Waiter
+from tbvast.engines.pyvast_calls import READ_BYTES, Commands, Waiter, add_lines
 from tbvast.engines.tenzir import pipelines
-from tbvast.engines.tenzir.answers import Line, check_started, decode_answer, decode_page
+from tbvast.engines.tenzir.answers import Line, decode_answer
 from tbvast.engines.tenzir.markers import Round
-from tbvast.errors import EngineCallFailed, EngineError
+from tbvast.engines.tenzir.node_calls import NodeCalls
+from tbvast.errors import EngineCallFailed
+from tbvast.service.lines import LineBuffer
 
 CONNECT_SECONDS = 5.0
 """
@@ -61,12 +62,6 @@ class _Renewed(msgspec.Struct):
     reset: list[str] = []
 
 
-Ask = Callable[[Commands, str], bytes]
-"""
-Runs a pipeline with a command, and returns the command's output.
-"""
-
-
 class Feed(Protocol):
     """
     A live match in the node: markers in, matches and markers out.
@@ -93,30 +88,50 @@ class Unreachable(EngineCallFailed):
     """
 
 
-class _Pipelines:
+def pipeline_names(bridge: str) -> tuple[str, str]:
     """
-    Pipelines in the node that end unless they are renewed.
+    @param bridge: The name of the bridge's live match.
+    @return: The names of its two pipelines: the match, and the import of markers.
+    """
+    return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
+
+
+class _LivePipelines:
+    """
+    The two pipelines of a live match in the node, which end unless they are renewed.
+
+    @ivar bridge: The name of the bridge's live match.
+    @ivar node: Asks the node.
     """
 
-    def __init__(self, commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
+    def __init__(self, commands: Commands, owner: Commands, bridge: str) -> None:
         """
-        @param commands: Runs the requests.
-        @param ask: Makes a request.
-        @param names: The names of the pipelines.
+        @param commands: Runs the requests of the match.
+        @param owner: Ends the pipelines in the node, even after an interruption of
+            C{commands}.
+        @param bridge: The name of the bridge's live match.
         """
-        self._commands = commands
-        self._ask = ask
-        self._names = names
+        self.node = NodeCalls(commands, _WATCH)
+        self.bridge = bridge
+        self._owner = NodeCalls(owner, _WATCH)
         self._renewed = time.monotonic()
 
-    def start(self, request: str) -> None:
+    @contextlib.contextmanager
+    def started(self, match: str, markers: str) -> Iterator[None]:
         """
-        Start a pipeline.
+        Start the pipelines; end them on exit.
 
-        @param request: The pipeline that starts it.
-        @raise EngineCallFailed: If it is not started.
+        @param match: The pipeline that starts the match.
+        @param markers: The pipeline that imports markers.
+        @raise EngineCallFailed: If one is not started.
         """
-        check_started(_WATCH, self._ask(self._commands, request))
+        names = pipeline_names(self.bridge)
+        try:
+            self.node.start(match)
+            self.node.start(pipelines.start_pipeline(markers, names[1], LIFETIME_SECONDS))
+            yield
+        finally:
+            self._owner.end(*names)
 
     def renew(self) -> None:
         """
@@ -126,28 +141,11 @@ class _Pipelines:
         """
         if time.monotonic() - self._renewed < RENEWAL_SECONDS:
             return
-        reply = self._ask(self._commands, pipelines.renew_pipelines(self._names))
-        there = decode_answer(_WATCH, reply, _Renewed).reset
-        if set(there) != set(self._names):
+        names = pipeline_names(self.bridge)
+        reply = self.node.ask(pipelines.renew_pipelines(names))
+        if set(decode_answer(_WATCH, reply, _Renewed).reset) != set(names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
-
-
-def end_pipelines(commands: Commands, ask: Ask, names: tuple[str, ...]) -> None:
-    """
-    End pipelines in the node, if they exist.
-    """
-    for name in names:
-        with contextlib.suppress(EngineError):
-            ask(commands, pipelines.end_pipeline(name))
-
-
-def pipeline_names(bridge: str) -> tuple[str, str]:
-    """
-    @param bridge: The name of the bridge's live match.
-    @return: The names of its two pipelines: the match, and the import of markers.
-    """
-    return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
 
 
 class SocketFeed:
@@ -155,19 +153,28 @@ class SocketFeed:
     A live match whose node connects to sockets of the bridge, which other users cannot reach.
     """
 
-    def __init__(self, waiter: Waiter, running: _Pipelines, bridge: str) -> None:
+    def __init__(
+        self,
+        waiter: Waiter,
+        running: _LivePipelines,
+        markers: socket.socket,
+        listening: socket.socket,
+        connections: contextlib.ExitStack,
+    ) -> None:
         """
         @param waiter: Waits for the sockets.
         @param running: The pipelines of the match.
-        @param bridge: The name of the bridge's live match.
+        @param markers: The connection on which the node reads markers.
+        @param listening: The socket to which the node connects with its first result.
+        @param connections: Closes that connection.
         """
         self._waiter = waiter
         self._pipelines = running
-        self._bridge = bridge
-        self._listening: socket.socket | None = None
-        self._in: socket.socket | None = None
-        self._out: socket.socket | None = None
-        self._lines = LineBuffer(_WATCH)
+        self._markers = markers
+        self._listening = listening
+        self._connections = connections
+        self._results: socket.socket | None = None
+        self._lines = LineBuffer()
 
     @classmethod
     @contextlib.contextmanager
@@ -175,7 +182,6 @@ class SocketFeed:
         cls,
         commands: Commands,
         owner: Commands,
-        ask: Ask,
         directory: Path,
         pipeline: Callable[[str], str],
     ) -> Iterator[SocketFeed]:
@@ -185,37 +191,34 @@ class SocketFeed:
         @param commands: Runs the requests of the match.
         @param owner: Ends the pipelines in the node, even after an interruption of
             C{commands}.
-        @param ask: Makes a request.
         @param directory: An empty directory, whose unique name is also that of the match.
         @param pipeline: Completes the match's pipeline with its last operator.
         @raise Unreachable: If the node does not connect.
         """
-        bridge = directory.name
-        match, markers = pipeline_names(bridge)
+        running = _LivePipelines(commands, owner, directory.name)
         with (
             commands.waiting(_WATCH) as waiter,
-            contextlib.ExitStack() as closing,
+            socket_directory(directory) as place,
+            _listening(place / "m") as coming,
+            _listening(place / "e") as listening,
+            contextlib.ExitStack() as connections,  # closed once the pipelines have ended
+            running.started(
+                pipelines.start_pipeline(
+                    pipeline(pipelines.to_socket(str(place / "e"))),
+                    pipeline_names(directory.name)[0],
+                    LIFETIME_SECONDS,
+                ),
+                pipelines.markers_from_socket(str(place / "m")),
+            ),
         ):
-            running = _Pipelines(commands, ask, (match, markers))
-            feed = cls(waiter, running, bridge)
-            closing.callback(feed._close)
-            place = closing.enter_context(socket_directory(directory))
-            coming = closing.enter_context(_listening(place / "m"))
-            feed._listening = closing.enter_context(_listening(place / "e"))
-            closing.callback(end_pipelines, owner, ask, (match, markers))
-            out = pipeline(pipelines.to_socket(str(place / "e")))
-            running.start(pipelines.start_pipeline(out, match, LIFETIME_SECONDS))
-            from_us = pipelines.markers_from_socket(str(place / "m"))
-            running.start(pipelines.start_pipeline(from_us, markers, LIFETIME_SECONDS))
-            feed._in = _accept_own_user(waiter, coming)
-            yield feed
+            markers = connections.enter_context(_accept_own_user(waiter, coming))
+            yield cls(waiter, running, markers, listening, connections)
 
     def send(self, markers: Round) -> None:
-        connection = self._connected(self._in)
         data = b"".join(
             msgspec.json.encode(
                 {
-                    pipelines.MARKER_SOURCE: self._bridge,
+                    pipelines.MARKER_SOURCE: self._pipelines.bridge,
                     pipelines.MARKER_NUMBER: markers.number,
                     pipelines.MARKER_LEAF: leaf,
                 }
@@ -224,38 +227,31 @@ class SocketFeed:
             for leaf in markers.leaves
         )
         while data:
-            if not self._waiter.writable(connection, CONNECT_SECONDS):
+            if not self._waiter.writable(self._markers, CONNECT_SECONDS):
                 raise EngineCallFailed(_WATCH, "the node does not read markers")
             try:
-                data = data[connection.send(data) :]
+                data = data[self._markers.send(data) :]
             except OSError as e:
                 raise EngineCallFailed(_WATCH, f"cannot send markers to the node: {e}") from None
         # The node connects only when it has something to write.
-        if self._out is None and self._listening is not None:
-            self._out = _accept_own_user(self._waiter, self._listening)
+        if self._results is None:
+            connection = _accept_own_user(self._waiter, self._listening)
+            self._results = self._connections.enter_context(connection)
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        connection = self._connected(self._out)
-        if not self._waiter.readable(connection, wait):
+        if self._results is None:
+            raise EngineCallFailed(_WATCH, "the node has not connected")
+        if not self._waiter.readable(self._results, wait):
             return []
         try:
-            chunk = connection.recv(READ_BYTES)
+            chunk = self._results.recv(READ_BYTES)
         except OSError as e:
             raise EngineCallFailed(_WATCH, f"the connection to the node is lost: {e}") from None
         if not chunk:
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
-        return [decode_answer(_WATCH, line, Line).line for line in self._lines.add(chunk) if line]
-
-    def _connected(self, connection: socket.socket | None) -> socket.socket:
-        if connection is None:
-            raise EngineCallFailed(_WATCH, "the node has not connected")
-        return connection
-
-    def _close(self) -> None:
-        for connection in (self._in, self._out):
-            if connection is not None:
-                connection.close()
+        lines = add_lines(_WATCH, self._lines, chunk)
+        return [decode_answer(_WATCH, line, Line).line for line in lines if line]
 
 
 class ServedFeed:
@@ -263,17 +259,12 @@ class ServedFeed:
     A live match whose matches are fetched through the node's endpoint, page by page.
     """
 
-    def __init__(self, commands: Commands, ask: Ask, bridge: str) -> None:
+    def __init__(self, running: _LivePipelines) -> None:
         """
-        @param commands: Runs the requests of the match.
-        @param ask: Makes a request.
-        @param bridge: The name of the bridge's live match.
+        @param running: The pipelines of the match.
         """
-        self._commands = commands
-        self._ask = ask
-        self._bridge = bridge
+        self._pipelines = running
         self._token = ""
-        self._pipelines = _Pipelines(commands, ask, pipeline_names(bridge))
 
     @classmethod
     @contextlib.contextmanager
@@ -281,41 +272,35 @@ class ServedFeed:
         cls,
         commands: Commands,
         owner: Commands,
-        ask: Ask,
-        bridge: str,
+        directory: Path,
         pipeline: Callable[[str], str],
     ) -> Iterator[ServedFeed]:
         """
         @see: L{SocketFeed.opened}
         """
-        match, markers = pipeline_names(bridge)
-        feed = cls(commands, ask, bridge)
-        try:
-            feed._pipelines.start(
-                pipelines.launch_pipeline(pipeline(""), match, LIFETIME_SECONDS, whole=True)
-            )
-            feed._pipelines.start(
-                pipelines.start_pipeline(
-                    pipelines.markers_from_topic(markers), markers, LIFETIME_SECONDS
-                )
-            )
-            yield feed
-        finally:
-            end_pipelines(owner, ask, (match, markers))
+        running = _LivePipelines(commands, owner, directory.name)
+        match, markers = pipeline_names(directory.name)
+        with running.started(
+            pipelines.launch_pipeline(pipeline(""), match, LIFETIME_SECONDS, whole=True),
+            pipelines.markers_from_topic(markers),
+        ):
+            yield cls(running)
 
     def send(self, markers: Round) -> None:
+        bridge = self._pipelines.bridge
         published = pipelines.publish_markers(
-            pipeline_names(self._bridge)[1], self._bridge, markers.number, markers.leaves
+            pipeline_names(bridge)[1], bridge, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        self._pipelines.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
+        self._pipelines.node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        fetch = pipelines.serve_results(
-            pipeline_names(self._bridge)[0], self._token, PAGE_EVENTS, wait, least=1
+        page = self._pipelines.node.fetch(
+            pipelines.serve_results(
+                pipeline_names(self._pipelines.bridge)[0], self._token, PAGE_EVENTS, wait, least=1
+            )
         )
-        page = decode_page(_WATCH, self._ask(self._commands, fetch))
         if page.next_continuation_token is None:
             raise EngineCallFailed(_WATCH, f"the match has ended in the node ({page.state})")
         self._token = page.next_continuation_token
