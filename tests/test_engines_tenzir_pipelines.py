@@ -18,25 +18,19 @@ from tbvast.errors import Invalid, ObservableInvalid
 from tbvast.stix.observables import Kind, Observable, normalise
 from tbvast.telemetry.known_fields import (
     BUILT_IN,
-    FIELDS_BY_KEY,
+    NOTATIONS,
     Field,
     Form,
     Request,
     Source,
     SourceMapping,
-    addresses,
     any_source,
-    certificates,
-    digests,
-    file_names,
-    hosts,
-    locations,
-    names,
+    fields,
     with_mappings,
 )
 from tbvast.values import Entry, Hit, Match
 
-DNS = Source("suricata.dns", addresses("src_ip") + names("dns.answers[].rdata"))
+DNS = Source("suricata.dns", fields("ip", "src_ip") + fields("domain", "dns.answers[].rdata"))
 
 
 def expressions(plan: pipelines.Plan) -> dict[str, str]:
@@ -55,7 +49,7 @@ class PlanTests(SynchronousTestCase):
         """
         Each position of a list is a field of its own.
         """
-        plan = pipelines.plan([Source("x.y", names("a[].b"))], positions=3)
+        plan = pipelines.plan([Source("x.y", fields("domain", "a[].b"))], positions=3)
         self.assertEqual(
             [slot.field for slot in plan.branches[0].levels[0].slots],
             ["a[0].b", "a[1].b", "a[2].b"],
@@ -67,7 +61,9 @@ class PlanTests(SynchronousTestCase):
         A path can say how many elements of a list are looked at; in an event with
         short lists it is still the first.
         """
-        branch = pipelines.plan([Source("x.y", names("a[5]", "b[]"))], positions=2).branches[0]
+        branch = pipelines.plan(
+            [Source("x.y", fields("domain", "a[5]", "b[]"))], positions=2
+        ).branches[0]
         self.assertEqual(
             [slot.field for slot in branch.levels[0].slots],
             ["a[0]", "a[1]", "a[2]", "a[3]", "a[4]", "b[0]", "b[1]"],
@@ -78,7 +74,7 @@ class PlanTests(SynchronousTestCase):
         """
         An address is looked up as itself, and in the networks.
         """
-        plan = pipelines.plan([Source("x.y", addresses("a"))])
+        plan = pipelines.plan([Source("x.y", fields("ip", "a"))])
         self.assertEqual(
             [(slot.expression, set(slot.kinds)) for slot in plan.branches[0].levels[0].slots],
             [("ip(a?)", {Kind.IP}), ("ip(a?)", {Kind.NETWORK})],
@@ -103,7 +99,7 @@ class PlanTests(SynchronousTestCase):
         """
         Only the live match reports lists that it does not read to their end.
         """
-        source = Source("x.y", names("a[]", "b[24].c[]", "d"))
+        source = Source("x.y", fields("domain", "a[]", "b[24].c[]", "d"))
         plan = pipelines.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
@@ -117,7 +113,9 @@ class PlanTests(SynchronousTestCase):
         Schemas named in full come before those that only begin alike, and every
         other event is looked at as a whole.
         """
-        plan = pipelines.plan([Source("a.*", names("b")), Source("a.b", names("c"))])
+        plan = pipelines.plan(
+            [Source("a.*", fields("domain", "b")), Source("a.b", fields("domain", "c"))]
+        )
         self.assertEqual(
             [branch.condition for branch in plan.branches],
             ['@name == "a.b"', '@name.starts_with("a.")', ""],
@@ -129,7 +127,9 @@ class PlanTests(SynchronousTestCase):
         """
         Of two beginnings the longer one comes first.
         """
-        plan = pipelines.plan([Source("a*", names("b")), Source("a.b.*", names("c"))])
+        plan = pipelines.plan(
+            [Source("a*", fields("domain", "b")), Source("a.b.*", fields("domain", "c"))]
+        )
         self.assertEqual(
             [branch.condition for branch in plan.branches],
             ['@name.starts_with("a.b.")', '@name.starts_with("a")', ""],
@@ -140,7 +140,14 @@ class PlanTests(SynchronousTestCase):
         No two kinds of text have the same key, but those that look different, and
         those that are told apart by the field.
         """
-        plan = pipelines.plan([Source("x.y", digests("a") + certificates("a") + file_names("b"))])
+        plan = pipelines.plan(
+            [
+                Source(
+                    "x.y",
+                    fields("hash", "a") + fields("certificate", "a") + fields("file-name", "b"),
+                )
+            ]
+        )
         found = {min(slot.kinds): slot.expression for slot in plan.branches[0].levels[0].slots}
         undone = 'a?.replace(":", "").to_lower()'
         self.assertEqual(
@@ -156,7 +163,7 @@ class PlanTests(SynchronousTestCase):
         """
         If told so, the names above a name are looked up, but no top-level domain.
         """
-        source = Source("x.y", hosts("a") + locations("b"))
+        source = Source("x.y", fields("host", "a") + fields("url", "b"))
         plain = {slot.expression for slot in pipelines.plan([source]).branches[0].levels[0].slots}
         more = {
             slot.expression
@@ -179,14 +186,14 @@ class PlanTests(SynchronousTestCase):
         """
         A name with dots in it is one name.
         """
-        plan = pipelines.plan([Source("x.y", addresses("id.orig_h", flat=True))])
+        plan = pipelines.plan([Source("x.y", fields("ip", "id.orig_h", flat=True))])
         self.assertEqual(expressions(plan)["id.orig_h"], 'ip(this["id.orig_h"]?)')
 
     def test_reserved(self) -> None:
         """
         A name that means something in TQL is still the name of a field.
         """
-        plan = pipelines.plan([Source("x.y", addresses("match.in[].a", "b.true"))], positions=2)
+        plan = pipelines.plan([Source("x.y", fields("ip", "match.in[].a", "b.true"))], positions=2)
         self.assertEqual(
             [
                 slot.expression
@@ -215,7 +222,7 @@ class PlanTests(SynchronousTestCase):
         """
         A blank in a URL is written as it is in an indicator's.
         """
-        whole = pipelines.plan([Source("x.y", locations("u"))]).branches[0].levels[0].slots
+        whole = pipelines.plan([Source("x.y", fields("url", "u"))]).branches[0].levels[0].slots
         parts = (
             pipelines.plan([Source("x.y", (), (Request("h", "u"),))]).branches[0].levels[0].slots
         )
@@ -227,7 +234,7 @@ class PlanTests(SynchronousTestCase):
         Of a whole URL's host neither a trailing dot counts, nor a port that goes without
         saying, nor who asks; a path need not follow it.
         """
-        (slot,) = pipelines.plan([Source("x.y", locations("u"))]).branches[0].levels[0].slots
+        (slot,) = pipelines.plan([Source("x.y", fields("url", "u"))]).branches[0].levels[0].slots
         for regex in (r"^([^/?]*)\\?", "^.*@", ":(?:80|443)?$", r"\\.(:[0-9]+)?$"):
             self.assertIn(f'replace_regex("{regex}", ', slot.expression)
 
@@ -244,7 +251,7 @@ class PlanTests(SynchronousTestCase):
         """
         A schema's name is a name, or refused.
         """
-        self._only_names(schema, lambda: pipelines.plan([Source(schema, names("a"))]))
+        self._only_names(schema, lambda: pipelines.plan([Source(schema, fields("domain", "a"))]))
 
     def _only_names(self, text: str, call: Callable[[], object]) -> None:
         try:
@@ -388,7 +395,10 @@ class MappedTests(SynchronousTestCase):
     L{with_mappings} adds the fields that a user maps.
     """
 
-    BASE = (Source("a.b", names("n")), Source("a.*", addresses("i"), (Request("h", "u"),)))
+    BASE = (
+        Source("a.b", fields("domain", "n")),
+        Source("a.*", fields("ip", "i"), (Request("h", "u"),)),
+    )
 
     def test_nothing(self) -> None:
         """
@@ -401,7 +411,7 @@ class MappedTests(SynchronousTestCase):
         The mapping of a schema extends its fields: those of the source with the longest
         matching prefix, or else all fields.
         """
-        more = names("x")
+        more = fields("domain", "x")
         known = {source.schema: source for source in self.BASE}
         for schema, base in (
             ("a.b", known["a.b"]),
@@ -419,13 +429,17 @@ class MappedTests(SynchronousTestCase):
         """
         The mapping of a prefix applies to all schemas with this prefix.
         """
-        more = Source("a.*", names("x"))
+        more = Source("a.*", fields("domain", "x"))
         found = {
             source.schema: source.fields
             for source in with_mappings([SourceMapping(more)], self.BASE)
         }
         self.assertEqual(
-            found, {"a.b": names("n") + names("x"), "a.*": addresses("i") + names("x")}
+            found,
+            {
+                "a.b": fields("domain", "n") + fields("domain", "x"),
+                "a.*": fields("ip", "i") + fields("domain", "x"),
+            },
         )
         (only,) = with_mappings([SourceMapping(more, True)], self.BASE)
         self.assertEqual(only, more)
@@ -434,16 +448,19 @@ class MappedTests(SynchronousTestCase):
         """
         A replacement stands alone, regardless of mappings of its prefix.
         """
-        given = [SourceMapping(Source("a.b", ()), True), SourceMapping(Source("a.*", names("x")))]
+        given = [
+            SourceMapping(Source("a.b", ()), True),
+            SourceMapping(Source("a.*", fields("domain", "x"))),
+        ]
         found = {source.schema: source.fields for source in with_mappings(given, self.BASE)}
-        self.assertEqual(found, {"a.b": (), "a.*": addresses("i") + names("x")})
+        self.assertEqual(found, {"a.b": (), "a.*": fields("ip", "i") + fields("domain", "x")})
 
     def test_keys(self) -> None:
         """
         Every kind that a text can have has a key, or goes with another's.
         """
-        fields = [field for make in FIELDS_BY_KEY.values() for field in make("a")]
-        self.assertEqual({kind for field in fields for kind in field.kinds}, set(Kind))
+        found = [field for key in NOTATIONS for field in fields(key, "a")]
+        self.assertEqual({kind for field in found for kind in field.kinds}, set(Kind))
 
 
 entries = st.builds(

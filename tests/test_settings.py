@@ -17,7 +17,7 @@ from tbvast.errors import SettingsInvalid
 from tbvast.settings.loader import decode, load, override
 from tbvast.settings.schema import SECTIONS, BridgeSettings, PluginSettings, Settings
 from tbvast.settings.types import keys_of
-from tbvast.telemetry.known_fields import Source, SourceMapping, addresses, file_names
+from tbvast.telemetry.known_fields import Source, SourceMapping, fields
 
 EXAMPLE = Path(__file__).parent.parent / "tap.conf.example"
 
@@ -141,7 +141,10 @@ bridge:
             settings.bridge.fields,
             (
                 SourceMapping(
-                    Source("acme.*", addresses("client.addr", "hops[].addr") + file_names("name"))
+                    Source(
+                        "acme.*",
+                        fields("ip", "client.addr", "hops[].addr") + fields("file-name", "name"),
+                    )
                 ),
                 SourceMapping(Source("acme.vpn", ()), True),
             ),

@@ -16,12 +16,13 @@ import msgspec
 from tbvast.errors import SHOWN, SettingsInvalid
 from tbvast.settings.types import Parser, convert, types_of
 from tbvast.telemetry.known_fields import (
-    FIELDS_BY_KEY,
+    NOTATIONS,
     POSITIONS,
     SCHEMA,
     STEP,
     Source,
     SourceMapping,
+    fields,
 )
 
 YamlMapping = dict[Any, Any]
@@ -114,17 +115,17 @@ def _validate_source(schema: object, keys: object) -> SourceMapping:
     if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
         raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
     found = require_mapping(keys, where)
-    refuse_unknown(found, f"{where}.", [*FIELDS_BY_KEY, "replace"])
+    refuse_unknown(found, f"{where}.", [*NOTATIONS, "replace"])
     replace = found.get("replace", False)
     if type(replace) is not bool:
         raise SettingsInvalid(f"{where}.replace", replace, "yes or no")
-    fields = tuple(
+    mapped = tuple(
         field
         for key, paths in found.items()
         if key != "replace"
-        for field in FIELDS_BY_KEY[key](*_validate_paths(f"{where}.{key}", paths))
+        for field in fields(key, *_validate_paths(f"{where}.{key}", paths))
     )
-    return SourceMapping(Source(schema, fields), replace)
+    return SourceMapping(Source(schema, mapped), replace)
 
 
 def _validate_paths(where: str, value: object) -> list[str]:

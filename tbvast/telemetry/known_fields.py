@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -127,134 +126,83 @@ class SourceMapping(msgspec.Struct, frozen=True):
     replace: bool = False
 
 
-ADDRESSES = frozenset({Kind.IP, Kind.NETWORK})
-DIGESTS = frozenset({Kind.MD5, Kind.SHA1, Kind.SHA256})
+def _notations(form: Form, *kinds: Kind) -> tuple[tuple[Form, frozenset[Kind]], ...]:
+    return ((form, frozenset(kinds)),)
 
 
-def addresses(*paths: str, flat: bool = False) -> tuple[Field, ...]:
+_HOST_NAME = _notations(Form.NAME, Kind.DOMAIN)
+_ADDRESS = _notations(Form.ADDRESS, Kind.IP, Kind.NETWORK)
+
+NOTATIONS: Mapping[str, tuple[tuple[Form, frozenset[Kind]], ...]] = {
+    "ip": _ADDRESS,
+    "domain": _HOST_NAME,
+    "host": _HOST_NAME + _ADDRESS,
+    "url": _notations(Form.LOCATION, Kind.URL),
+    "email": _notations(Form.MAILBOX, Kind.EMAIL),
+    "hash": _notations(Form.DIGEST, Kind.MD5, Kind.SHA1, Kind.SHA256),
+    "file-name": _notations(Form.BASE_NAME, Kind.FILE_NAME),
+    "certificate": _notations(Form.DIGEST, Kind.CERTIFICATE),
+    "ja3": _notations(Form.DIGEST, Kind.JA3),
+    "ja3s": _notations(Form.DIGEST, Kind.JA3S),
+    "ja4": _notations(Form.DIGEST, Kind.JA4),
+    "user-agent": _notations(Form.VERBATIM, Kind.USER_AGENT),
+    "mac": _notations(Form.HARDWARE, Kind.MAC),
+}
+"""
+The notations of a field, and the kinds that it can hold in each, by its configuration key.
+"""
+
+
+def fields(key: str, *paths: str, flat: bool = False) -> tuple[Field, ...]:
     """
-    Fields that hold IP addresses.
+    @param key: A key of L{NOTATIONS}.
+    @param paths: The paths of the fields.
+    @param flat: Whether the dots are part of a single top-level name.
     """
-    return tuple(Field(path, Form.ADDRESS, ADDRESSES, flat) for path in paths)
-
-
-def names(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold host names.
-    """
-    return tuple(Field(path, Form.NAME, frozenset({Kind.DOMAIN})) for path in paths)
-
-
-def hosts(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold a host's name or its address.
-    """
-    return names(*paths) + addresses(*paths)
-
-
-def mailboxes(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold e-mail addresses.
-    """
-    return tuple(Field(path, Form.MAILBOX, frozenset({Kind.EMAIL})) for path in paths)
-
-
-def locations(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold whole URLs.
-    """
-    return tuple(Field(path, Form.LOCATION, frozenset({Kind.URL})) for path in paths)
-
-
-def digests(*paths: str, kinds: frozenset[Kind] = DIGESTS) -> tuple[Field, ...]:
-    """
-    Fields that hold hashes, by default those of files.
-    """
-    return tuple(Field(path, Form.DIGEST, kinds) for path in paths)
-
-
-def file_names(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold the names of files.
-    """
-    return tuple(Field(path, Form.BASE_NAME, frozenset({Kind.FILE_NAME})) for path in paths)
-
-
-def certificates(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold the hashes of certificates.
-    """
-    return digests(*paths, kinds=frozenset({Kind.CERTIFICATE}))
-
-
-def user_agents(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold user agents.
-    """
-    return tuple(Field(path, Form.VERBATIM, frozenset({Kind.USER_AGENT})) for path in paths)
-
-
-def hardware(*paths: str) -> tuple[Field, ...]:
-    """
-    Fields that hold MAC addresses.
-    """
-    return tuple(Field(path, Form.HARDWARE, frozenset({Kind.MAC})) for path in paths)
-
-
-def handshakes(ja3: str = "", ja3s: str = "", ja4: str = "") -> tuple[Field, ...]:
-    """
-    Fields that hold fingerprints of TLS clients and servers.
-
-    @param ja3: The path of a JA3; C{""} if there is none.
-    @param ja3s: The path of a JA3S, likewise.
-    @param ja4: The path of a JA4, likewise.
-    """
-    return tuple(
-        field
-        for kind, path in ((Kind.JA3, ja3), (Kind.JA3S, ja3s), (Kind.JA4, ja4))
-        if path
-        for field in digests(path, kinds=frozenset({kind}))
-    )
+    return tuple(Field(path, form, kinds, flat) for form, kinds in NOTATIONS[key] for path in paths)
 
 
 def _file(record: str) -> tuple[Field, ...]:
     return tuple(
-        field
+        Field(f"{record}{kind.value}", Form.DIGEST, frozenset({kind}))
         for kind in (Kind.MD5, Kind.SHA1, Kind.SHA256)
-        for field in digests(f"{record}{kind.value}", kinds=frozenset({kind}))
     )
 
 
-_EVE_ENDS = addresses("src_ip", "dest_ip") + hardware(
-    "ether.src_mac", "ether.dest_mac", "ether.src_macs[]", "ether.dest_macs[]"
+_EVE_ENDS = fields("ip", "src_ip", "dest_ip") + fields(
+    "mac", "ether.src_mac", "ether.dest_mac", "ether.src_macs[]", "ether.dest_macs[]"
 )
-_EVE_DNS = addresses("dns.grouped.A[24]", "dns.grouped.AAAA[24]") + (
-    hosts("dns.answers[24].rdata")
-    + names("dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[24]")
-    + names("dns.authorities[].rrname", "dns.authorities[].soa.mname")
+_EVE_DNS = fields("ip", "dns.grouped.A[24]", "dns.grouped.AAAA[24]") + (
+    fields("host", "dns.answers[24].rdata")
+    + fields("domain", "dns.rrname", "dns.queries[].rrname", "dns.grouped.CNAME[24]")
+    + fields("domain", "dns.authorities[].rrname", "dns.authorities[].soa.mname")
 )
-_EVE_ASKED = names("dns.query[].rrname")
-_EVE_HTTP = hosts("http.hostname") + user_agents("http.http_user_agent")
+_EVE_ASKED = fields("domain", "dns.query[].rrname")
+_EVE_HTTP = fields("host", "http.hostname") + fields("user-agent", "http.http_user_agent")
 _EVE_TLS = (
-    hosts("tls.sni", "tls.subjectaltname[]")
-    + certificates("tls.fingerprint", "tls.client.fingerprint")
-    + handshakes("tls.ja3.hash", "tls.ja3s.hash", "tls.ja4")
+    fields("host", "tls.sni", "tls.subjectaltname[]")
+    + fields("certificate", "tls.fingerprint", "tls.client.fingerprint")
+    + fields("ja3", "tls.ja3.hash")
+    + fields("ja3s", "tls.ja3s.hash")
+    + fields("ja4", "tls.ja4")
 )
 _EVE_QUIC = (
-    hosts("quic.sni")
-    + handshakes("quic.ja3.hash", "quic.ja3s.hash", "quic.ja4")
-    + user_agents("quic.ua")
+    fields("host", "quic.sni")
+    + fields("ja3", "quic.ja3.hash")
+    + fields("ja3s", "quic.ja3s.hash")
+    + fields("ja4", "quic.ja4")
+    + fields("user-agent", "quic.ua")
 )
 _EVE_FILE = (
     _file("fileinfo.")
     + _file("files[].")
-    + file_names("fileinfo.filename", "files[].filename", "ftp_data.filename")
+    + fields("file-name", "fileinfo.filename", "files[].filename", "ftp_data.filename")
 )
-_EVE_HARDWARE = hardware("arp.src_mac", "arp.dest_mac", "dhcp.client_mac")
+_EVE_HARDWARE = fields("mac", "arp.src_mac", "arp.dest_mac", "dhcp.client_mac")
 _EVE_MAIL = (
-    names("smtp.helo")
-    + mailboxes("smtp.mail_from", "smtp.rcpt_to[]", "email.from", "email.to[]", "email.cc[]")
-    + locations("email.url[]")
+    fields("domain", "smtp.helo")
+    + fields("email", "smtp.mail_from", "smtp.rcpt_to[]", "email.from", "email.to[]", "email.cc[]")
+    + fields("url", "email.url[]")
 )
 _EVE_REQUEST = (Request("http.hostname", "http.url", "http.http_port"),)
 
@@ -274,30 +222,32 @@ SURICATA = (
     ),
 )
 
-_ZEEK_ENDS = addresses("id.orig_h", "id.resp_h")
-_ZEEK_DNS = names("query") + hosts("answers[24]")
+_ZEEK_ENDS = fields("ip", "id.orig_h", "id.resp_h")
+_ZEEK_DNS = fields("domain", "query") + fields("host", "answers[24]")
 _ZEEK_HTTP = (
-    hosts("host")
-    + user_agents("user_agent")
-    + file_names("filename", "orig_filenames[]", "resp_filenames[]")
+    fields("host", "host")
+    + fields("user-agent", "user_agent")
+    + fields("file-name", "filename", "orig_filenames[]", "resp_filenames[]")
 )
 _ZEEK_TLS = (
-    hosts("server_name", "san.dns[]")
-    + addresses("san.ip[]")
-    + certificates("fingerprint", "cert_chain_fps[]", "client_cert_chain_fps[]")
-    + handshakes("ja3", "ja3s", "ja4")
+    fields("host", "server_name", "san.dns[]")
+    + fields("ip", "san.ip[]")
+    + fields("certificate", "fingerprint", "cert_chain_fps[]", "client_cert_chain_fps[]")
+    + fields("ja3", "ja3")
+    + fields("ja3s", "ja3s")
+    + fields("ja4", "ja4")
 )
-_ZEEK_FILES = addresses("tx_hosts[]", "rx_hosts[]") + _file("") + file_names("filename")
-_ZEEK_HARDWARE = hardware("orig_l2_addr", "resp_l2_addr")
+_ZEEK_FILES = fields("ip", "tx_hosts[]", "rx_hosts[]") + _file("") + fields("file-name", "filename")
+_ZEEK_HARDWARE = fields("mac", "orig_l2_addr", "resp_l2_addr")
 _ZEEK_SMTP = (
-    names("helo")
-    + mailboxes("mailfrom", "rcptto[]", "from", "to[]", "cc[]", "reply_to")
-    + addresses("x_originating_ip", "path[]")
+    fields("domain", "helo")
+    + fields("email", "mailfrom", "rcptto[]", "from", "to[]", "cc[]", "reply_to")
+    + fields("ip", "x_originating_ip", "path[]")
 )
 _ZEEK_OTHER = (
-    addresses("src", "dst", "client_addr", "server_addr", "assigned_addr", "requested_addr")
+    fields("ip", "src", "dst", "client_addr", "server_addr", "assigned_addr", "requested_addr")
     + _ZEEK_HARDWARE
-    + hardware("mac")
+    + fields("mac", "mac")
 )
 # Zeek logs the host without a port: the request with the server's port is another URL.
 _ZEEK_REQUEST = (
@@ -323,20 +273,21 @@ ZEEK = (
 OCSF = (
     Source(
         "ocsf.*",
-        addresses("src_endpoint.ip", "dst_endpoint.ip", "device.ip")
-        + hosts("answers[].rdata", "observables[].value", "http_request.url.hostname")
-        + names("query.hostname", "src_endpoint.hostname", "dst_endpoint.hostname")
-        + names("dst_endpoint.domain", "tls.sni")
-        + digests("file.hashes[].value", "process.file.hashes[].value")
-        + mailboxes("email.from", "email.smtp_from", "email.to[]")
-        + locations("http_request.url.url_string")
-        + file_names("file.name", "process.file.name")
-        + certificates("tls.certificate.fingerprints[].value")
-        + handshakes("tls.ja3_hash.value", "tls.ja3s_hash.value")
-        + handshakes(ja4="ja4_fingerprint_list[].value")
-        + handshakes(ja4="tls.ja4_fingerprint_list[].value")
-        + user_agents("http_request.user_agent")
-        + hardware("src_endpoint.mac", "dst_endpoint.mac", "device.mac"),
+        fields("ip", "src_endpoint.ip", "dst_endpoint.ip", "device.ip")
+        + fields("host", "answers[].rdata", "observables[].value", "http_request.url.hostname")
+        + fields("domain", "query.hostname", "src_endpoint.hostname", "dst_endpoint.hostname")
+        + fields("domain", "dst_endpoint.domain", "tls.sni")
+        + fields("hash", "file.hashes[].value", "process.file.hashes[].value")
+        + fields("email", "email.from", "email.smtp_from", "email.to[]")
+        + fields("url", "http_request.url.url_string")
+        + fields("file-name", "file.name", "process.file.name")
+        + fields("certificate", "tls.certificate.fingerprints[].value")
+        + fields("ja3", "tls.ja3_hash.value")
+        + fields("ja3s", "tls.ja3s_hash.value")
+        + fields("ja4", "ja4_fingerprint_list[].value")
+        + fields("ja4", "tls.ja4_fingerprint_list[].value")
+        + fields("user-agent", "http_request.user_agent")
+        + fields("mac", "src_endpoint.mac", "dst_endpoint.mac", "device.mac"),
         (
             Request(
                 "http_request.url.hostname",
@@ -348,7 +299,7 @@ OCSF = (
     ),
 )
 
-_FLAT = addresses("id.orig_h", "id.resp_h", flat=True)
+_FLAT = fields("ip", "id.orig_h", "id.resp_h", flat=True)
 
 
 def any_source(sources: tuple[Source, ...]) -> Source:
@@ -366,25 +317,6 @@ def any_source(sources: tuple[Source, ...]) -> Source:
 
 
 BUILT_IN = SURICATA + ZEEK + OCSF
-
-FIELDS_BY_KEY: Mapping[str, Callable[..., tuple[Field, ...]]] = {
-    "ip": addresses,
-    "domain": names,
-    "host": hosts,
-    "url": locations,
-    "email": mailboxes,
-    "hash": digests,
-    "file-name": file_names,
-    "certificate": certificates,
-    "ja3": partial(digests, kinds=frozenset({Kind.JA3})),
-    "ja3s": partial(digests, kinds=frozenset({Kind.JA3S})),
-    "ja4": partial(digests, kinds=frozenset({Kind.JA4})),
-    "user-agent": user_agents,
-    "mac": hardware,
-}
-"""
-The functions that make fields of paths, by their configuration keys.
-"""
 
 
 def with_mappings(

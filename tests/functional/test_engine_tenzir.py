@@ -33,10 +33,7 @@ from tbvast.telemetry.known_fields import (
     POSITIONS,
     Source,
     SourceMapping,
-    addresses,
-    file_names,
-    hardware,
-    names,
+    fields,
     with_mappings,
 )
 from tbvast.values import Entry, Match
@@ -441,7 +438,10 @@ class FieldTests(TenzirTestCase):
         """
         said = Source(
             "acme.proxy",
-            addresses("match.in[].addr") + names("who.server") + file_names("got") + hardware("if"),
+            fields("ip", "match.in[].addr")
+            + fields("domain", "who.server")
+            + fields("file-name", "got")
+            + fields("mac", "if"),
         )
         engine = self.make_mapped([SourceMapping(said)])
         other = self.make_mapped([SourceMapping(Source("acme.*", ()), True)])

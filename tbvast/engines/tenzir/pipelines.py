@@ -8,7 +8,7 @@ contains only numbers and the names of tables, topics and fields, which are chec
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -49,6 +49,11 @@ SHORT_LIST_LENGTHS = (1, 4)
 The list lengths up to which an event counts as short; it then gets only as many lookups.
 """
 
+UNLIMITED = 100
+"""
+More elements of a list than any path can ask for.
+"""
+
 FINDINGS = "_tbvast"
 """
 The field of an exported event that contains the findings.
@@ -64,37 +69,6 @@ CUT_KEY = "cut"
 The key in L{FINDINGS} that tells whether a list of the event was not read to its end.
 """
 
-RESERVED_WORDS = frozenset(
-    [
-        "and",
-        "as",
-        "else",
-        "false",
-        "fn",
-        "for",
-        "if",
-        "in",
-        "is",
-        "let",
-        "match",
-        "meta",
-        "move",
-        "not",
-        "null",
-        "or",
-        "return",
-        "self",
-        "super",
-        "this",
-        "true",
-        "use",
-        "while",
-    ]
-)
-"""
-Words that TQL does not accept as the plain name of a field.
-"""
-
 MAX_LABELS = 6
 """
 The most labels of a domain name whose subdomains are matched.
@@ -103,6 +77,11 @@ The most labels of a domain name whose subdomains are matched.
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _PIPELINE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+# TQL does not accept these words as the plain name of a field.
+_RESERVED = re.compile(
+    "and|as|else|false|fn|for|if|in|is|let|match|meta|move|not|null|or|return|self|super|this"
+    "|true|use|while"
+)
 
 
 class Tables(msgspec.Struct, frozen=True):
@@ -253,75 +232,52 @@ def plan(
         key=lambda source: len(source.schema),
         reverse=True,
     )
-    numbered = _SlotNumbering(frozenset(kinds), subdomains)
-    branches = [
-        Branch(
-            _condition(source.schema),
-            _levels(source, positions, numbered),
-            _has_longer_list(source, _whole(positions), _only(1)),
-        )
-        for source in [*full, *partial, any_source(sources)]
-    ]
-    return Plan(tuple(branches), numbered.by_name())
+    planner = _Planner(positions, frozenset(kinds), subdomains)
+    branches = [planner.branch(source) for source in [*full, *partial, any_source(sources)]]
+    return Plan(tuple(branches), planner.slots_by_name())
 
 
-_PositionsRead = Callable[[int], int]
-"""
-Computes the number of elements that are read of a list, from the number in its path, which is
-C{0} if the path has none.
-"""
-
-
-def _whole(positions: int) -> _PositionsRead:
-    return lambda most: 1 if positions == 1 else most or positions
-
-
-def _only(count: int) -> _PositionsRead:
-    return lambda most: count
-
-
-def _levels(source: Source, positions: int, numbered: _SlotNumbering) -> tuple[Level, ...]:
-    whole = _whole(positions)
-    bounds: list[_PositionsRead] = [
-        *(_at_most(level, whole) for level in SHORT_LIST_LENGTHS),
-        whole,
-    ]
-    levels: list[Level] = []
-    below: _PositionsRead | None = None
-    for bound in bounds:
-        slots = numbered.of(source, bound)
-        if below is not None and slots == levels[0].slots:
-            continue
-        condition = _has_longer_list(source, below, below) if below is not None else ""
-        levels.insert(0, Level(condition, slots))
-        below = bound
-    return tuple(levels)
-
-
-def _at_most(level: int, whole: _PositionsRead) -> _PositionsRead:
-    return lambda most: min(level, whole(most))
-
-
-class _SlotNumbering:
+class _Planner:
     """
-    Numbers lookups; equal lookups in two branches are one slot.
+    Derives the lookups, and numbers them; equal lookups in two branches are one slot.
     """
 
-    def __init__(self, kinds: frozenset[Kind], subdomains: bool) -> None:
+    def __init__(self, positions: int, kinds: frozenset[Kind], subdomains: bool) -> None:
+        """
+        @see: L{plan}
+        """
+        self._positions = positions
         self._kinds = kinds
         self._subdomains = subdomains
         self._slots: dict[tuple[str, str, frozenset[Kind]], Slot] = {}
 
-    def by_name(self) -> dict[str, Slot]:
+    def slots_by_name(self) -> dict[str, Slot]:
         return {slot.name: slot for slot in self._slots.values()}
 
-    def of(self, source: Source, bound: _PositionsRead) -> tuple[Slot, ...]:
+    def branch(self, source: Source) -> Branch:
+        levels: list[Level] = []
+        below = 0
+        for most in (*SHORT_LIST_LENGTHS, UNLIMITED):
+            slots = self._slots_of(source, most)
+            if levels and slots == levels[0].slots:
+                continue
+            condition = self._has_longer_list(source, below, below) if levels else ""
+            levels.insert(0, Level(condition, slots))
+            below = most
+        cut = self._has_longer_list(source, UNLIMITED, 1)
+        return Branch(_condition(source.schema), tuple(levels), cut)
+
+    def _slots_of(self, source: Source, most: int) -> tuple[Slot, ...]:
+        """
+        @param most: The most elements that are read of each list.
+        """
         found: dict[Slot, None] = {}
         for field in source.fields:
             for kinds in _groups_by_key(field.kinds & self._kinds):
                 prefix = next((f'"{kind} " + ' for kind in PREFIXED_KINDS if kind in kinds), "")
-                for shown, expression in _lookups(field, bound):
-                    found[self._slot(shown, prefix + expression, kinds)] = None
+                for shown, access in self._accesses(field, most):
+                    expression = prefix + _normalised(field.form, access)
+                    found[self._slot(shown, expression, kinds)] = None
                     if self._subdomains and kinds == {Kind.DOMAIN}:
                         for above in _parent_names(expression):
                             found[self._slot(shown, above, kinds)] = None
@@ -336,6 +292,30 @@ class _SlotNumbering:
         if key not in self._slots:
             self._slots[key] = Slot(f"f{len(self._slots)}", field, kinds, expression)
         return self._slots[key]
+
+    def _accesses(self, field: Field, most: int) -> list[tuple[str, str]]:
+        """
+        @return: The path and the TQL expression of each element of a field.
+        """
+        steps = _steps(field.path, self._positions)
+        if field.flat:
+            return [(field.path, f'this["{field.path}"]?')]
+        return _read(steps, most)[0]
+
+    def _has_longer_list(self, source: Source, than: int, among: int) -> str:
+        """
+        @param than: The length that a list must exceed; of a shorter one that is read only in
+            part, that part.
+        @param among: For lists within lists, the number of outer elements that are read.
+        @return: A TQL expression that is true for an event with such a list.
+        """
+        found = {
+            f"{access}[{min(than, whole)}]? != null": None
+            for field in source.fields
+            if not field.flat
+            for access, whole in _read(_steps(field.path, self._positions), among)[1]
+        }
+        return " or ".join(found)
 
 
 def _groups_by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
@@ -362,97 +342,64 @@ def _condition(schema: str) -> str:
     return f'@name == "{schema}"'
 
 
-def _has_longer_list(source: Source, than: _PositionsRead, among: _PositionsRead) -> str:
+def _steps(path: str, positions: int = 1) -> list[tuple[str, int | None]]:
     """
-    @param than: The length that a list must exceed.
-    @param among: For lists within lists, the number of outer elements that are read.
-    @return: A TQL expression that is true for an event with such a list.
-    """
-    found = {
-        f"{access}[{than(most)}]? != null": None
-        for field in source.fields
-        if not field.flat
-        for access, most in _lists(_steps(field.path), among)
-    }
-    return " or ".join(found)
-
-
-def _lists(steps: list[tuple[str, int | None]], among: _PositionsRead) -> Iterator[tuple[str, int]]:
-    """
-    Yield an access to each list of a path, with the number in the path.
-    """
-    accesses = [""]
-    for name, most in steps:
-        accesses = [_member(access, name) for access in accesses]
-        if most is not None:
-            for access in accesses:
-                yield access, most
-            accesses = [
-                f"{access}[{position}]?" for access in accesses for position in range(among(most))
-            ]
-
-
-def _member(record: str, name: str) -> str:
-    if name in RESERVED_WORDS:
-        return f'{record or "this"}["{name}"]?'
-    return f"{record}.{name}?" if record else f"{name}?"
-
-
-def _lookups(field: Field, bound: _PositionsRead) -> Iterator[tuple[str, str]]:
-    """
-    Yield the paths and expressions of a field: one for each position of a list in its path.
-    """
-    if field.flat:
-        _steps(field.path)
-        yield field.path, _normalised(field.form, f'this["{field.path}"]?')
-        return
-    for shown, access in _accesses(_steps(field.path), bound):
-        yield shown, _normalised(field.form, access)
-
-
-def _steps(path: str) -> list[tuple[str, int | None]]:
-    """
-    Split a path into names, each with the number of elements that are read if it is a list:
-    C{0} if the path gives no number, C{None} if it is no list.
+    Split a path into names, each with the number of elements that are read if it is a list,
+    else with C{None}.
     """
     steps: list[tuple[str, int | None]] = []
     for step in path.split("."):
         match = STEP.fullmatch(step)
         if match is None:
             raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
-        steps.append((match[1], int(match[3] or 0) if match[2] else None))
+        read = 1 if positions == 1 else int(match[3] or positions)
+        steps.append((match[1], read if match[2] else None))
     return steps
 
 
-def _accesses(steps: list[tuple[str, int | None]], bound: _PositionsRead) -> list[tuple[str, str]]:
+def _read(
+    steps: list[tuple[str, int | None]], most: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:
+    """
+    @param most: The most elements that are read of each list.
+    @return: The paths and expressions of the elements, and the expressions of the lists, each
+        with the number of its elements that are read at the most.
+    """
     found = [("", "")]
-    for name, most in steps:
+    lists: list[tuple[str, int]] = []
+    for name, whole in steps:
         found = [(f"{shown}.{name}", _member(access, name)) for shown, access in found]
-        if most is not None:
+        if whole is not None:
+            lists += [(access, whole) for _, access in found]
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
                 for shown, access in found
-                for position in range(bound(most))
+                for position in range(min(most, whole))
             ]
-    return [(shown[1:], access) for shown, access in found]
+    return [(shown[1:], access) for shown, access in found], lists
+
+
+def _member(record: str, name: str) -> str:
+    if _RESERVED.fullmatch(name):
+        return f'{record or "this"}["{name}"]?'
+    return f"{record}.{name}?" if record else f"{name}?"
+
+
+_NORMALISED = {
+    Form.ADDRESS: "ip({})",
+    Form.NAME: '{}.to_lower().trim_end(".")',
+    Form.MAILBOX: r'{}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()',
+    Form.DIGEST: '{}.replace(":", "").to_lower()',
+    Form.BASE_NAME: r'{}.replace_regex("^(?s:.*)[/\\\\]", "")',
+    Form.HARDWARE: '{}.replace("-", ":").to_lower()',
+    Form.VERBATIM: "{}",
+}
 
 
 def _normalised(form: Form, access: str) -> str:
-    if form is Form.ADDRESS:
-        return f"ip({access})"
-    if form is Form.NAME:
-        return f'{access}.to_lower().trim_end(".")'
-    if form is Form.MAILBOX:
-        return rf'{access}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()'
-    if form is Form.DIGEST:
-        return f'{access}.replace(":", "").to_lower()'
-    if form is Form.BASE_NAME:
-        return rf'{access}.replace_regex("^(?s:.*)[/\\\\]", "")'
-    if form is Form.HARDWARE:
-        return f'{access}.replace("-", ":").to_lower()'
-    if form is Form.VERBATIM:
-        return access
-    return _normalised_url(access)
+    if form is Form.LOCATION:
+        return _normalised_url(access)
+    return _NORMALISED[form].format(access)
 
 
 def _parent_names(name: str) -> Iterator[str]:
@@ -486,7 +433,7 @@ def _with_escaped_blanks(access: str) -> str:
 
 
 def _access(path: str) -> str:
-    ((_, access),) = _accesses(_steps(path), _only(1))
+    [(_, access)], _ = _read(_steps(path), 1)
     return access
 
 
@@ -663,10 +610,14 @@ def start_pipeline(pipeline: str, name: str, lifetime: float) -> str:
     @param lifetime: Seconds after which the node ends the pipeline unless it is renewed; see
         L{renew_pipelines}.
     """
+    return _run_in_node("create", pipeline, name, "name", lifetime)
+
+
+def _run_in_node(action: str, pipeline: str, name: str, also: str, lifetime: float) -> str:
     checked = checked_name(name)
     return (
-        f'api "/pipeline/create", {{definition: {quoted(pipeline)}, id: "{checked}", '
-        f'name: "{checked}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
+        f'api "/pipeline/{action}", {{definition: {quoted(pipeline)}, id: "{checked}", '
+        f'{also}: "{checked}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
     )
 
 
@@ -712,13 +663,8 @@ def launch_pipeline(pipeline: str, stream: str, lifetime: float, whole: bool = F
     @param lifetime: Seconds after which the node ends the pipeline.
     @param whole: Whether the results are texts already.
     """
-    name = checked_name(stream)
     wrapped = "" if whole else "select line=print_ndjson(this)\n"
-    definition = quoted(f"{pipeline}{wrapped}")
-    return (
-        f'api "/pipeline/launch", {{definition: {definition}, id: "{name}", '
-        f'serve_id: "{name}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
-    )
+    return _run_in_node("launch", f"{pipeline}{wrapped}", stream, "serve_id", lifetime)
 
 
 def serve_results(stream: str, token: str, most: int, wait: float, least: int | None = None) -> str:
