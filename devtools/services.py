@@ -23,7 +23,7 @@ import tbvast
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.errors import TbvastError
 from tbvast.protocol.manage import decode_reply, encode_status
-from tbvast.service.child_process import Child, Children, Exit, ending_signals
+from tbvast.service.child_process import Child, ChildOwner, Children, Exit, ending_signals
 from tbvast.service.lines import LineBuffer
 from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
@@ -70,7 +70,7 @@ class CommandEnded(TbvastError):
         return f"{self.name} {self.reason}" + (f": {last[0]}" if last else "")
 
 
-class RunningCommand:
+class RunningCommand(ChildOwner):
     """
     A command that runs as a child process and does not outlive this process.
 
@@ -109,9 +109,7 @@ class RunningCommand:
         """
         self.child = self._children.spawn(
             arguments,
-            self._ended,
-            received=self.received,
-            complained=self.complained,
+            self,
             environment={**own_environment(), **self._environment},
         )
         self.child.write(stdin)
@@ -183,16 +181,10 @@ class RunningCommand:
         return self._children.stop().addCallback(lambda _: self.status or 0)
 
     def received(self, data: bytes) -> None:
-        """
-        Read a chunk of the standard output.
-        """
         for line in self._unfinished.add(data):
             self._add_line(line.decode("utf-8", "replace"))
 
     def complained(self, data: bytes) -> None:
-        """
-        Read a chunk of the standard error.
-        """
         RunningCommand.received(self, data)
 
     def _add_line(self, line: str) -> None:
@@ -206,7 +198,7 @@ class RunningCommand:
             else:
                 seen.callback(line)
 
-    def _ended(self, exit_: Exit) -> None:
+    def ended(self, exit_: Exit) -> None:
         self._exit = exit_
         self.status = exit_.status
         if rest := self._unfinished.take_rest():
@@ -215,8 +207,8 @@ class RunningCommand:
         for *_, awaited in waiting:
             awaited.errback(self.failure())
         ending, self._exit_waiters = self._exit_waiters, []
-        for ended in ending:
-            ended.callback(self.status)
+        for each in ending:
+            each.callback(self.status)
 
     def failure(self) -> CommandEnded:
         """

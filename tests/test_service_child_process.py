@@ -20,6 +20,7 @@ from tbvast.service.child_process import (
     REAP_SECONDS,
     BackOff,
     Child,
+    ChildOwner,
     Children,
     Exit,
     append_tail,
@@ -70,7 +71,7 @@ class PolicyTests(SynchronousTestCase):
         self.assertEqual([Exit.of(n).clean for n in (0, 1, -15)], [True, False, False])
 
 
-class ChildrenTests(SynchronousTestCase):
+class ChildrenTests(SynchronousTestCase, ChildOwner):
     """
     Tests for L{Children} and L{Child}.
     """
@@ -86,13 +87,19 @@ class ChildrenTests(SynchronousTestCase):
     def spawn(self, bound: bool = True) -> tuple[Child, MemoryProcess]:
         child = self.children.spawn(
             ["tool", b"-x"],
-            self.ends.append,
+            self,
             executable="/bin/tool",
-            received=self.read.append,
-            complained=self.read.append,
             bound=bound,
         )
         return child, self.processes.all[-1]
+
+    def received(self, data: bytes) -> None:
+        self.read.append(data)
+
+    complained = received
+
+    def ended(self, exit_: Exit) -> None:
+        self.ends.append(exit_)
 
     def test_bound(self) -> None:
         """

@@ -118,10 +118,35 @@ def append_tail(kept: bytes, more: bytes, most: int = MAX_STDERR_BYTES) -> bytes
     return (kept + more)[-most:]
 
 
-def _ignore(*_: object) -> None:
+class ChildOwner:
     """
-    Ignore an event of a child.
+    Handles the events of a child; here by doing nothing.
     """
+
+    def received(self, data: bytes) -> None:
+        """
+        Handle a chunk of the child's standard output.
+        """
+
+    def complained(self, data: bytes) -> None:
+        """
+        Handle a chunk of the child's standard error.
+        """
+
+    def drained(self) -> None:
+        """
+        Handle that everything written is in the child's pipe.
+        """
+
+    def input_closed(self) -> None:
+        """
+        Handle that the child has closed its standard input, or has ended.
+        """
+
+    def ended(self, exit_: Exit) -> None:
+        """
+        Handle that the child has been reaped and its output read. This is the last event.
+        """
 
 
 @implementer(IPullProducer)
@@ -134,29 +159,24 @@ class Child(ProcessProtocol):
 
     def __init__(
         self,
-        reaped: Callable[[Child], None],
+        owner: ChildOwner,
         clock: IReactorTime,
         name: str,
         patience: float,
-        ended: Callable[[Exit], None],
-        received: Callable[[bytes], None],
-        complained: Callable[[bytes], None],
-        drained: Callable[[], None],
-        input_closed: Callable[[], None],
+        reaped: Callable[[Child], None],
     ) -> None:
         """
-        @param reaped: Called at the end, after C{ended}.
-        @see: L{Children}, L{Children.spawn}
+        @param owner: Handles its events.
+        @param clock: The clock of the time limits.
+        @param name: Its name in the log.
+        @param patience: Seconds from SIGTERM to SIGKILL.
+        @param reaped: Called at the end, after the owner.
         """
-        self._reaped = reaped
+        self._owner = owner
         self._clock = clock
         self._name = name
         self._patience = patience
-        self._ended = ended
-        self._received = received
-        self._complained = complained
-        self._drained = drained
-        self._input_closed = input_closed
+        self._reaped = reaped
         self._stderr = b""
         self._reason: Failure | None = None
         self._finished = False
@@ -217,8 +237,7 @@ class Child(ProcessProtocol):
         """
         Report nothing more to the owner of the process.
         """
-        self._ended = self._received = self._complained = _ignore
-        self._drained = self._input_closed = _ignore
+        self._owner = ChildOwner()
 
     def send_signal(self, number: int) -> None:
         """
@@ -261,7 +280,7 @@ class Child(ProcessProtocol):
         """
         if self._written:
             self._written = False
-            self._drained()
+            self._owner.drained()
 
     def stopProducing(self) -> None:
         """
@@ -270,17 +289,17 @@ class Child(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         if not self._finished:
-            self._received(data)
+            self._owner.received(data)
 
     def errReceived(self, data: bytes) -> None:
         if not self._finished:
             self._stderr = append_tail(self._stderr, data)
-            self._complained(data)
+            self._owner.complained(data)
 
     def inConnectionLost(self) -> None:
         if self._input_open:
             self._input_open = False
-            self._input_closed()
+            self._owner.input_closed()
 
     def processExited(self, reason: Failure) -> None:
         self._reason = reason
@@ -302,7 +321,7 @@ class Child(ProcessProtocol):
         self._input_open = False
         self._cancel()
         status: Any = self._reason.value
-        self._ended(Exit(status.exitCode, status.signal, self.stderr))
+        self._owner.ended(Exit(status.exitCode, status.signal, self.stderr))
         self._reaped(self)
 
     def _cancel(self) -> None:
@@ -335,13 +354,9 @@ class Children:
     def spawn(
         self,
         argv: Sequence[str | bytes],
-        ended: Callable[[Exit], None],
+        owner: ChildOwner,
         *,
         executable: str | bytes | None = None,
-        received: Callable[[bytes], None] = _ignore,
-        complained: Callable[[bytes], None] = _ignore,
-        drained: Callable[[], None] = _ignore,
-        input_closed: Callable[[], None] = _ignore,
         bound: bool = True,
         environment: Mapping[str, str] | None = None,
         descriptors: Mapping[int, int] | None = None,
@@ -350,12 +365,8 @@ class Children:
         Start a process in this one's working directory.
 
         @param argv: The command line.
+        @param owner: Handles the events of the process.
         @param executable: The path of the program; by default its name.
-        @param ended: Called once, when the process has been reaped and its output read.
-        @param received: Called with each chunk of its standard output.
-        @param complained: Called with each chunk of its standard error.
-        @param drained: Called whenever everything written is in its pipe.
-        @param input_closed: Called if the process closes its standard input or ends.
         @param bound: Whether the process dies with this one, however this one ends. Otherwise
             it can read its standard input to the end before it ends.
         @param environment: Its environment; by default that of this process.
@@ -366,17 +377,7 @@ class Children:
         name, *arguments = argv
         path = executable or name
         command = launch_command(path, arguments, name) if bound else list(map(os.fsencode, argv))
-        child = Child(
-            self._reaped,
-            self._clock,
-            self._name,
-            self._patience,
-            ended,
-            received,
-            complained,
-            drained,
-            input_closed,
-        )
+        child = Child(owner, self._clock, self._name, self._patience, self._reaped)
         self._running.add(child)
         try:
             self._reactor.spawnProcess(

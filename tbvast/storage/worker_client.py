@@ -24,7 +24,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tbvast.errors import TbvastError
-from tbvast.service.child_process import Children, Exit
+from tbvast.service.child_process import ChildOwner, Children, Exit
 from tbvast.storage.worker_server import (
     DONE,
     HEAD,
@@ -84,7 +84,7 @@ class WorkerBroken(Exception):
     """
 
 
-class Worker(Protocol):
+class Worker(Protocol, ChildOwner):
     """
     A worker process, and the connection to it. Answers come in the order of their requests.
     """
@@ -137,7 +137,7 @@ class Worker(Protocol):
                 # It writes its errors where this process does.
                 process = self._children.spawn(
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
-                    self._exited,
+                    self,
                     environment={
                         **os.environ,
                         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -190,7 +190,7 @@ class Worker(Protocol):
             self._stopping = True
             self._lost(why)
 
-    def _exited(self, exit_: Exit) -> None:
+    def ended(self, exit_: Exit) -> None:
         if not self._stopping:
             self._lost(f"{self._name} {exit_}")
         self._ended.callback(None)

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from tbvast.bridge.commands.json_lines import LineQueue, encode_line
 from tbvast.bridge.commands.processes import STOPPED, CommandService, CommandStream
-from tbvast.errors import CommandFailed, CommandRefused
+from tbvast.errors import CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.service.child_process import BackOff, Exit
 from tbvast.stix.sightings import MatchType
@@ -31,8 +31,11 @@ class _SinkStream(CommandStream):
 
     _log = Logger()
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, service: CommandSink) -> None:
+        """
+        @param service: The command.
+        """
+        super().__init__(service)
         self._lines = LineQueue()
         self._started = 0.0
         self._ready = False
@@ -53,15 +56,15 @@ class _SinkStream(CommandStream):
         Fail the waiting lines, although the last batch may still reach the command.
         """
         super().stop()
-        self._lines.fail(self._command.program, STOPPED)
+        self._lines.fail(self._service.command.program, STOPPED)
 
     def _feed(self) -> None:
         if not self._lines or self._backoff.waiting:
             return
         if self._child is None:
             self._ready = False
-            self._started = self._clock.seconds()
-            if self._start(drained=self._drained, input_closed=self._input_closed, bound=False):
+            self._started = self._service.clock.seconds()
+            if self._start(bound=False):
                 self._call_later(self.WARM_UP_SECONDS, self._become_ready)
         elif self._ready and (batch := self._lines.next_batch()):
             self._call_later(self._limits.timeout, self._stalled)
@@ -74,27 +77,27 @@ class _SinkStream(CommandStream):
     def _stalled(self) -> None:
         self._log.warn(
             "Command {program} has taken nothing for {seconds:g} s; {waiting} events wait.",
-            program=self._command.program,
+            program=self._service.command.program,
             seconds=self._limits.timeout,
             waiting=len(self._lines),
         )
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
         self._cancel_timer()
         self._lines.taken()
         self._feed()
 
-    def _input_closed(self) -> None:
+    def input_closed(self) -> None:
         if self._child is not None:
             self._child.end(self._limits.timeout)
 
-    def _ended(self, exit_: Exit) -> None:
+    def ended(self, exit_: Exit) -> None:
         self._child = None
         self._cancel_timer()
         self._lines.put_back()
-        if self._clock.seconds() - self._started > BackOff.MAX_SECONDS:
+        if self._service.clock.seconds() - self._started > BackOff.MAX_SECONDS:
             self._backoff.succeeded()
-        self._failed(CommandFailed(self._command.program, str(exit_), exit_.stderr))
+        self._failed(str(exit_), exit_.stderr)
 
 
 @implementer(ISink)
@@ -113,12 +116,12 @@ class CommandSink(CommandService[_SinkStream]):
 
     def send(self, context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
         if not self.running:
-            return fail(CommandFailed(self._command.program, STOPPED))
+            return fail(self.failure(STOPPED))
         try:
-            argv = self._command.argv(value, match_type)
-            line = encode_line(self._command.program, context)
+            argv = self.command.argv(value, match_type)
+            line = encode_line(self.command.program, context)
         except CommandRefused as e:
             return fail(e)
-        if self._stream is not None:
-            return self._stream.send(line)
-        return self._runs.run(argv, line).addCallback(lambda _: None)
+        if self.stream is not None:
+            return self.stream.send(line)
+        return self.run(argv, line).addCallback(lambda _: None)

@@ -53,8 +53,11 @@ class _TransformStream(CommandStream):
     unchanged, and the events behind it are given to a new process.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, service: ContextCommand) -> None:
+        """
+        @param service: The command.
+        """
+        super().__init__(service)
         self._waiting: deque[tuple[bytes, Deferred[Context | None]]] = deque()
         self._sent: deque[tuple[bytes, Deferred[Context | None]]] = deque()
         self._lines = LineBuffer()
@@ -91,7 +94,7 @@ class _TransformStream(CommandStream):
         if self._child is None:
             self._lines = LineBuffer()
             self._has_answered = False
-            self._start(received=self._received)
+            self._start()
         if self._child is None:
             return
         idle = not self._sent
@@ -109,7 +112,7 @@ class _TransformStream(CommandStream):
     def _overdue(self) -> None:
         self._break_off(f"no answer within {self._limits.timeout:g} s")
 
-    def _received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         child = self._child
         for line in self._lines.add(data):
             if line.strip():
@@ -126,7 +129,7 @@ class _TransformStream(CommandStream):
             self._break_off("more lines than events")
             return
         try:
-            context = _decode(self._command.program, line, self._child.stderr)
+            context = _decode(self._service.command.program, line, self._child.stderr)
         except CommandFailed as e:
             self._break_off(e.reason)
             return
@@ -144,9 +147,9 @@ class _TransformStream(CommandStream):
         assert child is not None
         child.disown()
         child.end()
-        self._failed(CommandFailed(self._command.program, reason, child.stderr))
+        self._failed(reason, child.stderr)
 
-    def _ended(self, exit_: Exit) -> None:
+    def ended(self, exit_: Exit) -> None:
         if exit_.clean and (rest := self._lines.take_rest()).strip():
             self._answered(rest)
         if self._child is None:
@@ -156,19 +159,18 @@ class _TransformStream(CommandStream):
             self._resend()
             self._feed()
         else:
-            reason = "ended without an answer" if exit_.clean else str(exit_)
-            self._failed(CommandFailed(self._command.program, reason, exit_.stderr))
+            self._failed("ended without an answer" if exit_.clean else str(exit_), exit_.stderr)
 
     def _resend(self) -> None:
         self._cancel_timer()
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()
 
-    def _failed(self, error: CommandFailed) -> None:
+    def _failed(self, reason: str, stderr: str = "") -> None:
         """
         Leave the next event unchanged, or all that wait if the command keeps failing.
         """
-        super()._failed(error)
+        super()._failed(reason, stderr)
         self._resend()
         count = len(self._waiting) if self._is_broken else min(1, len(self._waiting))
         for _, answer in [self._waiting.popleft() for _ in range(count)]:
@@ -196,22 +198,22 @@ class ContextCommand(CommandService[_TransformStream]):
         if not self.running:
             return succeed(event)
         try:
-            argv = self._command.argv(value, match_type)
-            line = encode_line(self._command.program, event)
+            argv = self.command.argv(value, match_type)
+            line = encode_line(self.command.program, event)
         except CommandRefused as e:
-            self._failure_log.add(e)
+            self.log_failure(e)
             return succeed(event)
-        if self._stream is not None:
-            answer = self._stream.ask(line)
+        if self.stream is not None:
+            answer = self.stream.ask(line)
         else:
-            answer = self._runs.run(argv, line).addCallbacks(self._cb_finished)
+            answer = self.run(argv, line).addCallbacks(self._cb_finished)
             answer.addErrback(self._eb_failed)
         return answer.addCallback(lambda context: event if context is None else context)
 
     def _cb_finished(self, finished: Finished) -> Context | None:
-        return _decode(self._command.program, finished.output, finished.stderr)
+        return _decode(self.command.program, finished.output, finished.stderr)
 
     def _eb_failed(self, failure: Failure) -> None:
         failure.trap(CommandFailed)
         error: Any = failure.value
-        self._failure_log.add(error)
+        self.log_failure(error)

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from tbvast.bridge.commands.command_line import Command
 from tbvast.errors import CommandFailed
-from tbvast.service.child_process import BackOff, Child, Children, Exit
+from tbvast.service.child_process import BackOff, Child, ChildOwner, Children, Exit
 from tbvast.service.rate_limit import RateLimit
 from tbvast.stix.sightings import MatchType
 
@@ -44,41 +44,6 @@ class CommandLimits(msgspec.Struct, frozen=True):
 DEFAULT_LIMITS = CommandLimits()
 
 
-class FailureLog:
-    """
-    Logs the first failure of a command at once, then one a minute, with the number of failures
-    since the last line.
-    """
-
-    def __init__(self, log: Logger, clock: IReactorTime, consequence: str) -> None:
-        """
-        @param log: The logger.
-        @param clock: The clock of the limit.
-        @param consequence: The consequence of a failure for the events, for the log.
-        """
-        self._log = log
-        self._limit = RateLimit(clock, 1)
-        self._consequence = consequence
-        self._unlogged = 0
-
-    def add(self, error: CommandFailed) -> None:
-        """
-        Log a failure, or count it.
-        """
-        self._unlogged += 1
-        if not self._limit.allows():
-            return
-        failures, self._unlogged = self._unlogged, 0
-        self._log.warn(
-            "Command {program} failed ({failures} new failures): {reason}; {consequence}.",
-            program=error.program,
-            failures=failures,
-            reason=error.reason,
-            consequence=self._consequence,
-            stderr=error.stderr,
-        )
-
-
 class Finished(msgspec.Struct, frozen=True):
     """
     The result of a process that ended with exit status 0.
@@ -91,215 +56,7 @@ class Finished(msgspec.Struct, frozen=True):
     stderr: str
 
 
-class CommandRuns:
-    """
-    Runs a command once for each event, a few at a time.
-
-    The number of waiting runs is not limited: callers wait for their results.
-    """
-
-    def __init__(
-        self,
-        children: Children,
-        clock: IReactorTime,
-        command: Command,
-        limits: CommandLimits,
-        max_output: int,
-    ) -> None:
-        """
-        @param children: The processes of the command.
-        @param clock: The clock of the time limit.
-        @param command: The command.
-        @param limits: The limits of its processes.
-        @param max_output: The most bytes of a run's output; a run with more fails. With
-            C{0}, the output is ignored, and not limited.
-        """
-        self._children = children
-        self._clock = clock
-        self._command = command
-        self._limits = limits
-        self._max_output = max_output
-        self._waiting: deque[tuple[Sequence[bytes], bytes, Deferred[Finished]]] = deque()
-        self._running = 0
-        self._starting = False
-
-    def run(self, argv: Sequence[bytes], line: bytes) -> Deferred[Finished]:
-        """
-        Run the command once.
-
-        @param argv: The command line.
-        @param line: The whole standard input.
-        @return: Fires when the process has ended with exit status 0; fails with
-            L{CommandFailed} otherwise.
-        """
-        result: Deferred[Finished] = Deferred()
-        self._waiting.append((argv, line, result))
-        self._start()
-        return result
-
-    def stop(self) -> None:
-        """
-        Fail the waiting runs. The owner of the L{Children} ends the running processes.
-        """
-        waiting, self._waiting = self._waiting, deque()
-        for *_, result in waiting:
-            result.errback(self._failed("stopped before it was run"))
-
-    def _failed(self, reason: str, stderr: str = "") -> CommandFailed:
-        return CommandFailed(self._command.program, reason, stderr)
-
-    def _start(self) -> None:
-        if self._starting:
-            # A callback has added a run: the loop below starts it, without recursion.
-            return
-        self._starting = True
-        try:
-            while self._waiting and self._running < self._limits.concurrency:
-                self._spawn(*self._waiting.popleft())
-        finally:
-            self._starting = False
-
-    def _spawn(self, argv: Sequence[bytes], line: bytes, result: Deferred[Finished]) -> None:
-        output = bytearray()
-
-        def received(data: bytes) -> None:
-            if self._max_output and not result.called:
-                output.extend(data)
-                if len(output) > self._max_output:
-                    give_up(f"more than {self._max_output} bytes of output")
-
-        def give_up(reason: str) -> None:
-            output.clear()
-            if not result.called:
-                result.errback(self._failed(reason, child.stderr))
-            child.end()
-
-        def ended(exit_: Exit) -> None:
-            self._running -= 1
-            if timer.active():
-                timer.cancel()
-            if not result.called:
-                if exit_.clean:
-                    result.callback(Finished(bytes(output), exit_.stderr))
-                else:
-                    result.errback(self._failed(str(exit_), exit_.stderr))
-            self._start()
-
-        try:
-            # The end of its input ends it, if this process is killed; a launch would cost
-            # more than most commands do.
-            child = self._children.spawn(
-                argv,
-                ended,
-                executable=self._command.executable,
-                received=received,
-                bound=False,
-            )
-        except OSError as e:
-            result.errback(self._failed(f"cannot be started: {e.strerror or e}"))
-            return
-        self._running += 1
-        limit = self._limits.timeout
-        timer = self._clock.callLater(limit, give_up, f"not finished after {limit:g} s")
-        child.write(line)
-        child.close_input()
-
-
-class CommandStream:
-    """
-    One process that gets a line for each event. It is started when there is an event for it;
-    after a failure, with increasing delays.
-
-    The standard input of a process that is not bound to this one ends when this one does.
-    """
-
-    def __init__(
-        self,
-        children: Children,
-        clock: IReactorTime,
-        command: Command,
-        limits: CommandLimits,
-        failure_log: FailureLog,
-    ) -> None:
-        """
-        @param children: The processes of the command.
-        @param clock: The clock of the limits.
-        @param command: The command, without placeholders.
-        @param limits: The limits of the process.
-        @param failure_log: Logs its failures.
-        """
-        self._children = children
-        self._clock = clock
-        self._command = command
-        self._limits = limits
-        self._failure_log = failure_log
-        self._backoff = BackOff(clock, self._feed)
-        self._child: Child | None = None
-        self._timer: IDelayedCall | None = None
-
-    def _feed(self) -> None:
-        """
-        Write the lines that wait, if the process can take them; start it if necessary.
-        """
-        raise NotImplementedError
-
-    def _ended(self, exit_: Exit) -> None:
-        """
-        Handle the end of the process.
-        """
-        raise NotImplementedError
-
-    def _failed(self, error: CommandFailed) -> None:
-        """
-        Delay the next start.
-        """
-        self._failure_log.add(error)
-        self._backoff.failed()
-
-    def _start(self, **callbacks: Any) -> bool:
-        """
-        Start the process.
-
-        @param callbacks: Further arguments of L{Children.spawn}.
-        @return: Whether it could be started.
-        """
-        try:
-            self._child = self._children.spawn(
-                self._command.argv("", MatchType.LIVE),
-                self._ended,
-                executable=self._command.executable,
-                **callbacks,
-            )
-        except OSError as e:
-            reason = f"cannot be started: {e.strerror or e}"
-            self._failed(CommandFailed(self._command.program, reason))
-            return False
-        return True
-
-    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        """
-        Replace the time limit of the process.
-        """
-        self._cancel_timer()
-        self._timer = self._clock.callLater(seconds, call)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None
-
-    def stop(self) -> None:
-        """
-        Give no more lines to the process. The owner of the L{Children} ends it.
-        """
-        self._backoff.cancel()
-        self._cancel_timer()
-        if self._child is not None:
-            self._child.disown()
-            self._child = None
-
-
-StreamType = TypeVar("StreamType", bound=CommandStream)
+StreamType = TypeVar("StreamType", bound="CommandStream")
 
 
 class CommandService(Service, Generic[StreamType]):
@@ -307,10 +64,18 @@ class CommandService(Service, Generic[StreamType]):
     A configured command, which gets each event in a process of its own, or all of them in one
     process that keeps running.
 
+    The number of waiting events is not limited: callers wait for their results.
+
     @cvar stream_type: The class of the process that keeps running.
     @cvar consequence: The consequence of a failure for the events, for the log.
-    @cvar max_output: The most bytes of a run's output; see L{CommandRuns}.
+    @cvar max_output: The most bytes of a run's output; a run with more fails. With C{0}, the
+        output is ignored, and not limited.
     @cvar reads_on: Whether a stopped stream has time to read its input to the end.
+    @ivar command: The command.
+    @ivar clock: The clock of the limits.
+    @ivar limits: The limits of the processes.
+    @ivar children: The processes.
+    @ivar stream: The process that keeps running, if there is one for all events.
     """
 
     stream_type: type[StreamType]
@@ -335,16 +100,16 @@ class CommandService(Service, Generic[StreamType]):
         @param stream: Whether one process gets many events.
         @param limits: The limits of the processes.
         """
-        self._command = command
-        self._children = Children(reactor, clock, f"Command {command.program}", limits.patience)
-        self._failure_log = FailureLog(self._log, clock, self.consequence)
-        self._runs = CommandRuns(self._children, clock, command, limits, self.max_output)
-        self._stream: StreamType | None = None
-        if stream:
-            self._stream = self.stream_type(
-                self._children, clock, command, limits, self._failure_log
-            )
-        self._grace = limits.patience if stream and self.reads_on else 0.0
+        self.command = command
+        self.clock = clock
+        self.limits = limits
+        self.children = Children(reactor, clock, f"Command {command.program}", limits.patience)
+        self.stream = self.stream_type(self) if stream else None
+        self._log_limit = RateLimit(clock, 1)
+        self._unlogged = 0
+        self._waiting: deque[tuple[Sequence[bytes], bytes, Deferred[Finished]]] = deque()
+        self._running = 0
+        self._starting = False
 
     def stopService(self) -> Deferred[None]:
         """
@@ -353,7 +118,189 @@ class CommandService(Service, Generic[StreamType]):
         @return: Fires when all processes have ended.
         """
         super().stopService()
-        self._runs.stop()
-        if self._stream is not None:
-            self._stream.stop()
-        return self._children.stop(self._grace)
+        waiting, self._waiting = self._waiting, deque()
+        for *_, result in waiting:
+            result.errback(self.failure(STOPPED))
+        if self.stream is not None:
+            self.stream.stop()
+        reads_on = self.stream is not None and self.reads_on
+        return self.children.stop(self.limits.patience if reads_on else 0.0)
+
+    def failure(self, reason: str, stderr: str = "") -> CommandFailed:
+        """
+        @return: The error of an event.
+        """
+        return CommandFailed(self.command.program, reason, stderr)
+
+    def log_failure(self, error: CommandFailed) -> None:
+        """
+        Log the first failure at once, then one a minute, with the number of failures since the
+        last line.
+        """
+        self._unlogged += 1
+        if not self._log_limit.allows():
+            return
+        failures, self._unlogged = self._unlogged, 0
+        self._log.warn(
+            "Command {program} failed ({failures} new failures): {reason}; {consequence}.",
+            program=error.program,
+            failures=failures,
+            reason=error.reason,
+            consequence=self.consequence,
+            stderr=error.stderr,
+        )
+
+    def run(self, argv: Sequence[bytes], line: bytes) -> Deferred[Finished]:
+        """
+        Run the command once.
+
+        @param argv: The command line.
+        @param line: The whole standard input.
+        @return: Fires when the process has ended with exit status 0; fails with
+            L{CommandFailed} otherwise.
+        """
+        result: Deferred[Finished] = Deferred()
+        self._waiting.append((argv, line, result))
+        self._start()
+        return result
+
+    def _start(self) -> None:
+        if self._starting:
+            # A callback has added a run: the loop below starts it, without recursion.
+            return
+        self._starting = True
+        try:
+            while self._waiting and self._running < self.limits.concurrency:
+                self._spawn(*self._waiting.popleft())
+        finally:
+            self._starting = False
+
+    def _spawn(self, argv: Sequence[bytes], line: bytes, result: Deferred[Finished]) -> None:
+        run = _Run(self, result)
+        try:
+            # The end of its input ends it, if this process is killed; a launch would cost
+            # more than most commands do.
+            run.child = self.children.spawn(
+                argv, run, executable=self.command.executable, bound=False
+            )
+        except OSError as e:
+            result.errback(self.failure(f"cannot be started: {e.strerror or e}"))
+            return
+        self._running += 1
+        limit = self.limits.timeout
+        run.timer = self.clock.callLater(limit, run.give_up, f"not finished after {limit:g} s")
+        run.child.write(line)
+        run.child.close_input()
+
+    def run_ended(self) -> None:
+        """
+        Start the next run.
+        """
+        self._running -= 1
+        self._start()
+
+
+class _Run(ChildOwner):
+    """
+    One run of a command.
+    """
+
+    child: Child
+    timer: IDelayedCall
+
+    def __init__(self, service: CommandService[Any], result: Deferred[Finished]) -> None:
+        self._service = service
+        self._result = result
+        self._output = bytearray()
+
+    def received(self, data: bytes) -> None:
+        most = self._service.max_output
+        if most and not self._result.called:
+            self._output += data
+            if len(self._output) > most:
+                self.give_up(f"more than {most} bytes of output")
+
+    def give_up(self, reason: str) -> None:
+        self._output.clear()
+        if not self._result.called:
+            self._result.errback(self._service.failure(reason, self.child.stderr))
+        self.child.end()
+
+    def ended(self, exit_: Exit) -> None:
+        if self.timer.active():
+            self.timer.cancel()
+        if not self._result.called:
+            if exit_.clean:
+                self._result.callback(Finished(bytes(self._output), exit_.stderr))
+            else:
+                self._result.errback(self._service.failure(str(exit_), exit_.stderr))
+        self._service.run_ended()
+
+
+class CommandStream(ChildOwner):
+    """
+    One process that gets a line for each event. It is started when there is an event for it;
+    after a failure, with increasing delays.
+    """
+
+    def __init__(self, service: CommandService[Any]) -> None:
+        """
+        @param service: The command, without placeholders.
+        """
+        self._service = service
+        self._limits = service.limits
+        self._backoff = BackOff(service.clock, self._feed)
+        self._child: Child | None = None
+        self._timer: IDelayedCall | None = None
+
+    def _feed(self) -> None:
+        """
+        Write the lines that wait, if the process can take them; start it if necessary.
+        """
+        raise NotImplementedError
+
+    def _failed(self, reason: str, stderr: str = "") -> None:
+        """
+        Delay the next start.
+        """
+        self._service.log_failure(self._service.failure(reason, stderr))
+        self._backoff.failed()
+
+    def _start(self, bound: bool = True) -> bool:
+        """
+        Start the process.
+
+        @param bound: See L{Children.spawn}.
+        @return: Whether it could be started.
+        """
+        command = self._service.command
+        try:
+            self._child = self._service.children.spawn(
+                command.argv("", MatchType.LIVE), self, executable=command.executable, bound=bound
+            )
+        except OSError as e:
+            self._failed(f"cannot be started: {e.strerror or e}")
+            return False
+        return True
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """
+        Replace the time limit of the process.
+        """
+        self._cancel_timer()
+        self._timer = self._service.clock.callLater(seconds, call)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def stop(self) -> None:
+        """
+        Give no more lines to the process. The service ends it.
+        """
+        self._backoff.cancel()
+        self._cancel_timer()
+        if self._child is not None:
+            self._child.disown()
+            self._child = None

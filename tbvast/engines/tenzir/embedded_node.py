@@ -15,7 +15,7 @@ from twisted.logger import Logger, LogLevel
 
 from tbvast.engines import binaries
 from tbvast.errors import StartupRefused
-from tbvast.service.child_process import BackOff, Children, Exit
+from tbvast.service.child_process import BackOff, ChildOwner, Children, Exit
 from tbvast.service.lines import LineBuffer
 from tbvast.service.process import check_free
 from tbvast.values import HostPort
@@ -77,7 +77,7 @@ _LINE = re.compile(rb"(trace|debug|info|warning|error|critical):? (.*)", re.DOTA
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m|\r")
 
 
-class EmbeddedNode(Service):
+class EmbeddedNode(Service, ChildOwner):
     """
     A node that runs while the service does, and is restarted if it ends.
 
@@ -152,13 +152,7 @@ class EmbeddedNode(Service):
             "--console-verbosity=info",
             "--console-format=%l %v",
         )
-        self._children.spawn(
-            command,
-            self._ended,
-            executable=self._program,
-            received=self._received,
-            complained=self._complained,
-        )
+        self._children.spawn(command, self, executable=self._program)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -170,7 +164,7 @@ class EmbeddedNode(Service):
         self._backoff.cancel()
         return self._children.stop()
 
-    def _received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         # The node writes nothing but its endpoint to standard output.
         if b"\n" in data:
             self._log.info(
@@ -179,7 +173,7 @@ class EmbeddedNode(Service):
                 elapsed=self._reactor.seconds() - self._started,
             )
 
-    def _complained(self, data: bytes) -> None:
+    def complained(self, data: bytes) -> None:
         for line in self._lines.add(data):
             self._log_line(line)
         if self._lines.size > MAX_LINE_BYTES:
@@ -198,10 +192,7 @@ class EmbeddedNode(Service):
         if text.strip():
             self._log.emit(level, "The node: {line}", line=text.decode("utf-8", "replace"))
 
-    def _ended(self, exit_: Exit) -> None:
-        """
-        Restart the node if the service runs.
-        """
+    def ended(self, exit_: Exit) -> None:
         self._log_line(self._lines.take_rest())
         if not self.running:
             return
