@@ -6,63 +6,23 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorFDSet, IReactorTime
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IWriteDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bridge.commands.json_lines import LineQueue, encode_line
-from tbvast.bridge.commands.processes import STOPPED
+from tbvast.bridge.commands.processes import DEFAULT_LIMITS, STOPPED
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.stix.sightings import MatchType
 
 
-class Output(FileDescriptor):
-    """
-    Writes to a descriptor of this process without blocking.
-
-    The descriptor is not made non-blocking, since that would affect the processes that share
-    it, such as a shell. It is written to only when it is ready, and then no more than a ready
-    pipe accepts at once. It is never closed.
-    """
-
-    connected = 1
-
-    def __init__(self, reactor: IReactorFDSet, descriptor: int, lost: Callable[[], None]) -> None:
-        """
-        @param reactor: The reactor that watches the descriptor.
-        @param descriptor: The descriptor.
-        @param lost: Called when its reader has gone.
-        """
-        super().__init__(reactor)
-        self._descriptor = descriptor
-        self._lost = lost
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def writeSomeData(self, data: bytes) -> int | Exception:
-        try:
-            return os.write(self._descriptor, data[: select.PIPE_BUF])
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return CONNECTION_LOST
-
-    def connectionLost(self, reason: Failure) -> None:
-        super().connectionLost(reason)
-        self._lost()
-
-
-@implementer(ISink, IPullProducer)
+@implementer(ISink, IWriteDescriptor)
 class StdoutSink(Service):
     """
     An L{ISink} that writes each context to this process's standard output, as one line of
@@ -70,6 +30,10 @@ class StdoutSink(Service):
 
     If the reader is slow, the events wait and the reactor does not; if it has gone, all
     events fail. A line counts as taken when it is in the pipe.
+
+    The descriptor is not made non-blocking, since that would affect the processes that share
+    it, such as a shell. It is written to only when it is ready, and then no more than a ready
+    pipe accepts at once. It is never closed.
     """
 
     NAME = "STDOUT"
@@ -82,23 +46,23 @@ class StdoutSink(Service):
         reactor: IReactorFDSet,
         clock: IReactorTime,
         descriptor: int = 1,
-        kill_after: float = 5.0,
+        patience: float = DEFAULT_LIMITS.patience,
     ) -> None:
         """
         @param reactor: The reactor that watches the descriptor.
         @param clock: The clock of the limit.
-        @param descriptor: The descriptor to write to; it stays open.
-        @param kill_after: Seconds that the reader has for the remaining lines when the
-            service is stopped.
+        @param descriptor: The descriptor to write to.
+        @param patience: Seconds that the reader has for the remaining lines when the service
+            is stopped.
         """
+        self._reactor = reactor
         self._clock = clock
-        self._kill_after = kill_after
+        self._descriptor = descriptor
+        self._patience = patience
         self._lines = LineQueue()
+        self._batch = memoryview(b"")
         self._gone = False
         self._stopping: Deferred[None] | None = None
-        self._timer: IDelayedCall | None = None
-        self._output = Output(reactor, descriptor, self._lost)
-        self._output.registerProducer(self, False)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -109,9 +73,8 @@ class StdoutSink(Service):
         super().stopService()
         if not self._lines:
             return succeed(None)
-        self._stopping = Deferred()
-        self._timer = self._clock.callLater(self._kill_after, self._give_up)
-        return self._stopping
+        self._stopping = Deferred(lambda _: self._fail(STOPPED))
+        return self._stopping.addTimeout(self._patience, self._clock)
 
     def send(self, context: dict[str, Any], value: str, match_type: MatchType) -> Deferred[None]:
         if self._gone or self._stopping is not None:
@@ -125,40 +88,43 @@ class StdoutSink(Service):
         return taken
 
     def _write(self) -> None:
-        batch = self._lines.next_batch()
-        if batch:
-            self._output.write(batch)
+        if batch := self._lines.next_batch():
+            self._batch = memoryview(batch)
+            self._reactor.addWriter(self)
 
-    def resumeProducing(self) -> None:
-        """
-        The batch is in the pipe.
-        """
-        self._lines.taken()
-        self._write()
-        if not self._lines:
-            self._finish()
+    def fileno(self) -> int:
+        return self._descriptor
 
-    def stopProducing(self) -> None:
-        """
-        Do nothing: L{Output} reports that the reader has gone.
-        """
+    def logPrefix(self) -> str:
+        return self.NAME
 
-    def _lost(self) -> None:
+    def doWrite(self) -> None:
+        try:
+            written = os.write(self._descriptor, self._batch[: select.PIPE_BUF])
+        except BlockingIOError:
+            return
+        except OSError as e:
+            self.connectionLost(Failure(e))
+            return
+        self._batch = self._batch[written:]
+        if not self._batch:
+            self._reactor.removeWriter(self)
+            self._lines.taken()
+            self._write()
+            if not self._lines:
+                self._finish()
+
+    def connectionLost(self, reason: Failure) -> None:
         self._gone = True
         self._log.error("The reader of standard output has gone.")
-        self._lines.fail(self.NAME, self.GONE)
-        self._finish()
+        self._fail(self.GONE)
 
-    def _give_up(self) -> None:
-        self._timer = None
-        self._output.stopWriting()
-        self._lines.fail(self.NAME, STOPPED)
+    def _fail(self, reason: str) -> None:
+        self._reactor.removeWriter(self)
+        self._lines.fail(self.NAME, reason)
         self._finish()
 
     def _finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         stopping, self._stopping = self._stopping, None
         if stopping is not None:
             stopping.callback(None)
