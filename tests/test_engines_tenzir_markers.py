@@ -146,7 +146,7 @@ class MarkersTests(SynchronousTestCase):
 
 class MarkerLineTests(SynchronousTestCase):
     """
-    L{rows.split_markers} tells markers from matches.
+    L{rows.decode_results} tells markers from matches.
     """
 
     def test_marker(self) -> None:
@@ -159,11 +159,12 @@ class MarkerLineTests(SynchronousTestCase):
             pipelines.MARKER_NUMBER: 7,
             pipelines.MARKER_LEAF: 3,
         }
-        lines = [json.dumps({**fields, pipelines.FINDINGS: mark}), "other"]
-        (marker,), others = rows.split_markers(lines)
+        lines = [json.dumps({**fields, pipelines.FINDINGS: mark})]
+        results = rows.decode_results(lines, {})
+        (marker,) = results.markers
         self.assertEqual((marker.number, marker.leaf), (7, 3))
         self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
-        self.assertEqual(others, ["other"])
+        self.assertEqual(results.matches, [])
 
     def test_event(self) -> None:
         """
@@ -171,4 +172,4 @@ class MarkerLineTests(SynchronousTestCase):
         """
         for mark in ({"s": "x.y"}, {"s": pipelines.MARKER}, None):
             line = json.dumps({"a": pipelines.MARKER, pipelines.FINDINGS: mark})
-            self.assertEqual(rows.split_markers([line]), ([], [line]))
+            self.assertEqual(rows.decode_results([line], {}).markers, [])

@@ -369,7 +369,7 @@ def _pipelines() -> list[str]:
 
 class CutTests(SynchronousTestCase):
     """
-    L{rows.truncated_schemas} tells which events were not looked at as a whole.
+    L{rows.decode_results} tells which events were not looked at as a whole.
     """
 
     def test_cut(self) -> None:
@@ -381,12 +381,12 @@ class CutTests(SynchronousTestCase):
             '{"x":1,"_tbvast":{"s":"a.c","cut":true,"f0":{"k":"ip","v":"1.2.3.4","ids":["i"]}}}',
             '{"cut":true,"_tbvast":{"s":"a.d"}}',
             '{"x":{"cut":true},"_tbvast":null}',
-            '{"cut":true,',
             '{"_tbvast":null}',
         ]
-        self.assertEqual(list(rows.truncated_schemas(lines)), ["a.b", "a.c"])
         slots = {"f0": pipelines.Slot("f0", "x", frozenset({Kind.IP}), "x?")}
-        (found,) = rows.decode_matches(lines[:2], slots)
+        results = rows.decode_results(lines, slots)
+        self.assertEqual(results.cut, ["a.b", "a.c"])
+        (found,) = results.matches
         self.assertEqual(found.hits, (Hit("x", Kind.IP, "1.2.3.4", ("i",)),))
 
 
@@ -544,8 +544,13 @@ def slot_of(field: str, kind: Kind) -> str:
 
 class MatchTests(SynchronousTestCase):
     """
-    L{rows.decode_match} reads a line of a match.
+    L{rows.decode_results} reads a line of a match.
     """
+
+    def decode(self, text: bytes) -> list[Match]:
+        results = rows.decode_results([text], SLOTS)
+        self.assertEqual((results.markers, results.cut), ([], []))
+        return results.matches
 
     def test_hits(self) -> None:
         """
@@ -554,19 +559,21 @@ class MatchTests(SynchronousTestCase):
         name = slot_of("dns.answers[1].rdata", Kind.DOMAIN)
         mark = {"s": "suricata.dns", name: {"v": "a.b", "k": "domain", "ids": ["i", "j"]}}
         self.assertEqual(
-            rows.decode_match(line(mark, src_ip="1.2.3.4"), SLOTS),
-            Match(
-                {"src_ip": "1.2.3.4"},
-                "suricata.dns",
-                (Hit("dns.answers[1].rdata", Kind.DOMAIN, "a.b", ("i", "j")),),
-            ),
+            self.decode(line(mark, src_ip="1.2.3.4")),
+            [
+                Match(
+                    {"src_ip": "1.2.3.4"},
+                    "suricata.dns",
+                    (Hit("dns.answers[1].rdata", Kind.DOMAIN, "a.b", ("i", "j")),),
+                )
+            ],
         )
 
     def test_sign(self) -> None:
         """
         A line whose mark is null is no match.
         """
-        self.assertIsNone(rows.decode_match(b'{"_tbvast":null}', SLOTS))
+        self.assertEqual(self.decode(b'{"_tbvast":null}'), [])
 
     def test_other_kind(self) -> None:
         """
@@ -574,7 +581,7 @@ class MatchTests(SynchronousTestCase):
         """
         name = slot_of("dns.answers[0].rdata", Kind.DOMAIN)
         mark = {"s": "x", name: {"v": "ab" * 16, "k": "md5", "ids": ["i"]}}
-        self.assertIsNone(rows.decode_match(line(mark), SLOTS))
+        self.assertEqual(self.decode(line(mark)), [])
 
     def test_large_numbers(self) -> None:
         """
@@ -582,9 +589,15 @@ class MatchTests(SynchronousTestCase):
         """
         name = slot_of("src_ip", Kind.IP)
         mark = {"s": "x", name: {"v": "1.2.3.4", "k": "ip", "ids": ["i"]}}
-        match = rows.decode_match(line(mark, flow_id=2**63 - 1), SLOTS)
-        assert match is not None
+        (match,) = self.decode(line(mark, flow_id=2**63 - 1))
         self.assertEqual(match.event["flow_id"], 2**63 - 1)
+
+    def test_malformed(self) -> None:
+        """
+        Malformed lines of a match are refused.
+        """
+        for text in ("{", "[]", "{}", *(f'{{"_tbvast":{mark}}}' for mark in ("7", '"s"', "{}"))):
+            self.assertRaises(Invalid, rows.decode_results, [text], SLOTS)
 
     @given(st.one_of(st.binary(), st.dictionaries(st.text(), st.text()).map(line)))
     def test_refused(self, text: bytes) -> None:
@@ -592,6 +605,6 @@ class MatchTests(SynchronousTestCase):
         A malformed line of a match is refused, and nothing else is raised.
         """
         try:
-            rows.decode_match(text, SLOTS)
+            self.decode(text)
         except Invalid:
             pass

@@ -300,7 +300,7 @@ class TenzirEngine:
                     self._fetch_pages(commands, search, timeout, deadline)
                 ) as pages:
                     for page in pages:
-                        if found := budget.apply(_decode_matches("find", page, plan)):
+                        if found := budget.apply(_decode("find", page, plan).matches):
                             yield found
             except EngineTimeout as e:
                 if self._monotonic() < deadline:  # one of its commands took too long
@@ -412,15 +412,14 @@ class TenzirEngine:
             began = self._monotonic()
             lines = feed.receive(HELLO_SECONDS if markers.pending else markers.wait(self._awake()))
             waited += self._monotonic() - began
-            passed, events = rows.split_markers(lines)
-            self.cut.update(rows.truncated_schemas(events))
-            found = _decode_matches("watch", events, self._plan)
+            results = _decode("watch", lines, self._plan)
+            self.cut.update(results.cut)
             if lines and not running:
                 running = True
                 yield []
-            if found:
-                yield found
-            for marker in passed:
+            if results.matches:
+                yield results.matches
+            for marker in results.markers:
                 if (news := markers.passed(marker, self._awake())) is not None:
                     progress(news)
             # Counts only the time spent waiting for the node.
@@ -453,8 +452,8 @@ def _check_accepted(name: str, result: Result) -> None:
         raise EngineCallFailed(name, error_summary(result.warnings))
 
 
-def _decode_matches(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> list[Match]:
+def _decode(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> rows.Results:
     try:
-        return rows.decode_matches(lines, plan.slots)
+        return rows.decode_results(lines, plan.slots)
     except Invalid as e:
         raise EngineCallFailed(name, str(e)) from None

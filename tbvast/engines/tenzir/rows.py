@@ -6,7 +6,7 @@ Pure: it converts lines to values and back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -41,10 +41,6 @@ class _Inspected(msgspec.Struct):
     value: _Row
 
 
-class _Marked(msgspec.Struct):
-    mark: Any = msgspec.field(name=FINDINGS, default=None)
-
-
 class Marker(msgspec.Struct, frozen=True):
     """
     A marker that has passed the match.
@@ -59,21 +55,21 @@ class Marker(msgspec.Struct, frozen=True):
     imported: float
 
 
-class _MarkerMark(msgspec.Struct):
-    schema: str = msgspec.field(name="s")
-    imported: datetime = msgspec.field(name=IMPORTED_KEY)
+class Results(msgspec.Struct):
+    """
+    The results of a match.
+
+    @ivar matches: The matches.
+    @ivar markers: The markers that have passed a live match.
+    @ivar cut: The schema of each event that has a list with more elements than a live match
+        read.
+    """
+
+    matches: list[Match] = []
+    markers: list[Marker] = []
+    cut: list[str] = []
 
 
-class _MarkerLine(msgspec.Struct):
-    mark: _MarkerMark = msgspec.field(name=FINDINGS)
-    number: int = msgspec.field(name=MARKER_NUMBER)
-    leaf: int = msgspec.field(name=MARKER_LEAF)
-
-
-_TRUNCATED = f'"{CUT_KEY}":true'
-_OF_MARKER = f'"{MARKER}"'
-_marker_decoder = msgspec.json.Decoder(_MarkerLine)
-_marked_decoder = msgspec.json.Decoder(_Marked)
 _encoder = msgspec.json.Encoder()
 _event_decoder = msgspec.json.Decoder(dict[str, Any])
 _inspected_decoder = msgspec.json.Decoder(_Inspected)
@@ -114,80 +110,49 @@ def decode_entry(line: bytes) -> Entry:
     return Entry(Observable(row.value.k, row.value.v), row.value.ids)
 
 
-def decode_match(line: bytes | str, slots: dict[str, Slot]) -> Match | None:
+def decode_results(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> Results:
     """
-    Decode a line of a match.
+    Decode the lines of a match. A line is no match if it has no hit, or if every hit is of a
+    kind that its field cannot hold.
 
     @param slots: The lookups of the match, by name.
-    @return: The match; C{None} if there is no hit, or if every hit is of a kind that its
-        field cannot hold.
-    @raise Invalid: If the line is malformed.
-    """
-    try:
-        event = _event_decoder.decode(line)
-        mark = event.pop(FINDINGS)
-        if mark is None:
-            return None
-        schema = mark.pop("s")
-        mark.pop(CUT_KEY, None)
-        mark.pop(IMPORTED_KEY, None)
-        hits: dict[Hit, None] = {}
-        for name, value in mark.items():
-            if value is None:
-                continue
-            row = msgspec.convert(value, _Row)
-            if row.k in slots[name].kinds:
-                hits[Hit(slots[name].field, row.k, row.v, row.ids)] = None
-    except (msgspec.MsgspecError, KeyError, AttributeError):
-        raise Invalid("match", line, "a line of a match") from None
-    return Match(event, schema, tuple(hits)) if hits else None
-
-
-def decode_matches(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> list[Match]:
-    """
-    Decode the lines of a match, without those that have no hit.
-
     @raise Invalid: If a line is malformed.
     """
-    return [found for line in lines if (found := decode_match(line, slots)) is not None]
-
-
-def split_markers(lines: Iterable[str]) -> tuple[list[Marker], list[str]]:
-    """
-    Split the lines of a live match into markers and other lines.
-
-    @return: The markers, and the other lines.
-    """
-    found, others = [], []
+    results = Results()
     for line in lines:
-        marker = _marker(line) if _OF_MARKER in line else None
-        if marker is None:
-            others.append(line)
-        else:
-            found.append(marker)
-    return found, others
+        try:
+            event = _event_decoder.decode(line)
+            mark: dict[str, Any] | None = event.pop(FINDINGS)
+            if mark is None:
+                continue
+            schema = mark.pop("s")
+            imported = mark.pop(IMPORTED_KEY, None)
+            if mark.pop(CUT_KEY, None) is True:
+                results.cut.append(schema)
+            hits = {
+                Hit(slots[name].field, row.k, row.v, row.ids): None
+                for name, value in mark.items()
+                if value is not None
+                and (row := msgspec.convert(value, _Row)).k in slots[name].kinds
+            }
+        except (msgspec.MsgspecError, KeyError, AttributeError, TypeError):
+            raise Invalid("match", line, "a line of a match") from None
+        if hits:
+            results.matches.append(Match(event, schema, tuple(hits)))
+        elif schema == MARKER and (marker := _marker(event, imported)) is not None:
+            results.markers.append(marker)
+    return results
 
 
-def _marker(line: str) -> Marker | None:
+def _marker(event: dict[str, Any], imported: Any) -> Marker | None:
+    """
+    @return: The marker; C{None} if it is another event that has the schema of markers.
+    """
     try:
-        read = _marker_decoder.decode(line)
+        return Marker(
+            msgspec.convert(event.get(MARKER_NUMBER), int),
+            msgspec.convert(event.get(MARKER_LEAF), int),
+            msgspec.convert(imported, datetime).timestamp(),
+        )
     except msgspec.MsgspecError:
         return None
-    if read.mark.schema != MARKER:
-        return None
-    return Marker(read.number, read.leaf, read.mark.imported.timestamp())
-
-
-def truncated_schemas(lines: Iterable[str]) -> Iterator[str]:
-    """
-    Yield the schema of each event that has a list with more elements than the match read.
-    """
-    for line in lines:
-        if _TRUNCATED not in line:
-            continue
-        try:
-            mark = _marked_decoder.decode(line).mark
-        except msgspec.MsgspecError:
-            continue  # decode_match reports it
-        if isinstance(mark, dict) and mark.get(CUT_KEY) is True:
-            yield str(mark.get("s"))
