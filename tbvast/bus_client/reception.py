@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from tbvast.errors import Invalid, shown
 from tbvast.interfaces import ICursor
 from tbvast.protocol.frames import Item
+from tbvast.protocol.manage import Subscribed
 from tbvast.protocol.replay import Batch, Delivery, Mark, Part, Torn, decode_delivery
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.service.retry_policy import doubling
@@ -126,35 +127,32 @@ class Reception:
     def begin(
         self,
         factory: Factory,
-        endpoint: HostPort,
-        topic: bytes,
-        options: SocketOptions,
-        position: Position | None,
+        host: str,
+        subscribed: Subscribed,
         snapshot: Snapshot | None,
+        options: SocketOptions,
     ) -> None:
         """
         Begin to receive, when the items of the last subscription are L{applied}.
 
         @param factory: Makes the socket.
-        @param endpoint: The bus's pub endpoint.
-        @param topic: The subscription's own topic.
-        @param options: Options of the socket.
-        @param position: The position before the items; C{None} if the bus has no numbers.
+        @param host: The bus's host.
+        @param subscribed: The reply of the bus to the request to subscribe.
         @param snapshot: The snapshot that comes first, if any.
+        @param options: Options of the socket.
         """
-        self.plugin = "" if position is None else position.plugin
-        self._expected = 0 if position is None else position.number
+        self.plugin = "" if subscribed.position is None else subscribed.position.plugin
+        self._expected = subscribed.number
         self._snapshot = snapshot
         self._snapshot_retry = None
         self._torn = False
+        topic = subscribed.topic.encode()
         queue = QUEUE_WITH_REPLAY if self.plugin else QUEUE_WITHOUT_REPLAY
         self._connection = SubConnection(
-            factory,
-            functools.partial(self._arrived, topic),
-            {**options, zmq.RCVHWM: queue},
+            factory, functools.partial(self._arrived, topic), {**options, zmq.RCVHWM: queue}
         )
         self._connection.subscribe(topic)
-        self._connection.connect(f"tcp://{endpoint}")
+        self._connection.connect(f"tcp://{HostPort(host, subscribed.pub_port)}")
 
     def close(self) -> None:
         """

@@ -7,8 +7,8 @@ The bus is a tbvast plugin or a Threat Bus 2022.5.16 host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 from twisted.application.service import Service
@@ -126,12 +126,7 @@ input comes too late and has no effect.
 
 Input = Callable[[], None] | None
 """
-An input of a machine; C{None} for none.
-"""
-
-Behaviour = Coroutine[Deferred[Any], Any, Input]
-"""
-What a machine does in a state. It returns the input that follows.
+An input of the machine; C{None} for none.
 """
 
 
@@ -263,8 +258,7 @@ class BusSubscription(Service):
         @param state: The next state.
         """
         self._running.cancel()
-        behaviour: Behaviour = getattr(self, f"_{state}")()
-        running = Deferred.fromCoroutine(behaviour)
+        running: Deferred[Input] = Deferred.fromCoroutine(getattr(self, f"_{state}")())
         self._running = running.addCallback(_give).addErrback(self._eb_state)
 
     def _eb_state(self, failure: Failure) -> None:
@@ -378,12 +372,7 @@ class BusSubscription(Service):
         Connect to the endpoints of the subscription.
         """
         self.reception.begin(
-            self._factory,
-            HostPort(self._bus.host, self._reply.pub_port),
-            self._reply.topic.encode(),
-            self._options,
-            self._reply.position,
-            self._snapshot,
+            self._factory, self._bus.host, self._reply, self._snapshot, self._options
         )
         self._reports = SightingReports(
             self._reactor, self._factory, self._bus, self._reply, self._ready, self._keys
