@@ -317,6 +317,23 @@ class SubscribingTests(SubscriptionTestCase):
         self.clock.advance(1.0)
         self.successResultOf(stopped)
 
+    async def test_stop_unstarted(self) -> None:
+        """
+        A service that was not started stops at once.
+        """
+        self.successResultOf(self.subscription.stopService())
+
+    async def test_restart(self) -> None:
+        """
+        A service that is started while it stops subscribes again afterwards.
+        """
+        await self.start()
+        stopped = self.subscription.stopService()
+        self.subscription.startService()
+        await stopped
+        await self.subscribed(2)
+        self.assertEqual(self.bus.actions(), ["subscribe", "unsubscribe", "subscribe"])
+
     async def test_stop_while_asking(self) -> None:
         """
         The service can stop while a request is pending.
