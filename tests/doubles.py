@@ -25,6 +25,7 @@ from tbvast.errors import (
 from tbvast.interfaces import (
     IContextTransform,
     IJournal,
+    IPublisher,
     IReplay,
     ISink,
     ISnapshotSource,
@@ -226,6 +227,7 @@ class MemoryJournal:
     @ivar held_reads: What L{entries} was asked for and has not done yet.
     @ivar batches: How many items each call of L{append} had.
     @ivar saved: The subscriptions that are remembered.
+    @ivar saves: The changes of each call of L{save_subscriptions}.
     @ivar aside: What was set aside.
     """
 
@@ -241,6 +243,7 @@ class MemoryJournal:
         self.held_reads: list[tuple[Deferred[list[JournalEntry]], tuple[Any, ...]]] = []
         self.batches: list[int] = []
         self.saved: dict[str, bytes] = {}
+        self.saves: list[dict[str, bytes | None]] = []
         self._clock = clock
         self._accepted: list[JournalEntry] = []
         self._positions: dict[str, Position] = {}
@@ -365,6 +368,7 @@ class MemoryJournal:
         return SetAsideReport(len(self.aside), text)
 
     def _save(self, changes: dict[str, bytes | None]) -> None:
+        self.saves.append(changes)
         for topic, request in changes.items():
             self.saved.pop(topic, None)
             if request is not None:
@@ -532,23 +536,31 @@ class BusyClock(Clock):
                 call.func(*call.args, **call.kw)
 
 
+@implementer(IPublisher)
 class MemoryPub:
     """
     A pub endpoint: what it was given, while there is room.
 
     @ivar frames: What it took.
     @ivar room: How many frames it still takes.
+    @ivar closed: Topics whose subscriber takes nothing.
     """
 
     def __init__(self, room: int = 1_000_000) -> None:
         self.frames: list[bytes] = []
         self.room = room
+        self.closed: set[str] = set()
 
-    def send(self, frames: Sequence[bytes]) -> int:
+    def send_frames(self, frames: Sequence[bytes]) -> int:
+        if frames[0].startswith(tuple(topic.encode() for topic in self.closed)):
+            return 0
         taken = frames[: max(self.room, 0)]
         self.room -= len(taken)
         self.frames.extend(taken)
         return len(taken)
+
+    def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
+        return None
 
     def to(self, topic: str) -> list[bytes]:
         """

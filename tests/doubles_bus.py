@@ -4,32 +4,40 @@ Doubles for tests of the bus.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 from zope.interface import implementer
 
-from tbvast.bus.fanout import CommittedBatch
-from tbvast.bus.journal.client import Journal
+from tbvast.bus.fanout import CommittedBatch, FanOut
+from tbvast.bus.journal.client import Journal, set_aside
 from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import Opened, Outcome
 from tbvast.bus.journal.writer import JournalStore
-from tbvast.bus.subscriptions import Limits, Saved, Subscription
-from tbvast.interfaces import ICounters, IPausable
+from tbvast.bus.retries import Retries
+from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts, Subscription
+from tbvast.bus.subscription_factory import SubscriptionFactory
+from tbvast.bus.subscription_saver import SubscriptionSaver
+from tbvast.bus.subscriptions import Subscriptions
+from tbvast.interfaces import ICounters, IPausable, IPublisher, ISnapshotSource, ISubscription
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
-from tbvast.protocol.topics import Dialect, dialect_of
+from tbvast.protocol.topics import Dialect, dialect_of, new_topic
 from tbvast.service.flusher import Reported
+from tbvast.service.rate_limit import RateLimit
+from tbvast.settings.schema import PluginSettings
 from tbvast.stix.indicators import Indicator
-from tests.doubles import asking, call_now
+from tests.doubles import MemoryJournal, asking, call_now
 
 
 def a_request(*topics: str, **changes: Any) -> Subscribe:
@@ -53,11 +61,101 @@ class DirectSubscription(Subscription):
     Delivers each batch at its commit, without a journal and without a state of its own.
     """
 
-    def __init__(self, *args: Any, saved: Saved | None = None) -> None:
-        super().__init__(*args)
+    def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
+        super().__init__(parts, request, user, topic, 0)
+        self._keeps_up = True
 
     def committed(self, batch: CommittedBatch) -> None:
-        self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+        if not self.closed:
+            self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+
+
+class MemoryBus:
+    """
+    The subscriptions of a bus with its journal, and a pub endpoint in memory.
+
+    @ivar parts: The parts that the subscriptions use.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        journal: MemoryJournal,
+        pub: IPublisher,
+        kind: Callable[[BusParts, Subscribe, str, str], Subscription] | None = None,
+        sources: Sequence[ISnapshotSource] = (),
+        **settings: Any,
+    ) -> None:
+        """
+        @param kind: Makes all subscriptions; by default the bus's own factory does.
+        @param sources: The sources of snapshots; by default the journal.
+        """
+        self.subscriptions = Subscriptions(clock, some_settings(**settings))
+        everybody = self.subscriptions.everybody
+        self.snapshots = Snapshots(
+            clock,
+            clock.seconds,
+            sources or [JournalSource(journal)],
+            everybody,
+            functools.partial(set_aside, journal),
+        )
+        self.retries = Retries(clock)
+        self.fan_out = FanOut(clock, everybody)
+        self.parts = BusParts(
+            clock,
+            some_settings(**settings),
+            pub,
+            journal,
+            journal,
+            functools.partial(set_aside, journal),
+            self.retries.add,
+            self.snapshots.begin,
+            self.subscriptions.close,
+            RateLimit(clock, LOSSES_PER_MINUTE),
+        )
+        self._kind = kind
+        self._factory = SubscriptionFactory(self.parts)
+        self.saver = SubscriptionSaver(clock, journal, everybody, journal.saved)
+        for each in self._factory.restore(journal.saved):
+            self.subscriptions.add(each)
+        for each in everybody():
+            if each.owed:
+                self.snapshots.begin(each)
+
+    @property
+    def _services(self) -> Sequence[IService]:
+        return self.retries, self.fan_out, self.subscriptions, self.saver
+
+    def start(self) -> None:
+        for service in self._services:
+            service.startService()
+
+    def stop(self) -> Deferred[None]:
+        """
+        Stop in order.
+        """
+
+        async def stop() -> None:
+            for service in reversed(self._services):
+                await maybeDeferred(service.stopService)
+
+        return Deferred.fromCoroutine(stop())
+
+    def make(self, request: Subscribe, user: str = "") -> ISubscription:
+        if self._kind is None:
+            return self._factory.make(request, user)
+        return self._kind(self.parts, request, user, new_topic(request.topics[0], request.dialect))
+
+    def open(self, request: Subscribe, user: str = "") -> Any:
+        """
+        Open a subscription.
+        """
+        subscription = self.make(request, user)
+        self.subscriptions.open(subscription)
+        return subscription
+
+    def deliver(self, batch: CommittedBatch) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.fan_out.deliver(batch))
 
 
 @implementer(ICounters)
@@ -99,21 +197,21 @@ def encode_report(item: Item) -> bytes:
     return topic + b" " + item.raw
 
 
-def some_limits(**changes: Any) -> Limits:
+def some_settings(**changes: Any) -> PluginSettings:
     """
-    Limits that tests do not reach, and timeouts of 15 and 60 seconds.
+    Settings with limits that tests do not reach, and timeouts of 15 and 60 seconds.
     """
     fields: dict[str, Any] = {
-        "subscriptions": 2000,
-        "client_subscriptions": 1000,
-        "topics": 16,
+        "max_subscriptions": 2000,
+        "max_client_subscriptions": 1000,
+        "max_topics": 16,
         "queue_messages": 100_000,
         "queue_bytes": 1 << 26,
         "heartbeat_timeout": 15.0,
         "detached_timeout": 60.0,
         **changes,
     }
-    return Limits(**fields)
+    return PluginSettings(**fields)
 
 
 def clients_file(path: Path, **may: str) -> dict[str, str]:

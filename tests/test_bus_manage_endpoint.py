@@ -19,16 +19,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import RETRY_DELAY, Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
-from tbvast.bus.replayed_subscription import ReplayedSubscription
-from tbvast.bus.snapshots import JournalSource, Snapshots
+from tbvast.bus.manage_endpoint import ManageEndpoint
+from tbvast.bus.snapshots import JournalSource
 from tbvast.bus.statistics import Statistics
-from tbvast.bus.subscriptions import Subscriptions
 from tbvast.protocol import manage
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.values import Position
-from tests.doubles import DAY, MemoryJournal, MemorySource, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, MemorySub, clients_file, some_limits
+from tests.doubles import DAY, MemoryJournal, MemoryPub, MemorySource, a_sighting, an_indicator
+from tests.doubles_bus import MemoryBus, MemorySub, clients_file, some_settings
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30
@@ -58,46 +56,41 @@ class ManageEndpointTestCase(SynchronousTestCase):
         self.access = self.make_access()
         self.journal = BreakableJournal(self.clock, "bus")
         self.source = MemorySource("memory")
-        self.subscriptions = Subscriptions(
+        self.bus = MemoryBus(
             self.clock,
-            some_limits(subscriptions=5),
-            functools.partial(
-                ReplayedSubscription,
-                journal=self.journal,
-                replay=self.journal,
-                unreadable=lambda subscription: None,
-            ),
-            DirectSubscription,
-        )
-        self.subscriptions.send = lambda frame: True
-        snapshots = Snapshots(
-            self.clock,
-            self.clock.seconds,
+            self.journal,
+            MemoryPub(),
+            None,
             [self.source, JournalSource(self.journal)],
-            self.subscriptions.everybody,
+            max_subscriptions=5,
+            max_snapshot_days=MAX_DAYS,
         )
-        self.statistics = Statistics(self.clock, self.journal, self.subscriptions)
+        self.subscriptions = self.bus.subscriptions
+        self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
         self.intake = Intake(
             self.clock,
             self.journal,
             self.access,
             self.statistics,
-            self.subscriptions.fan_out,
-            snapshots.answered,
+            self.bus.deliver,
+            self.bus.snapshots.answered,
             MemorySub(),
             ERRORS_PER_MINUTE,
         )
         self.dialogue = ManageEndpoint(
             self.clock,
-            Addresses("bus.example", 13371, 13372),
+            some_settings(
+                advertise="bus.example",
+                pub=13371,
+                sub=13372,
+                errors_per_minute=ERRORS_PER_MINUTE,
+            ),
             self.access,
-            self.journal,
+            self.bus.make,
             self.subscriptions,
-            snapshots,
+            self.bus.snapshots,
             self.intake,
             self.statistics,
-            MAX_DAYS,
-            ERRORS_PER_MINUTE,
         )
 
     def make_access(self) -> AccessControl:

@@ -4,7 +4,6 @@ Tests for L{tbvast.bus.replayed_subscription} and L{tbvast.bus.fanout}.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -12,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.fanout import CommittedBatch
-from tbvast.bus.replayed_subscription import PAGE_ITEMS, ReplayedSubscription
-from tbvast.bus.snapshots import JournalSource, Snapshots
-from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
+from tbvast.bus.replayed_subscription import ReplayedSubscription
+from tbvast.bus.retries import RETRY_INTERVAL
+from tbvast.bus.subscription import PAGE_ITEMS, Subscription
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import PROTOCOL
@@ -25,7 +25,7 @@ from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part, decode_delive
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.values import Position
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, a_request, some_limits
+from tests.doubles_bus import MemoryBus, a_request
 
 INTEL = frozenset([Stream.INTEL])
 BOTH = frozenset(Stream)
@@ -100,38 +100,18 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.clock = Clock()
         self.pub = MemoryPub()
         self.journal = MemoryJournal(self.clock, "bus")
-        self.unreadable: list[ReplayedSubscription] = []
-        self.subscriptions = Subscriptions(
-            self.clock,
-            some_limits(),
-            functools.partial(
-                ReplayedSubscription,
-                journal=self.journal,
-                replay=self.journal,
-                unreadable=self.close_unreadable,
-            ),
-            DirectSubscription,
-        )
-        self.subscriptions.send = self.pub.send
-        self.subscriptions.startService()
-        self.snapshots = Snapshots(
-            self.clock,
-            self.clock.seconds,
-            [JournalSource(self.journal)],
-            self.subscriptions.everybody,
-        )
+        self.bus = MemoryBus(self.clock, self.journal, self.pub)
+        self.subscriptions = self.bus.subscriptions
+        self.snapshots = self.bus.snapshots
+        self.bus.start()
 
     def tearDown(self) -> None:
         self.pub.room = 1 << 30
-        self.successResultOf(self.subscriptions.stopService())
+        self.successResultOf(self.bus.stop())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def close_unreadable(self, subscription: ReplayedSubscription) -> None:
-        self.unreadable.append(subscription)
-        self.subscriptions.close(subscription.topic)
-
     def open(self, *topics: str, **changes: Any) -> ReplayedSubscription:
-        subscription = self.subscriptions.open(a_request(*topics, protocol=PROTOCOL, **changes))
+        subscription = self.bus.open(a_request(*topics, protocol=PROTOCOL, **changes))
         assert isinstance(subscription, ReplayedSubscription)
         return subscription
 
@@ -150,7 +130,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
+        self.bus.deliver(CommittedBatch([(o.number, o.item) for o in outcomes]))
 
     def got(self, subscription: Subscription) -> list[Any]:
         topic = subscription.topic
@@ -260,7 +240,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         """
         A subscriber far behind gets the journal page by page, in frames of bounded size.
         """
-        items = [an_indicator(number) for number in range(PAGE_ITEMS + 10)]
+        items = [an_indicator(number) for number in range(PAGE_ITEMS[Dialect.STIX2] + 10)]
         subscription = self.open()
         self.accept(*items)
         self.attach(subscription)
@@ -293,7 +273,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         subscription = self.open()
         outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
         self.attach(subscription)
-        self.subscriptions.fan_out(CommittedBatch([(o.number, o.item) for o in outcomes]))
+        self.bus.deliver(CommittedBatch([(o.number, o.item) for o in outcomes]))
         self.turn()
         self.accept(an_indicator(2))
         items = self.check_chain(subscription, 0, 3)
@@ -375,8 +355,10 @@ class FedSubscriptionTests(SynchronousTestCase):
         subscription = self.open()
         self.accept(an_indicator(1))
         self.journal.failing = True
-        self.attach(subscription)
-        self.assertEqual(self.unreadable, [subscription])
+        with capturedLogs() as events:
+            self.attach(subscription)
+        self.assertTrue(subscription.closed)
+        self.assertEqual(events[-1]["reason"], "cannot replay the journal,")
         self.assertEqual(len(self.flushLoggedErrors(JournalFailed)), 1)
         self.assertFalse(self.subscriptions.heartbeat(subscription.topic, {}))
 
@@ -388,7 +370,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.accept(an_indicator(1), an_indicator(1, 2), an_indicator(2))
         self.journal.floor = 1
         self.attach(subscription)
-        self.assertEqual((self.unreadable, self.pub.frames), ([subscription], []))
+        self.assertEqual((subscription.closed, self.pub.frames), (True, []))
         self.assertFalse(self.resume(0).resumed)
 
     def test_closed_while_reading(self) -> None:
@@ -401,7 +383,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         self.attach(subscription)
         self.subscriptions.close(subscription.topic)
         self.journal.release()
-        self.assertEqual((self.pub.frames, self.unreadable), ([], []))
+        self.assertEqual(self.pub.frames, [])
         self.assertEqual(subscription.queued, 0)
 
     def test_closed_while_slow(self) -> None:

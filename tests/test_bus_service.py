@@ -9,7 +9,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.service import advertised_host, refuse_exposed_plaintext
+from tbvast.bus.manage_endpoint import advertised_host
+from tbvast.bus.service import refuse_exposed_plaintext
 from tbvast.errors import StartupRefused
 from tbvast.settings.schema import PluginSettings
 

@@ -20,13 +20,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import AccessControl
-from tbvast.bus.fanout import CommittedBatch, render_each
+from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.soundness import check_document, damage
 from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.bus.journal.writer import JournalStore
-from tbvast.bus.snapshots import JournalSource, Snapshots
-from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import FileLost, Invalid, JournalFailed
 from tbvast.protocol.frames import Item, render_document, stream_of
 from tbvast.protocol.topics import Dialect, Stream
@@ -44,14 +42,13 @@ from tests.doubles import (
     sighting_id,
 )
 from tests.doubles_bus import (
-    DirectSubscription,
     FileJournal,
     FileJournalTestCase,
+    MemoryBus,
     MemoryCounters,
     MemorySub,
     a_request,
     encode_report,
-    some_limits,
 )
 
 ALL = 1 << 60
@@ -703,9 +700,20 @@ class CommitTests(SynchronousTestCase):
         """
         An item that is rendered as several frames is left out as a whole.
         """
-        frames, bad = render_each(lambda x: [b"%d" % (y // x) for y in (4, 2)], [1, 0, 2])
-        self.assertEqual((frames, [each for each, _ in bad]), ([b"4", b"2", b"2", b"1"], [0]))
-        self.assertIsInstance(bad[0][1], ZeroDivisionError)
+        pattern = "[ipv4-addr:value = '192.0.2.1' OR ipv4-addr:value = '192.0.2.2']"
+        documents = [an_indicator(n, pattern=pattern).raw for n in (1, 2, 3)]
+        documents[1] = documents[1][:-1]
+        numbers, frames = render_entries(
+            Dialect.VAST,
+            [JournalEntry(n, Stream.INTEL, raw) for n, raw in enumerate(documents, 1)],
+            Stage.DELIVERY,
+            self.aside.extend,
+        )
+        self.assertEqual((numbers, len(frames)), ([1, 1, 3, 3], 4))
+        self.assertEqual(
+            [(each.number, each.id, each.stage) for each in self.aside],
+            [(2, indicator_id(2), Stage.DELIVERY)],
+        )
 
 
 class BusTestCase(SynchronousTestCase):
@@ -717,31 +725,23 @@ class BusTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.journal = MemoryJournal(self.clock, "bus")
         self.pub = MemoryPub()
-        self.subscriptions = Subscriptions(
-            self.clock, some_limits(), DirectSubscription, DirectSubscription
-        )
-        self.subscriptions.send = self.pub.send
+        self.bus = MemoryBus(self.clock, self.journal, self.pub)
+        self.subscriptions = self.bus.subscriptions
+        self.snapshots = self.bus.snapshots
         self.counters = MemoryCounters()
         self.intake = Intake(
             self.clock,
             self.journal,
             AccessControl(None),
             self.counters,
-            self.subscriptions.fan_out,
+            self.bus.deliver,
             lambda envelope: None,
             MemorySub(),
             60,
         )
-        self.snapshots = Snapshots(
-            self.clock,
-            lambda: 0.0,
-            [JournalSource(self.journal)],
-            self.subscriptions.everybody,
-            self.intake.set_aside,
-        )
 
     def subscribe(self, topic: str) -> Any:
-        subscription = self.subscriptions.open(a_request(topic))
+        subscription = self.bus.open(a_request(topic))
         self.subscriptions.attach(subscription.topic.encode())
         self.clock.advance(0.01)
         return subscription
@@ -796,22 +796,22 @@ class BusTestCase(SynchronousTestCase):
         """
         A remembered subscription that cannot be read is forgotten, and no other.
         """
-        saved: dict[str, bytes] = {}
-
-        def save(changes: dict[str, bytes | None]) -> Deferred[None]:
-            saved.update({topic: raw for topic, raw in changes.items() if raw})
-            return self.journal.save_subscriptions(changes)
-
-        self.subscriptions.save = save
-        kept = self.subscriptions.open(a_request("stix2/indicator"))
+        self.bus.start()
+        kept = self.bus.open(a_request("stix2/indicator"))
         self.clock.advance(5)
-        other = Subscriptions(self.clock, some_limits(), DirectSubscription, DirectSubscription)
-        other.save = self.journal.save_subscriptions
-        bad = other.restore({"a": b"\xff", **saved, "b": b"{}"})
-        self.assertEqual(bad.keys(), {"a", "b"})
-        self.assertEqual([each.topic for each in other.everybody()], [kept.topic])
+        self.successResultOf(self.bus.stop())
+        self.journal.saved |= {"a": b"\xff", "b": b"{}"}
+        self.bus = MemoryBus(self.clock, self.journal, self.pub)
+        self.bus.start()
+        everybody = self.bus.subscriptions.everybody()
+        self.assertEqual([each.topic for each in everybody], [kept.topic])
+        self.assertEqual(
+            {(each.body, each.stage) for each in self.journal.aside},
+            {(b"\xff", Stage.SUBSCRIPTION), (b"{}", Stage.SUBSCRIPTION)},
+        )
         self.clock.advance(5)
         self.assertEqual(self.journal.saved.keys(), {kept.topic})
+        self.successResultOf(self.bus.stop())
 
 
 class LossTests(SynchronousTestCase):

@@ -13,8 +13,9 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.snapshots import ANSWER_TIME, PAGE_ITEMS, JournalSource, Snapshots
-from tbvast.bus.subscriptions import RETRY_INTERVAL, Subscription, Subscriptions
+from tbvast.bus.retries import RETRY_INTERVAL
+from tbvast.bus.snapshots import ANSWER_TIME, PAGE_ITEMS, JournalSource
+from tbvast.bus.subscription import Subscription
 from tbvast.interfaces import ISnapshotSource
 from tbvast.protocol.frames import Envelope
 from tests.doubles import (
@@ -25,7 +26,7 @@ from tests.doubles import (
     a_sighting,
     an_indicator,
 )
-from tests.doubles_bus import DirectSubscription, a_request, some_limits
+from tests.doubles_bus import MemoryBus, a_request
 
 
 class JournalSourceTests(SynchronousTestCase):
@@ -114,19 +115,21 @@ class SnapshotsTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(100 * DAY)
         self.pub = MemoryPub()
-        self.subscriptions = Subscriptions(
-            self.clock, some_limits(), DirectSubscription, DirectSubscription
-        )
-        self.subscriptions.send = self.pub.send
         self.start(MemorySource("memory", [an_indicator(1).raw], [an_indicator(2).raw]))
 
     def start(self, *sources: MemorySource) -> None:
-        self.snapshots = Snapshots(
-            self.clock, self.clock.seconds, sources, self.subscriptions.everybody
+        self.bus = MemoryBus(
+            self.clock,
+            MemoryJournal(self.clock),
+            self.pub,
+            None,
+            sources,
         )
+        self.subscriptions = self.bus.subscriptions
+        self.snapshots = self.bus.snapshots
 
     def open(self, *topics: str, **changes: Any) -> Subscription:
-        subscription = self.subscriptions.open(a_request(*topics, **changes))
+        subscription = self.bus.open(a_request(*topics, **changes))
         self.subscriptions.attach(subscription.topic.encode())
         self.clock.advance(RETRY_INTERVAL)
         return subscription
@@ -220,7 +223,7 @@ class SnapshotsTests(SynchronousTestCase):
         """
         A source is read no further when its subscriber is gone.
         """
-        subscription = self.subscriptions.open(a_request())
+        subscription = self.bus.open(a_request())
         self.snapshots.deliver(subscription, 7)
         self.subscriptions.close(subscription.topic)
         self.assertEqual((self.pub.frames, self.flushLoggedErrors()), ([], []))
@@ -264,7 +267,7 @@ class SnapshotsTests(SynchronousTestCase):
         An answer waits for the asker's connection, and follows the snapshot.
         """
         other = self.open("stix2/sighting")
-        subscription = self.subscriptions.open(a_request())
+        subscription = self.bus.open(a_request())
         self.snapshots.deliver(subscription, 2)
         self.answer(self.asked(other)[0], an_indicator(9))
         self.assertEqual(self.got(subscription), [])

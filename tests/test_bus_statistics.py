@@ -15,12 +15,11 @@ from tbvast import __version__
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
-from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import ICounters
 from tbvast.values import Received
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, MemorySub, a_request, encode_report, some_limits
+from tests.doubles_bus import DirectSubscription, MemoryBus, MemorySub, a_request, encode_report
 
 
 class StatisticsTests(SynchronousTestCase):
@@ -32,17 +31,15 @@ class StatisticsTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(1000)
         self.journal = MemoryJournal(self.clock, "bus")
-        self.subscriptions = Subscriptions(
-            self.clock, some_limits(), DirectSubscription, DirectSubscription
-        )
-        self.subscriptions.send = MemoryPub().send
-        self.statistics = Statistics(self.clock, self.journal, self.subscriptions)
+        self.bus = MemoryBus(self.clock, self.journal, MemoryPub(), DirectSubscription)
+        self.subscriptions = self.bus.subscriptions
+        self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
         self.intake = Intake(
             self.clock,
             self.journal,
             AccessControl(None),
             self.statistics,
-            self.subscriptions.fan_out,
+            self.bus.deliver,
             lambda envelope: None,
             MemorySub(),
             60,
@@ -126,7 +123,7 @@ class StatisticsTests(SynchronousTestCase):
         """
         It describes each subscription.
         """
-        subscription = self.subscriptions.open(a_request("stix2/sighting", name="one"))
+        subscription = self.bus.open(a_request("stix2/sighting", name="one"))
         self.clock.advance(2)
         self.subscriptions.heartbeat(subscription.topic, {"engine": "up"})
         self.clock.advance(3)

@@ -4,31 +4,28 @@ Tests for L{tbvast.bus.subscriptions}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from tbvast.bus.fanout import CommittedBatch
-from tbvast.bus.subscriptions import (
-    LOSSES_PER_MINUTE,
-    PUMP_FRAMES,
-    RETRY_INTERVAL,
-    SAVE_DELAY,
-    TURN_BUDGET_SECONDS,
-    Limits,
-    Subscription,
-    Subscriptions,
-)
-from tbvast.errors import JournalFailed, ProtocolInvalid
+from tbvast.bus.retries import RETRY_INTERVAL
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, Subscription
+from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
+from tbvast.errors import ProtocolInvalid
+from tbvast.interfaces import IPublisher, ISubscription
+from tbvast.protocol.manage import PROTOCOL
 from tbvast.protocol.topics import Stream
+from tbvast.service.turns import TURN_BUDGET_SECONDS
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.sightings import Sighting
-from tests.doubles import BusyClock, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, a_request, some_limits
+from tests.doubles import BusyClock, MemoryJournal, MemoryPub, a_sighting, an_indicator
+from tests.doubles_bus import DirectSubscription, MemoryBus, a_request
 
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:
@@ -44,36 +41,37 @@ class SubscriptionsTestCase(SynchronousTestCase):
     Subscriptions on a clock, and a pub endpoint in memory.
     """
 
+    kind: Any = DirectSubscription
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.pub = MemoryPub()
+        self.journal = MemoryJournal(self.clock)
         self.start()
 
     def restart_with(self, **limits: Any) -> None:
         """
         Start anew, with other limits.
         """
-        self.successResultOf(self.subscriptions.stopService())
+        self.successResultOf(self.bus.stop())
         self.start(**limits)
 
     def start(self, **limits: Any) -> None:
-        self.subscriptions = Subscriptions(
-            self.clock, some_limits(**limits), DirectSubscription, DirectSubscription
-        )
-        self.subscriptions.send = self.pub.send
-        self.subscriptions.startService()
+        self.bus = MemoryBus(self.clock, self.journal, self.pub, self.kind, **limits)
+        self.subscriptions = self.bus.subscriptions
+        self.bus.start()
 
     def tearDown(self) -> None:
-        self.successResultOf(self.subscriptions.stopService())
+        self.successResultOf(self.bus.stop())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def open(self, *topics: str, attached: bool = True, **changes: Any) -> Subscription:
-        subscription = self.subscriptions.open(a_request(*topics, **changes))
+        subscription: Subscription = self.bus.open(a_request(*topics, **changes))
         if attached:
             self.attach(subscription)
         return subscription
 
-    def attach(self, subscription: Subscription) -> None:
+    def attach(self, subscription: ISubscription) -> None:
         self.assertTrue(self.subscriptions.attach(subscription.topic.encode()))
         self.clock.advance(RETRY_INTERVAL)
 
@@ -81,9 +79,9 @@ class SubscriptionsTestCase(SynchronousTestCase):
         self.subscriptions.detach(subscription.topic.encode())
 
     def fan_out(self, *items: Indicator | Sighting) -> None:
-        self.successResultOf(self.subscriptions.fan_out(CommittedBatch(list(enumerate(items, 1)))))
+        self.successResultOf(self.bus.deliver(CommittedBatch(list(enumerate(items, 1)))))
 
-    def got(self, subscription: Subscription) -> list[bytes]:
+    def got(self, subscription: ISubscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
 
     def reasons(self, events: Iterable[dict[str, Any]]) -> list[str]:
@@ -93,6 +91,28 @@ class SubscriptionsTestCase(SynchronousTestCase):
         self.clock.pump([0.5] * round(seconds / 0.5))
 
 
+class InterfaceTests(SubscriptionsTestCase):
+    """
+    The interfaces of subscriptions.
+    """
+
+    def test_subscriptions(self) -> None:
+        """
+        Every class of subscriptions is an L{ISubscription}; so is the double.
+        """
+        verifyObject(ISubscription, self.open())
+        self.kind = None
+        self.restart_with()
+        for protocol in ("", PROTOCOL):
+            verifyObject(ISubscription, self.open(protocol=protocol))
+
+    def test_publisher(self) -> None:
+        """
+        The double of the pub endpoint is an L{IPublisher}.
+        """
+        verifyObject(IPublisher, self.pub)
+
+
 class TurnTests(SubscriptionsTestCase):
     """
     Many subscribers are served in many turns.
@@ -100,7 +120,7 @@ class TurnTests(SubscriptionsTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.successResultOf(self.subscriptions.stopService())
+        self.successResultOf(self.bus.stop())
         self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start()
 
@@ -113,27 +133,29 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         items = [an_indicator(number) for number in range(3)]
-        deliveries = [
-            self.subscriptions.fan_out(CommittedBatch([(n, item)])) for n, item in enumerate(items)
-        ]
+
+        async def deliver() -> None:
+            for number, item in enumerate(items):
+                await self.bus.deliver(CommittedBatch([(number, item)]))
+
+        delivery = Deferred.fromCoroutine(deliver())
         late = self.open()
-        self.assertNoResult(deliveries[0])
+        self.assertNoResult(delivery)
         for _ in range(60):
             before = len(self.pub.frames)
             self.advance()
             self.assertLessEqual(len(self.pub.frames) - before, 20)
-        for delivery in deliveries:
-            self.successResultOf(delivery)
+        self.successResultOf(delivery)
         for each in subscriptions:
             self.assertEqual(self.got(each), frames_of(*items))
-        self.assertEqual(self.got(late), [])
+        self.assertEqual(self.got(late), frames_of(*items[1:]))
 
     def test_closed_between(self) -> None:
         """
         A subscriber that has left in the meantime gets nothing more.
         """
         subscriptions = [self.open() for _ in range(30)]
-        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
+        delivery = self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
         self.subscriptions.close(subscriptions[-1].topic)
         for _ in range(30):
             self.advance()
@@ -147,7 +169,7 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         self.pub.room = 0
-        delivery = self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
+        delivery = self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
         for _ in range(30):
             self.advance()
         self.successResultOf(delivery)
@@ -165,7 +187,7 @@ class TurnTests(SubscriptionsTestCase):
         """
         for _ in range(30):
             self.open()
-        self.subscriptions.fan_out(CommittedBatch([(1, an_indicator(1))]))
+        self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
 
 
 class SpreadTests(SubscriptionsTestCase):
@@ -342,17 +364,9 @@ class SlowTests(SubscriptionsTestCase):
         A subscriber with a full queue does not delay the others.
         """
         slow, fast = self.open(), self.open()
-        sent: list[bytes] = []
-
-        def send(frames: Sequence[bytes]) -> int:
-            if frames[0].startswith(slow.topic.encode()):
-                return 0
-            sent.extend(frames)
-            return len(frames)
-
-        self.subscriptions.send = send
+        self.pub.closed.add(slow.topic)
         self.fan_out(an_indicator(1), an_indicator(2))
-        self.assertEqual(len(sent), 2)
+        self.assertEqual(len(self.got(fast)), 2)
         self.assertEqual((slow.queued, fast.queued), (2, 0))
 
     def test_one_retry(self) -> None:
@@ -372,7 +386,7 @@ class SlowTests(SubscriptionsTestCase):
         A long queue is sent over several turns, so that other subscribers need not wait.
         """
         count = 2 * PUMP_FRAMES + 1
-        subscription = self.subscriptions.open(a_request())
+        subscription = self.bus.open(a_request())
         subscription.deliver([b"x %d" % number for number in range(count)])
         self.subscriptions.attach(subscription.topic.encode())
         for _ in range(3):
@@ -631,22 +645,15 @@ class EndTests(SubscriptionsTestCase):
             self.subscriptions.close(subscription.topic)
         self.assertEqual(len(self.subscriptions), 0)
         self.assertLessEqual(len(self.clock.getDelayedCalls()), calls + 1)
-        saved: list[dict[str, bytes | None]] = []
-
-        def save(changes: dict[str, bytes | None]) -> Deferred[None]:
-            saved.append(changes)
-            return succeed(None)
-
-        self.subscriptions.save = save
-        self.clock.advance(SAVE_DELAY)
-        self.assertEqual(set(saved[0].values()), {None})
+        self.pass_time(1)
+        self.assertEqual(self.journal.saves, [])
 
     def test_users(self) -> None:
         """
         The subscriptions of users who have lost permissions end, and no others.
         """
         for user in ("one", "two", "one", ""):
-            self.subscriptions.open(a_request(), user)
+            self.bus.open(a_request(), user)
         self.subscriptions.close_all({"one"})
         self.assertEqual([s.user for s in self.subscriptions.everybody()], ["two", ""])
 
@@ -658,10 +665,10 @@ class EndTests(SubscriptionsTestCase):
         self.pub.room = 0
         self.fan_out(an_indicator())
         self.assertEqual(subscription.queued, 1)
-        self.successResultOf(self.subscriptions.stopService())
+        self.successResultOf(self.bus.stop())
         self.assertEqual(subscription.queued, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.subscriptions.startService()  # which tearDown stops
+        self.bus.start()  # which tearDown stops
 
 
 class LimitTests(SubscriptionsTestCase):
@@ -671,9 +678,7 @@ class LimitTests(SubscriptionsTestCase):
 
     def refused(self, field: str, *topics: str, user: str = "") -> None:
         before = len(self.subscriptions)
-        error = self.assertRaises(
-            ProtocolInvalid, self.subscriptions.open, a_request(*topics), user
-        )
+        error = self.assertRaises(ProtocolInvalid, self.bus.open, a_request(*topics), user)
         self.assertEqual(error.field, field)
         self.assertEqual(len(self.subscriptions), before)
 
@@ -681,7 +686,7 @@ class LimitTests(SubscriptionsTestCase):
         """
         There may be so many; one that ends makes room.
         """
-        self.restart_with(subscriptions=2)
+        self.restart_with(max_subscriptions=2)
         subscription = self.open()
         self.open()
         self.refused("subscriptions")
@@ -693,20 +698,20 @@ class LimitTests(SubscriptionsTestCase):
         """
         The subscriptions of one client are limited; those without a client are not counted.
         """
-        self.restart_with(client_subscriptions=1)
-        first = self.subscriptions.open(a_request(), "one")
-        self.subscriptions.open(a_request(), "two")
+        self.restart_with(max_client_subscriptions=1)
+        first = self.bus.open(a_request(), "one")
+        self.bus.open(a_request(), "two")
         self.refused("subscriptions", user="one")
         for _ in range(3):
-            self.subscriptions.open(a_request())
+            self.bus.open(a_request())
         self.subscriptions.close(first.topic)
-        self.subscriptions.open(a_request(), "one")
+        self.bus.open(a_request(), "one")
 
     def test_topics(self) -> None:
         """
         One subscription may name so many topics.
         """
-        self.restart_with(topics=2)
+        self.restart_with(max_topics=2)
         self.open("stix2/indicator", "stix2/sighting")
         self.refused("topic", "stix2/indicator", "stix2/sighting", "threatbus/intel")
 
@@ -716,31 +721,16 @@ class RememberedTests(SubscriptionsTestCase):
     Subscriptions outlive a restart.
     """
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.saved: dict[str, bytes] = {}
-        self.saves = 0
-        self.subscriptions.save = self.save
-
-    def save(self, changes: dict[str, bytes | None]) -> Deferred[None]:
-        self.saves += 1
-        for topic, raw in changes.items():
-            self.saved.pop(topic, None)
-            if raw is not None:
-                self.saved[topic] = raw
-        return succeed(None)
+    kind = None
 
     def restart(self) -> None:
-        self.successResultOf(self.subscriptions.stopService())
-        self.start()
-        self.subscriptions.save = self.save
-        self.subscriptions.restore(self.saved)
+        self.restart_with()
 
     def test_restored(self) -> None:
         """
         A subscription is there again, with its topic, and counts for its client.
         """
-        first = self.subscriptions.open(a_request("threatbus/intel", name="one"), "user")
+        first = self.bus.open(a_request("threatbus/intel", name="one"), "user")
         self.open("stix2/sighting")
         self.restart()
         restored = self.subscriptions.get(first.topic)
@@ -751,6 +741,7 @@ class RememberedTests(SubscriptionsTestCase):
         )
         self.assertEqual(len(self.subscriptions), 2)
         self.assertTrue(self.subscriptions.heartbeat(first.topic, {}))
+        self.journal.append([an_indicator()])
         self.fan_out(an_indicator())
         self.assertEqual(self.got(restored), [])
         self.attach(restored)
@@ -765,7 +756,7 @@ class RememberedTests(SubscriptionsTestCase):
         self.pass_time(61)
         self.assertEqual(len(self.subscriptions), 0)
         self.pass_time(2)
-        self.assertEqual(self.saved, {})
+        self.assertEqual(self.journal.saved, {})
 
     def test_together(self) -> None:
         """
@@ -773,9 +764,9 @@ class RememberedTests(SubscriptionsTestCase):
         """
         for _ in range(5):
             self.open(attached=False)
-        self.assertEqual(self.saves, 0)
-        self.clock.advance(SAVE_DELAY)
-        self.assertEqual((self.saves, len(self.saved)), (1, 5))
+        self.assertEqual(self.journal.saves, [])
+        self.clock.advance(PROGRESS_INTERVAL)
+        self.assertEqual([len(changes) for changes in self.journal.saves], [5])
 
     def test_closed(self) -> None:
         """
@@ -794,30 +785,20 @@ class RememberedTests(SubscriptionsTestCase):
         self.subscriptions.close(subscription.topic)
         self.open(protocol="tbvast/1")
         self.restart()
-        self.assertEqual((self.saves, self.saved), (0, {}))
+        self.assertEqual((self.journal.saves, self.journal.saved), ([], {}))
 
     def test_disk_refuses(self) -> None:
         """
         Subscriptions that cannot be saved still work; the log says why.
         """
-        self.subscriptions.save = lambda changes: fail(JournalFailed("the disk is full"))
         subscription = self.open()
+        self.journal.failing = True
         with capturedLogs() as events:
-            self.clock.advance(SAVE_DELAY)
-        self.assertEqual(self.reasons(events), ["the disk is full"])
+            self.pass_time(5)
+        self.assertEqual(self.reasons(events), ["the disk refuses"])
+        self.journal.failing = False
+        self.journal.append([an_indicator()])
         self.fan_out(an_indicator())
         self.assertEqual(len(self.got(subscription)), 1)
-        self.subscriptions.save = self.save
-
-
-class LimitsTests(SynchronousTestCase):
-    """
-    Tests for L{Limits}.
-    """
-
-    def test_immutable(self) -> None:
-        """
-        Limits are shared, so they do not change.
-        """
-        limits: Limits = some_limits()
-        self.assertRaises(AttributeError, setattr, limits, "topics", 9)
+        self.pass_time(1)
+        self.assertEqual(len(self.journal.saved), 1)

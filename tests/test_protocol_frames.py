@@ -21,6 +21,7 @@ from tbvast.protocol.frames import (
     encode_snapshot_request,
     render,
     render_document,
+    render_numbered,
     stream_of,
 )
 from tbvast.protocol.replay import decode_delivery
@@ -308,6 +309,19 @@ class RenderTests(SynchronousTestCase):
                 self.assertEqual(
                     render_document(dialect, stream_of(item), item.raw), render(dialect, item)
                 )
+
+    def test_numbered(self) -> None:
+        """
+        L{render_numbered} encodes each item as L{render} does, and numbers each frame.
+        """
+        other = an_indicator(pattern="[url:value LIKE 'x']")
+        items: list[Indicator | Sighting] = [a_sighting(), other, an_indicator(2)]
+        for dialect in Dialect:
+            expected = [(n, tail) for n, item in enumerate(items) for tail in render(dialect, item)]
+            self.assertEqual(
+                render_numbered(dialect, list(enumerate(items))),
+                ([n for n, _ in expected], [tail for _, tail in expected]),
+            )
 
 
 class DeliveryTests(SynchronousTestCase):

@@ -1,19 +1,23 @@
 """
-Committed batches, rendered once in every form that a subscription needs.
+The fan-out: committed batches, each rendered once in every form that a subscription needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 
 from tbvast.bus.journal.soundness import MOST_BYTES
-from tbvast.protocol.frames import Item, render, stream_of
+from tbvast.bus.journal.values import JournalEntry
+from tbvast.interfaces import ISubscription
+from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
 from tbvast.protocol.replay import Chunk, chunks, encode_item
 from tbvast.protocol.topics import Dialect, Stream
-from tbvast.storage.set_aside import SetAside, Stage, reason_of
-
-T = TypeVar("T")
+from tbvast.service.turns import in_turns
+from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
 Refuse = Callable[[Sequence[SetAside]], None]
 """
@@ -27,23 +31,31 @@ def leave_out(items: Sequence[SetAside]) -> None:
     """
 
 
-def render_each(
-    render: Callable[[T], Iterable[bytes]], things: Iterable[T]
-) -> tuple[list[bytes], list[tuple[T, Exception]]]:
+def render_entries(
+    dialect: Dialect, entries: Iterable[JournalEntry], stage: Stage, refuse: Refuse
+) -> tuple[list[int], list[bytes]]:
     """
-    Render things one by one. One that cannot be rendered does not affect the others.
+    Render entries one by one. One that cannot be rendered does not affect the others.
 
-    @param render: Renders one thing as any number of frames.
-    @return: The frames; and the things that cannot be rendered, with their errors.
+    @param refuse: Called with the entries that cannot be rendered, if there are any.
+    @return: The number of the entry of each frame, and the frames, without a subscription's
+        own topic.
     """
+    numbers: list[int] = []
     frames: list[bytes] = []
-    bad: list[tuple[T, Exception]] = []
-    for thing in things:
+    bad: list[SetAside] = []
+    for number, stream, raw in ((each.number, each.stream, each.raw) for each in entries):
         try:
-            frames.extend(render(thing))
+            payloads = render_document(dialect, stream, raw)
         except Exception as e:  # any error may be the item's fault
-            bad.append((thing, e))
-    return frames, bad
+            name = stream.value.decode()
+            bad.append(SetAside(stage, reason_of(e), raw, name, id_in(raw), number))
+            continue
+        frames += payloads
+        numbers += [number] * len(payloads)
+    if bad:
+        refuse(bad)
+    return numbers, frames
 
 
 class CommittedBatch:
@@ -77,6 +89,8 @@ class CommittedBatch:
         """
         if streams >= self.streams:
             return self._all
+        if not streams & self.streams:
+            return ()
         return [entry for entry in self._all if stream_of(entry[1]) in streams]
 
     def numbered(
@@ -88,44 +102,19 @@ class CommittedBatch:
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
-            found = self._numbered[dialect, streams] = self._rendered(dialect, streams)
+            entries = self._entries(streams)
+            try:
+                found = render_numbered(dialect, entries)
+            except Exception:  # render them one by one to find it
+                documents = [JournalEntry(n, stream_of(item), item.raw) for n, item in entries]
+                found = render_entries(dialect, documents, Stage.DELIVERY, self._set_aside)
+            self._numbered[dialect, streams] = found
         return found
 
-    def _rendered(
-        self, dialect: Dialect, streams: frozenset[Stream]
-    ) -> tuple[list[int], list[bytes]]:
-        numbers: list[int] = []
-        frames: list[bytes] = []
-        bad: list[tuple[int, Item, str]] = []
-        for number, item in self._entries(streams):
-            try:
-                payloads = render(dialect, item)
-            except Exception as e:  # any error may be the item's fault
-                bad.append((number, item, reason_of(e)))
-                continue
-            frames += payloads
-            numbers += [number] * len(payloads)
-        if bad:
-            self._set_aside(bad)
-        return numbers, frames
-
-    def _set_aside(self, bad: Sequence[tuple[int, Item, str]]) -> None:
-        """
-        @param bad: Number, item and reason of each.
-        """
-        if not bad:
-            return
-        numbers = {number for number, _, _ in bad}
+    def _set_aside(self, bad: Sequence[SetAside]) -> None:
+        numbers = {each.number for each in bad}
         self._all = [entry for entry in self._all if entry[0] not in numbers]
-        self._refuse(
-            [
-                SetAside(
-                    *(Stage.DELIVERY, reason, item.raw),
-                    *(stream_of(item).value.decode(), item.id, number),
-                )
-                for number, item, reason in bad
-            ]
-        )
+        self._refuse(bad)
 
     def chunks(self, streams: frozenset[Stream]) -> list[Chunk]:
         """
@@ -146,16 +135,61 @@ class CommittedBatch:
         return found
 
     def _leave_out_long(self) -> None:
-        self._set_aside(
-            [
-                (number, item, f"of {len(item.raw)} bytes, too long to be sent")
-                for number, item in self._all
-                if len(item.raw) > MOST_BYTES[stream_of(item)]
-            ]
-        )
+        bad = [
+            SetAside(
+                *(Stage.DELIVERY, f"of {len(item.raw)} bytes, too long to be sent", item.raw),
+                *(stream_of(item).value.decode(), item.id, number),
+            )
+            for number, item in self._all
+            if len(item.raw) > MOST_BYTES[stream_of(item)]
+        ]
+        if bad:
+            self._set_aside(bad)
 
 
 _SURELY_SENT = min(MOST_BYTES.values())
 """
 Bytes of a document that is short enough to be sent, whatever its type.
 """
+
+
+class FanOut(Service):
+    """
+    Delivers committed batches to the subscriptions, in as many turns of the reactor as that
+    takes.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, everybody: Callable[[], Iterable[ISubscription]]
+    ) -> None:
+        """
+        @param everybody: Returns all subscriptions.
+        """
+        self._clock = clock
+        self._everybody = everybody
+        self._delivering: Deferred[None] = succeed(None)
+
+    async def deliver(self, batch: CommittedBatch) -> None:
+        """
+        Deliver a batch to all current subscriptions, perhaps in many turns. The next one may be
+        delivered when this is done.
+        """
+        self._delivering = Deferred.fromCoroutine(
+            in_turns(
+                self._clock,
+                self._everybody(),
+                lambda subscription: subscription.committed(batch),
+                "Cannot deliver to a subscriber",
+            )
+        )
+        try:
+            await self._delivering
+        except CancelledError:  # the service stops
+            pass
+
+    def stopService(self) -> None:
+        """
+        Deliver nothing more. Subscribers get the rest from the journal.
+        """
+        super().stopService()
+        self._delivering.cancel()

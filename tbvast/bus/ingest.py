@@ -4,8 +4,9 @@ The intake: items are decoded once, committed, and then delivered to subscribers
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, succeed
@@ -15,7 +16,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.access_control import TO_PUBLISH, AccessControl
 from tbvast.bus.fanout import CommittedBatch
-from tbvast.bus.journal.client import log_not_set_aside
+from tbvast.bus.journal.client import set_aside
 from tbvast.bus.journal.ownership import Publisher, runs_of
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
@@ -118,7 +119,7 @@ class Intake:
         journal: IJournal,
         access: AccessControl,
         counters: ICounters,
-        deliver: Callable[[CommittedBatch], Deferred[None]],
+        deliver: Callable[[CommittedBatch], Awaitable[None]],
         answered: Callable[[Envelope], None],
         sub: IPausable,
         errors_per_minute: int,
@@ -126,8 +127,8 @@ class Intake:
         """
         @param access: Decides who may publish.
         @param counters: Counts items by stream and verdict, and the messages that are refused.
-        @param deliver: Delivers an accepted batch; called for each in order. Fires when
-            every subscription has been given it.
+        @param deliver: Delivers an accepted batch; called for each in order. Done when every
+            subscription has been given it.
         @param answered: Called with each envelope of an answer to a snapshot request.
         @param sub: The sub endpoint, which is not read while too much waits.
         @param errors_per_minute: The most log lines a minute about messages that are
@@ -271,14 +272,8 @@ class Intake:
         @return: The refusal of the message.
         """
         self._log.failure("Cannot handle a message")
-        self.set_aside([SetAside(Stage.INTAKE, reason_of(error), raw)])
+        set_aside(self._journal, [SetAside(Stage.INTAKE, reason_of(error), raw)])
         return ProtocolInvalid("document", raw, f"one that can be handled ({reason_of(error)})")
-
-    def set_aside(self, items: Sequence[SetAside]) -> None:
-        """
-        Set items aside that cannot be handled. If that fails, they are logged.
-        """
-        self._journal.set_aside(items).addErrback(log_not_set_aside, items)
 
     def finish(self) -> Deferred[None]:
         """
@@ -391,7 +386,8 @@ class Intake:
             self._log.error("{count} items were set aside: see the status.", count=aside)
         accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
         if accepted:
-            await self._deliver(CommittedBatch(accepted, self.set_aside))
+            refuse = functools.partial(set_aside, self._journal)
+            await self._deliver(CommittedBatch(accepted, refuse))
 
     def _postpone(self, batch: list[_Waiting], failure: Failure) -> None:
         """

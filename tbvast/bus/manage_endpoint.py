@@ -4,11 +4,11 @@ The manage endpoint: every request gets a reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import socket
+from collections.abc import Callable, Sequence
 
 import msgspec
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -16,31 +16,16 @@ from twisted.python.failure import Failure
 from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.snapshots import Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.interfaces import IJournal
+from tbvast.interfaces import ISubscription
 from tbvast.protocol import manage
 from tbvast.protocol.publish_request import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
 from tbvast.service.rate_limit import RateLimit
-from tbvast.values import Position
-
-
-class Addresses(msgspec.Struct, frozen=True):
-    """
-    The addresses that a subscriber is told to connect to.
-
-    @ivar host: A host that it can reach.
-    @ivar pub: The port of the pub endpoint.
-    @ivar sub: The port of the sub endpoint.
-    """
-
-    host: str
-    pub: int
-    sub: int
+from tbvast.settings.schema import PluginSettings
 
 
 class ManageEndpoint:
@@ -53,30 +38,28 @@ class ManageEndpoint:
     def __init__(
         self,
         clock: IReactorTime,
-        addresses: Addresses,
+        settings: PluginSettings,
         access: AccessControl,
-        journal: IJournal,
+        make: Callable[[manage.Subscribe, str], ISubscription],
         subscriptions: Subscriptions,
         snapshots: Snapshots,
         intake: Intake,
         statistics: Statistics,
-        max_snapshot_days: int,
-        errors_per_minute: int,
     ) -> None:
         """
+        @param settings: The addresses that a subscriber is told to connect to, and the most log
+            lines a minute about refused requests.
         @param access: Decides who may do what.
-        @param max_snapshot_days: The most days of a snapshot.
-        @param errors_per_minute: The most log lines a minute about refused requests.
+        @param make: Makes the subscription that a user asks for.
         """
-        self._addresses = addresses
+        self._settings = settings
         self._access = access
-        self._journal = journal
+        self._make = make
         self._subscriptions = subscriptions
         self._snapshots = snapshots
         self._intake = intake
         self._statistics = statistics
-        self._max_snapshot_days = max_snapshot_days
-        self._complaints = RateLimit(clock, errors_per_minute)
+        self._complaints = RateLimit(clock, settings.errors_per_minute)
 
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
@@ -84,40 +67,40 @@ class ManageEndpoint:
         @param user: The user who asks, as the access control knows it.
         @return: Fires with the reply; never fails, because a REQ peer waits for it.
         """
-        answer: Deferred[bytes] = maybeDeferred(self._dispatch, b"".join(frames), user)
+        answer = Deferred.fromCoroutine(self._dispatch(b"".join(frames), user))
         return answer.addErrback(self._eb_error)
 
     def _eb_error(self, failure: Failure) -> bytes:
-        failed = _journal_failure(failure)
-        if failed is not None:
-            return manage.refused(str(failed))
+        reason = str(failure.value)
+        if failure.check(JournalFailed):
+            return manage.refused(reason)
         if failure.check(Invalid):
             self._statistics.count("request", "refused")
             if self._complaints.allows():
-                self._log.warn("Refused a request: {reason}", reason=str(failure.value))
+                self._log.warn("Refused a request: {reason}", reason=reason)
             if failure.check(RequestUnsplittable):
-                return manage.refused(str(failure.value))
+                return manage.refused(reason)
         else:
             self._log.failure("Cannot answer a request", failure)
         return manage.ERROR
 
-    def _dispatch(self, raw: bytes, user: str) -> Any:
+    async def _dispatch(self, raw: bytes, user: str) -> bytes:
         if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
-        request = manage.decode_request(raw)
-        if isinstance(request, manage.Heartbeat):
-            known = self._subscriptions.heartbeat(request.topic, request.report)
-            return manage.SUCCESS if known else manage.ERROR
-        if isinstance(request, manage.Subscribe):
-            return self._subscribe(request, user)
-        if isinstance(request, manage.Unsubscribe):
-            known = self._subscriptions.close(request.topic)
-            return manage.unsubscribed(request.dialect, known)
-        if isinstance(request, manage.Publish):
-            return self._intake.publish(request.documents, user).addCallback(_published)
-        if isinstance(request, manage.Status):
-            return self._statistics.report().addCallback(msgspec.json.encode)
-        return manage.unknown_request(request.dialect)
+        match manage.decode_request(raw):
+            case manage.Heartbeat(topic, report):
+                known = self._subscriptions.heartbeat(topic, report)
+                return manage.SUCCESS if known else manage.ERROR
+            case manage.Subscribe() as request:
+                return self._subscribe(request, user)
+            case manage.Unsubscribe(topic, dialect):
+                return manage.unsubscribed(dialect, self._subscriptions.close(topic))
+            case manage.Publish(documents):
+                return _published(await self._intake.publish(documents, user))
+            case manage.Status():
+                return msgspec.json.encode(await self._statistics.report())
+            case manage.Unknown(dialect):
+                return manage.unknown_request(dialect)
 
     def _forbidden(self, user: str, what: str) -> bytes:
         self._statistics.count("request", "forbidden")
@@ -131,42 +114,40 @@ class ManageEndpoint:
         for stream in streams_of(request.topics):
             if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
-        subscription = self._subscriptions.open(request, user)
-        days: int | None = min(request.snapshot, self._max_snapshot_days)
-        beginning = None
-        if isinstance(subscription, ReplayedSubscription):
-            if request.resume is not None:
-                # It gets either exactly the entries that it missed, or everything anew.
-                days = 0 if subscription.resumed else None
-            beginning = Position(self._journal.identity, subscription.position)
-        if days is None or days:
-            self._snapshots.deliver(subscription, days)
+        subscription = self._make(request, user)
+        self._subscriptions.open(subscription)
+        self._snapshots.begin(subscription)
+        settings = self._settings
         return manage.subscribed(
             subscription.topic,
-            self._addresses.host,
-            self._addresses.pub,
-            self._addresses.sub,
-            beginning,
+            advertised_host(settings),
+            settings.pub,
+            settings.sub,
+            subscription.beginning,
         )
 
 
-def _journal_failure(failure: Failure) -> JournalFailed | None:
+def advertised_host(settings: PluginSettings) -> str:
     """
-    @return: The journal's failure, if that is the cause.
+    The host that subscribers are told to connect to: never a wildcard.
     """
-    error = failure.value
-    return error if isinstance(error, JournalFailed) else None
-
-
-def _reason(result: Outcome | Invalid) -> str:
-    if not isinstance(result, Outcome):
-        return str(result)
-    set_aside = result.verdict is Verdict.REFUSED and not result.reason
-    return "it could not be kept, and was set aside" if set_aside else result.reason
+    if settings.advertise:
+        return settings.advertise
+    if settings.host in ("0.0.0.0", "::"):
+        return socket.getfqdn()
+    return settings.host
 
 
 def _published(results: list[Outcome | Invalid]) -> bytes:
-    return manage.encode_published(
-        [r.verdict if isinstance(r, Outcome) else Verdict.REFUSED for r in results],
-        {i: reason for i, r in enumerate(results) if (reason := _reason(r))},
-    )
+    verdicts, reasons = [], {}
+    for index, result in enumerate(results):
+        match result:
+            case Outcome(verdict=verdict, reason=reason):
+                if verdict is Verdict.REFUSED and not reason:
+                    reason = "it could not be kept, and was set aside"
+            case invalid:
+                verdict, reason = Verdict.REFUSED, str(invalid)
+        verdicts.append(verdict)
+        if reason:
+            reasons[index] = reason
+    return manage.encode_published(verdicts, reasons)

@@ -5,37 +5,39 @@ The bus: its three endpoints, and the parts between them.
 from __future__ import annotations
 
 import functools
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import zmq
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.access_control import AccessControl
-from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.fanout import CommittedBatch, FanOut
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.client import Journal, JournalService, log_not_set_aside
+from tbvast.bus.journal.client import JournalService, set_aside
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.retention import Retention
-from tbvast.bus.manage_endpoint import Addresses, ManageEndpoint
-from tbvast.bus.queued_subscription import QueuedSubscription
-from tbvast.bus.replayed_subscription import ReplayedSubscription
+from tbvast.bus.manage_endpoint import ManageEndpoint
+from tbvast.bus.retries import Retries
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
-from tbvast.bus.subscriptions import Limits, Subscription, Subscriptions
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts
+from tbvast.bus.subscription_factory import SubscriptionFactory
+from tbvast.bus.subscription_saver import SubscriptionSaver
+from tbvast.bus.subscriptions import Subscriptions
 from tbvast.bus.upstream import Upstream
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.protocol.frames import REPORT_TOPICS
 from tbvast.service.clock import calendar
 from tbvast.service.process import SequentialService
+from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
-from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.values import Received
 from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.sockets import (
@@ -75,8 +77,10 @@ after the next start.
 """
 
 _RECEIVE_QUEUE = 100_000
-_HEARTBEAT_MS = 5_000
-_HEARTBEAT_TIMEOUT_MS = 15_000
+_HEARTBEATS: SocketOptions = {
+    zmq.HEARTBEAT_IVL: 5_000,  # milliseconds
+    zmq.HEARTBEAT_TIMEOUT: 15_000,
+}
 
 
 @implementer(IReloadable)
@@ -104,7 +108,6 @@ class Bus(SequentialService):
         super().__init__()
         refuse_exposed_plaintext(settings)
         self._keys = load_key_pair(settings.curve_key) if settings.curve_key else None
-        self._upstreams: list[Upstream] = []
         self._unanswered = 0
         self._access = AccessControl(Path(settings.clients) if settings.clients else None)
         self._reactor = reactor
@@ -121,9 +124,7 @@ class Bus(SequentialService):
         super().startService()
         self._factory = Factory(self._reactor)
         try:
-            self._socket_options = self._options()
             self._compose()
-            self._listen()
         except Exception:
             super().stopService().addCallback(lambda _: self._factory.shutdown())
             raise
@@ -143,115 +144,96 @@ class Bus(SequentialService):
         )
 
     def _compose(self) -> None:
-        settings = self._settings
+        reactor, settings, access = self._reactor, self._settings, self._access
         journal = self._journal_service.journal
-        subscriptions = Subscriptions(
-            self._reactor,
-            Limits(
-                subscriptions=settings.max_subscriptions,
-                client_subscriptions=settings.max_client_subscriptions,
-                topics=settings.max_topics,
-                queue_messages=settings.queue_messages,
-                queue_bytes=settings.queue_bytes,
-                heartbeat_timeout=settings.heartbeat_timeout,
-                detached_timeout=settings.detached_timeout,
-            ),
-            functools.partial(
-                ReplayedSubscription,
-                journal=journal,
-                replay=journal,
-                unreadable=self._unreadable,
-            ),
-            functools.partial(
-                QueuedSubscription,
-                journal=journal,
-                replay=journal,
-                again=self._snapshot_again,
-            ),
+        saved = self._journal_service.saved_subscriptions
+        options = self._options()
+        refuse = functools.partial(set_aside, journal)
+        subscriptions = Subscriptions(reactor, settings)
+        pub = GuardedXPubConnection(
+            self._factory, subscriptions.attach, subscriptions.detach, options
         )
-        subscriptions.save = journal.save_subscriptions
-        self._restore(subscriptions, journal)
-        for each in subscriptions.everybody():
-            if not self._access.may_subscribe(each.user, each.streams):
+        snapshots = Snapshots(
+            reactor, calendar, [JournalSource(journal)], subscriptions.everybody, refuse
+        )
+        retries = Retries(reactor)
+        factory = SubscriptionFactory(
+            BusParts(
+                clock=reactor,
+                settings=settings,
+                publisher=pub,
+                journal=journal,
+                replay=journal,
+                refuse=refuse,
+                retry=retries.add,
+                begin_snapshot=snapshots.begin,
+                close=subscriptions.close,
+                losses=RateLimit(reactor, LOSSES_PER_MINUTE),
+            )
+        )
+        for each in factory.restore(saved):
+            subscriptions.add(each)
+            if not access.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
-        statistics = Statistics(self._reactor, journal, subscriptions)
+        for each in subscriptions.everybody():
+            if each.owed:
+                snapshots.begin(each)
+        statistics = Statistics(reactor, journal, subscriptions.everybody)
+        fan_out = FanOut(reactor, subscriptions.everybody)
+        upstreams = MultiService()
+
+        async def deliver(batch: CommittedBatch) -> None:
+            for upstream in upstreams:
+                upstream.deliver(batch)
+            await fan_out.deliver(batch)
+
         self._sub = SubConnection(
             self._factory,
             lambda messages: intake.receive(messages),
-            {**self._socket_options, zmq.RCVHWM: _RECEIVE_QUEUE},
+            {**options, zmq.RCVHWM: _RECEIVE_QUEUE},
         )
         intake = Intake(
-            self._reactor,
+            reactor,
             journal,
-            self._access,
+            access,
             statistics,
-            self._fan_out,
-            lambda envelope: snapshots.answered(envelope),
+            deliver,
+            snapshots.answered,
             self._sub,
             settings.errors_per_minute,
         )
-        snapshots = Snapshots(
-            self._reactor,
-            calendar,
-            [JournalSource(journal)],
-            subscriptions.everybody,
-            intake.set_aside,
-        )
-        self._snapshots = snapshots
-        for each in subscriptions.everybody():
-            if isinstance(each, QueuedSubscription) and each.owed:
-                self._snapshot_again(each)
-        subscriptions.setServiceParent(self)
-        statistics.setServiceParent(self)
-        self._subscriptions = subscriptions
-        self._intake = intake
+        for upstream in settings.upstream:
+            publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
+            take = functools.partial(intake.take, publisher=publisher)
+            other = Upstream(reactor, self._factory, upstream, journal, journal, take)
+            other.setServiceParent(upstreams)
+        self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
         retention = Retention(
-            self._reactor,
+            reactor,
             journal,
             intake.fan_out,
             settings.retention_days * 86400.0,
             settings.retention_bytes,
         )
-        retention.setServiceParent(self)
-        for upstream in settings.upstream:
-            publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
-            take = functools.partial(intake.take, publisher=publisher)
-            other = Upstream(self._reactor, self._factory, upstream, journal, journal, take)
-            other.setServiceParent(self)
-            self._upstreams.append(other)
+        parts = (retries, fan_out, subscriptions, self._saver, statistics, retention, upstreams)
+        for part in parts:
+            part.setServiceParent(self)
+        self._subscriptions = subscriptions
+        self._intake = intake
         self._endpoint = ManageEndpoint(
-            self._reactor,
-            Addresses(advertised_host(settings), settings.pub, settings.sub),
-            self._access,
-            journal,
-            subscriptions,
-            snapshots,
-            intake,
-            statistics,
-            settings.max_snapshot_days,
-            settings.errors_per_minute,
+            reactor, settings, access, factory.make, subscriptions, snapshots, intake, statistics
         )
-
-    def _restore(self, subscriptions: Subscriptions, journal: Journal) -> None:
-        """
-        Make the saved subscriptions again. One that cannot be read is set aside.
-        """
-        bad = subscriptions.restore(self._journal_service.saved_subscriptions)
-        if bad:
-            items = [SetAside(Stage.SUBSCRIPTION, reason_of(e), raw) for raw, e in bad.values()]
-            journal.set_aside(items).addErrback(log_not_set_aside, items)
-
-    def _fan_out(self, batch: CommittedBatch) -> Deferred[None]:
-        for upstream in self._upstreams:
-            upstream.deliver(batch)
-        return self._subscriptions.fan_out(batch)
-
-    def _snapshot_again(self, subscription: QueuedSubscription) -> None:
-        days = min(subscription.request.snapshot, self._settings.max_snapshot_days)
-        self._snapshots.deliver(subscription, days)
-
-    def _unreadable(self, subscription: Subscription) -> None:
-        self._subscriptions.close(subscription.topic, "cannot replay the journal,")
+        self._manage = RouterConnection(
+            self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True
+        )
+        for topic in REPORT_TOPICS:
+            self._sub.subscribe(topic)
+        for connection, port in (
+            (pub, settings.pub),
+            (self._sub, settings.sub),
+            (self._manage, settings.manage),
+        ):
+            connection.bind(tcp_address(settings.host, port))
 
     def _options(self) -> SocketOptions:
         """
@@ -267,32 +249,6 @@ class Bus(SequentialService):
             zmq.MAXMSGSIZE: self._settings.max_message_bytes,
             zmq.IPV6: int(":" in self._settings.host),
         }
-
-    def _listen(self) -> None:
-        settings, options = self._settings, self._socket_options
-        heartbeats: SocketOptions = {
-            zmq.HEARTBEAT_IVL: _HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
-        }
-        self._manage = RouterConnection(
-            self._factory, self._asked, {**options, **heartbeats}, by_address=True
-        )
-        pub = GuardedXPubConnection(
-            self._factory,
-            self._subscriptions.attach,
-            self._subscriptions.detach,
-            options,
-        )
-        self._subscriptions.send = pub.send_frames
-        self._subscriptions.unacknowledged = pub.unacknowledged
-        for topic in REPORT_TOPICS:
-            self._sub.subscribe(topic)
-        for connection, port in (
-            (pub, settings.pub),
-            (self._sub, settings.sub),
-            (self._manage, settings.manage),
-        ):
-            connection.bind(tcp_address(settings.host, port))
 
     def _asked(self, messages: list[Received]) -> None:
         for message in messages:
@@ -333,7 +289,7 @@ class Bus(SequentialService):
             await self._answer_all().addTimeout(STOP_LIMIT, self._reactor)
         except TimeoutError:
             self._log.warn("Stopping with messages that could not be made durable.")
-        await self._subscriptions.flush(FLUSH_LIMIT)
+        await self._saver.flush(FLUSH_LIMIT)
         await super().stopService()
         self._factory.shutdown()
 
@@ -381,14 +337,3 @@ def refuse_exposed_plaintext(settings: PluginSettings) -> None:
         f"host {settings.host} is open to the network, and there are no keys: make some with"
         " tbvast keygen and set curve_key and clients, or set allow_plaintext: true"
     )
-
-
-def advertised_host(settings: PluginSettings) -> str:
-    """
-    The host that subscribers are told to connect to: never a wildcard.
-    """
-    if settings.advertise:
-        return settings.advertise
-    if settings.host in ("0.0.0.0", "::"):
-        return socket.getfqdn()
-    return settings.host

@@ -13,13 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bus.fanout import Refuse, leave_out, render_each
-from tbvast.bus.subscriptions import Subscription
-from tbvast.interfaces import IJournal, ISnapshotSource
-from tbvast.protocol.frames import Envelope, encode_snapshot_request, render
+from tbvast.bus.fanout import Refuse, render_entries
+from tbvast.bus.journal.values import JournalEntry
+from tbvast.interfaces import IJournal, ISnapshotSource, ISubscription
+from tbvast.protocol.frames import Envelope, encode_snapshot_request, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
-from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
+from tbvast.storage.set_aside import Stage
 
 PAGE_ITEMS = 1000
 """
@@ -78,7 +78,7 @@ class _Question(msgspec.Struct):
     stream: Stream
     days: int
     until: float
-    askers: list[Subscription] = []
+    askers: list[ISubscription] = []
     asked: set[str] = set()
     answered: bool = False
 
@@ -95,15 +95,15 @@ class Snapshots:
         clock: IReactorTime,
         now: Calendar,
         sources: Sequence[ISnapshotSource],
-        everybody: Callable[[], Iterable[Subscription]],
-        refuse: Refuse = leave_out,
+        everybody: Callable[[], Iterable[ISubscription]],
+        refuse: Refuse,
     ) -> None:
         """
         @param now: The calendar from which days are counted back.
         @param sources: The sources, in order.
         @param everybody: Returns all subscriptions. They are asked, too; a subscriber that
             knows more answers with envelopes.
-        @param refuse: Sets documents aside that cannot be rendered.
+        @param refuse: Sets answers of subscribers aside that cannot be rendered.
         """
         self._clock = clock
         self._now = now
@@ -112,7 +112,14 @@ class Snapshots:
         self._refuse = refuse
         self._asked: dict[str, _Question] = {}
 
-    def deliver(self, subscription: Subscription, days: int | None) -> None:
+    def begin(self, subscription: ISubscription) -> None:
+        """
+        Send a subscription the snapshot that it begins with, if any.
+        """
+        if subscription.snapshot_days != 0:
+            self.deliver(subscription, subscription.snapshot_days)
+
+    def deliver(self, subscription: ISubscription, days: int | None) -> None:
         """
         Send a subscription the intel of some days before anything else.
 
@@ -122,14 +129,12 @@ class Snapshots:
         @param days: The number of days; C{None} for everything that is in force.
         """
         sources = self._sources if Stream.INTEL in subscription.streams else ()
-        subscription.take_snapshot(
-            lambda send: Deferred.fromCoroutine(self._deliver(subscription, sources, days, send))
-        )
+        subscription.take_snapshot(lambda send: self._deliver(subscription, sources, days, send))
         if days is not None:
             for stream in subscription.streams:
                 self._ask_others(subscription, stream, days)
 
-    def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
+    def _ask_others(self, subscription: ISubscription, stream: Stream, days: int) -> None:
         self._drop_ended()
         request, question = self._question(stream, days)
         question.askers.append(subscription)
@@ -168,16 +173,12 @@ class Snapshots:
             self._log.debug("Ignored a snapshot envelope that no subscription waits for.")
             return
         question.answered = True
-        dialects = {asker.request.dialect for asker in question.askers}
         item = envelope.item
-        payloads = {}
-        for dialect in dialects:
-            payloads[dialect], bad = render_each(
-                lambda each, dialect=dialect: render(dialect, each),  # type: ignore[misc]
-                [item],
-            )
-            for _, error in bad:
-                self._refuse([SetAside(Stage.SNAPSHOT, reason_of(error), item.raw, "", item.id)])
+        entry = JournalEntry(0, stream_of(item), item.raw)
+        payloads = {
+            dialect: render_entries(dialect, [entry], Stage.SNAPSHOT, self._refuse)[1]
+            for dialect in {asker.request.dialect for asker in question.askers}
+        }
         for asker in question.askers:
             asker.deliver(payloads[asker.request.dialect])
 
@@ -195,23 +196,9 @@ class Snapshots:
             answer.addTimeout(source.time_limit, self._clock)
         return answer
 
-    def _render_page(
-        self, subscription: Subscription, documents: Sequence[bytes]
-    ) -> Iterable[bytes]:
-        payloads, bad = subscription.render_snapshot_page(documents)
-        if bad:
-            intel = Stream.INTEL.value.decode()
-            self._refuse(
-                [
-                    SetAside(Stage.SNAPSHOT, reason_of(error), raw, intel, id_in(raw))
-                    for raw, error in bad
-                ]
-            )
-        return payloads
-
     async def _deliver(
         self,
-        subscription: Subscription,
+        subscription: ISubscription,
         sources: Sequence[ISnapshotSource],
         days: int | None,
         send: Callable[[Iterable[bytes]], Deferred[None]],
@@ -225,18 +212,18 @@ class Snapshots:
                 count += await self._ask(
                     source,
                     since,
-                    lambda documents: send(self._render_page(subscription, documents)),
+                    lambda documents: send(subscription.render_page(documents)),
                 )
             except CancelledError:
                 raise
             except Exception:
                 failed.append(source.name)
                 self._log.failure("Cannot get a snapshot from {source}", source=source.name)
-        await send(subscription.snapshot_end(days is None, failed))
+        await send(subscription.render_end(days is None, failed))
         self._log.info(
             "Snapshot of {days} for {name}: {count} indicators in {elapsed:.3f} s.",
             days="all" if days is None else f"{days} days",
-            name=subscription.request.name or "somebody",
+            name=subscription.name,
             count=count,
             elapsed=self._clock.seconds() - started,
         )

@@ -5,6 +5,7 @@ The statistics of a bus.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -14,8 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from tbvast import __version__
-from tbvast.bus.subscriptions import Subscription, Subscriptions
-from tbvast.interfaces import ICounters, IJournal
+from tbvast.interfaces import ICounters, IJournal, ISubscription
 from tbvast.protocol.manage import PROTOCOL
 
 SAMPLE_INTERVAL = 5.0
@@ -36,13 +36,16 @@ class Statistics(MultiService):
         self,
         clock: IReactorTime,
         journal: IJournal,
-        subscriptions: Subscriptions,
+        everybody: Callable[[], Iterable[ISubscription]],
     ) -> None:
+        """
+        @param everybody: Returns all subscriptions.
+        """
         super().__init__()
         self._clock = clock
         self._journal = journal
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._subscriptions = subscriptions
+        self._everybody = everybody
         self._started = clock.seconds()
         self._samples: deque[tuple[float, Counter[tuple[str, str]]]] = deque(maxlen=_SAMPLES)
         timer = TimerService(SAMPLE_INTERVAL, self._sample)
@@ -83,7 +86,7 @@ class Statistics(MultiService):
                 )
                 for stream in ("indicator", "sighting")
             },
-            "subscriptions": [_describe(s, now) for s in self._subscriptions.everybody()],
+            "subscriptions": [each.describe() for each in self._everybody()],
         }
 
 
@@ -92,20 +95,3 @@ def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     for (stream, verdict), count in counts.items():
         nested.setdefault(stream, {})[verdict] = count
     return nested
-
-
-def _describe(subscription: Subscription, now: float) -> dict[str, Any]:
-    # Not the subscription's own topic: knowing it is enough to listen.
-    return {
-        "name": subscription.request.name,
-        "topics": subscription.request.topics,
-        "dialect": subscription.request.dialect,
-        "attached": subscription.detached is None,
-        "age": now - subscription.since,
-        "silent": now - subscription.heard,
-        "queued": subscription.queued,
-        "behind": subscription.behind,
-        "sent": subscription.sent,
-        "dropped": subscription.dropped,
-        "report": subscription.report,
-    }

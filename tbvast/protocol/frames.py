@@ -4,7 +4,7 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -165,6 +165,32 @@ def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes
         return (b" " + encode_vast_sighting(sighting),)
     except SightingInvalid:  # an earlier version admitted it
         return ()
+
+
+def render_numbered(
+    dialect: Dialect, items: Sequence[tuple[int, Item]]
+) -> tuple[list[int], list[bytes]]:
+    """
+    Encode many items, as L{render} does.
+
+    @param items: Items with their numbers in the journal.
+    @return: The number of each frame's item, and the frames.
+    """
+    if dialect is _STIX2:  # one frame for each item, in a quarter of the time
+        return [n for n, _ in items], [_render_stix2(item) for _, item in items]
+    numbers: list[int] = []
+    frames: list[bytes] = []
+    for number, item in items:
+        payloads = render(dialect, item)
+        frames += payloads
+        numbers += [number] * len(payloads)
+    return numbers, frames
+
+
+def _render_stix2(item: Item) -> bytes:
+    if isinstance(item, Indicator):
+        return _INTEL_HEAD + compatible(item.raw)
+    return _SIGHTING_HEAD + compatible_sighting(item.raw)
 
 
 _INTEL = Stream.INTEL

@@ -21,7 +21,7 @@ from txzmq import ZmqConnection, ZmqEndpoint, ZmqEndpointType, ZmqFactory
 from zope.interface import implementer
 
 from tbvast.errors import TbvastError
-from tbvast.interfaces import IPausable
+from tbvast.interfaces import IPausable, IPublisher
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
@@ -335,6 +335,7 @@ class XPubConnection(Connection):
     defaults: SocketOptions = {zmq.XPUB_NODROP: 1}
 
 
+@implementer(IPublisher)
 class GuardedXPubConnection(XPubConnection):
     """
     An XPUB socket that sends a topic only to peers that were admitted to it.

@@ -68,6 +68,13 @@ def log_not_set_aside(failure: Failure, items: Sequence[SetAside]) -> Failure | 
     return None
 
 
+def set_aside(journal: IJournal, items: Sequence[SetAside]) -> None:
+    """
+    Set items aside that cannot be handled. If that fails, they are logged.
+    """
+    journal.set_aside(items).addErrback(log_not_set_aside, items)
+
+
 @implementer(IJournal, IRetention, IReplay, ISubscriptionStore)
 class Journal:
     """

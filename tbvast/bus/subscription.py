@@ -1,0 +1,485 @@
+"""
+One subscriber: its own topic, the frames that wait for it, and its place in the journal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from tbvast.bus.fanout import CommittedBatch, Refuse, render_entries
+from tbvast.bus.journal.values import JournalEntry
+from tbvast.interfaces import IJournal, IPublisher, IReplay, ISubscription
+from tbvast.protocol.manage import Subscribe
+from tbvast.protocol.topics import Dialect, Stream, streams_of
+from tbvast.service.rate_limit import RateLimit
+from tbvast.settings.schema import PluginSettings
+from tbvast.storage.set_aside import Stage
+from tbvast.values import Position
+
+PUMP_FRAMES = 500
+"""
+The most frames that are sent to one subscriber at once.
+"""
+
+LOSSES_PER_MINUTE = 60
+"""
+The most log lines a minute about subscribers that read too slowly.
+"""
+
+PAGE_BYTES = 256 * 1024
+PAGE_ITEMS = {Dialect.STIX2: 2000, Dialect.VAST: 250}
+"""
+The most bytes and items of one page of the journal, for one subscriber that is behind. The
+vast dialect has smaller pages, because each of its items has to be decoded.
+"""
+
+
+@dataclass(frozen=True)
+class BusParts:
+    """
+    The parts of a bus that all its subscriptions use.
+
+    @ivar clock: Measures the time, in seconds.
+    @ivar settings: The limits of a subscription.
+    @ivar publisher: Sends frames.
+    @ivar journal: The journal.
+    @ivar replay: The same journal.
+    @ivar refuse: Sets items aside that cannot be rendered.
+    @ivar retry: Has L{ISubscription.pump} called soon.
+    @ivar begin_snapshot: Begins the snapshot that a subscription asks for.
+    @ivar close: Closes the subscription with a topic, for a reason as the log words it.
+    @ivar losses: Limits the log lines about subscribers that read too slowly.
+    """
+
+    clock: IReactorTime
+    settings: PluginSettings
+    publisher: IPublisher
+    journal: IJournal
+    replay: IReplay
+    refuse: Refuse
+    retry: Callable[[ISubscription], None]
+    begin_snapshot: Callable[[ISubscription], None]
+    close: Callable[[str, str], object]
+    losses: RateLimit
+
+
+class FrameQueue:
+    """
+    Waiting frames, each with the first number of the journal that it stands for.
+
+    @ivar size: Their total size, in bytes.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._numbers: deque[int] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def first(self) -> int:
+        """
+        The number of the first frame.
+        """
+        return self._numbers[0]
+
+    def extend(
+        self, frames: Sequence[bytes], numbers: Sequence[int] = (), size: int | None = None
+    ) -> None:
+        """
+        @param numbers: The numbers of the frames; none if they do not come from the journal.
+        @param size: Their size, if it is known.
+        """
+        self._frames.extend(frames)
+        self._numbers.extend(numbers or [0] * len(frames))
+        self.size += sum(map(len, frames)) if size is None else size
+
+    def head(self, count: int) -> list[bytes]:
+        """
+        @return: The oldest frames, at most so many.
+        """
+        return list(itertools.islice(self._frames, count))
+
+    def drop(self, count: int, size: int) -> None:
+        """
+        Drop the oldest frames.
+
+        @param size: Their size.
+        """
+        self.size -= size
+        if count == len(self._frames):
+            self._frames.clear()
+            self._numbers.clear()
+            return
+        for _ in range(count):
+            self._frames.popleft()
+            self._numbers.popleft()
+
+    def drop_oldest(self) -> None:
+        """
+        Drop the oldest frame.
+        """
+        self.drop(1, len(self._frames[0]))
+
+
+@implementer(ISubscription)
+class Subscription:
+    """
+    The part of a subscription that does not depend on its protocol.
+
+    Nothing is sent before the subscriber's ZeroMQ subscription has arrived. A snapshot is
+    sent before everything that is delivered after the subscription was made.
+
+    While the subscriber keeps up, it gets each batch at its commit. Otherwise the
+    subscription reads the journal, page by page, until nothing is missing.
+
+    @ivar sent: The number of frames sent.
+    @ivar dropped: The number of frames lost: the queue was full, or the journal has pruned
+        them.
+    @ivar report: The subscriber's last report about itself.
+    """
+
+    _log = Logger()
+
+    beginning: Position | None = None
+    owed = False
+
+    def __init__(
+        self, parts: BusParts, request: Subscribe, user: str, topic: str, number: int
+    ) -> None:
+        """
+        @param request: The subscriber's request.
+        @param user: The user who made the request, as the access control knows it.
+        @param topic: Its own topic.
+        @param number: The number in the journal after which the subscriber gets everything.
+        """
+        self.topic = topic
+        self.request = request
+        self.user = user
+        self.streams = streams_of(request.topics)
+        self.snapshot_days: int | None = min(request.snapshot, parts.settings.max_snapshot_days)
+        self.detached: float | None = parts.clock.seconds()
+        self.closed = False
+        self.report: dict[str, object] = {}
+        self.sent = self.dropped = 0
+        self._parts = parts
+        self._since = self._heard = parts.clock.seconds()
+        self._beating = False
+        self._prefix = topic.encode()
+        self._listening: Counter[bytes] = Counter()
+        self._sent_bytes = 0
+        self._snapshot: FrameQueue | None = None
+        self._snapshot_done: Deferred[None] = succeed(None)
+        self._drained: Deferred[None] | None = None
+        self._live = FrameQueue()
+        self._queue = FrameQueue()
+        self._queued_until = number
+        self._keeps_up = self._missed = False
+        self._reading: Deferred[list[JournalEntry]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.request.name or "somebody"
+
+    @property
+    def saved(self) -> bytes | None:
+        return None
+
+    @property
+    def answers_snapshots(self) -> bool:
+        return self.request.dialect.answers_snapshots
+
+    @property
+    def position(self) -> int:
+        """
+        The number up to which ZeroMQ has accepted everything.
+        """
+        return self._queue.first - 1 if self._queue else self._queued_until
+
+    @property
+    def queued(self) -> int:
+        """
+        The number of waiting frames.
+        """
+        return len(self._live) + len(self._queue) + len(self._snapshot or ())
+
+    @property
+    def behind(self) -> int:
+        """
+        The number of journal entries, at most, that are neither sent nor waiting.
+        """
+        return 0
+
+    def describe(self) -> dict[str, object]:
+        now = self._parts.clock.seconds()
+        return {
+            "name": self.request.name,
+            "topics": self.request.topics,
+            "dialect": self.request.dialect,
+            "attached": self.detached is None,
+            "age": now - self._since,
+            "silent": now - self._heard,
+            "queued": self.queued,
+            "behind": self.behind,
+            "sent": self.sent,
+            "dropped": self.dropped,
+            "report": self.report,
+        }
+
+    def heartbeat(self, report: dict[str, object]) -> None:
+        self._heard = self._parts.clock.seconds()
+        self._beating = True
+        self.report = report
+
+    @property
+    def overdue(self) -> str:
+        now, settings = self._parts.clock.seconds(), self._parts.settings
+        if self._beating and now - self._heard >= settings.heartbeat_timeout:
+            return "fell silent"
+        if self.detached is not None and now - self.detached >= settings.detached_timeout:
+            return "went away"
+        return ""
+
+    def attach(self, topic: bytes) -> None:
+        self._listening[topic] += 1
+        self.detached = None
+        # Waiting frames are sent once the socket knows its new subscriber.
+        self._parts.retry(self)
+
+    def detach(self, topic: bytes) -> None:
+        self._listening -= Counter([topic])
+        if not self._listening:
+            self.detached = self._parts.clock.seconds()
+            self._left()
+
+    def _left(self) -> None:
+        """
+        The subscriber's last ZeroMQ subscription has ended.
+        """
+
+    def check_progress(self, age: float) -> bool:
+        if self.closed or self.detached is not None:
+            return True
+        held = self._parts.publisher.unacknowledged(self._listening)
+        self._acknowledge(held, age)
+        return not (held or self.queued or self.behind)
+
+    def _acknowledge(self, held: int | None, age: float) -> None:
+        """
+        Find out which frames have certainly left ZeroMQ's queue.
+
+        @param held: The bytes that the kernel holds for the subscriber; C{None} if unknown.
+        @param age: Seconds after which a frame is in the kernel if that has room.
+        """
+
+    def _send(self, frames: Sequence[bytes]) -> int:
+        """
+        @return: The number of frames that ZeroMQ has accepted.
+        """
+        taken = self._parts.publisher.send_frames(frames)
+        self.sent += taken
+        self._sent_bytes += sum(map(len, frames if taken == len(frames) else frames[:taken]))
+        return taken
+
+    def _send_from(self, queue: FrameQueue) -> None:
+        if queue:
+            before = self._sent_bytes
+            taken = self._send(queue.head(PUMP_FRAMES))
+            queue.drop(taken, self._sent_bytes - before)
+
+    def pump(self) -> None:
+        if self.detached is not None or self.closed:
+            return
+        if self._snapshot is not None:
+            self._send_from(self._snapshot)
+            if not self._snapshot and self._drained is not None:
+                drained, self._drained = self._drained, None
+                drained.callback(None)
+        else:
+            self._send_from(self._live)
+            if not self._live:
+                self._send_from(self._queue)
+        if self._snapshot if self._snapshot is not None else self._live or self._queue:
+            self._parts.retry(self)
+        elif self._snapshot is None and not (self._keeps_up or self._reading or self.closed):
+            self._read()
+
+    def deliver(self, payloads: Iterable[bytes]) -> None:
+        frames = [self._prefix + payload for payload in payloads]
+        ready = self.detached is None and self._snapshot is None
+        if frames and ready and not self._live:
+            del frames[: self._send(frames)]
+        if not frames:
+            return
+        self._live.extend(frames)
+        self._drop_oldest()
+        if ready:
+            self._parts.retry(self)
+
+    def _drop_oldest(self) -> None:
+        before, settings = self.dropped, self._parts.settings
+        while len(self._live) > settings.queue_messages or self._live.size > settings.queue_bytes:
+            self._live.drop_oldest()
+            self.dropped += 1
+        if self.dropped != before and self._parts.losses.allows():
+            self._log.warn(
+                "{name} reads too slowly and has lost {dropped} messages so far.",
+                name=self.name,
+                dropped=self.dropped,
+            )
+
+    def take_snapshot(
+        self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]]
+    ) -> None:
+        self._abandon_snapshot()
+        self._snapshot = FrameQueue()
+        self._snapshot_done = Deferred.fromCoroutine(self._send_snapshot(deliver, self._snapshot))
+
+    def _abandon_snapshot(self) -> None:
+        self._snapshot = self._drained = None
+        self._snapshot_done.cancel()
+
+    async def _send_snapshot(
+        self,
+        deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]],
+        frames: FrameQueue,
+    ) -> None:
+        try:
+            await deliver(self._deliver_page)
+        except Exception:
+            if frames is self._snapshot:
+                self._log.failure("A snapshot failed before its end")
+        if frames is self._snapshot:  # no other one has begun
+            self._snapshot_sent()
+            self._snapshot = None
+            self.pump()
+
+    def _deliver_page(self, payloads: Iterable[bytes]) -> Deferred[None]:
+        assert self._snapshot is not None
+        self._snapshot.extend([self._prefix + payload for payload in payloads])
+        drained: Deferred[None] = Deferred()
+        self._drained = drained
+        self.pump()
+        return drained
+
+    def _snapshot_sent(self) -> None:
+        """
+        ZeroMQ has accepted the whole snapshot.
+        """
+
+    def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
+        entries = [JournalEntry(0, Stream.INTEL, raw) for raw in documents]
+        return render_entries(self.request.dialect, entries, Stage.SNAPSHOT, self._parts.refuse)[1]
+
+    def render_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
+        return ()
+
+    def committed(self, batch: CommittedBatch) -> None:
+        if not self._keeps_up:
+            self._missed = True
+        elif batch.first <= self._queued_until < batch.until:
+            self._fall_behind()  # some of it was read from the journal already
+        elif batch.first > self._queued_until:
+            try:
+                self._append(batch)
+            except Exception:
+                self._log.failure("Cannot render a batch; retrying entry by entry")
+                self._fall_behind()
+
+    def _append(self, batch: CommittedBatch) -> None:
+        """
+        Send a batch, as far as ZeroMQ accepts it.
+        """
+        raise NotImplementedError
+
+    def _append_page(self, entries: list[JournalEntry]) -> None:
+        """
+        Put a page of the journal into the empty queue.
+        """
+        raise NotImplementedError
+
+    def _fall_behind(self) -> None:
+        """
+        Read the journal once the queue is empty.
+        """
+        self._keeps_up = False
+        self._missed = True
+        self._parts.retry(self)
+
+    def _read(self) -> None:
+        self._missed = False
+        settings, after = self._parts.settings, self._queued_until
+        reading = self._parts.replay.entries(
+            after,
+            self.streams,
+            min(PAGE_ITEMS[self.request.dialect], settings.queue_messages),
+            min(PAGE_BYTES, settings.queue_bytes),
+        )
+        self._reading = reading
+        reading.addCallback(self._cb_read, after, self._parts.journal.head).addErrback(
+            self._eb_read
+        )
+
+    def _cb_read(self, entries: list[JournalEntry], after: int, head: int) -> None:
+        self._reading = None
+        if self._parts.replay.floor > after:
+            self._pruned(after)
+        if entries:
+            self._append_page(entries)
+        elif not self._missed:
+            self._keeps_up = True
+            self._caught_up(head)
+            return
+        self.pump()
+
+    def _eb_read(self, failure: Failure) -> None:
+        if not (failure.check(CancelledError) or self.closed):
+            self._reading = None
+            self._unreadable(failure)
+
+    def _pruned(self, after: int) -> None:
+        """
+        The journal has pruned entries that came next.
+
+        @param after: The number before them.
+        """
+        raise NotImplementedError
+
+    def _unreadable(self, failure: Failure) -> None:
+        """
+        The journal cannot be read.
+        """
+        raise NotImplementedError
+
+    def _caught_up(self, head: int) -> None:
+        """
+        No entry of the streams is missing, up to a number in the journal.
+        """
+
+    def _drop_queue(self) -> None:
+        """
+        Drop the frames that come from the journal, and cancel a read in progress.
+        """
+        self._queue = FrameQueue()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+
+    def close(self) -> None:
+        self.closed = True
+        self.detached = self._since
+        self._keeps_up = False
+        self._abandon_snapshot()
+        self._live = FrameQueue()
+        self._drop_queue()

@@ -1,0 +1,149 @@
+"""
+Saves subscriptions and their progress, so that they outlive a restart of the bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from tbvast.errors import JournalFailed
+from tbvast.interfaces import ISubscription, ISubscriptionStore
+from tbvast.service.turns import in_turns
+
+PROGRESS_INTERVAL = 0.5
+"""
+Seconds between checks of the progress of each subscription, which is then saved.
+"""
+
+PROGRESS_AGE = 0.4
+"""
+Seconds after which a frame has left ZeroMQ's own queue, if the kernel has room.
+"""
+
+FLUSH_INTERVAL = 0.02
+"""
+Seconds between checks, when the bus stops, whether subscribers have everything.
+"""
+
+FLUSH_AGE = 0.1
+"""
+As L{PROGRESS_AGE}, when the bus stops: ZeroMQ sends the rest of its queue while it lingers.
+"""
+
+
+class SubscriptionSaver(MultiService):
+    """
+    Compares the state of each subscription with the stored one, and stores the changes.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: ISubscriptionStore,
+        everybody: Callable[[], list[ISubscription]],
+        stored: Mapping[str, bytes],
+    ) -> None:
+        """
+        @param everybody: Returns all subscriptions.
+        @param stored: The stored states, by topic.
+        """
+        super().__init__()
+        self._clock = clock
+        self._store = store
+        self._everybody = everybody
+        self._stored = dict(stored)
+        self._changes: dict[str, bytes | None] = {}
+        self._failing = False
+        self._checking: Deferred[None] = succeed(None)
+        timer = TimerService(PROGRESS_INTERVAL, self._check)
+        timer.clock = clock
+        timer.setServiceParent(self)
+
+    async def _check(self) -> None:
+        """
+        Check the progress of all subscriptions, and save it. Many of them take several turns.
+        """
+        self._checking = Deferred.fromCoroutine(
+            in_turns(
+                self._clock,
+                self._everybody(),
+                self._check_one,
+                "Cannot check the progress of a subscriber",
+            )
+        )
+        try:
+            await self._checking
+        except CancelledError:  # the service stops
+            return
+        await self._save()
+
+    def _check_one(self, subscription: ISubscription) -> None:
+        subscription.check_progress(PROGRESS_AGE)
+        self._compare(subscription)
+
+    def _compare(self, subscription: ISubscription) -> None:
+        state = subscription.saved
+        if state != self._stored.get(subscription.topic):
+            self._changes[subscription.topic] = state
+
+    async def _save(self) -> None:
+        changes, self._changes = self._changes, {}
+        # Those that were closed are deleted.
+        changes |= dict.fromkeys(self._stored.keys() - {each.topic for each in self._everybody()})
+        if not changes:
+            return
+        try:
+            await self._store.save_subscriptions(changes)
+        except JournalFailed as e:  # it is retried, and logged once
+            if not self._failing:
+                self._log.error("Cannot save subscriptions: {reason}", reason=str(e))
+            self._failing = True
+            return
+        self._failing = False
+        for topic, state in changes.items():
+            if state is None:
+                self._stored.pop(topic, None)
+            else:
+                self._stored[topic] = state
+
+    async def flush(self, limit: float) -> None:
+        """
+        Wait until the attached subscribers have received everything that was accepted.
+
+        @param limit: The most seconds to wait.
+        """
+        deadline = self._clock.seconds() + limit
+        quiet_since: float | None = None
+        while (now := self._clock.seconds()) < deadline:
+            there = [each for each in self._everybody() if each.detached is None]
+            if not there:
+                return
+            if sum(not each.check_progress(FLUSH_AGE) for each in there):
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = now
+            elif now - quiet_since >= 2 * FLUSH_AGE:
+                return
+            await deferLater(self._clock, FLUSH_INTERVAL)
+
+    async def _stop(self) -> None:
+        self._checking.cancel()
+        await super().stopService()
+        for subscription in self._everybody():
+            self._compare(subscription)
+        await self._save()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Save the subscriptions as they are.
+        """
+        return Deferred.fromCoroutine(self._stop())
