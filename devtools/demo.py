@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from twisted.internet.task import deferLater
 
 import tbvast
 from devtools.score import Score
-from devtools.services import RunningBridge, RunningCommand, RunningPlugin
+from devtools.services import RunningBridge, RunningCommand, RunningPlugin, until
 from devtools.telemetry import (
     INDICATORS,
     Log,
@@ -74,11 +75,6 @@ Time limit for the expected sightings of a phase.
 QUIET_SECONDS = 1.5
 """
 The time to wait, after all expected sightings, for unexpected ones.
-"""
-
-POLL_SECONDS = 0.25
-"""
-The interval at which the bridge's status is polled.
 """
 
 DEFAULT_WIDTH = 110
@@ -249,17 +245,19 @@ class Demonstration:
         """
         Wait until the bridge has searched past events for all indicators.
         """
-        deadline = self._reactor.seconds() + TIMEOUT_SECONDS
-        while self._reactor.seconds() < deadline:
+
+        async def searched() -> bool:
             status = await self._plugin.ask(encode_status())
-            for subscription in list_at(status, "subscriptions"):
-                store = value_at(subscription, "report", "store")
-                if (
-                    value_at(store, "indicators") == indicators
-                    and value_at(store, "unsearched") == 0
-                ):
-                    return
-            await deferLater(self._reactor, POLL_SECONDS)
+            stores = [
+                value_at(each, "report", "store") for each in list_at(status, "subscriptions")
+            ]
+            return any(
+                value_at(store, "indicators") == indicators and value_at(store, "unsearched") == 0
+                for store in stores
+            )
+
+        with suppress(TimeoutError):  # the summary lists the missing sightings
+            await until(self._reactor, searched, TIMEOUT_SECONDS)
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         """

@@ -15,7 +15,14 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
+from twisted.internet.defer import (
+    Deferred,
+    FirstError,
+    TimeoutError,
+    fail,
+    gatherResults,
+    succeed,
+)
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 

@@ -68,7 +68,7 @@ class PlanTests(SynchronousTestCase):
             [slot.field for slot in branch.levels[0].slots],
             ["a[0]", "a[1]", "a[2]", "a[3]", "a[4]", "b[0]", "b[1]"],
         )
-        self.assertEqual([slot.field for slot in branch.first], ["a[0]", "b[0]"])
+        self.assertEqual([slot.field for slot in branch.levels[-1].slots], ["a[0]", "b[0]"])
 
     def test_tables(self) -> None:
         """
@@ -93,7 +93,7 @@ class PlanTests(SynchronousTestCase):
         """
         branch = pipelines.plan([DNS], positions=4).branches[0]
         self.assertEqual(branch.levels[0].condition, "dns?.answers?[1]? != null")
-        self.assertEqual((len(branch.first), len(branch.levels[0].slots)), (3, 6))
+        self.assertEqual((len(branch.levels[-1].slots), len(branch.levels[0].slots)), (3, 6))
 
     def test_cut(self) -> None:
         """

@@ -21,17 +21,6 @@ def decode_json(text: bytes | str, kind: type[_T]) -> _T:
     @param kind: The type of the result.
     @raise msgspec.MsgspecError: If C{text} is malformed, or of another type.
     """
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except (UnicodeDecodeError, msgspec.DecodeError):  # the latter from msgspec 0.23 on
-        if isinstance(text, str) or _is_utf8(text):
-            raise
-    return msgspec.json.decode(text.decode("utf-8", "replace"), type=kind)
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        str(text, "utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return msgspec.json.decode(text, type=kind)

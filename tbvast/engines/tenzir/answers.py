@@ -19,11 +19,9 @@ class Launched(msgspec.Struct):
     """
     The reply to the start of a pipeline.
 
-    @ivar id: The pipeline's id.
     @ivar error: The reason why it was not started; C{None} if it was.
     """
 
-    id: str = ""
     error: object = None
 
 

@@ -101,6 +101,7 @@ class _LivePipelines:
     The two pipelines of a live match in the node, which end unless they are renewed.
 
     @ivar bridge: The name of the bridge's live match.
+    @ivar names: The names of the match, and of the import of markers.
     @ivar node: Asks the node.
     """
 
@@ -113,6 +114,7 @@ class _LivePipelines:
         """
         self.node = NodeCalls(commands, _WATCH)
         self.bridge = bridge
+        self.names = pipeline_names(bridge)
         self._owner = NodeCalls(owner, _WATCH)
         self._renewed = time.monotonic()
 
@@ -125,13 +127,12 @@ class _LivePipelines:
         @param markers: The pipeline that imports markers.
         @raise EngineCallFailed: If one is not started.
         """
-        names = pipeline_names(self.bridge)
         try:
             self.node.start(match)
-            self.node.start(pipelines.start_pipeline(markers, names[1], LIFETIME_SECONDS))
+            self.node.start(pipelines.start_pipeline(markers, self.names[1], LIFETIME_SECONDS))
             yield
         finally:
-            self._owner.end(*names)
+            self._owner.end(*self.names)
 
     def renew(self) -> None:
         """
@@ -141,9 +142,8 @@ class _LivePipelines:
         """
         if time.monotonic() - self._renewed < RENEWAL_SECONDS:
             return
-        names = pipeline_names(self.bridge)
-        reply = self.node.ask(pipelines.renew_pipelines(names))
-        if set(decode_answer(_WATCH, reply, _Renewed).reset) != set(names):
+        reply = self.node.ask(pipelines.renew_pipelines(self.names))
+        if set(decode_answer(_WATCH, reply, _Renewed).reset) != set(self.names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
 
@@ -205,7 +205,7 @@ class SocketFeed:
             running.started(
                 pipelines.start_pipeline(
                     pipeline(pipelines.to_socket(str(place / "e"))),
-                    pipeline_names(directory.name)[0],
+                    running.names[0],
                     LIFETIME_SECONDS,
                 ),
                 pipelines.markers_from_socket(str(place / "m")),
@@ -279,7 +279,7 @@ class ServedFeed:
         @see: L{SocketFeed.opened}
         """
         running = _LivePipelines(commands, owner, directory.name)
-        match, markers = pipeline_names(directory.name)
+        match, markers = running.names
         with running.started(
             pipelines.launch_pipeline(pipeline(""), match, LIFETIME_SECONDS, whole=True),
             pipelines.markers_from_topic(markers),
@@ -287,20 +287,18 @@ class ServedFeed:
             yield cls(running)
 
     def send(self, markers: Round) -> None:
-        bridge = self._pipelines.bridge
+        running = self._pipelines
         published = pipelines.publish_markers(
-            pipeline_names(bridge)[1], bridge, markers.number, markers.leaves
+            running.names[1], running.bridge, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        self._pipelines.node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
+        running.node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
 
     def receive(self, wait: float) -> list[str]:
         self._pipelines.renew()
-        page = self._pipelines.node.fetch(
-            pipelines.serve_results(
-                pipeline_names(self._pipelines.bridge)[0], self._token, PAGE_EVENTS, wait, least=1
-            )
-        )
+        match = self._pipelines.names[0]
+        fetch = pipelines.serve_results(match, self._token, PAGE_EVENTS, wait, least=1)
+        page = self._pipelines.node.fetch(fetch)
         if page.next_continuation_token is None:
             raise EngineCallFailed(_WATCH, f"the match has ended in the node ({page.state})")
         self._token = page.next_continuation_token

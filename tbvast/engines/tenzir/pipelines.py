@@ -181,13 +181,6 @@ class Branch(msgspec.Struct, frozen=True):
     levels: tuple[Level, ...]
     cut: str = ""
 
-    @property
-    def first(self) -> tuple[Slot, ...]:
-        """
-        The lookups in an event with the shortest lists.
-        """
-        return self.levels[-1].slots
-
 
 class Plan(msgspec.Struct, frozen=True):
     """
