@@ -85,15 +85,9 @@ class PatternUnmatchable(TbvastError):
     reason: str
 
 
-class IndicatorInvalid(Invalid):
+class DocumentInvalid(Invalid):
     """
-    A document that is not a valid indicator.
-    """
-
-
-class SightingInvalid(Invalid):
-    """
-    A document that is not a valid sighting.
+    A document that is not a valid indicator or sighting.
     """
 
 

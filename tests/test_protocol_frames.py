@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import Invalid, ProtocolInvalid, SightingInvalid
+from tbvast.errors import DocumentInvalid, Invalid, ProtocolInvalid
 from tbvast.protocol.frames import (
     REPORT_TOPICS,
     Envelope,
@@ -270,7 +270,7 @@ class RenderTests(SynchronousTestCase):
             with self.subTest(fields):
                 sighting = a_sighting(**fields)
                 self.assertEqual(render(Dialect.VAST, sighting), ())
-                self.assertRaises(SightingInvalid, render, Dialect.STIX2, sighting)
+                self.assertRaises(DocumentInvalid, render, Dialect.STIX2, sighting)
         self.assertEqual(render(Dialect.VAST, a_sighting(x_threatbus_sighting_context=5)), ())
 
     def test_snapshot_request(self) -> None:

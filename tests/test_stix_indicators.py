@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import IndicatorInvalid, PatternInvalid
+from tbvast.errors import DocumentInvalid, PatternInvalid
 from tbvast.stix.documents import from_microseconds, microseconds
 from tbvast.stix.indicators import (
     Operation,
@@ -93,7 +93,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
         """
         C{raw} is refused with a bounded line that names a field and its valid values.
         """
-        error = self.assertRaises(IndicatorInvalid, decode_indicator, raw)
+        error = self.assertRaises(DocumentInvalid, decode_indicator, raw)
         self.assertEqual(error.field, field)
         self.assertIn(expected, error.expected)
         self.assertNotIn("\n", str(error))
@@ -259,7 +259,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
         try:
             decode_indicator(raw)
             split_bundle(raw)
-        except (IndicatorInvalid, PatternInvalid) as e:
+        except (DocumentInvalid, PatternInvalid) as e:
             str(e).encode("utf-8")
 
     @given(st.dictionaries(fields, values))
@@ -270,7 +270,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
         raw = document(**changes)
         try:
             indicator = decode_indicator(raw)
-        except (IndicatorInvalid, PatternInvalid) as e:
+        except (DocumentInvalid, PatternInvalid) as e:
             str(e).encode("utf-8")
         else:
             self.assertEqual(indicator.raw, raw)
@@ -283,7 +283,7 @@ class DecodeIndicatorTests(SynchronousTestCase):
         raw = document()
         try:
             decode_indicator(raw[:at] + put + raw[at + gone :])
-        except (IndicatorInvalid, PatternInvalid) as e:
+        except (DocumentInvalid, PatternInvalid) as e:
             str(e).encode("utf-8")
 
 
@@ -333,8 +333,8 @@ class MakeIndicatorTests(SynchronousTestCase):
         self.assertEqual(
             msgspec.json.decode(with_operation(editing, Operation.ADD)), msgspec.json.decode(raw)
         )
-        self.assertRaises(IndicatorInvalid, with_operation, b"[]", Operation.EDIT)
-        self.assertRaises(IndicatorInvalid, with_operation, b"{", Operation.EDIT)
+        self.assertRaises(DocumentInvalid, with_operation, b"[]", Operation.EDIT)
+        self.assertRaises(DocumentInvalid, with_operation, b"{", Operation.EDIT)
 
     def test_removal(self) -> None:
         """
@@ -385,7 +385,7 @@ class SplitBundleTests(SynchronousTestCase):
         A document without objects is refused.
         """
         for raw in (b"", b"5", b"{}", b'{"type":5}', b"[1", b'{"type":"bundle","objects":{}}'):
-            self.assertRaises(IndicatorInvalid, split_bundle, raw)
+            self.assertRaises(DocumentInvalid, split_bundle, raw)
 
 
 times = st.builds(
@@ -473,7 +473,7 @@ class CompatibleTests(SynchronousTestCase):
         raw = document(**changes)
         try:
             indicator = decode_indicator(raw)
-        except IndicatorInvalid as e:  # not every text above is a time of RFC 3339
+        except DocumentInvalid as e:  # not every text above is a time of RFC 3339
             self.assertIn(e.field, TIMES)
             return
         changed = compatible(raw)

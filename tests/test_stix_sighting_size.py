@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import SightingInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.stix.limits import DEEPEST_SIGHTING, LARGEST_SIGHTING
 from tbvast.stix.sighting_size import (
     CONTEXT,
@@ -113,7 +113,7 @@ class FittingTests(SynchronousTestCase):
         A sighting that is too long without both is refused.
         """
         document = {"type": "sighting", "value": "x" * 5000, CONTEXT: {}}
-        self.assertRaises(SightingInvalid, encode_fitting, document, 4000)
+        self.assertRaises(DocumentInvalid, encode_fitting, document, 4000)
 
     @settings(max_examples=60)
     @given(st.dictionaries(st.text(max_size=5), events, max_size=4), st.integers(300, 100_000))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import SightingInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.protocol.vast_dialect import (
     decode_vast_sighting,
     encode_vast_intel,
@@ -232,7 +232,7 @@ class DecodeSightingTests(SynchronousTestCase):
             ({"last_seen": "now"}, "last_seen", "a timestamp"),
         ):
             raw = msgspec.json.encode({**good, **changes})
-            error = self.assertRaises(SightingInvalid, decode_sighting, raw)
+            error = self.assertRaises(DocumentInvalid, decode_sighting, raw)
             self.assertEqual(error.field, field)
             self.assertIn(expected, str(error))
 
@@ -241,8 +241,8 @@ class DecodeSightingTests(SynchronousTestCase):
         """
         No bytes raise anything but a refusal.
         """
-        self.assertRaises(SightingInvalid, decode_sighting, raw)
-        self.assertRaises(SightingInvalid, decode_vast_sighting, raw)
+        self.assertRaises(DocumentInvalid, decode_sighting, raw)
+        self.assertRaises(DocumentInvalid, decode_vast_sighting, raw)
 
     @given(
         st.dictionaries(
@@ -261,11 +261,11 @@ class DecodeSightingTests(SynchronousTestCase):
         raw = msgspec.json.encode({**good, **changes})
         try:
             encode_vast_sighting(decode_sighting(raw))
-        except SightingInvalid as e:
+        except DocumentInvalid as e:
             str(e).encode("utf-8")
         try:
             decode_sighting(decode_vast_sighting(raw).raw)
-        except SightingInvalid as e:
+        except DocumentInvalid as e:
             str(e).encode("utf-8")
 
 
@@ -372,5 +372,5 @@ class VASTFormatTests(SynchronousTestCase):
             ({"reference": f"threatbus__{ID}"}, "ts"),
         ):
             raw = msgspec.json.encode(report)
-            error = self.assertRaises(SightingInvalid, decode_vast_sighting, raw)
+            error = self.assertRaises(DocumentInvalid, decode_vast_sighting, raw)
             self.assertEqual(error.field, field)

@@ -8,7 +8,7 @@ import sqlite3
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import IndicatorInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.protocol.unreadable import KEPT_BYTES, REASON_LENGTH
 from tbvast.storage.set_aside import (
     MOST_ITEMS,
@@ -95,7 +95,7 @@ class FunctionTests(SynchronousTestCase):
         self.assertEqual(reason_of(ValueError("a\n  b")), "a b")
         self.assertEqual(reason_of(RecursionError()), "RecursionError")
         self.assertEqual(len(reason_of(ValueError("x" * 10_000))), REASON_LENGTH)
-        self.assertIn("id", reason_of(IndicatorInvalid("id", "x", "an id")))
+        self.assertIn("id", reason_of(DocumentInvalid("id", "x", "an id")))
 
     def test_id(self) -> None:
         """

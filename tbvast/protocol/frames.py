@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from tbvast.errors import IndicatorInvalid, ProtocolInvalid, SightingInvalid
+from tbvast.errors import DocumentInvalid, ProtocolInvalid
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.protocol.vast_dialect import (
     admit_vast_sighting,
@@ -92,7 +92,7 @@ def _admit_in_force(raw: bytes) -> Indicator:
     """
     indicator = admit_indicator(raw)
     if indicator.pattern is None:
-        raise IndicatorInvalid("pattern", None, "a pattern, in an answer to a snapshot request")
+        raise DocumentInvalid("pattern", None, "a pattern, in an answer to a snapshot request")
     return indicator
 
 
@@ -163,7 +163,7 @@ def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes
     sighting = decode_sighting(raw)
     try:
         return (b" " + encode_vast_sighting(sighting),)
-    except SightingInvalid:  # an earlier version admitted it
+    except DocumentInvalid:  # an earlier version admitted it
         return ()
 
 

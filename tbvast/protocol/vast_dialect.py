@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Meta
 
 from tbvast.errors import (
+    DocumentInvalid,
     ObservableInvalid,
     PatternInvalid,
     PatternUnmatchable,
-    SightingInvalid,
 )
 from tbvast.stix import documents
 from tbvast.stix.admission import admit_sighting, read_bounded
@@ -86,16 +86,16 @@ def decode_vast_sighting(raw: bytes) -> Sighting:
     Other properties of the report become the sighting's context. Id and times of the
     sighting depend on the report alone, so that a repeated report is the same sighting.
 
-    @raise SightingInvalid: If C{raw} is not such a report.
+    @raise DocumentInvalid: If C{raw} is not such a report.
     """
-    report = documents.json_object(raw, SightingInvalid)
+    report = documents.json_object(raw)
     reference = report.get("reference")
     indicator = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
     if indicator == reference or STIX_ID.fullmatch(indicator) is None:
-        raise SightingInvalid("reference", reference, f"{PREFIX} and a STIX id")
+        raise DocumentInvalid("reference", reference, f"{PREFIX} and a STIX id")
     seen = event_time({"ts": report.get("ts")})
     if seen is None:
-        raise SightingInvalid("ts", report.get("ts"), "a time")
+        raise DocumentInvalid("ts", report.get("ts"), "a time")
     context = {key: value for key, value in report.items() if key not in ("ts", "reference")}
     id_ = sighting_id(indicator, canonical(report), "vast")
     document = {
@@ -110,9 +110,9 @@ def admit_vast_sighting(raw: bytes) -> Sighting:
     """
     Admit the report of a VAST matcher.
 
-    @raise SightingInvalid: If the report is malformed, or its sighting is refused.
+    @raise DocumentInvalid: If the report is malformed, or its sighting is refused.
     """
-    read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
+    read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING)
     return admit_sighting(decode_vast_sighting(raw).raw)
 
 
@@ -123,9 +123,9 @@ def encode_vast_sighting(sighting: Sighting) -> bytes:
     C{ts} is the time of the sighting, or else of its version. It replaces C{ts} in the
     sighting's context, as C{reference} does.
 
-    @raise SightingInvalid: If the sighting's document is damaged.
+    @raise DocumentInvalid: If the sighting's document is damaged.
     """
-    document = documents.decode(_decoder, sighting.raw, SightingInvalid)
+    document = documents.decode(_decoder, sighting.raw)
     time = document.last_seen or document.modified or document.created
     report = dict(document.x_threatbus_sighting_context)
     report["ts"] = timestamp(from_microseconds(0) if time is None else time)

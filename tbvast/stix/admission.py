@@ -21,13 +21,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tbvast.errors import (
-    SHOWN,
-    IndicatorInvalid,
-    Invalid,
-    PatternUnmatchable,
-    SightingInvalid,
-)
+from tbvast.errors import SHOWN, DocumentInvalid, PatternUnmatchable
 from tbvast.stix import documents
 from tbvast.stix.documents import JsonObject, Time, timestamp
 from tbvast.stix.indicators import (
@@ -88,13 +82,13 @@ def admit_indicator(raw: bytes) -> Indicator:
     Admit an indicator, or the removal of one; a removal needs no pattern.
 
     @return: The indicator; its C{raw} is the completed document.
-    @raise IndicatorInvalid: If it is refused.
+    @raise DocumentInvalid: If it is refused.
     @raise PatternInvalid: If its pattern has a syntax error.
     @raise ObservableInvalid: If its pattern has a malformed value, such as a malformed
         address. A valid pattern that merely cannot be matched is admitted.
     """
     if len(raw) > LARGEST_INDICATOR:
-        raise IndicatorInvalid("length", len(raw), f"at most {LARGEST_INDICATOR} bytes")
+        raise DocumentInvalid("length", len(raw), f"at most {LARGEST_INDICATOR} bytes")
     plain: _Usual | None
     try:
         # This decoder skips nothing, so that no hidden part can be deep or have long numbers.
@@ -184,13 +178,13 @@ _USUAL = frozenset(_Usual.__struct_fields__)
 def _with_custom(raw: bytes) -> _Usual | None:
     """
     @return: An indicator that is usual except for custom properties; C{None} for any other.
-    @raise IndicatorInvalid: If some hop cannot carry it.
+    @raise DocumentInvalid: If some hop cannot carry it.
     """
     try:
         usual = _usual_decoder.decode(raw)
     except documents.UNREADABLE:
         return None
-    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR)
     others = document.keys() - _USUAL
     return usual if others.isdisjoint(INDICATOR) and all(map(is_custom, others)) else None
 
@@ -203,20 +197,20 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
     Check a pattern of the type STIX.
     """
     if len(pattern) > LONGEST_PATTERN:
-        raise IndicatorInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
+        raise DocumentInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
     expression = parse(pattern)
     if _BEGINNING.match(pattern) is None:
-        raise IndicatorInvalid("pattern", pattern, "a pattern that begins with [ or ([")
+        raise DocumentInvalid("pattern", pattern, "a pattern that begins with [ or ([")
     terms = list(walk(expression))
     tests = [term for term in terms if not isinstance(term, Qualifier)]
     for test in tests:
         _check_test(pattern, test)
     if len(terms) > MOST_TERMS:
-        raise IndicatorInvalid(
+        raise DocumentInvalid(
             "pattern", pattern, f"of at most {MOST_TERMS} comparisons and qualifiers"
         )
     if any(len(test.path.steps) > MOST_STEPS for test in tests):
-        raise IndicatorInvalid("pattern", pattern, f"of object paths of at most {MOST_STEPS} steps")
+        raise DocumentInvalid("pattern", pattern, f"of object paths of at most {MOST_STEPS} steps")
     if operation is not _REMOVE:
         with suppress(PatternUnmatchable):
             matchable(expression)
@@ -248,21 +242,21 @@ def _check_test(pattern: str, test: Comparison) -> None:
     """
     steps = test.path.steps
     if any(isinstance(step, int) and step < 0 for step in steps):
-        raise IndicatorInvalid("pattern", pattern, "one with list positions from 0 on")
+        raise DocumentInvalid("pattern", pattern, "one with list positions from 0 on")
     if test.operator is Operator.EXISTS:
         if test.negated:
-            raise IndicatorInvalid("pattern", pattern, "one without NOT EXISTS")
+            raise DocumentInvalid("pattern", pattern, "one without NOT EXISTS")
     elif "hashes" in steps:
         _check_hash(pattern, steps[-1], test.value)
 
 
 def _check_hash(pattern: str, name: object, value: object) -> None:
     if not isinstance(name, str):
-        raise IndicatorInvalid("pattern", pattern, "one whose hashes have names")
+        raise DocumentInvalid("pattern", pattern, "one whose hashes have names")
     kind = name.upper().replace("-", "").replace("'", "")
     form = _HASH_VALUES.get(kind)
     if form and not (isinstance(value, str) and form.fullmatch(value)):
-        raise IndicatorInvalid(
+        raise DocumentInvalid(
             "pattern", pattern, f"one that compares {kind} with one whole hash at a time"
         )
 
@@ -271,8 +265,8 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     """
     Like L{admit_indicator}, but by the table of properties.
     """
-    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR, IndicatorInvalid)
-    complete, document = _checked(document, INDICATOR, IndicatorInvalid)
+    document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR)
+    complete, document = _checked(document, INDICATOR)
     if not complete:
         raw = msgspec.json.encode(document)
     operation = Operation(document.get("x_threatbus_update", _ADD))
@@ -281,16 +275,16 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     pattern, language = document.get("pattern"), document.get("pattern_type", STIX)
     if pattern is None:
         if operation is not _REMOVE:
-            raise IndicatorInvalid("pattern", None, "a text that is not empty")
+            raise DocumentInvalid("pattern", None, "a text that is not empty")
     elif language == STIX:
         version = document.get("pattern_version", "2.1")
         if version not in ("2.1", "2.0"):
-            raise IndicatorInvalid("pattern_version", version, "2.1 or 2.0")
+            raise DocumentInvalid("pattern_version", version, "2.1 or 2.0")
         _check_pattern(pattern, operation)
     elif language in ("suricata", "Suricata"):
         _check_rule(pattern)
     if pattern is not None:
-        raw = _completed(raw, compatible, LARGEST_INDICATOR, IndicatorInvalid)
+        raw = _completed(raw, compatible, LARGEST_INDICATOR)
     return decode_indicator(raw)
 
 
@@ -305,7 +299,7 @@ def _check_rule(rule: str) -> None:
     """
     for sid in _SID.findall(rule):
         if _NUMBER.fullmatch(sid) is None:
-            raise IndicatorInvalid("pattern", rule, f"a rule of Suricata: its sid is {sid!r:.40}")
+            raise DocumentInvalid("pattern", rule, f"a rule of Suricata: its sid is {sid!r:.40}")
 
 
 def admit_sighting(raw: bytes) -> Sighting:
@@ -313,41 +307,36 @@ def admit_sighting(raw: bytes) -> Sighting:
     Admit a sighting.
 
     @return: The sighting; its C{raw} is the completed document.
-    @raise SightingInvalid: If it is refused.
+    @raise DocumentInvalid: If it is refused.
     """
-    document = read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING, SightingInvalid)
-    complete, document = _checked(document, SIGHTING, SightingInvalid)
+    document = read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING)
+    complete, document = _checked(document, SIGHTING)
     if "sighting_of_ref" not in document:
-        raise SightingInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
+        raise DocumentInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
     if not complete:
         raw = msgspec.json.encode(document)
-    return decode_sighting(_completed(raw, compatible_sighting, LARGEST_SIGHTING, SightingInvalid))
+    return decode_sighting(_completed(raw, compatible_sighting, LARGEST_SIGHTING))
 
 
-def _checked(
-    document: JsonObject, table: Mapping[str, Check], refusal: type[Invalid]
-) -> tuple[bool, JsonObject]:
+def _checked(document: JsonObject, table: Mapping[str, Check]) -> tuple[bool, JsonObject]:
     """
     Check a document's properties, and the order of its times.
 
     @return: Whether the document has no standard property that is C{null} or an empty list;
         and the document without these.
     """
-    try:
-        for name in ("type", "id"):
-            table[name](name, document.get(name))
-        check_properties(table, document)
-        kept = {
-            name: value
-            for name, value in document.items()
-            if not ((value is None or value == []) and name in table)
-        }
-        _check_order(kept, "created", "modified", equal=True)
-        _check_order(kept, "valid_from", "valid_until", equal=False)
-        _check_order(kept, "first_seen", "last_seen", equal=True)
-        check_markings(kept)
-    except Invalid as e:
-        raise refusal(e.field, e.value, e.expected) from None
+    for name in ("type", "id"):
+        table[name](name, document.get(name))
+    check_properties(table, document)
+    kept = {
+        name: value
+        for name, value in document.items()
+        if not ((value is None or value == []) and name in table)
+    }
+    _check_order(kept, "created", "modified", equal=True)
+    _check_order(kept, "valid_from", "valid_until", equal=False)
+    _check_order(kept, "first_seen", "last_seen", equal=True)
+    check_markings(kept)
     return len(kept) == len(document), kept
 
 
@@ -358,15 +347,13 @@ def _check_order(document: JsonObject, first: str, second: str, equal: bool) -> 
     start, end = (timestamp(msgspec.convert(document[n], Time)) for n in (first, second))
     if end < start or (end == start and not equal):
         expected = f"{'no earlier' if equal else 'later'} than {first}, {document[first]}"
-        raise Invalid(second, document[second], expected)
+        raise DocumentInvalid(second, document[second], expected)
 
 
-def _completed(
-    raw: bytes, complete: Callable[[bytes], bytes], most: int, refusal: type[Invalid]
-) -> bytes:
+def _completed(raw: bytes, complete: Callable[[bytes], bytes], most: int) -> bytes:
     completed = complete(raw)
     if len(completed) > most:  # rewritten numbers may be longer
-        raise refusal("length", len(completed), f"at most {most} bytes when complete")
+        raise DocumentInvalid("length", len(completed), f"at most {most} bytes when complete")
     return completed
 
 
@@ -376,42 +363,42 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _LONG_INTEGER = re.compile(rb"[0-9]{19}")
 
 
-def read_bounded(raw: bytes, most: int, deepest: int, refusal: type[Invalid]) -> JsonObject:
+def read_bounded(raw: bytes, most: int, deepest: int) -> JsonObject:
     """
     Read a document that every decoder on its way can read.
 
     @param most: The most bytes.
     @param deepest: The most levels of arrays and objects.
-    @raise Invalid: A C{refusal}, if C{raw} exceeds a limit or is no JSON object.
+    @raise DocumentInvalid: If C{raw} exceeds a limit or is no JSON object.
     """
     if len(raw) > most:
-        raise refusal("length", len(raw), f"at most {most} bytes")
+        raise DocumentInvalid("length", len(raw), f"at most {most} bytes")
     if raw.count(b"[") + raw.count(b"{") > deepest:
-        _check_depth(raw, deepest, refusal)
+        _check_depth(raw, deepest)
     try:
         str(raw, "utf-8")
         document = msgspec.json.decode(raw)
     except UnicodeDecodeError:
-        raise refusal("document", raw, "UTF-8") from None
+        raise DocumentInvalid("document", raw, "UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as e:
         name, value = _first_unreadable(raw)
-        raise refusal(name, value, f"JSON that every program can read ({e})") from None
+        raise DocumentInvalid(name, value, f"JSON that every program can read ({e})") from None
     if not isinstance(document, dict):
-        raise refusal("document", document, "a JSON object")
+        raise DocumentInvalid("document", document, "a JSON object")
     if _LONG_INTEGER.search(raw) is not None:
         for name, value in document.items():
-            _check_integers(name, value, refusal)
+            _check_integers(name, value)
     return document
 
 
-def _check_depth(raw: bytes, deepest: int, refusal: type[Invalid]) -> None:
+def _check_depth(raw: bytes, deepest: int) -> None:
     brackets = _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS)
     for _ in range(deepest):  # each pass removes the innermost level
         brackets = _EMPTY.sub(b"", brackets)
         if not brackets:
             return
     name, value = _too_deep(raw, deepest)
-    raise refusal(name, value, f"JSON of at most {deepest} levels")
+    raise DocumentInvalid(name, value, f"JSON of at most {deepest} levels")
 
 
 _BRACKET = re.compile(rb'("(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
@@ -457,13 +444,13 @@ def _shown(path: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _check_integers(path: str, value: object, refusal: type[Invalid]) -> None:
+def _check_integers(path: str, value: object) -> None:
     if isinstance(value, int):
         if not LEAST_INTEGER <= value <= MOST_INTEGER:
-            raise refusal(_shown(path), value, "a number of at most 64 bits")
+            raise DocumentInvalid(_shown(path), value, "a number of at most 64 bits")
     elif isinstance(value, list):
         for number, each in enumerate(value):
-            _check_integers(f"{path}[{number}]", each, refusal)
+            _check_integers(f"{path}[{number}]", each)
     elif isinstance(value, dict):
         for name, each in value.items():
-            _check_integers(f"{path}.{name}", each, refusal)
+            _check_integers(f"{path}.{name}", each)

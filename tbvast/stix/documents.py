@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from tbvast.errors import Invalid
+from tbvast.errors import DocumentInvalid
 
 T = TypeVar("T")
 
@@ -117,14 +117,13 @@ def derived_id(kind: str, *parts: bytes) -> str:
     return f"{kind}--{uuid.UUID(bytes=digest.digest()[:16], version=5)}"
 
 
-def decode(decoder: msgspec.json.Decoder[T], raw: bytes, refusal: type[Invalid]) -> T:
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     """
     Decode a typed document.
 
     @param decoder: The decoder of a struct. Each of its fields has a C{Meta} whose description
         follows "is not" in errors.
-    @param refusal: The type of the error.
-    @raise Invalid: A C{refusal}, if C{raw} is no such document. It names the first wrong field,
+    @raise DocumentInvalid: If C{raw} is no such document. It names the first wrong field,
         in the order of the fields.
     """
     try:
@@ -132,34 +131,34 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes, refusal: type[Invalid])
             str(raw, "utf-8")  # the decoder does not check fields that it skips
         return decoder.decode(raw)
     except msgspec.ValidationError:
-        _explain(decoder.type, raw, refusal)
+        _explain(decoder.type, raw)
     except UnicodeDecodeError:
-        raise refusal("document", raw, "UTF-8") from None
+        raise DocumentInvalid("document", raw, "UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as e:
-        raise refusal("document", raw, f"JSON ({e})") from None
+        raise DocumentInvalid("document", raw, f"JSON ({e})") from None
 
 
-def _explain(struct: Any, raw: bytes, refusal: type[Invalid]) -> NoReturn:
+def _explain(struct: Any, raw: bytes) -> NoReturn:
     """
     Report the wrong field of a document.
     """
     try:
         document: JsonValue = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as e:
-        raise refusal("document", raw, f"JSON ({e})") from None
+        raise DocumentInvalid("document", raw, f"JSON ({e})") from None
     if not isinstance(document, dict):
-        raise refusal("document", document, "a JSON object")
+        raise DocumentInvalid("document", document, "a JSON object")
     for field in msgspec.structs.fields(struct):
         name, (meta, *_) = field.encode_name, field.type.__metadata__
         if name not in document:
             if field.required:
-                raise refusal(name, None, meta.description)
+                raise DocumentInvalid(name, None, meta.description)
             continue
         try:
             msgspec.convert(document[name], field.type)
         except msgspec.ValidationError:
-            raise refusal(name, document[name], meta.description) from None
-    raise refusal("document", document, "such a document")
+            raise DocumentInvalid(name, document[name], meta.description) from None
+    raise DocumentInvalid("document", document, "such a document")
 
 
 class _Typed(msgspec.Struct, gc=False):
@@ -178,14 +177,14 @@ def type_of(raw: bytes | msgspec.Raw) -> str | None:
     return None
 
 
-def json_object(raw: bytes, refusal: type[Invalid]) -> JsonObject:
+def json_object(raw: bytes) -> JsonObject:
     """
     Decode a document without types.
 
-    @raise Invalid: A C{refusal}, if C{raw} is not a readable JSON object.
+    @raise DocumentInvalid: If C{raw} is not a readable JSON object.
     """
     try:
         found: JsonObject = msgspec.json.decode(raw, type=JsonObject)
     except UNREADABLE as e:
-        raise refusal("document", raw, f"a JSON object ({e})") from None
+        raise DocumentInvalid("document", raw, f"a JSON object ({e})") from None
     return found

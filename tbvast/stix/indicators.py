@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tbvast.errors import IndicatorInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
@@ -123,13 +123,13 @@ def decode_indicator(raw: bytes) -> Indicator:
     The pattern may be one that cannot be matched; see
     L{tbvast.stix.pattern_conditions.matchable}.
 
-    @raise IndicatorInvalid: If C{raw} is not an indicator.
+    @raise DocumentInvalid: If C{raw} is not an indicator.
     @raise PatternInvalid: If its pattern is invalid.
     """
-    document = documents.decode(_decoder, raw, IndicatorInvalid)
+    document = documents.decode(_decoder, raw)
     id_ = document.id
     if _is_id(id_) is None:
-        raise IndicatorInvalid("id", id_, _ID)
+        raise DocumentInvalid("id", id_, _ID)
     start, end = document.valid_from, document.valid_until
     operation = document.x_threatbus_update or _ADD
     if document.revoked:
@@ -138,13 +138,13 @@ def decode_indicator(raw: bytes) -> Indicator:
     sure = False
     if operation is not _REMOVE:
         if pattern is None:
-            raise IndicatorInvalid("pattern", None, _PATTERN)
+            raise DocumentInvalid("pattern", None, _PATTERN)
         if document.pattern_type == STIX:
             sure = surely_matchable(pattern)
             if not sure:
                 parse(pattern)
         if start is not None and end is not None and end <= start:
-            raise IndicatorInvalid("valid_until", timestamp(end), "later than valid_from")
+            raise DocumentInvalid("valid_until", timestamp(end), "later than valid_from")
     return interpret(document, operation, sure, raw)
 
 
@@ -276,8 +276,8 @@ def compatible(raw: bytes) -> bytes:
 
 
 def _made_compatible(raw: bytes) -> bytes:
-    document = documents.json_object(raw, IndicatorInvalid)
-    read = documents.decode(_decoder, raw, IndicatorInvalid)
+    document = documents.json_object(raw)
+    read = documents.decode(_decoder, raw)
     document["spec_version"] = "2.1"
     document["pattern_type"] = read.pattern_type
     if read.pattern_type == STIX and document.get("pattern_version") is not None:
@@ -303,9 +303,9 @@ def with_operation(raw: bytes, operation: Operation) -> bytes:
 
     @param raw: A document that L{decode_indicator} accepts.
     @return: The changed document.
-    @raise IndicatorInvalid: If C{raw} is not a JSON object.
+    @raise DocumentInvalid: If C{raw} is not a JSON object.
     """
-    document = documents.json_object(raw, IndicatorInvalid)
+    document = documents.json_object(raw)
     document.pop("x_threatbus_update", None)
     if operation is not Operation.ADD:
         document["x_threatbus_update"] = operation.value
@@ -319,10 +319,10 @@ def with_version(raw: bytes, version: int) -> bytes:
     @param raw: A document that L{decode_indicator} accepts.
     @param version: In microseconds since the epoch.
     @return: The changed document.
-    @raise IndicatorInvalid: If C{raw} is not an indicator.
+    @raise DocumentInvalid: If C{raw} is not an indicator.
     """
-    document = documents.json_object(raw, IndicatorInvalid)
-    created = documents.decode(_decoder, raw, IndicatorInvalid).created
+    document = documents.json_object(raw)
+    created = documents.decode(_decoder, raw).created
     document["modified"] = timestamp(from_microseconds(version))
     if created is not None and microseconds(created) > version:
         document["created"] = document["modified"]
@@ -349,7 +349,7 @@ def split_bundle(raw: bytes) -> Contents:
     """
     Split a STIX bundle, a list of objects, or a single object.
 
-    @raise IndicatorInvalid: If C{raw} is none of these.
+    @raise DocumentInvalid: If C{raw} is none of these.
     """
     expected = "a STIX bundle, a STIX object, or a list of such objects"
     try:
@@ -358,12 +358,12 @@ def split_bundle(raw: bytes) -> Contents:
         else:
             bundle = _bundle_decoder.decode(raw)
             if bundle.type is None:
-                raise IndicatorInvalid("type", None, expected)
+                raise DocumentInvalid("type", None, expected)
             objects = bundle.objects if bundle.type == "bundle" else [msgspec.Raw(raw)]
     except msgspec.ValidationError as e:
-        raise IndicatorInvalid("document", raw, f"{expected} ({e})") from None
+        raise DocumentInvalid("document", raw, f"{expected} ({e})") from None
     except documents.UNREADABLE as e:
-        raise IndicatorInvalid("document", raw, f"JSON ({e})") from None
+        raise DocumentInvalid("document", raw, f"JSON ({e})") from None
     indicators: list[bytes] = []
     others: Counter[str] = Counter()
     for item in objects:

@@ -1,7 +1,7 @@
 """
 The properties that STIX 2.1 defines for indicators and sightings, as tables of checks.
 
-A check gets a property's path and its decoded value, and raises L{Invalid} if the standard
+A check gets a property's path and its decoded value, and raises L{DocumentInvalid} if the standard
 does not allow it. Some checks enforce rules of the library C{stix2} as well, because the old
 programs would crash without them; each of these says so.
 """
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from tbvast.errors import Invalid
+from tbvast.errors import DocumentInvalid
 from tbvast.stix import documents
 from tbvast.stix.documents import UUID, JsonObject, JsonValue, Time
 from tbvast.stix.limits import FIRST_YEAR, LONGEST_MARKED_LIST, MOST_SELECTORS
@@ -68,7 +68,7 @@ def require(accepts: Callable[[JsonValue], object], expected: str) -> Check:
 
     def check(path: str, value: JsonValue) -> None:
         if not accepts(value):
-            raise Invalid(path, value, expected)
+            raise DocumentInvalid(path, value, expected)
 
     return check
 
@@ -157,7 +157,7 @@ def items(check: Check) -> Check:
 
     def check_all(path: str, value: JsonValue) -> None:
         if not isinstance(value, list):
-            raise Invalid(path, value, "a list")
+            raise DocumentInvalid(path, value, "a list")
         for number, each in enumerate(value):
             check(f"{path}[{number}]", each)
 
@@ -176,7 +176,9 @@ def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
         check_properties(table, value, f"{path}.")
         for names in needed:
             if not any(_is_present(value.get(name)) for name in names):
-                raise Invalid(f"{path}.{names[0]}", None, f"there, as {' or '.join(names)} must be")
+                raise DocumentInvalid(
+                    f"{path}.{names[0]}", None, f"there, as {' or '.join(names)} must be"
+                )
 
     return check
 
@@ -188,13 +190,13 @@ def check_properties(table: Mapping[str, Check], document: JsonObject, path: str
 
     @param table: The checks, by name of the property.
     @param path: The prefix of paths in errors.
-    @raise Invalid: If a property is wrong.
+    @raise DocumentInvalid: If a property is wrong.
     """
     for name, value in document.items():
         check = table.get(name)
         if check is None:
             if not is_custom(name):
-                raise Invalid(path.rstrip(".") or "document", name, _NAMES)
+                raise DocumentInvalid(path.rstrip(".") or "document", name, _NAMES)
         elif _is_present(value):
             check(path + name, value)
 
@@ -222,9 +224,9 @@ def _hashes(path: str, value: JsonValue) -> None:
     for name, digest in value.items():
         form = _HASHES.get(name)
         if form is None:
-            raise Invalid(path, name, f"one of {', '.join(_HASHES)}")
+            raise DocumentInvalid(path, name, f"one of {', '.join(_HASHES)}")
         if not isinstance(digest, str) or form.fullmatch(digest) is None:
-            raise Invalid(f"{path}.{name}", digest, f"a hash of the kind {name}")
+            raise DocumentInvalid(f"{path}.{name}", digest, f"a hash of the kind {name}")
 
 
 _EXTENSION = id_of("extension-definition")
@@ -238,7 +240,7 @@ def _extensions(path: str, value: JsonValue) -> None:
         an_object(f"{path}.{name}", extension)
         kind = extension.get("extension_type")
         if kind is not None and kind not in _EXTENSION_TYPES:
-            raise Invalid(
+            raise DocumentInvalid(
                 f"{path}.{name}.extension_type", kind, f"one of {', '.join(_EXTENSION_TYPES)}"
             )
 
@@ -256,7 +258,9 @@ def _granular_markings(path: str, value: JsonValue) -> None:
     items(_granular_marking)(path, value)
     for number, marking in enumerate(value):
         if _is_present(marking.get("lang")) and _is_present(marking.get("marking_ref")):
-            raise Invalid(f"{path}[{number}].lang", marking["lang"], "alone: there is marking_ref")
+            raise DocumentInvalid(
+                f"{path}[{number}].lang", marking["lang"], "alone: there is marking_ref"
+            )
 
 
 COMMON: dict[str, Check] = {
@@ -324,7 +328,7 @@ def check_markings(document: JsonObject) -> None:
     standard's own objects, or of the second of two equal items.
 
     @param document: A document whose properties have been checked.
-    @raise Invalid: If a selector selects nothing, or a limit is exceeded.
+    @raise DocumentInvalid: If a selector selects nothing, or a limit is exceeded.
     """
     markings = document.get("granular_markings")
     if not markings:
@@ -335,15 +339,17 @@ def check_markings(document: JsonObject) -> None:
         for j, selector in enumerate(marking["selectors"])
     ]
     if len(selectors) > MOST_SELECTORS:
-        raise Invalid("granular_markings", len(selectors), f"at most {MOST_SELECTORS} selectors")
+        raise DocumentInvalid(
+            "granular_markings", len(selectors), f"at most {MOST_SELECTORS} selectors"
+        )
     for path, listed in _lists(document, ""):
         if len(listed) > LONGEST_MARKED_LIST:
-            raise Invalid(
+            raise DocumentInvalid(
                 path, len(listed), f"at most {LONGEST_MARKED_LIST} items, with granular markings"
             )
     for path, selector in selectors:
         if not _selected(document, selector):
-            raise Invalid(path, selector, "a selector of something that is there")
+            raise DocumentInvalid(path, selector, "a selector of something that is there")
 
 
 def _lists(value: JsonValue, path: str) -> Iterator[tuple[str, list[JsonValue]]]:

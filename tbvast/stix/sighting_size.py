@@ -11,7 +11,7 @@ import itertools
 
 import msgspec
 
-from tbvast.errors import SightingInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.stix.documents import UNREADABLE, JsonObject, JsonValue
 from tbvast.stix.limits import DEEPEST_INDICATOR, DEEPEST_SIGHTING, LARGEST_SIGHTING
 
@@ -51,7 +51,7 @@ def encode_fitting(document: JsonObject, largest: int = LARGEST_SIGHTING - ROOM)
     @param document: The sighting; its context is a C{dict}, and its indicator, if it has
         one, a C{msgspec.Raw}. This function changes it.
     @param largest: The most bytes.
-    @raise SightingInvalid: If it is too long even then.
+    @raise DocumentInvalid: If it is too long even then.
     """
     raw = msgspec.json.encode(document)
     if len(raw) <= largest and not _may_be_deep(raw):
@@ -74,7 +74,7 @@ def encode_fitting(document: JsonObject, largest: int = LARGEST_SIGHTING - ROOM)
         _leave_indicator_out(document)
         raw = msgspec.json.encode(document)
     if len(raw) > largest:
-        raise SightingInvalid("length", len(raw), f"at most {largest} bytes")
+        raise DocumentInvalid("length", len(raw), f"at most {largest} bytes")
     return raw
 
 
@@ -86,7 +86,7 @@ def fitted(raw: bytes) -> bytes:
         document: JsonObject = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         document[CONTEXT] = msgspec.json.decode(document[CONTEXT], type=JsonObject)
         return encode_fitting(document)
-    except (*UNREADABLE, KeyError, SightingInvalid):
+    except (*UNREADABLE, KeyError):
         return raw
 
 

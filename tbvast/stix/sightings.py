@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tbvast.errors import SightingInvalid
+from tbvast.errors import DocumentInvalid
 from tbvast.stix import documents
 from tbvast.stix.documents import (
     EPOCH,
@@ -80,14 +80,14 @@ def decode_sighting(raw: bytes) -> Sighting:
     """
     Decode a sighting.
 
-    @raise SightingInvalid: If C{raw} is not a sighting.
+    @raise DocumentInvalid: If C{raw} is not a sighting.
     """
-    document = documents.decode(_decoder, raw, SightingInvalid)
+    document = documents.decode(_decoder, raw)
     match = STIX_ID.fullmatch(document.id)
     if match is None or match[1] != "sighting":
-        raise SightingInvalid("id", document.id, _ID)
+        raise DocumentInvalid("id", document.id, _ID)
     if STIX_ID.fullmatch(document.sighting_of_ref) is None:
-        raise SightingInvalid("sighting_of_ref", document.sighting_of_ref, _SUBJECT)
+        raise DocumentInvalid("sighting_of_ref", document.sighting_of_ref, _SUBJECT)
     seen = document.last_seen
     return Sighting(
         document.id,
@@ -131,7 +131,7 @@ def compatible_sighting(raw: bytes) -> bytes:
 
     @param raw: A sighting that has been decoded before.
     @return: The completed document; C{raw} itself if it is complete.
-    @raise SightingInvalid: If C{raw} is not a sighting.
+    @raise DocumentInvalid: If C{raw} is not a sighting.
     """
     try:
         found = _readable_decoder.decode(raw)
@@ -140,8 +140,8 @@ def compatible_sighting(raw: bytes) -> bytes:
             return raw
     except documents.UNREADABLE:
         pass
-    read = documents.decode(_timed_decoder, raw, SightingInvalid)
-    document = documents.json_object(raw, SightingInvalid)
+    read = documents.decode(_timed_decoder, raw)
+    document = documents.json_object(raw)
     seen = read.last_seen or read.first_seen or EPOCH
     document["spec_version"] = "2.1"
     document["created"] = timestamp(read.created or read.modified or seen)
@@ -195,7 +195,7 @@ def make_sighting(
     @param now: The time of the match; also the sighting's time if the event has none.
     @return: The sighting, if necessary without some of the context or the indicator; see
         L{encode_fitting}.
-    @raise SightingInvalid: If it is too long even then.
+    @raise DocumentInvalid: If it is too long even then.
     """
     seen = event_time(event) or now
     id_ = sighting_id(indicator_id, canonical(event), engine)
