@@ -37,6 +37,7 @@ from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
 from tbvast.stix.indicators import Indicator
+from tbvast.storage.set_aside import SetAside
 from tests.doubles import MemoryJournal, asking, call_now
 
 
@@ -54,6 +55,17 @@ def a_request(*topics: str, **changes: Any) -> Subscribe:
         **changes,
     }
     return Subscribe(**fields)
+
+
+def a_batch(entries: Sequence[tuple[int, Item]]) -> CommittedBatch:
+    """
+    A batch of items that can all be rendered.
+    """
+
+    def refuse(items: Sequence[SetAside]) -> None:
+        raise AssertionError(items)
+
+    return CommittedBatch(entries, refuse)
 
 
 class DirectSubscription(Subscription):

@@ -19,7 +19,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tbvast.bus.checkpoints import CHECKPOINTS, ENCODER_BYTES, HELD_BYTES, HELD_MESSAGES
-from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription
 from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription_saver import FLUSH_AGE, PROGRESS_AGE, PROGRESS_INTERVAL
@@ -27,7 +26,7 @@ from tbvast.errors import JournalFailed
 from tbvast.interfaces import IPublisher
 from tbvast.protocol.frames import Item
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_bus import MemoryBus, a_request
+from tests.doubles_bus import MemoryBus, a_batch, a_request
 
 BOTH = ("stix2/indicator", "stix2/sighting")
 
@@ -185,7 +184,7 @@ class QueuedTestCase(SynchronousTestCase):
         Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.bus.deliver(CommittedBatch([(o.number, o.item) for o in outcomes]))
+        self.bus.deliver(a_batch([(o.number, o.item) for o in outcomes]))
 
     def commit_numbered(self, *numbers: int) -> None:
         self.commit(*(an_indicator(number) for number in numbers))
@@ -455,7 +454,7 @@ class RestartTests(QueuedTestCase):
             outcomes = self.successResultOf(self.journal.append(items[:2]))
             self.attach()
             rest = self.successResultOf(self.journal.append(items[2:]))
-            self.bus.deliver(CommittedBatch([(o.number, o.item) for o in [*outcomes, *rest]]))
+            self.bus.deliver(a_batch([(o.number, o.item) for o in [*outcomes, *rest]]))
             self.turn()
             self.wire.flow()
             self.assertEqual(len(self.wire.received), 3 if topics is BOTH else 2)

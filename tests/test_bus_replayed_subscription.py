@@ -14,7 +14,6 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription import PAGE_ITEMS, Subscription
@@ -25,7 +24,7 @@ from tbvast.protocol.replay import FRAME_BYTES, Batch, Mark, Part, decode_delive
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.values import Position
 from tests.doubles import MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import MemoryBus, a_request
+from tests.doubles_bus import MemoryBus, a_batch, a_request
 
 INTEL = frozenset([Stream.INTEL])
 BOTH = frozenset(Stream)
@@ -40,15 +39,15 @@ class CommitTests(SynchronousTestCase):
         """
         It knows its streams and its last number.
         """
-        commit = CommittedBatch([(3, an_indicator()), (5, an_indicator(2))])
+        commit = a_batch([(3, an_indicator()), (5, an_indicator(2))])
         self.assertEqual((commit.streams, commit.until), (INTEL, 5))
-        self.assertEqual(CommittedBatch([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
+        self.assertEqual(a_batch([(1, an_indicator()), (2, a_sighting())]).streams, BOTH)
 
     def test_frames(self) -> None:
         """
         Each dialect and choice of streams has its frames, made once.
         """
-        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
+        commit = a_batch([(1, an_indicator()), (2, a_sighting())])
         payloads = commit.numbered(Dialect.STIX2, INTEL)[1]
         self.assertEqual(payloads, [b"indicator " + an_indicator().raw])
         self.assertIs(commit.numbered(Dialect.STIX2, INTEL)[1], payloads)
@@ -68,7 +67,7 @@ class CommitTests(SynchronousTestCase):
             (4, a_sighting()),
             (6, an_indicator(2)),
         ]
-        commit = CommittedBatch(items)
+        commit = a_batch(items)
         for streams in (BOTH, INTEL):
             numbers, _ = commit.numbered(Dialect.STIX2, streams)
             self.assertEqual(numbers, [3, 4, 6] if streams is BOTH else [3, 6])
@@ -80,15 +79,13 @@ class CommitTests(SynchronousTestCase):
         """
         The last chunk ends with the commit, also if its last item is not wanted.
         """
-        commit = CommittedBatch([(1, an_indicator()), (2, a_sighting())])
+        commit = a_batch([(1, an_indicator()), (2, a_sighting())])
         (chunk,) = commit.chunks(INTEL)
         self.assertEqual(chunk.until, 2)
         self.assertIn(an_indicator().raw, chunk.items)
         self.assertNotIn(a_sighting().raw, chunk.items)
         self.assertIs(commit.chunks(INTEL), commit.chunks(INTEL))
-        self.assertEqual(
-            CommittedBatch([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), []
-        )
+        self.assertEqual(a_batch([(1, an_indicator())]).chunks(frozenset([Stream.SIGHTING])), [])
 
 
 class FedSubscriptionTests(SynchronousTestCase):
@@ -130,7 +127,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         Commit and deliver items as one batch.
         """
         outcomes = self.successResultOf(self.journal.append(items))
-        self.bus.deliver(CommittedBatch([(o.number, o.item) for o in outcomes]))
+        self.bus.deliver(a_batch([(o.number, o.item) for o in outcomes]))
 
     def got(self, subscription: Subscription) -> list[Any]:
         topic = subscription.topic
@@ -273,7 +270,7 @@ class FedSubscriptionTests(SynchronousTestCase):
         subscription = self.open()
         outcomes = self.successResultOf(self.journal.append([an_indicator(1), a_sighting(1)]))
         self.attach(subscription)
-        self.bus.deliver(CommittedBatch([(o.number, o.item) for o in outcomes]))
+        self.bus.deliver(a_batch([(o.number, o.item) for o in outcomes]))
         self.turn()
         self.accept(an_indicator(2))
         items = self.check_chain(subscription, 0, 3)

@@ -13,7 +13,6 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, Subscription
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
@@ -25,7 +24,7 @@ from tbvast.service.turns import TURN_BUDGET_SECONDS
 from tbvast.stix.indicators import Indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import BusyClock, MemoryJournal, MemoryPub, a_sighting, an_indicator
-from tests.doubles_bus import DirectSubscription, MemoryBus, a_request
+from tests.doubles_bus import DirectSubscription, MemoryBus, a_batch, a_request
 
 
 def frames_of(*items: Indicator | Sighting) -> list[bytes]:
@@ -79,7 +78,7 @@ class SubscriptionsTestCase(SynchronousTestCase):
         self.subscriptions.detach(subscription.topic.encode())
 
     def fan_out(self, *items: Indicator | Sighting) -> None:
-        self.successResultOf(self.bus.deliver(CommittedBatch(list(enumerate(items, 1)))))
+        self.successResultOf(self.bus.deliver(a_batch(list(enumerate(items, 1)))))
 
     def got(self, subscription: ISubscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
@@ -136,7 +135,7 @@ class TurnTests(SubscriptionsTestCase):
 
         async def deliver() -> None:
             for number, item in enumerate(items):
-                await self.bus.deliver(CommittedBatch([(number, item)]))
+                await self.bus.deliver(a_batch([(number, item)]))
 
         delivery = Deferred.fromCoroutine(deliver())
         late = self.open()
@@ -155,7 +154,7 @@ class TurnTests(SubscriptionsTestCase):
         A subscriber that has left in the meantime gets nothing more.
         """
         subscriptions = [self.open() for _ in range(30)]
-        delivery = self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
+        delivery = self.bus.deliver(a_batch([(1, an_indicator(1))]))
         self.subscriptions.close(subscriptions[-1].topic)
         for _ in range(30):
             self.advance()
@@ -169,7 +168,7 @@ class TurnTests(SubscriptionsTestCase):
         """
         subscriptions = [self.open() for _ in range(30)]
         self.pub.room = 0
-        delivery = self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
+        delivery = self.bus.deliver(a_batch([(1, an_indicator(1))]))
         for _ in range(30):
             self.advance()
         self.successResultOf(delivery)
@@ -187,7 +186,7 @@ class TurnTests(SubscriptionsTestCase):
         """
         for _ in range(30):
             self.open()
-        self.bus.deliver(CommittedBatch([(1, an_indicator(1))]))
+        self.bus.deliver(a_batch([(1, an_indicator(1))]))
 
 
 class SpreadTests(SubscriptionsTestCase):

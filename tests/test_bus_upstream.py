@@ -12,7 +12,6 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.upstream import IntelCursor, JournalBacklog, Upstream
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IBacklog, ICursor
@@ -23,7 +22,7 @@ from tbvast.settings.schema import UpstreamSettings
 from tbvast.values import PageRequest, Position
 from tbvast.zeromq.sockets import Factory
 from tests.doubles import MemoryJournal, a_sighting, an_indicator
-from tests.doubles_bus import MemoryBusSubscription, encode_report
+from tests.doubles_bus import MemoryBusSubscription, a_batch, encode_report
 
 
 class IntelCursorTests(SynchronousTestCase):
@@ -154,7 +153,7 @@ class UpstreamTests(SynchronousTestCase):
         outcomes = self.successResultOf(self.journal.append(items))
         accepted = [(o.number, o.item) for o in outcomes if o.number]
         if accepted:
-            self.upstream.deliver(CommittedBatch(accepted))
+            self.upstream.deliver(a_batch(accepted))
 
     def passed_up(self) -> Position | None:
         position: Position | None = self.successResultOf(
@@ -271,7 +270,7 @@ class UpstreamTests(SynchronousTestCase):
         self.accept(a_sighting(1))
         self.successResultOf(self.upstream.stopService())
         self.assertIsNone(self.passed_up())
-        self.upstream.deliver(CommittedBatch([(2, a_sighting(2))]))
+        self.upstream.deliver(a_batch([(2, a_sighting(2))]))
         self.start()
         self.bus.connect("up")
         self.assertEqual(self.bus.reported, [a_sighting(1).raw])

@@ -5,6 +5,7 @@ Tests for L{tbvast.service.rate_limit}.
 from __future__ import annotations
 
 from twisted.internet.task import Clock
+from twisted.logger import Logger, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.service.rate_limit import RateLimit
@@ -54,6 +55,16 @@ class RateLimitTests(SynchronousTestCase):
             self.assertEqual(self.allowed(limit, 10), 3)
         self.clock.advance(100_000)
         self.assertEqual(self.allowed(limit, 10), 3)
+
+    def test_warn(self) -> None:
+        """
+        A warning is logged if one is allowed.
+        """
+        limit = RateLimit(self.clock, 2)
+        with capturedLogs() as events:
+            for number in range(4):
+                limit.warn(Logger(), "It is {number}", number=number)
+        self.assertEqual([event["number"] for event in events], [0, 1])
 
     def test_none(self) -> None:
         """

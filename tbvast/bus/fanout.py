@@ -25,12 +25,6 @@ Sets items aside that cannot be rendered.
 """
 
 
-def leave_out(items: Sequence[SetAside]) -> None:
-    """
-    A L{Refuse} that ignores the items.
-    """
-
-
 def render_entries(
     dialect: Dialect, entries: Iterable[JournalEntry], stage: Stage, refuse: Refuse
 ) -> tuple[list[int], list[bytes]]:
@@ -44,15 +38,15 @@ def render_entries(
     numbers: list[int] = []
     frames: list[bytes] = []
     bad: list[SetAside] = []
-    for number, stream, raw in ((each.number, each.stream, each.raw) for each in entries):
+    for each in entries:
         try:
-            payloads = render_document(dialect, stream, raw)
+            payloads = render_document(dialect, each.stream, each.raw)
         except Exception as e:  # any error may be the item's fault
-            name = stream.value.decode()
-            bad.append(SetAside(stage, reason_of(e), raw, name, id_in(raw), number))
+            what = each.raw, each.stream.value.decode(), id_in(each.raw), each.number
+            bad.append(SetAside(stage, reason_of(e), *what))
             continue
         frames += payloads
-        numbers += [number] * len(payloads)
+        numbers += [each.number] * len(payloads)
     if bad:
         refuse(bad)
     return numbers, frames
@@ -70,7 +64,7 @@ class CommittedBatch:
     @ivar streams: The streams of the items.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse = leave_out) -> None:
+    def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse) -> None:
         """
         @param entries: Numbers and items, by number; at least one.
         @param refuse: Called with the items that cannot be rendered.

@@ -254,15 +254,12 @@ class Intake:
 
     def _forbidden(self, user: str) -> None:
         self._counters.count("message", "forbidden")
-        if self._complaints.allows():
-            self._log.warn(
-                "Dropped a message from {client}, which may not send it.",
-                client=self._access.name(user),
-            )
+        text = "Dropped a message from {client}, which may not send it."
+        self._complaints.warn(self._log, text, client=self._access.name(user))
 
     def _refused(self, error: Invalid) -> None:
         self._counters.count("message", "refused")
-        if self._complaints.allows():
+        if self._complaints.allows():  # the text of an error may be long
             self._log.warn("Refused a message: {reason}", reason=str(error))
 
     def _unexpected(self, raw: bytes, error: Exception) -> Invalid:
@@ -340,18 +337,15 @@ class Intake:
     def _resolve(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is _REFUSED and outcome.reason:
-                self._not_owned(item, outcome, publisher)
+                self._complaints.warn(
+                    self._log,
+                    "Refused a change of {id} by {publisher}: {reason}.",
+                    publisher=publisher.name or "somebody",
+                    id=item.id,
+                    reason=outcome.reason,
+                )
             if offer is not None:
                 offer.resolve(index, outcome)
-
-    def _not_owned(self, item: Item, outcome: Outcome, publisher: Publisher) -> None:
-        if self._complaints.allows():
-            self._log.warn(
-                "Refused a change of {id} by {publisher}: {reason}.",
-                publisher=publisher.name or "somebody",
-                id=item.id,
-                reason=outcome.reason,
-            )
 
     def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """

@@ -76,8 +76,7 @@ class ManageEndpoint:
             return manage.refused(reason)
         if failure.check(Invalid):
             self._statistics.count("request", "refused")
-            if self._complaints.allows():
-                self._log.warn("Refused a request: {reason}", reason=reason)
+            self._complaints.warn(self._log, "Refused a request: {reason}", reason=reason)
             if failure.check(RequestUnsplittable):
                 return manage.refused(reason)
         else:
@@ -104,10 +103,8 @@ class ManageEndpoint:
 
     def _forbidden(self, user: str, what: str) -> bytes:
         self._statistics.count("request", "forbidden")
-        if self._complaints.allows():
-            self._log.warn(
-                "{client} may not {what}.", client=self._access.name(user) or "somebody", what=what
-            )
+        client = self._access.name(user) or "somebody"
+        self._complaints.warn(self._log, "{client} may not {what}.", client=client, what=what)
         return manage.refused(f"you may not {what}")
 
     def _subscribe(self, request: manage.Subscribe, user: str) -> bytes:

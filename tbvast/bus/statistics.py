@@ -4,13 +4,11 @@ The statistics of a bus.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
@@ -44,32 +42,32 @@ class Statistics(MultiService):
         super().__init__()
         self._clock = clock
         self._journal = journal
-        self._counts: Counter[tuple[str, str]] = Counter()
         self._everybody = everybody
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._started = clock.seconds()
-        self._samples: deque[tuple[float, Counter[tuple[str, str]]]] = deque(maxlen=_SAMPLES)
+        self._samples: deque[tuple[float, Counter[str]]] = deque(maxlen=_SAMPLES)
         timer = TimerService(SAMPLE_INTERVAL, self._sample)
         timer.clock = clock
         timer.setServiceParent(self)
 
-    def _sample(self) -> None:
-        self._samples.append((self._clock.seconds(), self._counts.copy()))
-
     def count(self, kind: str, verdict: str, number: int = 1) -> None:
-        self._counts[kind, verdict] += number
+        self._counts[kind][verdict] += number
 
-    def report(self) -> Deferred[dict[str, Any]]:
-        """
-        @return: Fires with the answer to a C{status} request. Rates are items per
-            second, over the last minute.
-        """
-        return Deferred.fromCoroutine(self._report())
+    def _accepted(self) -> Counter[str]:
+        return Counter({kind: counts["accepted"] for kind, counts in self._counts.items()})
 
-    async def _report(self) -> dict[str, Any]:
+    def _sample(self) -> None:
+        self._samples.append((self._clock.seconds(), self._accepted()))
+
+    async def report(self) -> dict[str, object]:
+        """
+        @return: The answer to a C{status} request. Rates are items per second, over the last
+            minute.
+        """
         counts = await self._journal.counts()
         aside = await self._journal.set_aside_report()
-        now = self._clock.seconds()
-        since, before = self._samples[0] if self._samples else (self._started, Counter())
+        now, accepted = self._clock.seconds(), self._accepted()
+        since, before = self._samples[0] if self._samples else (self._started, Counter[str]())
         elapsed = max(now - since, 1.0)
         return {
             "status": "success",
@@ -79,19 +77,10 @@ class Statistics(MultiService):
             "uptime": now - self._started,
             "journal": {"head": self._journal.head, **counts},
             "set_aside": {"count": aside.count, "newest": aside.newest},
-            "received": _nested(self._counts),
+            "received": self._counts,
             "rates": {
-                stream: round(
-                    (self._counts[stream, "accepted"] - before[stream, "accepted"]) / elapsed, 2
-                )
-                for stream in ("indicator", "sighting")
+                kind: round((accepted[kind] - before[kind]) / elapsed, 2)
+                for kind in ("indicator", "sighting")
             },
             "subscriptions": [each.describe() for each in self._everybody()],
         }
-
-
-def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    nested: dict[str, dict[str, int]] = {}
-    for (stream, verdict), count in counts.items():
-        nested.setdefault(stream, {})[verdict] = count
-    return nested

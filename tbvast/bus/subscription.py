@@ -332,8 +332,9 @@ class Subscription:
         while len(self._live) > settings.queue_messages or self._live.size > settings.queue_bytes:
             self._live.drop_oldest()
             self.dropped += 1
-        if self.dropped != before and self._parts.losses.allows():
-            self._log.warn(
+        if self.dropped != before:
+            self._parts.losses.warn(
+                self._log,
                 "{name} reads too slowly and has lost {dropped} messages so far.",
                 name=self.name,
                 dropped=self.dropped,

@@ -383,8 +383,7 @@ class BusSubscription(Service):
         """
         Log a warning that the bus can provoke at will, at a limited rate.
         """
-        if self._lines.allows():
-            self._log.warn(text, bus=str(self._bus), **values)
+        self._lines.warn(self._log, text, bus=str(self._bus), **values)
 
     def _broken(self) -> None:
         """

@@ -175,7 +175,8 @@ class Flusher(Service):
             if not left:
                 continue
             if not reported.poisoned:
-                self._say_waiting("Sightings wait: {reason}", reported.reason or "nobody is there")
+                reason = shown(reported.reason or "nobody is there")
+                self._waiting_lines.warn(self._log, "Sightings wait: {reason}", reason=reason)
                 self._retry_later(RETRY_DELAY)
                 return
             await self._failed(left, reported.reason)
@@ -206,10 +207,11 @@ class Flusher(Service):
         return left, page
 
     async def _failed(self, keys: Sequence[str], reason: str) -> None:
+        lines, text = self._lines, "A sighting is not taken, and is offered again later: {reason}"
         if len(keys) > 1:
-            self._say_waiting("Sightings wait, and are offered fewer at a time: {reason}", reason)
-        else:
-            self._say("A sighting is not taken, and is offered again later: {reason}", reason)
+            lines = self._waiting_lines
+            text = "Sightings wait, and are offered fewer at a time: {reason}"
+        lines.warn(self._log, text, reason=shown(reason))
         given_up = self._pages.failed(keys, self._clock.seconds())
         if given_up is not None:
             await self._give_up({given_up: f"never taken: {reason}"})
@@ -217,16 +219,9 @@ class Flusher(Service):
     async def _give_up(self, reasons: dict[str, str]) -> None:
         self._counters.set_aside += len(reasons)
         for key, reason in reasons.items():
-            self._say(f"Set the sighting {key} aside: {{reason}}", reason)
+            text = "Set the sighting {key} aside: {reason}"
+            self._lines.warn(self._log, text, key=key, reason=shown(reason))
         await self._backlog.set_aside(reasons)
-
-    def _say_waiting(self, text: str, reason: str) -> None:
-        if self._waiting_lines.allows():
-            self._log.warn(text, reason=shown(reason))
-
-    def _say(self, text: str, reason: str) -> None:
-        if self._lines.allows():
-            self._log.warn(text, reason=shown(reason))
 
     def _retry_later(self, delay: float = RETRY_DELAY) -> None:
         if self.running:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 _MINUTE = 60.0
 
@@ -24,6 +25,13 @@ class RateLimit:
         self._per_minute = per_minute
         self._began = -math.inf
         self._allowed = 0
+
+    def warn(self, log: Logger, text: str, **values: object) -> None:
+        """
+        Log a warning, if one is allowed now.
+        """
+        if self.allows():
+            log.warn(text, **values)
 
     def allows(self) -> bool:
         """

@@ -411,7 +411,8 @@ class GuardedXPubConnection(XPubConnection):
         if None in changes:
             self._misled = True
             size = len(message.frames[0])
-            self._complain("Disconnected a subscriber: it sent {size} bytes.", size=size)
+            text = "Disconnected a subscriber: it sent {size} bytes."
+            self._complaints.warn(self._log, text, size=size)
         if self._misled:
             _disconnect(name)
         for change in filter(None, changes):
@@ -429,7 +430,8 @@ class GuardedXPubConnection(XPubConnection):
             return
         if self._misled:
             if not name:
-                self._complain("Refused a subscriber that cannot be identified; restart it.")
+                text = "Refused a subscriber that cannot be identified; restart it."
+                self._complaints.warn(self._log, text)
             return
         peer = _tcp_peer(name)
         if name and peer is None:  # it is gone, and a new peer may have its place in ZeroMQ
@@ -469,10 +471,6 @@ class GuardedXPubConnection(XPubConnection):
                 return number
         _disconnect(peers[0][0])
         return 0
-
-    def _complain(self, text: str, **values: object) -> None:
-        if self._complaints.allows():
-            self._log.warn(text, **values)
 
 
 def _disconnect(name: str) -> None:
