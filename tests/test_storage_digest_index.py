@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.storage.digest_index import INDEXED_TABLE, DigestIndex, committing, digest, index_table
+from tbvast.storage.digest_index import INDEXED_TABLE, DigestIndex, digest, index_table
 from tbvast.storage.sqlite import connect, migrate, transaction
 
 FEW = 4
@@ -77,7 +77,7 @@ class IndexTestCase(SynchronousTestCase):
         new = [(each, self.head + number) for number, each in enumerate(added, 1)]
         gone = list(removed)
         try:
-            with committing(self.index), transaction(self.connection):
+            with self.index.committing(), transaction(self.connection):
                 self.connection.executemany("INSERT INTO rows VALUES (?, ?)", new)
                 self.connection.executemany(
                     "DELETE FROM rows WHERE digest = ? AND number = ?", gone
@@ -166,11 +166,11 @@ class IndexTests(IndexTestCase):
         """
         for added in ([3, 1], [2, 4, 5], [6]):
             self.change(added)
-        with committing(self.index), transaction(self.connection):
+        with self.index.committing(), transaction(self.connection):
             self.index.write_all()
         self.assertEqual(self.written(), 6)
         self.assertEqual(self.found(), self.there())
-        with committing(self.index), transaction(self.connection):
+        with self.index.committing(), transaction(self.connection):
             self.index.write_all()
         self.change([7])
         self.assertEqual((self.written(), self.found()), (6, self.there()))
@@ -182,7 +182,7 @@ class IndexTests(IndexTestCase):
         A row that is not new can get another digest.
         """
         self.change([1, 2])
-        with committing(self.index), transaction(self.connection):
+        with self.index.committing(), transaction(self.connection):
             self.index.change((), [(1, 1)])
             self.index.insert([(5, 1)])
             self.assertEqual(self.found(), [(2, 2), (5, 1)])
@@ -192,7 +192,7 @@ class IndexTests(IndexTestCase):
         """
         A digest may be added and removed in one transaction.
         """
-        with committing(self.index), transaction(self.connection):
+        with self.index.committing(), transaction(self.connection):
             self.index.change([(1, 1), (2, 2)])
             self.index.change([(3, 3)], [(1, 1)])
             self.assertEqual(self.found(), [(2, 2), (3, 3)])
@@ -223,7 +223,7 @@ class IndexTests(IndexTestCase):
             if what == "reopen":
                 self.reopen()
             elif what == "write":
-                with committing(self.index), transaction(self.connection):
+                with self.index.committing(), transaction(self.connection):
                     self.index.write_all()
             self.assertEqual(self.found(), self.there())
         self.connection.close()

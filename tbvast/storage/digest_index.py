@@ -119,7 +119,7 @@ class DigestIndex:
         self._added_since = 0
         self._begin()
         found = connection.execute("SELECT until FROM indexed WHERE name = ?", (table,)).fetchone()
-        with committing(self), transaction(connection):
+        with self.committing(), transaction(connection):
             self._add(list(rows(found[0] if found else 0)))
 
     def _begin(self) -> None:
@@ -230,9 +230,20 @@ class DigestIndex:
             (self._table, max(numbers, default=0)),
         )
 
-    def commit(self) -> None:
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[None]:
         """
-        Apply the changes in memory. Called when the transaction was committed.
+        Wraps a transaction that changes the index.
+        """
+        try:
+            yield
+            self._commit()
+        finally:
+            self._begin()
+
+    def _commit(self) -> None:
+        """
+        Apply the changes in memory.
         """
         for digest, number in self._removed:
             for some in (self._new, self._old):
@@ -253,25 +264,3 @@ class DigestIndex:
                 self._new = {}
                 self._to_write = sorted(self._old)
                 self._added_since = 0
-        self._begin()
-
-    def roll_back(self) -> None:
-        """
-        Drop the changes. Called when the transaction was rolled back.
-        """
-        self._begin()
-
-
-@contextlib.contextmanager
-def committing(*indexes: DigestIndex) -> Iterator[None]:
-    """
-    Wraps a transaction that changes indexes.
-    """
-    try:
-        yield
-    except BaseException:
-        for index in indexes:
-            index.roll_back()
-        raise
-    for index in indexes:
-        index.commit()

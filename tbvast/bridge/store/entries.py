@@ -13,7 +13,7 @@ from tbvast.bridge.store.store_file import IndicatorTerms, StoreFile, json_list
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage, in_messages
 from tbvast.stix.network_index import NetworkIndex
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
+from tbvast.storage.digest_index import DigestIndex, digest, digests
 from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST, insert, transaction
 from tbvast.values import Changes, Entry
 
@@ -60,7 +60,7 @@ class EntryTable:
         """
         change, self._undo = self.change, []
         try:
-            with committing(self._index):
+            with self._index.committing():
                 yield
         except BaseException:
             self.change = change
@@ -208,7 +208,7 @@ class EntryTable:
         @param limit: The most observables.
         """
         if after == BEGINNING:
-            with committing(self._index), transaction(self._db):
+            with self._index.committing(), transaction(self._db):
                 self._index.write_all()
         page = self._file.read_json(
             list[IndicatorTerms],

@@ -32,7 +32,7 @@ from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import committing, digests
+from tbvast.storage.digest_index import digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
@@ -86,7 +86,7 @@ class IndicatorTable:
         """
         number = self._number
         try:
-            with committing(self._by_id), self._entries.committing(), transaction(self._db):
+            with self._by_id.committing(), self._entries.committing(), transaction(self._db):
                 yield
         except BaseException:
             self._number = number

@@ -36,7 +36,7 @@ from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import calendar
-from tbvast.storage.digest_index import DigestIndex, committing, digest, digests
+from tbvast.storage.digest_index import DigestIndex, digest, digests
 from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of, store_set_aside
 from tbvast.storage.sqlite import IN_JSON_LIST, connect, microseconds, migrate, transaction
@@ -256,7 +256,7 @@ class JournalStore:
         with journal_errors("write", self._path):
             self._look_at_clock(moment)
             # One transaction for everything: beginning one is slow.
-            with committing(self._index), transaction(self._connection):
+            with self._index.committing(), transaction(self._connection):
                 batch = Batch(self._connection, self._index, self._dates, self.head, moment)
                 yield batch
                 batch.write()
@@ -299,7 +299,7 @@ class JournalStore:
             ).fetchall()
             if old:
                 floor = max(self.floor, old[-1][0])
-                with committing(self._index), transaction(self._connection):
+                with self._index.committing(), transaction(self._connection):
                     self._connection.executemany(
                         "DELETE FROM entries WHERE number = ?", [(number,) for number, _, _ in old]
                     )
