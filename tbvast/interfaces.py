@@ -61,7 +61,7 @@ class IEngine(Interface):
     L{tbvast.errors.EngineInterrupted} once L{interrupt} has been called.
     """
 
-    cut = Attribute(
+    cut: Mapping[str, int] = Attribute(
         "A read-only mapping of the numbers of events, by schema, in which L{watch} has found a"
         " list that it did not read to its end. Thread-safe."
     )
@@ -162,7 +162,7 @@ class IEngineClient(Interface):
     A C{Deferred} fails with the error that the method of L{IEngine} raises.
     """
 
-    cut = Attribute("@see: L{IEngine.cut}")
+    cut: Mapping[str, int] = Attribute("@see: L{IEngine.cut}")
 
     def identify() -> Deferred[EngineIdentity]:
         """
@@ -267,8 +267,8 @@ class IJournal(Interface):
     refuses.
     """
 
-    identity = Attribute("A C{str} that no other journal has; made with the journal.")
-    head = Attribute("An C{int}: the highest number given so far; C{0} if none.")
+    identity: str = Attribute("A text that no other journal has; made with the journal.")
+    head: int = Attribute("The highest number given so far; C{0} if none.")
 
     def append(items: Sequence[Item], publishers: Sequence[Run] = ()) -> Deferred[list[Outcome]]:
         """
@@ -587,8 +587,8 @@ class ISnapshotSource(Interface):
     A source of past intel.
     """
 
-    name = Attribute("A C{str} that names the source in logs.")
-    time_limit = Attribute(
+    name: str = Attribute("The name of the source in logs.")
+    time_limit: float | None = Attribute(
         "Seconds that the source has to answer; C{None} if only the asker can be slow."
     )
 
@@ -611,8 +611,8 @@ class ICursor(Interface):
     A subscriber that remembers where it has got to in a bus's journal.
     """
 
-    position = Attribute(
-        "The L{tbvast.values.Position} up to which everything was applied; C{None}"
+    position: Position | None = Attribute(
+        "The position up to which everything was applied; C{None}"
         " if nothing was, or the bus has no numbers."
     )
 
@@ -858,7 +858,7 @@ class IReplay(Interface):
     Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
-    floor = Attribute("An C{int}: every entry with a higher number is still there.")
+    floor: int = Attribute("Every entry with a higher number is still there.")
 
     def entries(
         after: int, streams: Collection[Stream], limit: int, size: int
