@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 from tbvast.bus.checkpoints import Checkpoint, Checkpoints
 from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.subscription import BusParts, Subscription
+from tbvast.bus.journal_subscription import JournalSubscription
+from tbvast.bus.subscription import BusParts
 from tbvast.protocol.manage import Subscribe
 from tbvast.storage.set_aside import SetAside, Stage
 
@@ -36,7 +37,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     owed: bool = False
 
 
-class QueuedSubscription(Subscription):
+class QueuedSubscription(JournalSubscription):
     """
     A subscription of an old dialect, whose subscriber cannot acknowledge anything.
 
@@ -64,9 +65,9 @@ class QueuedSubscription(Subscription):
         saved: Saved | None = None,
     ) -> None:
         """
-        @param request: As for L{Subscription}.
-        @param user: As for L{Subscription}.
-        @param topic: As for L{Subscription}.
+        @param request: As for L{JournalSubscription}.
+        @param user: As for L{JournalSubscription}.
+        @param topic: As for L{JournalSubscription}.
         @param saved: The saved state of the subscription, if it existed before.
         """
         number: int = parts.journal.head

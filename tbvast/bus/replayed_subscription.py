@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.subscription import BusParts, Subscription
+from tbvast.bus.journal_subscription import JournalSubscription
+from tbvast.bus.subscription import BusParts
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.replay import (
     Chunk,
@@ -26,7 +27,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.values import Position
 
 
-class ReplayedSubscription(Subscription):
+class ReplayedSubscription(JournalSubscription):
     """
     A subscription of tbvast/1. Its only state is the number of the last entry sent.
 
@@ -44,9 +45,9 @@ class ReplayedSubscription(Subscription):
         self, parts: BusParts, request: Subscribe, user: str, topic: str, saved: object = None
     ) -> None:
         """
-        @param request: As for L{Subscription}.
-        @param user: As for L{Subscription}.
-        @param topic: As for L{Subscription}.
+        @param request: As for L{JournalSubscription}.
+        @param user: As for L{JournalSubscription}.
+        @param topic: As for L{JournalSubscription}.
         @param saved: Ignored.
         """
         journal, resume = parts.journal, request.resume
