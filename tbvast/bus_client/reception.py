@@ -102,8 +102,8 @@ class Reception:
         """
         @param clock: Measures the delay after an incomplete snapshot.
         @param cursor: Applies the items.
-        @param warn: Logs what the bus can provoke: called with a format, in which C{bus} is
-            the bus, and the other values of the format.
+        @param warn: Logs a warning that the bus can provoke: called with a format, in which
+            C{bus} is the bus, and the other values of the format.
         @param broken: Called when the subscription has to be renewed.
         """
         self.plugin = ""
