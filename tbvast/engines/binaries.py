@@ -37,11 +37,7 @@ def find_client(command: str | None = None) -> str:
             raise EngineMissing(f"--vast-binary: {shown(command)} is not an executable command")
         return named
     # The package's own command is a Python script, which would start an interpreter per call.
-    bundled = _bundled("bin/tenzir")
-    found = bundled or shutil.which("tenzir")
-    if found is None:
-        raise EngineMissing(NOT_INSTALLED)
-    return found
+    return _find("bin/tenzir", "tenzir")
 
 
 def find_node() -> str:
@@ -51,17 +47,20 @@ def find_node() -> str:
     @return: The path of an executable.
     @raise EngineMissing: If it is not installed.
     """
-    bundled = _bundled("libexec/tenzir-engine")
-    found = bundled or shutil.which(NODE_NAME)
+    return _find("libexec/tenzir-engine", NODE_NAME)
+
+
+def _find(bundled: str, command: str) -> str:
+    """
+    @param bundled: The path of the program in the package C{tenzir}.
+    @param command: Its name on the search path.
+    """
+    spec = importlib.util.find_spec("tenzir")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        candidate = Path(folder) / "bundled" / bundled
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return str(candidate)
+    found = shutil.which(command)
     if found is None:
         raise EngineMissing(NOT_INSTALLED)
     return found
-
-
-def _bundled(path: str) -> str | None:
-    spec = importlib.util.find_spec("tenzir")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        candidate = Path(folder) / "bundled" / path
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return str(candidate)
-    return None

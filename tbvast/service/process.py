@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from twisted.application.service import IService, MultiService, Service
@@ -68,16 +69,9 @@ def _remove_pid(path: str | None) -> None:
     """
     Remove the pid file of C{twistd}, if it has the id of this process.
     """
-    try:
-        if path and int(_read(path)) == os.getpid():
+    with suppress(OSError, ValueError):
+        if path and int(Path(path).read_text()) == os.getpid():
             os.unlink(path)
-    except (OSError, ValueError):
-        pass
-
-
-def _read(path: str) -> str:
-    with open(path) as f:
-        return f.read()
 
 
 def check_free(what: str, address: HostPort) -> None:

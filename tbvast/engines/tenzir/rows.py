@@ -79,22 +79,16 @@ def encode_entries(entries: Iterable[Entry]) -> str:
     """
     Encode entries as lines, grouped by the type of their key, which the engine handles best.
     """
-    ordered = sorted(entries, key=lambda entry: entry.observable.kind)
-    return _encode_rows(
-        _Row(entry.observable.kind, entry.observable.value, entry.ids) for entry in ordered
-    )
+    rows = [_Row(entry.observable.kind, entry.observable.value, entry.ids) for entry in entries]
+    rows.sort(key=lambda row: row.k)
+    return _encoder.encode_lines(rows).decode()
 
 
 def encode_observables(observables: Iterable[Observable]) -> str:
     """
-    Encode observables as lines, grouped like L{encode_entries}.
+    Encode observables as lines, like L{encode_entries}.
     """
-    ordered = sorted(observables, key=lambda observable: observable.kind)
-    return _encode_rows(_Row(observable.kind, observable.value) for observable in ordered)
-
-
-def _encode_rows(rows: Iterable[_Row]) -> str:
-    return _encoder.encode_lines(list(rows)).decode()
+    return encode_entries(Entry(each, ()) for each in observables)
 
 
 def decode_entry(line: bytes) -> Entry:
