@@ -321,8 +321,10 @@ class Child(ProcessProtocol):
         self._input_open = False
         self._cancel()
         status: Any = self._reason.value
-        self._owner.ended(Exit(status.exitCode, status.signal, self.stderr))
-        self._reaped(self)
+        try:
+            self._owner.ended(Exit(status.exitCode, status.signal, self.stderr))
+        finally:
+            self._reaped(self)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -387,7 +389,7 @@ class Children:
                 env=environment,
                 childFDs=descriptors,
             )
-        except OSError:
+        except Exception:
             self._running.discard(child)
             raise
         return child
