@@ -123,13 +123,17 @@ class VastEngine:
     def _add_batch(self, entries: Sequence[Entry]) -> None:
         usable = [entry for entry in entries if self._usable(entry)]
         if usable:
-            rows = b"".join(msgspec.json.encode(_row(entry)) + b"\n" for entry in usable)
-            self._commands.run(
-                "add",
-                ("import", "--type=intel.indicator", "json"),
-                rows.decode(),
-                timeout=CALL_SECONDS,
-            )
+            rows = [
+                {
+                    "value": entry.observable.value,
+                    "type": entry.observable.kind,
+                    "reference": _reference(entry),
+                }
+                for entry in usable
+            ]
+            lines = msgspec.json.Encoder().encode_lines(rows).decode()
+            importing = ("import", "--type=intel.indicator", "json")
+            self._commands.run("add", importing, lines, timeout=CALL_SECONDS)
         for entry in usable:
             value, reference = entry.observable.value, _reference(entry)
             self._run("add", "matcher", "add", MATCHER, value, reference)
@@ -279,14 +283,6 @@ def query(observable: Observable) -> str:
     return f'"{value}" == :string'
 
 
-def _row(entry: Entry) -> dict[str, str]:
-    return {
-        "value": entry.observable.value,
-        "type": entry.observable.kind.value,
-        "reference": _reference(entry),
-    }
-
-
 def _reference(entry: Entry) -> str:
     return f"{_REFERENCE_PREFIX}{entry.observable.kind}__{','.join(entry.ids)}"
 
@@ -308,16 +304,12 @@ def _make_match(event: dict[str, Any], entry: Entry, related: Iterable[Entry]) -
     @param related: Further entries that the event may hold.
     """
     leaves = list(_leaves(event))
-    hits = [_hit(field_holding(leaves, entry.observable) or "", entry)]
-    for other in related:
-        field = field_holding(leaves, other.observable)
-        if field is not None:
-            hits.append(_hit(field, other))
+    hits = [
+        Hit(field or "", each.observable.kind, each.observable.value, each.ids)
+        for each in (entry, *related)
+        if (field := field_holding(leaves, each.observable)) is not None or each is entry
+    ]
     return Match(event, "", tuple(hits))
-
-
-def _hit(field: str, entry: Entry) -> Hit:
-    return Hit(field, entry.observable.kind, entry.observable.value, entry.ids)
 
 
 class _Entries:
