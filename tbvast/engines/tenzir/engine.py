@@ -5,6 +5,7 @@ The current engine: a Tenzir node.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import secrets
@@ -12,10 +13,9 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from twisted.logger import Logger
@@ -47,7 +47,7 @@ from tbvast.errors import (
 )
 from tbvast.interfaces import IEngine
 from tbvast.service.clock import awake
-from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.observables import Observable
 from tbvast.telemetry.known_fields import BUILT_IN, POSITIONS, Source
 from tbvast.values import EngineIdentity, Entry, Match, Progress
 
@@ -112,7 +112,6 @@ class _TableName(msgspec.Struct):
 
 class _Pong(msgspec.Struct):
     version: str = ""
-    error: Any = None
 
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -183,13 +182,13 @@ class TenzirEngine:
         self._pulse = pulse
         self._awake = awake
         self._endpoint = endpoint
-        self._sources = tuple(sources)
-        self._positions = positions
-        self._subdomains = subdomains
+        self._plan_for = functools.partial(
+            pipelines.plan, tuple(sources), positions, subdomains=subdomains
+        )
         self._oldest = oldest
         self._silence = silence
         self._monotonic = monotonic
-        self._plan = self._plan_for(frozenset(Kind))
+        self._plan = self._plan_for()
         self.cut: Counter[str] = Counter()
         self._searching = threading.Lock()
         self._searched_observables: set[Observable] = set()
@@ -203,9 +202,6 @@ class TenzirEngine:
                 "--color=never",
             ),
         )
-
-    def _plan_for(self, kinds: Collection[Kind]) -> pipelines.Plan:
-        return pipelines.plan(self._sources, self._positions, kinds, self._subdomains)
 
     def identify(self) -> EngineIdentity:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
@@ -284,7 +280,7 @@ class TenzirEngine:
         if not entries:
             return
         deadline = self._monotonic() + timeout
-        plan = self._plan_for({entry.observable.kind for entry in entries})
+        plan = self._plan_for(kinds={entry.observable.kind for entry in entries})
         budget = SearchBudget(limit, entries)
         with self._searching:
             self._clear_search_tables()
