@@ -11,6 +11,10 @@ import os
 import socket
 import struct
 import termios
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _TCP_INFO_BYTES = 104
 _RETRANSMITS, _PROBES = 2, 3
@@ -80,19 +84,10 @@ class TcpPeer:
         @return: Whether a retransmission or a probe is unanswered, and the seconds since the
             last answer.
         """
-        if self.gone:
-            return False, 0.0
-        # Given family and type, Python does not query them. It must not close the descriptor.
-        borrowed = socket.socket(
-            socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, self._descriptor
+        info = self._with_socket(
+            lambda peer: peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         )
-        try:
-            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:
-            return False, 0.0
-        finally:
-            borrowed.detach()
-        if len(info) < _TCP_INFO_BYTES:
+        if info is None or len(info) < _TCP_INFO_BYTES:
             return False, 0.0
         (milliseconds,) = struct.unpack_from("I", info, _LAST_ACK)
         return bool(info[_RETRANSMITS] or info[_PROBES]), milliseconds / 1000
@@ -101,14 +96,23 @@ class TcpPeer:
         """
         Shut the connection down; the thread that owns it finds it closed.
         """
+        self._with_socket(lambda peer: peer.shutdown(socket.SHUT_RDWR))
+
+    def _with_socket(self, call: Callable[[socket.socket], T]) -> T | None:
+        """
+        @param call: Called with the connection, if it is there.
+        @return: Its result; C{None} if the connection is gone, perhaps since a moment ago.
+        """
         if self.gone:
-            return
-        borrowed = socket.socket(
-            socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, self._descriptor
-        )
+            return None
         try:
-            borrowed.shutdown(socket.SHUT_RDWR)
+            # Given family and type, Python does not query them. It must not close the descriptor.
+            borrowed = socket.socket(
+                socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, self._descriptor
+            )
+            try:
+                return call(borrowed)
+            finally:
+                borrowed.detach()
         except OSError:
-            pass  # it is closed already
-        finally:
-            borrowed.detach()
+            return None

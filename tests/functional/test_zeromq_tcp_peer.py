@@ -115,6 +115,16 @@ class TcpPeerTests(SynchronousTestCase):
             finally:
                 os.close(descriptor)
 
+    def test_gone_meanwhile(self) -> None:
+        """
+        The thread that owns the connection may close it at any moment of a call.
+        """
+        self.near.close()
+        self.patch(TcpPeer, "gone", False)
+        self.assertIsNone(self.peer.unacknowledged())
+        self.assertEqual(self.peer.unanswered(0.0), 0.0)
+        self.peer.abort()
+
     def test_no_connection(self) -> None:
         """
         A closed descriptor is refused; one that is not a TCP connection yields nothing.
