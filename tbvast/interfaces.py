@@ -714,6 +714,13 @@ class ISubscriptionStore(Interface):
         """
 
 
+SendPage = Callable[[Iterable[bytes]], Deferred[None]]
+"""
+Sends a page of a snapshot, given as frames without the topic; fires when the next page may be
+sent.
+"""
+
+
 class IPublisher(Interface):
     """
     The pub endpoint, as subscriptions use it.
@@ -818,15 +825,12 @@ class ISubscription(Interface):
         @return: Whether it has everything, as far as can be known, or is away.
         """
 
-    def take_snapshot(
-        deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]],
-    ) -> None:
+    def take_snapshot(deliver: Callable[[SendPage], Awaitable[object]]) -> None:
         """
         Send a snapshot first; everything that is delivered meanwhile waits.
 
-        @param deliver: Called with a callable that sends a page, given as frames without
-            the topic, and returns a C{Deferred} that fires when the next page may be sent.
-            Done when the snapshot is complete; cancelled if the subscription ends first.
+        @param deliver: Sends the pages. Done when the snapshot is complete; cancelled if the
+            subscription ends first.
         """
 
     def render_page(documents: Sequence[bytes]) -> list[bytes]:

@@ -325,9 +325,12 @@ class Intake:
             self._log.failure("Lost {count} messages", count=len(batch))
             _fail(batch, Failure())
         self._committing -= 1
-        if outcomes:
-            await self.fan_out(outcomes)
-            self._resolve(outcomes, batch)
+        try:
+            if outcomes:
+                await self.fan_out(outcomes)
+                self._resolve(outcomes, batch)
+        except Exception:
+            self._log.failure("Cannot answer publishers")
         self._in_flight.release()
         if self._paused and not self._failing and len(self._waiting) < MAX_QUEUED_ITEMS // 2:
             self._paused = False

@@ -4,10 +4,9 @@ Subscriptions of the old dialects: a queue in memory, backed by the journal.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -16,6 +15,7 @@ from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.journal_subscription import JournalSubscription
 from tbvast.bus.subscription import BusParts
+from tbvast.interfaces import SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.storage.set_aside import SetAside, Stage
 
@@ -120,9 +120,7 @@ class QueuedSubscription(JournalSubscription):
             self._snapshot_begun = True
         super().pump()
 
-    def take_snapshot(
-        self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]]
-    ) -> None:
+    def take_snapshot(self, deliver: Callable[[SendPage], Awaitable[object]]) -> None:
         self.owed = True
         self._snapshot_begun = False
         self._snapshot_frames = None

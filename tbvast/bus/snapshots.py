@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IJournal, ISnapshotSource, ISubscription
+from tbvast.interfaces import IJournal, ISnapshotSource, ISubscription, SendPage
 from tbvast.protocol.frames import Envelope, encode_snapshot_request, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
@@ -67,6 +67,7 @@ class _Question(msgspec.Struct):
     """
     A snapshot request to other subscribers.
 
+    @ivar id: The request's id, which the answers repeat.
     @ivar stream: The stream that was asked for.
     @ivar days: The days that were asked for.
     @ivar until: When answers are no longer accepted; seconds.
@@ -75,6 +76,7 @@ class _Question(msgspec.Struct):
     @ivar answered: Whether there was an answer; then no more askers can join.
     """
 
+    id: str
     stream: Stream
     days: int
     until: float
@@ -136,9 +138,15 @@ class Snapshots:
 
     def _ask_others(self, subscription: ISubscription, stream: Stream, days: int) -> None:
         self._drop_ended()
-        request, question = self._question(stream, days)
+        for question in self._asked.values():
+            if (question.stream, question.days, question.answered) == (stream, days, False):
+                break  # one answer serves both
+        else:
+            until = self._clock.seconds() + ANSWER_TIME
+            question = _Question(str(uuid.uuid4()), stream, days, until)
+            self._asked[question.id] = question
         question.askers.append(subscription)
-        payload = encode_snapshot_request(request, stream, round(days * _DAY))
+        payload = encode_snapshot_request(question.id, stream, round(days * _DAY))
         for other in self._everybody():
             if (
                 other is not subscription
@@ -147,14 +155,6 @@ class Snapshots:
             ):
                 question.asked.add(other.topic)
                 other.deliver([payload])
-
-    def _question(self, stream: Stream, days: int) -> tuple[str, _Question]:
-        for request, question in self._asked.items():
-            if (question.stream, question.days, question.answered) == (stream, days, False):
-                return request, question  # one answer serves both
-        request, until = str(uuid.uuid4()), self._clock.seconds() + ANSWER_TIME
-        question = self._asked[request] = _Question(stream, days, until)
-        return request, question
 
     def _drop_ended(self) -> None:
         now = self._clock.seconds()
@@ -182,38 +182,25 @@ class Snapshots:
         for asker in question.askers:
             asker.deliver(payloads[asker.request.dialect])
 
-    def _ask(
-        self,
-        source: ISnapshotSource,
-        since: float,
-        send: Callable[[list[bytes]], Deferred[None]],
-    ) -> Deferred[int]:
-        """
-        Ask a source, within its time limit.
-        """
-        answer: Deferred[int] = Deferred.fromCoroutine(source.pages(since, send))
-        if source.time_limit is not None:
-            answer.addTimeout(source.time_limit, self._clock)
-        return answer
-
     async def _deliver(
         self,
         subscription: ISubscription,
         sources: Sequence[ISnapshotSource],
         days: int | None,
-        send: Callable[[Iterable[bytes]], Deferred[None]],
+        send: SendPage,
     ) -> None:
         started = self._clock.seconds()
         since = 0.0 if days is None else self._now() - days * _DAY
         count = 0
         failed = []
         for source in sources:
+            answer: Deferred[int] = Deferred.fromCoroutine(
+                source.pages(since, lambda documents: send(subscription.render_page(documents)))
+            )
+            if source.time_limit is not None:
+                answer.addTimeout(source.time_limit, self._clock)
             try:
-                count += await self._ask(
-                    source,
-                    since,
-                    lambda documents: send(subscription.render_page(documents)),
-                )
+                count += await answer
             except CancelledError:
                 raise
             except Exception:

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch, Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IJournal, IPublisher, IReplay, ISubscription
+from tbvast.interfaces import IJournal, IPublisher, IReplay, ISubscription, SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Stream, streams_of
 from tbvast.service.rate_limit import RateLimit
@@ -319,9 +319,7 @@ class Subscription:
                 dropped=self.dropped,
             )
 
-    def take_snapshot(
-        self, deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]]
-    ) -> None:
+    def take_snapshot(self, deliver: Callable[[SendPage], Awaitable[object]]) -> None:
         self._abandon_snapshot()
         self._snapshot = FrameQueue()
         self._snapshot_done = Deferred.fromCoroutine(self._send_snapshot(deliver, self._snapshot))
@@ -331,9 +329,7 @@ class Subscription:
         self._snapshot_done.cancel()
 
     async def _send_snapshot(
-        self,
-        deliver: Callable[[Callable[[Iterable[bytes]], Deferred[None]]], Awaitable[object]],
-        frames: FrameQueue,
+        self, deliver: Callable[[SendPage], Awaitable[object]], frames: FrameQueue
     ) -> None:
         try:
             await deliver(self._deliver_page)

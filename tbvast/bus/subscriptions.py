@@ -90,12 +90,6 @@ class Subscriptions(MultiService):
         """
         self._by_topic[subscription.topic] = subscription
 
-    def get(self, topic: str) -> ISubscription | None:
-        """
-        @return: The subscription with a topic, if any.
-        """
-        return self._by_topic.get(topic)
-
     def heartbeat(self, topic: str, report: dict[str, object]) -> bool:
         """
         Note that a subscriber is alive.
