@@ -175,9 +175,9 @@ class SalvageTests(SynchronousTestCase):
 
     def test_work(self) -> None:
         """
-        A maliciously built frame does not take long.
+        A maliciously built frame costs little processor time.
         """
-        start = time.monotonic()
+        start = time.process_time()
         for some in (
             b'[1,"indicator",{"a":',
             b'[1,"indicator",{"a',
@@ -188,4 +188,4 @@ class SalvageTests(SynchronousTestCase):
         ):
             for head in (b"", b'{"items":['):
                 list(salvage(head + some * 5_000)[1])
-        self.assertLess(time.monotonic() - start, 20)
+        self.assertLess(time.process_time() - start, 20)
