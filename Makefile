@@ -7,13 +7,15 @@ INSTALLED := $(VENV)/installed
 TESTS ?= tests
 # Tests at the same time; with 2 it takes two thirds of the time, on a machine with cores to spare.
 JOBS ?=
+UNIT_TESTS := $(patsubst tests/%.py,tests.%,$(sort $(wildcard tests/test_*.py)))
+TRIAL = -m twisted.trial $(JOBS:%=--jobs=%) --temp-directory=build/trial
 CONFIG ?= $(wildcard tap.conf)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DIAGRAMS := $(patsubst %.dot,%.svg,$(wildcard docs/diagrams/*.dot))
 
-.PHONY: help demo run test check bench diagrams wheel clean
+.PHONY: help demo run test check matrix bench diagrams wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo 'make run     plugin and bridge in the foreground, until Ctrl-C; uses tap.conf if there is one'
 	@echo 'make test    run the tests; TESTS=tests.test_settings for some of them'
 	@echo 'make check   lint, format, types, docstrings, and which package imports which'
+	@echo 'make matrix  run the unit tests on every Python found, and on the oldest dependencies'
 	@echo 'make bench   measure, in small, beside the peers'
 	@echo 'make diagrams  draw docs/diagrams/*.dot again, with Graphviz'
 	@echo 'make wheel   build a wheel in dist/'
@@ -57,9 +60,20 @@ run: $(INSTALLED)
 	$(BIN)/twistd -n tbvast-bridge $(CONFIG:%=--config %) & bridge=$$!; \
 	wait -n; end $$?
 
+# CI measures the unit tests, and runs them once more with the oldest dependencies.
 test: $(if $(CI),check) $(INSTALLED)
 	@mkdir -p build
-	$(BIN)/python -m twisted.trial $(JOBS:%=--jobs=%) --temp-directory=build/trial $(TESTS)
+ifneq (,$(and $(CI),$(filter tests,$(TESTS))))
+	@status=0; set -x; \
+	$(BIN)/coverage erase; \
+	$(BIN)/coverage run $(TRIAL) $(UNIT_TESTS) || status=1; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || status=1; \
+	$(BIN)/python $(TRIAL) tests.functional || status=1; \
+	$(BIN)/python -m devtools.matrix --oldest $(JOBS:%=--jobs=%) || status=1; \
+	exit $$status
+else
+	$(BIN)/python $(TRIAL) $(TESTS)
+endif
 
 check: $(INSTALLED) build/api/index.html
 	$(BIN)/ruff check .
@@ -70,6 +84,10 @@ check: $(INSTALLED) build/api/index.html
 # It takes half a minute, so only if a docstring can have changed.
 build/api/index.html: $(INSTALLED) devtools/api_docs.py $(shell find tbvast -name '*.py')
 	$(BIN)/pydoctor
+
+# It has environments of its own.
+matrix: $(INSTALLED)
+	$(BIN)/python -m devtools.matrix $(JOBS:%=--jobs=%)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench --short

@@ -190,6 +190,22 @@ class CountTests(SynchronousTestCase):
                 f"PASSED (successes=1)\n{ran}FAILED (errors=1, successes=8)\nmake: Error 1\n",
                 "8 passed, 1 failed",
             ),
+            (
+                1,
+                f"{ran}PASSED (successes=9)\n{ran}FAILED (failures=1, successes=8)\n",
+                "17 passed, 1 failed",
+            ),
+            (
+                1,
+                f"{ran}PASSED (successes=9)\n    FAILED (failures=2, successes=7)\n"
+                "python3.11 with the oldest versions: 2 of 9 tests failed; build/x.log\n",
+                "9 passed, 2 failed",
+            ),
+            (
+                0,
+                f"{ran}PASSED (successes=9)\npython3.11 with the oldest versions: 9 tests passed\n",
+                "9 passed, 0 failed",
+            ),
         ]:
             with self.subTest(log):
                 result = subprocess.run(
