@@ -75,7 +75,7 @@ class ScreenTests(SynchronousTestCase):
         screen = Screen(out, io.StringIO())
         self.assertFalse(screen.is_terminal)
         screen.write_line(f"a{HOSTILE}")
-        screen.write_fields("b\tc", "d")
+        screen.write_line("b\tc", "d")
         screen.write_json(b'{"e":"\x7f"}')
         self.assertEqual(
             out.getvalue(), f"a{escape_controls(HOSTILE)}\nb\\tc\td\n" + '{"e":"\\u007f"}\n'

@@ -56,8 +56,8 @@ async def keygen(reactor: Any, screen: Screen, directory: str, name: str) -> boo
     if NAME.fullmatch(name) is None:
         raise SettingsInvalid("--name", name, "a name of 1 to 64 letters, digits and _.@-")
     public, secret = make_key_pair(Path(directory), name)
-    screen.write_fields("public key", str(public))
-    screen.write_fields("secret key", str(secret))
+    screen.write_line("public key", str(public))
+    screen.write_line("secret key", str(secret))
     screen.write_line("For the bus's file of clients; permissions can be added:")
     screen.write_line(f"{load_public_key(str(public)).decode('ascii')} {name}")
     return True

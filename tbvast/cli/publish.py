@@ -82,16 +82,6 @@ _PROBLEMS = {
     OUTDATED: "not taken by the bus",
 }
 
-PUBLISH_WORDS = {REPEATED: "repeated (in force already)"}
-"""
-The outcomes that C{publish} does not call by their names.
-"""
-
-REMOVE_WORDS = {ACCEPTED: "removed"}
-"""
-The outcomes that C{remove} does not call by their names.
-"""
-
 
 class Tally:
     """
@@ -250,7 +240,9 @@ async def publish(
     """
     options = keys.load()
     contents = read_inputs(files, _now())
-    tally = Tally((ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), PUBLISH_WORDS)
+    tally = Tally(
+        (ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), {REPEATED: "repeated (in force already)"}
+    )
     for line in contents.refused:
         tally.refuse(line)
     return await _send_and_report(
@@ -275,7 +267,7 @@ async def remove(
     """
     options = keys.load()
     contents = InputContents(make_removals(names, _now()))
-    tally = Tally((ACCEPTED, REMOVED_BEFORE), REMOVE_WORDS)
+    tally = Tally((ACCEPTED, REMOVED_BEFORE), {ACCEPTED: "removed"})
     return await _send_and_report(
         reactor, screen, bus, options, contents, tally, allow_unacknowledged=False
     )

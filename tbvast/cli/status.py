@@ -274,7 +274,7 @@ async def status(
             screen.write_line("")
     else:
         for path, value in plain_lines(answer):
-            screen.write_fields(path, value)
+            screen.write_line(path, value)
     return True
 
 

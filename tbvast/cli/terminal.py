@@ -102,15 +102,9 @@ class Screen:
         """
         return self._console.width
 
-    def write_line(self, line: str) -> None:
+    def write_line(self, *fields: str) -> None:
         """
-        Write a line to standard output.
-        """
-        print(escape_controls(line), file=self._out, flush=True)
-
-    def write_fields(self, *fields: str) -> None:
-        """
-        Write a line of tab-separated fields to standard output.
+        Write a line to standard output; several fields are separated by tabs.
         """
         print("\t".join(map(escape_controls, fields)), file=self._out, flush=True)
 

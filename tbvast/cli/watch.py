@@ -265,7 +265,7 @@ class MessagePrinter:
         if self._json:
             screen.write_json(msgspec.json.format(item.raw, indent=-1))
         elif not screen.is_terminal:
-            screen.write_fields(*plain_fields(make_row(item)))
+            screen.write_line(*plain_fields(make_row(item)))
         else:
             if not self._header_written:
                 self._header_written = True

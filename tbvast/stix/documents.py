@@ -9,7 +9,7 @@ import re
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -129,36 +129,31 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     try:
         if not raw.isascii():
             str(raw, "utf-8")  # the decoder does not check fields that it skips
-        return decoder.decode(raw)
-    except msgspec.ValidationError:
-        _explain(decoder.type, raw)
+        try:
+            return decoder.decode(raw)
+        except msgspec.ValidationError:
+            document = msgspec.json.decode(raw)
     except UnicodeDecodeError:
         raise DocumentInvalid("document", raw, "UTF-8") from None
     except (msgspec.DecodeError, RecursionError) as e:
         raise DocumentInvalid("document", raw, f"JSON ({e})") from None
+    raise _wrong_field(decoder.type, document)
 
 
-def _explain(struct: Any, raw: bytes) -> NoReturn:
-    """
-    Report the wrong field of a document.
-    """
-    try:
-        document: JsonValue = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as e:
-        raise DocumentInvalid("document", raw, f"JSON ({e})") from None
+def _wrong_field(struct: Any, document: JsonValue) -> DocumentInvalid:
     if not isinstance(document, dict):
-        raise DocumentInvalid("document", document, "a JSON object")
+        return DocumentInvalid("document", document, "a JSON object")
     for field in msgspec.structs.fields(struct):
         name, (meta, *_) = field.encode_name, field.type.__metadata__
         if name not in document:
             if field.required:
-                raise DocumentInvalid(name, None, meta.description)
+                return DocumentInvalid(name, None, meta.description)
             continue
         try:
             msgspec.convert(document[name], field.type)
         except msgspec.ValidationError:
-            raise DocumentInvalid(name, document[name], meta.description) from None
-    raise DocumentInvalid("document", document, "such a document")
+            return DocumentInvalid(name, document[name], meta.description)
+    return DocumentInvalid("document", document, "such a document")
 
 
 class _Typed(msgspec.Struct, gc=False):

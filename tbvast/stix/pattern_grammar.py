@@ -189,7 +189,8 @@ def parse(pattern: str) -> Expression:
     """
     parser = _Parser(pattern)
     expression = parser.observations()
-    parser.expect("end", "the end")
+    if parser.kind != "end":
+        parser.refuse("the end")
     return expression
 
 
@@ -316,8 +317,7 @@ class _Parser:
         if self.kind != kind:
             self.refuse(expected)
         text = self.text
-        if kind != "end":
-            self.advance()
+        self.advance()
         return text
 
     def accept(self, kind: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -20,7 +21,6 @@ from tbvast.stix.documents import (
     JsonObject,
     OptionalTime,
     ShortTime,
-    from_microseconds,
     microseconds,
     timestamp,
 )
@@ -247,8 +247,7 @@ def event_time(event: JsonObject) -> datetime | None:
     @return: The time in UTC; C{None} if the event has none, or one that no document may have.
     """
     for field, unit in _TIMES:
-        value = event.get(field)
-        time = _from_text(value) if isinstance(value, str) else _from_number(value, unit)
+        time = _time(event.get(field), unit)
         if time is not None and time.year >= FIRST_YEAR:
             return time
     return None
@@ -261,18 +260,11 @@ _TIMES = (
 )
 
 
-def _from_text(text: str) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _from_number(value: object, unit: timedelta) -> datetime | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return from_microseconds(0) + value * unit
-    except (ValueError, OverflowError):
-        return None
+def _time(value: object, unit: timedelta) -> datetime | None:
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value)
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return EPOCH + value * unit
+    return None
