@@ -485,12 +485,18 @@ class PluginProcess(BlockingProcess):
         @param stream: 1 for indicators, 2 for sightings.
         @return: The ids in its journal, by number.
         """
+        return self._column("SELECT id FROM entries WHERE stream = ? ORDER BY number", stream)
+
+    def saved(self, topic: str) -> bool:
+        """
+        Whether its journal has a subscription.
+        """
+        return bool(self._column("SELECT 1 FROM subscriptions WHERE topic = ?", topic))
+
+    def _column(self, query: str, *arguments: object) -> list[Any]:
         path = self._folder / "state" / "journal.db"
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            rows = connection.execute(
-                "SELECT id FROM entries WHERE stream = ? ORDER BY number", (stream,)
-            )
-            return [id for (id,) in rows]
+            return [value for (value,) in connection.execute(query, arguments)]
 
     def status(self) -> dict[str, Any]:
         """

@@ -36,6 +36,11 @@ ADDRESS_VALUE = "203.0.113.66"
 NAME = "bad.example"
 PATTERNS = (f"[ipv4-addr:value = '{ADDRESS_VALUE}']", f"[domain-name:value = '{NAME}']")
 
+FROZEN_SECONDS = 2.0
+"""
+Seconds after the storage of the events, in which the live match finds them while nobody reads.
+"""
+
 
 def indicator(number: int, pattern: str) -> dict[str, Any]:
     return {
@@ -283,7 +288,7 @@ class OtherNodeTests(BridgeTestCase):
         kinds = ("flow", "dns", "http", "tls", "alert")
         self.sensor.feed(eve(n, kinds[n % 5]) for n in range(500))
         wait_until(lambda: stored(self.endpoint) == 500, LIMIT)
-        time.sleep(float(os.environ.get("TBVAST_FROZEN", "10")))
+        time.sleep(FROZEN_SECONDS)
         self.kill()
         self.start_again()
         self.sighted(500)

@@ -220,7 +220,7 @@ class EndedTests(PluginTestCase):
         client = self.client(plugin)
         client.join(INTEL)
         wait_until(lambda: plugin.subscriptions()[0]["attached"])
-        time.sleep(2)  # until it is remembered
+        wait_until(lambda: plugin.saved(client.topic))
         client.leave()
         publisher = self.publisher(client)
         documents = [an_indicator() for _ in range(500)]
@@ -252,7 +252,7 @@ class EndedTests(PluginTestCase):
         client.subscribe(INTEL, snapshot=1)
         client.connect(RCVHWM=1, RCVBUF=4096)
         self.assertEqual(json.loads(client.receive()[1])["id"], ids[0])
-        time.sleep(2)
+        wait_until(lambda: plugin.saved(client.topic))
         plugin.signal(signal.SIGKILL)
         plugin.wait()
         plugin = self.run_host(plugin.again())
