@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from devtools.services import free_ports
 from tbvast.engines import binaries
 from tbvast.engines.tenzir.embedded_node import node_settings
 from tbvast.engines.tenzir.engine import command_settings
@@ -52,16 +52,6 @@ def require_tenzir(testcase: SynchronousTestCase) -> str:
         if os.environ.get("CI") == "true":
             testcase.fail(str(e))
         raise SkipTest(str(e)) from None
-
-
-def free_port() -> int:
-    """
-    A port of the loopback address that nobody listens on at the moment.
-    """
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        port: int = attempt.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], object], limit: float = LIMIT) -> None:
@@ -139,7 +129,7 @@ class RealNode:
         """
         @param port: Where to listen; a free port if not given.
         """
-        self.endpoint = f"127.0.0.1:{port or free_port()}"
+        self.endpoint = f"127.0.0.1:{port or free_ports(1)[0]}"
         self._folder = Path(tempfile.mkdtemp(prefix="tbvast-node-"))
         (self._folder / "node.yaml").write_text(node_settings(self._folder))
         (self._folder / "client.yaml").write_text(command_settings(self._folder))

@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet import reactor as real_reactor
 from twisted.trial.unittest import TestCase
 
+from devtools.services import free_ports
 from tbvast.bus.service import JOURNAL_NAME, Bus
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
@@ -39,18 +40,6 @@ from tests.functional.components import children
 reactor: Any = real_reactor
 
 HOST = "127.0.0.1"
-
-
-def free_ports(count: int) -> list[int]:
-    """
-    Free ports.
-    """
-    attempts = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [attempt.getsockname()[1] for attempt in attempts]
-    finally:
-        for attempt in attempts:
-            attempt.close()
 
 
 def bus_calls() -> list[str]:

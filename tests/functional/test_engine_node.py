@@ -15,14 +15,13 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
-from devtools.services import until
+from devtools.services import free_ports, until
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.errors import StartupRefused
 from tbvast.values import HostPort
 from tests.functional.components import (
     alive,
     children,
-    free_port,
     listening,
     require_tenzir,
     wait_until,
@@ -50,7 +49,7 @@ class EmbeddedNodeTests(TestCase):
 
     def setUp(self) -> None:
         require_tenzir(self)
-        self.endpoint = f"127.0.0.1:{free_port()}"
+        self.endpoint = f"127.0.0.1:{free_ports(1)[0]}"
         self.state = Path(self.mktemp()).absolute()
 
     async def test_killed(self) -> None:

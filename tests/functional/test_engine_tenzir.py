@@ -17,6 +17,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from devtools.services import free_ports
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.engines.tenzir.node_calls import NodeCalls
@@ -41,7 +42,6 @@ from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event, u
 from tests.functional.components import (
     RealNode,
     children,
-    free_port,
     listening,
     require_tenzir,
     wait_until,
@@ -855,7 +855,7 @@ class EndingTests(TenzirTestCase):
         """
         Where no node listens, the error says so.
         """
-        engine = self.make_tenzir(f"127.0.0.1:{free_port()}")
+        engine = self.make_tenzir(f"127.0.0.1:{free_ports(1)[0]}")
         e = self.assertRaises(EngineUnreachable, engine.identify)
         self.assertIn("cannot be reached", str(e))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from devtools.services import twistd
+from devtools.services import free_ports, twistd
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.errors import EngineCallFailed
@@ -25,7 +25,7 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry, Match, Progress
 from tests.doubles_engine import ADDRESS, HOST, event, unheeded
 from tests.functional.blocking import BlockingProcess, Client, PluginProcess
-from tests.functional.components import RealNode, free_port, require_tenzir, run, wait_until
+from tests.functional.components import RealNode, require_tenzir, run, wait_until
 
 LIMIT = 120.0
 """
@@ -141,7 +141,7 @@ class BridgeTestCase(SynchronousTestCase):
         for name in ("bus", "bridge"):
             (self.folder / name).mkdir(parents=True)
         if self.embedded:
-            self.endpoint = f"127.0.0.1:{free_port()}"
+            self.endpoint = f"127.0.0.1:{free_ports(1)[0]}"
             engine = f"--vast-listen={self.endpoint}"
         else:
             self.node = RealNode()

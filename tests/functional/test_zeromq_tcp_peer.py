@@ -7,20 +7,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.zeromq.tcp_peer import TcpPeer
 from tests.functional.blocking import ignore_all
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("not so in time")
-        os.sched_yield()
+from tests.functional.components import wait_until
 
 
 class TcpPeerTests(SynchronousTestCase):
