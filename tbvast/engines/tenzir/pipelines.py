@@ -7,6 +7,7 @@ contains only numbers and the names of tables, topics and fields, which are chec
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -266,9 +267,10 @@ class _Planner:
         """
         found: dict[Slot, None] = {}
         for field in source.fields:
+            accesses = self._accesses(field, most)
             for kinds in _groups_by_key(field.kinds & self._kinds):
                 prefix = next((f'"{kind} " + ' for kind in PREFIXED_KINDS if kind in kinds), "")
-                for shown, access in self._accesses(field, most):
+                for shown, access in accesses:
                     expression = prefix + _normalised(field.form, access)
                     found[self._slot(shown, expression, kinds)] = None
                     if self._subdomains and kinds == {Kind.DOMAIN}:
@@ -335,7 +337,8 @@ def _condition(schema: str) -> str:
     return f'@name == "{schema}"'
 
 
-def _steps(path: str, positions: int = 1) -> list[tuple[str, int | None]]:
+@functools.cache
+def _steps(path: str, positions: int = 1) -> tuple[tuple[str, int | None], ...]:
     """
     Split a path into names, each with the number of elements that are read if it is a list,
     else with C{None}.
@@ -347,11 +350,11 @@ def _steps(path: str, positions: int = 1) -> list[tuple[str, int | None]]:
             raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
         read = 1 if positions == 1 else int(match[3] or positions)
         steps.append((match[1], read if match[2] else None))
-    return steps
+    return tuple(steps)
 
 
 def _read(
-    steps: list[tuple[str, int | None]], most: int
+    steps: Iterable[tuple[str, int | None]], most: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:
     """
     @param most: The most elements that are read of each list.
