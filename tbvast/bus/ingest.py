@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -50,7 +49,6 @@ RETRY_DELAY = 1.0
 Seconds before a failed commit is retried.
 """
 
-
 DECODES_PER_CLOCK_CHECK = 50
 """
 The documents that are decoded between two checks of the clock.
@@ -74,17 +72,16 @@ class _Offer:
         self.documents = documents
         self.publisher = publisher
         self.done: Deferred[list[Outcome | Invalid]] = Deferred()
-        self._results: list[Any] = [None] * len(documents)
-        self._left = len(documents)
+        self._results: dict[int, Outcome | Invalid] = {}
 
     def resolve(self, index: int, result: Outcome | Invalid) -> None:
         """
         Set the result of one item; the last result fires L{done}.
         """
         self._results[index] = result
-        self._left -= 1
-        if not self._left and not self.done.called:
-            self.done.callback(self._results)
+        count = len(self.documents)
+        if len(self._results) == count and not self.done.called:
+            self.done.callback([self._results[n] for n in range(count)])
 
     def fail(self, failure: Failure) -> None:
         """
