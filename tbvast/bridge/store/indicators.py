@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from tbvast.bridge.store.decisions import (
 )
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.schema import NO_END
-from tbvast.bridge.store.store_file import StoreFile, encode_terms, json_list
+from tbvast.bridge.store.store_file import StoreFile, digests_of, encode_terms, json_list
 from tbvast.bridge.store.values import in_messages, merge_changes
 from tbvast.errors import Invalid, StoreFailed
 from tbvast.protocol.unreadable import ids_in
@@ -32,7 +32,6 @@ from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage import set_aside
-from tbvast.storage.digest_index import digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
@@ -107,7 +106,7 @@ class IndicatorTable:
         """
         claimed = {id: None for each in items for id in (each.id, *ids_in(each.body)) if id}
         with self._transaction():
-            stored = self._find(_digests(list(claimed | dict.fromkeys(ids))))
+            stored = self._file.find(digests_of(list(claimed | dict.fromkeys(ids))))
             self._set_aside(items, now)
             self._retain_in_snapshot(each.number for each in stored.values())
             self._store_position(position)
@@ -175,12 +174,12 @@ class IndicatorTable:
         """
         moment = microseconds(now)
         with self._transaction():
-            by_id = _digests([indicator.id for indicator in indicators])
-            stored = self._find(by_id)
+            by_id = digests_of([indicator.id for indicator in indicators])
+            stored = self._file.find(by_id)
             plain: list[Indicator] = []
             if len(by_id) == len(indicators):
                 plain, indicators = split_fast_path(indicators, stored, moment)
-            documents = self._read_documents(stored.values()) if stored else {}
+            documents = self._file.documents(stored.values()) if stored else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
             for indicator in indicators:
@@ -218,36 +217,6 @@ class IndicatorTable:
     def _new_indicator(self, id: str, digest: int) -> StoredIndicator:
         self._number += 1
         return StoredIndicator(self._number, id, digest, 0, ENDED, True, self._generation, (), True)
-
-    def _find(self, digests: Mapping[str, int]) -> dict[str, StoredIndicator]:
-        """
-        Read the known ones of some indicators.
-
-        @param digests: The digests of their ids, by id.
-        @return: The indicators, by id.
-        """
-        numbers = self._by_id.find(tuple(digests.values()))
-        if not numbers:
-            return {}
-        found = self._file.read_json(
-            list[StoredIndicator],
-            "SELECT json_group_array(json_array(number, id, digest, modified, state,"
-            " json(iif(searched, 'true', 'false')), generation,"
-            " json(unmatched)))"
-            f" FROM indicators WHERE number {IN_JSON_LIST}",
-            json_list(numbers),
-        )
-        return {stored.id: stored for stored in found if stored.id in digests}
-
-    def _read_documents(self, stored: Iterable[StoredIndicator]) -> dict[str, bytes]:
-        """
-        @return: The documents, by id; empty for an indicator that has ended.
-        """
-        ids = {each.number: each.id for each in stored}
-        found = self._db.execute(
-            f"SELECT number, body FROM indicators WHERE number {IN_JSON_LIST}", (json_list(ids),)
-        )
-        return {ids[number]: body for number, body in found}
 
     def _write(
         self,
@@ -443,7 +412,7 @@ class IndicatorTable:
                 damaged.append(number)
                 self._set_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
         ended = self._end_where(f"number {IN_JSON_LIST}", json_list(damaged)) if damaged else None
-        stored = self._find(_digests([each.id for each in indicators]))
+        stored = self._file.find(digests_of([each.id for each in indicators]))
         indicators = [each for each in indicators if each.id in stored]
         for indicator in indicators:
             stored[indicator.id].state = IN_FORCE
@@ -454,10 +423,8 @@ class IndicatorTable:
         """
         @see: L{tbvast.interfaces.IIndicatorStore.bodies}
         """
-        return self._read_documents(
-            each for each in self._find(_digests(list(ids))).values() if each.state == IN_FORCE
+        return self._file.documents(
+            each
+            for each in self._file.find(digests_of(list(ids))).values()
+            if each.state == IN_FORCE
         )
-
-
-def _digests(ids: Sequence[str]) -> dict[str, int]:
-    return dict(zip(ids, digests(ids), strict=True))

@@ -5,21 +5,21 @@ The file of the bridge's store, and the rows of its indicators, read many at a t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from tbvast.bridge.store.decisions import NO_TERMS, Terms, terms_of
+from tbvast.bridge.store.decisions import NO_TERMS, StoredIndicator, Terms, terms_of
 from tbvast.bridge.store.schema import open_database
 from tbvast.errors import Invalid
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import DigestIndex
+from tbvast.storage.digest_index import DigestIndex, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import is_of_an_item
-from tbvast.storage.sqlite import JSON_LIST
+from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST
 
 _T = TypeVar("_T")
 
@@ -125,6 +125,36 @@ class StoreFile:
             for each in self.read_terms(JSON_LIST, json_list(numbers))
         }
 
+    def find(self, digests: Mapping[str, int]) -> dict[str, StoredIndicator]:
+        """
+        Read the known ones of some indicators.
+
+        @param digests: The digests of their ids, by id.
+        @return: The indicators, by id.
+        """
+        numbers = self.by_id.find(tuple(digests.values()))
+        if not numbers:
+            return {}
+        found = self.read_json(
+            list[StoredIndicator],
+            "SELECT json_group_array(json_array(number, id, digest, modified, state,"
+            " json(iif(searched, 'true', 'false')), generation,"
+            " json(unmatched)))"
+            f" FROM indicators WHERE number {IN_JSON_LIST}",
+            json_list(numbers),
+        )
+        return {stored.id: stored for stored in found if stored.id in digests}
+
+    def documents(self, stored: Iterable[StoredIndicator]) -> dict[str, bytes]:
+        """
+        @return: The documents, by id; empty for an indicator that has ended.
+        """
+        ids = {each.number: each.id for each in stored}
+        found = self._db.execute(
+            f"SELECT number, body FROM indicators WHERE number {IN_JSON_LIST}", (json_list(ids),)
+        )
+        return {ids[number]: body for number, body in found}
+
     def _repair(self) -> None:
         """
         Rebuild damaged terms from the indicators' documents, and clear damaged reasons.
@@ -178,3 +208,10 @@ def encode_terms(terms: Terms) -> str:
     if any(terms.values()):
         rows = [(o.kind, o.value, joint) for o, joint in terms.items()]
     return encode(rows).decode()
+
+
+def digests_of(ids: Sequence[str]) -> dict[str, int]:
+    """
+    @return: The digests of ids, by id.
+    """
+    return dict(zip(ids, digests(ids), strict=True))
