@@ -160,13 +160,17 @@ def interpret(
     @param raw: The document.
     """
     version = document.modified or document.created
+    modified = 0 if version is None else microseconds(version)
     start, end = document.valid_from, document.valid_until
+    valid_from = None
+    if start is not None:  # the version's time, in most documents
+        valid_from = modified if start == version else microseconds(start)
     return Indicator(
         document.id,
-        0 if version is None else microseconds(version),
+        modified,
         document.pattern,
         document.pattern_type,
-        None if start is None else microseconds(start),
+        valid_from,
         None if end is None else microseconds(end),
         operation,
         raw,

@@ -243,7 +243,9 @@ The kinds and forms of values in L{surely_matchable} patterns, by object path.
 
 _NORMAL_KINDS = {path: kind for path, (kind, _) in _NORMAL_FORMS.items()}
 _NORMAL = re.compile(
-    "|".join(rf"\[{re.escape(path)} = '{form}'\]" for path, (_, form) in _NORMAL_FORMS.items())
+    r"\[(?:"
+    + "|".join(f"{re.escape(path)} = '{form}'" for path, (_, form) in _NORMAL_FORMS.items())
+    + r")\]"
 )
 
 _KINDS: Mapping[tuple[object, ...], Kind] = {
