@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
@@ -62,3 +63,24 @@ class MemoryStore:
 
     def close(self) -> None:
         self.file.close()
+
+
+class FileStoreTestCase(SynchronousTestCase):
+    """
+    A test with a store in a file.
+    """
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.open()
+        self.addCleanup(lambda: self.store.close())
+
+    def open(self) -> None:
+        self.store = BridgeStore(self.path)
+
+    def reopen(self) -> None:
+        """
+        The bridge is started again.
+        """
+        self.store.close()
+        self.open()

@@ -23,7 +23,7 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.storage.sqlite import connect, migrate
 from tbvast.values import Changes, Entry, Position
 from tests.doubles import an_indicator, indicator_id, moment
-from tests.doubles_bridge import only, reconcile
+from tests.doubles_bridge import FileStoreTestCase, only, reconcile
 
 ALL = 1 << 60
 """
@@ -50,25 +50,10 @@ def subnet(number: int, text: str, **changes: Any) -> Indicator:
     return an_indicator(number, pattern=f"[ipv4-addr:value ISSUBSET '{text}']", **changes)
 
 
-class StoreTestCase(SynchronousTestCase):
+class StoreTestCase(FileStoreTestCase):
     """
-    A test with a store.
+    A test with the indicators of a store.
     """
-
-    def setUp(self) -> None:
-        self.path = Path(self.mktemp())
-        self.open()
-        self.addCleanup(lambda: self.store.close())
-
-    def open(self) -> None:
-        self.store = BridgeStore(self.path)
-
-    def reopen(self) -> None:
-        """
-        The bridge is started again.
-        """
-        self.store.close()
-        self.open()
 
     def apply(
         self,

@@ -4,28 +4,19 @@ Tests for L{tbvast.bridge.store.outbox_table}.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from twisted.trial.unittest import SynchronousTestCase
-
-from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.outbox_table import SIGHTING_MEMORY_DAYS
 from tbvast.values import PageRequest
 from tests.doubles import DAY, a_sighting
+from tests.doubles_bridge import FileStoreTestCase
 
 
-class OutboxTableTests(SynchronousTestCase):
+class OutboxTableTests(FileStoreTestCase):
     """
     Tests for L{OutboxTable}.
     """
 
-    def setUp(self) -> None:
-        self.path = Path(self.mktemp())
-        self.open()
-        self.addCleanup(lambda: self.store.close())
-
     def open(self) -> None:
-        self.store = BridgeStore(self.path)
+        super().open()
         self.outbox = self.store.outbox
 
     def test_remember(self) -> None:
@@ -35,8 +26,7 @@ class OutboxTableTests(SynchronousTestCase):
         one = a_sighting(1)
         self.assertEqual(self.outbox.remember([one, one], 0.0), (1, None))
         self.assertEqual(self.outbox.remember([one], 1.0), (0, None))
-        self.store.close()
-        self.open()
+        self.reopen()
         self.assertEqual(self.outbox.page(PageRequest(10, 1000)), [(one.id, one.raw)])
         self.assertEqual(self.store.counts()["unsent"], 1)
 
