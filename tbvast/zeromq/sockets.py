@@ -411,15 +411,16 @@ class GuardedXPubConnection(XPubConnection):
         if None in changes:
             self._misled = True
             size = len(message.frames[0])
-            text = "Disconnected a subscriber: it sent {size} bytes."
+            text = "Disconnected a subscriber: its message of {size} bytes is no subscription."
             self._complaints.warn(self._log, text, size=size)
         if self._misled:
-            _disconnect(name)
+            self._disconnect(name)
         for change in filter(None, changes):
-            if change.begins:
-                self._arrived(change.topic, name)
-            else:
-                self._ended(change.topic, name)
+            # An error that left doRead would end the endpoint.
+            try:
+                (self._arrived if change.begins else self._ended)(change.topic, name)
+            except Exception:
+                self._log.failure("Cannot handle a subscription to {topic}", topic=change.topic)
         return message
 
     def _arrived(self, topic: bytes, name: str) -> None:
@@ -469,14 +470,18 @@ class GuardedXPubConnection(XPubConnection):
         for number, (name, _) in enumerate(peers):
             if not name:
                 return number
-        _disconnect(peers[0][0])
+        self._disconnect(peers[0][0])
         return 0
 
-
-def _disconnect(name: str) -> None:
-    peer = _tcp_peer(name)
-    if peer is not None:
-        peer.abort()
+    def _disconnect(self, name: str) -> None:
+        """
+        Disconnect a peer. If it is gone already, another connection may have its descriptor: it
+        is spared, unless it is one to this endpoint, which a SUB socket opens again.
+        """
+        peer = _tcp_peer(name)
+        endpoint = self.socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        if peer is not None and endpoint.endswith(f":{peer.local_port()}"):
+            peer.abort()
 
 
 def _tcp_peer(name: str) -> TcpPeer | None:

@@ -92,6 +92,12 @@ class TcpPeer:
         (milliseconds,) = struct.unpack_from("I", info, _LAST_ACK)
         return bool(info[_RETRANSMITS] or info[_PROBES]), milliseconds / 1000
 
+    def local_port(self) -> int | None:
+        """
+        @return: The port of this end; C{None} if the connection is gone.
+        """
+        return self._with_socket(lambda peer: int(peer.getsockname()[1]))
+
     def abort(self) -> None:
         """
         Shut the connection down; the thread that owns it finds it closed.
