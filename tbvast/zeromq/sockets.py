@@ -366,6 +366,7 @@ class GuardedXPubConnection(XPubConnection):
         self._admit = admit
         self._left = left
         self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
+        self._ignored: dict[bytes, dict[str, None]] = {}
         self._misled = False
         self._complaints = RateLimit(factory.reactor, COMPLAINTS_PER_MINUTE)
         super().__init__(
@@ -429,15 +430,14 @@ class GuardedXPubConnection(XPubConnection):
             name == known and not (peer and peer.gone) for known, peer in self._peers.get(topic, ())
         ):
             return
-        if self._misled:
-            if not name:
-                text = "Refused a subscriber that cannot be identified; restart it."
-                self._complaints.warn(self._log, text)
-            return
         peer = _tcp_peer(name)
-        if name and peer is None:  # it is gone, and a new peer may have its place in ZeroMQ
-            return
-        if self._admit(topic):
+        # Of a peer that is gone, a new one may have the place in ZeroMQ.
+        if name and (self._misled or peer is None or peer.closing):
+            self._ignored.setdefault(topic, {})[name] = None
+        elif self._misled:
+            text = "Refused a subscriber that cannot be identified; restart it."
+            self._complaints.warn(self._log, text)
+        elif self._admit(topic):
             self.socket.set(zmq.SUBSCRIBE, topic)
             self._peers.setdefault(topic, []).append((name, peer))
 
@@ -445,33 +445,50 @@ class GuardedXPubConnection(XPubConnection):
         peers = self._peers.get(topic, [])
         names = [known for known, _ in peers]
         if name and name not in names:  # it was never admitted
+            self._forget_ignored(topic, name)
             return
         if not self._misled:
             self.socket.set(zmq.UNSUBSCRIBE, topic)
-        if not peers:
+        index = names.index(name) if name else self._closed(topic, peers)
+        if index is None:
             return
-        index = names.index(name) if name else self._closed(peers)
         del peers[index]
         if not peers:
             del self._peers[topic]
         self._left(topic)
 
-    def _closed(self, peers: Sequence[tuple[str, TcpPeer | None]]) -> int:
+    def _closed(self, topic: bytes, peers: Sequence[tuple[str, TcpPeer | None]]) -> int | None:
         """
         Find the peer whose subscription ended without a name: that of a closed connection has
         none, nor that of an old peer.
 
-        @return: The number of the first closed peer; or else of the first without a name; or
-            else of the oldest, which is disconnected, lest it be another one.
+        @return: The number of the first peer that is closed; or else C{None}, if a subscription was
+            ignored, or no peer is known; or else the first without a name; or else the oldest,
+            which is disconnected, lest it be another one.
         """
         for number, (_, peer) in enumerate(peers):
-            if peer and peer.gone:
+            if peer and peer.closing:
                 return number
+        if self._forget_ignored(topic) or not peers:
+            return None
         for number, (name, _) in enumerate(peers):
             if not name:
                 return number
         self._disconnect(peers[0][0])
         return 0
+
+    def _forget_ignored(self, topic: bytes, name: str = "") -> bool:
+        """
+        @param name: The peer whose subscription has ended; empty for any.
+        @return: Whether a subscription to the topic had been ignored.
+        """
+        ignored = self._ignored.get(topic, {})
+        known = bool(ignored) if not name else name in ignored
+        if known:
+            del ignored[name or next(iter(ignored))]
+            if not ignored:
+                del self._ignored[topic]
+        return known
 
     def _disconnect(self, name: str) -> None:
         """

@@ -17,12 +17,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _TCP_INFO_BYTES = 104
-_RETRANSMITS, _PROBES = 2, 3
+_STATE, _RETRANSMITS, _PROBES = 0, 2, 3
 _LAST_ACK = 56
 """
-The offsets in C{struct tcp_info} of the unanswered retransmissions and probes, and of the
-milliseconds since the last acknowledgement.
+The offsets in C{struct tcp_info} of the connection's state, of the unanswered retransmissions and
+probes, and of the milliseconds since the last acknowledgement.
 """
+
+_ESTABLISHED = 1
 
 
 class TcpPeer:
@@ -50,6 +52,14 @@ class TcpPeer:
             return os.fstat(self._descriptor).st_ino != self._inode
         except OSError:
             return True
+
+    @property
+    def closing(self) -> bool:
+        """
+        Whether either end has closed the connection; this one's descriptor may still be open.
+        """
+        info = self._info()
+        return info is None or info[_STATE] != _ESTABLISHED
 
     def unacknowledged(self) -> int | None:
         """
@@ -84,10 +94,8 @@ class TcpPeer:
         @return: Whether a retransmission or a probe is unanswered, and the seconds since the
             last answer.
         """
-        info = self._with_socket(
-            lambda peer: peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        )
-        if info is None or len(info) < _TCP_INFO_BYTES:
+        info = self._info()
+        if info is None:
             return False, 0.0
         (milliseconds,) = struct.unpack_from("I", info, _LAST_ACK)
         return bool(info[_RETRANSMITS] or info[_PROBES]), milliseconds / 1000
@@ -103,6 +111,16 @@ class TcpPeer:
         Shut the connection down; the thread that owns it finds it closed.
         """
         self._with_socket(lambda peer: peer.shutdown(socket.SHUT_RDWR))
+
+    def _info(self) -> bytes | None:
+        """
+        @return: The connection's C{struct tcp_info}; C{None} if it is gone, or is not a TCP
+            connection.
+        """
+        info = self._with_socket(
+            lambda peer: peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        )
+        return None if info is None or len(info) < _TCP_INFO_BYTES else info
 
     def _with_socket(self, call: Callable[[socket.socket], T]) -> T | None:
         """

@@ -696,6 +696,29 @@ class XPubTests(SocketsTestCase):
         await self.until(lambda: received.messages)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
+    async def test_short_visits(self) -> None:
+        """
+        Peers that ask for a topic and go at once, and those that also send messages, do not
+        disconnect the peer that has it.
+        """
+        pub = self.guarded(b"mine")
+        sub, received = self.subscribed(pub, b"mine")
+        monitor = sub.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.raw.append(monitor)
+        await self.until(lambda: pub.unacknowledged([b"mine"]) is not None)
+        for number in range(30):
+            visitor = self.factory.context.socket(zmq.XSUB)
+            visitor.connect(self.address(pub))
+            visitor.send(b"\x01mine")
+            visitor.send(b"message" if number % 2 else b"\x01other")
+            visitor.close(200)
+            if number % 3:
+                await deferLater(reactor, 0.002)
+        await self.until(lambda: len(pub._peers[b"mine"]) == 1 and not pub._ignored)
+        self.assertTrue(pub.send_now((b"mine 1",)))
+        await self.until(lambda: received.messages)
+        self.assertFalse(monitor.poll(0))
+
     async def test_others_descriptor(self) -> None:
         """
         A connection to another endpoint that has the descriptor of a peer that is gone is spared.

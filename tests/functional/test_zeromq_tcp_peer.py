@@ -80,10 +80,12 @@ class TcpPeerTests(SynchronousTestCase):
         """
         The connection ends for both sides, and its descriptor stays open.
         """
+        self.assertFalse(self.peer.closing)
         self.peer.abort()
         self.assertEqual(self.far.recv(1), b"")
         self.assertEqual(self.near.recv(1), b"")
         self.assertFalse(self.peer.gone)
+        self.assertTrue(self.peer.closing)
         self.peer.abort()
 
     def test_gone(self) -> None:
