@@ -5,6 +5,7 @@ Commands and services that run as child processes.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -430,13 +431,21 @@ class RunningBridge(RunningCommand):
 
 def free_ports(count: int) -> list[int]:
     """
-    Find free ports of the loopback address.
+    Find free ports of the loopback address. The system gives none of them to a connection, so
+    they stay free until a service listens.
 
     @return: Different ports on which nothing listens.
     """
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+_PORTS = range(20_000, 32_000)
+"""
+Ports below those that Linux gives to connections.
+"""
