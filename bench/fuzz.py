@@ -18,6 +18,7 @@ for the identities that others choose.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import secrets
@@ -37,7 +38,15 @@ import zmq
 from bench.hostile import GOOD, Damage, Good, Hostile, key_of, line
 from bench.ledger import SHOWN, History, Ledger
 from tbvast.values import HostPort
-from tests.functional.blocking import LIMIT, Client, Peer, PluginProcess, Publisher, Sockets
+from tests.functional.blocking import (
+    LIMIT,
+    Client,
+    NoPeer,
+    Peer,
+    PluginProcess,
+    Publisher,
+    Sockets,
+)
 from tests.functional.components import alive, children
 
 WINDOW = 200
@@ -98,6 +107,11 @@ Hostile documents that came through, of which is seen whether an old client can 
 SETTINGS = {"detached_timeout": 2.0, "errors_per_minute": 600}
 """
 Of the plugin, so that subscriptions made by accident do not pile up.
+"""
+
+RECONNECTIONS = 100
+"""
+The most times that a connection may be cut before it is ready, one after the other.
 """
 
 REQUESTS: tuple[bytes, ...] = tuple(
@@ -184,8 +198,17 @@ class Sending:
         """
         while self._peer is None or not self._peer.send(*frames):
             self.close()
-            self._peer = self._connect()
+            self._peer = self._connected()
             self.connections += 1
+
+    def _connected(self) -> Peer:
+        """
+        Connect. The pub endpoint may take the connection for that of another sender, and cut it.
+        """
+        for _ in range(RECONNECTIONS):
+            with contextlib.suppress(NoPeer):
+                return self._connect()
+        return self._connect()
 
     def close(self) -> None:
         if self._peer is not None:

@@ -75,6 +75,12 @@ COMPLAINTS_PER_MINUTE = 10
 The most log lines about what peers send to an XPUB socket.
 """
 
+DOUBT_SECONDS = 1.0
+"""
+Seconds after which the connections of a topic are looked at again, if nobody knows whose
+subscription has ended.
+"""
+
 _DESCRIPTOR = "__fd"
 """
 The frame property that identifies a connection: its descriptor.
@@ -366,8 +372,10 @@ class GuardedXPubConnection(XPubConnection):
         self._admit = admit
         self._left = left
         self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
-        self._ignored: dict[bytes, dict[str, None]] = {}
+        self._doubtful: dict[bytes, None] = {}
+        self._looking: IDelayedCall | None = None
         self._misled = False
+        self._junk_senders: set[str] = set()
         self._complaints = RateLimit(factory.reactor, COMPLAINTS_PER_MINUTE)
         super().__init__(
             factory,
@@ -406,16 +414,18 @@ class GuardedXPubConnection(XPubConnection):
             message = super()._read_message()
         except zmq.Again:
             self._misled = False
+            self._junk_senders.clear()
             raise
         changes = [read_subscription(frame) for frame in message.frames]
         name = message.user
         if None in changes:
             self._misled = True
-            size = len(message.frames[0])
+            # Once: after that, a new connection may have the descriptor.
+            if name not in self._junk_senders:
+                self._junk_senders.add(name)
+                self._disconnect(name)
             text = "Disconnected a subscriber: its message of {size} bytes is no subscription."
-            self._complaints.warn(self._log, text, size=size)
-        if self._misled:
-            self._disconnect(name)
+            self._complaints.warn(self._log, text, size=len(message.frames[0]))
         for change in filter(None, changes):
             # An error that left doRead would end the endpoint.
             try:
@@ -431,9 +441,9 @@ class GuardedXPubConnection(XPubConnection):
         ):
             return
         peer = _tcp_peer(name)
-        # Of a peer that is gone, a new one may have the place in ZeroMQ.
         if name and (self._misled or peer is None or peer.closing):
-            self._ignored.setdefault(topic, {})[name] = None
+            # Of a peer that is gone, a new one may have the place in ZeroMQ.
+            self._disconnect(name)
         elif self._misled:
             text = "Refused a subscriber that cannot be identified; restart it."
             self._complaints.warn(self._log, text)
@@ -442,53 +452,65 @@ class GuardedXPubConnection(XPubConnection):
             self._peers.setdefault(topic, []).append((name, peer))
 
     def _ended(self, topic: bytes, name: str) -> None:
-        peers = self._peers.get(topic, [])
-        names = [known for known, _ in peers]
+        names = [known for known, _ in self._peers.get(topic, ())]
         if name and name not in names:  # it was never admitted
-            self._forget_ignored(topic, name)
             return
         if not self._misled:
             self.socket.set(zmq.UNSUBSCRIBE, topic)
-        index = names.index(name) if name else self._closed(topic, peers)
-        if index is None:
-            return
+        elif name:
+            self._disconnect(name)
+        if name:
+            self._remove(topic, names.index(name))
+        elif names and not self._remove_closed(topic):
+            if "" in names:  # an old peer never has a name
+                self._remove(topic, names.index(""))
+            else:
+                self._look_again(topic)
+
+    def _remove(self, topic: bytes, index: int) -> None:
+        peers = self._peers[topic]
         del peers[index]
         if not peers:
             del self._peers[topic]
         self._left(topic)
 
-    def _closed(self, topic: bytes, peers: Sequence[tuple[str, TcpPeer | None]]) -> int | None:
+    def _remove_closed(self, topic: bytes) -> bool:
         """
-        Find the peer whose subscription ended without a name: that of a closed connection has
-        none, nor that of an old peer.
+        Remove the first peer whose connection is closed. The end of its subscription comes
+        without a name.
 
-        @return: The number of the first peer that is closed; or else C{None}, if a subscription was
-            ignored, or no peer is known; or else the first without a name; or else the oldest,
-            which is disconnected, lest it be another one.
+        @return: Whether there is one.
         """
-        for number, (_, peer) in enumerate(peers):
+        for index, (_, peer) in enumerate(self._peers.get(topic, ())):
             if peer and peer.closing:
-                return number
-        if self._forget_ignored(topic) or not peers:
-            return None
-        for number, (name, _) in enumerate(peers):
-            if not name:
-                return number
-        self._disconnect(peers[0][0])
-        return 0
+                self._remove(topic, index)
+                return True
+        return False
 
-    def _forget_ignored(self, topic: bytes, name: str = "") -> bool:
+    def _look_again(self, topic: bytes) -> None:
         """
-        @param name: The peer whose subscription has ended; empty for any.
-        @return: Whether a subscription to the topic had been ignored.
+        Look for closed peers later: ZeroMQ tells the end of a subscription just before it closes
+        the connection. Unless it was the end of a peer that had not been admitted.
         """
-        ignored = self._ignored.get(topic, {})
-        known = bool(ignored) if not name else name in ignored
-        if known:
-            del ignored[name or next(iter(ignored))]
-            if not ignored:
-                del self._ignored[topic]
-        return known
+        self._doubtful[topic] = None
+        if self._looking is None:
+            self._looking = self.factory.reactor.callLater(DOUBT_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        doubtful, self._doubtful = self._doubtful, {}
+        for topic in doubtful:
+            while self._remove_closed(topic):
+                pass
+
+    def shutdown(self) -> None:
+        """
+        Close the socket.
+        """
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        super().shutdown()
 
     def _disconnect(self, name: str) -> None:
         """

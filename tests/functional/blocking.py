@@ -281,6 +281,12 @@ class Publisher(Sockets):
         self.context.destroy(linger=round(LIMIT * 1000))
 
 
+class NoPeer(AssertionError):
+    """
+    The other side has ended the connection before it was ready.
+    """
+
+
 class Peer:
     """
     Speaks ZMTP 3.0 itself: sends what ZeroMQ would not.
@@ -289,20 +295,24 @@ class Peer:
     def __init__(self, host: str, port: int, kind: bytes) -> None:
         """
         @param kind: The type of socket that it says it is, e.g. C{b"SUB"}.
+        @raise NoPeer: If the other side ends the connection.
         """
         self._socket = socket.create_connection((host, port), LIMIT)
-        self._socket.sendall(
-            b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-        )
         ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
-        self._socket.sendall(bytes([_COMMAND, len(ready)]) + ready)
-        # Whoever sends before the other side is ready, too, is cut off.
         received = b""
-        while b"READY" not in received:
-            more = self._socket.recv(4096)
-            if not more:
-                raise AssertionError(f"no peer: {received!r}")
-            received += more
+        try:
+            self._socket.sendall(
+                b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+            )
+            self._socket.sendall(bytes([_COMMAND, len(ready)]) + ready)
+            # Whoever sends before the other side is ready, too, is cut off.
+            while b"READY" not in received:
+                received += (more := self._socket.recv(4096))
+                if not more:
+                    raise ConnectionError("closed")
+        except ConnectionError as e:
+            self._socket.close()
+            raise NoPeer(f"no peer: {e}, after {received!r}") from e
 
     def send(self, *frames: bytes) -> bool:
         """

@@ -714,7 +714,7 @@ class XPubTests(SocketsTestCase):
             visitor.close(200)
             if number % 3:
                 await deferLater(reactor, 0.002)
-        await self.until(lambda: len(pub._peers[b"mine"]) == 1 and not pub._ignored)
+        await self.until(lambda: len(pub._peers[b"mine"]) == 1)
         self.assertTrue(pub.send_now((b"mine 1",)))
         await self.until(lambda: received.messages)
         self.assertFalse(monitor.poll(0))
