@@ -149,11 +149,12 @@ class EndedTests(PluginTestCase):
             plugin = self.run_host(plugin.again())
         time.sleep(1)
         stream.stop()
+        kept = self.all_kept(plugin, stream)
         for reader in readers:
-            wait_until(functools.partial(self.got_all, plugin, reader))
-            again = in_order(plugin.kept(), reader.ids)
+            wait_until(functools.partial(self.got_all, kept, reader))
+            again = in_order(kept, reader.ids)
             self.assertLess(again, RUNS // 2 * RATE * 4)
-        self.assertGreater(len(plugin.kept()), RATE * RUNS // 2)
+        self.assertGreater(len(kept), RATE * RUNS // 2)
         described = plugin.subscriptions()
         self.assertEqual([each["dropped"] for each in described], [0, 0, 0])
 
@@ -179,16 +180,24 @@ class EndedTests(PluginTestCase):
             self.assertEqual(set(stream.ids[began:sent]).difference(plugin.kept()), set())
             plugin = self.run_host(plugin.again())
         stream.stop()
-        wait_until(lambda: set(plugin.kept()) <= set(reader.ids))
-        self.assertEqual(in_order(plugin.kept(), reader.ids), 0)
+        kept = self.all_kept(plugin, stream)
+        wait_until(functools.partial(self.got_all, kept, reader))
+        self.assertEqual(in_order(kept, reader.ids), 0)
         # Nobody can save what is on its way in the very moment.
-        self.assertLess(len(set(stream.ids).difference(plugin.kept())), RUNS * RATE / 10)
+        self.assertLess(len(set(stream.ids).difference(kept)), RUNS * RATE / 10)
 
     def has(self, plugin: PluginProcess, stream: Stream, number: int) -> bool:
         return len(stream.ids) > number and stream.ids[number] in plugin.kept()
 
-    def got_all(self, plugin: PluginProcess, reader: Reader) -> bool:
-        return set(plugin.kept()) <= set(reader.ids)
+    def all_kept(self, plugin: PluginProcess, stream: Stream) -> list[str]:
+        """
+        @return: The ids in the journal, after the last message of a stream that was stopped.
+        """
+        wait_until(lambda: stream.ids[-1] in plugin.kept())
+        return plugin.kept()
+
+    def got_all(self, kept: list[str], reader: Reader) -> bool:
+        return set(kept) <= set(reader.ids)
 
     def test_requests(self) -> None:
         """
