@@ -89,7 +89,7 @@ class LiveMatch(TimerService):
     ) -> None:
         """
         @param node: The engine's node.
-        @param store: Has what is covered.
+        @param store: Records the coverage.
         @param search: Searches the missed events.
         @param deliver: Takes the matches.
         @param now: The date, in seconds since the epoch.

@@ -33,13 +33,11 @@ Seconds that an answer, or a message, may take.
 """
 
 
-PROBE = "x_probe"
-"""
-A property of documents that only find out whether somebody listens; a client passes
-them over, except in L{Client.probed}.
-"""
-
 PROBE = "only to see whether it arrives"
+"""
+The text in documents that only find out whether somebody listens; a client passes them over,
+except in L{Client.probed}.
+"""
 
 
 def an_indicator(pattern: str = "[ipv4-addr:value = '192.0.2.1']", **more: Any) -> dict[str, Any]:
