@@ -452,6 +452,8 @@ def alternatives(
         terms = [spelt(one, number), spelt(two, number)]
         chance.shuffle(terms)
         same = [value for value in drawn if value[0] == one[0] and one[0] not in ("network", "ip")]
+        if one[0] == "certificate":  # each length of a hash has a path of its own
+            same = [value for value in same if len(value[1]) == len(one[1])]
         if number % (len(SHAPES) + 1) == len(SHAPES) and same:
             listed = term(one[0], one[1]).replace(" = ", " IN (") + ", "
             yield f"[{listed}{term(*chance.choice(same)).partition(' = ')[2]})]"

@@ -40,6 +40,7 @@ from tbvast.stix.pattern_grammar import (
     Timestamp,
     parse,
     walk,
+    write,
 )
 
 STIX = FilePath(__file__).sibling("data").child("stix")
@@ -348,6 +349,51 @@ class ParseTests(SynchronousTestCase):
         So do texts that are nearly patterns.
         """
         self.assertEqual(accepted(text), accepted_elsewhere(text))
+
+    @settings(max_examples=300)
+    @given(patterns)
+    def test_written(self, pattern: str) -> None:
+        """
+        A tree is written as a pattern with the same tree, of which nothing can be left out.
+        """
+        try:
+            tree = parse(pattern)
+        except PatternInvalid:
+            return
+        self.assertEqual(parse(write(tree)), tree)
+        self.assertEqual(write(parse(write(tree))), write(tree))
+        self.assertEqual(accepted_elsewhere(write(tree)), accepted_elsewhere(pattern))
+
+    def test_written_plainly(self) -> None:
+        """
+        Parentheses are written where they matter, names and values in quotes where they need
+        them, numbers without exponents.
+        """
+        for pattern, plain in (
+            ("((/* x */[ ((a:b=1))]))", "[a:b = 1]"),
+            ("[(a:b = 1 AND c:d = 2) OR e:f = 3]", "[a:b = 1 AND c:d = 2 OR e:f = 3]"),
+            ("[a:b = 1 AND (c:d = 2 OR e:f = 3)]", "[a:b = 1 AND (c:d = 2 OR e:f = 3)]"),
+            ("([a:b = 1]) REPEATS 2 TIMES", "[a:b = 1] REPEATS 2 TIMES"),
+            (
+                "([a:b = 1] REPEATS 2 TIMES) REPEATS 3 TIMES",
+                "([a:b = 1] REPEATS 2 TIMES) REPEATS 3 TIMES",
+            ),
+            (
+                "([a:b = 1]) REPEATS 2 TIMES REPEATS 3 TIMES",
+                "([a:b = 1]) REPEATS 2 TIMES REPEATS 3 TIMES",
+            ),
+            (
+                r"[a:'AND'.'b'.'c-d'.'e\'f' NOT LIKE 'g\'\\']",
+                r"[a:'AND'.b.'c-d'.'e\'f' NOT LIKE 'g\'\\']",
+            ),
+            (
+                f"[a:b IN (.{'0' * 9}1, -1{'0' * 30}.0, {'9' * 400}.0, b'QUI=', true, +1,"
+                " t'2016-01-20T12:31:12Z')]",
+                f"[a:b IN (0.{'0' * 9}1, -1{'0' * 30}.0, 1{'0' * 309}.0, h'4142', true, 1,"
+                " t'2016-01-20T12:31:12Z')]",
+            ),
+        ):
+            self.assertEqual(write(parse(pattern)), plain)
 
     @given(st.text() | st.text("[]()'\\:=.*-+0123456789abtORANDI /\n\x00\ud800"))
     def test_total(self, text: str) -> None:

@@ -29,10 +29,10 @@ from tbvast.stix.indicators import (
     Indicator,
     IndicatorProperties,
     Operation,
-    compatible,
+    complete,
     decode_indicator,
     interpret,
-    is_compatible,
+    is_complete,
 )
 from tbvast.stix.limits import (
     DEEPEST_INDICATOR,
@@ -46,8 +46,9 @@ from tbvast.stix.limits import (
     MOST_STEPS,
     MOST_TERMS,
 )
+from tbvast.stix.pattern_compatibility import compatible_pattern
 from tbvast.stix.pattern_conditions import matchable, surely_matchable
-from tbvast.stix.pattern_grammar import Comparison, Operator, Qualifier, parse, walk
+from tbvast.stix.pattern_grammar import Comparison, parse, walk
 from tbvast.stix.properties import (
     INDICATOR,
     SIGHTING,
@@ -107,7 +108,7 @@ def admit_indicator(raw: bytes) -> Indicator:
         or not (
             plain.external_references is UNSET or all(map(_has_details, plain.external_references))
         )
-        or not is_compatible(raw)
+        or not is_complete(raw)
     ):
         return _admit_unusual_indicator(raw)
     operation = _REMOVE if plain.revoked else plain.x_threatbus_update
@@ -198,67 +199,24 @@ def _check_pattern(pattern: str, operation: Operation) -> None:
     """
     if len(pattern) > LONGEST_PATTERN:
         raise DocumentInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
-    expression = parse(pattern)
-    if _BEGINNING.match(pattern) is None:
-        raise DocumentInvalid("pattern", pattern, "a pattern that begins with [ or ([")
+    delivered, expression = compatible_pattern(pattern, parse(pattern))
+    if len(delivered) > LONGEST_PATTERN:
+        raise DocumentInvalid(
+            "pattern", pattern, f"at most {LONGEST_PATTERN} characters long without lists of hashes"
+        )
     terms = list(walk(expression))
-    tests = [term for term in terms if not isinstance(term, Qualifier)]
-    for test in tests:
-        _check_test(pattern, test)
     if len(terms) > MOST_TERMS:
         raise DocumentInvalid(
             "pattern", pattern, f"of at most {MOST_TERMS} comparisons and qualifiers"
         )
-    if any(len(test.path.steps) > MOST_STEPS for test in tests):
-        raise DocumentInvalid("pattern", pattern, f"of object paths of at most {MOST_STEPS} steps")
+    for term in terms:
+        if isinstance(term, Comparison) and len(term.path.steps) > MOST_STEPS:
+            raise DocumentInvalid(
+                "pattern", pattern, f"of object paths of at most {MOST_STEPS} steps"
+            )
     if operation is not _REMOVE:
         with suppress(PatternUnmatchable):
             matchable(expression)
-
-
-_BEGINNING = re.compile(r"[ \t\n\r\v\f]*(?:\([ \t\n\r\v\f]*)?\[")
-"""
-The beginnings of a pattern that the parser of the old programs accepts.
-"""
-
-_HEX = "[0-9a-fA-F]"
-_HASH_VALUES = {
-    name: re.compile(f"{_HEX}{{{length}}}")
-    for name, length in (
-        *(("MD5", 32), ("MD6", 32), ("RIPEMD160", 40), ("SHA1", 40), ("SHA224", 56)),
-        *(("SHA256", 64), ("SHA384", 96), ("SHA512", 128), ("SHA3224", 56), ("SHA3256", 64)),
-        *(("SHA3384", 96), ("SHA3512", 128), ("WHIRLPOOL", 128)),
-    )
-} | {"SSDEEP": re.compile("[a-zA-Z0-9/+:.]{1,128}")}
-"""
-The hashes that the parser of the old programs accepts, by name in capitals, without hyphens.
-"""
-
-
-def _check_test(pattern: str, test: Comparison) -> None:
-    """
-    Check that the parser of the old programs accepts a test: it supports neither
-    C{NOT EXISTS} nor a negative list position, and no list or part of a hash.
-    """
-    steps = test.path.steps
-    if any(isinstance(step, int) and step < 0 for step in steps):
-        raise DocumentInvalid("pattern", pattern, "one with list positions from 0 on")
-    if test.operator is Operator.EXISTS:
-        if test.negated:
-            raise DocumentInvalid("pattern", pattern, "one without NOT EXISTS")
-    elif "hashes" in steps:
-        _check_hash(pattern, steps[-1], test.value)
-
-
-def _check_hash(pattern: str, name: object, value: object) -> None:
-    if not isinstance(name, str):
-        raise DocumentInvalid("pattern", pattern, "one whose hashes have names")
-    kind = name.upper().replace("-", "").replace("'", "")
-    form = _HASH_VALUES.get(kind)
-    if form and not (isinstance(value, str) and form.fullmatch(value)):
-        raise DocumentInvalid(
-            "pattern", pattern, f"one that compares {kind} with one whole hash at a time"
-        )
 
 
 def _admit_unusual_indicator(raw: bytes) -> Indicator:
@@ -266,8 +224,8 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     Like L{admit_indicator}, but by the table of properties.
     """
     document = read_bounded(raw, LARGEST_INDICATOR, DEEPEST_INDICATOR)
-    complete, document = _checked(document, INDICATOR)
-    if not complete:
+    unchanged, document = _checked(document, INDICATOR)
+    if not unchanged:
         raw = msgspec.json.encode(document)
     operation = Operation(document.get("x_threatbus_update", _ADD))
     if document.get("revoked", False):
@@ -284,7 +242,7 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
     elif language in ("suricata", "Suricata"):
         _check_rule(pattern)
     if pattern is not None:
-        raw = _completed(raw, compatible, LARGEST_INDICATOR)
+        raw = _completed(raw, complete, LARGEST_INDICATOR)
     return decode_indicator(raw)
 
 
@@ -310,10 +268,10 @@ def admit_sighting(raw: bytes) -> Sighting:
     @raise DocumentInvalid: If it is refused.
     """
     document = read_bounded(raw, LARGEST_SIGHTING, DEEPEST_SIGHTING)
-    complete, document = _checked(document, SIGHTING)
+    unchanged, document = _checked(document, SIGHTING)
     if "sighting_of_ref" not in document:
         raise DocumentInvalid("sighting_of_ref", None, "a STIX id of the form TYPE--UUID")
-    if not complete:
+    if not unchanged:
         raw = msgspec.json.encode(document)
     return decode_sighting(_completed(raw, compatible_sighting, LARGEST_SIGHTING))
 

@@ -24,6 +24,7 @@ from tbvast.stix.documents import (
     timestamp,
 )
 from tbvast.stix.observables import Observable, pattern_for
+from tbvast.stix.pattern_compatibility import compatible_pattern, surely_compatible
 from tbvast.stix.pattern_conditions import surely_matchable
 from tbvast.stix.pattern_grammar import parse
 
@@ -239,47 +240,75 @@ class _Readable(msgspec.Struct, gc=False):
     valid_from: ShortTime
     valid_until: ShortTime = "2024-05-17T12:00:00Z"
     pattern_version: str = "2.1"
+    pattern: str = ""
 
 
 _readable_decoder = msgspec.json.Decoder(_Readable)
 
 
-def is_compatible(raw: bytes) -> bool:
+def is_complete(raw: bytes) -> bool:
     """
-    Whether L{compatible} leaves an indicator unchanged.
+    Whether L{complete} leaves an indicator unchanged.
 
     @param raw: An indicator that has been decoded before.
+    """
+    return _complete_properties(raw) is not None
+
+
+def _complete_properties(raw: bytes) -> _Readable | None:
+    """
+    @return: The properties of a complete indicator; C{None} for any other.
     """
     try:
         found = _readable_decoder.decode(raw)
     except documents.UNREADABLE:
-        return False
+        return None
     created, modified, start, end = (
         found.created, found.modified, found.valid_from, found.valid_until
     )  # fmt: skip
     # Faster than a loop; this runs for every indicator.
-    return (
+    complete = (
         created[-1] == modified[-1] == start[-1] == end[-1] == "Z"
         and created[10] == modified[10] == start[10] == end[10] == "T"
         and (found.pattern_version == "2.1" or found.pattern_type != STIX)
     )
+    return found if complete else None
 
 
 def compatible(raw: bytes) -> bytes:
     """
-    Complete an indicator so that Threat Bus's applications can read it. They crash on a time
-    that is not in UTC, or has nanoseconds, and on a document without its version. A missing
-    C{created} or C{modified} is taken from the other one, else from the epoch. A missing
-    C{valid_from} becomes the epoch.
+    Change an indicator so that Threat Bus's applications can read it: it is L{complete}, and
+    their parser accepts its pattern; see L{tbvast.stix.pattern_compatibility}.
+
+    @param raw: An indicator that has been decoded before.
+    @return: The changed document; C{raw} itself if nothing had to be changed.
+    @raise Invalid: If C{raw} is not an indicator, or has no acceptable pattern.
+    """
+    found = _complete_properties(raw)
+    if found is not None and (found.pattern_type != STIX or surely_compatible(found.pattern)):
+        return raw
+    raw = raw if found is not None else _completed(raw)
+    document = documents.json_object(raw)
+    pattern = document.get("pattern")
+    if isinstance(pattern, str) and document["pattern_type"] == STIX:
+        document["pattern"], _ = compatible_pattern(pattern, parse(pattern))
+    return raw if document.get("pattern") == pattern else msgspec.json.encode(document)
+
+
+def complete(raw: bytes) -> bytes:
+    """
+    Complete an indicator. Threat Bus's applications crash on a time that is not in UTC, or has
+    nanoseconds, and on a document without its version. A missing C{created} or C{modified} is
+    taken from the other one, else from the epoch. A missing C{valid_from} becomes the epoch.
 
     @param raw: An indicator that has been decoded before.
     @return: The completed document; C{raw} itself if it is complete.
     @raise Invalid: If C{raw} is not an indicator.
     """
-    return raw if is_compatible(raw) else _made_compatible(raw)
+    return raw if is_complete(raw) else _completed(raw)
 
 
-def _made_compatible(raw: bytes) -> bytes:
+def _completed(raw: bytes) -> bytes:
     document = documents.json_object(raw)
     read = documents.decode(_decoder, raw)
     document["spec_version"] = "2.1"

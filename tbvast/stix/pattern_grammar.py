@@ -1,5 +1,5 @@
 """
-Parses STIX 2.1 patterns into trees.
+Parses STIX 2.1 patterns into trees, and writes trees as patterns.
 
 The grammar is that of the STIX 2.1 specification, part 9, with two additional limits:
 parentheses nest at most L{DEEPEST} deep, and a number has at most L{LONGEST_NUMBER} characters.
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import base64
 import enum
+import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -92,7 +95,8 @@ class ObjectPath(msgspec.Struct, frozen=True):
         parts = []
         for step in self.steps:
             if isinstance(step, str):
-                parts.append(f".{step}" if _PLAIN_NAME.fullmatch(step) else f".'{step}'")
+                plain = _PLAIN_NAME.fullmatch(step) is not None
+                parts.append(f".{step}" if plain else f".{_quoted(step)}")
             else:
                 parts.append("[*]" if isinstance(step, AnyIndex) else f"[{step}]")
         return f"{self.type}:{''.join(parts)[1:]}"
@@ -210,24 +214,102 @@ def walk(expression: Expression | Test) -> Iterator[Comparison | Qualifier]:
         yield expression
 
 
-_PLAIN_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+def write(expression: Expression | Test) -> str:
+    """
+    Write a tree as a pattern without comments and needless parentheses: L{parse} makes an
+    equal tree of it.
+    """
+    return _written(expression, 0)
+
+
+def _written(node: Expression | Test, tightness: int) -> str:
+    """
+    @param tightness: The tightness of the place: a node that binds no tighter gets parentheses.
+    """
+    if isinstance(node, Comparison):
+        return _written_comparison(node)
+    if isinstance(node, Observation):
+        return f"[{_written(node.test, 0)}]"
+    if isinstance(node, Qualified):
+        operand = write(node.expression)
+        names = {qualifier.name for qualifier in node.qualifiers}
+        if not isinstance(node.expression, Observation) or len(names) < len(node.qualifiers):
+            operand = f"({operand})"
+        return " ".join((operand, *map(_written_qualifier, node.qualifiers)))
+    own = _TIGHTNESS[node.joint]
+    text = f" {node.joint.value} ".join(_written(each, own) for each in node.operands)
+    return text if own > tightness else f"({text})"
+
+
+_TIGHTNESS = {Joint.FOLLOWEDBY: 1, Joint.OR: 2, Joint.AND: 3}
+
+
+def _written_qualifier(qualifier: Qualifier) -> str:
+    values = [_written_literal(value) for value in qualifier.values]
+    if qualifier.name == "WITHIN":
+        return f"WITHIN {values[0]} SECONDS"
+    if qualifier.name == "REPEATS":
+        return f"REPEATS {values[0]} TIMES"
+    return f"START {values[0]} STOP {values[1]}"
+
+
+def _written_comparison(test: Comparison) -> str:
+    negation = "NOT " if test.negated else ""
+    if test.operator is Operator.EXISTS:
+        return f"{negation}EXISTS {test.path}"
+    if isinstance(test.value, tuple):
+        value = f"({', '.join(map(_written_literal, test.value))})"
+    else:
+        value = _written_literal(test.value)
+    return f"{test.path} {negation}{test.operator.value} {value}"
+
+
+def _written_literal(value: Literal) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return f"h'{value.hex()}'"
+    if isinstance(value, Timestamp):
+        return f"t'{value.text}'"
+    if isinstance(value, float):
+        if math.isinf(value):  # it was written with more digits than a number can have
+            return f"{'-' if value < 0 else ''}{_INFINITE}"
+        text = f"{Decimal(repr(value)):f}"  # the grammar has no exponents
+        return text if "." in text else f"{text}.0"
+    return str(value)
+
+
+_INFINITE = f"1{'0' * sys.float_info.max_10_exp}0.0"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+_KEYWORD = (
+    "AND|OR|NOT|FOLLOWEDBY|LIKE|MATCHES|ISSUPERSET|ISSUBSET|EXISTS|LAST|IN"
+    "|START|STOP|SECONDS|true|false|WITHIN|REPEATS|TIMES"
+)
+_PLAIN_NAME = re.compile(rf"(?!(?:{_KEYWORD})\Z)[a-zA-Z_][a-zA-Z0-9_]*")
 
 _TOKEN = re.compile(
-    r"""
+    rf"""
     (?: [\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+
       | /\*.*?\*/ | //[^\r\n]* )*+
     (?: (?P<end> \Z )
-      | (?P<timestamp> t'[0-9]{4}-(?:0[1-9]|1[012])-(?:0[1-9]|[12][0-9]|3[01])
+      | (?P<timestamp> t'[0-9]{{4}}-(?:0[1-9]|1[012])-(?:0[1-9]|[12][0-9]|3[01])
                        T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)(?:\.[0-9]+)?Z' )
-      | (?P<hex> h'(?:[0-9a-fA-F]{2})*' )
-      | (?P<binary> b'(?:[A-Za-z0-9+/]{4})*
-                    (?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)' )
+      | (?P<hex> h'(?:[0-9a-fA-F]{{2}})*' )
+      | (?P<binary> b'(?:[A-Za-z0-9+/]{{4}})*
+                    (?:[A-Za-z0-9+/]{{4}}|[A-Za-z0-9+/]{{3}}=|[A-Za-z0-9+/]{{2}}==)' )
       | (?P<string> '(?:[^'\\]|\\['\\])*' )
       | (?P<float> [-+]?[0-9]*\.[0-9]+ )
       | (?P<int> [-+]?(?:0|[1-9][0-9]*) )
       | (?P<sign> == | != | <> | <= | >= | [=<>:.,()\[\]*]
-                | (?:AND|OR|NOT|FOLLOWEDBY|LIKE|MATCHES|ISSUPERSET|ISSUBSET|EXISTS|LAST|IN
-                    |START|STOP|SECONDS|true|false|WITHIN|REPEATS|TIMES)(?![a-zA-Z0-9_-]) )
+                | (?:{_KEYWORD})(?![a-zA-Z0-9_-]) )
       | (?P<name> [a-zA-Z_][a-zA-Z0-9_]*+(?!-) )
       | (?P<hyphenated> [a-zA-Z_][a-zA-Z0-9_-]*+ )
       | (?P<other> . ) )
