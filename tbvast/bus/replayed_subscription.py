@@ -41,14 +41,11 @@ class ReplayedSubscription(JournalSubscription):
 
     answers_snapshots = False
 
-    def __init__(
-        self, parts: BusParts, request: Subscribe, user: str, topic: str, saved: object = None
-    ) -> None:
+    def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
         """
         @param request: As for L{JournalSubscription}.
         @param user: As for L{JournalSubscription}.
         @param topic: As for L{JournalSubscription}.
-        @param saved: Ignored.
         """
         journal, resume = parts.journal, request.resume
         number: int = journal.head

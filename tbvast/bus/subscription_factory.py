@@ -34,26 +34,25 @@ class SubscriptionFactory:
 
         @param user: The user who asks, as the access control knows it.
         """
-        return self._make(request, user, new_topic(request.topics[0], request.dialect), None)
-
-    def _make(
-        self, request: Subscribe, user: str, topic: str, saved: Saved | None
-    ) -> ISubscription:
-        kind = ReplayedSubscription if request.protocol == PROTOCOL else QueuedSubscription
-        return kind(self._parts, request, user, topic, saved)
+        topic = new_topic(request.topics[0], request.dialect)
+        if request.protocol == PROTOCOL:
+            return ReplayedSubscription(self._parts, request, user, topic)
+        return QueuedSubscription(self._parts, request, user, topic)
 
     def restore(self, saved: Mapping[str, bytes]) -> list[ISubscription]:
         """
-        Make the saved subscriptions again when the bus starts. One that cannot be read is set
-        aside.
+        Make the saved subscriptions again when the bus starts; all are of old dialects. One that
+        cannot be read is set aside.
 
         @param saved: Their saved states, by topic.
         """
-        restored = []
+        restored: list[ISubscription] = []
         for topic, raw in saved.items():
             try:
                 state = msgspec.json.decode(raw, type=Saved)
-                restored.append(self._make(state.request, state.user, topic, state))
+                restored.append(
+                    QueuedSubscription(self._parts, state.request, state.user, topic, state)
+                )
             except Exception as e:
                 self._parts.refuse([SetAside(Stage.SUBSCRIPTION, reason_of(e), raw)])
         return restored

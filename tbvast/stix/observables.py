@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
+import socket
 import unicodedata
 from collections.abc import Callable
 from typing import NoReturn
@@ -291,13 +292,20 @@ def _address(text: str) -> str | None:
     """
     if _IPV4.fullmatch(text):
         return text
-    if ":" not in text or "%" in text:
-        return None
     try:
-        address = ipaddress.IPv6Address(text)
-    except ValueError:
+        packed = socket.inet_pton(socket.AF_INET6, text)
+    except (OSError, ValueError):
         return None
-    return str(address.ipv4_mapped or address)
+    if packed.startswith(_EMBEDDED):  # the C library writes its end as an IPv4 address
+        address = ipaddress.IPv6Address(packed)
+        return str(address.ipv4_mapped or address)
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+_EMBEDDED = bytes(10)
+"""
+The beginning of an IPv6 address that may hold an IPv4 address.
+"""
 
 
 def _network(text: str) -> Observable:

@@ -69,7 +69,9 @@ def compatible_pattern(pattern: str, expression: Expression) -> tuple[str, Expre
     @return: The pattern, unchanged if the parser accepts it; and its tree.
     @raise DocumentInvalid: If no equivalent pattern is acceptable.
     """
-    changed = _of_observations(expression) if "hashes" in pattern else expression
+    if pattern.startswith("[") and _UNUSUAL.search(pattern, 1) is None:
+        return pattern, expression
+    changed = _of_observations(expression)
     text = pattern
     if changed != expression or _BEGINNING.match(pattern) is None:
         text = write(changed)
@@ -79,6 +81,12 @@ def compatible_pattern(pattern: str, expression: Expression) -> tuple[str, Expre
         if isinstance(test, Comparison):
             _check(pattern, test)
     return text, changed
+
+
+_UNUSUAL = re.compile(r"hashes|EXISTS|\[")
+"""
+Without one of these after its first character, nothing in a pattern can be refused.
+"""
 
 
 def _of_observations(expression: Expression) -> Expression:

@@ -14,7 +14,9 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
+from functools import lru_cache
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -364,8 +366,7 @@ class _Parser:
         @param pattern: The pattern.
         """
         self._pattern = pattern
-        self._tokens = _TOKEN.finditer(pattern)
-        self._position = 0
+        self._position = self._end = 0
         self._depth = 0
         self.kind = ""
         self.text = ""
@@ -375,10 +376,11 @@ class _Parser:
         """
         Advance to the next token.
         """
-        token = next(self._tokens)
+        token = _TOKEN.match(self._pattern, self._end)
+        assert token is not None  # it matches anything
         kind = token.lastgroup or ""
         self.text = token[kind]
-        self._position = token.end() - len(self.text)
+        self._position, self._end = token.span(kind)
         self.kind = self.text if kind == "sign" else kind
         if kind == "other":
             self.refuse("a STIX pattern token")
@@ -435,12 +437,13 @@ class _Parser:
         @param operand: Parses an operand.
         @param node: Makes the node of several operands.
         """
-        if not joints:
-            return operand()
-        operands = [self._joined(joints[1:], operand, node)]
-        while self.accept(joints[0]):
-            operands.append(self._joined(joints[1:], operand, node))
-        return operands[0] if len(operands) == 1 else node(joints[0], tuple(operands))
+        operands = [operand()]
+        signs: list[str] = []
+        while self.kind in joints:
+            signs.append(self.kind)
+            self.advance()
+            operands.append(operand())
+        return _grouped(joints, operands, signs, node)
 
     def _parenthesised(self, inner: Callable[[], V], expected: str) -> V:
         self._depth += 1
@@ -494,13 +497,18 @@ class _Parser:
         return self._value(expected, readers)
 
     def _test(self) -> Test:
+        usual = _USUAL.match(self._pattern, self._position)
+        if usual is not None and (known := _usual_path(usual[1])) is not None:
+            self._end = usual.end()
+            self.advance()
+            return Comparison(known, Operator.EQUAL, usual[2])
         if self.kind == "(":
             return self._parenthesised(self._tests, "AND, OR or )")
         if self.kind in ("NOT", "EXISTS"):
             negated = self.accept("NOT")
             self.expect("EXISTS", "EXISTS")
-            return Comparison(self._path(), Operator.EXISTS, negated=negated)
-        path = self._path()
+            return Comparison(self.path(), Operator.EXISTS, negated=negated)
+        path = self.path()
         negated = self.accept("NOT")
         operator = _OPERATORS.get(self.kind)
         if operator is None:
@@ -527,7 +535,10 @@ class _Parser:
             self.expect(")", ", or )")
         return tuple(values)
 
-    def _path(self) -> ObjectPath:
+    def path(self) -> ObjectPath:
+        """
+        Parse an object path.
+        """
         if self.kind not in ("name", "hyphenated"):
             self.refuse("an object path such as ipv4-addr:value")
         kind = self.text
@@ -566,3 +577,46 @@ class _Parser:
         value = read(self.text)
         self.advance()
         return value
+
+
+def _grouped(
+    joints: tuple[Joint, ...],
+    operands: list[V],
+    signs: list[str],
+    node: Callable[[Joint, tuple[V, ...]], V],
+) -> V:
+    """
+    @param joints: The operators, the loosest first.
+    @param operands: One more than C{signs}.
+    @param signs: The operators between them.
+    """
+    if not signs:
+        return operands[0]
+    joint, tighter = joints[0], joints[1:]
+    ends = [index for index, sign in enumerate(signs) if sign == joint]
+    starts = [0, *(end + 1 for end in ends)]
+    ends.append(len(signs))
+    groups = [
+        _grouped(tighter, operands[start : end + 1], signs[start:end], node)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return groups[0] if len(groups) == 1 else node(joint, tuple(groups))
+
+
+_USUAL = re.compile(r"([a-zA-Z][a-zA-Z0-9_-]{0,40}:[a-zA-Z0-9_.'-]{1,80}) = '([^'\\]*)'")
+"""
+Most comparisons. This expression only saves time: the other way has the same result.
+"""
+
+
+@lru_cache(1000)
+def _usual_path(text: str) -> ObjectPath | None:
+    """
+    @return: The path; C{None} if C{text} is not a path.
+    """
+    parser = _Parser(text)
+    with suppress(PatternInvalid):
+        path = parser.path()
+        if parser.kind == "end":
+            return path
+    return None
