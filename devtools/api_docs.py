@@ -27,6 +27,35 @@ class BareAnnotations(ModuleVisitorExt):
                 node.annotation = bare
 
 
+class AttrsConstructors(ModuleVisitorExt):
+    """
+    Shows pydoctor the constructors that C{attrs.define} makes, whose parameters are documented
+    with their classes.
+    """
+
+    when = ModuleVisitorExt.When.BEFORE
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        """
+        Visit a class.
+        """
+        if not any(ast.unparse(each).startswith("attrs.") for each in node.decorator_list):
+            return
+        parameters = [ast.arg("self")]
+        for statement in node.body:
+            match statement:
+                case ast.AnnAssign(value=ast.Call(keywords=[ast.keyword("init"), *_])):
+                    pass
+                case ast.AnnAssign(target=ast.Name(name), annotation=annotation):
+                    parameters.append(ast.arg(name.lstrip("_"), annotation))
+        constructor = ast.parse("def __init__(self) -> None: ...").body[0]
+        assert isinstance(constructor, ast.FunctionDef)
+        constructor.args.args = parameters
+        for each in ast.walk(constructor):
+            ast.copy_location(each, node)
+        node.body.append(constructor)
+
+
 class ApiSystem(System):
     """
     pydoctor's system, with this module as an extension.
@@ -37,6 +66,6 @@ class ApiSystem(System):
 
 def setup_pydoctor_extension(registrar: ExtRegistrar) -> None:
     """
-    Register this extension; pydoctor calls it.
+    Register the extensions; pydoctor calls it.
     """
-    registrar.register_astbuilder_visitor(BareAnnotations)
+    registrar.register_astbuilder_visitor(BareAnnotations, AttrsConstructors)
