@@ -2,9 +2,8 @@
 The supervisor of child processes: starts, reads, writes and ends them without blocking.
 
 A worker thread cannot use the reactor, so a blocking caller has processes of another library.
-It shares with L{Child} the launch (L{launch_command}), the signals that end a process
-(L{ending_signals}), the end of standard error (L{append_tail}), and the words for the end of
-a process (L{Exit}).
+It shares with L{Child} the launch (L{launch_command}), the end of standard error
+(L{append_tail}), and the words for the end of a process (L{Exit}).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import attrs
 import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
@@ -101,8 +101,8 @@ def launch_command(
 
 def ending_signals(patience: Sequence[float]) -> Iterator[tuple[signal.Signals, float]]:
     """
-    Yield the signals that end a process, each with the seconds to wait for its end before the
-    next one.
+    Yield the signals with which a blocking caller ends a process, each with the seconds to wait
+    for its end before the next one.
 
     @param patience: Seconds after each SIGTERM; SIGKILL follows the last one.
     """
@@ -150,40 +150,32 @@ class ChildOwner:
 
 
 @implementer(IPullProducer)
+@attrs.define(eq=False)
 class Child(ProcessProtocol):
     """
     One process, from its start until it is reaped.
+
+    @param owner: Handles its events.
+    @param clock: The clock of the time limits.
+    @param name: Its name in the log.
+    @param patience: Seconds from SIGTERM to SIGKILL.
+    @param reaped: Called at the end, after the owner.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        owner: ChildOwner,
-        clock: IReactorTime,
-        name: str,
-        patience: float,
-        reaped: Callable[[Child], None],
-    ) -> None:
-        """
-        @param owner: Handles its events.
-        @param clock: The clock of the time limits.
-        @param name: Its name in the log.
-        @param patience: Seconds from SIGTERM to SIGKILL.
-        @param reaped: Called at the end, after the owner.
-        """
-        self._owner = owner
-        self._clock = clock
-        self._name = name
-        self._patience = patience
-        self._reaped = reaped
-        self._stderr = b""
-        self._reason: Failure | None = None
-        self._finished = False
-        self._written = False
-        self._input_open = True
-        self._signals: Iterator[tuple[signal.Signals, float]] | None = None
-        self._timer: IDelayedCall | None = None
+    _owner: ChildOwner
+    _clock: IReactorTime
+    _name: str
+    _patience: float
+    _reaped: Callable[[Child], None]
+    _stderr: bytes = attrs.field(init=False, default=b"")
+    _reason: Failure | None = attrs.field(init=False, default=None)
+    _finished: bool = attrs.field(init=False, default=False)
+    _written: bool = attrs.field(init=False, default=False)
+    _input_open: bool = attrs.field(init=False, default=True)
+    _terminated: bool = attrs.field(init=False, default=False)
+    _timer: IDelayedCall | None = attrs.field(init=False, default=None)
 
     @property
     def pid(self) -> int:
@@ -224,7 +216,7 @@ class Child(ProcessProtocol):
 
         @param grace: Seconds from the closing to SIGTERM.
         """
-        if self._signals is not None or self._reason is not None:
+        if self._terminated or self._reason is not None:
             return
         self.close_input()
         self._cancel()
@@ -249,22 +241,15 @@ class Child(ProcessProtocol):
             self._pipes.signalProcess(number)
 
     def _terminate(self) -> None:
-        self._signals = ending_signals((self._patience,))
-        self._signal_next()
+        self._terminated = True
+        self._timer = self._clock.callLater(self._patience, self._kill)
+        self.send_signal(signal.SIGTERM)
 
-    def _signal_next(self) -> None:
-        assert self._signals is not None
+    def _kill(self) -> None:
         self._timer = None
-        number, seconds = next(self._signals)
-        if number == signal.SIGTERM:
-            self._timer = self._clock.callLater(seconds, self._signal_next)
-        else:
-            self._log.warn(
-                "{name} has not ended after {limit:g} s; killing it.",
-                name=self._name,
-                limit=self._patience,
-            )
-        self.send_signal(number)
+        text = "{name} has not ended after {limit:g} s; killing it."
+        self._log.warn(text, name=self._name, limit=self._patience)
+        self.send_signal(signal.SIGKILL)
 
     @property
     def _pipes(self) -> Any:
@@ -332,26 +317,23 @@ class Child(ProcessProtocol):
             self._timer = None
 
 
+@attrs.define(eq=False)
 class Children:
     """
     The processes that one owner has started and that have not been reaped yet.
+
+    @param reactor: The reactor that starts them.
+    @param clock: The clock of the time limits.
+    @param name: The name of each process in the log.
+    @param patience: Seconds from SIGTERM to SIGKILL.
     """
 
-    def __init__(
-        self, reactor: IReactorProcess, clock: IReactorTime, name: str, patience: float
-    ) -> None:
-        """
-        @param reactor: The reactor that starts them.
-        @param clock: The clock of the time limits.
-        @param name: The name of each process in the log.
-        @param patience: Seconds from SIGTERM to SIGKILL.
-        """
-        self._reactor = reactor
-        self._clock = clock
-        self._name = name
-        self._patience = patience
-        self._running: set[Child] = set()
-        self._waiting: list[Deferred[None]] = []
+    _reactor: IReactorProcess
+    _clock: IReactorTime
+    _name: str
+    _patience: float
+    _running: set[Child] = attrs.field(init=False, factory=set)
+    _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
 
     def spawn(
         self,
@@ -417,31 +399,25 @@ class Children:
         return done
 
 
+@attrs.define(eq=False)
 class BackOff:
     """
     Delays the next attempt after a failure. The delay doubles up to the maximum.
 
-    @cvar FIRST_SECONDS: The first delay.
     @cvar MAX_SECONDS: The longest delay.
+    @param clock: The clock of the delay.
+    @param again: Called after each delay, for the next attempt.
+    @param first: The first delay, in seconds.
     @ivar failures: The number of failures in a row.
     """
 
-    FIRST_SECONDS = 1.0
     MAX_SECONDS = 30.0
 
-    def __init__(
-        self, clock: IReactorTime, again: Callable[[], None], first: float = FIRST_SECONDS
-    ) -> None:
-        """
-        @param clock: The clock of the delay.
-        @param again: Called after each delay, for the next attempt.
-        @param first: The first delay, in seconds.
-        """
-        self._clock = clock
-        self._again = again
-        self._delay = doubling(first, self.MAX_SECONDS)
-        self._timer: IDelayedCall | None = None
-        self.failures = 0
+    _clock: IReactorTime
+    _again: Callable[[], None]
+    _first: float = 1.0
+    _timer: IDelayedCall | None = attrs.field(init=False, default=None)
+    failures: int = attrs.field(init=False, default=0)
 
     @property
     def waiting(self) -> bool:
@@ -457,7 +433,7 @@ class BackOff:
         @return: The delay, in seconds.
         """
         self.cancel()
-        delay = self._delay(self.failures)
+        delay = doubling(self._first, self.MAX_SECONDS)(self.failures)
         self._timer = self._clock.callLater(delay, self._elapsed)
         self.failures += 1
         return delay

@@ -6,25 +6,23 @@ from __future__ import annotations
 
 import math
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-_MINUTE = 60.0
 
-
+@attrs.define(eq=False)
 class RateLimit:
     """
     Allows a number of events a minute; a minute begins with an event.
+
+    @param per_minute: The most events that are allowed in a minute.
     """
 
-    def __init__(self, clock: IReactorTime, per_minute: int) -> None:
-        """
-        @param per_minute: The most events that are allowed in a minute.
-        """
-        self._clock = clock
-        self._per_minute = per_minute
-        self._began = -math.inf
-        self._allowed = 0
+    _clock: IReactorTime
+    _per_minute: int
+    _began: float = attrs.field(init=False, default=-math.inf)
+    _allowed: int = attrs.field(init=False, default=0)
 
     def warn(self, log: Logger, text: str, **values: object) -> None:
         """
@@ -38,7 +36,7 @@ class RateLimit:
         @return: Whether the event that happens now is allowed.
         """
         now = self._clock.seconds()
-        if now - self._began >= _MINUTE:
+        if now - self._began >= 60.0:
             self._began = now
             self._allowed = 0
         if self._allowed >= self._per_minute:
