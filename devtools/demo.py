@@ -30,7 +30,7 @@ from devtools.telemetry import (
     split_past_and_future,
 )
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
-from tbvast.cli.input_files import read_input
+from tbvast.cli.input_files import InputContents
 from tbvast.cli.main import run_process
 from tbvast.cli.status import list_at, value_at
 from tbvast.cli.terminal import Screen, escaped_text
@@ -109,10 +109,11 @@ class Demonstration:
                 MatchType.LIVE: find_occurrences(INDICATORS, self._future),
             }
         )
-        made = read_input("", self._lines, datetime.fromtimestamp(0, UTC)).submissions
+        made = InputContents()
+        made.read("", self._lines, datetime.fromtimestamp(0, UTC))
         self._values = {
             decode_indicator(submission.document).id: wanted.value
-            for submission, wanted in zip(made, INDICATORS, strict=True)
+            for submission, wanted in zip(made.submissions, INDICATORS, strict=True)
         }
         (folder / "client.yaml").write_text(command_settings(folder))
         (folder / "tap.conf").write_text(BRIDGE_SETTINGS)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli.input_files import InputContents, read_input
+from tbvast.cli.input_files import InputContents
 from tbvast.stix.indicators import decode_indicator, make_indicator
 from tbvast.stix.observables import guess
 from tests.doubles import indicator_document, indicator_id
@@ -22,7 +22,9 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def contents_of(raw: bytes | str) -> InputContents:
-    return read_input("in", raw.encode() if isinstance(raw, str) else raw, NOW)
+    contents = InputContents()
+    contents.read("in", raw.encode() if isinstance(raw, str) else raw, NOW)
+    return contents
 
 
 def patterns(contents: InputContents) -> list[str | None]:
@@ -227,8 +229,8 @@ class DocumentTests(SynchronousTestCase):
         Contents add up.
         """
         contents = contents_of(indicator_document(1))
-        contents.add(contents_of("x\n"))
-        contents.add(contents_of(b'{"type":"malware"}'))
+        contents.read("in", b"x\n", NOW)
+        contents.read("in", b'{"type":"malware"}', NOW)
         self.assertEqual([s.location for s in contents.submissions], ["in:1: indicator 1"])
         self.assertEqual(len(contents.refused), 1)
         self.assertEqual(contents.ignored, {"malware": 1})

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.cli.input_files import InputContents, Submission, read_input
+from tbvast.cli.input_files import InputContents, Submission
 from tbvast.cli.publish import (
     MAX_BATCH_BYTES,
     MAX_BATCH_DOCUMENTS,
@@ -121,7 +121,9 @@ class RemovalsTests(SynchronousTestCase):
         """
         An id stands for itself, an observable for the indicator that C{publish} makes.
         """
-        [published] = read_input("in", b"hxxps://Evil.example/a", NOW).submissions
+        contents = InputContents()
+        contents.read("in", b"hxxps://Evil.example/a", NOW)
+        [published] = contents.submissions
         made = make_removals([indicator_id(1), "http://evil[.]example/a"], NOW)
         documents = [json.loads(s.document) for s in made]
         self.assertEqual(

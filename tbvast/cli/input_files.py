@@ -4,24 +4,19 @@ The indicators in input files: STIX documents, or lines of observables.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 
+import attrs
 import msgspec
 
 from tbvast.errors import Invalid, ObservableInvalid, PatternUnmatchable
 from tbvast.stix.admission import admit_indicator
 from tbvast.stix.documents import UNREADABLE
-from tbvast.stix.indicators import (
-    STIX,
-    Indicator,
-    Operation,
-    make_indicator,
-    split_bundle,
-)
+from tbvast.stix.indicators import STIX, Operation, make_indicator, split_bundle
 from tbvast.stix.observables import guess
 from tbvast.stix.pattern_conditions import matchable
 
@@ -29,8 +24,6 @@ SOURCE = "tbvast"
 """
 The label of the indicators made of plain observables.
 """
-
-_BOM = b"\xef\xbb\xbf"
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -58,7 +51,7 @@ class Submission(msgspec.Struct, frozen=True):
         return f"{self.location}: {self.id}"
 
 
-@dataclass
+@attrs.define
 class InputContents:
     """
     The documents found in input files.
@@ -69,38 +62,73 @@ class InputContents:
     @ivar unmatchable: The number of indicators that no engine can match, by reason.
     """
 
-    submissions: list[Submission] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-    unmatchable: Counter[str] = field(default_factory=Counter)
+    submissions: list[Submission] = attrs.field(factory=list)
+    refused: list[str] = attrs.field(factory=list)
+    ignored: Counter[str] = attrs.field(factory=Counter)
+    unmatchable: Counter[str] = attrs.field(factory=Counter)
 
-    def add(self, other: InputContents) -> None:
+    def read(self, name: str, raw: bytes, now: datetime) -> None:
         """
-        Append the contents of another file.
+        Add the documents of an input: a STIX bundle, an object, a list of objects, or lines
+        that are each an object or a plain observable. Invalid parts are listed, not raised.
+
+        @param name: The name of the input, for locations.
+        @param raw: The whole input.
+        @param now: The version of the indicators made of observables.
         """
-        self.submissions += other.submissions
-        self.refused += other.refused
-        self.ignored += other.ignored
-        self.unmatchable += other.unmatchable
+        text = raw.removeprefix(BOM_UTF8)
+        if _is_document(text):
+            indicators = _with_lines(text, self._split(name, text))
+            for number, (line, document) in enumerate(indicators, 1):
+                self._add_object(f"{name}:{line}: indicator {number}", document)
+            return
+        for number, raw_line in enumerate(text.splitlines(), 1):
+            stripped = raw_line.strip()
+            location = f"{name}:{number}"
+            if stripped.startswith(b"{"):
+                for document in self._split(location, stripped):
+                    self._add_object(location, document)
+            elif stripped and not stripped.startswith(b"#"):
+                self._add_observable(location, stripped, now)
 
+    def _split(self, location: str, text: bytes) -> tuple[bytes, ...]:
+        try:
+            bundle = split_bundle(text)
+        except Invalid as e:
+            self.refused.append(f"{location}: {e}")
+            return ()
+        self.ignored.update(bundle.others)
+        return bundle.indicators
 
-def read_input(name: str, raw: bytes, now: datetime) -> InputContents:
-    """
-    Read a STIX bundle, an object, a list of objects, or lines that are each an
-    object or a plain observable.
+    def _add_observable(self, location: str, line: bytes, now: datetime) -> None:
+        try:
+            text = line.decode("utf-8")
+            observable = guess(text)
+        except UnicodeDecodeError:
+            self.refused.append(f"{location}: {ObservableInvalid('observable', line, 'UTF-8')}")
+        except Invalid as e:
+            self.refused.append(f"{location}: {e}")
+        else:
+            document = make_indicator(observable, now=now, source=SOURCE, original=text)
+            self.submissions.append(Submission(location, document, admit_indicator(document).id))
 
-    @param name: The name of the input, for locations.
-    @param raw: The whole input.
-    @param now: The version of the indicators made of observables.
-    @return: The contents; invalid parts are listed, not raised.
-    """
-    contents = InputContents()
-    text = raw.removeprefix(_BOM)
-    if _is_document(text):
-        _read_document(contents, name, text)
-    else:
-        _read_lines(contents, name, text, now)
-    return contents
+    def _add_object(self, location: str, document: bytes) -> None:
+        try:
+            indicator = admit_indicator(document)
+        except Invalid as e:
+            self.refused.append(f"{location}: {e}")
+            return
+        removes = indicator.operation is Operation.REMOVE
+        self.submissions.append(Submission(location, indicator.raw, indicator.id, removes))
+        if removes:
+            return
+        if indicator.pattern_type != STIX:
+            self.unmatchable[f"pattern type {indicator.pattern_type}"] += 1
+            return
+        try:
+            matchable(indicator.pattern or "")
+        except PatternUnmatchable as e:
+            self.unmatchable[e.reason] += 1
 
 
 def _is_document(text: bytes) -> bool:
@@ -113,20 +141,11 @@ def _is_document(text: bytes) -> bool:
     if start[:1] != b"{":
         return False
     first, _, rest = text.lstrip().partition(b"\n")
-    return not rest.strip() or not _is_object(first)
-
-
-def _is_object(line: bytes) -> bool:
-    with suppress(*UNREADABLE):
-        msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        return True
-    return False
-
-
-def _read_document(contents: InputContents, name: str, text: bytes) -> None:
-    indicators = _split_indicators(contents, name, text)
-    for number, (line, document) in enumerate(_with_lines(text, indicators), 1):
-        _read_object(contents, f"{name}:{line}: indicator {number}", document)
+    if rest.strip():
+        with suppress(*UNREADABLE):
+            msgspec.json.decode(first, type=dict[str, msgspec.Raw])
+            return False
+    return True
 
 
 def _with_lines(text: bytes, documents: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
@@ -141,71 +160,3 @@ def _with_lines(text: bytes, documents: tuple[bytes, ...]) -> Iterator[tuple[int
         yield line, document
         line += document.count(b"\n")
         seen = start + len(document)
-
-
-def _read_lines(contents: InputContents, name: str, text: bytes, now: datetime) -> None:
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        location = f"{name}:{number}"
-        if not line or line.startswith(b"#"):
-            continue
-        if line.startswith(b"{"):
-            for document in _split_indicators(contents, location, line):
-                _read_object(contents, location, document)
-        else:
-            _read_observable(contents, location, line, now)
-
-
-def _split_indicators(contents: InputContents, location: str, text: bytes) -> tuple[bytes, ...]:
-    try:
-        bundle = split_bundle(text)
-    except Invalid as e:
-        contents.refused.append(f"{location}: {e}")
-        return ()
-    contents.ignored.update(bundle.others)
-    return bundle.indicators
-
-
-def _read_observable(contents: InputContents, location: str, line: bytes, now: datetime) -> None:
-    try:
-        text = line.decode("utf-8")
-        observable = guess(text)
-    except UnicodeDecodeError:
-        contents.refused.append(f"{location}: {ObservableInvalid('observable', line, 'UTF-8')}")
-    except Invalid as e:
-        contents.refused.append(f"{location}: {e}")
-    else:
-        document = make_indicator(observable, now=now, source=SOURCE, original=text)
-        contents.submissions.append(Submission(location, document, admit_indicator(document).id))
-
-
-def _read_object(contents: InputContents, location: str, document: bytes) -> None:
-    try:
-        indicator = admit_indicator(document)
-    except Invalid as e:
-        contents.refused.append(f"{location}: {e}")
-        return
-    contents.submissions.append(
-        Submission(location, indicator.raw, indicator.id, indicator.operation is Operation.REMOVE)
-    )
-    reason = unmatchable_reason(indicator)
-    if reason is not None:
-        contents.unmatchable[reason] += 1
-
-
-def unmatchable_reason(indicator: Indicator) -> str | None:
-    """
-    The reason why no engine can match an indicator.
-
-    @return: A phrase that is the same for all such indicators; C{None} if an engine can
-        match it, or if it is a removal.
-    """
-    if indicator.operation is Operation.REMOVE:
-        return None
-    if indicator.pattern_type != STIX:
-        return f"pattern type {indicator.pattern_type}"
-    try:
-        matchable(indicator.pattern or "")
-    except PatternUnmatchable as e:
-        return e.reason
-    return None

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 from twisted.internet.task import deferLater
 
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
-from tbvast.cli.input_files import SOURCE, InputContents, Submission, read_input
+from tbvast.cli.input_files import SOURCE, InputContents, Submission
 from tbvast.cli.keys import KeyFiles
 from tbvast.cli.terminal import Screen
 from tbvast.errors import (
@@ -65,8 +66,6 @@ RETRY_SECONDS = 0.05
 The interval at which a document is sent again that a Threat Bus did not accept.
 """
 
-INPUT_NAME = "standard input"
-
 NOT_SENT = "not sent"
 SENT = "sent"
 REFUSED = "refused"
@@ -83,23 +82,21 @@ _PROBLEMS = {
 }
 
 
+@attrs.define(eq=False)
 class Tally:
     """
     The outcomes of documents.
 
+    @param good: The outcomes that count as success.
+    @param words: The words for outcomes that are not called by their names.
     @ivar outcomes: The number of documents with each outcome.
     @ivar lines: For each unsuccessful document, a line that begins with its location.
     """
 
-    def __init__(self, good: Iterable[str], words: dict[str, str] | None = None) -> None:
-        """
-        @param good: The outcomes that count as success.
-        @param words: The words for outcomes that are not called by their names.
-        """
-        self.outcomes: Counter[str] = Counter()
-        self.lines: list[str] = []
-        self._good = frozenset(good)
-        self._words = words or {}
+    _good: Collection[str]
+    _words: Mapping[str, str] = attrs.field(factory=dict)
+    outcomes: Counter[str] = attrs.field(init=False, factory=Counter)
+    lines: list[str] = attrs.field(init=False, factory=list)
 
     def refuse(self, line: str) -> None:
         """
@@ -128,20 +125,17 @@ class Tally:
         """
         Whether every document was successful.
         """
-        return not any(
-            count for outcome, count in self.outcomes.items() if outcome not in self._good
-        )
+        return all(outcome in self._good for outcome in +self.outcomes)
 
     def __str__(self) -> str:
+        total = self.outcomes.total()
+        if not total:
+            return "0 indicators"
         counted = ", ".join(
             f"{count} {self._words.get(outcome, outcome)}"
-            for outcome, count in self.outcomes.items()
-            if count
+            for outcome, count in (+self.outcomes).items()
         )
-        total = self.outcomes.total()
-        return (
-            f"{total} indicator{'' if total == 1 else 's'}: {counted}" if total else "0 indicators"
-        )
+        return f"{total} indicator{'' if total == 1 else 's'}: {counted}"
 
 
 def split_batches(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
@@ -172,9 +166,9 @@ def read_inputs(names: Sequence[str], now: datetime) -> InputContents:
     contents = InputContents()
     for name in names:
         if name == "-":
-            contents.add(read_input(INPUT_NAME, sys.stdin.buffer.read(), now))
+            contents.read("standard input", sys.stdin.buffer.read(), now)
         else:
-            contents.add(read_input(name, read_file(name, "FILE"), now))
+            contents.read(name, read_file(name, "FILE"), now)
     return contents
 
 
@@ -191,21 +185,17 @@ def make_removals(names: Sequence[str], now: datetime) -> list[Submission]:
     for name in names:
         match = STIX_ID.fullmatch(name)
         if match is None:
-            id = _id_of_observable(name, now)
+            try:
+                observable = guess(name)
+            except ObservableInvalid as e:
+                raise SettingsInvalid("ID", name, "indicator--UUID, or an observable") from e
+            id = decode_indicator(make_indicator(observable, now=now, source=SOURCE)).id
         elif match[1] == "indicator":
             id = name
         else:
             raise SettingsInvalid("ID", name, "the id of an indicator: indicator--UUID")
         submissions.append(Submission(name, removal(id, now), id, removes=True))
     return submissions
-
-
-def _id_of_observable(text: str, now: datetime) -> str:
-    try:
-        observable = guess(text)
-    except ObservableInvalid as e:
-        raise SettingsInvalid("ID", text, "indicator--UUID, or an observable") from e
-    return decode_indicator(make_indicator(observable, now=now, source=SOURCE)).id
 
 
 def summary_lines(tally: Tally, contents: InputContents) -> Iterator[str]:
@@ -287,14 +277,10 @@ async def _send_and_report(
     allow_unacknowledged: bool,
 ) -> bool:
     """
-    Send documents, and write their outcomes.
-
     @param tally: Counts every document; those left over after an error as not sent.
     @param allow_unacknowledged: Whether they may go to the sub endpoint of a Threat Bus, which
         does not acknowledge them.
     @return: Whether every document was successful.
-    @raise BusUnreachable: If the bus does not answer.
-    @raise BusRefused: If the bus accepts none.
     """
     submissions = contents.submissions
     counted = tally.outcomes.total()
@@ -325,9 +311,6 @@ async def _send_and_report(
 
 
 async def _acknowledges_documents(client: ManageClient) -> bool:
-    """
-    Whether the bus knows the publish request.
-    """
     reply = await client.ask(manage.encode_status())
     try:
         answer = manage.decode_reply(reply)
