@@ -4,7 +4,7 @@ The command C{tbvast status}: the state of a bus, its subscriptions and engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,8 +20,6 @@ from tbvast.protocol.topics import streams_of
 from tbvast.stix.documents import JsonValue
 from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
-
-_STREAMS = {"INTEL": "intel", "SIGHTING": "sighting"}
 
 
 def value_at(document: JsonValue, *path: str) -> JsonValue:
@@ -100,14 +98,15 @@ def plain_lines(status: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
 
 def tables(status: JsonValue, bus: str) -> Iterator[Table]:
     """
-    The tables of a status.
-
     @param bus: The name of the bus.
+    @return: The tables of a status.
     """
     yield _bus(status, bus)
     newest = value_at(status, "set_aside", "newest")
     if newest:
-        yield _set_aside(value_at(status, "set_aside", "count"), format_value(newest))
+        title = f"{format_value(value_at(status, 'set_aside', 'count'))} set aside"
+        columns = ("the newest: where it failed, and why",)
+        yield _table(title, columns, [[format_value(newest)]])
     subscriptions = list_at(status, "subscriptions")
     if subscriptions:
         yield _subscriptions(subscriptions)
@@ -120,7 +119,12 @@ def tables(status: JsonValue, bus: str) -> Iterator[Table]:
             yield _unmatched(format_value(value_at(each, "name")), listed)
 
 
-def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Collection[str] = (),
+) -> Table:
     table = Table(
         title=escaped_text(title, "bold"),
         title_justify="left",
@@ -133,21 +137,25 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
         table.add_column(
             escaped_text(column), justify="right" if column in numbers else "left", overflow="fold"
         )
+    for row in rows:
+        table.add_row(*map(escaped_text, row))
     return table
 
 
 def _bus(status: JsonValue, bus: str) -> Table:
-    table = _table(f"Bus {bus}", "", "indicators", "sightings", numbers=("indicators", "sightings"))
+    rows = []
+    for name, *paths in _BUS_ROWS:
+        values = [value_at(status, *path) if path else None for path in paths]
+        if any(values) or name in _BUS_ALWAYS:
+            rows.append([name, *map(format_value, values)])
+    numbers = ("indicators", "sightings")
+    table = _table(f"Bus {bus}", ("", *numbers), rows, numbers)
     table.caption = escaped_text(
         f"tbvast {format_value(value_at(status, 'version'))},"
         f" up for {format_duration(value_at(status, 'uptime'))},"
         f" {format_value(value_at(status, 'journal', 'head'))} entries in the journal"
     )
     table.caption_justify = "left"
-    for name, *paths in _BUS_ROWS:
-        values = [value_at(status, *path) if path else None for path in paths]
-        if any(values) or name in _BUS_ALWAYS:
-            table.add_row(escaped_text(name), *map(escaped_text, map(format_value, values)))
     return table
 
 
@@ -171,21 +179,11 @@ _BUS_ROWS: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
 )
 
 
-def _set_aside(count: JsonValue, newest: str) -> Table:
-    table = _table(f"{format_value(count)} set aside", "the newest: where it failed, and why")
-    table.add_row(escaped_text(newest))
-    return table
-
-
 def _subscriptions(subscriptions: Sequence[JsonValue]) -> Table:
     numbers = ("queued", "sent", "dropped")
-    table = _table(
-        f"{len(subscriptions)} subscriptions",
-        *("name", "streams", "dialect", "receives", "silent", *numbers),
-        numbers=numbers,
-    )
-    for each in subscriptions:
-        cells = (
+    columns = ("name", "streams", "dialect", "receives", "silent", *numbers)
+    rows = (
+        (
             format_value(value_at(each, "name")),
             _streams(list_at(each, "topics")),
             format_value(value_at(each, "dialect")),
@@ -193,13 +191,14 @@ def _subscriptions(subscriptions: Sequence[JsonValue]) -> Table:
             format_duration(value_at(each, "silent")),
             *(format_value(value_at(each, number)) for number in numbers),
         )
-        table.add_row(*map(escaped_text, cells))
-    return table
+        for each in subscriptions
+    )
+    return _table(f"{len(subscriptions)} subscriptions", columns, rows, numbers)
 
 
 def _streams(topics: Sequence[JsonValue]) -> str:
     streams = streams_of(topic for topic in topics if isinstance(topic, str))
-    return ", ".join(sorted(_STREAMS[stream.name] for stream in streams)) or "-"
+    return ", ".join(sorted(stream.name.lower() for stream in streams)) or "-"
 
 
 _ENGINE_ROWS = (
@@ -230,11 +229,21 @@ _ENGINE_ROWS = (
 
 
 def _engines(subscriptions: Sequence[JsonValue]) -> Table:
-    table = _table("Bridges", "", *(format_value(value_at(each, "name")) for each in subscriptions))
-    for label, *path in _ENGINE_ROWS:
-        cells = [format_value(value_at(each, "report", *path)) for each in subscriptions]
-        table.add_row(label, *map(escaped_text, cells))
-    return table
+    names = [format_value(value_at(each, "name")) for each in subscriptions]
+    rows = (
+        [label, *(format_value(value_at(each, "report", *path)) for each in subscriptions)]
+        for label, *path in _ENGINE_ROWS
+    )
+    return _table("Bridges", ("", *names), rows)
+
+
+def _unmatched(bridge: str, listed: Mapping[str, JsonValue]) -> Table:
+    rows = (
+        (id, "; ".join(map(str, reasons)) if isinstance(reasons, list) else format_value(reasons))
+        for id, reasons in listed.items()
+    )
+    title = f"Not matched by {bridge}, or not all of it: the newest"
+    return _table(title, ("indicator", "why"), rows)
 
 
 async def status(
@@ -276,11 +285,3 @@ async def status(
         for path, value in plain_lines(answer):
             screen.write_line(path, value)
     return True
-
-
-def _unmatched(bridge: str, listed: Mapping[str, JsonValue]) -> Table:
-    table = _table(f"Not matched by {bridge}, or not all of it: the newest", "indicator", "why")
-    for id, reasons in listed.items():
-        why = "; ".join(map(str, reasons)) if isinstance(reasons, list) else format_value(reasons)
-        table.add_row(escaped_text(id), escaped_text(why))
-    return table
