@@ -214,7 +214,6 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
     Run a command. It is cancelled when the reactor stops, e.g. on Ctrl-C.
 
     @param screen: The streams for its output and errors.
-    @param command: The command.
     @return: The exit status.
     """
     running = Deferred.fromCoroutine(command(reactor, screen))
@@ -241,25 +240,24 @@ async def run(reactor: Any, screen: Screen, command: Command) -> int:
         ended.callback(None)
 
 
-async def _run(reactor: Any, screen: Screen, command: Command) -> NoReturn:
-    use_monotonic_time(reactor)
-    raise SystemExit(await run(reactor, screen, command))
-
-
 def run_process(command: Command) -> NoReturn:
     """
     Run a command in this process: with a reactor, the standard streams and the log.
 
-    @param command: The command.
     @raise SystemExit: Always, with the exit status.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     screen = Screen(sys.stdout, sys.stderr)
+
+    async def run_and_exit(reactor: Any) -> NoReturn:
+        use_monotonic_time(reactor)
+        raise SystemExit(await run(reactor, screen, command))
+
     globalLogBeginner.beginLoggingTo([TerminalLogObserver(screen)], redirectStandardIO=False)
     try:
-        react(partial(_run, screen=screen, command=command))
+        react(run_and_exit)
     except KeyboardInterrupt:  # before the reactor handled the signal
         raise SystemExit(INTERRUPTED) from None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import attrs
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -56,16 +57,15 @@ def _escape_in_json(character: str) -> str:
 
 
 @implementer(ILogObserver)
+@attrs.define(eq=False)
 class TerminalLogObserver:
     """
     Writes log events to standard error, one line each: warnings and above.
+
+    @param screen: The streams of the command.
     """
 
-    def __init__(self, screen: Screen) -> None:
-        """
-        @param screen: The streams of the command.
-        """
-        self._screen = screen
+    _screen: Screen
 
     def __call__(self, event: LogEvent) -> None:
         if event["log_level"] >= LogLevel.warn:

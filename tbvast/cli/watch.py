@@ -4,6 +4,7 @@ The command C{tbvast watch}: indicators and sightings as they arrive.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import tzinfo
 from typing import Any
@@ -18,14 +19,13 @@ from tbvast.cli.terminal import Screen, escape_controls
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
-from tbvast.stix.documents import JsonObject, JsonValue, from_microseconds, timestamp
+from tbvast.stix.documents import JsonObject, from_microseconds, json_object, timestamp
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.pattern_conditions import matchable
-from tbvast.stix.sightings import Sighting
 from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory
 
-STREAMS: Mapping[str, Stream] = {"intel": Stream.INTEL, "sighting": Stream.SIGHTING}
+STREAMS: Mapping[str, Stream] = {stream.name.lower(): stream for stream in Stream}
 """
 The streams, by the names that users give them.
 """
@@ -77,40 +77,33 @@ class Row(msgspec.Struct, frozen=True):
     id: str
 
 
-class _SightingProperties(msgspec.Struct):
-    """
-    The properties of a sighting that only some sightings have.
-    """
-
-    x_threatbus_indicator_value: JsonValue = None
-    x_threatbus_indicator_values: JsonValue = None
-    x_threatbus_match_type: JsonValue = None
-    x_threatbus_sighting_context: JsonValue = None
-
-
-_decoder = msgspec.json.Decoder(_SightingProperties)
-
-
 def make_row(item: Item) -> Row:
     """
     Extract the columns of a message.
     """
-    if isinstance(item, Sighting):
-        return _sighting(item)
+    if isinstance(item, Indicator):
+        return Row(
+            time=item.modified,
+            kind="indicator",
+            action=item.operation.value,
+            value=_values(item),
+            event="",
+            id=item.id,
+        )
+    document = json_object(item.raw)
+    context = document.get("x_threatbus_sighting_context")
     return Row(
-        time=item.modified,
-        kind="indicator",
-        action=item.operation.value,
-        value=_values(item),
-        event="",
-        id=item.id,
+        time=item.last_seen or 0,
+        kind="sighting",
+        action=_text(document.get("x_threatbus_match_type")),
+        value=_joint_values(document.get("x_threatbus_indicator_values"))
+        or _text(document.get("x_threatbus_indicator_value")),
+        event=describe_event(context) if isinstance(context, dict) else "",
+        id=item.indicator,
     )
 
 
 def _values(indicator: Indicator) -> str:
-    """
-    The observables of an indicator, or its pattern if it has none.
-    """
     pattern = indicator.pattern or ""
     if indicator.pattern_type != STIX or not pattern:
         return pattern
@@ -122,20 +115,6 @@ def _values(indicator: Indicator) -> str:
     if len(terms) > MAX_LISTED_VALUES:
         values.append(f"and {len(terms) - MAX_LISTED_VALUES} more")
     return ", ".join(values)
-
-
-def _sighting(sighting: Sighting) -> Row:
-    document = _decoder.decode(sighting.raw)
-    context = document.x_threatbus_sighting_context
-    return Row(
-        time=sighting.last_seen or 0,
-        kind="sighting",
-        action=_text(document.x_threatbus_match_type),
-        value=_joint_values(document.x_threatbus_indicator_values)
-        or _text(document.x_threatbus_indicator_value),
-        event=describe_event(context) if isinstance(context, dict) else "",
-        id=sighting.indicator,
-    )
 
 
 def _joint_values(values: object) -> str:
@@ -229,7 +208,7 @@ class MessagePrinter:
         self.done: Deferred[None] = Deferred()
         self._screen = screen
         self._json = as_json
-        self._left: int | None = count if count else None
+        self._left = count or math.inf
         self._header_written = False
         self._seen: dict[tuple[str, int], None] = {}
 
@@ -241,14 +220,13 @@ class MessagePrinter:
             return
         try:
             for item in items:
-                if self._left != 0 and self._is_new(item):
+                if self._left and self._is_new(item):
                     self._write(item)
-                    if self._left is not None:
-                        self._left -= 1
+                    self._left -= 1
         except OSError:
             self.done.errback()
             return
-        if self._left == 0:
+        if not self._left:
             self.done.callback(None)
 
     def _is_new(self, item: Item) -> bool:
