@@ -18,9 +18,9 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import msgspec
 
-from tbvast.engines.error_text import error_summary
 from tbvast.errors import (
     EngineCallFailed,
     EngineInterrupted,
@@ -30,6 +30,7 @@ from tbvast.errors import (
 )
 from tbvast.service.child_process import Exit, append_tail, ending_signals, launch_command
 from tbvast.service.lines import LineBuffer
+from tbvast.values import Match
 
 READ_BYTES = 1 << 18
 """
@@ -46,6 +47,11 @@ MAX_STDERR_BYTES = 1 << 14
 The most bytes of a command's standard error that are kept: the last ones.
 """
 
+MAX_ERROR_CHARACTERS = 300
+"""
+The most characters of a command's message that an error repeats.
+"""
+
 TERM_GRACE_SECONDS = (0.3, 0.5)
 """
 Seconds that a command has to end after each SIGTERM. The second signal makes it hurry; if
@@ -53,6 +59,10 @@ it were killed instead, it would delay the end of its node by 11 s.
 """
 
 _UNREACHABLE = re.compile(r"failed to connect to|cannot_connect_to_node|broken_promise")
+
+# PyVAST would log the whole input of a command.
+_SILENT = logging.Logger("pyvast", logging.CRITICAL)
+_SILENT.addHandler(logging.NullHandler())
 
 T = TypeVar("T")
 CallType = TypeVar("CallType", bound="Waiter")
@@ -75,13 +85,15 @@ class Waiter:
     Blocks a worker thread until something happens; another thread can interrupt that.
 
     All methods except L{stop} belong to one thread.
+
+    @ivar name: The name of the call in errors.
     """
 
     def __init__(self, name: str) -> None:
         """
         @param name: The name of the call in errors.
         """
-        self._name = name
+        self.name = name
         self._runner = asyncio.Runner(loop_factory=_Loop)
         self._loop = self._runner.get_loop()
         self._stopped = self._loop.create_future()
@@ -144,7 +156,7 @@ class Waiter:
         task.cancel()
         await asyncio.wait({task})
         if self._stopped.done():
-            raise EngineInterrupted(self._name)
+            raise EngineInterrupted(self.name)
         raise TimeoutError
 
     def stop(self) -> None:
@@ -153,11 +165,7 @@ class Waiter:
         L{EngineInterrupted}. Thread-safe.
         """
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(self._stop)
-
-    def _stop(self) -> None:
-        if not self._stopped.done():
-            self._stopped.set_result(None)
+            self._loop.call_soon_threadsafe(self._stopped.cancel)
 
     def close(self) -> None:
         """
@@ -166,33 +174,26 @@ class Waiter:
         self._runner.close()
 
 
+@attrs.define(eq=False)
 class Commands:
     """
     Runs an engine's command with varying arguments.
 
     All methods are thread-safe. Each call belongs to the thread that makes it.
+
+    @param binary: The path of the command.
+    @param endpoint: The node to ask, C{HOST:PORT}.
+    @param options: The options that precede the arguments of each call.
+    @param parent: The commands whose interruption interrupts these, too.
     """
 
-    def __init__(
-        self,
-        binary: str,
-        endpoint: str,
-        options: Sequence[str] = (),
-        parent: Commands | None = None,
-    ) -> None:
-        """
-        @param binary: The path of the command.
-        @param endpoint: The node to ask, C{HOST:PORT}.
-        @param options: The options that precede the arguments of each call.
-        @param parent: The commands whose interruption interrupts these, too.
-        """
-        self.binary = binary
-        self.endpoint = endpoint
-        self._options = tuple(options)
-        self._parent = parent
-        self._lock = threading.Lock()
-        self._calls: set[Waiter] = set()
-        self._interrupted = False
+    _binary: str
+    _endpoint: str
+    _options: Sequence[str] = ()
+    _parent: Commands | None = None
+    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    _calls: set[Waiter] = attrs.field(init=False, factory=set)
+    _interrupted: bool = attrs.field(init=False, default=False)
 
     def run(
         self, name: str, arguments: Sequence[str], stdin: str = "", *, timeout: float
@@ -261,14 +262,14 @@ class Commands:
 
         @raise EngineInterrupted: If L{interrupt} was called.
         """
-        with self._entered(Waiter(name), name) as waiter:
+        with self._entered(Waiter(name)) as waiter:
             yield waiter
 
     def child(self) -> Commands:
         """
         @return: The same command, for calls that can be interrupted separately.
         """
-        return Commands(self.binary, self.endpoint, self._options, self)
+        return Commands(self._binary, self._endpoint, self._options, self)
 
     def interrupt(self) -> None:
         """
@@ -288,34 +289,35 @@ class Commands:
 
     @contextlib.contextmanager
     def _call(self, name: str, arguments: Sequence[str], timeout: float | None) -> Iterator[_Call]:
-        if shutil.which(self.binary) is None:  # else PyVAST would ask Docker for it
-            raise EngineMissing(f"the engine's command no longer exists: {self.binary}")
-        with self._entered(_Call(name, self.endpoint, timeout), name) as call:
+        if shutil.which(self._binary) is None:  # else PyVAST would ask Docker for it
+            raise EngineMissing(f"the engine's command no longer exists: {self._binary}")
+        with self._entered(_Call(name, self._endpoint, timeout)) as call:
             call.start(self._vast(arguments))
             yield call
 
     @contextlib.contextmanager
-    def _entered(self, call: CallType, name: str) -> Iterator[CallType]:
+    def _entered(self, call: CallType) -> Iterator[CallType]:
         try:
-            self._enter(call, name)
+            for commands in self._lineage():
+                with commands._lock:
+                    if commands._interrupted:
+                        raise EngineInterrupted(call.name)
+                    commands._calls.add(call)
             yield call
         finally:
-            self._leave(call)
+            for commands in self._lineage():
+                with commands._lock:
+                    commands._calls.discard(call)
             call.close()
 
-    def _enter(self, call: Waiter, name: str) -> None:
-        if self._parent is not None:
-            self._parent._enter(call, name)
-        with self._lock:
-            if self._interrupted:
-                raise EngineInterrupted(name)
-            self._calls.add(call)
-
-    def _leave(self, call: Waiter) -> None:
-        with self._lock:
-            self._calls.discard(call)
-        if self._parent is not None:
-            self._parent._leave(call)
+    def _lineage(self) -> Iterator[Commands]:
+        """
+        Yield these commands, their parent, and so on.
+        """
+        commands: Commands | None = self
+        while commands is not None:
+            yield commands
+            commands = commands._parent
 
     def _vast(self, arguments: Sequence[str]) -> Any:
         """
@@ -328,18 +330,44 @@ class Commands:
             raise EngineMissing(
                 f"PyVAST cannot be imported: {e}; from Python 3.12 on it needs setuptools"
             ) from None
-        vast = VAST(binary=self.binary, endpoint=self.endpoint, logger=_quiet())
+        vast = VAST(binary=self._binary, endpoint=self._endpoint, logger=_SILENT)
         vast.call_stack += [*self._options, *arguments]
         return vast
 
 
-def _quiet() -> logging.Logger:
+class InterruptibleIterator(Iterator[list[Match]]):
     """
-    @return: A silent logger for PyVAST, which would log the whole input of a command.
+    An iterator over matches that any thread may close, even while another thread waits for its
+    next item.
     """
-    logger = logging.Logger("pyvast", logging.CRITICAL)
-    logger.addHandler(logging.NullHandler())
-    return logger
+
+    def __init__(
+        self,
+        commands: Commands,
+        search: Callable[[Commands], Generator[list[Match], None, None]],
+    ) -> None:
+        """
+        @param commands: The parent of the commands that are run for this iterator only.
+        @param search: Yields the matches, and runs the given commands for them.
+        """
+        self._commands = commands.child()
+        self._items = search(self._commands)
+        self._consumer: int | None = None
+
+    def __next__(self) -> list[Match]:
+        self._consumer = threading.get_ident()
+        return next(self._items)
+
+    def close(self) -> None:
+        """
+        End the search.
+
+        If another thread consumes it, this only requests the end: that thread gets
+        L{EngineInterrupted} from the current or the next item.
+        """
+        self._commands.interrupt()
+        if self._consumer in (None, threading.get_ident()):
+            self._items.close()
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -351,9 +379,6 @@ class _Loop(asyncio.SelectorEventLoop):
     async def subprocess_exec(
         self, protocol_factory: Callable[[], Any], program: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """
-        Start a process.
-        """
         kwargs["stdin"] = asyncio.subprocess.PIPE
         command = launch_command(shutil.which(program) or program, args)
         return await super().subprocess_exec(protocol_factory, *command, **kwargs)
@@ -365,32 +390,22 @@ class _Call(Waiter):
     """
 
     def __init__(self, name: str, endpoint: str, timeout: float | None) -> None:
-        """
-        @param name: The name of the call in errors.
-        @param endpoint: The node, C{HOST:PORT}.
-        @param timeout: The most seconds for the call; C{None} is unlimited.
-        """
         super().__init__(name)
         self._endpoint = endpoint
-        self._timeout = timeout
-        self._deadline: float | None = None
-        if timeout is not None:
-            self.set_timeout(timeout)
+        self.set_timeout(timeout)
         self._stderr = b""
         self._process: Any = None
 
-    def set_timeout(self, timeout: float) -> None:
+    def set_timeout(self, timeout: float | None) -> None:
         """
-        Set the time limit, counted from now.
+        Set the time limit, counted from now; C{None} is unlimited.
         """
         self._timeout = timeout
-        self._deadline = self._loop.time() + timeout
+        self._deadline = None if timeout is None else self._loop.time() + timeout
 
     def start(self, vast: Any) -> None:
         """
-        Start the command.
-
-        @param vast: A C{pyvast.VAST} with its arguments.
+        @param vast: A C{pyvast.VAST} with the command's arguments.
         """
         self._process = self._runner.run(vast.exec())
         # Without this, write() would return before the text is in the pipe.
@@ -419,9 +434,6 @@ class _Call(Waiter):
         return True
 
     def end_input(self) -> None:
-        """
-        Close the command's input.
-        """
         self._process.stdin.close()
 
     def batches(self) -> Iterator[list[bytes]]:
@@ -430,7 +442,7 @@ class _Call(Waiter):
         """
         buffer = LineBuffer()
         while chunk := self._wait(self._process.stdout.read(READ_BYTES)):
-            if lines := add_lines(self._name, buffer, chunk):
+            if lines := add_lines(self.name, buffer, chunk):
                 yield lines
         if rest := buffer.take_rest():
             yield [rest]
@@ -455,14 +467,14 @@ class _Call(Waiter):
             return said[said.index("warning:") :] if "warning:" in said else ""
         if _UNREACHABLE.search(said):
             raise EngineUnreachable(self._endpoint, error_summary(said))
-        raise EngineCallFailed(self._name, error_summary(said) or str(Exit.of(status)))
+        raise EngineCallFailed(self.name, error_summary(said) or str(Exit.of(status)))
 
     def _wait(self, awaitable: Awaitable[T]) -> T:
         left = None if self._deadline is None else max(0.0, self._deadline - self._loop.time())
         try:
             return self.wait(awaitable, left)
         except TimeoutError:
-            raise EngineTimeout(self._name, self._timeout or 0.0) from None
+            raise EngineTimeout(self.name, self._timeout or 0.0) from None
 
     def close(self) -> None:
         """
@@ -496,3 +508,29 @@ def add_lines(name: str, buffer: LineBuffer, chunk: bytes) -> list[bytes]:
     if buffer.size > MAX_LINE_BYTES:
         raise EngineCallFailed(name, f"a line is longer than {MAX_LINE_BYTES} bytes")
     return lines
+
+
+def error_summary(text: str) -> str:
+    """
+    Summarise the standard error of a command in one bounded line: from its last error on, else
+    from its first warning on, else as a whole.
+    """
+    start = max(text.rfind("error: "), 0) or max(text.find("warning: "), 0)
+    line = " ".join(text[start:].split())
+    return line if len(line) <= MAX_ERROR_CHARACTERS else f"{line[:MAX_ERROR_CHARACTERS]}…"
+
+
+def decode_json(text: bytes | str, kind: type[T]) -> T:
+    """
+    Decode JSON that an engine has written, whose texts need not be UTF-8.
+
+    An engine imports texts in other encodings, from CSV or syslog for example, and exports their
+    bytes unchanged. Such an event must not stop the match of all other events: invalid bytes are
+    replaced.
+
+    @param kind: The type of the result.
+    @raise msgspec.MsgspecError: If C{text} is malformed, or of another type.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return msgspec.json.decode(text, type=kind)

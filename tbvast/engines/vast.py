@@ -16,9 +16,7 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.interruptible import InterruptibleIterator
-from tbvast.engines.json_text import decode_json
-from tbvast.engines.pyvast_calls import Commands
+from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator, decode_json
 from tbvast.engines.search_budget import SearchBudget
 from tbvast.errors import EngineCallFailed, EngineTimeout, EngineUnsupported
 from tbvast.interfaces import IEngine
@@ -159,9 +157,8 @@ class VastEngine:
         timeout: float,
         since: float | None = None,
     ) -> Iterator[list[Match]]:
-        commands = self._commands.child()
         return InterruptibleIterator(
-            self._search(commands, entries, limit, timeout), commands.interrupt
+            self._commands, lambda commands: self._search(commands, entries, limit, timeout)
         )
 
     def _search(
@@ -198,8 +195,9 @@ class VastEngine:
         return self._export
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
-        commands = self._commands.child()
-        return InterruptibleIterator(self._watch(commands, progress), commands.interrupt)
+        return InterruptibleIterator(
+            self._commands, lambda commands: self._watch(commands, progress)
+        )
 
     def _watch(
         self, commands: Commands, progress: Callable[[Progress], None]

@@ -25,8 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import tbvast
 from tbvast.engines import pyvast_calls
-from tbvast.engines.error_text import error_summary
-from tbvast.engines.pyvast_calls import Commands
+from tbvast.engines.pyvast_calls import Commands, error_summary
 from tbvast.engines.threads import EngineThreads
 from tbvast.engines.vast import VastEngine
 from tbvast.errors import (

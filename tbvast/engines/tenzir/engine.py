@@ -14,19 +14,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.error_text import error_summary
-from tbvast.engines.interruptible import InterruptibleIterator
-from tbvast.engines.pyvast_calls import Commands, Result
+from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator, Result, error_summary
 from tbvast.engines.search_budget import SearchBudget
 from tbvast.engines.tenzir import pipelines, rows
-from tbvast.engines.tenzir.answers import decode_answer
 from tbvast.engines.tenzir.feeds import (
     PAGE_EVENTS,
     Feed,
@@ -36,7 +32,7 @@ from tbvast.engines.tenzir.feeds import (
     pipeline_names,
 )
 from tbvast.engines.tenzir.markers import PULSE_SECONDS, Markers
-from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, NodeCalls
+from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, NodeCalls, decode_answer
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -207,8 +203,8 @@ class TenzirEngine:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
         try:
             # The command's own `version` does not ask the node.
-            reply = NodeCalls(self._commands, "identify").ask(pipelines.ping_node())
-            version = decode_answer("identify", reply, _Pong).version
+            node = NodeCalls(self._commands, "identify")
+            version = node.ask(pipelines.ping_node(), _Pong).version
         except EngineCallFailed as e:
             # The protocol between command and node differs between versions.
             if "unexpected_message" in e.reason:
@@ -265,9 +261,9 @@ class TenzirEngine:
         timeout: float,
         since: float | None = None,
     ) -> Iterator[list[Match]]:
-        commands = self._commands.child()
-        found = self._search(commands, entries, limit, timeout, since)
-        return InterruptibleIterator(found, commands.interrupt)
+        return InterruptibleIterator(
+            self._commands, lambda commands: self._search(commands, entries, limit, timeout, since)
+        )
 
     def _search(
         self,
@@ -346,17 +342,20 @@ class TenzirEngine:
                 NodeCalls(self._commands, "find").end(stream)
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
-        commands = self._commands.child()
-        return InterruptibleIterator(self._watch(commands, progress), commands.interrupt)
+        return InterruptibleIterator(
+            self._commands, lambda commands: self._watch(commands, progress)
+        )
 
     def _watch(
         self, commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
-        self._end_leftovers()
+        # Matches that have ended may have left their pipelines in the node.
+        for left in self._live_directories.iterdir():
+            NodeCalls(self._commands, "watch").end(*pipeline_names(left.name))
+            shutil.rmtree(left, ignore_errors=True)
         if self._local and self._monotonic() >= self._socket_after:
             try:
-                with self._opened(SocketFeed.opened, commands) as feed:
-                    yield from self._follow(feed, progress)
+                yield from self._match(SocketFeed, commands, progress)
             except Unreachable as e:
                 self._socket_after = self._monotonic() + SOCKET_RETRY_SECONDS
                 self._log.info(
@@ -364,31 +363,21 @@ class TenzirEngine:
                     " fetched through the node's endpoint instead.",
                     reason=e.reason,
                 )
-        with self._opened(ServedFeed.opened, commands) as feed:
-            yield from self._follow(feed, progress)
+        yield from self._match(ServedFeed, commands, progress)
 
-    def _end_leftovers(self) -> None:
+    def _match(
+        self, kind: type[Feed], commands: Commands, progress: Callable[[Progress], None]
+    ) -> Generator[list[Match], None, None]:
         """
-        End the pipelines that a killed bridge has left in the node.
-        """
-        for left in self._live_directories.iterdir():
-            NodeCalls(self._commands, "watch").end(*pipeline_names(left.name))
-            shutil.rmtree(left, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _opened(
-        self, opened: Callable[..., AbstractContextManager[Feed]], commands: Commands
-    ) -> Iterator[Feed]:
-        """
-        Start a live match. It has a directory with its name, which is removed when the match
-        has ended, and so records matches that a killed bridge has left in the node.
+        Run a live match. It has a directory with its name, which stays until the next match
+        begins: the bridge may be killed before the pipelines have ended.
         """
         directory = self._live_directories / f"b{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
-        matched = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, directory.name)
-        with opened(commands, self._commands, directory, lambda end: matched + end) as feed:
-            yield feed
-        shutil.rmtree(directory, ignore_errors=True)
+        feed = kind(commands, self._commands, directory)
+        match = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, directory.name)
+        with feed.opened(match):
+            yield from self._follow(feed, progress)
 
     def _follow(
         self, feed: Feed, progress: Callable[[Progress], None]

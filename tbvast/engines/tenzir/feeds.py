@@ -13,17 +13,17 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
+import attrs
 import msgspec
 
 from tbvast.engines.pyvast_calls import READ_BYTES, Commands, Waiter, add_lines
 from tbvast.engines.tenzir import pipelines
-from tbvast.engines.tenzir.answers import Line, decode_answer
 from tbvast.engines.tenzir.markers import Round
-from tbvast.engines.tenzir.node_calls import NodeCalls
+from tbvast.engines.tenzir.node_calls import Line, NodeCalls, decode_answer
 from tbvast.errors import EngineCallFailed
 from tbvast.service.lines import LineBuffer
 
@@ -62,26 +62,6 @@ class _Renewed(msgspec.Struct):
     reset: list[str] = []
 
 
-class Feed(Protocol):
-    """
-    A live match in the node: markers in, matches and markers out.
-    """
-
-    def send(self, markers: Round) -> None:
-        """
-        Import markers.
-
-        @raise EngineCallFailed: If the node does not accept them.
-        """
-
-    def receive(self, wait: float) -> list[str]:
-        """
-        @param wait: The most seconds to wait.
-        @return: The new texts of the match, in order; empty if there are none.
-        @raise EngineCallFailed: If the match has ended.
-        """
-
-
 class Unreachable(EngineCallFailed):
     """
     The node cannot reach a socket of the bridge.
@@ -96,135 +76,140 @@ def pipeline_names(bridge: str) -> tuple[str, str]:
     return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
 
 
-class _LivePipelines:
+@attrs.define(eq=False)
+class Feed:
     """
-    The two pipelines of a live match in the node, which end unless they are renewed.
+    A live match in the node: markers in, matches and markers out. Its two pipelines end unless
+    they are renewed.
 
-    @ivar bridge: The name of the bridge's live match.
-    @ivar names: The names of the match, and of the import of markers.
-    @ivar node: Asks the node.
+    @param commands: Runs the requests of the match.
+    @param owner: Ends the pipelines in the node, even after an interruption of C{commands}.
+    @param directory: An empty directory, whose unique name is also that of the match.
     """
 
-    def __init__(self, commands: Commands, owner: Commands, bridge: str) -> None:
+    _commands: Commands
+    _owner: Commands
+    _directory: Path
+    _renewed: float = attrs.field(init=False, factory=time.monotonic)
+
+    def opened(self, match: str) -> AbstractContextManager[None]:
         """
-        @param commands: Runs the requests of the match.
-        @param owner: Ends the pipelines in the node, even after an interruption of
-            C{commands}.
-        @param bridge: The name of the bridge's live match.
+        Start the match; end it on exit.
+
+        @param match: The pipeline of the match, without a sink.
+        @raise EngineCallFailed: If it is not started.
+        @raise Unreachable: If the node cannot connect to the bridge.
         """
-        self.node = NodeCalls(commands, _WATCH)
-        self.bridge = bridge
-        self.names = pipeline_names(bridge)
-        self._owner = NodeCalls(owner, _WATCH)
-        self._renewed = time.monotonic()
+        raise NotImplementedError
+
+    def send(self, markers: Round) -> None:
+        """
+        Import markers.
+
+        @raise EngineCallFailed: If the node does not accept them.
+        """
+        raise NotImplementedError
+
+    def receive(self, wait: float) -> list[str]:
+        """
+        @param wait: The most seconds to wait.
+        @return: The new texts of the match, in order; empty if there are none.
+        @raise EngineCallFailed: If the match has ended.
+        """
+        raise NotImplementedError
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return pipeline_names(self._directory.name)
+
+    @property
+    def _node(self) -> NodeCalls:
+        return NodeCalls(self._commands, _WATCH)
 
     @contextlib.contextmanager
-    def started(self, match: str, markers: str) -> Iterator[None]:
+    def _running(self, match: str, markers: str) -> Iterator[None]:
         """
         Start the pipelines; end them on exit.
 
         @param match: The pipeline that starts the match.
         @param markers: The pipeline that imports markers.
-        @raise EngineCallFailed: If one is not started.
         """
         try:
-            self.node.start(match)
-            self.node.start(pipelines.start_pipeline(markers, self.names[1], LIFETIME_SECONDS))
+            self._node.start(match)
+            self._node.start(pipelines.start_pipeline(markers, self._names[1], LIFETIME_SECONDS))
             yield
         finally:
-            self._owner.end(*self.names)
+            NodeCalls(self._owner, _WATCH).end(*self._names)
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """
-        Extend their lifetime, if it is due.
-
-        @raise EngineCallFailed: If one has ended.
+        Extend the pipelines' lifetime, if it is due.
         """
         if time.monotonic() - self._renewed < RENEWAL_SECONDS:
             return
-        reply = self.node.ask(pipelines.renew_pipelines(self.names))
-        if set(decode_answer(_WATCH, reply, _Renewed).reset) != set(self.names):
+        reply = self._node.ask(pipelines.renew_pipelines(self._names), _Renewed)
+        if set(reply.reset) != set(self._names):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         self._renewed = time.monotonic()
 
 
-class SocketFeed:
+@attrs.define(eq=False)
+class SocketFeed(Feed):
     """
     A live match whose node connects to sockets of the bridge, which other users cannot reach.
     """
 
-    def __init__(
-        self,
-        waiter: Waiter,
-        running: _LivePipelines,
-        markers: socket.socket,
-        listening: socket.socket,
-        connections: contextlib.ExitStack,
-    ) -> None:
-        """
-        @param waiter: Waits for the sockets.
-        @param running: The pipelines of the match.
-        @param markers: The connection on which the node reads markers.
-        @param listening: The socket to which the node connects with its first result.
-        @param connections: Closes that connection.
-        """
-        self._waiter = waiter
-        self._pipelines = running
-        self._markers = markers
-        self._listening = listening
-        self._connections = connections
-        self._results: socket.socket | None = None
-        self._lines = LineBuffer()
+    _waiter: Waiter = attrs.field(init=False)
+    _markers: socket.socket = attrs.field(init=False)
+    _listening: socket.socket = attrs.field(init=False)
+    _connections: contextlib.ExitStack = attrs.field(init=False)
+    _results: socket.socket | None = attrs.field(init=False, default=None)
+    _lines: LineBuffer = attrs.field(init=False, factory=LineBuffer)
 
-    @classmethod
     @contextlib.contextmanager
-    def opened(
-        cls,
-        commands: Commands,
-        owner: Commands,
-        directory: Path,
-        pipeline: Callable[[str], str],
-    ) -> Iterator[SocketFeed]:
-        """
-        Start the match; end it on exit.
-
-        @param commands: Runs the requests of the match.
-        @param owner: Ends the pipelines in the node, even after an interruption of
-            C{commands}.
-        @param directory: An empty directory, whose unique name is also that of the match.
-        @param pipeline: Completes the match's pipeline with its last operator.
-        @raise Unreachable: If the node does not connect.
-        """
-        running = _LivePipelines(commands, owner, directory.name)
+    def opened(self, match: str) -> Iterator[None]:
         with (
-            commands.waiting(_WATCH) as waiter,
-            socket_directory(directory) as place,
-            _listening(place / "m") as coming,
-            _listening(place / "e") as listening,
-            contextlib.ExitStack() as connections,  # closed once the pipelines have ended
-            running.started(
+            self._commands.waiting(_WATCH) as self._waiter,
+            socket_directory(self._directory) as place,
+            _listen(place / "m") as coming,
+            _listen(place / "e") as self._listening,
+            # Closed once the pipelines have ended.
+            contextlib.ExitStack() as self._connections,
+            self._running(
                 pipelines.start_pipeline(
-                    pipeline(pipelines.to_socket(str(place / "e"))),
-                    running.names[0],
-                    LIFETIME_SECONDS,
+                    match + pipelines.to_socket(str(place / "e")), self._names[0], LIFETIME_SECONDS
                 ),
                 pipelines.markers_from_socket(str(place / "m")),
             ),
         ):
-            markers = connections.enter_context(_accept_own_user(waiter, coming))
-            yield cls(waiter, running, markers, listening, connections)
+            self._markers = self._accept(coming)
+            yield
+
+    def _accept(self, listening: socket.socket) -> socket.socket:
+        """
+        Accept the first connection from a process of this process's user, or of root.
+
+        @raise Unreachable: If there is none within L{CONNECT_SECONDS}.
+        """
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while self._waiter.readable(listening, deadline - time.monotonic()):
+            connection, _ = listening.accept()
+            _, user, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            if user in (0, os.getuid()):
+                connection.setblocking(False)
+                return self._connections.enter_context(connection)
+            connection.close()
+        raise Unreachable(_WATCH, f"the node did not connect within {CONNECT_SECONDS:g} s")
 
     def send(self, markers: Round) -> None:
-        data = b"".join(
-            msgspec.json.encode(
-                {
-                    pipelines.MARKER_SOURCE: self._pipelines.bridge,
-                    pipelines.MARKER_NUMBER: markers.number,
-                    pipelines.MARKER_LEAF: leaf,
-                }
-            )
-            + b"\n"
-            for leaf in markers.leaves
+        fields = {
+            pipelines.MARKER_SOURCE: self._directory.name,
+            pipelines.MARKER_NUMBER: markers.number,
+        }
+        data = msgspec.json.Encoder().encode_lines(
+            {**fields, pipelines.MARKER_LEAF: leaf} for leaf in markers.leaves
         )
         while data:
             if not self._waiter.writable(self._markers, CONNECT_SECONDS):
@@ -235,11 +220,10 @@ class SocketFeed:
                 raise EngineCallFailed(_WATCH, f"cannot send markers to the node: {e}") from None
         # The node connects only when it has something to write.
         if self._results is None:
-            connection = _accept_own_user(self._waiter, self._listening)
-            self._results = self._connections.enter_context(connection)
+            self._results = self._accept(self._listening)
 
     def receive(self, wait: float) -> list[str]:
-        self._pipelines.renew()
+        self._renew()
         if self._results is None:
             raise EngineCallFailed(_WATCH, "the node has not connected")
         if not self._waiter.readable(self._results, wait):
@@ -254,51 +238,32 @@ class SocketFeed:
         return [decode_answer(_WATCH, line, Line).line for line in lines if line]
 
 
-class ServedFeed:
+@attrs.define(eq=False)
+class ServedFeed(Feed):
     """
     A live match whose matches are fetched through the node's endpoint, page by page.
     """
 
-    def __init__(self, running: _LivePipelines) -> None:
-        """
-        @param running: The pipelines of the match.
-        """
-        self._pipelines = running
-        self._token = ""
+    _token: str = attrs.field(init=False, default="")
 
-    @classmethod
-    @contextlib.contextmanager
-    def opened(
-        cls,
-        commands: Commands,
-        owner: Commands,
-        directory: Path,
-        pipeline: Callable[[str], str],
-    ) -> Iterator[ServedFeed]:
-        """
-        @see: L{SocketFeed.opened}
-        """
-        running = _LivePipelines(commands, owner, directory.name)
-        match, markers = running.names
-        with running.started(
-            pipelines.launch_pipeline(pipeline(""), match, LIFETIME_SECONDS, whole=True),
+    def opened(self, match: str) -> AbstractContextManager[None]:
+        name, markers = self._names
+        return self._running(
+            pipelines.launch_pipeline(match, name, LIFETIME_SECONDS, whole=True),
             pipelines.markers_from_topic(markers),
-        ):
-            yield cls(running)
+        )
 
     def send(self, markers: Round) -> None:
-        running = self._pipelines
         published = pipelines.publish_markers(
-            running.names[1], running.bridge, markers.number, markers.leaves
+            self._names[1], self._directory.name, markers.number, markers.leaves
         )
         name = f"tbvast-marker-{secrets.token_hex(8)}"
-        running.node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
+        self._node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
 
     def receive(self, wait: float) -> list[str]:
-        self._pipelines.renew()
-        match = self._pipelines.names[0]
-        fetch = pipelines.serve_results(match, self._token, PAGE_EVENTS, wait, least=1)
-        page = self._pipelines.node.fetch(fetch)
+        self._renew()
+        fetch = pipelines.serve_results(self._names[0], self._token, PAGE_EVENTS, wait, least=1)
+        page = self._node.fetch(fetch)
         if page.next_continuation_token is None:
             raise EngineCallFailed(_WATCH, f"the match has ended in the node ({page.state})")
         self._token = page.next_continuation_token
@@ -332,28 +297,9 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
+def _listen(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         path.chmod(0o600)
         listening.listen(8)
         yield listening
-
-
-def _accept_own_user(waiter: Waiter, listening: socket.socket) -> socket.socket:
-    """
-    Accept the first connection from a process of this process's user, or of root.
-
-    @raise Unreachable: If there is none within L{CONNECT_SECONDS}.
-    """
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while waiter.readable(listening, deadline - time.monotonic()):
-        connection, _ = listening.accept()
-        _, user, _ = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        if user in (0, os.getuid()):
-            connection.setblocking(False)
-            return connection
-        connection.close()
-    raise Unreachable(_WATCH, f"the node did not connect within {CONNECT_SECONDS:g} s")

@@ -1,15 +1,19 @@
 """
-Calls of a Tenzir node: pipelines that the engine's command runs.
+Calls of a Tenzir node: pipelines that the engine's command runs, and the replies of the node's
+API.
 """
 
 from __future__ import annotations
 
 import contextlib
+from typing import TypeVar
 
-from tbvast.engines.pyvast_calls import Commands
+import attrs
+import msgspec
+
+from tbvast.engines.pyvast_calls import Commands, decode_json, error_summary
 from tbvast.engines.tenzir import pipelines
-from tbvast.engines.tenzir.answers import Page, check_started, decode_page
-from tbvast.errors import EngineError
+from tbvast.errors import EngineCallFailed, EngineError, shown
 
 QUERY_SECONDS = 30.0
 """
@@ -22,25 +26,61 @@ The most characters of a pipeline that is passed as an argument; the system allo
 an argument. Longer pipelines are passed on standard input.
 """
 
-_PIPELINE_ON_STDIN = ("-f", "/dev/stdin")
+_T = TypeVar("_T")
 
 
+class _Launched(msgspec.Struct):
+    error: object = None
+
+
+class Line(msgspec.Struct):
+    """
+    A result, as a string.
+    """
+
+    line: str
+
+
+class _Served(msgspec.Struct):
+    data: Line
+
+
+class Page(msgspec.Struct):
+    """
+    A page of a pipeline's results.
+
+    @ivar next_continuation_token: The token for the next page; C{None} after the last one.
+    @ivar state: The state of the pipeline.
+    @ivar events: The results.
+    @ivar error: The reason why there are no results; C{None} if there may be some.
+    """
+
+    next_continuation_token: str | None = None
+    state: str = ""
+    events: list[_Served] = []
+    error: object = None
+
+    @property
+    def lines(self) -> list[str]:
+        """
+        The results, in order.
+        """
+        return [event.data.line for event in self.events]
+
+
+@attrs.define(eq=False)
 class NodeCalls:
     """
     The calls of the node for one purpose.
 
     Each raises L{EngineError}, as L{Commands.run} does.
 
-    @ivar name: The name of the calls in errors.
+    @param commands: Runs the engine's command.
+    @param name: The name of the calls in errors.
     """
 
-    def __init__(self, commands: Commands, name: str) -> None:
-        """
-        @param commands: Runs the engine's command.
-        @param name: The name of the calls in errors.
-        """
-        self._commands = commands
-        self.name = name
+    _commands: Commands
+    _name: str
 
     def run(self, pipeline: str, timeout: float = QUERY_SECONDS) -> list[bytes]:
         """
@@ -48,17 +88,19 @@ class NodeCalls:
 
         @return: The lines of its output.
         """
+        arguments, stdin = [pipeline], ""
         if len(pipeline) > MAX_ARGUMENT_CHARACTERS:
-            call = self._commands.run(self.name, _PIPELINE_ON_STDIN, pipeline, timeout=timeout)
-        else:
-            call = self._commands.run(self.name, [pipeline], timeout=timeout)
-        return call.lines
+            arguments, stdin = ["-f", "/dev/stdin"], pipeline
+        return self._commands.run(self._name, arguments, stdin, timeout=timeout).lines
 
-    def ask(self, pipeline: str) -> bytes:
+    def ask(self, pipeline: str, kind: type[_T]) -> _T:
         """
         Run a pipeline that yields a single reply.
+
+        @param kind: The type of the reply.
+        @raise EngineCallFailed: If the reply is malformed.
         """
-        return b"".join(self.run(pipeline))
+        return decode_answer(self._name, b"".join(self.run(pipeline)), kind)
 
     def start(self, pipeline: str) -> None:
         """
@@ -67,7 +109,9 @@ class NodeCalls:
         @param pipeline: The pipeline that starts it.
         @raise EngineCallFailed: If it is not started.
         """
-        check_started(self.name, self.ask(pipeline))
+        reply = self.ask(pipeline, _Launched)
+        if reply.error is not None:
+            raise EngineCallFailed(self._name, error_summary(str(reply.error)))
 
     def fetch(self, pipeline: str) -> Page:
         """
@@ -75,7 +119,10 @@ class NodeCalls:
 
         @raise EngineCallFailed: If the pipeline has failed.
         """
-        return decode_page(self.name, self.ask(pipeline))
+        page = self.ask(pipeline, Page)
+        if page.error is not None or page.state == "failed":
+            raise EngineCallFailed(self._name, error_summary(str(page.error or "it failed")))
+        return page
 
     def end(self, *names: str) -> None:
         """
@@ -84,3 +131,16 @@ class NodeCalls:
         for name in names:
             with contextlib.suppress(EngineError):
                 self.run(pipelines.end_pipeline(name))
+
+
+def decode_answer(call: str, text: bytes, kind: type[_T]) -> _T:
+    """
+    Decode a reply of the node.
+
+    @param call: The name of the engine call in errors.
+    @raise EngineCallFailed: If the reply is malformed.
+    """
+    try:
+        return decode_json(text, kind)
+    except msgspec.MsgspecError:
+        raise EngineCallFailed(call, f"unexpected reply {shown(text)}") from None

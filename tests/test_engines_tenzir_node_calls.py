@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.engines.tenzir.answers}.
+Tests for L{tbvast.engines.tenzir.node_calls}.
 """
 
 from __future__ import annotations
@@ -8,15 +8,21 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.tenzir.answers import Line, check_started, decode_answer, decode_page
+from tbvast.engines.pyvast_calls import Commands
+from tbvast.engines.tenzir.node_calls import Line, NodeCalls, decode_answer
 from tbvast.errors import EngineCallFailed
 
 
-def encoded(**fields: object) -> bytes:
+class AnsweredCalls(NodeCalls):
     """
-    A reply of the node.
+    Calls of a node that answers each pipeline with the pipeline itself.
     """
-    return json.dumps(fields).encode()
+
+    def run(self, pipeline: str, timeout: float = 0.0) -> list[bytes]:
+        return [pipeline.encode("utf-8", "surrogateescape")]
+
+
+CALLS = AnsweredCalls(Commands("nothing", "127.0.0.1:1"), "find")
 
 
 class AnswerTests(SynchronousTestCase):
@@ -29,20 +35,20 @@ class AnswerTests(SynchronousTestCase):
         A page has its results in order, and the token for the next one.
         """
         events = [{"data": {"line": text}} for text in ("a", "b")]
-        page = decode_page("find", encoded(events=events, next_continuation_token="t"))
+        page = CALLS.fetch(json.dumps({"events": events, "next_continuation_token": "t"}))
         self.assertEqual((page.lines, page.next_continuation_token), (["a", "b"], "t"))
 
     def test_failed(self) -> None:
         """
         A failed pipeline fails the call, with the node's reason if there is one.
         """
-        check_started("find", encoded(id="x"))
-        for check, reply, reason in (
-            (check_started, encoded(error="error: no such table"), "error: no such table"),
-            (decode_page, encoded(error="error: gone"), "error: gone"),
-            (decode_page, encoded(state="failed"), "it failed"),
+        CALLS.start(json.dumps({"id": "x"}))
+        for call, reply, reason in (
+            (CALLS.start, {"error": "error: no such table"}, "error: no such table"),
+            (CALLS.fetch, {"error": "error: gone"}, "error: gone"),
+            (CALLS.fetch, {"state": "failed"}, "it failed"),
         ):
-            error = self.assertRaises(EngineCallFailed, check, "find", reply)
+            error = self.assertRaises(EngineCallFailed, call, json.dumps(reply))
             self.assertEqual(error.reason, reason)
 
     def test_malformed(self) -> None:

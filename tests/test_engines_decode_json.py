@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.engines.json_text}, and for its use.
+Tests for L{decode_json}, and for its use.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.engines.json_text import decode_json
-from tbvast.engines.tenzir.answers import Line, decode_answer, decode_page
+from tbvast.engines.pyvast_calls import decode_json
+from tbvast.engines.tenzir.node_calls import Line, decode_answer
+from tests.test_engines_tenzir_node_calls import CALLS
 
 LINE = json.dumps({"line": json.dumps({"host": "B?den"})}).encode().replace(b"?", b"\xf6")
 """
@@ -56,4 +57,5 @@ class FeedTests(SynchronousTestCase):
         In a page of results.
         """
         page = b'{"events":[{"data":' + LINE + b"}]}"
-        self.assertEqual(decode_page("find", page).lines, [REPLACED])
+        answered = CALLS.fetch(page.decode("utf-8", "surrogateescape"))
+        self.assertEqual(answered.lines, [REPLACED])
