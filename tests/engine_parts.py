@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.counters import Counters
 from tbvast.bridge.engine_sync import DEBOUNCE_SECONDS, EngineSync
 from tbvast.bridge.live_match import LiveMatch
 from tbvast.bridge.node_watch import MAX_RECONNECT_DELAY, NodeWatch, Task
+from tbvast.bridge.outbox import Counters
 from tbvast.bridge.retro_search import RetroSearch
 from tbvast.errors import EngineUnsupported
 from tbvast.stix.indicators import Indicator

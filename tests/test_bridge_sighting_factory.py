@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.counters import Counters
+from tbvast.bridge.outbox import Counters
 from tbvast.bridge.sighting_factory import (
     MAX_CACHED_BYTES,
     IndicatorMatcher,

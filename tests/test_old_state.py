@@ -15,8 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.bus_cursor import StoreCursor
-from tbvast.bridge.counters import Counters
-from tbvast.bridge.outbox import Outbox
+from tbvast.bridge.outbox import Counters, Outbox
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
 from tbvast.bridge.store.values import OpenedStore
 from tbvast.bridge.store.worker import open_store

@@ -6,12 +6,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.interfaces import IReactorTime
+import msgspec
 
-from tbvast.bridge.counters import Counters
 from tbvast.interfaces import ISightingOutbox
-from tbvast.service.flusher import Deliver, Flusher
-from tbvast.stix.sightings import Sighting
+from tbvast.service.flusher import Flusher, SightingCounters
+from tbvast.stix.sightings import MatchType, Sighting
+
+
+class Counters(SightingCounters):
+    """
+    The counters of the bridge's status report, since the start of the bridge.
+
+    @ivar made: The number of sightings; a repeat is not counted.
+    @ivar matched: The number of sightings with repeats, by the type of the match.
+    @ivar searches: The number of searches of past events.
+    """
+
+    made: int = 0
+    matched: dict[MatchType, int] = msgspec.field(
+        default_factory=lambda: dict.fromkeys(MatchType, 0)
+    )
+    searches: int = 0
 
 
 class Outbox(Flusher):
@@ -19,32 +34,18 @@ class Outbox(Flusher):
     Stores sightings, and sends them.
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        stored: ISightingOutbox,
-        deliver: Deliver,
-        counters: Counters,
-    ) -> None:
-        """
-        @param clock: The clock of the retries.
-        @param stored: The stored sightings.
-        @param deliver: Delivers the sightings.
-        @param counters: Counts the sightings.
-        """
-        super().__init__(clock, stored, deliver, counters)
-        self._bridge_counters = counters
-        self._stored = stored
+    _backlog: ISightingOutbox
+    _counters: Counters
 
     async def add(self, sightings: Sequence[Sighting]) -> None:
         """
         Store sightings durably, and begin to send them.
         """
         try:
-            new, page = await self._stored.remember(sightings, self.first_page)
+            new, page = await self._backlog.remember(sightings, self.first_page)
         except Exception:
             self.flush()  # the page may have failed after they were stored
             raise
-        self._bridge_counters.made += new
+        self._counters.made += new
         if new:
             self.flush(page)

@@ -11,7 +11,7 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
 
-from tbvast.bridge.counters import Counters
+from tbvast.bridge.outbox import Counters
 from tbvast.bridge.engine_sync import EngineSync
 from tbvast.bridge.node_watch import NodeWatch
 from tbvast.errors import EngineTimeout

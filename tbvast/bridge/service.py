@@ -21,11 +21,10 @@ from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.context_command import ContextCommand
 from tbvast.bridge.commands.sink_delivery import DeliverToSink
 from tbvast.bridge.commands.stdout_sink import StdoutSink
-from tbvast.bridge.counters import Counters
 from tbvast.bridge.engine_sync import EngineSync
 from tbvast.bridge.live_match import CATCH_UP_TIMEOUT, LiveMatch
 from tbvast.bridge.node_watch import NodeWatch, Task
-from tbvast.bridge.outbox import Outbox
+from tbvast.bridge.outbox import Counters, Outbox
 from tbvast.bridge.retro_search import RetroSearch
 from tbvast.bridge.sighting_factory import SightingFactory
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox

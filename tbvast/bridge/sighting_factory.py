@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
-from tbvast.bridge.counters import Counters
+from tbvast.bridge.outbox import Counters
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.interfaces import IContextTransform, IIndicatorStore
 from tbvast.protocol.unreadable import KEPT_BYTES
