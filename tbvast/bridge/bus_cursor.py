@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import attrs
 from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from zope.interface import implementer
 
@@ -25,33 +26,23 @@ processor's caches.
 
 
 @implementer(ICursor)
+@attrs.define(eq=False)
 class StoreCursor:
     """
     Applies the items of the bus to the store, and reports the changes.
 
     @ivar position: The position up to which all items have been applied durably; C{None} if
         none has.
+    @param changed: Called with the changes for the engine.
+    @param changing: A context manager inside which a commit is under way.
     """
 
-    def __init__(
-        self,
-        store: IIndicatorStore,
-        position: Position | None,
-        changed: Callable[[Changes], None],
-        changing: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """
-        @param store: Has the indicators.
-        @param position: The position that the store has.
-        @param changed: Called with the changes for the engine.
-        @param changing: A context manager inside which a commit is under way.
-        """
-        self.position = position
-        self._store = store
-        self._changed = changed
-        self._changing = changing
-        self._run = 1
-        self._last: Deferred[None] = succeed(None)
+    _store: IIndicatorStore
+    position: Position | None
+    _changed: Callable[[Changes], None]
+    _changing: Callable[[], AbstractContextManager[None]] = nullcontext
+    _run: int = attrs.field(init=False, default=1)
+    _last: Deferred[None] = attrs.field(init=False, factory=lambda: succeed(None))
 
     async def apply(
         self, items: Sequence[Item], position: Position | None, decided: bool = False

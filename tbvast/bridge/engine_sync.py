@@ -5,7 +5,7 @@ Keeps the engine's tables equal to the store.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater
@@ -64,10 +64,6 @@ class EngineSync:
     _log = Logger()
 
     def __init__(self, node: NodeWatch, store: IIndicatorStore) -> None:
-        """
-        @param node: The engine's node.
-        @param store: Has the indicators.
-        """
         self.applied = 0
         self._node = node
         self._clock = node.clock
@@ -102,22 +98,19 @@ class EngineSync:
     def changed(self, changes: Changes) -> None:
         """
         Apply changes to the engine as soon as possible.
-
-        @param changes: The changes.
         """
         if changes.write or changes.erase:
             self._changed_at = self._clock.seconds()
             if not self._pending:
                 self._pending_since = self._changed_at
-        self._add_pending([changes])
+        self._add_pending(changes)
         self._limit_pending()
         self._notify()
 
-    def _add_pending(self, all: Iterable[Changes]) -> None:
-        for changes in all:
-            self._pending |= {entry.observable: entry for entry in changes.write}
-            self._pending |= dict.fromkeys(changes.erase)
-            self._pending_change = max(self._pending_change, changes.number)
+    def _add_pending(self, changes: Changes) -> None:
+        self._pending |= {entry.observable: entry for entry in changes.write}
+        self._pending |= dict.fromkeys(changes.erase)
+        self._pending_change = max(self._pending_change, changes.number)
 
     def _limit_pending(self) -> None:
         if self._node.state is State.AWAY or len(self._pending) > MAX_PENDING_ENTRIES:
@@ -185,7 +178,8 @@ class EngineSync:
         # They contain the changes before them; those after them have not arrived yet.
         self._needs_reconcile = False
         self._pending.clear()
-        self._add_pending(desired)
+        for changes in desired:
+            self._add_pending(changes)
         written, erased = await self._write()
         identity = self._node.identity
         self._log.info(

@@ -8,12 +8,12 @@ import functools
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import attrs
 import msgspec
 from twisted.application.internet import TimerService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.node_watch import FIRST_RETRY_DELAY, NodeWatch
@@ -66,55 +66,42 @@ class _Run(msgspec.Struct):
     caught_up: bool = False
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class LiveMatch(TimerService):
     """
     Keeps the live match running, and records up to where everything has been matched.
 
     The events that arrived while the engine or the bridge was away are searched; they do not
     count as covered before that has succeeded.
+
+    @param search: Searches the missed events.
+    @param timeout: Seconds for the first search of missed events.
+    @param boot: The identity of this start of the machine.
+    @param awake: The seconds since that start.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        node: NodeWatch,
-        store: IIndicatorStore,
-        search: RetroSearch,
-        deliver: Deliver,
-        now: Calendar,
-        timeout: float = CATCH_UP_TIMEOUT,
-        boot: str = "",
-        awake: Callable[[], float] = awake,
-    ) -> None:
-        """
-        @param node: The engine's node.
-        @param store: Records the coverage.
-        @param search: Searches the missed events.
-        @param deliver: Takes the matches.
-        @param now: The date, in seconds since the epoch.
-        @param timeout: Seconds for the first search of missed events.
-        @param boot: The identity of this start of the machine.
-        @param awake: The seconds since that start.
-        """
+    _node: NodeWatch
+    _store: IIndicatorStore
+    _search: RetroSearch
+    _deliver: Deliver
+    _now: Calendar
+    _timeout: float = CATCH_UP_TIMEOUT
+    _boot: str = ""
+    _awake: Callable[[], float] = awake
+    _run: _Run = attrs.field(init=False, factory=_Run)
+    _covered: Covered | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
         super().__init__(SILENCE_CHECK_INTERVAL, self._check_silence)
-        self.clock = self._clock = node.clock
-        self._node = node
-        self._store = store
-        self._search = search
-        self._deliver = deliver
-        self._now = now
-        self._timeout = timeout
-        self._boot = boot
-        self._awake = awake
-        self._run = _Run()
-        self._covered: Covered | None = None
+        self.clock = self._node.clock
 
     def report(self) -> JsonObject:
         """
         @return: The state of the match for the status report.
         """
-        run, now = self._run, self._clock.seconds()
+        run, now = self._run, self._node.clock.seconds()
         running = run.since is not None
         found: JsonObject = {"live": running and not run.silent}
         if run.since is not None:
@@ -153,12 +140,12 @@ class LiveMatch(TimerService):
                 reason=reason,
                 delay=FIRST_RETRY_DELAY,
             )
-            await deferLater(self._clock, FIRST_RETRY_DELAY)
+            await deferLater(self._node.clock, FIRST_RETRY_DELAY)
 
     def _matched(self, matches: list[Match]) -> Deferred[None] | None:
         if matches:
             return self._deliver(matches, MatchType.LIVE)
-        self._run.since = self._clock.seconds()
+        self._run.since = self._node.clock.seconds()
         self._log.info("The live match is running.")
         return None
 
@@ -170,40 +157,32 @@ class LiveMatch(TimerService):
         if run.since is None:
             return None
         if progress.heard is not None:
-            run.heard_at = self._clock.seconds()
+            run.heard_at = self._node.clock.seconds()
             run.lag = progress.behind
             if run.silent:
                 run.silent = False
                 self._log.info("The live match makes progress again.")
         if run.catch_up is None:
             run.catch_up = Deferred.fromCoroutine(self._catch_up(run, progress))
-            run.catch_up.addErrback(self._eb_catch_up)
+            # Either means that the match has ended.
+            run.catch_up.addErrback(lambda f: f.trap(CancelledError, EngineInterrupted))
         if not run.caught_up or progress.covered is None:
             return None
-        return self._store_covered(covered(progress.covered, progress.lowest, self._boot))
+        known = covered(progress.covered, progress.lowest, self._boot)
+        return Deferred.fromCoroutine(self._store_covered(known))
 
-    def _eb_catch_up(self, failure: Failure) -> None:
-        failure.trap(CancelledError, EngineInterrupted)  # the match has ended
-
-    def _store_covered(self, known: Covered) -> Deferred[None]:
-        def cover(result: None) -> None:
+    async def _store_covered(self, known: Covered) -> None:
+        try:
+            await self._store.set_covered(known)
             self._covered = known
-
-        return (
-            self._store.set_covered(known)
-            .addCallback(cover)
-            .addErrback(
-                lambda failure: self._log.failure(
-                    "Cannot store the progress of the live match", failure
-                )
-            )
-        )
+        except Exception:
+            self._log.failure("Cannot store the progress of the live match")
 
     def _check_silence(self) -> None:
         run = self._run
         if run.heard_at is None or run.silent:
             return
-        since = self._clock.seconds() - run.heard_at
+        since = self._node.clock.seconds() - run.heard_at
         if since > MAX_SILENCE_SECONDS:
             run.silent = True
             self._log.warn("The live match has made no progress for {since:.0f} s.", since=since)
@@ -218,7 +197,7 @@ class LiveMatch(TimerService):
                 "The search of missed events is repeated with a limit of {timeout:.0f} s.",
                 timeout=timeout,
             )
-            await deferLater(self._clock, FIRST_RETRY_DELAY)
+            await deferLater(self._node.clock, FIRST_RETRY_DELAY)
         run.caught_up = True
 
     async def _search_missed(self, progress: Progress, timeout: float) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 from typing import Protocol as TypingProtocol
 
+import attrs
 import msgspec
 from twisted.application.internet import ClientService
 from twisted.application.service import MultiService
@@ -77,6 +78,7 @@ class _Events(TypingProtocol):
     def stop(self) -> None: ...
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class NodeWatch(MultiService):
     """
     Fills the node's tables whenever the node comes, and then makes the calls that last.
@@ -87,47 +89,33 @@ class NodeWatch(MultiService):
     @ivar state: The state of the node.
     @ivar identity: The engine's name and version; empty until the node came first.
     @ivar clock: The clock of all delays.
-    @ivar engine: The engine.
+    @param endpoint: The endpoint of the node, for the idle connection.
+    @param fill: Makes the node's tables equal to the store.
+    @param serve: Makes the coroutines that then run until they are cancelled, when the node is
+        lost.
+    @param unsupported: Called if the engine is not supported.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        endpoint: IStreamClientEndpoint,
-        engine: IEngineClient,
-        fill: Callable[[], Awaitable[None]],
-        serve: Callable[[], Iterable[Task]],
-        unsupported: Callable[[EngineUnsupported], None],
-    ) -> None:
-        """
-        @param clock: The clock of all delays.
-        @param endpoint: The endpoint of the node, for the idle connection.
-        @param engine: The engine.
-        @param fill: Makes the node's tables equal to the store.
-        @param serve: Makes the coroutines that then run until they are cancelled, when the
-            node is lost.
-        @param unsupported: Called if the engine is not supported.
-        """
+    clock: IReactorTime
+    _endpoint: IStreamClientEndpoint
+    engine: IEngineClient
+    _fill: Callable[[], Awaitable[None]]
+    _serve: Callable[[], Iterable[Task]]
+    _unsupported: Callable[[EngineUnsupported], None]
+    state: State = attrs.field(init=False, default=State.AWAY)
+    identity: EngineIdentity = attrs.field(init=False, default=EngineIdentity("", "", ""))
+    _tasks: list[Deferred[None]] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
         super().__init__()
-        self.state = State.AWAY
-        self.identity = EngineIdentity("", "", "")
-        self.clock = clock
-        self.engine = engine
-        self._fill = fill
-        self._serve = serve
-        self._unsupported = unsupported
-        self._tasks: list[Deferred[None]] = []
         self._events = _machine(self)
         factory = Factory.forProtocol(functools.partial(_Connection, self._events))
         factory.noisy = False
-        ClientService(
-            endpoint,
-            factory,
-            retryPolicy=doubling(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY),
-            clock=clock,
-        ).setServiceParent(self)
+        retry_policy = doubling(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY)
+        client = ClientService(self._endpoint, factory, retry_policy, self.clock)
+        client.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -212,16 +200,13 @@ class NodeWatch(MultiService):
 _machine = machine_of(TABLE, _Events, NodeWatch, NodeWatch._enter)
 
 
+@attrs.define(eq=False, slots=False)
 class _Connection(Protocol):
     """
     The idle connection to the node, which is lost when the node ends.
     """
 
-    def __init__(self, events: _Events) -> None:
-        """
-        @param events: Gets the events of the connection.
-        """
-        self._events = events
+    _events: _Events
 
     def connectionMade(self) -> None:
         self._events.connected()

@@ -7,13 +7,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 
+import attrs
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger
 
-from tbvast.bridge.outbox import Counters
 from tbvast.bridge.engine_sync import EngineSync
 from tbvast.bridge.node_watch import NodeWatch
+from tbvast.bridge.outbox import Counters
 from tbvast.errors import EngineTimeout
 from tbvast.interfaces import IIndicatorStore
 from tbvast.service.clock import Calendar
@@ -50,52 +51,34 @@ class _Search(msgspec.Struct):
     matched: int
 
 
+@attrs.define(eq=False)
 class RetroSearch:
     """
     Searches past events, once for each new indicator, or for all indicators.
 
     New indicators are written and arriving events matched first, and indicators that arrive in
     several batches are searched for in one pass. There is one search at a time.
+
+    @param sync: Writes the indicators to the engine.
+    @param limit: The most events per observable of new indicators; C{0} for no limit.
+    @param timeout: Seconds for one search for new indicators.
+    @param days: The age in days of the oldest events to search for new indicators; C{0} for
+        no limit.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        node: NodeWatch,
-        store: IIndicatorStore,
-        sync: EngineSync,
-        deliver: Deliver,
-        counters: Counters,
-        now: Calendar,
-        limit: int,
-        timeout: float,
-        days: int,
-    ) -> None:
-        """
-        @param node: The engine's node.
-        @param store: Has the indicators.
-        @param sync: Writes the indicators to the engine.
-        @param deliver: Takes the matches.
-        @param counters: Counts the searches.
-        @param now: The date, in seconds since the epoch.
-        @param limit: The most events per observable of new indicators; C{0} for no limit.
-        @param timeout: Seconds for one search for new indicators.
-        @param days: The age in days of the oldest events to search for new indicators; C{0} for
-            no limit.
-        """
-        self._node = node
-        self._clock = node.clock
-        self._store = store
-        self._sync = sync
-        self._deliver = deliver
-        self._counters = counters
-        self._now = now
-        self._limit = limit
-        self._timeout = timeout
-        self._days = days
-        self._lock = DeferredLock()
-        self._running: _Search | None = None
+    _node: NodeWatch
+    _store: IIndicatorStore
+    _sync: EngineSync
+    _deliver: Deliver
+    _counters: Counters
+    _now: Calendar
+    _limit: int
+    _timeout: float
+    _days: int
+    _lock: DeferredLock = attrs.field(init=False, factory=DeferredLock)
+    _running: _Search | None = attrs.field(init=False, default=None)
 
     def report(self) -> JsonObject:
         """
@@ -110,7 +93,7 @@ class RetroSearch:
     def _progress(self, running: _Search) -> JsonObject:
         return {
             "observables": running.count,
-            "seconds": self._clock.seconds() - running.started,
+            "seconds": self._node.clock.seconds() - running.started,
             "found": self._counters.matched[MatchType.RETRO] - running.matched,
         }
 
@@ -166,12 +149,10 @@ class RetroSearch:
     async def _search(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
     ) -> bool:
-        """
-        @return: Whether the search was completed within the time limit.
-        """
         if not entries:
             return True
-        return await self._lock.run(self._search_alone, entries, limit, timeout, since)
+        async with self._lock:
+            return await self._search_alone(entries, limit, timeout, since)
 
     async def _search_alone(
         self, entries: list[Entry], limit: int, timeout: float, since: float | None
@@ -181,7 +162,7 @@ class RetroSearch:
             self._node.engine.find(entries, limit, timeout, self._deliver_found, since),
             len(entries),
             {entry.observable for entry in entries},
-            self._clock.seconds(),
+            self._node.clock.seconds(),
             self._counters.matched[MatchType.RETRO],
         )
         try:

@@ -5,9 +5,10 @@ Makes sightings of matches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
+import attrs
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
@@ -40,32 +41,24 @@ The most matches of one call that are set aside; further ones are only counted.
 """
 
 
+@attrs.define(eq=False)
 class SightingFactory:
     """
     Makes sightings of matches, one for each indicator and event.
+
+    @param now: The date of a sighting whose event has none.
+    @param engine: The engine's name.
+    @param transform: Changes the context of each sighting; C{None} for no change.
     """
 
-    def __init__(
-        self,
-        now: Calendar,
-        store: IIndicatorStore,
-        engine: str,
-        transform: IContextTransform | None,
-        counters: Counters,
-    ) -> None:
-        """
-        @param now: The date of a sighting whose event has none.
-        @param store: Has the indicators.
-        @param engine: The engine's name.
-        @param transform: Changes the context of each sighting; C{None} for no change.
-        @param counters: Counts the sightings, and those that cannot be made.
-        """
-        self._counters = counters
-        self._now = now
-        self._store = store
-        self._engine = engine
-        self._transform = transform
-        self._recent = functools.lru_cache(MAX_CACHED)(IndicatorMatcher)
+    _now: Calendar
+    _store: IIndicatorStore
+    _engine: str
+    _transform: IContextTransform | None
+    _counters: Counters
+    _recent: Callable[[bytes], IndicatorMatcher] = attrs.field(
+        init=False, factory=lambda: functools.lru_cache(MAX_CACHED)(IndicatorMatcher)
+    )
 
     async def make(self, matches: list[Match], match_type: MatchType) -> list[Sighting]:
         """
@@ -86,7 +79,8 @@ class SightingFactory:
         matchers: dict[str, IndicatorMatcher] = {}
         for id, body in bodies.items():
             try:
-                matchers[id] = self._matcher(body)
+                cached = len(body) <= MAX_CACHED_BYTES
+                matchers[id] = self._recent(body) if cached else IndicatorMatcher(body)
             except Exception as e:
                 failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", id))
         making = [
@@ -141,9 +135,6 @@ class SightingFactory:
             body = _encode(event)[:KEPT_BYTES]
             failed.append(SetAside(Stage.MATCH, reason_of(e), body, "event", indicator.id))
             return None
-
-    def _matcher(self, body: bytes) -> IndicatorMatcher:
-        return (self._recent if len(body) <= MAX_CACHED_BYTES else IndicatorMatcher)(body)
 
 
 def _encode(event: JsonObject) -> bytes:
