@@ -855,9 +855,9 @@ class ISubscription(Interface):
         """
 
 
-class IReplay(Interface):
+class IReplay(IJournal):
     """
-    Replays a journal, to each reader at its own pace.
+    A journal that is replayed, to each reader at its own pace.
 
     Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """

@@ -24,7 +24,6 @@ from tbvast.errors import (
 )
 from tbvast.interfaces import (
     IContextTransform,
-    IJournal,
     IPublisher,
     IReplay,
     ISink,
@@ -215,7 +214,7 @@ async def until(reactor: IReactorTime, condition: Callable[[], Any]) -> None:
 # The bus
 
 
-@implementer(IJournal, IReplay, ISubscriptionStore)
+@implementer(IReplay, ISubscriptionStore)
 class MemoryJournal:
     """
     An L{IJournal} that remembers until it is let go.

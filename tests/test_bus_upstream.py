@@ -137,7 +137,6 @@ class UpstreamTests(SynchronousTestCase):
             self.factory,
             UpstreamSettings(threatbus="up.example:13370", snapshot=3),
             self.journal,
-            self.journal,
             lambda items: self.journal.append(items),
             subscribe,
         )
@@ -342,7 +341,7 @@ class BacklogTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.journal = MemoryJournal(Clock(), "here")
-        self.backlog = JournalBacklog(self.journal, self.journal, "one")
+        self.backlog = JournalBacklog(self.journal, "one")
 
     def page(self, count: int = 100, without: Sequence[int] = ()) -> list[int]:
         request = PageRequest(count, PAGE_BYTES, tuple(map(str, without)))

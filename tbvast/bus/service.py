@@ -205,7 +205,7 @@ class Bus(SequentialService):
         for upstream in settings.upstream:
             publisher = upstream_publisher(upstream.threatbus) if settings.clients else EVERYBODY
             take = functools.partial(intake.take, publisher=publisher)
-            other = Upstream(reactor, self._factory, upstream, journal, journal, take)
+            other = Upstream(reactor, self._factory, upstream, journal, take)
             other.setServiceParent(upstreams)
         self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
         retention = Retention(

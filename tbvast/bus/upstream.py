@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
-from tbvast.interfaces import IBacklog, IJournal, IReplay
+from tbvast.interfaces import IBacklog, IReplay
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.service.flusher import Flusher
@@ -44,27 +44,27 @@ class IntelCursor(Listener):
     too.
     """
 
-    def __init__(self, replay: IReplay, reader: str, take: Take) -> None:
+    def __init__(self, journal: IReplay, reader: str, take: Take) -> None:
         """
         @param reader: The name under which the position is stored.
         @param take: Takes in items.
         """
         super().__init__(take)
-        self._replay = replay
+        self._journal = journal
         self._reader = reader
 
     async def recall(self) -> None:
         """
         Read the stored position.
         """
-        self.position = await self._replay.position(self._reader)
+        self.position = await self._journal.position(self._reader)
 
     async def apply(
         self, items: Sequence[Item], position: Position | None, decided: bool = False
     ) -> None:
         await super().apply(items, None)
         if position is not None:
-            await self._replay.set_position(self._reader, position)
+            await self._journal.set_position(self._reader, position)
             self.position = position
 
 
@@ -78,13 +78,11 @@ class JournalBacklog:
     the other bus has taken are sent to it again.
     """
 
-    def __init__(self, journal: IJournal, replay: IReplay, reader: str) -> None:
+    def __init__(self, journal: IReplay, reader: str) -> None:
         """
-        @param replay: The same journal.
         @param reader: The name under which the number is stored.
         """
         self._journal = journal
-        self._replay = replay
         self._reader = reader
         self._stored = 0
         self._read_until: int | None = None
@@ -92,7 +90,7 @@ class JournalBacklog:
 
     async def page(self, request: PageRequest) -> list[WaitingSighting]:
         if self._read_until is None:
-            position = await self._replay.position(self._reader)
+            position = await self._journal.position(self._reader)
             self._read_until = self._stored = position.number if position else 0
         left_out = frozenset(request.without)
         while wanted := [key for key in self._open if key not in left_out]:
@@ -111,7 +109,7 @@ class JournalBacklog:
         return entries
 
     async def _entries(self, after: int, count: int, size: int) -> list[WaitingSighting]:
-        entries = await self._replay.entries(after, (Stream.SIGHTING,), count, size)
+        entries = await self._journal.entries(after, (Stream.SIGHTING,), count, size)
         return [WaitingSighting(str(entry.number), entry.raw) for entry in entries]
 
     async def one(self, key: str) -> list[WaitingSighting]:
@@ -127,7 +125,7 @@ class JournalBacklog:
             self._open.pop(key, None)
         number = int(next(iter(self._open))) - 1 if self._open else self._read_until or 0
         if number > self._stored:
-            await self._replay.set_position(self._reader, Position(self._journal.identity, number))
+            await self._journal.set_position(self._reader, Position(self._journal.identity, number))
             self._stored = number
         return None if request is None else await self.page(request)
 
@@ -158,22 +156,20 @@ class Upstream(Service):
         reactor: Any,
         factory: Factory,
         settings: UpstreamSettings,
-        journal: IJournal,
-        replay: IReplay,
+        journal: IReplay,
         take: Take,
         subscribe: Callable[..., BusSubscription] = BusSubscription,
     ) -> None:
         """
         @param settings: The other bus.
-        @param replay: The same journal.
         @param take: Takes in the other bus's intel.
         @param subscribe: Makes the subscription to the other bus.
         @raise KeyUnusable: If a key file cannot be used.
         """
-        self._cursor = IntelCursor(replay, f"intel {settings.threatbus}", take)
+        self._cursor = IntelCursor(journal, f"intel {settings.threatbus}", take)
         self._flusher = Flusher(
             reactor,
-            JournalBacklog(journal, replay, f"sightings {settings.threatbus}"),
+            JournalBacklog(journal, f"sightings {settings.threatbus}"),
             lambda documents: self._subscription.report_sightings(documents),
         )
         self._subscription = subscribe(

@@ -75,7 +75,7 @@ def set_aside(journal: IJournal, items: Sequence[SetAside]) -> None:
     journal.set_aside(items).addErrback(log_not_set_aside, items)
 
 
-@implementer(IJournal, IRetention, IReplay, ISubscriptionStore)
+@implementer(IReplay, IRetention, ISubscriptionStore)
 class Journal:
     """
     An L{IJournal} that another process writes, and a thread reads.
