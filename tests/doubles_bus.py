@@ -73,6 +73,10 @@ class DirectSubscription(Subscription):
     Delivers each batch at its commit, without a journal and without a state of its own.
     """
 
+    def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
+        super().__init__(parts, request, user, topic, 0)
+        self._keeps_up = True  # it never reads the journal
+
     def committed(self, batch: CommittedBatch) -> None:
         if not self.closed:
             self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
@@ -113,7 +117,6 @@ class MemoryBus:
             clock,
             some_settings(**settings),
             pub,
-            journal,
             journal,
             functools.partial(set_aside, journal),
             self.retries.add,

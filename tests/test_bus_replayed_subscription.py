@@ -14,10 +14,9 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bus.journal_subscription import PAGE_ITEMS
 from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.retries import RETRY_INTERVAL
-from tbvast.bus.subscription import Subscription
+from tbvast.bus.subscription import PAGE_ITEMS, Subscription
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import PROTOCOL

@@ -13,8 +13,7 @@ from twisted.python.failure import Failure
 from tbvast.bus.checkpoints import Checkpoint, Checkpoints
 from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.journal_subscription import JournalSubscription
-from tbvast.bus.subscription import BusParts
+from tbvast.bus.subscription import BusParts, Subscription
 from tbvast.interfaces import SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.storage.set_aside import SetAside, Stage
@@ -37,7 +36,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     owed: bool = False
 
 
-class QueuedSubscription(JournalSubscription):
+class QueuedSubscription(Subscription):
     """
     A subscription of an old dialect, whose subscriber cannot acknowledge anything.
 
@@ -65,9 +64,6 @@ class QueuedSubscription(JournalSubscription):
         saved: Saved | None = None,
     ) -> None:
         """
-        @param request: As for L{JournalSubscription}.
-        @param user: As for L{JournalSubscription}.
-        @param topic: As for L{JournalSubscription}.
         @param saved: The saved state of the subscription, if it existed before.
         """
         number: int = parts.journal.head
@@ -175,11 +171,11 @@ class QueuedSubscription(JournalSubscription):
         """
         Count the entries that the journal pruned before this subscription read them.
         """
-        since, until = max(after, self._pruned_until), self._parts.replay.floor
+        journal = self._parts.journal
+        since, until = max(after, self._pruned_until), journal.floor
         if since < until:
             self._pruned_until = until
-            counted = self._parts.replay.pruned(since, until)
-            counted.addCallbacks(self._cb_pruned, self._eb_pruned)
+            journal.pruned(since, until).addCallbacks(self._cb_pruned, self._eb_pruned)
 
     def _cb_pruned(self, count: int) -> None:
         if count and not self.closed:
@@ -216,7 +212,3 @@ class QueuedSubscription(JournalSubscription):
         waits = self._snapshot_frames is not None or now.number != self.acknowledged_until
         if waits or self._checkpoints:
             self._checkpoints.add(now)
-
-    def close(self) -> None:
-        super().close()
-        self._checkpoints.clear()

@@ -11,8 +11,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.journal_subscription import JournalSubscription
-from tbvast.bus.subscription import BusParts
+from tbvast.bus.subscription import BusParts, Subscription
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.replay import (
     Chunk,
@@ -27,7 +26,7 @@ from tbvast.protocol.topics import Stream
 from tbvast.values import Position
 
 
-class ReplayedSubscription(JournalSubscription):
+class ReplayedSubscription(Subscription):
     """
     A subscription of tbvast/1. Its only state is the number of the last entry sent.
 
@@ -42,17 +41,12 @@ class ReplayedSubscription(JournalSubscription):
     answers_snapshots = False
 
     def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
-        """
-        @param request: As for L{JournalSubscription}.
-        @param user: As for L{JournalSubscription}.
-        @param topic: As for L{JournalSubscription}.
-        """
         journal, resume = parts.journal, request.resume
         number: int = journal.head
         self.resumed = (
             resume is not None
             and resume.plugin == journal.identity
-            and parts.replay.floor <= resume.number <= number
+            and journal.floor <= resume.number <= number
         )
         if resume is not None and self.resumed:
             number = resume.number

@@ -163,7 +163,6 @@ class Bus(SequentialService):
                 settings=settings,
                 publisher=pub,
                 journal=journal,
-                replay=journal,
                 refuse=refuse,
                 retry=retries.add,
                 begin_snapshot=snapshots.begin,

@@ -1,5 +1,5 @@
 """
-One subscriber: its own topic, its presence, and the frames for it alone.
+Subscriptions that follow the journal, and read it when they are behind.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch, Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IJournal, IPublisher, IReplay, ISubscription, SendPage
+from tbvast.interfaces import IPublisher, IReplay, ISubscription, SendPage
 from tbvast.protocol.manage import Subscribe
-from tbvast.protocol.topics import Stream, streams_of
+from tbvast.protocol.topics import Dialect, Stream, streams_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import Stage
@@ -27,6 +28,13 @@ from tbvast.values import Position
 PUMP_FRAMES = 500
 """
 The most frames that are sent to one subscriber at once.
+"""
+
+PAGE_BYTES = 256 * 1024
+PAGE_ITEMS = {Dialect.STIX2: 2000, Dialect.VAST: 250}
+"""
+The most bytes and items of one page of the journal, for one subscriber that is behind. The
+vast dialect has smaller pages, because each of its items has to be decoded.
 """
 
 LOSSES_PER_MINUTE = 60
@@ -44,7 +52,6 @@ class BusParts:
     @ivar settings: The limits of a subscription.
     @ivar publisher: Sends frames.
     @ivar journal: The journal.
-    @ivar replay: The same journal.
     @ivar refuse: Sets items aside that cannot be rendered.
     @ivar retry: Has L{ISubscription.pump} called soon.
     @ivar begin_snapshot: Begins the snapshot that a subscription asks for.
@@ -55,8 +62,7 @@ class BusParts:
     clock: IReactorTime
     settings: PluginSettings
     publisher: IPublisher
-    journal: IJournal
-    replay: IReplay
+    journal: IReplay
     refuse: Refuse
     retry: Callable[[ISubscription], None]
     begin_snapshot: Callable[[ISubscription], None]
@@ -128,11 +134,13 @@ class FrameQueue:
 @implementer(ISubscription)
 class Subscription:
     """
-    The part of a subscription that knows the subscriber: whether it is there, the frames for
-    it alone, and its snapshot.
+    The part of a subscription that does not depend on its protocol.
 
     Nothing is sent before the subscriber's ZeroMQ subscription has arrived. A snapshot is
     sent before everything that is delivered after the subscription was made.
+
+    While the subscriber keeps up, it gets each batch at its commit. Otherwise the
+    subscription reads the journal, page by page, until nothing is missing.
 
     @ivar sent: The number of frames sent.
     @ivar dropped: The number of frames lost: the queue was full, or the journal has pruned
@@ -145,11 +153,14 @@ class Subscription:
     beginning: Position | None = None
     owed = False
 
-    def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
+    def __init__(
+        self, parts: BusParts, request: Subscribe, user: str, topic: str, number: int
+    ) -> None:
         """
         @param request: The subscriber's request.
         @param user: The user who made the request, as the access control knows it.
         @param topic: Its own topic.
+        @param number: The number in the journal after which the subscriber gets everything.
         """
         self.topic = topic
         self.request = request
@@ -170,6 +181,10 @@ class Subscription:
         self._snapshot_done: Deferred[None] = succeed(None)
         self._drained: Deferred[None] | None = None
         self._live = FrameQueue()
+        self._queue = FrameQueue()
+        self._queued_until = number
+        self._keeps_up = self._missed = False
+        self._reading: Deferred[list[JournalEntry]] | None = None
 
     @property
     def name(self) -> str:
@@ -184,11 +199,18 @@ class Subscription:
         return self.request.dialect.answers_snapshots
 
     @property
+    def position(self) -> int:
+        """
+        The number up to which ZeroMQ has accepted everything.
+        """
+        return self._queue.first - 1 if self._queue else self._queued_until
+
+    @property
     def queued(self) -> int:
         """
         The number of waiting frames.
         """
-        return len(self._live) + len(self._snapshot or ())
+        return len(self._live) + len(self._snapshot or ()) + len(self._queue)
 
     @property
     def behind(self) -> int:
@@ -290,9 +312,11 @@ class Subscription:
             self._pump_entries()
 
     def _pump_entries(self) -> None:
-        """
-        Send a bounded number of waiting entries of the journal: no other frames wait.
-        """
+        self._send_from(self._queue)
+        if self._queue:
+            self._parts.retry(self)
+        elif not (self._keeps_up or self._reading or self.closed):
+            self._read()
 
     def deliver(self, payloads: Iterable[bytes]) -> None:
         frames = [self._prefix + payload for payload in payloads]
@@ -362,10 +386,97 @@ class Subscription:
         return ()
 
     def committed(self, batch: CommittedBatch) -> None:
+        if not self._keeps_up:
+            self._missed = True
+        elif batch.first <= self._queued_until < batch.until:
+            self._fall_behind()  # some of it was read from the journal already
+        elif batch.first > self._queued_until:
+            try:
+                self._append(batch)
+            except Exception:
+                self._log.failure("Cannot render a batch; retrying entry by entry")
+                self._fall_behind()
+
+    def _append(self, batch: CommittedBatch) -> None:
+        """
+        Send a batch, as far as ZeroMQ accepts it.
+        """
         raise NotImplementedError
+
+    def _append_page(self, entries: list[JournalEntry]) -> None:
+        """
+        Put a page of the journal into the empty queue.
+        """
+        raise NotImplementedError
+
+    def _fall_behind(self) -> None:
+        """
+        Read the journal once the queue is empty.
+        """
+        self._keeps_up = False
+        self._missed = True
+        self._parts.retry(self)
+
+    def _read(self) -> None:
+        self._missed = False
+        settings, after, journal = self._parts.settings, self._queued_until, self._parts.journal
+        self._reading = reading = journal.entries(
+            after,
+            self.streams,
+            min(PAGE_ITEMS[self.request.dialect], settings.queue_messages),
+            min(PAGE_BYTES, settings.queue_bytes),
+        )
+        reading.addCallback(self._cb_read, after, journal.head).addErrback(self._eb_read)
+
+    def _cb_read(self, entries: list[JournalEntry], after: int, head: int) -> None:
+        self._reading = None
+        if self._parts.journal.floor > after:
+            self._pruned(after)
+        if entries:
+            self._append_page(entries)
+        elif not self._missed:
+            self._keeps_up = True
+            self._caught_up(head)
+            return
+        self.pump()
+
+    def _eb_read(self, failure: Failure) -> None:
+        if not (failure.check(CancelledError) or self.closed):
+            self._reading = None
+            self._unreadable(failure)
+
+    def _pruned(self, after: int) -> None:
+        """
+        The journal has pruned entries that came next.
+
+        @param after: The number before them.
+        """
+        raise NotImplementedError
+
+    def _unreadable(self, failure: Failure) -> None:
+        """
+        The journal cannot be read.
+        """
+        raise NotImplementedError
+
+    def _caught_up(self, head: int) -> None:
+        """
+        No entry of the streams is missing, up to a number in the journal.
+        """
+
+    def _drop_queue(self) -> None:
+        """
+        Drop the frames that come from the journal, and cancel a read in progress.
+        """
+        self._queue = FrameQueue()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
 
     def close(self) -> None:
         self.closed = True
         self.detached = self._since
+        self._keeps_up = False
         self._abandon_snapshot()
         self._live = FrameQueue()
+        self._drop_queue()
