@@ -18,17 +18,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 from zope.interface import implementer
 
-from tbvast.bus.fanout import CommittedBatch, FanOut
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import Journal, set_aside
 from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import Opened, Outcome
 from tbvast.bus.journal.writer import JournalStore
-from tbvast.bus.retries import Retries
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts, Subscription
-from tbvast.bus.subscription_factory import SubscriptionFactory
 from tbvast.bus.subscription_saver import SubscriptionSaver
-from tbvast.bus.subscriptions import Subscriptions
+from tbvast.bus.subscriptions import Subscriptions, make_subscription
 from tbvast.interfaces import ICounters, IPausable, IPublisher, ISnapshotSource, ISubscription
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
@@ -111,31 +109,27 @@ class MemoryBus:
             everybody,
             functools.partial(set_aside, journal),
         )
-        self.retries = Retries(clock)
-        self.fan_out = FanOut(clock, everybody)
         self.parts = BusParts(
             clock,
             some_settings(**settings),
             pub,
             journal,
             functools.partial(set_aside, journal),
-            self.retries.add,
+            self.subscriptions.retry,
             self.snapshots.begin,
             self.subscriptions.close,
             RateLimit(clock, LOSSES_PER_MINUTE),
         )
         self._kind = kind
-        self._factory = SubscriptionFactory(self.parts)
         self.saver = SubscriptionSaver(clock, journal, everybody, journal.saved)
-        for each in self._factory.restore(journal.saved):
-            self.subscriptions.add(each)
+        self.subscriptions.restore(self.parts, journal.saved)
         for each in everybody():
             if each.owed:
                 self.snapshots.begin(each)
 
     @property
     def _services(self) -> Sequence[IService]:
-        return self.retries, self.fan_out, self.subscriptions, self.saver
+        return self.subscriptions, self.saver
 
     def start(self) -> None:
         for service in self._services:
@@ -154,7 +148,7 @@ class MemoryBus:
 
     def make(self, request: Subscribe, user: str = "") -> ISubscription:
         if self._kind is None:
-            return self._factory.make(request, user)
+            return make_subscription(self.parts, request, user)
         return self._kind(self.parts, request, user, new_topic(request.topics[0], request.dialect))
 
     def open(self, request: Subscribe, user: str = "") -> Any:
@@ -166,7 +160,7 @@ class MemoryBus:
         return subscription
 
     def deliver(self, batch: CommittedBatch) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.fan_out.deliver(batch))
+        return Deferred.fromCoroutine(self.subscriptions.deliver(batch))
 
 
 @implementer(ICounters)

@@ -20,8 +20,8 @@ from zope.interface import implementer
 
 from tbvast.bus.checkpoints import CHECKPOINTS, ENCODER_BYTES, HELD_BYTES, HELD_MESSAGES
 from tbvast.bus.queued_subscription import QueuedSubscription
-from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription_saver import FLUSH_AGE, PROGRESS_AGE, PROGRESS_INTERVAL
+from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IPublisher
 from tbvast.protocol.frames import Item

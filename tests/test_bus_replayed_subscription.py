@@ -15,8 +15,8 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.replayed_subscription import ReplayedSubscription
-from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription import PAGE_ITEMS, Subscription
+from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import PROTOCOL

@@ -13,9 +13,9 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.snapshots import ANSWER_TIME, PAGE_ITEMS, JournalSource
 from tbvast.bus.subscription import Subscription
+from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.interfaces import ISnapshotSource
 from tbvast.protocol.frames import Envelope
 from tests.doubles import (

@@ -13,9 +13,9 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.retries import RETRY_INTERVAL
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, Subscription
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
+from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.errors import ProtocolInvalid
 from tbvast.interfaces import IPublisher, ISubscription
 from tbvast.protocol.manage import PROTOCOL

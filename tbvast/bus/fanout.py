@@ -6,17 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
-
 from tbvast.bus.journal.soundness import MOST_BYTES
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import ISubscription
 from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
 from tbvast.protocol.replay import Chunk, chunks, encode_item
 from tbvast.protocol.topics import Dialect, Stream
-from tbvast.service.turns import in_turns
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
 Refuse = Callable[[Sequence[SetAside]], None]
@@ -145,45 +139,3 @@ _SURELY_SENT = min(MOST_BYTES.values())
 """
 Bytes of a document that is short enough to be sent, whatever its type.
 """
-
-
-class FanOut(Service):
-    """
-    Delivers committed batches to the subscriptions, in as many turns of the reactor as that
-    takes.
-    """
-
-    def __init__(
-        self, clock: IReactorTime, everybody: Callable[[], Iterable[ISubscription]]
-    ) -> None:
-        """
-        @param everybody: Returns all subscriptions.
-        """
-        self._clock = clock
-        self._everybody = everybody
-        self._delivering: Deferred[None] = succeed(None)
-
-    async def deliver(self, batch: CommittedBatch) -> None:
-        """
-        Deliver a batch to all current subscriptions, perhaps in many turns. The next one may be
-        delivered when this is done.
-        """
-        self._delivering = Deferred.fromCoroutine(
-            in_turns(
-                self._clock,
-                self._everybody(),
-                lambda subscription: subscription.committed(batch),
-                "Cannot deliver to a subscriber",
-            )
-        )
-        try:
-            await self._delivering
-        except CancelledError:  # the service stops
-            pass
-
-    def stopService(self) -> None:
-        """
-        Deliver nothing more. Subscribers get the rest from the journal.
-        """
-        super().stopService()
-        self._delivering.cancel()

@@ -17,19 +17,17 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.access_control import AccessControl
-from tbvast.bus.fanout import CommittedBatch, FanOut
+from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService, set_aside
 from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.retention import Retention
 from tbvast.bus.manage_endpoint import ManageEndpoint
-from tbvast.bus.retries import Retries
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts
-from tbvast.bus.subscription_factory import SubscriptionFactory
 from tbvast.bus.subscription_saver import SubscriptionSaver
-from tbvast.bus.subscriptions import Subscriptions
+from tbvast.bus.subscriptions import Subscriptions, make_subscription
 from tbvast.bus.upstream import Upstream
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
@@ -156,35 +154,31 @@ class Bus(SequentialService):
         snapshots = Snapshots(
             reactor, calendar, [JournalSource(journal)], subscriptions.everybody, refuse
         )
-        retries = Retries(reactor)
-        factory = SubscriptionFactory(
-            BusParts(
-                clock=reactor,
-                settings=settings,
-                publisher=pub,
-                journal=journal,
-                refuse=refuse,
-                retry=retries.add,
-                begin_snapshot=snapshots.begin,
-                close=subscriptions.close,
-                losses=RateLimit(reactor, LOSSES_PER_MINUTE),
-            )
+        parts = BusParts(
+            clock=reactor,
+            settings=settings,
+            publisher=pub,
+            journal=journal,
+            refuse=refuse,
+            retry=subscriptions.retry,
+            begin_snapshot=snapshots.begin,
+            close=subscriptions.close,
+            losses=RateLimit(reactor, LOSSES_PER_MINUTE),
         )
-        for each in factory.restore(saved):
-            subscriptions.add(each)
+        subscriptions.restore(parts, saved)
+        for each in subscriptions.everybody():
             if not access.may_subscribe(each.user, each.streams):
                 subscriptions.close(each.topic, "may no longer subscribe")
         for each in subscriptions.everybody():
             if each.owed:
                 snapshots.begin(each)
         statistics = Statistics(reactor, journal, subscriptions.everybody)
-        fan_out = FanOut(reactor, subscriptions.everybody)
         upstreams = MultiService()
 
         async def deliver(batch: CommittedBatch) -> None:
             for upstream in upstreams:
                 upstream.deliver(batch)
-            await fan_out.deliver(batch)
+            await subscriptions.deliver(batch)
 
         self._sub = SubConnection(
             self._factory,
@@ -214,13 +208,19 @@ class Bus(SequentialService):
             settings.retention_days * 86400.0,
             settings.retention_bytes,
         )
-        parts = (retries, fan_out, subscriptions, self._saver, statistics, retention, upstreams)
-        for part in parts:
-            part.setServiceParent(self)
+        for service in (subscriptions, self._saver, statistics, retention, upstreams):
+            service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
         self._endpoint = ManageEndpoint(
-            reactor, settings, access, factory.make, subscriptions, snapshots, intake, statistics
+            reactor,
+            settings,
+            access,
+            functools.partial(make_subscription, parts),
+            subscriptions,
+            snapshots,
+            intake,
+            statistics,
         )
         self._manage = RouterConnection(
             self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True

@@ -4,18 +4,31 @@ The subscriptions of a bus, by their own topics.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import msgspec
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.queued_subscription import QueuedSubscription, Saved
+from tbvast.bus.replayed_subscription import ReplayedSubscription
+from tbvast.bus.subscription import BusParts
 from tbvast.errors import ProtocolInvalid
 from tbvast.interfaces import ISubscription
-from tbvast.protocol.topics import STIX2_TOPIC_LENGTH
+from tbvast.protocol.manage import PROTOCOL, Subscribe
+from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
+from tbvast.service.turns import Turn, in_turns
 from tbvast.settings.schema import PluginSettings
+from tbvast.storage.set_aside import SetAside, Stage, reason_of
+
+RETRY_INTERVAL = 0.001
+"""
+Seconds before frames are offered again to a peer whose queue was full.
+"""
 
 SWEEP_INTERVAL = 1.0
 """
@@ -36,8 +49,12 @@ class Subscriptions(MultiService):
         @param settings: The limits.
         """
         super().__init__()
+        self._clock = clock
         self._settings = settings
         self._by_topic: dict[str, ISubscription] = {}
+        self._delivering: Deferred[None] = succeed(None)
+        self._stuck: dict[ISubscription, None] = {}
+        self._retrying: IDelayedCall | None = None
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
@@ -74,7 +91,7 @@ class Subscriptions(MultiService):
                 count,
                 f"less than the limit for one client, {settings.max_client_subscriptions}",
             )
-        self.add(subscription)
+        self._by_topic[subscription.topic] = subscription
         self._log.info(
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=subscription.name,
@@ -84,11 +101,21 @@ class Subscriptions(MultiService):
             count=len(self),
         )
 
-    def add(self, subscription: ISubscription) -> None:
+    def restore(self, parts: BusParts, saved: Mapping[str, bytes]) -> None:
         """
-        Add a restored subscription.
+        Make the saved subscriptions again when the bus starts; all are of old dialects. One that
+        cannot be read is set aside.
+
+        @param saved: Their saved states, by topic.
         """
-        self._by_topic[subscription.topic] = subscription
+        for topic, raw in saved.items():
+            try:
+                state = msgspec.json.decode(raw, type=Saved)
+                restored = QueuedSubscription(parts, state.request, state.user, topic, state)
+            except Exception as e:
+                parts.refuse([SetAside(Stage.SUBSCRIPTION, reason_of(e), raw)])
+            else:
+                self._by_topic[topic] = restored
 
     def heartbeat(self, topic: str, report: dict[str, object]) -> bool:
         """
@@ -155,6 +182,54 @@ class Subscriptions(MultiService):
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
+    async def deliver(self, batch: CommittedBatch) -> None:
+        """
+        Deliver a batch to all current subscriptions, perhaps in many turns. The next one may be
+        delivered when this is done.
+        """
+        self._delivering = Deferred.fromCoroutine(
+            in_turns(
+                self._clock,
+                self.everybody(),
+                lambda subscription: subscription.committed(batch),
+                "Cannot deliver to a subscriber",
+            )
+        )
+        try:
+            await self._delivering
+        except CancelledError:  # the service stops
+            pass
+
+    def retry(self, subscription: ISubscription) -> None:
+        """
+        Call L{ISubscription.pump} soon, when there may be room in ZeroMQ's queue.
+        """
+        self._stuck[subscription] = None
+        if self._retrying is None:
+            self._retrying = self._clock.callLater(RETRY_INTERVAL, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = None
+        turn = Turn(self._clock)
+        stuck, self._stuck = self._stuck, {}
+        for subscription in list(stuck):
+            del stuck[subscription]
+            try:
+                subscription.pump()
+            except Exception:
+                self._log.failure("Cannot send waiting frames to a subscriber")
+            if turn.over:
+                break
+        if stuck:  # before those that got stuck again
+            self._stuck = stuck | self._stuck
+            self._cancel_retry()
+            self._retrying = self._clock.callLater(0, self._retry)
+
+    def _cancel_retry(self) -> None:
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
+
     def _sweep(self) -> None:
         for subscription in self.everybody():
             if reason := subscription.overdue:
@@ -162,8 +237,24 @@ class Subscriptions(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Drop all waiting frames.
+        Drop all waiting frames, and deliver nothing more. Subscribers get the rest from the
+        journal.
         """
         for subscription in self.everybody():
             subscription.close()
+        self._delivering.cancel()
+        self._stuck.clear()
+        self._cancel_retry()
         return super().stopService()
+
+
+def make_subscription(parts: BusParts, request: Subscribe, user: str = "") -> ISubscription:
+    """
+    Make a new subscription, of the class that its protocol needs.
+
+    @param user: The user who asks, as the access control knows it.
+    """
+    topic = new_topic(request.topics[0], request.dialect)
+    if request.protocol == PROTOCOL:
+        return ReplayedSubscription(parts, request, user, topic)
+    return QueuedSubscription(parts, request, user, topic)
