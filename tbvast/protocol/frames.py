@@ -17,6 +17,7 @@ from tbvast.protocol.vast_dialect import (
     encode_vast_sighting,
 )
 from tbvast.stix.admission import admit_indicator, admit_sighting
+from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.indicators import Indicator, compatible, decode_indicator
 from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
@@ -60,7 +61,7 @@ def decode_envelope(payload: bytes) -> Envelope:
     """
     try:
         envelope = _envelope_decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         raise ProtocolInvalid("envelope", payload, f"a snapshot envelope ({e})") from e
     decode = _SNAPSHOT_BODIES.get(envelope.snapshot_type)
     if decode is None:
@@ -87,9 +88,6 @@ def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> byte
 
 
 def _admit_in_force(raw: bytes) -> Indicator:
-    """
-    Admit an indicator that is sent to a subscriber unchanged.
-    """
     indicator = admit_indicator(raw)
     if indicator.pattern is None:
         raise DocumentInvalid("pattern", None, "a pattern, in an answer to a snapshot request")
@@ -97,7 +95,6 @@ def _admit_in_force(raw: bytes) -> Indicator:
 
 
 _SNAPSHOT_TYPES = {Stream.INTEL: 1, Stream.SIGHTING: 2}
-
 _SNAPSHOT_BODIES: dict[int, Callable[[bytes], Item]] = {1: _admit_in_force, 2: admit_sighting}
 
 
@@ -148,7 +145,6 @@ def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes
     """
     Encode an item for a subscriber.
 
-    @param stream: The stream that the item belongs to.
     @param raw: The item's document. It has been decoded before, so that it is known to be
         valid.
     @return: The frames for the item, each without the subscription's own topic; none if the
@@ -177,7 +173,12 @@ def render_numbered(
     @return: The number of each frame's item, and the frames.
     """
     if dialect is _STIX2:  # one frame for each item, in a quarter of the time
-        return [n for n, _ in items], [_render_stix2(item) for _, item in items]
+        return [n for n, _ in items], [
+            _INTEL_HEAD + compatible(item.raw)
+            if isinstance(item, Indicator)
+            else _SIGHTING_HEAD + compatible_sighting(item.raw)
+            for _, item in items
+        ]
     numbers: list[int] = []
     frames: list[bytes] = []
     for number, item in items:
@@ -185,12 +186,6 @@ def render_numbered(
         frames += payloads
         numbers += [number] * len(payloads)
     return numbers, frames
-
-
-def _render_stix2(item: Item) -> bytes:
-    if isinstance(item, Indicator):
-        return _INTEL_HEAD + compatible(item.raw)
-    return _SIGHTING_HEAD + compatible_sighting(item.raw)
 
 
 _INTEL = Stream.INTEL

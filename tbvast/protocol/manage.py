@@ -2,7 +2,8 @@
 The manage endpoint: requests and their replies, in both dialects.
 
 A request is one JSON object. C{subscribe}, C{unsubscribe} and C{heartbeat} are Threat
-Bus's requests; C{publish} and C{status} are tbvast's own.
+Bus's requests; C{publish} and C{status} are tbvast's own. A C{topic} is the own topic of a
+subscription, and C{topics} are those that a subscriber requests.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec import Meta
 from tbvast.errors import ProtocolInvalid
 from tbvast.protocol.publish_request import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
-from tbvast.stix.documents import JsonObject, JsonValue
+from tbvast.stix.documents import UNREADABLE, JsonObject, JsonValue
 from tbvast.values import Position
 
 T = TypeVar("T")
@@ -62,7 +63,6 @@ class Unsubscribe(msgspec.Struct, frozen=True):
     """
     A request to end a subscription.
 
-    @ivar topic: The subscription's own topic.
     @ivar dialect: The dialect of the reply.
     """
 
@@ -74,7 +74,6 @@ class Heartbeat(msgspec.Struct, frozen=True):
     """
     A sign of life of a subscriber.
 
-    @ivar topic: The subscription's own topic.
     @ivar report: The subscriber's state in its own terms, for people to read.
     """
 
@@ -137,7 +136,7 @@ def decode_request(raw: bytes) -> Request:
     """
     try:
         document = _decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         documents = split_request(raw)
         if documents is None:
             raise ProtocolInvalid("request", raw, f"a request ({e})") from e
@@ -198,7 +197,7 @@ def _report(raw: bytes) -> JsonObject:
         raise ProtocolInvalid("report", raw, f"at most {REPORT_BYTES} bytes")
     try:
         return msgspec.json.decode(raw, type=JsonObject | None) or {}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         raise ProtocolInvalid("report", raw, f"a JSON object ({e})") from e
 
 
@@ -242,7 +241,6 @@ def subscribed(
     topic: str, host: str, pub: int, sub: int, beginning: Position | None = None
 ) -> bytes:
     """
-    @param topic: The subscription's own topic.
     @param host: A host name of the bus that the subscriber can reach.
     @param pub: The port of the pub endpoint.
     @param sub: The port of the sub endpoint.
@@ -259,11 +257,7 @@ def subscribed(
         "status": "success",
     }
     if beginning is not None:
-        reply |= {
-            "protocol": PROTOCOL,
-            "plugin": beginning.plugin,
-            "number": beginning.number,
-        }
+        reply |= {"protocol": PROTOCOL, **msgspec.structs.asdict(beginning)}
     return _encode(reply)
 
 
@@ -271,16 +265,11 @@ def encode_subscribe(
     topics: Sequence[str], snapshot: int, name: str, resume: Position | None = None
 ) -> bytes:
     """
-    Encode the request of a subscriber that speaks L{PROTOCOL}.
-
-    @param topics: At least one.
-    @param snapshot: The age of the snapshot to begin with, in days; C{0} for no snapshot.
-    @param name: The subscriber's name for itself.
-    @param resume: The subscriber's position, if it has one.
+    Encode the request of a subscriber that speaks L{PROTOCOL}; see L{Subscribe}.
     """
     request: JsonObject = {
         "action": "subscribe",
-        "topic": list(topics) if len(topics) > 1 else topics[0],
+        "topic": topics if len(topics) > 1 else topics[0],
         "snapshot": snapshot,
         "protocol": PROTOCOL,
         "name": name,
@@ -293,8 +282,6 @@ def encode_subscribe(
 def encode_unsubscribe(topic: str) -> bytes:
     """
     Encode a request to end a subscription.
-
-    @param topic: The subscription's own topic.
     """
     return _encode({"action": "unsubscribe", "topic": topic})
 
@@ -303,7 +290,6 @@ def encode_heartbeat(topic: str, report: JsonObject | None = None) -> bytes:
     """
     Encode a heartbeat.
 
-    @param topic: The subscription's own topic.
     @param report: The subscriber's state; only for a bus that speaks L{PROTOCOL}.
     """
     request: JsonObject = {"action": "heartbeat", "topic": topic}
@@ -314,9 +300,7 @@ def encode_heartbeat(topic: str, report: JsonObject | None = None) -> bytes:
 
 def encode_publish(documents: Sequence[bytes]) -> bytes:
     """
-    Encode a request to publish items.
-
-    @param documents: Indicators and sightings, each a JSON document.
+    Encode a request to publish items; see L{Publish}.
     """
     return b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
 
@@ -332,7 +316,6 @@ class Subscribed(msgspec.Struct, frozen=True):
     """
     A bus's reply to a subscribe request, in either dialect.
 
-    @ivar topic: The subscription's own topic.
     @ivar pub_port: The port of the bus's pub endpoint.
     @ivar sub_port: The port of the bus's sub endpoint.
     @ivar protocol: L{PROTOCOL} if the bus speaks it.
@@ -432,5 +415,5 @@ def decode_published(raw: bytes) -> Published:
 def _decode(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         raise ProtocolInvalid("reply", raw, f"the reply that was expected ({e})") from e

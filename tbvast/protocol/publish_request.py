@@ -45,10 +45,6 @@ def split_request(raw: bytes) -> tuple[bytes, ...] | None:
 
 
 class _Splitter:
-    """
-    Reads one request from left to right.
-    """
-
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
         self._scanner = Scanner(raw)
@@ -66,8 +62,7 @@ class _Splitter:
                 name, position = self._scanner.value(self._after_space(position + 1))
                 position = self._after_space(position)
                 if not isinstance(name, str) or self._at(position) != ":":
-                    self._check_other(action, position)
-                    return None
+                    raise ValueError("a property has no name or no value")
                 position = self._after_space(position + 1)
                 if name == "documents" and self._at(position) == "[":
                     documents, position = self._documents(position)
@@ -79,24 +74,16 @@ class _Splitter:
                     elif name == "documents":
                         documents = None
                 position = self._after_space(position)
-        except (ValueError, RecursionError):  # damaged outside of the documents
-            self._check_other(action, position)
-            return None
-        if self._at(position) != "}" or self._after_space(position + 1) < len(self._text):
-            self._check_other(action, position)
+            if self._at(position) != "}" or self._after_space(position + 1) < len(self._text):
+                raise ValueError("the request does not end with its properties")
+        except (ValueError, RecursionError) as e:  # damaged outside of the documents
+            if action in ("publish", "documents"):
+                raise RequestUnsplittable("request", self._raw[position:], _EXPECTED) from e
             return None
         return documents if action == "publish" else None
 
     def _at(self, position: int) -> str:
         return self._text[position : position + 1]
-
-    def _check_other(self, action: JsonValue, position: int) -> None:
-        """
-        @raise RequestUnsplittable: If it is a publish request that is damaged outside of
-            its documents.
-        """
-        if action in ("publish", "documents"):
-            raise RequestUnsplittable("request", self._raw[position:], _EXPECTED)
 
     def _after_space(self, position: int) -> int:
         match = _SPACE.match(self._text, position)
@@ -127,7 +114,7 @@ class _Splitter:
             _, end = self._scanner.value(start)
         except (ValueError, RecursionError):
             end = -1
-            self._fail()
+            self._spend(failures=1)
         if end >= 0 and self._at(self._after_space(end)) in (",", "]"):
             return end
         closed = self._scanner.closed(start)
@@ -153,7 +140,7 @@ class _Splitter:
             try:
                 value, _ = self._scanner.value(position)
             except (ValueError, RecursionError):
-                self._fail()
+                self._spend(failures=1)
                 if _BEGINNING.match(self._text, position):  # probably another damaged document
                     return comma.start()
                 continue
@@ -161,18 +148,11 @@ class _Splitter:
                 return comma.start()
         return self._text.rfind("]", start) if closed < 0 else -1
 
-    def _spend(self, characters: int) -> None:
+    def _spend(self, characters: int = 0, failures: int = 0) -> None:
         """
-        @raise RequestUnsplittable: If the splitter has rescanned too much.
+        @raise RequestUnsplittable: If too much was scanned again, or decoding failed too often.
         """
         self._scanner.left -= characters
-        if self._scanner.left < 0:
-            raise RequestUnsplittable("documents", self._raw, _EXPECTED)
-
-    def _fail(self) -> None:
-        """
-        @raise RequestUnsplittable: If decoding has failed too often.
-        """
-        self._failures -= 1
-        if self._failures < 0:
+        self._failures -= failures
+        if self._scanner.left < 0 or self._failures < 0:
             raise RequestUnsplittable("documents", self._raw, _EXPECTED)

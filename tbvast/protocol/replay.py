@@ -24,6 +24,7 @@ from tbvast.protocol.frames import Item
 from tbvast.protocol.salvage import NUMBER_END, RawItem, salvage
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable, unreadable
+from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.sightings import decode_sighting
 
@@ -146,10 +147,8 @@ def chunks(items: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
 
 def encode_batch(after: int, until: int, items: bytes) -> bytes:
     """
-    Encode a batch.
+    Encode a L{Batch}.
 
-    @param after: The number that its range begins after.
-    @param until: The number that its range ends with.
     @param items: The items of a L{Chunk}.
     """
     return b'batch {"after":%d,"until":%d,"items":[%b]}' % (after, until, items)
@@ -157,9 +156,7 @@ def encode_batch(after: int, until: int, items: bytes) -> bytes:
 
 def encode_part(items: bytes) -> bytes:
     """
-    Encode a part of a snapshot.
-
-    @param items: The items of a L{Chunk}.
+    Encode a L{Part}, of the items of a L{Chunk}.
     """
     return b'snapshot {"items":[%b]}' % (items,)
 
@@ -184,8 +181,6 @@ class _Part(msgspec.Struct):
 _batch_decoder = msgspec.json.Decoder(_Batch)
 _part_decoder = msgspec.json.Decoder(_Part)
 _mark_decoder = msgspec.json.Decoder(Mark)
-
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
@@ -212,7 +207,7 @@ def _decode_batch(payload: bytes) -> Batch | Torn:
         batch = _batch_decoder.decode(payload)
         after, until, found = batch.after, batch.until, iter(batch.items)
         bounds = (after, until) if 0 <= after <= until < NUMBER_END else None
-    except _UNREADABLE:
+    except UNREADABLE:
         bounds, found = salvage(payload)
     items, refused = _decode_items(found)
     return Torn(items, refused) if bounds is None else Batch(*bounds, items, refused)
@@ -221,14 +216,14 @@ def _decode_batch(payload: bytes) -> Batch | Torn:
 def _decode_part(payload: bytes) -> Part:
     try:
         return Part(*_decode_items(_part_decoder.decode(payload).items))
-    except _UNREADABLE:
+    except UNREADABLE:
         return Part(*_decode_items(salvage(payload)[1]))
 
 
 def _decode_mark(payload: bytes) -> Mark:
     try:
         mark = _mark_decoder.decode(payload)
-    except _UNREADABLE as e:
+    except UNREADABLE as e:
         raise ProtocolInvalid("mark", payload, f"the end of a snapshot ({e})") from e
     if not 0 <= mark.number < NUMBER_END:
         raise ProtocolInvalid("number", mark.number, "a number of a journal")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import attrs
 import msgspec
 
 from tbvast.protocol.damaged_json import LINE_COUNTING_SPEEDUP, Scanner
@@ -64,25 +65,21 @@ def salvage(payload: bytes) -> tuple[tuple[int, int] | None, Iterator[RawItem]]:
     head = _HEAD.match(payload)
     after, until = (-1, NUMBER_END) if head is None or head[1] is None else map(int, head.groups())
     bounds = (after, until) if 0 <= after <= until < NUMBER_END else None
-    reader = _Reader(payload, *(bounds or (-1, NUMBER_END)))
+    reader = _Reader(payload, *(bounds or (-1, NUMBER_END)), Scanner(payload))
     return bounds, reader.items(None if head is None else head.end())
 
 
+@attrs.define(eq=False)
 class _Reader:
     """
-    Reads one frame.
+    @param after: After a damaged item, the search considers only numbers above this one.
+    @param until: The highest number that the search considers.
     """
 
-    def __init__(self, payload: bytes, after: int, until: int) -> None:
-        """
-        @param payload: The frame.
-        @param after: After a damaged item, the search considers only numbers above this one.
-        @param until: The highest number that the search considers.
-        """
-        self._payload = payload
-        self._after = after
-        self._until = until
-        self._scanner = Scanner(payload)
+    _payload: bytes
+    _after: int
+    _until: int
+    _scanner: Scanner
 
     def items(self, start: int | None) -> Iterator[RawItem]:
         """
@@ -112,8 +109,6 @@ class _Reader:
 
     def _item(self, start: int) -> tuple[RawItem | None, int]:
         """
-        Read an item.
-
         @return: The item and its end; without an item, C{None} and the start. The brackets of
             the item's document are balanced, but it may be unreadable.
         """

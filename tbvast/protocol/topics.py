@@ -9,9 +9,7 @@ import secrets
 import string
 from collections.abc import Iterable
 
-_LETTERS = string.ascii_lowercase
 _VAST_RANDOM = 10
-
 
 STIX2_TOPIC_LENGTH = 32
 """
@@ -89,4 +87,4 @@ def new_topic(topic: str, dialect: Dialect) -> str:
 
 
 def _random(length: int) -> str:
-    return "".join(secrets.choice(_LETTERS) for _ in range(length))
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(length))

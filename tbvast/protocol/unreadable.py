@@ -9,18 +9,10 @@ import re
 import msgspec
 
 REASON_LENGTH = 500
-"""
-The most characters of a reason.
-"""
-
 KEPT_BYTES = 64 * 1024
-"""
-The most bytes of an unreadable item that are kept.
-"""
-
 MOST_IDS = 1000
 """
-The most ids that are read in an unreadable item.
+The most characters of a reason, and the most bytes and ids of an unreadable item that are kept.
 """
 
 
@@ -46,17 +38,11 @@ def unreadable(reason: str, raw: bytes, number: int = 0) -> Unreadable:
 
     @param reason: A text of any length, with any characters; unprintable ones are escaped.
     @param raw: All of the item's bytes.
-    @param number: Its number in the bus's journal; C{0} if unknown.
+    @param number: As in L{Unreadable}; any impossible one is unknown.
     """
-    ids = ids_in(raw)
-    return Unreadable(
-        number if 0 < number < 1 << 63 else 0,
-        ids,
-        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason[:REASON_LENGTH])[
-            :REASON_LENGTH
-        ],
-        raw[:KEPT_BYTES],
-    )
+    number = number if 0 < number < 1 << 63 else 0
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason[:REASON_LENGTH])
+    return Unreadable(number, ids_in(raw), shown[:REASON_LENGTH], raw[:KEPT_BYTES])
 
 
 def ids_in(raw: bytes) -> tuple[str, ...]:

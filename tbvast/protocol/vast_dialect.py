@@ -9,12 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tbvast.errors import (
-    DocumentInvalid,
-    ObservableInvalid,
-    PatternInvalid,
-    PatternUnmatchable,
-)
+from tbvast.errors import DocumentInvalid, ObservableInvalid, PatternInvalid, PatternUnmatchable
 from tbvast.stix import documents
 from tbvast.stix.admission import admit_sighting, read_bounded
 from tbvast.stix.documents import (
@@ -134,10 +129,6 @@ def encode_vast_sighting(sighting: Sighting) -> bytes:
 
 
 class _Document(msgspec.Struct):
-    """
-    The properties of a sighting's document that a report needs.
-    """
-
     last_seen: OptionalTime = None
     modified: OptionalTime = None
     created: OptionalTime = None
