@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import attrs
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -78,36 +79,31 @@ Delivers the documents of sightings to a receiver.
 """
 
 
+@attrs.define(eq=False, slots=False)
 class Flusher(Service):
     """
     Sends the sightings of a backlog, in order and page by page. A sighting that the
     receiver cannot accept is postponed, then set aside; the others do not wait for it.
+
+    @param backlog: The waiting sightings.
+    @param deliver: Delivers a page of them.
+    @param counters: Counts them.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        backlog: IBacklog,
-        deliver: Deliver,
-        counters: SightingCounters | None = None,
-    ) -> None:
-        """
-        @param backlog: The waiting sightings.
-        @param deliver: Delivers a page of them.
-        @param counters: Counts them.
-        """
-        self._counters = counters or SightingCounters()
-        self._pages = Pages()
-        self._waiting_lines = RateLimit(clock, WAITING_LINES_PER_MINUTE)
-        self._lines = RateLimit(clock, LINES_PER_MINUTE)
-        self._clock = clock
-        self._backlog = backlog
-        self._deliver = deliver
-        self._flushing: Deferred[None] | None = None
-        self._again = False
-        self._retry: IDelayedCall | None = None
+    _clock: IReactorTime
+    _backlog: IBacklog
+    _deliver: Deliver
+    _counters: SightingCounters = attrs.field(factory=SightingCounters)
+    _pages: Pages = attrs.field(init=False, factory=Pages)
+    _flushing: Deferred[None] | None = attrs.field(init=False, default=None)
+    _again: bool = attrs.field(init=False, default=False)
+    _retry: IDelayedCall | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiting_lines = RateLimit(self._clock, WAITING_LINES_PER_MINUTE)
+        self._lines = RateLimit(self._clock, LINES_PER_MINUTE)
 
     def startService(self) -> None:
         super().startService()

@@ -50,17 +50,13 @@ class ServiceLog:
             because standard output has another use.
         @raise StartupRefused: If the log file cannot be written.
         """
-        self._aside = aside
         self._file: LogFile | None = None
         self.observer: ILogObserver = FilteringLogObserver(
-            self._unfiltered(twistd, default),
+            self._unfiltered(twistd, default, aside),
             [LogLevelFilterPredicate(LogLevel.levelWithName(level))],
         )
 
-    def _unfiltered(self, twistd: Mapping[str, Any], default: str) -> ILogObserver:
-        """
-        Make the observer that writes events of all levels.
-        """
+    def _unfiltered(self, twistd: Mapping[str, Any], default: str, aside: bool) -> ILogObserver:
         if twistd.get("syslog"):
             from twisted.python.syslog import SyslogObserver  # connects to syslog
 
@@ -69,7 +65,7 @@ class ServiceLog:
         path = twistd.get("logfile")
         foreground = twistd.get("nodaemon")
         if foreground and path in (None, "", "-"):
-            return textFileLogObserver(cast(IO[Any], sys.__stderr__) if self._aside else sys.stdout)
+            return textFileLogObserver(cast(IO[Any], sys.__stderr__) if aside else sys.stdout)
         if path == "-":
             raise StartupRefused("a daemon cannot log to standard output: add --nodaemon")
         try:

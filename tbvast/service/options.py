@@ -101,28 +101,18 @@ class ServiceOptions(usage.Options):
 
         @raise SettingsInvalid: If the file or an option cannot be used.
         """
-        self._leave_pid_file()
+        parent = self.parent
+        if parent is not None and parent["pidfile"] == parent.defaults["pidfile"]:
+            # It would be the same for all services that are started in one directory.
+            self.pid_file_open = True
+            parent["pidfile"] = ""
         chosen: Any = self.settings_type()
         if self["config"] is not None:
             whole = load(self["config"])
-            chosen = next(
-                section
-                for section in (whole.plugin, whole.bridge)
-                if isinstance(section, self.settings_type)
-            )
+            chosen = {type(each): each for each in (whole.plugin, whole.bridge)}[type(chosen)]
         given = {
             name: self[option_name(name).removeprefix("--")]
             for name, key in keys_of(self.settings_type).items()
             if key.metavar and self[option_name(name).removeprefix("--")] is not None
         }
         self.settings = override(chosen, given)
-
-    def _leave_pid_file(self) -> None:
-        """
-        Keep C{twistd} from using its default pid file, which would be the same for all
-        services started in one directory.
-        """
-        parent = self.parent
-        if parent is not None and parent["pidfile"] == parent.defaults["pidfile"]:
-            self.pid_file_open = True
-            parent["pidfile"] = ""

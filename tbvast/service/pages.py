@@ -83,10 +83,7 @@ class Pages:
         @param now: Seconds.
         @return: The key of a sighting to offer again, alone; C{None} if there is none.
         """
-        for key, postponed in self._postponed.items():
-            if postponed.due <= now:
-                return key
-        return None
+        return next((key for key, each in self._postponed.items() if each.due <= now), None)
 
     def forget(self, key: str) -> None:
         """

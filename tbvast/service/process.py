@@ -61,17 +61,11 @@ def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[
         else:
             _log.critical("{service}: {reason}", service=options.service, reason=reason)
             os.write(status_pipe, f"1 {reason}".encode("ascii", "replace")[:STATUS_BYTES])
-        _remove_pid(options.twistd.get("pidfile"))
+        with suppress(OSError, ValueError):
+            pid_file = options.twistd.get("pidfile")
+            if pid_file and int(Path(pid_file).read_text()) == os.getpid():
+                os.unlink(pid_file)
         raise SystemExit(1) from e
-
-
-def _remove_pid(path: str | None) -> None:
-    """
-    Remove the pid file of C{twistd}, if it has the id of this process.
-    """
-    with suppress(OSError, ValueError):
-        if path and int(Path(path).read_text()) == os.getpid():
-            os.unlink(path)
 
 
 def check_free(what: str, address: HostPort) -> None:
@@ -176,7 +170,10 @@ class ServiceProcess(SequentialService):
             options.settings.state_dir or default_directory(options.service, os.environ)
         )
         self.state.acquire()
-        self._default_pid_file()
+        parent = options.parent
+        if parent is not None and options.pid_file_open and not parent["nodaemon"]:
+            # This process has locked the state directory, so a pid file in it is stale.
+            parent["pidfile"] = self.state.child(f"{options.service}.pid")
         self._service_log = ServiceLog(
             options.settings.loglevel,
             options.twistd,
@@ -185,19 +182,7 @@ class ServiceProcess(SequentialService):
         )
         at_exit(self._exit)
 
-    def _default_pid_file(self) -> None:
-        """
-        Choose a daemon's pid file if the command line does not. This process has locked
-        the state directory, so a pid file in it is stale.
-        """
-        parent = self._options.parent
-        if parent is not None and self._options.pid_file_open and not parent["nodaemon"]:
-            parent["pidfile"] = self.state.child(f"{self._options.service}.pid")
-
     def setServiceParent(self, parent: Any) -> None:
-        """
-        Join the application, and set its log observer.
-        """
         if isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self._service_log.observer)
         super().setServiceParent(parent)
@@ -227,7 +212,9 @@ class ServiceProcess(SequentialService):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._set_handler(number, self._on_stop_signal)
         self._set_handler(signal.SIGHUP, self._on_hangup_signal)
-        self._set_handler(signal.SIGUSR1, self._on_rotate_signal)
+        self._set_handler(
+            signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self._service_log.rotate)
+        )
         self._had_terminal = os.isatty(0)
 
     def _on_stop_signal(self, number: int, frame: Any) -> None:
@@ -243,9 +230,6 @@ class ServiceProcess(SequentialService):
         for service in self:
             if IReloadable.providedBy(service):
                 service.reload()
-
-    def _on_rotate_signal(self, number: int, frame: Any) -> None:
-        self._reactor.callFromThread(self._service_log.rotate)
 
     def _stop(self, reason: str) -> None:
         """
