@@ -90,12 +90,6 @@ def option_name(name: str) -> str:
 
 
 def _parse_yaml(text: bytes, name: str) -> Any:
-    """
-    Decode a YAML document.
-
-    @param name: The name of the document in errors.
-    @raise SettingsInvalid: If it is malformed, or a mapping has a key twice.
-    """
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -123,12 +117,10 @@ def _repeated_keys(
     node: yaml.Node, path: str, seen: set[int]
 ) -> Iterator[tuple[str, yaml.ScalarNode, yaml.ScalarNode]]:
     """
-    The keys that occur twice in a mapping, at any depth.
+    The keys that occur twice in a mapping, at any depth: the path, the first node and the second.
 
-    @param path: The path of the mapping; empty at the top.
     @param seen: The ids of the nodes visited so far, because an alias may name its
         own parent.
-    @return: For each, its path, its first node and its second one.
     """
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return

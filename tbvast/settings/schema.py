@@ -1,8 +1,7 @@
 """
 The settings of the two services: every key with its type, default and help.
 
-Help, unit and accepted values of a key are declared once, beside the field that holds
-the value.
+The help of a key is the documentation of its field.
 """
 
 from __future__ import annotations
@@ -23,54 +22,37 @@ from tbvast.settings.types import (
     Endpoint,
     FilePath,
     Host,
-    Key,
     ListenHost,
+    Option,
     Parser,
     Port,
     Seconds,
+    YesNo,
 )
 from tbvast.settings.validation import FieldMap, validate_section
 from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 
-_Level = Annotated[
-    Literal["debug", "info", "warn", "error", "critical"],
-    Key("Lowest level that is logged: debug, info, warn, error, critical.", "LEVEL"),
-]
-_StateDirectory = Annotated[
-    DirectoryPath,
-    Key(
-        "Directory for all data that must survive a restart; empty: the state directory set by "
-        "systemd, or else the user's.",
-        "DIR",
-    ),
-]
-_ClientKey = Annotated[
-    FilePath,
-    Key(
-        "Secret key with which to connect to the bus, a file ending in .key_secret made by tbvast "
-        "keygen; empty: none."
-    ),
-]
-_ServerKey = Annotated[
-    FilePath,
-    Key("Public key of the bus, a file ending in .key; connections to any other bus fail."),
-]
-_MessageBytes = Annotated[
-    int,
-    Meta(ge=SHORTEST_MESSAGE_LIMIT, le=2**30, extra={"unit": "bytes"}),
-    Key("Longest accepted message, in bytes; at least 8388608, so that every valid document fits."),
-]
+_Level = Annotated[Literal["debug", "info", "warn", "error", "critical"], Option("LEVEL")]
+_StateDirectory = Annotated[DirectoryPath, Option("DIR")]
+_MessageBytes = Annotated[int, Meta(ge=SHORTEST_MESSAGE_LIMIT, le=2**30, extra={"unit": "bytes"})]
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Another bus that the plugin subscribes to. Each field's L{Key} documents it.
+    Another bus that the plugin subscribes to.
+
+    @ivar threatbus: The manage endpoint of the bus.
+    @ivar snapshot: Days of past indicators to request from the bus.
+    @ivar curve_key: Secret key with which to connect to the bus, a file ending in .key_secret made
+        by tbvast keygen; empty: none.
+    @ivar server_key: Public key of the bus, a file ending in .key; connections to any other bus
+        fail.
     """
 
-    threatbus: Annotated[Endpoint, Key("The manage endpoint of the bus.")]
-    snapshot: Annotated[Days, Key("Days of past indicators to request from the bus.")] = 0
-    curve_key: _ClientKey = ""
-    server_key: _ServerKey = ""
+    threatbus: Endpoint
+    snapshot: Days = 0
+    curve_key: FilePath = ""
+    server_key: FilePath = ""
 
 
 _Upstream = Annotated[
@@ -88,124 +70,72 @@ _Upstream = Annotated[
 
 class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The settings of C{tbvast-plugin}. Each field's L{Key} documents it.
+    The settings of C{tbvast-plugin}.
+
+    @ivar host: Address on which the three endpoints listen; empty: loopback only.
+    @ivar manage: Port of the manage endpoint, for requests such as subscribe and heartbeat.
+    @ivar pub: Port of the pub endpoint, from which subscribers receive.
+    @ivar sub: Port of the sub endpoint, to which others send.
+    @ivar curve_key: The bus's secret key, a file ending in .key_secret made by tbvast keygen; then
+        only the clients listed in clients may connect; empty: no keys, everybody may connect.
+    @ivar clients: File of the clients that may connect: KEY NAME [PERMISSION,...] on each line;
+        read again on SIGHUP.
+    @ivar upstream: Other buses, from which intel is received and to which sightings are forwarded;
+        each has threatbus: HOST:PORT and may have snapshot: DAYS, curve_key and server_key, as in
+        bridge.
+    @ivar allow_plaintext: Whether the endpoints may listen without keys on an address that is not
+        loopback.
+    @ivar advertise: Host to which clients of the vast dialect are told to connect; empty: the
+        address on which the endpoints listen.
+    @ivar state_dir: Directory for all data that must survive a restart; empty: the state directory
+        set by systemd, or else the user's.
+    @ivar loglevel: Lowest level that is logged: debug, info, warn, error, critical.
+    @ivar heartbeat_timeout: Seconds without a heartbeat after which a subscription ends, if it has
+        ever had one.
+    @ivar detached_timeout: Seconds for which a subscription outlives its ZeroMQ subscription; a
+        client that returns in time gets everything it has missed.
+    @ivar max_message_bytes: Longest accepted message, in bytes; at least 8388608, so that every
+        valid document fits.
+    @ivar max_subscriptions: Maximum number of subscriptions at a time.
+    @ivar max_client_subscriptions: Maximum number of subscriptions of one client at a time; a
+        client is identified by its key, or by its address where there are no keys.
+    @ivar max_topics: Maximum number of topics in one subscribe request.
+    @ivar max_snapshot_days: Longest snapshot that a client can request, in days.
+    @ivar queue_messages: Maximum number of messages queued in memory for one subscriber; further
+        messages are read from the journal.
+    @ivar queue_bytes: Maximum size in bytes of the messages queued in memory for one subscriber;
+        further messages are read from the journal.
+    @ivar retention_days: Days for which the journal keeps superseded versions, ended indicators
+        and sightings. Indicators in force always stay.
+    @ivar retention_bytes: Size of the journal in bytes above which the oldest entries no longer in
+        force are deleted sooner.
+    @ivar errors_per_minute: Maximum number of errors logged per minute for each kind of bad input;
+        further errors are only counted.
     """
 
-    host: Annotated[
-        ListenHost,
-        Key("Address on which the three endpoints listen; empty: loopback only.", "HOST"),
-    ] = LOOPBACK
-    manage: Annotated[
-        Port,
-        Key("Port of the manage endpoint, for requests such as subscribe and heartbeat.", "PORT"),
-    ] = 13370
-    pub: Annotated[
-        Port, Key("Port of the pub endpoint, from which subscribers receive.", "PORT")
-    ] = 13371
-    sub: Annotated[Port, Key("Port of the sub endpoint, to which others send.", "PORT")] = 13372
-    curve_key: Annotated[
-        FilePath,
-        Key(
-            "The bus's secret key, a file ending in .key_secret made by tbvast keygen; then only "
-            "the clients listed in clients may connect; empty: no keys, everybody may connect."
-        ),
-    ] = ""
-    clients: Annotated[
-        FilePath,
-        Key(
-            "File of the clients that may connect: KEY NAME [PERMISSION,...] on each line; read "
-            "again on SIGHUP."
-        ),
-    ] = ""
-    upstream: Annotated[
-        _Upstream,
-        Key(
-            "Other buses, from which intel is received and to which sightings are forwarded; each "
-            "has threatbus: HOST:PORT and may have snapshot: DAYS, curve_key and server_key, as in"
-            " bridge."
-        ),
-    ] = ()
-    allow_plaintext: Annotated[
-        bool,
-        Key("Whether the endpoints may listen without keys on an address that is not loopback."),
-    ] = False
-    advertise: Annotated[
-        Host,
-        Key(
-            "Host to which clients of the vast dialect are told to connect; empty: the address on "
-            "which the endpoints listen."
-        ),
-    ] = ""
+    host: Annotated[ListenHost, Option("HOST")] = LOOPBACK
+    manage: Annotated[Port, Option("PORT")] = 13370
+    pub: Annotated[Port, Option("PORT")] = 13371
+    sub: Annotated[Port, Option("PORT")] = 13372
+    curve_key: FilePath = ""
+    clients: FilePath = ""
+    upstream: _Upstream = ()
+    allow_plaintext: YesNo = False
+    advertise: Host = ""
     state_dir: _StateDirectory = None
     loglevel: _Level = "info"
-    heartbeat_timeout: Annotated[
-        Seconds,
-        Key("Seconds without a heartbeat after which a subscription ends, if it has ever had one."),
-    ] = 30.0
-    detached_timeout: Annotated[
-        Seconds,
-        Key(
-            "Seconds for which a subscription outlives its ZeroMQ subscription; a client that "
-            "returns in time gets everything it has missed."
-        ),
-    ] = 60.0
+    heartbeat_timeout: Seconds = 30.0
+    detached_timeout: Seconds = 60.0
     max_message_bytes: _MessageBytes = 10 * 2**20
-    max_subscriptions: Annotated[
-        int, Meta(ge=1, le=1_000_000), Key("Maximum number of subscriptions at a time.")
-    ] = 10_000
-    max_client_subscriptions: Annotated[
-        int,
-        Meta(ge=1, le=1_000_000),
-        Key(
-            "Maximum number of subscriptions of one client at a time; a client is identified by "
-            "its key, or by its address where there are no keys."
-        ),
-    ] = 10_000
-    max_topics: Annotated[
-        int, Meta(ge=1, le=10_000), Key("Maximum number of topics in one subscribe request.")
-    ] = 100
-    max_snapshot_days: Annotated[
-        Days, Key("Longest snapshot that a client can request, in days.")
-    ] = 3650
-    queue_messages: Annotated[
-        int,
-        Meta(ge=1, le=100_000_000),
-        Key(
-            "Maximum number of messages queued in memory for one subscriber; further messages are "
-            "read from the journal."
-        ),
-    ] = 100_000
-    queue_bytes: Annotated[
-        int,
-        Meta(ge=1024, le=2**40, extra={"unit": "bytes"}),
-        Key(
-            "Maximum size in bytes of the messages queued in memory for one subscriber; further "
-            "messages are read from the journal."
-        ),
-    ] = 64 * 2**20
-    retention_days: Annotated[
-        Days,
-        Key(
-            "Days for which the journal keeps superseded versions, ended indicators and sightings."
-            " Indicators in force always stay."
-        ),
-    ] = 90
-    retention_bytes: Annotated[
-        int,
-        Meta(ge=2**20, le=2**50, extra={"unit": "bytes"}),
-        Key(
-            "Size of the journal in bytes above which the oldest entries no longer in force are "
-            "deleted sooner."
-        ),
-    ] = 10 * 2**30
-    errors_per_minute: Annotated[
-        int,
-        Meta(ge=0, le=100_000),
-        Key(
-            "Maximum number of errors logged per minute for each kind of bad input; further errors"
-            " are only counted."
-        ),
-    ] = 60
+    max_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_topics: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    max_snapshot_days: Days = 3650
+    queue_messages: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
+    queue_bytes: Annotated[int, Meta(ge=1024, le=2**40, extra={"unit": "bytes"})] = 64 * 2**20
+    retention_days: Days = 90
+    retention_bytes: Annotated[int, Meta(ge=2**20, le=2**50, extra={"unit": "bytes"})] = 10 * 2**30
+    errors_per_minute: Annotated[int, Meta(ge=0, le=100_000)] = 60
 
     def check_consistency(self, labels: Mapping[str, str]) -> None:
         """
@@ -227,104 +157,71 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The settings of C{tbvast-bridge}. Each field's L{Key} documents it.
+    The settings of C{tbvast-bridge}.
+
+    @ivar threatbus: The manage endpoint of the bus.
+    @ivar curve_key: Secret key with which to connect to the bus, a file ending in .key_secret made
+        by tbvast keygen; empty: none.
+    @ivar server_key: Public key of the bus, a file ending in .key; connections to any other bus
+        fail.
+    @ivar snapshot: Days of past indicators to request from the bus at a first start; 0: none.
+    @ivar vast: The engine's node; auto: the one on vast_listen if there is one, otherwise an
+        embedded node is started there.
+    @ivar vast_listen: Endpoint on which an embedded node listens.
+    @ivar vast_binary: The engine's client command; empty: the installed one.
+    @ivar engine: Engine of the node: tenzir, or vast for its predecessor.
+    @ivar state_dir: Directory for all data that must survive a restart; empty: the state directory
+        set by systemd, or else the user's.
+    @ivar live_match: Whether new events are matched as they arrive.
+    @ivar retro_match: Whether stored events are searched for new indicators.
+    @ivar retro_match_max_events: Maximum number of stored events reported per observable; 0: all.
+    @ivar retro_match_days: Days of stored events that are searched, by their time of import; 0:
+        all.
+    @ivar retro_match_timeout: Time limit of one search, in seconds.
+    @ivar subdomains: Whether an indicator's domain also matches every name below it; only with
+        tenzir.
+    @ivar fields: Fields of your own events, by schema, as described in docs/matching.md; only with
+        tenzir.
+    @ivar transform_context: Command that reads each matched event as JSON from standard input and
+        prints the context that the sighting carries instead; %ioc and %matchtype are replaced in
+        its arguments; empty: none.
+    @ivar transform_stream: Whether one running transform command gets many events, one per line,
+        and answers each with one line; otherwise the command runs once for each event.
+    @ivar sink: Command that receives each matched event on standard input, in place of a sighting
+        on the bus; %ioc and %matchtype are replaced in its arguments; STDOUT: print the event;
+        empty: report to the bus.
+    @ivar sink_stream: Whether one running sink command receives many events, one per line;
+        otherwise the command runs once for each event.
+    @ivar loglevel: Lowest level that is logged: debug, info, warn, error, critical.
+    @ivar heartbeat: Seconds between heartbeats to the bus.
+    @ivar max_message_bytes: Longest accepted message, in bytes; at least 8388608, so that every
+        valid document fits.
     """
 
-    threatbus: Annotated[Endpoint, Key("The manage endpoint of the bus.", "HOST:PORT")] = (
-        "localhost:13370"
-    )
-    curve_key: _ClientKey = ""
-    server_key: _ServerKey = ""
-    snapshot: Annotated[
-        Days,
-        Key("Days of past indicators to request from the bus at a first start; 0: none.", "DAYS"),
-    ] = 0
-    vast: Annotated[
-        AutoEndpoint,
-        Key(
-            "The engine's node; auto: the one on vast_listen if there is one, otherwise "
-            "an embedded node is started there.",
-            "auto|HOST:PORT",
-        ),
-    ] = "auto"
-    vast_listen: Annotated[
-        Endpoint, Key("Endpoint on which an embedded node listens.", "HOST:PORT")
-    ] = "127.0.0.1:5158"
-    vast_binary: Annotated[
-        Command, Key("The engine's client command; empty: the installed one.", "CMD")
-    ] = ""
-    engine: Annotated[
-        Literal["tenzir", "vast"],
-        Key("Engine of the node: tenzir, or vast for its predecessor.", "tenzir|vast"),
-    ] = "tenzir"
+    threatbus: Annotated[Endpoint, Option("HOST:PORT")] = "localhost:13370"
+    curve_key: FilePath = ""
+    server_key: FilePath = ""
+    snapshot: Annotated[Days, Option("DAYS")] = 0
+    vast: Annotated[AutoEndpoint, Option("auto|HOST:PORT")] = "auto"
+    vast_listen: Annotated[Endpoint, Option("HOST:PORT")] = "127.0.0.1:5158"
+    vast_binary: Annotated[Command, Option("CMD")] = ""
+    engine: Annotated[Literal["tenzir", "vast"], Option("tenzir|vast")] = "tenzir"
     state_dir: _StateDirectory = None
-    live_match: Annotated[bool, Key("Whether new events are matched as they arrive.", "yes|no")] = (
-        True
-    )
-    retro_match: Annotated[
-        bool, Key("Whether stored events are searched for new indicators.", "yes|no")
-    ] = True
+    live_match: Annotated[YesNo, Option("yes|no")] = True
+    retro_match: Annotated[YesNo, Option("yes|no")] = True
     retro_match_max_events: Annotated[
-        int,
-        Meta(ge=0, le=1_000_000_000, extra={"unit": "events"}),
-        Key("Maximum number of stored events reported per observable; 0: all.", "N"),
+        int, Meta(ge=0, le=1_000_000_000, extra={"unit": "events"}), Option("N")
     ] = 100
-    retro_match_days: Annotated[
-        Days,
-        Key("Days of stored events that are searched, by their time of import; 0: all.", "DAYS"),
-    ] = 0
-    retro_match_timeout: Annotated[
-        Seconds, Key("Time limit of one search, in seconds.", "SECONDS")
-    ] = 300.0
-    subdomains: Annotated[
-        bool,
-        Key("Whether an indicator's domain also matches every name below it; only with tenzir."),
-    ] = False
-    fields: Annotated[
-        FieldMap,
-        Key(
-            "Fields of your own events, by schema, as described in docs/matching.md; only with "
-            "tenzir."
-        ),
-    ] = ()
-    transform_context: Annotated[
-        Command,
-        Key(
-            "Command that reads each matched event as JSON from standard input and prints the "
-            "context that the sighting carries instead; %ioc and %matchtype are replaced in its "
-            "arguments; empty: none.",
-            "CMD",
-        ),
-    ] = ""
-    transform_stream: Annotated[
-        bool,
-        Key(
-            "Whether one running transform command gets many events, one per line, and answers each"
-            " with one line; otherwise the command runs once for each event."
-        ),
-    ] = False
-    sink: Annotated[
-        Command,
-        Key(
-            "Command that receives each matched event on standard input, in place of a sighting on"
-            " the bus; %ioc and %matchtype are replaced in its arguments; STDOUT: print the event;"
-            " empty: report to the bus.",
-            "CMD|STDOUT",
-        ),
-    ] = ""
-    sink_stream: Annotated[
-        bool,
-        Key(
-            "Whether one running sink command receives many events, one per line; otherwise the "
-            "command runs once for each event."
-        ),
-    ] = False
+    retro_match_days: Annotated[Days, Option("DAYS")] = 0
+    retro_match_timeout: Annotated[Seconds, Option("SECONDS")] = 300.0
+    subdomains: YesNo = False
+    fields: FieldMap = ()
+    transform_context: Annotated[Command, Option("CMD")] = ""
+    transform_stream: YesNo = False
+    sink: Annotated[Command, Option("CMD|STDOUT")] = ""
+    sink_stream: YesNo = False
     loglevel: _Level = "info"
-    heartbeat: Annotated[
-        float,
-        Meta(ge=0.1, le=3600, extra={"unit": "seconds"}),
-        Key("Seconds between heartbeats to the bus."),
-    ] = 5.0
+    heartbeat: Annotated[float, Meta(ge=0.1, le=3600, extra={"unit": "seconds"})] = 5.0
     max_message_bytes: _MessageBytes = 10 * 2**20
 
     def check_consistency(self, labels: Mapping[str, str]) -> None:

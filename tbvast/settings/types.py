@@ -10,7 +10,7 @@ import functools
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -21,11 +21,12 @@ from tbvast.values import HostPort, is_host
 LOOPBACK = "127.0.0.1"
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_DOCUMENTED = re.compile(r"@ivar (\w+): (.*?)(?=\n *@ivar|\s*\Z)", re.DOTALL)
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(NamedTuple):
     """
-    The declaration of a key, as the last annotation of its field, which has name and default.
+    A key of the configuration file.
 
     @ivar help: One or two sentences, with the unit.
     @ivar metavar: The placeholder of the value in the help of the command line
@@ -33,7 +34,17 @@ class Key(msgspec.Struct, frozen=True):
     """
 
     help: str
-    metavar: str = ""
+    metavar: str
+
+
+class Option(msgspec.Struct, frozen=True):
+    """
+    The last annotation of a field that a command line option sets, too.
+
+    @ivar metavar: As for L{Key}.
+    """
+
+    metavar: str
 
 
 class Parser(msgspec.Struct, frozen=True):
@@ -76,6 +87,7 @@ def _file(text: str) -> str:
 _HOST = "an IP address or a host name"
 _ENDPOINT = "HOST:PORT (an IPv6 address in square brackets)"
 
+YesNo = Annotated[bool, Parser("yes or no", bool, bool)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Days = Annotated[int, Meta(ge=0, le=36_500, extra={"unit": "days"})]
 Seconds = Annotated[float, Meta(ge=0.1, le=86400, extra={"unit": "seconds"})]
@@ -105,7 +117,7 @@ DirectoryPath = Annotated[
 @functools.cache
 def types_of(section: type[msgspec.Struct]) -> Mapping[str, Any]:
     """
-    @param section: The struct that declares keys, each with a L{Key} as its last annotation.
+    @param section: The struct that declares keys.
     @return: The annotated types of the keys, by name, in the order of the fields.
     """
     return get_type_hints(section, include_extras=True)
@@ -116,7 +128,13 @@ def keys_of(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     @param section: As for L{types_of}.
     @return: The keys of a section by name, in the order of the fields.
     """
-    return {name: hint.__metadata__[-1] for name, hint in types_of(section).items()}
+    helps = dict(_DOCUMENTED.findall(section.__doc__ or ""))
+    return {
+        name: Key(
+            " ".join(helps.get(name, "").split()), getattr(hint.__metadata__[-1], "metavar", "")
+        )
+        for name, hint in types_of(section).items()
+    }
 
 
 def convert(value: Any, hint: Any, label: str, *, is_text: bool = False) -> Any:
@@ -141,10 +159,6 @@ def convert(value: Any, hint: Any, label: str, *, is_text: bool = False) -> Any:
 
 
 def _decode_text(text: str, kind: Any) -> Any:
-    """
-    @return: The value as YAML would decode it; not of type C{kind} if C{text} is malformed.
-    @raise ValueError: If C{text} is malformed.
-    """
     if kind is bool:
         return {"yes": True, "no": False}.get(text)
     if kind is float:
@@ -153,9 +167,6 @@ def _decode_text(text: str, kind: Any) -> Any:
 
 
 def _expected(hint: Any) -> str:
-    """
-    The accepted values in words, which follow "is not" in an error.
-    """
     rule, kind = hint.__metadata__[0], hint.__origin__
     if isinstance(rule, Parser):
         return rule.expected
@@ -163,4 +174,4 @@ def _expected(hint: Any) -> str:
         number = "a whole number" if kind is int else "a number"
         unit = f" of {rule.extra['unit']}" if rule.extra else ""
         return f"{number}{unit} from {rule.ge} to {rule.le}"
-    return "yes or no" if kind is bool else f"one of {', '.join(get_args(kind))}"
+    return f"one of {', '.join(get_args(kind))}"

@@ -104,13 +104,6 @@ def validate_section(value: object, path: str, section: type[T]) -> T:
 
 
 def _validate_source(schema: object, keys: object) -> SourceMapping:
-    """
-    Validate the entry of one schema.
-
-    @param schema: The name of the schema.
-    @param keys: Its mapping of kinds to paths, as YAML decodes it.
-    @raise SettingsInvalid: If either is not acceptable.
-    """
     where = f"bridge.fields.{key_label(schema)}"
     if not isinstance(schema, str) or len(schema) > 200 or not SCHEMA.fullmatch(schema):
         raise SettingsInvalid(where, schema, "a schema's name, or the beginning of one and a *")
@@ -129,13 +122,6 @@ def _validate_source(schema: object, keys: object) -> SourceMapping:
 
 
 def _validate_paths(where: str, value: object) -> list[str]:
-    """
-    Validate the paths of one kind.
-
-    @param where: The path of the key, for errors.
-    @param value: A list of paths, or one text with commas between them.
-    @raise SettingsInvalid: If one is malformed, or stands for too many elements.
-    """
     paths = value.split(",") if isinstance(value, str) else value
     if not isinstance(paths, list) or not paths:
         raise SettingsInvalid(where, value, _EXPECTED_PATHS)
