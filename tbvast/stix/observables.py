@@ -59,13 +59,9 @@ class Observable(
 
 
 WIDEST_V4 = 8
-"""
-The shortest prefix, in bits, of an IPv4 network: wider networks match by chance.
-"""
-
 WIDEST_V6 = 16
 """
-The shortest prefix, in bits, of an IPv6 network.
+The shortest prefixes, in bits, of IPv4 and IPv6 networks: wider networks match by chance.
 """
 
 UNESCAPED = "unescaped "
@@ -74,23 +70,12 @@ The prefix of the value of an unescaped URL. No normal form of a URL contains a 
 """
 
 LONGEST_URL = 8192
-"""
-The most characters of a URL's normal form.
-"""
-
 LONGEST_NAME = 253
-"""
-The most characters of a domain name in the DNS.
-"""
-
 LONGEST_FILE_NAME = 1024
-"""
-The most characters of a file's name; file systems allow 255.
-"""
-
 LONGEST_USER_AGENT = 8192
 """
-The most characters of a user agent.
+The most characters of a URL's normal form, of a domain name, as in the DNS, of a file's name, for
+which file systems allow 255, and of a user agent.
 """
 
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1?[1-9][0-9]|1[0-9][0-9]|[0-9])(?:\.(?!\Z)|\Z)){4}")
@@ -256,10 +241,10 @@ def _first_invisible(text: str) -> str | None:
     @return: The first invisible character, direction marks and surrogates included; C{None} if
         there is none. The joiners that some scripts need are ignored.
     """
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS:
-            return character
-    return None
+    invisible = (
+        c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in _JOINERS
+    )
+    return next(invisible, None)
 
 
 def _refanged(match: re.Match[str]) -> str:
@@ -331,11 +316,8 @@ def _network(text: str) -> Observable:
         return Observable(Kind.IP, _address(str(network.network_address)) or "")
     widest = WIDEST_V4 if network.version == 4 else WIDEST_V6
     if network.prefixlen < widest:
-        _refuse(
-            "network",
-            text,
-            f"a network of /{widest} or narrower: a wider one matches by chance",
-        )
+        expected = f"a network of /{widest} or narrower: a wider one matches by chance"
+        _refuse("network", text, expected)
     return Observable(Kind.NETWORK, str(network))
 
 
@@ -343,26 +325,28 @@ def _domain(text: str) -> Observable:
     """
     @return: A L{Kind.DOMAIN}, or an L{Kind.IP} if C{text} is an address.
     """
+    found = _host(text)
+    if found is not None:
+        return found
+    plain = refang(text)
+    address = _address(plain.strip("[]")) if plain.startswith("[") else None
+    if address is not None:
+        return Observable(Kind.IP, address)
+    found = _host(plain) or _host(_to_idna(plain) or "")
+    if found is None:
+        _refuse("domain", text, "a domain name")
+    return found
+
+
+def _host(text: str) -> Observable | None:
+    """
+    @return: The observable of an ASCII domain name or an address; C{None} if C{text} is neither.
+    """
     name = _name(text)
     if name is not None:
         return Observable(Kind.DOMAIN, name)
-    plain = refang(text)
-    address = _address(plain.strip("[]") if plain.startswith("[") else plain)
-    if address is not None:
-        return Observable(Kind.IP, address)
-    name = _name(plain)
-    if name is not None:
-        return Observable(Kind.DOMAIN, name)
-    if not plain.isascii():
-        ascii_name = _to_idna(plain)
-        if ascii_name is not None:
-            address = _address(ascii_name)
-            if address is not None:
-                return Observable(Kind.IP, address)
-            name = _name(ascii_name)
-            if name is not None:
-                return Observable(Kind.DOMAIN, name)
-    _refuse("domain", text, "a domain name")
+    address = _address(text)
+    return None if address is None else Observable(Kind.IP, address)
 
 
 def _name(text: str) -> str | None:
@@ -380,7 +364,7 @@ def _to_idna(text: str) -> str | None:
     """
     @return: A non-ASCII domain name in the form of IDNA (UTS 46); C{None} if it has none.
     """
-    if len(text) > LONGEST_NAME or _first_invisible(text) is not None:
+    if text.isascii() or len(text) > LONGEST_NAME or _first_invisible(text) is not None:
         return None
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
@@ -440,26 +424,31 @@ def unescaped(observable: Observable) -> Observable | None:
 def _email(text: str) -> Observable:
     local, _, host = refang(text).rpartition("@")
     local = local.lower()
-    expected = "an e-mail address"
-    if not _LOCAL.fullmatch(local):
-        _refuse("email", text, expected)
     try:
-        name = _domain(host)
+        name = _domain(host) if _LOCAL.fullmatch(local) else None
     except ObservableInvalid:
-        _refuse("email", text, expected)
+        name = None
+    if name is None:
+        _refuse("email", text, "an e-mail address")
     if name.kind is not Kind.DOMAIN:
         _refuse("email", text, "an e-mail address with a domain name")
     return Observable(Kind.EMAIL, f"{local}@{name.value}")
 
 
-def _hash(kind: Kind, digits: int) -> Callable[[str], Observable]:
+def _lower_case(kind: Kind, form: str, expected: str) -> Callable[[str], Observable]:
+    matches = re.compile(form).fullmatch
+
     def normaliser(text: str) -> Observable:
         value = text.lower()
-        if len(value) != digits or not _HEX.fullmatch(value):
-            _refuse(kind.value, text, f"a hash of {digits} hexadecimal digits")
+        if not matches(value):
+            _refuse(kind.value, text, expected)
         return Observable(kind, value)
 
     return normaliser
+
+
+def _hash(kind: Kind, digits: int) -> Callable[[str], Observable]:
+    return _lower_case(kind, f"[0-9a-f]{{{digits}}}", f"a hash of {digits} hexadecimal digits")
 
 
 def _certificate(text: str) -> Observable:
@@ -467,13 +456,6 @@ def _certificate(text: str) -> Observable:
     if len(value) not in _CERTIFICATES or not _HEX.fullmatch(value):
         _refuse("certificate", text, "a hash of 32, 40 or 64 hexadecimal digits")
     return Observable(Kind.CERTIFICATE, value)
-
-
-def _ja4(text: str) -> Observable:
-    value = text.lower()
-    if not _JA4.fullmatch(value):
-        _refuse("ja4", text, "a JA4 such as t13d1516h2_8daaf6152771_e5627efa2ab1")
-    return Observable(Kind.JA4, value)
 
 
 def _mac(text: str) -> Observable:
@@ -486,9 +468,8 @@ def _mac(text: str) -> Observable:
 
 def _file_name(text: str) -> Observable:
     value = re.split(r"[/\\]", text)[-1]
-    expected = f"a file's name of at most {LONGEST_FILE_NAME} characters"
     if not 0 < len(value) <= LONGEST_FILE_NAME or _has_control_characters(value):
-        _refuse("file-name", text, expected)
+        _refuse("file-name", text, f"a file's name of at most {LONGEST_FILE_NAME} characters")
     return Observable(Kind.FILE_NAME, value)
 
 
@@ -519,7 +500,9 @@ _NORMALISERS: dict[Kind, Callable[[str], Observable]] = {
     Kind.CERTIFICATE: _certificate,
     Kind.JA3: _hash(Kind.JA3, 32),
     Kind.JA3S: _hash(Kind.JA3S, 32),
-    Kind.JA4: _ja4,
+    Kind.JA4: _lower_case(
+        Kind.JA4, _JA4.pattern, "a JA4 such as t13d1516h2_8daaf6152771_e5627efa2ab1"
+    ),
     Kind.USER_AGENT: _user_agent,
     Kind.MAC: _mac,
 }
