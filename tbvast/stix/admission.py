@@ -32,7 +32,6 @@ from tbvast.stix.indicators import (
     complete,
     decode_indicator,
     interpret,
-    is_complete,
 )
 from tbvast.stix.limits import (
     DEEPEST_INDICATOR,
@@ -108,7 +107,7 @@ def admit_indicator(raw: bytes) -> Indicator:
         or not (
             plain.external_references is UNSET or all(map(_has_details, plain.external_references))
         )
-        or not is_complete(raw)
+        or complete(raw) is not raw
     ):
         return _admit_unusual_indicator(raw)
     operation = _REMOVE if plain.revoked else plain.x_threatbus_update
@@ -194,9 +193,6 @@ _plain_decoder = msgspec.json.Decoder(_Plain)
 
 
 def _check_pattern(pattern: str, operation: Operation) -> None:
-    """
-    Check a pattern of the type STIX.
-    """
     if len(pattern) > LONGEST_PATTERN:
         raise DocumentInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
     delivered, expression = compatible_pattern(pattern, parse(pattern))

@@ -246,15 +246,6 @@ class _Readable(msgspec.Struct, gc=False):
 _readable_decoder = msgspec.json.Decoder(_Readable)
 
 
-def is_complete(raw: bytes) -> bool:
-    """
-    Whether L{complete} leaves an indicator unchanged.
-
-    @param raw: An indicator that has been decoded before.
-    """
-    return _complete_properties(raw) is not None
-
-
 def _complete_properties(raw: bytes) -> _Readable | None:
     """
     @return: The properties of a complete indicator; C{None} for any other.
@@ -305,7 +296,7 @@ def complete(raw: bytes) -> bytes:
     @return: The completed document; C{raw} itself if it is complete.
     @raise Invalid: If C{raw} is not an indicator.
     """
-    return raw if is_complete(raw) else _completed(raw)
+    return raw if _complete_properties(raw) is not None else _completed(raw)
 
 
 def _completed(raw: bytes) -> bytes:

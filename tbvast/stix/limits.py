@@ -9,13 +9,9 @@ lowest message limit that a service may be configured with.
 from __future__ import annotations
 
 LARGEST_INDICATOR = 1 << 20
-"""
-The most bytes of an indicator.
-"""
-
 LARGEST_SIGHTING = 4 << 20
 """
-The most bytes of a sighting, with the indicator and the event in it.
+The most bytes of an indicator, and of a sighting with the indicator and the event in it.
 """
 
 SHORTEST_MESSAGE_LIMIT = 8 << 20
@@ -24,14 +20,10 @@ The lowest valid C{max_message_bytes}: room for any document, with its envelopes
 """
 
 DEEPEST_INDICATOR = 32
-"""
-The most levels of arrays and objects in an indicator, itself included.
-"""
-
 DEEPEST_SIGHTING = 64
 """
-The most levels in a sighting: room for an indicator and an event. Every decoder on the way
-can read some hundreds.
+The most levels of arrays and objects in an indicator, itself included, and in a sighting, which
+has room for an indicator and an event. Every decoder on the way can read some hundreds.
 """
 
 LEAST_INTEGER = -(1 << 63)

@@ -215,10 +215,7 @@ def matchable(pattern: str | Expression) -> Matchable:
 
 class _Findings(NamedTuple):
     """
-    The obstacles found so far.
-
-    @ivar unmatched: The reasons why parts of the pattern cannot be matched.
-    @ivar invalid: The errors of malformed values.
+    The reasons why parts of a pattern cannot be matched, and the errors of malformed values.
     """
 
     unmatched: list[str]

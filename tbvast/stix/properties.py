@@ -112,10 +112,6 @@ def one_of(*values: str) -> Check:
 
 
 def _matching(form: str, expected: str) -> Check:
-    """
-    @param form: A regular expression.
-    @return: A check for texts that match it.
-    """
     matches = re.compile(form).fullmatch
     return require(lambda value: isinstance(value, str) and matches(value), expected)
 

@@ -17,10 +17,6 @@ from tbvast.stix.pattern_grammar import parse
 
 
 class _Essentials(msgspec.Struct):
-    """
-    The properties of an indicator that its removal repeats.
-    """
-
     pattern: str
     pattern_type: str = STIX
 

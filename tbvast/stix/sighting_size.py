@@ -54,7 +54,8 @@ def encode_fitting(document: JsonObject, largest: int = LARGEST_SIGHTING - ROOM)
     @raise DocumentInvalid: If it is too long even then.
     """
     raw = msgspec.json.encode(document)
-    if len(raw) <= largest and not _may_be_deep(raw):
+    # Depth takes as many brackets. Most sightings have few, and a count is cheap.
+    if len(raw) <= largest and raw.count(b"[") + raw.count(b"{") <= DEEPEST_INDICATOR:
         return raw
     indicator = document.get(INDICATOR)
     if indicator is not None and _is_deeper(msgspec.Raw(indicator), DEEPEST_INDICATOR):
@@ -94,15 +95,7 @@ def _leave_indicator_out(document: JsonObject) -> None:
     document[INDICATOR_LEFT_OUT] = len(bytes(document.pop(INDICATOR)))
 
 
-def _may_be_deep(raw: bytes) -> bool:
-    # Depth takes as many brackets. Most sightings have few, and a count is cheap.
-    return raw.count(b"[") + raw.count(b"{") > DEEPEST_INDICATOR
-
-
 def _is_deeper(value: JsonValue, deepest: int) -> bool:
-    """
-    Whether a value nests too deep.
-    """
     if isinstance(value, msgspec.Raw):
         try:
             value = msgspec.json.decode(value)

@@ -63,10 +63,6 @@ _SUBJECT = "a STIX id of the form TYPE--UUID"
 
 
 class _Document(msgspec.Struct):
-    """
-    The properties of a sighting that are decoded.
-    """
-
     type: Annotated[Literal["sighting"], Meta(description="the type sighting")]
     id: Annotated[str, Meta(description=_ID)]
     sighting_of_ref: Annotated[str, Meta(description=_SUBJECT)]
@@ -88,13 +84,8 @@ def decode_sighting(raw: bytes) -> Sighting:
         raise DocumentInvalid("id", document.id, _ID)
     if STIX_ID.fullmatch(document.sighting_of_ref) is None:
         raise DocumentInvalid("sighting_of_ref", document.sighting_of_ref, _SUBJECT)
-    seen = document.last_seen
-    return Sighting(
-        document.id,
-        document.sighting_of_ref,
-        None if seen is None else microseconds(seen),
-        raw,
-    )
+    seen = None if document.last_seen is None else microseconds(document.last_seen)
+    return Sighting(document.id, document.sighting_of_ref, seen, raw)
 
 
 _SOME_TIME = "2024-05-17T12:00:00Z"
@@ -184,14 +175,12 @@ def make_sighting(
     """
     Make the sighting of an indicator in an event.
 
-    @param indicator_id: The indicator's id.
     @param indicator_raw: The indicator's document, which is valid JSON, if it is available.
     @param values: The values that were seen, as the indicator has them; several only if the
         indicator requires them together.
     @param match_type: The way in which the event was found.
     @param event: The whole event, from which the sighting's id is derived.
     @param context: The sighting's context: the event itself, or its transformation.
-    @param engine: The engine's name.
     @param now: The time of the match; also the sighting's time if the event has none.
     @return: The sighting, if necessary without some of the context or the indicator; see
         L{encode_fitting}.
@@ -217,8 +206,6 @@ def required_properties(
     id: str, indicator_id: str, created: datetime, seen: datetime
 ) -> JsonObject:
     """
-    @param id: The sighting's id.
-    @param indicator_id: The indicator's id.
     @param created: The time of the document.
     @param seen: The time of the event.
     @return: The beginning of the document of a sighting that was seen once.
