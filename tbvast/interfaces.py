@@ -159,20 +159,15 @@ class IEngineClient(Interface):
     """
     The same engine, for the reactor's thread.
 
-    A C{Deferred} fails with the error that the method of L{IEngine} raises.
+    Each method does what the one of L{IEngine} with its name does. A C{Deferred} fails with the
+    error that the latter raises.
     """
 
     cut: Mapping[str, int] = Attribute("@see: L{IEngine.cut}")
 
-    def identify() -> Deferred[EngineIdentity]:
-        """
-        @see: L{IEngine.identify}
-        """
+    def identify() -> Deferred[EngineIdentity]: ...
 
-    def prepare() -> Deferred[None]:
-        """
-        @see: L{IEngine.prepare}
-        """
+    def prepare() -> Deferred[None]: ...
 
     def adding() -> IAdding:
         """
@@ -181,15 +176,9 @@ class IEngineClient(Interface):
         @see: L{IEngine.add}
         """
 
-    def remove(observables: Sequence[Observable]) -> Deferred[None]:
-        """
-        @see: L{IEngine.remove}
-        """
+    def remove(observables: Sequence[Observable]) -> Deferred[None]: ...
 
-    def contents() -> Deferred[list[Entry]]:
-        """
-        @see: L{IEngine.contents}
-        """
+    def contents() -> Deferred[list[Entry]]: ...
 
     def find(
         entries: Sequence[Entry],
@@ -199,8 +188,6 @@ class IEngineClient(Interface):
         since: float | None = None,
     ) -> Deferred[None]:
         """
-        @see: L{IEngine.find}
-
         @param deliver: Called in the reactor's thread with each batch. The next batch is read
             from the engine when the C{Deferred} that it returns has fired.
         @return: Fires when the search has ended and everything was delivered. Cancelling it
@@ -212,23 +199,15 @@ class IEngineClient(Interface):
         progress: Callable[[Progress], Deferred[None] | None],
     ) -> Deferred[None]:
         """
-        @see: L{IEngine.watch}
-
         @param deliver: As for L{find}; also called with the first, empty batch.
         @param progress: Called in the reactor's thread after all earlier matches were
             delivered. The match continues when the C{Deferred} that it returns has fired.
         @return: Fires or fails when the match has ended. Cancelling it ends the match.
         """
 
-    def interrupt() -> None:
-        """
-        @see: L{IEngine.interrupt}
-        """
+    def interrupt() -> None: ...
 
-    def resume() -> None:
-        """
-        @see: L{IEngine.resume}
-        """
+    def resume() -> None: ...
 
 
 class IAdding(Interface):
