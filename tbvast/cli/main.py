@@ -95,9 +95,8 @@ def _whole_number(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """
-    Make the parser of the command line.
-
-    @return: It parses to options whose C{command} makes a L{Command} of them.
+    @return: The parser of the command line: to options whose C{command} makes a L{Command} of
+        them.
     """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,13 +37,9 @@ from tbvast.values import HostPort
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
 MAX_BATCH_DOCUMENTS = 1000
-"""
-The maximum number of documents in one request.
-"""
-
 MAX_BATCH_BYTES = 2**20
 """
-The maximum size of the documents in one request, unless a single one is longer.
+The maximum number and size of the documents in one request, unless a single one is longer.
 """
 
 PUBLISH_TIMEOUT_SECONDS = 60.0
@@ -111,7 +107,6 @@ class Tally:
         """
         Count a document.
 
-        @param submission: The document.
         @param outcome: Its outcome, as the bus names it.
         @param reason: The reason that the bus gives; may be empty.
         """
@@ -293,13 +288,16 @@ async def _send_and_report(
                 raise BusRefused("remove", f"{bus} is a Threat Bus, which knows no such request")
             with screen.progress(str(bus), len(submissions)) as advance:
                 if acknowledges:
-                    await _publish_batches(client, submissions, tally, advance)
+                    outcomes = _publish_batches(client, submissions)
                 else:
                     screen.write_error(
                         f"{bus} is a Threat Bus: it does not say whether it accepts indicators"
                     )
                     address = HostPort(bus.host, await _sub_port(client))
-                    await _send_unacknowledged(reactor, address, keys, submissions, tally, advance)
+                    outcomes = _send_unacknowledged(reactor, address, keys, submissions)
+                async for submission, outcome, reason in outcomes:
+                    tally.count(submission, outcome, reason)
+                    advance(1)
     finally:
         tally.outcomes[NOT_SENT] += len(submissions) - (tally.outcomes.total() - counted)
         factory.shutdown()
@@ -308,6 +306,12 @@ async def _send_and_report(
         for line in summary_lines(tally, contents):
             screen.write_line(line)
     return tally.successful
+
+
+_Outcomes = AsyncIterator[tuple[Submission, str, str]]
+"""
+The outcome and its reason, for each document that was handled.
+"""
 
 
 async def _acknowledges_documents(client: ManageClient) -> bool:
@@ -323,12 +327,7 @@ async def _acknowledges_documents(client: ManageClient) -> bool:
     raise BusRefused("answer", str(answer.get("status")))
 
 
-async def _publish_batches(
-    client: ManageClient,
-    submissions: Sequence[Submission],
-    tally: Tally,
-    advance: Callable[[int], None],
-) -> None:
+async def _publish_batches(client: ManageClient, submissions: Sequence[Submission]) -> _Outcomes:
     for batch in split_batches(submissions):
         request = manage.encode_publish([submission.document for submission in batch])
         reply = await client.ask(request, PUBLISH_TIMEOUT_SECONDS)
@@ -342,18 +341,12 @@ async def _publish_batches(
             outcome = published.outcomes[position]
             if submission.removes and outcome == REPEATED:
                 outcome = REMOVED_BEFORE
-            tally.count(submission, outcome, published.reasons.get(position, ""))
-        advance(len(batch))
+            yield submission, outcome, published.reasons.get(position, "")
 
 
 async def _send_unacknowledged(
-    reactor: Any,
-    address: HostPort,
-    keys: SocketOptions,
-    submissions: Sequence[Submission],
-    tally: Tally,
-    advance: Callable[[int], None],
-) -> None:
+    reactor: Any, address: HostPort, keys: SocketOptions, submissions: Sequence[Submission]
+) -> _Outcomes:
     factory = Factory(reactor, LINGER_MILLISECONDS)
     try:
         publisher = ReportPublisher(factory, f"tcp://{address}", lambda: None, keys)
@@ -364,8 +357,7 @@ async def _send_unacknowledged(
                 if reactor.seconds() > deadline:
                     raise BusUnreachable(str(address), ACCEPT_TIMEOUT_SECONDS)
                 await deferLater(reactor, RETRY_SECONDS)
-            tally.count(submission, SENT)
-            advance(1)
+            yield submission, SENT, ""
     finally:
         factory.shutdown()
 

@@ -24,10 +24,7 @@ from tbvast.zeromq.sockets import Factory
 
 def value_at(document: JsonValue, *path: str) -> JsonValue:
     """
-    A value in an untrusted document.
-
-    @param path: The keys that lead to it.
-    @return: The value; C{None} if there is none.
+    @return: The value at a path of keys in an untrusted document; C{None} if there is none.
     """
     for key in path:
         if not isinstance(document, Mapping):
@@ -38,10 +35,7 @@ def value_at(document: JsonValue, *path: str) -> JsonValue:
 
 def list_at(document: JsonValue, *path: str) -> list[JsonValue]:
     """
-    A list in an untrusted document.
-
-    @param path: The keys that lead to it.
-    @return: The list; an empty one if there is none.
+    @return: The list at a path of keys in an untrusted document; empty if there is none.
     """
     value = value_at(document, *path)
     return value if isinstance(value, list) else []
@@ -79,8 +73,6 @@ def format_duration(seconds: object) -> str:
 
 def plain_lines(status: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
     """
-    The plain lines of a status.
-
     @param status: The status, or a part of it.
     @param path: The path of that part.
     @return: The path of each value, and the value.

@@ -31,9 +31,6 @@ The streams, by the names that users give them.
 """
 
 HEARTBEAT_SECONDS = 5.0
-"""
-The interval of heartbeats to the bus.
-"""
 
 MAX_LISTED_VALUES = 5
 """
@@ -118,9 +115,6 @@ def _values(indicator: Indicator) -> str:
 
 
 def _joint_values(values: object) -> str:
-    """
-    The observables that were seen together; empty if there was only one.
-    """
     if not isinstance(values, list):
         return ""
     return " AND ".join(value for value in values[:MAX_LISTED_VALUES] if isinstance(value, str))

@@ -38,9 +38,6 @@ class Scanner:
     """
 
     def __init__(self, raw: bytes) -> None:
-        """
-        @param raw: Damaged JSON.
-        """
         self.text = raw.decode("latin-1")
         self.left = WORK * len(raw)
 

@@ -74,7 +74,6 @@ def encode_snapshot_request(snapshot: str, stream: Stream, seconds: int) -> byte
     Encode a snapshot request, as it follows a subscription's own topic in a frame.
 
     @param snapshot: The request's id, which the answers repeat.
-    @param stream: The requested stream.
     @param seconds: The age of the oldest requested item, in seconds.
     """
     return b"snapshotrequest " + msgspec.json.encode(

@@ -108,7 +108,6 @@ def encode_item(number: int, stream: Stream, raw: bytes) -> bytes:
     Encode one item of a frame.
 
     @param number: Its number in the journal; any number in a snapshot.
-    @param raw: The item's document.
     """
     return _ITEM_OF_STREAM[stream] % (number, raw)
 

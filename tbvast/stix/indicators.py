@@ -155,10 +155,7 @@ def interpret(
     """
     Make an indicator of a document that has been checked.
 
-    @param document: The decoded properties.
-    @param operation: The effect of the document.
     @param sure: Whether its pattern is L{surely_matchable}.
-    @param raw: The document.
     """
     version = document.modified or document.created
     modified = 0 if version is None else microseconds(version)
@@ -211,9 +208,7 @@ def encode_indicator(id: str, time: str, **properties: str | list[str]) -> bytes
     """
     Encode an indicator.
 
-    @param id: The STIX id.
     @param time: C{created} and C{modified}.
-    @param properties: The other properties.
     """
     return msgspec.json.encode(
         {

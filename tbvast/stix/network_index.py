@@ -20,9 +20,6 @@ class NetworkIndex:
     """
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
-        """
-        @param networks: The networks to begin with.
-        """
         self._text = {_key(network): network for network in networks}
         self._ordered = sorted(self._text)
 
