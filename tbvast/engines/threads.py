@@ -9,6 +9,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredLock, fail, maybeDeferred, succeed
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
@@ -32,41 +33,32 @@ T = TypeVar("T")
 
 
 @implementer(IEngineClient)
+@attrs.define(eq=False)
 class ThreadedEngine:
     """
     An L{IEngineClient} that makes an L{IEngine}'s calls in worker threads.
 
     At most one call writes, one searches and one matches live at a time; other calls of
     these kinds wait in line.
+
+    @param engine: The engine, whose calls block.
+    @param defer: Calls a callable in a worker thread, and returns a C{Deferred} of its
+        result; for example C{partial(deferToThreadPool, reactor, pool)}.
+    @param call_in_reactor: Calls a callable in the reactor's thread, from a worker
+        thread, and waits until the C{Deferred} that it returns has fired; for example
+        C{partial(blockingCallFromThread, reactor)}.
     """
 
-    def __init__(
-        self,
-        engine: IEngine,
-        defer: Callable[..., Deferred[Any]],
-        call_in_reactor: Callable[..., Any],
-    ) -> None:
-        """
-        @param engine: The engine, whose calls block.
-        @param defer: Calls a callable in a worker thread, and returns a C{Deferred} of its
-            result; for example C{partial(deferToThreadPool, reactor, pool)}.
-        @param call_in_reactor: Calls a callable in the reactor's thread, from a worker
-            thread, and waits until the C{Deferred} that it returns has fired; for example
-            C{partial(blockingCallFromThread, reactor)}.
-        """
-        self._engine = engine
-        self._defer = defer
-        self._call_in_reactor = call_in_reactor
-        self._writing = DeferredLock()
-        self._searching = DeferredLock()
-        self._watching = DeferredLock()
-        self._running: set[_Adding | _Delivery] = set()
+    _engine: IEngine
+    _defer: Callable[..., Deferred[Any]]
+    _call_in_reactor: Callable[..., Any]
+    _writing: DeferredLock = attrs.field(init=False, factory=DeferredLock)
+    _searching: DeferredLock = attrs.field(init=False, factory=DeferredLock)
+    _watching: DeferredLock = attrs.field(init=False, factory=DeferredLock)
+    _running: set[_Adding | _Delivery] = attrs.field(init=False, factory=set)
 
     @property
     def cut(self) -> Mapping[str, int]:
-        """
-        @see: L{IEngineClient}
-        """
         return self._engine.cut
 
     def identify(self) -> Deferred[EngineIdentity]:
@@ -76,10 +68,10 @@ class ThreadedEngine:
         return _serialize(self._writing, partial(self._defer, self._engine.prepare))
 
     def adding(self) -> _Adding:
-        def write(adding: _Adding) -> Deferred[None]:
-            return self._run(self._writing, adding, partial(self._engine.add, adding.batches()))
-
-        return _Adding(write)
+        adding = _Adding()
+        add = partial(self._engine.add, adding.batches())
+        adding.written = self._run(self._writing, adding, add)
+        return adding
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
         return _serialize(self._writing, partial(self._defer, self._engine.remove, observables))
@@ -132,18 +124,17 @@ class ThreadedEngine:
 
 
 @implementer(IAdding)
+@attrs.define(eq=False)
 class _Adding:
     """
     Carries batches of entries from the reactor's thread to a worker thread.
+
+    @ivar written: The result of the call that writes L{batches}.
     """
 
-    def __init__(self, write: Callable[[_Adding], Deferred[None]]) -> None:
-        """
-        @param write: Starts the call that writes L{batches}.
-        """
-        self._queue: SimpleQueue[Sequence[Entry] | None] = SimpleQueue()
-        self._stopped = False
-        self._written = write(self)
+    written: Deferred[None] = attrs.field(init=False)
+    _queue: SimpleQueue[Sequence[Entry] | None] = attrs.field(init=False, factory=SimpleQueue)
+    _stopped: bool = attrs.field(init=False, default=False)
 
     def batches(self) -> Iterator[Sequence[Entry]]:
         """
@@ -161,7 +152,7 @@ class _Adding:
 
     def end(self) -> Deferred[None]:
         self._queue.put(None)
-        return self._written
+        return self.written
 
     def stop(self) -> None:
         """
@@ -171,33 +162,27 @@ class _Adding:
         self._queue.put(None)
 
     def abandon(self) -> None:
-        self._written.addErrback(lambda failure: None)
-        self._written.cancel()
+        self.written.addErrback(lambda failure: None)
+        self.written.cancel()
 
 
+@attrs.define(eq=False)
 class _Delivery:
     """
     Carries the batches of one iterator from a worker thread to the reactor's thread. Each
     batch is delivered only after the one before has been processed.
+
+    @param iterate: Starts the iteration. Called in a worker thread.
+    @param deliver_batch: Receives each batch, in the reactor's thread.
+    @param call_in_reactor: See L{ThreadedEngine}.
     """
 
-    def __init__(
-        self,
-        iterate: Callable[[], Iterator[list[Match]]],
-        deliver: Deliver,
-        call_in_reactor: Callable[..., Any],
-    ) -> None:
-        """
-        @param iterate: Starts the iteration. Called in a worker thread.
-        @param deliver: Receives each batch, in the reactor's thread.
-        @param call_in_reactor: See L{ThreadedEngine}.
-        """
-        self._iterate = iterate
-        self._deliver_batch = deliver
-        self._call_in_reactor = call_in_reactor
-        self._iterator: Any = None
-        self._pending: Deferred[None] = succeed(None)
-        self._stopped = False
+    _iterate: Callable[[], Iterator[list[Match]]]
+    _deliver_batch: Deliver
+    _call_in_reactor: Callable[..., Any]
+    _iterator: Any = attrs.field(init=False, default=None)
+    _pending: Deferred[None] = attrs.field(init=False, factory=lambda: succeed(None))
+    _stopped: bool = attrs.field(init=False, default=False)
 
     def run(self) -> None:
         """
