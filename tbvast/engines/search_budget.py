@@ -53,13 +53,12 @@ class SearchBudget:
         for hit, observable in zip(match.hits, observables, strict=True):
             if observable in below_limit:
                 ids.update(hit.ids)
-        hits: list[Hit] = []
-        for hit, observable in zip(match.hits, observables, strict=True):
-            if observable in below_limit:
-                hits.append(hit)
-            elif left := tuple(id for id in hit.ids if id in ids):
-                hits.append(Hit(hit.field, hit.kind, hit.value, left))
-        return Match(match.event, match.schema, tuple(hits)) if hits else None
+        hits = tuple(
+            Hit(hit.field, hit.kind, hit.value, left)
+            for hit in match.hits
+            if (left := tuple(id for id in hit.ids if id in ids))
+        )
+        return Match(match.event, match.schema, hits) if hits else None
 
     def _ids_within(self, hits: Sequence[Hit], observables: Sequence[Observable]) -> Iterator[str]:
         """

@@ -8,6 +8,7 @@ gets its own markers, a few leaves at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -64,14 +65,14 @@ class Markers:
         self._wide = [
             sum(lookups[leaf] for leaf in each) > LOOKUPS_PER_ROUND for each in self._groups
         ]
-        self._begun: list[float | None] = [None] * len(self._groups)
+        self._begun = [-math.inf] * len(self._groups)
         self._group = -1
         self._pulse = pulse
         self._number = 0
         self._waiting: set[int] = set()
         self._sent = 0.0
         self._next = 0.0
-        self._imported: float | None = None
+        self._imported = math.inf
         self._last: Moment | None = None
         self._passed: dict[int, Moment] = {}
         self._leaves = len(lookups)
@@ -105,18 +106,17 @@ class Markers:
         self._number += 1
         self._waiting = set(leaves)
         self._sent = awake
-        self._imported = None
+        self._imported = math.inf
         return Round(self._number, leaves)
 
     def _chosen(self, awake: float) -> int:
         count = len(self._groups)
-        for turn in (each % count for each in range(self._group + 1, self._group + 1 + count)):
-            begun = self._begun[turn]
-            if begun is None or not self._wide[turn]:
+        following = [each % count for each in range(self._group + 1, self._group + 1 + count)]
+        for turn in following:
+            elapsed = awake - self._begun[turn]
+            if not self._wide[turn] or elapsed >= PULSES_BETWEEN_WIDE_ROUNDS * self._pulse:
                 return turn
-            if awake - begun >= PULSES_BETWEEN_WIDE_ROUNDS * self._pulse:
-                return turn
-        return (self._group + 1) % count
+        return following[0]
 
     def again(self) -> Round:
         """
@@ -136,21 +136,15 @@ class Markers:
         Record that a marker has come out, and that all matches before it are processed.
 
         @param awake: Seconds since the machine's start.
-
         @return: The progress of the match, when the last marker of the round is out.
         """
         if marker.number != self._number or marker.leaf not in self._waiting:
             return None
         self._waiting.remove(marker.leaf)
-        imported = marker.imported
-        if self._imported is None or imported < self._imported:
-            self._imported = imported
+        self._imported = min(self._imported, marker.imported)
         if self._waiting:
             return None
-        return self._complete(self._imported, awake)
-
-    def _complete(self, imported: float, awake: float) -> Progress:
-        heard = Moment(imported, self._sent, imported - awake)
+        heard = Moment(self._imported, self._sent, self._imported - awake)
         if self._last is not None:
             for leaf in self._groups[self._group]:
                 self._passed[leaf] = self._last
@@ -159,10 +153,11 @@ class Markers:
         behind = awake - self._sent
         if len(self._passed) < self._leaves:
             self._next = awake  # until the progress of all leaves is known
-            return Progress(heard, None, behind, min(each.ahead for each in self._seen))
-        self._next = max(awake, self._sent + self._pulse)
-        covered = min(self._passed.values(), key=lambda each: each.awake)
-        self._seen = [each for each in self._seen if each.awake >= covered.awake]
+            covered = None
+        else:
+            self._next = max(awake, self._sent + self._pulse)
+            covered = min(self._passed.values(), key=lambda each: each.awake)
+            self._seen = [each for each in self._seen if each.awake >= covered.awake]
         return Progress(heard, covered, behind, min(each.ahead for each in self._seen))
 
 
