@@ -46,7 +46,19 @@ _INEXPRESSIBLE = frozenset({Kind.FILE_NAME, Kind.USER_AGENT, Kind.CERTIFICATE})
 
 
 class _Version(msgspec.Struct):
-    VAST: str = ""
+    VAST: str
+
+
+class _Intel(msgspec.Struct):
+    value: str
+    type: Kind
+    reference: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> _Intel:
+        kind = entry.observable.kind
+        reference = f"{_REFERENCE_PREFIX}{kind}__{','.join(entry.ids)}"
+        return cls(entry.observable.value, kind, reference)
 
 
 class _Indicator(msgspec.Struct):
@@ -77,22 +89,14 @@ class VastEngine:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        endpoint: str,
-        binary: str,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, endpoint: str, binary: str) -> None:
         """
         @param endpoint: The node's endpoint, C{HOST:PORT}.
         @param binary: The path of the C{vast} command.
-        @param monotonic: Returns the time in seconds. Thread-safe.
         """
         self.cut: Mapping[str, int] = {}  # it reads every list to its end
         self._endpoint = endpoint
         self._commands = Commands(binary, endpoint)
-        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._held = _Entries()
         self._export: tuple[str, ...] | None = None
@@ -116,27 +120,20 @@ class VastEngine:
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         for entries in batches:
-            self._add_batch(entries)
-
-    def _add_batch(self, entries: Sequence[Entry]) -> None:
-        usable = [entry for entry in entries if self._usable(entry)]
-        if usable:
-            rows = [
-                {
-                    "value": entry.observable.value,
-                    "type": entry.observable.kind,
-                    "reference": _reference(entry),
-                }
-                for entry in usable
+            usable = [
+                entry
+                for entry in entries
+                if entry.observable.kind is not Kind.NETWORK and self._usable(entry)
             ]
-            lines = msgspec.json.Encoder().encode_lines(rows).decode()
-            importing = ("import", "--type=intel.indicator", "json")
-            self._commands.run("add", importing, lines, timeout=CALL_SECONDS)
-        for entry in usable:
-            value, reference = entry.observable.value, _reference(entry)
-            self._run("add", "matcher", "add", MATCHER, value, reference)
-            with self._lock:
-                self._held.put(entry)
+            rows = [_Intel.of(entry) for entry in usable]
+            if rows:
+                lines = msgspec.json.Encoder().encode_lines(rows).decode()
+                importing = ("import", "--type=intel.indicator", "json")
+                self._commands.run("add", importing, lines, timeout=CALL_SECONDS)
+            for entry, row in zip(usable, rows, strict=True):
+                self._run("add", "matcher", "add", MATCHER, row.value, row.reference)
+                with self._lock:
+                    self._held.put(entry)
 
     def remove(self, observables: Sequence[Observable]) -> None:
         for observable in observables:
@@ -164,15 +161,15 @@ class VastEngine:
     def _search(
         self, commands: Commands, entries: Sequence[Entry], limit: int, timeout: float
     ) -> Generator[list[Match], None, None]:
-        deadline = self._monotonic() + timeout
+        deadline = time.monotonic() + timeout
         options = self._options(commands)
         bound = (f"--max-events={limit}",) if limit else ()
         searched = _Entries(filter(is_expressible, entries))
         for entry in entries:
-            left = deadline - self._monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
                 raise EngineTimeout("find", timeout)
-            if not self._usable(entry, live=False):
+            if not self._usable(entry):
                 continue
             related = searched.related(entry)
             budget = SearchBudget(limit, [entry, *related])
@@ -180,8 +177,11 @@ class VastEngine:
             more = () if entry.joint else bound
             arguments = ("export", *options, *more, "json", query(entry.observable))
             for lines in commands.stream("find", arguments, timeout=left):
-                found = [_decode_match("find", line, entry, related) for line in lines if line]
-                if kept := budget.apply(found):
+                try:
+                    events = [decode_json(line, dict[str, Any]) for line in lines if line]
+                except msgspec.MsgspecError:
+                    raise EngineCallFailed("find", "unexpected reply") from None
+                if kept := budget.apply([_make_match(each, entry, related) for each in events]):
                     yield kept
 
     def _options(self, commands: Commands) -> tuple[str, ...]:
@@ -208,10 +208,7 @@ class VastEngine:
             yield []  # it has started; when it is attached is unknown
             progress(Progress())
             for lines in batches:
-                found = [
-                    match for line in lines if (match := self._decode_report(line)) is not None
-                ]
-                if found:
+                if found := [each for each in map(self._decode_report, lines) if each is not None]:
                     yield found
         raise EngineCallFailed("watch", "the match ended by itself")
 
@@ -241,17 +238,13 @@ class VastEngine:
     def _run(self, name: str, *arguments: str) -> list[bytes]:
         return self._commands.run(name, arguments, timeout=CALL_SECONDS).lines
 
-    def _usable(self, entry: Entry, live: bool = True) -> bool:
+    def _usable(self, entry: Entry) -> bool:
         """
         Whether the engine supports an entry; log its kind if it does not.
-
-        @param live: Whether the entry is for the live match.
         """
-        kind = entry.observable.kind
-        if live and kind is Kind.NETWORK:
-            return False
         if is_expressible(entry):
             return True
+        kind = entry.observable.kind
         self._log.warn("The engine does not support a value of the kind {kind}.", kind=kind)
         return False
 
@@ -279,18 +272,6 @@ def query(observable: Observable) -> str:
         host, _, path = value.partition("/")
         return f'"{host}" == net.hostname && "/{path}" == net.uri'
     return f'"{value}" == :string'
-
-
-def _reference(entry: Entry) -> str:
-    return f"{_REFERENCE_PREFIX}{entry.observable.kind}__{','.join(entry.ids)}"
-
-
-def _decode_match(name: str, line: bytes, entry: Entry, related: Iterable[Entry]) -> Match:
-    try:
-        event = decode_json(line, dict[str, Any])
-    except msgspec.MsgspecError:
-        raise EngineCallFailed(name, "unexpected reply") from None
-    return _make_match(event, entry, related)
 
 
 def _make_match(event: dict[str, Any], entry: Entry, related: Iterable[Entry]) -> Match:
@@ -362,21 +343,15 @@ def field_holding(leaves: Sequence[tuple[str, str]], observable: Observable) -> 
     kind, value = observable.kind, observable.value
     if kind is Kind.URL:
         host, _, target = value.partition("/")
-        if any(text.lower() == host and _last_name(path) in _HOSTS for path, text in leaves):
-            at = (p for p, text in leaves if text == f"/{target}" and _last_name(p) in _TARGETS)
-            return next(at, None)
+        named = [(path, path.rpartition(".")[2], text) for path, text in leaves]
+        if any(text.lower() == host and name in ("hostname", "host") for _, name, text in named):
+            for path, name, text in named:
+                if text == f"/{target}" and name in ("url", "uri"):
+                    return path
         return None
     if kind is Kind.NETWORK:
         return next((path for path, text in leaves if _within(text, value)), None)
     return next((path for path, text in leaves if text.lower() == value), None)
-
-
-_HOSTS = frozenset({"hostname", "host"})
-_TARGETS = frozenset({"url", "uri"})
-
-
-def _last_name(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _within(text: str, network: str) -> bool:
