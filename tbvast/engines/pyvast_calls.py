@@ -33,9 +33,6 @@ from tbvast.service.lines import LineBuffer
 from tbvast.values import Match
 
 READ_BYTES = 1 << 18
-"""
-The most bytes to read from a stream at once.
-"""
 
 MAX_LINE_BYTES = 1 << 26
 """
@@ -43,13 +40,10 @@ The most bytes of a line; no event is that long.
 """
 
 MAX_STDERR_BYTES = 1 << 14
-"""
-The most bytes of a command's standard error that are kept: the last ones.
-"""
-
 MAX_ERROR_CHARACTERS = 300
 """
-The most characters of a command's message that an error repeats.
+The most bytes of a command's standard error that are kept, the last ones, and the most
+characters of it that an error repeats.
 """
 
 TERM_GRACE_SECONDS = (0.3, 0.5)
@@ -90,9 +84,6 @@ class Waiter:
     """
 
     def __init__(self, name: str) -> None:
-        """
-        @param name: The name of the call in errors.
-        """
         self.name = name
         self._runner = asyncio.Runner(loop_factory=_Loop)
         self._loop = self._runner.get_loop()
@@ -111,8 +102,7 @@ class Waiter:
         """
         Wait until a socket accepts data.
 
-        @return: Whether it did within C{timeout} seconds.
-        @raise EngineInterrupted: If the calls were interrupted.
+        @see: L{readable}
         """
         return self._ready(other, timeout, self._loop.add_writer, self._loop.remove_writer)
 
@@ -212,7 +202,6 @@ class Commands:
         """
         with self._call(name, arguments, timeout) as call:
             call.write(stdin)
-            call.end_input()
             return call.result()
 
     def feed(
@@ -234,7 +223,6 @@ class Commands:
                     call.finish()
                     raise EngineCallFailed(name, "it ended before it had read everything")
             call.set_timeout(timeout)
-            call.end_input()
             return call.result()
 
     def stream(
@@ -291,39 +279,6 @@ class Commands:
     def _call(self, name: str, arguments: Sequence[str], timeout: float | None) -> Iterator[_Call]:
         if shutil.which(self._binary) is None:  # else PyVAST would ask Docker for it
             raise EngineMissing(f"the engine's command no longer exists: {self._binary}")
-        with self._entered(_Call(name, self._endpoint, timeout)) as call:
-            call.start(self._vast(arguments))
-            yield call
-
-    @contextlib.contextmanager
-    def _entered(self, call: CallType) -> Iterator[CallType]:
-        try:
-            for commands in self._lineage():
-                with commands._lock:
-                    if commands._interrupted:
-                        raise EngineInterrupted(call.name)
-                    commands._calls.add(call)
-            yield call
-        finally:
-            for commands in self._lineage():
-                with commands._lock:
-                    commands._calls.discard(call)
-            call.close()
-
-    def _lineage(self) -> Iterator[Commands]:
-        """
-        Yield these commands, their parent, and so on.
-        """
-        commands: Commands | None = self
-        while commands is not None:
-            yield commands
-            commands = commands._parent
-
-    def _vast(self, arguments: Sequence[str]) -> Any:
-        """
-        @return: A C{pyvast.VAST} that is ready to run a command. It stores that command, so
-            each call needs a new object.
-        """
         try:
             from pyvast import VAST
         except ImportError as e:
@@ -332,7 +287,27 @@ class Commands:
             ) from None
         vast = VAST(binary=self._binary, endpoint=self._endpoint, logger=_SILENT)
         vast.call_stack += [*self._options, *arguments]
-        return vast
+        with self._entered(_Call(name, self._endpoint, timeout)) as call:
+            call.start(vast)
+            yield call
+
+    @contextlib.contextmanager
+    def _entered(self, call: CallType) -> Iterator[CallType]:
+        lineage = [self]
+        while (parent := lineage[-1]._parent) is not None:
+            lineage.append(parent)
+        try:
+            for commands in lineage:
+                with commands._lock:
+                    if commands._interrupted:
+                        raise EngineInterrupted(call.name)
+                    commands._calls.add(call)
+            yield call
+        finally:
+            for commands in lineage:
+                with commands._lock:
+                    commands._calls.discard(call)
+            call.close()
 
 
 class InterruptibleIterator(Iterator[list[Match]]):
@@ -449,8 +424,9 @@ class _Call(Waiter):
 
     def result(self) -> Result:
         """
-        Read all output, and wait for the end of the command.
+        Close the command's input, read all output, and wait for the end of the command.
         """
+        self.end_input()
         lines = [line for batch in self.batches() for line in batch]
         return Result(lines, self.finish())
 
