@@ -104,6 +104,7 @@ class EmbeddedNode(Service, ChildOwner):
         self._reactor = reactor
         self._endpoint = endpoint
         self._state = state
+        self._settings = state / "node.yaml"
         self._children = Children(reactor, reactor, "The node", STOP_SECONDS)
         self._backoff = BackOff(reactor, self._start, MIN_RESTART_SECONDS)
         self._lines = LineBuffer()
@@ -115,16 +116,6 @@ class EmbeddedNode(Service, ChildOwner):
 
         @raise StartupRefused: If the state directory or the address is not usable.
         """
-        self._write_settings()
-        self._check_address()
-        super().startService()
-        self._start()
-
-    @property
-    def _settings(self) -> Path:
-        return self._state / "node.yaml"
-
-    def _write_settings(self) -> None:
         try:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._settings.write_text(node_settings(self._state), encoding="utf-8")
@@ -132,14 +123,14 @@ class EmbeddedNode(Service, ChildOwner):
             raise StartupRefused(
                 f"the engine's state directory {self._state} cannot be written: {e.strerror}"
             ) from None
-
-    def _check_address(self) -> None:
         try:
             check_free("the engine", self._endpoint)
         except StartupRefused as e:
             raise StartupRefused(
                 f"{e}; --vast-listen names another address, --vast a node that runs already"
             ) from None
+        super().startService()
+        self._start()
 
     def _start(self) -> None:
         self._started = self._reactor.seconds()
@@ -180,9 +171,6 @@ class EmbeddedNode(Service, ChildOwner):
             self._log_line(self._lines.take_rest())
 
     def _log_line(self, line: bytes) -> None:
-        """
-        Log a line of the node's log.
-        """
         line = _COLOUR.sub(b"", line).rstrip()
         match = _LINE.fullmatch(line)
         level, text = (_LEVELS[match[1]], match[2]) if match else (LogLevel.debug, line)
