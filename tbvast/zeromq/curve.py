@@ -22,9 +22,6 @@ from tbvast.errors import TbvastError
 from tbvast.zeromq.sockets import SocketOptions
 
 ZAP_DOMAIN = b"tbvast"
-"""
-The ZAP domain of tbvast's sockets.
-"""
 
 KEY_LENGTH = 40
 """

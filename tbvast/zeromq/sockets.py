@@ -27,13 +27,9 @@ from tbvast.values import Received
 from tbvast.zeromq.tcp_peer import TcpPeer
 
 BURST_MESSAGES = 250
-"""
-The most messages that one connection reads in one reactor turn.
-"""
-
 BURST_BYTES = 1 << 18
 """
-The bytes after which one connection stops reading in one reactor turn.
+The messages, and the bytes, after which one connection stops reading in one reactor turn.
 """
 
 PEER_MESSAGES = 256
@@ -202,9 +198,6 @@ class Connection(ZmqConnection):
         self.paused = True
 
     def resume(self) -> None:
-        """
-        Read again after L{pause}.
-        """
         if self.paused and self.factory is not None:
             self.paused = False
             self._read_soon()
@@ -363,11 +356,9 @@ class GuardedXPubConnection(XPubConnection):
         options: SocketOptions | None = None,
     ) -> None:
         """
-        @param factory: As for L{Connection}.
         @param admit: Decides whether a peer may subscribe to a topic; called for each
             subscription that arrives.
         @param left: Called with the topic when an admitted subscription ends.
-        @param options: As for L{Connection}.
         """
         self._admit = admit
         self._left = left
@@ -504,9 +495,6 @@ class GuardedXPubConnection(XPubConnection):
                 pass
 
     def shutdown(self) -> None:
-        """
-        Close the socket.
-        """
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
