@@ -20,7 +20,7 @@ import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator, Result, error_summary
+from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator
 from tbvast.engines.search_budget import SearchBudget
 from tbvast.engines.tenzir import pipelines, rows
 from tbvast.engines.tenzir.feeds import (
@@ -32,7 +32,7 @@ from tbvast.engines.tenzir.feeds import (
     pipeline_names,
 )
 from tbvast.engines.tenzir.markers import PULSE_SECONDS, Markers
-from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, NodeCalls, decode_answer
+from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, TABLE_SECONDS, NodeCalls, decode_answer
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -80,11 +80,6 @@ def command_settings(folder: Path) -> str:
     """
     return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
 
-
-TABLE_SECONDS = 300.0
-"""
-Seconds for a call that writes a table, or reads it back.
-"""
 
 SILENCE_SECONDS = 60.0
 """
@@ -145,8 +140,6 @@ class TenzirEngine:
         silence: float = SILENCE_SECONDS,
         pulse: float = PULSE_SECONDS,
         local: bool | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        awake: Callable[[], float] = awake,
     ) -> None:
         """
         @param endpoint: The node's endpoint, C{HOST:PORT}.
@@ -162,9 +155,6 @@ class TenzirEngine:
         @param pulse: Seconds between rounds of markers.
         @param local: Whether the node can reach a socket in C{state}; C{None} to try it if the
             node is on this machine.
-        @param monotonic: Returns the time in seconds. Thread-safe.
-        @param awake: Returns the seconds since the machine's start, sleep included.
-            Thread-safe.
         @raise tbvast.errors.Invalid: If a source is malformed.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -176,14 +166,12 @@ class TenzirEngine:
         self._local = host in LOOPBACK_HOSTS if local is None else local
         self._socket_after = 0.0
         self._pulse = pulse
-        self._awake = awake
         self._endpoint = endpoint
+        self._oldest = oldest
+        self._silence = silence
         self._plan_for = functools.partial(
             pipelines.plan, tuple(sources), positions, subdomains=subdomains
         )
-        self._oldest = oldest
-        self._silence = silence
-        self._monotonic = monotonic
         self._plan = self._plan_for()
         self.cut: Counter[str] = Counter()
         self._searching = threading.Lock()
@@ -201,9 +189,9 @@ class TenzirEngine:
 
     def identify(self) -> EngineIdentity:
         expected = "Tenzir {}.{} or newer".format(*self._oldest)
+        node = NodeCalls(self._commands, "identify")
         try:
             # The command's own `version` does not ask the node.
-            node = NodeCalls(self._commands, "identify")
             version = node.ask(pipelines.ping_node(), _Pong).version
         except EngineCallFailed as e:
             # The protocol between command and node differs between versions.
@@ -232,19 +220,14 @@ class TenzirEngine:
             self._searched_observables.clear()
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
-        texts = map(rows.encode_entries, batches)
         update = pipelines.update_tables(pipelines.MAIN_TABLES)
-        result = self._commands.feed("add", [update], texts, timeout=TABLE_SECONDS)
-        _check_accepted("add", result)
+        NodeCalls(self._commands, "add").write(update, map(rows.encode_entries, batches))
 
     def remove(self, observables: Sequence[Observable]) -> None:
-        erase = pipelines.erase_from_tables(pipelines.MAIN_TABLES)
-        self._write("remove", erase, rows.encode_observables(observables))
-
-    def _write(self, name: str, pipeline: str, lines: str) -> None:
-        if lines:
-            result = self._commands.run(name, [pipeline], lines, timeout=TABLE_SECONDS)
-            _check_accepted(name, result)
+        if observables:
+            erase = pipelines.erase_from_tables(pipelines.MAIN_TABLES)
+            lines = rows.encode_observables(observables)
+            NodeCalls(self._commands, "remove").write(erase, [lines])
 
     def contents(self) -> list[Entry]:
         node = NodeCalls(self._commands, "contents")
@@ -275,27 +258,23 @@ class TenzirEngine:
     ) -> Generator[list[Match], None, None]:
         if not entries:
             return
-        deadline = self._monotonic() + timeout
+        deadline = time.monotonic() + timeout
         plan = self._plan_for(kinds={entry.observable.kind for entry in entries})
         budget = SearchBudget(limit, entries)
         with self._searching:
             self._clear_search_tables()
             self._searched_observables.update(entry.observable for entry in entries)
             try:
-                self._write(
-                    "find",
-                    pipelines.update_tables(pipelines.RETRO_TABLES),
-                    rows.encode_entries(entries),
-                )
-                search = pipelines.retro_search(plan, pipelines.RETRO_TABLES, limit, since)
-                with contextlib.closing(
-                    self._fetch_pages(commands, search, timeout, deadline)
-                ) as pages:
+                update = pipelines.update_tables(pipelines.RETRO_TABLES)
+                NodeCalls(self._commands, "find").write(update, [rows.encode_entries(entries)])
+                search = pipelines.retro_search(plan, limit, since)
+                pages = self._fetch_pages(commands, search, timeout, deadline)
+                with contextlib.closing(pages):
                     for page in pages:
                         if found := budget.apply(_decode("find", page, plan).matches):
                             yield found
             except EngineTimeout as e:
-                if self._monotonic() < deadline:  # one of its commands took too long
+                if time.monotonic() < deadline:  # one of its commands took too long
                     raise EngineCallFailed("find", str(e)) from None
                 raise
             finally:
@@ -303,15 +282,11 @@ class TenzirEngine:
                     self._clear_search_tables()
 
     def _clear_search_tables(self) -> None:
-        """
-        Remove the entries of earlier searches from the tables of searches.
-        """
-        self._write(
-            "find",
-            pipelines.erase_from_tables(pipelines.RETRO_TABLES),
-            rows.encode_observables(self._searched_observables),
-        )
-        self._searched_observables.clear()
+        if self._searched_observables:
+            erase = pipelines.erase_from_tables(pipelines.RETRO_TABLES)
+            lines = rows.encode_observables(self._searched_observables)
+            NodeCalls(self._commands, "find").write(erase, [lines])
+            self._searched_observables.clear()
 
     def _fetch_pages(
         self, commands: Commands, pipeline: str, timeout: float, deadline: float
@@ -324,21 +299,19 @@ class TenzirEngine:
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
         node = NodeCalls(commands, "find")
-        ended = False
+        token: str | None = ""
         try:
             node.start(pipelines.launch_pipeline(pipeline, stream, timeout + QUERY_SECONDS))
-            token: str | None = ""
             while token is not None:
-                left = deadline - self._monotonic()
+                left = deadline - time.monotonic()
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
                 wait = min(left, PAGE_WAIT_SECONDS)
                 page = node.fetch(pipelines.serve_results(stream, token, PAGE_EVENTS, wait))
                 token = page.next_continuation_token
-                ended = token is None
                 yield page.lines
         finally:
-            if not ended:
+            if token is not None:
                 NodeCalls(self._commands, "find").end(stream)
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
@@ -353,11 +326,11 @@ class TenzirEngine:
         for left in self._live_directories.iterdir():
             NodeCalls(self._commands, "watch").end(*pipeline_names(left.name))
             shutil.rmtree(left, ignore_errors=True)
-        if self._local and self._monotonic() >= self._socket_after:
+        if self._local and time.monotonic() >= self._socket_after:
             try:
                 yield from self._match(SocketFeed, commands, progress)
             except Unreachable as e:
-                self._socket_after = self._monotonic() + SOCKET_RETRY_SECONDS
+                self._socket_after = time.monotonic() + SOCKET_RETRY_SECONDS
                 self._log.info(
                     "The node cannot reach the bridge's socket ({reason}); live matches are"
                     " fetched through the node's endpoint instead.",
@@ -375,7 +348,7 @@ class TenzirEngine:
         directory = self._live_directories / f"b{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
         feed = kind(commands, self._commands, directory)
-        match = pipelines.live_match(self._plan, pipelines.MAIN_TABLES, directory.name)
+        match = pipelines.live_match(self._plan, directory.name)
         with feed.opened(match):
             yield from self._follow(feed, progress)
 
@@ -385,18 +358,18 @@ class TenzirEngine:
         markers = Markers(self._plan.leaves, self._pulse)
         running = False
         waited = 0.0
-        feed.send(markers.begin(self._awake()))
-        greeted = self._monotonic()
+        feed.send(markers.begin(awake()))
+        greeted = time.monotonic()
         while True:
-            if not markers.pending and not markers.wait(self._awake()):
-                feed.send(markers.begin(self._awake()))
+            if not markers.pending and not markers.wait(awake()):
+                feed.send(markers.begin(awake()))
                 waited = 0.0
-            elif not markers.heard and self._monotonic() - greeted > HELLO_SECONDS:
+            elif not markers.heard and time.monotonic() - greeted > HELLO_SECONDS:
                 feed.send(markers.again())
-                greeted = self._monotonic()
-            began = self._monotonic()
-            lines = feed.receive(HELLO_SECONDS if markers.pending else markers.wait(self._awake()))
-            waited += self._monotonic() - began
+                greeted = time.monotonic()
+            began = time.monotonic()
+            lines = feed.receive(HELLO_SECONDS if markers.pending else markers.wait(awake()))
+            waited += time.monotonic() - began
             results = _decode("watch", lines, self._plan)
             self.cut.update(results.cut)
             if lines and not running:
@@ -405,7 +378,7 @@ class TenzirEngine:
             if results.matches:
                 yield results.matches
             for marker in results.markers:
-                if (news := markers.passed(marker, self._awake())) is not None:
+                if (news := markers.passed(marker, awake())) is not None:
                     progress(news)
             # Counts only the time spent waiting for the node.
             if markers.pending and waited > self._silence:
@@ -424,17 +397,6 @@ def _create_table(node: NodeCalls, table: str) -> None:
     except EngineCallFailed as e:
         if "already exists" not in e.reason:  # another bridge has created it
             raise
-
-
-def _check_accepted(name: str, result: Result) -> None:
-    """
-    Check that a command has processed its whole input.
-
-    @raise EngineCallFailed: If it has not: the engine skips a line that it cannot read, warns,
-        and still succeeds.
-    """
-    if result.warnings:
-        raise EngineCallFailed(name, error_summary(result.warnings))
 
 
 def _decode(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> rows.Results:

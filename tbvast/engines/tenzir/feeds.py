@@ -34,14 +34,11 @@ unreachable.
 """
 
 LIFETIME_SECONDS = 300.0
-"""
-Seconds after which the node ends the live match, unless the bridge renews it. As long as the
-results are not read, the node keeps them in memory: about half a kilobyte per event.
-"""
-
 RENEWAL_SECONDS = 30.0
 """
-Seconds between renewals.
+Seconds after which the node ends the live match, unless the bridge renews it, and between these
+renewals. As long as the results are not read, the node keeps them in memory: about half a
+kilobyte per event.
 """
 
 PAGE_EVENTS = 1000
@@ -283,13 +280,11 @@ def socket_directory(preferred: Path) -> Iterator[Path]:
         yield preferred
         return
     for parent in (tempfile.gettempdir(), *SHORT_DIRECTORIES):
-        with contextlib.ExitStack() as closing:
-            try:
-                made = closing.enter_context(
-                    tempfile.TemporaryDirectory(prefix="tbvast-", dir=parent)
-                )
-            except OSError:
-                continue
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="tbvast-", dir=parent)
+        except OSError:
+            continue
+        with temporary as made:
             if pipelines.is_socket_path(f"{made}/m"):
                 yield Path(made)
                 return

@@ -6,6 +6,7 @@ API.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import TypeVar
 
 import attrs
@@ -18,6 +19,11 @@ from tbvast.errors import EngineCallFailed, EngineError, shown
 QUERY_SECONDS = 30.0
 """
 Seconds for a call that only queries the node.
+"""
+
+TABLE_SECONDS = 300.0
+"""
+Seconds for a call that writes a table, or reads it back.
 """
 
 MAX_ARGUMENT_CHARACTERS = 60_000
@@ -92,6 +98,18 @@ class NodeCalls:
         if len(pipeline) > MAX_ARGUMENT_CHARACTERS:
             arguments, stdin = ["-f", "/dev/stdin"], pipeline
         return self._commands.run(self._name, arguments, stdin, timeout=timeout).lines
+
+    def write(self, pipeline: str, texts: Iterable[str]) -> None:
+        """
+        Run a pipeline that reads lines.
+
+        @param texts: The lines; see L{Commands.feed}.
+        @raise EngineCallFailed: If it has not processed them all: the engine skips a line that
+            it cannot read, warns, and still succeeds.
+        """
+        result = self._commands.feed(self._name, [pipeline], texts, timeout=TABLE_SECONDS)
+        if result.warnings:
+            raise EngineCallFailed(self._name, error_summary(result.warnings))
 
     def ask(self, pipeline: str, kind: type[_T]) -> _T:
         """

@@ -8,10 +8,13 @@ contains only numbers and the names of tables, topics and fields, which are chec
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
+import attrs
 import msgspec
 
 from tbvast.errors import Invalid
@@ -21,7 +24,6 @@ from tbvast.telemetry.known_fields import (
     POSITIONS,
     SCHEMA,
     STEP,
-    Field,
     Form,
     Request,
     Source,
@@ -61,13 +63,10 @@ The field of an exported event that contains the findings.
 """
 
 IMPORTED_KEY = "t"
-"""
-The key in L{FINDINGS} of the time when the event was imported.
-"""
-
 CUT_KEY = "cut"
 """
-The key in L{FINDINGS} that tells whether a list of the event was not read to its end.
+The keys in L{FINDINGS} of the time when the event was imported, and of whether a list of the
+event was not read to its end.
 """
 
 MAX_LABELS = 6
@@ -85,7 +84,7 @@ _RESERVED = re.compile(
 )
 
 
-class Tables(msgspec.Struct, frozen=True):
+class Tables(NamedTuple):
     """
     The names of the three tables that a match uses, one for each type of key: a table with
     keys of several types takes minutes to read back.
@@ -107,20 +106,13 @@ class Tables(msgspec.Struct, frozen=True):
             return self.ip
         return self.net if kind is Kind.NETWORK else self.text
 
-    def __iter__(self) -> Iterator[str]:
-        return iter((self.ip, self.net, self.text))
-
 
 MAIN_TABLES = Tables("tbvast_ip", "tbvast_net", "tbvast_str")
-"""
-The tables of the live match, with all entries in force.
-"""
-
 RETRO_TABLES = Tables("tbvast_r0_ip", "tbvast_r0_net", "tbvast_r0_str")
 """
-The tables of retro searches, with the entries of the current search.
+The tables of the live match, with all entries in force, and those of retro searches, with the
+entries of the current search.
 """
-
 
 PREFIXED_KINDS = (
     Kind.FILE_NAME,
@@ -221,32 +213,23 @@ def plan(
     """
     sources = tuple(sources)
     full = [source for source in sources if not source.schema.endswith("*")]
-    partial = sorted(
-        (source for source in sources if source.schema.endswith("*")),
-        key=lambda source: len(source.schema),
-        reverse=True,
-    )
+    partial = [source for source in sources if source.schema.endswith("*")]
+    partial.sort(key=lambda source: len(source.schema), reverse=True)
     planner = _Planner(positions, frozenset(kinds), subdomains)
     branches = [planner.branch(source) for source in [*full, *partial, any_source(sources)]]
-    return Plan(tuple(branches), planner.slots_by_name())
+    return Plan(tuple(branches), {slot.name: slot for slot in planner.slots.values()})
 
 
+@attrs.define(eq=False)
 class _Planner:
     """
     Derives the lookups, and numbers them; equal lookups in two branches are one slot.
     """
 
-    def __init__(self, positions: int, kinds: frozenset[Kind], subdomains: bool) -> None:
-        """
-        @see: L{plan}
-        """
-        self._positions = positions
-        self._kinds = kinds
-        self._subdomains = subdomains
-        self._slots: dict[tuple[str, str, frozenset[Kind]], Slot] = {}
-
-    def slots_by_name(self) -> dict[str, Slot]:
-        return {slot.name: slot for slot in self._slots.values()}
+    _positions: int
+    _kinds: frozenset[Kind]
+    _subdomains: bool
+    slots: dict[tuple[str, str, frozenset[Kind]], Slot] = attrs.field(init=False, factory=dict)
 
     def branch(self, source: Source) -> Branch:
         levels: list[Level] = []
@@ -267,11 +250,13 @@ class _Planner:
         """
         found: dict[Slot, None] = {}
         for field in source.fields:
-            accesses = self._accesses(field, most)
+            accesses, _ = _read(field.path, self._positions, most)
+            if field.flat:
+                accesses = [(field.path, f'this["{field.path}"]?')]
             for kinds in _groups_by_key(field.kinds & self._kinds):
                 prefix = next((f'"{kind} " + ' for kind in PREFIXED_KINDS if kind in kinds), "")
                 for shown, access in accesses:
-                    expression = prefix + _normalised(field.form, access)
+                    expression = prefix + _NORMALISED[field.form](access)
                     found[self._slot(shown, expression, kinds)] = None
                     if self._subdomains and kinds == {Kind.DOMAIN}:
                         for above in _parent_names(expression):
@@ -284,18 +269,9 @@ class _Planner:
 
     def _slot(self, field: str, expression: str, kinds: frozenset[Kind]) -> Slot:
         key = (field, expression, kinds)
-        if key not in self._slots:
-            self._slots[key] = Slot(f"f{len(self._slots)}", field, kinds, expression)
-        return self._slots[key]
-
-    def _accesses(self, field: Field, most: int) -> list[tuple[str, str]]:
-        """
-        @return: The path and the TQL expression of each element of a field.
-        """
-        steps = _steps(field.path, self._positions)
-        if field.flat:
-            return [(field.path, f'this["{field.path}"]?')]
-        return _read(steps, most)[0]
+        if key not in self.slots:
+            self.slots[key] = Slot(f"f{len(self.slots)}", field, kinds, expression)
+        return self.slots[key]
 
     def _has_longer_list(self, source: Source, than: int, among: int) -> str:
         """
@@ -308,7 +284,7 @@ class _Planner:
             f"{access}[{min(than, whole)}]? != null": None
             for field in source.fields
             if not field.flat
-            for access, whole in _read(_steps(field.path, self._positions), among)[1]
+            for access, whole in _read(field.path, self._positions, among)[1]
         }
         return " or ".join(found)
 
@@ -338,34 +314,25 @@ def _condition(schema: str) -> str:
 
 
 @functools.cache
-def _steps(path: str, positions: int = 1) -> tuple[tuple[str, int | None], ...]:
-    """
-    Split a path into names, each with the number of elements that are read if it is a list,
-    else with C{None}.
-    """
-    steps: list[tuple[str, int | None]] = []
-    for step in path.split("."):
-        match = STEP.fullmatch(step)
-        if match is None:
-            raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
-        read = 1 if positions == 1 else int(match[3] or positions)
-        steps.append((match[1], read if match[2] else None))
-    return tuple(steps)
-
-
 def _read(
-    steps: Iterable[tuple[str, int | None]], most: int
+    path: str, positions: int = 1, most: int = 1
 ) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:
     """
+    @param positions: The elements to read of each list whose part of the path gives no number.
     @param most: The most elements that are read of each list.
     @return: The paths and expressions of the elements, and the expressions of the lists, each
         with the number of its elements that are read at the most.
     """
     found = [("", "")]
     lists: list[tuple[str, int]] = []
-    for name, whole in steps:
+    for step in path.split("."):
+        match = STEP.fullmatch(step)
+        if match is None:
+            raise Invalid("field", path, "names joined by dots, each perhaps with [] or [24]")
+        name, brackets, number = match.groups()
         found = [(f"{shown}.{name}", _member(access, name)) for shown, access in found]
-        if whole is not None:
+        if brackets:
+            whole = 1 if positions == 1 else int(number or positions)
             lists += [(access, whole) for _, access in found]
             found = [
                 (f"{shown}[{position}]", f"{access}[{position}]?")
@@ -379,23 +346,6 @@ def _member(record: str, name: str) -> str:
     if _RESERVED.fullmatch(name):
         return f'{record or "this"}["{name}"]?'
     return f"{record}.{name}?" if record else f"{name}?"
-
-
-_NORMALISED = {
-    Form.ADDRESS: "ip({})",
-    Form.NAME: '{}.to_lower().trim_end(".")',
-    Form.MAILBOX: r'{}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()',
-    Form.DIGEST: '{}.replace(":", "").to_lower()',
-    Form.BASE_NAME: r'{}.replace_regex("^(?s:.*)[/\\\\]", "")',
-    Form.HARDWARE: '{}.replace("-", ":").to_lower()',
-    Form.VERBATIM: "{}",
-}
-
-
-def _normalised(form: Form, access: str) -> str:
-    if form is Form.LOCATION:
-        return _normalised_url(access)
-    return _NORMALISED[form].format(access)
 
 
 def _parent_names(name: str) -> Iterator[str]:
@@ -415,12 +365,11 @@ def _normalised_url(access: str) -> str:
         r'.replace_regex("^([^/?]*)\\?", "\\1/?")'
     )
     parts = f'{bare}.split("/", max=1)'
-    host = f'{parts}[0]?.replace_regex("^.*@", "").replace_regex(":(?:80|443)?$", "")'
-    return f'({_normalised_host(host)} + "/" + ({_with_escaped_blanks(f"{parts}[1]?")} else ""))'
-
-
-def _normalised_host(access: str) -> str:
-    return rf'{access}.to_lower().replace_regex("\\.(:[0-9]+)?$", "\\1")'
+    host = (
+        f'{parts}[0]?.replace_regex("^.*@", "").replace_regex(":(?:80|443)?$", "").to_lower()'
+        r'.replace_regex("\\.(:[0-9]+)?$", "\\1")'
+    )
+    return f'({host} + "/" + ({_with_escaped_blanks(f"{parts}[1]?")} else ""))'
 
 
 def _with_escaped_blanks(access: str) -> str:
@@ -428,8 +377,20 @@ def _with_escaped_blanks(access: str) -> str:
     return f'{access}.replace(" ", "%20")'
 
 
+_NORMALISED: Mapping[Form, Callable[[str], str]] = {
+    Form.ADDRESS: "ip({})".format,
+    Form.NAME: '{}.to_lower().trim_end(".")'.format,
+    Form.MAILBOX: r'{}.replace_regex("^.*<([^<>]+)>.*$", "\\1").to_lower()'.format,
+    Form.DIGEST: '{}.replace(":", "").to_lower()'.format,
+    Form.LOCATION: _normalised_url,
+    Form.BASE_NAME: r'{}.replace_regex("^(?s:.*)[/\\\\]", "")'.format,
+    Form.HARDWARE: '{}.replace("-", ":").to_lower()'.format,
+    Form.VERBATIM: str,
+}
+
+
 def _access(path: str) -> str:
-    [(_, access)], _ = _read(_steps(path), 1)
+    [(_, access)], _ = _read(path)
     return access
 
 
@@ -503,27 +464,25 @@ def erase_from_tables(tables: Tables) -> str:
 
 
 def _table_writer(tables: Tables, operator: str) -> str:
+    ip, net, text = map(_table_name, tables)
     prefixed = " or ".join(f'k == "{kind}"' for kind in PREFIXED_KINDS)
     # A null key would match every event that lacks a field: hence the `where`.
-    lines = ["from_stdin { read_ndjson raw=true }"]
-    for condition, key, table in (
-        (f'if k == "{Kind.IP}"', "ip(v)", tables.ip),
-        (f'else if k == "{Kind.NETWORK}"', "subnet(v)", tables.net),
-        (f"else if {prefixed}", 'k + " " + v', tables.text),
-        ("else", "v", tables.text),
-    ):
-        lines += [
-            f"{condition} {{",
-            f"  _key = {key}",
-            "  where _key != null",
-            f"  {operator.format(table=_table_name(table))}",
-            "}",
-        ]
-    # A closing brace and the `else` that goes with it share a line.
-    return "\n".join(lines).replace("}\nelse", "} else") + "\n"
+    cases = [
+        (
+            condition,
+            [f"  _key = {key}", "  where _key != null", f"  {operator.format(table=table)}"],
+        )
+        for condition, key, table in (
+            (f'k == "{Kind.IP}"', "ip(v)", ip),
+            (f'k == "{Kind.NETWORK}"', "subnet(v)", net),
+            (prefixed, 'k + " " + v', text),
+            ("", "v", text),
+        )
+    ]
+    return "\n".join(["from_stdin { read_ndjson raw=true }", *_first_of(cases), ""])
 
 
-def live_match(matched: Plan, tables: Tables, bridge: str) -> str:
+def live_match(matched: Plan, bridge: str) -> str:
     """
     Match the events that arrive from now on, in the node; yield a text for each match and
     for each marker.
@@ -537,7 +496,7 @@ def live_match(matched: Plan, tables: Tables, bridge: str) -> str:
     return (
         f"export live=true\nbatch timeout={int(LIVE_BATCH_SECONDS * 1000)}ms\n"
         f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{checked_name(bridge)}"\n'
-        f"{_match_stages(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
+        f"{_match_stages(matched, arriving=True)}select line=this.print_ndjson()\n"
     )
 
 
@@ -625,7 +584,7 @@ def renew_pipelines(names: Iterable[str]) -> str:
     return f'api "/pipeline/reset-ttl", {{ids: [{listed}]}}\nwrite_ndjson\n'
 
 
-def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
+def retro_search(matched: Plan, limit: int, since: float | None = None) -> str:
     """
     Match the stored events.
 
@@ -638,7 +597,7 @@ def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None 
         moment = datetime.fromtimestamp(int(since), UTC)
         recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
     bounded = f"deduplicate {FINDINGS}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched, tables)}{bounded}"
+    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched)}{bounded}"
 
 
 def ping_node() -> str:
@@ -689,72 +648,73 @@ def end_pipeline(stream: str) -> str:
     return f'api "/pipeline/delete", {{id: "{checked_name(stream)}"}}\nwrite_ndjson\n'
 
 
-def _match_stages(matched: Plan, tables: Tables, arriving: bool = False) -> str:
+def _match_stages(matched: Plan, arriving: bool = False) -> str:
     """
     @param arriving: Whether this is the live match, which has markers, and which reports
         events with lists that are not read to their end.
     """
-    lines: list[str] = []
+
+    def extended(condition: str, leaves: Sequence[int]) -> str:
+        # So that the markers of the leaves fulfil it, too.
+        own = " or ".join(f"{MARKER_LEAF}? == {leaf}" for leaf in leaves)
+        return f"{condition} or ({_IS_MARKER} and ({own}))" if condition and arriving else condition
+
+    cases: list[tuple[str, Iterable[str]]] = []
     leaf = 0
-    for number, branch in enumerate(matched.branches):
+    for branch in matched.branches:
         leaves = range(leaf, leaf + len(branch.levels))
-        condition = _or_marker_of(branch.condition, leaves if arriving else ())
-        opening = f"if {condition} {{" if branch.condition else "{"
-        lines.append(f"}} else {opening}" if number else opening)
-        for depth, level in enumerate(branch.levels):
-            if level.condition:
-                condition = _or_marker_of(
-                    level.condition, leaves[depth : depth + 1] if arriving else ()
-                )
-                lines.append(f"}} else if {condition} {{" if depth else f"if {condition} {{")
-            elif depth:
-                lines.append("} else {")
-            cut = branch.cut if arriving and not depth else ""
-            lines += _lookup_stage(level.slots, tables, arriving, cut)
-        if len(branch.levels) > 1:
-            lines.append("}")
+        levels = []
+        for number, level in zip(leaves, branch.levels, strict=True):
+            cut = branch.cut if arriving and number == leaf else ""
+            stage = _lookup_stage(level.slots, arriving, cut)
+            levels.append((extended(level.condition, [number]), stage))
+        stages = _first_of(levels) if len(levels) > 1 else levels[0][1]
+        cases.append((extended(branch.condition, leaves), stages))
         leaf = leaves.stop
-    return "\n".join([*lines, "}", f"drop_null_fields {FINDINGS}", ""])
+    return "\n".join([*_first_of(cases), f"drop_null_fields {FINDINGS}", ""])
 
 
-def _or_marker_of(condition: str, leaves: Sequence[int]) -> str:
-    """
-    Extend a condition so that the markers of some leaves fulfil it, too.
-    """
-    if not leaves:
-        return condition
-    own = " or ".join(f"{MARKER_LEAF}? == {leaf}" for leaf in leaves)
-    return f"{condition} or ({_IS_MARKER} and ({own}))"
-
-
-def _lookup_stage(
-    slots: Sequence[Slot], tables: Tables, arriving: bool, cut: str = ""
-) -> Iterator[str]:
+def _lookup_stage(slots: Sequence[Slot], arriving: bool, cut: str) -> Iterator[str]:
     # Each result has its own column: adding it to a record would cost the more the wider
     # the record is.
     columns = {slot.name: f"{FINDINGS}_{slot.name}" for slot in slots}
+    tables = MAIN_TABLES if arriving else RETRO_TABLES
     for slot in slots:
-        table = _table_name(tables.of(next(iter(slot.kinds))))
+        table = tables.of(next(iter(slot.kinds)))
         yield f'context_enrich "{table}", key={slot.expression}, into={columns[slot.name]}'
     found = " or ".join(f"{column} != null" for column in columns.values()) or "false"
-    parts = ["s: @name"]
+    parts = {"s": "@name"}
     if arriving:
         found = f"{found} or {_IS_MARKER}"
-        parts.append(f"{IMPORTED_KEY}: @import_time")
+        parts[IMPORTED_KEY] = "@import_time"
     if cut:
-        yield f"{FINDINGS}_{CUT_KEY} = {cut}"
-        parts.append(f"{CUT_KEY}: {FINDINGS}_{CUT_KEY}")
-        yield f"if {found} {{"
+        column = f"{FINDINGS}_{CUT_KEY}"
+        yield f"{column} = {cut}"
+        columns = {CUT_KEY: column, **columns}
+    parts |= columns
+    marked = [f"{FINDINGS} = {{{', '.join(f'{key}: {value}' for key, value in parts.items())}}}"]
+    if columns:
+        marked.append(f"drop {', '.join(columns.values())}")
+    if cut:
+        only_cut = f"select {FINDINGS}={{s: @name, {CUT_KEY}: true}}"
+        yield from _first_of(
+            [(found, marked), (f"{column} == true", [only_cut]), ("", ["where false"])]
+        )
     else:
         yield f"where {found}"
-    parts += [f"{name}: {column}" for name, column in columns.items()]
-    yield f"{FINDINGS} = {{{', '.join(parts)}}}"
-    dropped = [*columns.values(), *([f"{FINDINGS}_{CUT_KEY}"] if cut else [])]
-    if dropped:
-        yield f"drop {', '.join(dropped)}"
-    if cut:
-        yield f"}} else if {FINDINGS}_{CUT_KEY} == true {{"
-        yield f"select {FINDINGS}={{s: @name, {CUT_KEY}: true}}\n}} else {{\nwhere false\n}}"
+        yield from marked
+
+
+def _first_of(cases: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
+    """
+    Run the statements of the first case whose condition is true; C{""} is always true.
+    """
+    before = ""
+    for condition, statements in cases:
+        yield f"{before}if {condition} {{" if condition else f"{before}{{"
+        yield from statements
+        before = "} else "
+    yield "}"
 
 
 def _table_name(text: str) -> str:
@@ -782,5 +742,4 @@ def quoted(pipeline: str) -> str:
     """
     if not re.fullmatch(r"[\x20-\x7e\n]*", pipeline):
         raise Invalid("pipeline", pipeline, "printable ASCII")
-    escaped = pipeline.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return json.dumps(pipeline)  # TQL has JSON's escapes
