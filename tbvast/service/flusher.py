@@ -4,7 +4,7 @@ Sends waiting sightings until their receiver has accepted them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import msgspec
@@ -73,7 +73,7 @@ Page = Sequence[WaitingSighting]
 The sightings that are delivered together.
 """
 
-Deliver = Callable[[Sequence[bytes]], Deferred[Reported]]
+Deliver = Callable[[Sequence[bytes]], Awaitable[Reported]]
 """
 Delivers the documents of sightings to a receiver.
 """

@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import attrs
 import msgspec
 from twisted.internet.defer import Deferred, succeed
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast.bridge.commands.json_lines import encode_line
-from tbvast.bridge.commands.processes import CommandService, CommandStream, Finished
-from tbvast.errors import CommandFailed, CommandRefused
+from tbvast.bridge.commands.processes import CommandService, CommandStream
+from tbvast.errors import CommandFailed
 from tbvast.interfaces import IContextTransform
 from tbvast.service.child_process import Exit
 from tbvast.service.lines import LineBuffer
@@ -32,6 +32,8 @@ The failures in a row after which events no longer wait for the next attempt.
 
 Context = dict[str, Any]
 
+_Event = tuple[bytes, Deferred[Context | None]]
+
 
 def _decode(program: str, answer: bytes, stderr: str) -> Context:
     """
@@ -45,6 +47,7 @@ def _decode(program: str, answer: bytes, stderr: str) -> Context:
     return context
 
 
+@attrs.define(eq=False, slots=False)
 class _TransformStream(CommandStream):
     """
     A running command that answers each line with one line, in order.
@@ -53,15 +56,10 @@ class _TransformStream(CommandStream):
     unchanged, and the events behind it are given to a new process.
     """
 
-    def __init__(self, service: ContextCommand) -> None:
-        """
-        @param service: The command.
-        """
-        super().__init__(service)
-        self._waiting: deque[tuple[bytes, Deferred[Context | None]]] = deque()
-        self._sent: deque[tuple[bytes, Deferred[Context | None]]] = deque()
-        self._lines = LineBuffer()
-        self._has_answered = False
+    _waiting: deque[_Event] = attrs.field(init=False, factory=deque)
+    _sent: deque[_Event] = attrs.field(init=False, factory=deque)
+    _lines: LineBuffer = attrs.field(init=False, factory=LineBuffer)
+    _has_answered: bool = attrs.field(init=False, default=False)
 
     def ask(self, line: bytes) -> Deferred[Context | None]:
         """
@@ -195,25 +193,20 @@ class ContextCommand(CommandService[_TransformStream]):
     max_output = MAX_ANSWER_BYTES
 
     def transform(self, event: Context, value: str, match_type: MatchType) -> Deferred[Context]:
+        return Deferred.fromCoroutine(self._transform(event, value, match_type))
+
+    async def _transform(self, event: Context, value: str, match_type: MatchType) -> Context:
         if not self.running:
-            return succeed(event)
+            return event
+        program = self.command.program
         try:
             argv = self.command.argv(value, match_type)
-            line = encode_line(self.command.program, event)
-        except CommandRefused as e:
+            line = encode_line(program, event)
+            if self.stream is not None:
+                context = await self.stream.ask(line)
+                return event if context is None else context
+            finished = await self.run(argv, line)
+            return _decode(program, finished.output, finished.stderr)
+        except CommandFailed as e:
             self.log_failure(e)
-            return succeed(event)
-        if self.stream is not None:
-            answer = self.stream.ask(line)
-        else:
-            answer = self.run(argv, line).addCallbacks(self._cb_finished)
-            answer.addErrback(self._eb_failed)
-        return answer.addCallback(lambda context: event if context is None else context)
-
-    def _cb_finished(self, finished: Finished) -> Context | None:
-        return _decode(self.command.program, finished.output, finished.stderr)
-
-    def _eb_failed(self, failure: Failure) -> None:
-        failure.trap(CommandFailed)
-        error: Any = failure.value
-        self.log_failure(error)
+            return event
