@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -18,6 +19,7 @@ from tbvast.service.child_process import BackOff, Exit
 from tbvast.stix.sightings import MatchType
 
 
+@attrs.define(eq=False, slots=False)
 class _SinkStream(CommandStream):
     """
     A running command that reads a line for each event.
@@ -31,14 +33,9 @@ class _SinkStream(CommandStream):
 
     _log = Logger()
 
-    def __init__(self, service: CommandSink) -> None:
-        """
-        @param service: The command.
-        """
-        super().__init__(service)
-        self._lines = LineQueue()
-        self._started = 0.0
-        self._ready = False
+    _lines: LineQueue = attrs.field(init=False, factory=LineQueue)
+    _started: float = attrs.field(init=False, default=0.0)
+    _ready: bool = attrs.field(init=False, default=False)
 
     def send(self, data: bytes) -> Deferred[None]:
         """

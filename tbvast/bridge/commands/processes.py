@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+import attrs
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -72,8 +73,6 @@ class CommandService(Service, Generic[StreamType]):
         output is ignored, and not limited.
     @cvar reads_on: Whether a stopped stream has time to read its input to the end.
     @ivar command: The command.
-    @ivar clock: The clock of the limits.
-    @ivar limits: The limits of the processes.
     @ivar children: The processes.
     @ivar stream: The process that keeps running, if there is one for all events.
     """
@@ -200,18 +199,17 @@ class CommandService(Service, Generic[StreamType]):
         self._start()
 
 
+@attrs.define(eq=False)
 class _Run(ChildOwner):
     """
     One run of a command.
     """
 
-    child: Child
-    timer: IDelayedCall
-
-    def __init__(self, service: CommandService[Any], result: Deferred[Finished]) -> None:
-        self._service = service
-        self._result = result
-        self._output = bytearray()
+    _service: CommandService[Any]
+    _result: Deferred[Finished]
+    _output: bytearray = attrs.field(init=False, factory=bytearray)
+    child: Child = attrs.field(init=False)
+    timer: IDelayedCall = attrs.field(init=False)
 
     def received(self, data: bytes) -> None:
         most = self._service.max_output
@@ -237,21 +235,20 @@ class _Run(ChildOwner):
         self._service.run_ended()
 
 
+@attrs.define(eq=False, slots=False)
 class CommandStream(ChildOwner):
     """
     One process that gets a line for each event. It is started when there is an event for it;
     after a failure, with increasing delays.
     """
 
-    def __init__(self, service: CommandService[Any]) -> None:
-        """
-        @param service: The command, without placeholders.
-        """
-        self._service = service
-        self._limits = service.limits
-        self._backoff = BackOff(service.clock, self._feed)
-        self._child: Child | None = None
-        self._timer: IDelayedCall | None = None
+    _service: CommandService[Any]
+    _child: Child | None = attrs.field(init=False, default=None)
+    _timer: IDelayedCall | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._limits = self._service.limits
+        self._backoff = BackOff(self._service.clock, self._feed)
 
     def _feed(self) -> None:
         """

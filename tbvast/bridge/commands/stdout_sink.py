@@ -8,6 +8,7 @@ import os
 import select
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IWriteDescriptor
@@ -23,6 +24,7 @@ from tbvast.stix.sightings import MatchType
 
 
 @implementer(ISink, IWriteDescriptor)
+@attrs.define(eq=False, repr=False, slots=False)
 class StdoutSink(Service):
     """
     An L{ISink} that writes each context to this process's standard output, as one line of
@@ -34,6 +36,10 @@ class StdoutSink(Service):
     The descriptor is not made non-blocking, since that would affect the processes that share
     it, such as a shell. It is written to only when it is ready, and then no more than a ready
     pipe accepts at once. It is never closed.
+
+    @param descriptor: The descriptor to write to.
+    @param patience: Seconds that the reader has for the remaining lines when the service is
+        stopped.
     """
 
     NAME = "STDOUT"
@@ -41,28 +47,14 @@ class StdoutSink(Service):
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: IReactorFDSet,
-        clock: IReactorTime,
-        descriptor: int = 1,
-        patience: float = DEFAULT_LIMITS.patience,
-    ) -> None:
-        """
-        @param reactor: The reactor that watches the descriptor.
-        @param clock: The clock of the limit.
-        @param descriptor: The descriptor to write to.
-        @param patience: Seconds that the reader has for the remaining lines when the service
-            is stopped.
-        """
-        self._reactor = reactor
-        self._clock = clock
-        self._descriptor = descriptor
-        self._patience = patience
-        self._lines = LineQueue()
-        self._batch = memoryview(b"")
-        self._gone = False
-        self._stopping: Deferred[None] | None = None
+    _reactor: IReactorFDSet
+    _clock: IReactorTime
+    _descriptor: int = 1
+    _patience: float = DEFAULT_LIMITS.patience
+    _lines: LineQueue = attrs.field(init=False, factory=LineQueue)
+    _batch: memoryview = attrs.field(init=False, default=memoryview(b""))
+    _gone: bool = attrs.field(init=False, default=False)
+    _stopping: Deferred[None] | None = attrs.field(init=False, default=None)
 
     def stopService(self) -> Deferred[None]:
         """
