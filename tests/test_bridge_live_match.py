@@ -65,7 +65,7 @@ class LiveTests(EngineTestCase):
         """
         Events from the first marker on are covered, whatever happens next.
         """
-        known = self.store.searches.covered()
+        known = self.store.covered()
         assert known is not None
         self.assertEqual(known.until, self.engine.moments[0].imported)
         self.assertEqual(self.engine.searches, [])
@@ -75,7 +75,7 @@ class LiveTests(EngineTestCase):
         Events that arrived without a live match are searched when it runs again.
         """
         self.client.mark()
-        known = self.store.searches.covered()
+        known = self.store.covered()
         assert known is not None
         self.endpoint.die()
         self.engine.arrive(seen(1, n=2))
@@ -90,48 +90,48 @@ class LiveTests(EngineTestCase):
         self.endpoint.die()
         self.engine.hears = False
         self.come_back()
-        known = self.store.searches.covered()
+        known = self.store.covered()
         self.assertEqual(self.engine.searches, [])
         self.clock.pump([1.0] * 100)
-        self.assertEqual(self.store.searches.covered(), known)
+        self.assertEqual(self.store.covered(), known)
 
     def test_not_covered_before_caught_up(self) -> None:
         """
         Missed events do not count as covered before they have been searched.
         """
-        known = self.store.searches.covered()
+        known = self.store.covered()
         self.endpoint.die()
         self.client.held = {"find"}
         self.come_back()
         self.client.mark()
-        self.assertEqual(self.store.searches.covered(), known)
+        self.assertEqual(self.store.covered(), known)
         self.assertTrue(self.match.report()["catching_up"])
         self.client.release()
         self.client.mark()
-        self.assertNotEqual(self.store.searches.covered(), known)
+        self.assertNotEqual(self.store.covered(), known)
         self.assertFalse(self.match.report()["catching_up"])
 
     def test_catch_up_again(self) -> None:
         """
         A search of missed events that ran out of time is repeated with more time.
         """
-        known = self.store.searches.covered()
+        known = self.store.covered()
         self.endpoint.die()
         self.engine.failures["find"] = [EngineTimeout("find", 1.0)]
         self.come_back()
         self.client.mark()
-        self.assertEqual(self.store.searches.covered(), known)
+        self.assertEqual(self.store.covered(), known)
         self.clock.advance(FIRST_RETRY_DELAY)
         first = CATCH_UP_TIMEOUT
         self.assertEqual([each[1:3] for each in self.engine.searches], [(0, first), (0, 2 * first)])
         self.client.mark()
-        self.assertNotEqual(self.store.searches.covered(), known)
+        self.assertNotEqual(self.store.covered(), known)
 
     def test_caught_up_twice(self) -> None:
         """
         If the match stops during the search of missed events, all of them are searched again.
         """
-        known = self.store.searches.covered()
+        known = self.store.covered()
         assert known is not None
         self.endpoint.die()
         self.client.held = {"find"}
@@ -141,18 +141,18 @@ class LiveTests(EngineTestCase):
         self.clock.advance(FIRST_RETRY_DELAY)
         self.assertEqual(self.engine.searches[-1].since, known.until - OVERLAP)
         self.client.mark()
-        self.assertNotEqual(self.store.searches.covered(), known)
+        self.assertNotEqual(self.store.covered(), known)
 
     def test_not_delivered(self) -> None:
         """
         Events whose sightings could not be stored are not covered.
         """
-        known = self.store.searches.covered()
+        known = self.store.covered()
         self.failure = OSError("the disk refuses")
         self.client.arrive(seen(1))
         self.flushLoggedErrors(OSError)
         self.client.mark()
-        self.assertEqual(self.store.searches.covered(), known)
+        self.assertEqual(self.store.covered(), known)
 
     def test_date_set_back(self) -> None:
         """

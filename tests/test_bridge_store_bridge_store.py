@@ -31,11 +31,11 @@ class CoveredTests(SynchronousTestCase):
         """
         path = Path(self.mktemp())
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertIsNone(store.searches.covered())
-            store.searches.set_covered(Covered(2e9, 3.5, "a boot"))
-            store.searches.set_covered(Covered(1e9, 4.5, "a boot"))
+            self.assertIsNone(store.covered())
+            store.set_covered(Covered(2e9, 3.5, "a boot"))
+            store.set_covered(Covered(1e9, 4.5, "a boot"))
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.searches.covered(), Covered(1e9, 4.5, "a boot"))
+            self.assertEqual(store.covered(), Covered(1e9, 4.5, "a boot"))
 
     def test_migrated(self) -> None:
         """
@@ -49,7 +49,7 @@ class CoveredTests(SynchronousTestCase):
         database.commit()
         database.close()
         with contextlib.closing(BridgeStore(path)) as store:
-            self.assertEqual(store.searches.covered(), Covered(1e9, 0.0, ""))
+            self.assertEqual(store.covered(), Covered(1e9, 0.0, ""))
 
 
 class FileTests(SynchronousTestCase):

@@ -68,7 +68,7 @@ class StoreTestCase(FileStoreTestCase):
         return set(self.store.indicators.bodies([indicator_id(number) for number in range(20)]))
 
     def unsearched(self) -> list[str]:
-        return list(self.store.searches.unsearched(ALL, 100).ids)
+        return list(self.store.entries.unsearched(ALL, 100).ids)
 
 
 class ApplyTests(StoreTestCase):
@@ -402,7 +402,7 @@ class TogetherTests(StoreTestCase):
         """
         self.apply(an_indicator(1, pattern=self.BOTH), an_indicator(2))
         joint = {
-            each.observable: each.joint for each in self.store.searches.unsearched(ALL, 9).entries
+            each.observable: each.joint for each in self.store.entries.unsearched(ALL, 9).entries
         }
         evil = Observable(Kind.DOMAIN, "evil.example")
         self.assertEqual(joint, {ip(1): True, evil: True, ip(2): False})
@@ -412,7 +412,7 @@ class TogetherTests(StoreTestCase):
         With the same observables, wanted in another way, past events are searched again.
         """
         self.apply(an_indicator(1, pattern=self.BOTH))
-        self.store.searches.mark_searched([indicator_id(1)], ALL)
+        self.store.entries.mark_searched([indicator_id(1)], ALL)
         changes = self.apply(an_indicator(1, 2, pattern=self.EITHER))
         self.assertEqual((changes.write, changes.erase), ((), ()))
         self.assertEqual(self.unsearched(), [indicator_id(1)])
@@ -619,7 +619,7 @@ class NetworkTests(StoreTestCase):
         A search for nested networks finds both where they overlap.
         """
         self.apply(subnet(1, "10.0.0.0/8"), subnet(2, "10.1.0.0/16"))
-        entries = self.store.searches.unsearched(ALL, 100).entries
+        entries = self.store.entries.unsearched(ALL, 100).entries
         self.assertIn(entry(network("10.1.0.0/16"), 1, 2), entries)
 
 
@@ -666,9 +666,9 @@ class SearchedTests(StoreTestCase):
         An indicator that was searched for is not returned again, even after a restart.
         """
         self.apply(an_indicator(1))
-        page = self.store.searches.unsearched(ALL, 10)
+        page = self.store.entries.unsearched(ALL, 10)
         self.assertEqual((page.ids, page.entries), ((indicator_id(1),), (entry(ip(1), 1),)))
-        self.store.searches.mark_searched(page.ids, ALL)
+        self.store.entries.mark_searched(page.ids, ALL)
         self.reopen()
         self.assertEqual(self.unsearched(), [])
 
@@ -678,14 +678,14 @@ class SearchedTests(StoreTestCase):
         """
         first = self.apply(an_indicator(2)).number
         self.apply(an_indicator(1))
-        self.assertEqual(self.store.searches.unsearched(first, 10).ids, (indicator_id(2),))
-        page = self.store.searches.unsearched(ALL, 1)
+        self.assertEqual(self.store.entries.unsearched(first, 10).ids, (indicator_id(2),))
+        page = self.store.entries.unsearched(ALL, 1)
         self.assertEqual(page.ids, (indicator_id(2),))
         assert page.last is not None
-        page = self.store.searches.unsearched(ALL, 1, page.last)
+        page = self.store.entries.unsearched(ALL, 1, page.last)
         self.assertEqual(page.ids, (indicator_id(1),))
         assert page.last is not None
-        self.assertEqual(self.store.searches.unsearched(ALL, 1, page.last), DesiredPage(None))
+        self.assertEqual(self.store.entries.unsearched(ALL, 1, page.last), DesiredPage(None))
 
     def test_not_wanted(self) -> None:
         """
@@ -699,7 +699,7 @@ class SearchedTests(StoreTestCase):
         An edit that asks for nothing new need not be searched for again.
         """
         self.apply(an_indicator(1))
-        self.store.searches.mark_searched([indicator_id(1)], ALL)
+        self.store.entries.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, name="another"))
         self.assertEqual(self.unsearched(), [])
 
@@ -716,9 +716,9 @@ class SearchedTests(StoreTestCase):
         A new pattern is searched for.
         """
         self.apply(an_indicator(1))
-        self.store.searches.mark_searched([indicator_id(1)], ALL)
+        self.store.entries.mark_searched([indicator_id(1)], ALL)
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.assertEqual(self.store.searches.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
+        self.assertEqual(self.store.entries.unsearched(ALL, 10).entries, (entry(ip(9), 1),))
 
     def test_changed_meanwhile(self) -> None:
         """
@@ -726,7 +726,7 @@ class SearchedTests(StoreTestCase):
         """
         until = self.apply(an_indicator(1)).number
         self.apply(an_indicator(1, 2, pattern="[ipv4-addr:value = '192.0.2.9']"))
-        self.store.searches.mark_searched([indicator_id(1)], until)
+        self.store.entries.mark_searched([indicator_id(1)], until)
         self.assertEqual(self.unsearched(), [indicator_id(1)])
 
     def test_removed(self) -> None:
@@ -830,7 +830,7 @@ class DamageTests(StoreTestCase):
         uses: list[Callable[[], Any]] = [
             lambda: list(self.store.entries.all()),
             lambda: reconcile(self.store, []),
-            lambda: self.store.searches.unsearched(1 << 40, 100),
+            lambda: self.store.entries.unsearched(1 << 40, 100),
             lambda: only(self.store.indicators.update_validity(0.0, True)),
             lambda: self.store.indicators.apply([an_indicator(1, 2, pattern=pattern)], 0.0, True),
             lambda: self.store.indicators.apply(

@@ -62,9 +62,9 @@ class PartsTests(SynchronousTestCase):
         """
         The ids and the entries to search for.
         """
-        self.assertEqual(self.store.searches.unsearched(1, MANY), DesiredPage(None))
+        self.assertEqual(self.store.entries.unsearched(1, MANY), DesiredPage(None))
         self.know(MANY)
-        pages = list(self.pages(lambda last: self.store.searches.unsearched(1, MANY, last)))
+        pages = list(self.pages(lambda last: self.store.entries.unsearched(1, MANY, last)))
         self.assertEqual(
             [len(page.ids) for page in pages],
             [MAX_ENTRIES_PER_MESSAGE, MAX_ENTRIES_PER_MESSAGE, 1, 0],

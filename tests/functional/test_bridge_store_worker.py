@@ -15,7 +15,6 @@ from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
 from tbvast.bridge.store.renewal import NOWHERE
-from tbvast.bridge.store.searches import SearchProgress
 from tbvast.bridge.store.values import OpenedStore
 from tbvast.bridge.store.worker import NO
 from tbvast.errors import StoreFailed
@@ -110,7 +109,7 @@ class ProcessTests(TestCase):
         )
         store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
         store.outbox.mark_sent([a_sighting(0).id])
-        store.searches.set_covered(Covered(7.0, 3.0, "boot"))
+        store.set_covered(Covered(7.0, 3.0, "boot"))
         (root,) = store.connection.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
         ).fetchone()
@@ -126,7 +125,7 @@ class ProcessTests(TestCase):
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
         repeated = await worker.ask(OutboxTable.remember, [a_sighting(0)], 6.0, None)
         self.assertEqual(repeated, (0, None))
-        self.assertEqual(await worker.ask(SearchProgress.covered), Covered(7.0, 3.0, "boot"))
+        self.assertEqual(await worker.ask(BridgeStore.covered), Covered(7.0, 3.0, "boot"))
         await worker.stop()
         self.assertEqual(self.lost, [])
 

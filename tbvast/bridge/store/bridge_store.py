@@ -13,11 +13,10 @@ import msgspec
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
-from tbvast.bridge.store.searches import SearchProgress
 from tbvast.bridge.store.store_file import StoreFile
 from tbvast.errors import StartupRefused
 from tbvast.storage import set_aside
-from tbvast.values import JsonObject
+from tbvast.values import Covered, JsonObject
 
 MAX_LISTED = 50
 MAX_LISTED_REASONS = 2
@@ -35,12 +34,12 @@ The key under which all further reasons are counted.
 
 class BridgeStore:
     """
-    The open file. Not thread-safe.
+    The open file. Not thread-safe. What is not documented here is documented in
+    L{tbvast.interfaces.IIndicatorStore}.
 
     @ivar connection: Its connection.
     @ivar indicators: The indicators, and the position in the bus's journal.
     @ivar entries: The entries that the engine should hold.
-    @ivar searches: The progress of the searches.
     @ivar outbox: The sightings.
     """
 
@@ -53,16 +52,12 @@ class BridgeStore:
             self._file = StoreFile(path)
             self.entries = EntryTable(self._file)
             self.indicators = IndicatorTable(self._file, self.entries)
-            self.searches = SearchProgress(self._file, self.entries)
         except sqlite3.Error as e:
             raise StartupRefused(f"the bridge's store {path} cannot be used: {e}") from e
         self.connection = self._file.connection
         self.outbox = OutboxTable(self.connection)
 
     def close(self) -> None:
-        """
-        Close the file.
-        """
         self.connection.close()
 
     @property
@@ -70,24 +65,32 @@ class BridgeStore:
         """
         The objects whose methods are called from the reactor's process.
         """
-        return self, self.indicators, self.entries, self.searches, self.outbox
+        return self, self.indicators, self.entries, self.outbox
+
+    def covered(self) -> Covered | None:
+        found = self.connection.execute("SELECT until, awake, boot FROM covered").fetchone()
+        return None if found is None else Covered(*found)
+
+    def set_covered(self, covered: Covered) -> None:
+        self.connection.execute(
+            "INSERT OR REPLACE INTO covered VALUES (1, ?, ?, ?)",
+            (covered.until, covered.awake, covered.boot),
+        )
 
     def counts(self) -> JsonObject:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.counts}
-        """
         aside = set_aside.report(self.connection)
         return {
             **self._file.read(self._count_indicators),
-            "unsent": self.outbox.count_unsent(),
             "set_aside": {"count": aside.count, "newest": aside.newest} if aside.count else {},
         }
 
     def _count_indicators(self) -> JsonObject:
-        indicators, unsearched, not_yet = self.connection.execute(
+        indicators, unsearched, not_yet, unsent = self.connection.execute(
             "SELECT count(*) FILTER (WHERE state = 1),"
             " count(*) FILTER (WHERE state = 1 AND NOT searched),"
-            " count(*) FILTER (WHERE state = 2) FROM indicators WHERE state != 0"
+            " count(*) FILTER (WHERE state = 2),"
+            " (SELECT count(*) FROM sightings WHERE body IS NOT NULL)"
+            " FROM indicators WHERE state != 0"
         ).fetchone()
         reasons = self.connection.execute(
             "SELECT r.value, count(*)"
@@ -108,6 +111,7 @@ class BridgeStore:
                 id: msgspec.json.decode(why, type=list[str])[:MAX_LISTED_REASONS]
                 for id, why in listed
             },
+            "unsent": unsent,
         }
 
 

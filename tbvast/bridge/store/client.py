@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
@@ -13,7 +14,6 @@ from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.entries import EntryTable
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
-from tbvast.bridge.store.searches import SearchProgress
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage
 from tbvast.interfaces import IIndicatorStore, ISightingOutbox
 from tbvast.service.clock import Calendar
@@ -35,20 +35,19 @@ from tbvast.values import (
 
 
 @implementer(IIndicatorStore)
+@attrs.define(eq=False)
 class IndicatorStore:
     """
     The indicators in the store. Long lists go to and fro in messages of bounded length.
+
+    @param ask: Calls the objects of a L{BridgeStore}.
+    @param now: The date that decides whether an indicator is valid.
+    @param search: Whether to search past events for new indicators.
     """
 
-    def __init__(self, ask: CallWorker, now: Calendar, search: bool) -> None:
-        """
-        @param ask: Calls the objects of a L{BridgeStore}.
-        @param now: The date that decides whether an indicator is valid.
-        @param search: Whether to search past events for new indicators.
-        """
-        self._ask = ask
-        self._now = now
-        self._search = search
+    _ask: CallWorker
+    _now: Calendar
+    _search: bool
 
     def apply(
         self,
@@ -93,7 +92,7 @@ class IndicatorStore:
         ids: list[str] = []
         page = DesiredPage(BEGINNING)
         while page.last is not None and len(ids) < limit:
-            page = await self._ask(SearchProgress.unsearched, until, limit - len(ids), page.last)
+            page = await self._ask(EntryTable.unsearched, until, limit - len(ids), page.last)
             ids += page.ids
             for entry in page.entries:
                 known = found.get(entry.observable)
@@ -106,34 +105,33 @@ class IndicatorStore:
     async def mark_searched(self, ids: Sequence[str], until: int) -> None:
         for start in range(0, len(ids), MAX_ENTRIES_PER_MESSAGE):
             part = ids[start : start + MAX_ENTRIES_PER_MESSAGE]
-            await self._ask(SearchProgress.mark_searched, part, until)
+            await self._ask(EntryTable.mark_searched, part, until)
 
     def bodies(self, ids: Collection[str]) -> Deferred[dict[str, bytes]]:
         return self._ask(IndicatorTable.bodies, list(ids))
 
     def covered(self) -> Deferred[Covered | None]:
-        return self._ask(SearchProgress.covered)
+        return self._ask(BridgeStore.covered)
 
     def set_covered(self, covered: Covered) -> Deferred[None]:
-        return self._ask(SearchProgress.set_covered, covered)
+        return self._ask(BridgeStore.set_covered, covered)
 
     def counts(self) -> Deferred[JsonObject]:
         return self._ask(BridgeStore.counts)
 
 
 @implementer(ISightingOutbox)
+@attrs.define(eq=False)
 class SightingOutbox:
     """
     The sightings in the store.
+
+    @param ask: Calls the objects of a L{BridgeStore}.
+    @param now: The date at which a sighting is stored or set aside.
     """
 
-    def __init__(self, ask: CallWorker, now: Calendar) -> None:
-        """
-        @param ask: Calls the objects of a L{BridgeStore}.
-        @param now: The date at which a sighting is stored or set aside.
-        """
-        self._ask = ask
-        self._now = now
+    _ask: CallWorker
+    _now: Calendar
 
     def remember(
         self, sightings: Sequence[Sighting], request: PageRequest | None

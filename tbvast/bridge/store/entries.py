@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from tbvast.bridge.store.store_file import IndicatorTerms, StoreFile, json_list
@@ -23,15 +24,15 @@ _NETWORK = Kind.NETWORK
 
 class EntryTable:
     """
-    The index of the indicators in force by their observables.
+    The index of the indicators in force by their observables. What is not documented here is
+    documented in L{tbvast.interfaces.IIndicatorStore}.
 
     @ivar change: The number of the last change.
     """
 
     def __init__(self, file: StoreFile) -> None:
         """
-        @param file: The open store.
-        @raise sqlite3.Error: If it cannot be read.
+        @raise sqlite3.Error: If the file cannot be read.
         """
         self._file, self._db = file, file.connection
         self._index = DigestIndex(self._db, "terms", self._terms_above)
@@ -99,9 +100,7 @@ class EntryTable:
 
     def remove(self, terms: Mapping[int, Iterable[Observable]]) -> None:
         """
-        Remove indicators from the index.
-
-        @param terms: The observables of each indicator, by its number.
+        Remove indicators, given by number, and their observables from the index.
         """
         if not terms:
             return
@@ -121,7 +120,6 @@ class EntryTable:
     ) -> Changes:
         """
         @param ids: The ids of the indicators of each changed observable.
-        @param unmatched: The reasons, by indicator, that are new.
         @return: The changes for the engine, with all networks inside a changed one.
         """
         networks = [o for o in ids if o.kind is _NETWORK]
@@ -150,19 +148,13 @@ class EntryTable:
         self._undo.append(functools.partial(undo, network))
 
     def _ids_of(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
-        """
-        @return: The ids of the indicators of each observable.
-        """
         ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
         self._add_ids(ids, list(_keys(observables).values()))
         return ids
 
     def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
         """
-        Add the ids of the stored indicators of each observable.
-
-        @param ids: The ids, by observable.
-        @param keys: The keys of the observables; see L{_key}.
+        Add the ids of the stored indicators of each observable, found by their keys.
         """
         numbers = self._index.find(keys)
         for each in self._file.read_terms(JSON_LIST, json_list(numbers)) if numbers else ():
@@ -170,11 +162,9 @@ class EntryTable:
                 if (some := ids.get(term.observable)) is not None:
                     some.append(each.id)
 
-    def with_networks(self, ids: dict[Observable, list[str]]) -> dict[Observable, list[str]]:
+    def _with_networks(self, ids: dict[Observable, list[str]]) -> dict[Observable, list[str]]:
         """
         Add the indicators of the networks that cover a network.
-
-        @param ids: The ids of the indicators of each observable.
         """
         return ids | self._ids_covering(o.value for o in ids if o.kind is _NETWORK)
 
@@ -227,8 +217,54 @@ class EntryTable:
                     ids.setdefault(observable, []).append(each.id)
         return DesiredPage(
             (max(each.place for each in page), 0),
-            tuple(Entry(o, tuple(sorted(found))) for o, found in self.with_networks(ids).items()),
+            tuple(Entry(o, tuple(sorted(found))) for o, found in self._with_networks(ids).items()),
         )
+
+    def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
+        """
+        Read a page of the indicators for which no past events have been searched, oldest
+        first.
+
+        @param until: The number of the last change to include.
+        @param limit: The most indicators.
+        @param after: The end of the previous page; L{BEGINNING} for the first page.
+        """
+        found = self._file.read_json(
+            list[IndicatorTerms],
+            "SELECT json_group_array(json_array(number, id, json(wanted), change))"
+            " FROM (SELECT number, id, wanted, change FROM indicators WHERE state = 1"
+            " AND searched = 0 AND change <= ? AND (change, number) > (?, ?)"
+            " ORDER BY change, number LIMIT ?)",
+            until,
+            *after,
+            min(limit, MAX_ENTRIES_PER_MESSAGE),
+        )
+        if not found:
+            return DesiredPage(None)
+        ids: dict[Observable, list[str]] = {}
+        joint: set[Observable] = set()
+        for each in found:
+            for term in each.terms:
+                ids.setdefault(term.observable, []).append(each.id)
+                if term.joint:
+                    joint.add(term.observable)
+        return DesiredPage(
+            (found[-1].place, found[-1].number),
+            tuple(
+                Entry(o, tuple(sorted(some)), o in joint)
+                for o, some in self._with_networks(ids).items()
+            ),
+            tuple(each.id for each in found),
+        )
+
+    def mark_searched(self, ids: Sequence[str], until: int) -> None:
+        numbers = self._file.by_id.find(digests(ids))
+        with transaction(self._db):
+            self._db.execute(
+                "UPDATE indicators SET searched = 1"
+                f" WHERE number {IN_JSON_LIST} AND id {IN_JSON_LIST} AND change <= ?",
+                (json_list(numbers), json.dumps(ids), until),
+            )
 
     def add_held(self, held: Sequence[Entry], start: int) -> None:
         """
@@ -240,9 +276,6 @@ class EntryTable:
         self._held[start:] = held
 
     def reconcile(self) -> Iterator[Changes]:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.reconcile}
-        """
         stale = {entry.observable: entry.ids for entry in self._held}
         self._held = []
         write = []
@@ -254,9 +287,6 @@ class EntryTable:
 
 
 def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
-    """
-    @return: The key of each observable; see L{_key}.
-    """
     found = digests([observable.kind + " " + observable.value for observable in observables])
     return dict(zip(observables, found, strict=True))
 

@@ -51,13 +51,14 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 class IndicatorTable:
     """
     The indicators, their observables, and the position in the bus's journal.
+
+    What is not documented here is documented in L{tbvast.interfaces.IIndicatorStore}. Dates are
+    in seconds since the epoch; C{search} is whether to search past events for new indicators.
     """
 
     def __init__(self, file: StoreFile, entries: EntryTable) -> None:
         """
-        @param file: The open store.
-        @param entries: The index of the indicators by their observables.
-        @raise sqlite3.Error: If it cannot be read.
+        @raise sqlite3.Error: If the file cannot be read.
         """
         self._file, self._db = file, file.connection
         self._entries = entries
@@ -98,12 +99,6 @@ class IndicatorTable:
         now: float,
         position: Position | None = None,
     ) -> None:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.set_aside}
-
-        @param now: Seconds since the epoch.
-        @param position: As for L{apply}.
-        """
         claimed = {id: None for each in items for id in (each.id, *ids_in(each.body)) if id}
         with self._transaction():
             stored = self._file.find(digests_of(list(claimed | dict.fromkeys(ids))))
@@ -135,7 +130,6 @@ class IndicatorTable:
         """
         As L{apply}, but indicators that cannot be stored are set aside.
 
-        @param run: As for L{tbvast.interfaces.IIndicatorStore.apply}.
         @raise StoreFailed: If an earlier batch of the same run failed.
         """
         if run == self._failed_run:
@@ -166,12 +160,6 @@ class IndicatorTable:
         position: Position | None = None,
         decided: bool = False,
     ) -> Changes:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.apply}
-
-        @param now: The date that decides about validity, in seconds since the epoch.
-        @param search: Whether to search past events for the new ones.
-        """
         moment = microseconds(now)
         with self._transaction():
             by_id = digests_of([indicator.id for indicator in indicators])
@@ -189,7 +177,10 @@ class IndicatorTable:
                 if known is None:
                     if state == ENDED:
                         continue
-                    known = stored[id_] = self._new_indicator(id_, by_id[id_])
+                    self._number += 1
+                    known = stored[id_] = StoredIndicator(
+                        self._number, id_, by_id[id_], 0, ENDED, True, self._generation, (), True
+                    )
                 elif not changes_anything(
                     indicator, state, known, documents, None if decided else moment
                 ):
@@ -214,10 +205,6 @@ class IndicatorTable:
             self._store_position(position)
         return changes
 
-    def _new_indicator(self, id: str, digest: int) -> StoredIndicator:
-        self._number += 1
-        return StoredIndicator(self._number, id, digest, 0, ENDED, True, self._generation, (), True)
-
     def _write(
         self,
         items: Sequence[tuple[StoredIndicator, Indicator]],
@@ -230,7 +217,6 @@ class IndicatorTable:
         Write indicators, their observables and the indexes.
 
         @param items: Indicators, each with the row to store.
-        @param search: Whether to search past events for the new ones.
         @param plain: Further, plain indicators: see L{split_fast_path}.
         @param digests: The digests of the ids of C{plain}.
         @param moment: The date of C{plain}, in microseconds since the epoch.
@@ -315,27 +301,17 @@ class IndicatorTable:
             )
 
     def begin_snapshot(self) -> None:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.begin_snapshot}
-        """
         self._db.execute("UPDATE position SET generation = generation + 1")
         self._generation += 1
 
     def end_snapshot(self, position: Position) -> Iterator[Changes]:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.end_snapshot}
-        """
         with self._transaction():
             self._store_position(position)
             return in_messages(self._end_where("generation != ?", self._generation))
 
     def _end_where(self, condition: str, parameter: int | str) -> Changes:
         """
-        End indicators.
-
-        @param condition: The SQL condition that selects them.
-        @param parameter: The parameter of the condition.
-        @return: The changes for the engine.
+        End the indicators that an SQL condition selects.
         """
         ended = self._file.read_json(
             list[int],
@@ -355,12 +331,6 @@ class IndicatorTable:
         return self._entries.changes_of(set[Observable]().union(*terms.values()))
 
     def update_validity(self, now: float, search: bool) -> Iterator[Changes]:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.update_validity}
-
-        @param now: Seconds since the epoch.
-        @param search: Whether to search past events for those in force.
-        """
         moment = microseconds(now)
         with self._transaction():
             ended = self._end_where(f"valid_until < {NO_END} AND valid_until <= ?", moment)
@@ -375,8 +345,6 @@ class IndicatorTable:
         """
         Extract the observables of all indicators again if another version's rules did it
         last.
-
-        @param search: Whether to search past events for new observables.
         """
         if self._rules == PATTERN_RULES:
             return
@@ -399,9 +367,7 @@ class IndicatorTable:
         Put indicators in force. A damaged one ends and is set aside.
 
         @param rows: The document, the number and the id of each.
-        @param search: Whether to search past events for them.
         @param now: The date at which a damaged one is set aside.
-        @return: The changes for the engine.
         """
         indicators: list[Indicator] = []
         damaged: list[int] = []
@@ -420,9 +386,6 @@ class IndicatorTable:
         return merge_changes([ended, changes]) if ended else changes
 
     def bodies(self, ids: Collection[str]) -> dict[str, bytes]:
-        """
-        @see: L{tbvast.interfaces.IIndicatorStore.bodies}
-        """
         return self._file.documents(
             each
             for each in self._file.find(digests_of(list(ids))).values()

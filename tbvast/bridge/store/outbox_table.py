@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
+import attrs
 import msgspec
 
 from tbvast.stix.limits import LARGEST_SIGHTING
@@ -26,25 +27,19 @@ from then on.
 """
 
 
+@attrs.define(eq=False, slots=False)
 class OutboxTable:
     """
-    The sightings that wait to be sent, and the ids of those that were sent recently.
+    The sightings that wait to be sent, and the ids of those that were sent recently. What is not
+    documented here is documented in L{tbvast.interfaces.ISightingOutbox}. Dates are in seconds
+    since the epoch.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """
-        @param connection: The open store.
-        """
-        self._db = connection
+    _db: sqlite3.Connection
 
     def remember(
         self, sightings: Sequence[Sighting], now: float, request: PageRequest | None = None
     ) -> tuple[int, list[WaitingSighting] | None]:
-        """
-        @see: L{tbvast.interfaces.ISightingOutbox.remember}
-
-        @param now: The date that they get; seconds since the epoch.
-        """
         new, failed = sift(sightings, lambda some: self._remember(some, now))
         if failed:
             self._set_aside(
@@ -82,9 +77,6 @@ class OutboxTable:
         return sum(body is not None for _, _, body in sightings)
 
     def page(self, request: PageRequest) -> list[WaitingSighting]:
-        """
-        @see: L{tbvast.interfaces.IBacklog.page}
-        """
         without, size = frozenset(request.without), request.size
         found: list[WaitingSighting] = []
         for id, body in self._db.execute(
@@ -112,21 +104,7 @@ class OutboxTable:
         )
         return list(map(WaitingSighting._make, found))
 
-    def count_unsent(self) -> int:
-        """
-        @return: The number of unsent sightings.
-        """
-        (unsent,) = self._db.execute(
-            "SELECT count(*) FROM sightings WHERE body IS NOT NULL"
-        ).fetchone()
-        return int(unsent)
-
     def set_aside(self, reasons: Mapping[str, str], now: float) -> None:
-        """
-        @see: L{tbvast.interfaces.IBacklog.set_aside}
-
-        @param now: Seconds since the epoch.
-        """
         ids = list(reasons)
         items = [
             SetAside(Stage.REPORT, reasons[id], body, "sighting", id)
@@ -145,26 +123,15 @@ class OutboxTable:
     def mark_sent(
         self, ids: Sequence[str], request: PageRequest | None = None
     ) -> list[WaitingSighting] | None:
-        """
-        @see: L{tbvast.interfaces.IBacklog.mark_sent}
-        """
         self._drop_documents(ids)
         return None if request is None else self.page(request)
 
     def _drop_documents(self, ids: Sequence[str]) -> None:
-        """
-        Keep only the ids of sightings.
-        """
         self._db.execute(
             f"UPDATE sightings SET body = NULL WHERE id {IN_JSON_LIST}", (json.dumps(ids),)
         )
 
     def prune(self, now: float) -> None:
-        """
-        @see: L{tbvast.interfaces.ISightingOutbox.prune}
-
-        @param now: Seconds since the epoch.
-        """
         self._db.execute(
             "DELETE FROM sightings WHERE body IS NULL AND made < ?",
             (int(now) - SIGHTING_MEMORY_DAYS * 86400,),

@@ -44,7 +44,7 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     store = BridgeStore(path)
     try:
         if covered is not None:
-            store.searches.set_covered(covered)
+            store.set_covered(covered)
         unsent = store.outbox.carry_over(sightings)
         store.indicators.apply((), now(), False, NOWHERE)
     finally:

@@ -39,9 +39,6 @@ class StoredTerm(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def observable(self) -> Observable:
-        """
-        The observable.
-        """
         return Observable(self.kind, self.value)
 
 
@@ -61,8 +58,6 @@ class IndicatorTerms(msgspec.Struct, array_like=True):
 class StoreFile:
     """
     The open file. It reads rows, and repairs damaged ones.
-
-    @ivar connection: The connection.
     @ivar by_id: Finds indicators by the digests of their ids.
     """
 
@@ -77,17 +72,17 @@ class StoreFile:
     def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
         return self._db.execute("SELECT digest, number FROM indicators WHERE number > ?", (number,))
 
-    def read(self, read: Callable[..., _T], *arguments: Any) -> _T:
+    def read(self, read: Callable[[], _T]) -> _T:
         """
         Read rows, again after a repair if a value of some row is damaged.
         """
         try:
-            return read(*arguments)
+            return read()
         except (sqlite3.OperationalError, msgspec.MsgspecError) as e:
             if not is_of_an_item(e):
                 raise
         self._repair()
-        return read(*arguments)
+        return read()
 
     def read_json(self, type: type[_T], query: str, *parameters: Any) -> _T:
         """
