@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.bridge.coverage}.
+Tests for L{tbvast.bridge.live_match}.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.bridge.coverage import covered, search_from
+from tbvast.bridge.live_match import covered, search_from
 from tbvast.values import Covered, Moment
 
 BOOT = "this one"

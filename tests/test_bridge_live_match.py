@@ -8,8 +8,7 @@ from typing import Any
 
 from twisted.logger import formatEvent, globalLogPublisher
 
-from tbvast.bridge.coverage import OVERLAP
-from tbvast.bridge.live_match import CATCH_UP_TIMEOUT
+from tbvast.bridge.live_match import CATCH_UP_TIMEOUT, OVERLAP
 from tbvast.bridge.node_watch import FIRST_RETRY_DELAY
 from tbvast.errors import EngineCallFailed, EngineTimeout
 from tbvast.stix.sightings import MatchType

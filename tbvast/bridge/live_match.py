@@ -1,5 +1,10 @@
 """
 Matches the events that arrive at an engine, and searches those that arrived meanwhile.
+
+An engine dates its imports, and an administrator may set the date forward or back. Two
+clocks therefore record the moment up to which everything has been matched: the date, and
+the seconds since the machine's start, which nobody sets. A change of their difference
+shows that the date was set.
 """
 
 from __future__ import annotations
@@ -15,14 +20,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from tbvast.bridge.coverage import OVERLAP, covered, search_from
 from tbvast.bridge.node_watch import FIRST_RETRY_DELAY, NodeWatch
 from tbvast.bridge.retro_search import Deliver, RetroSearch
 from tbvast.errors import EngineError, EngineInterrupted
 from tbvast.interfaces import IIndicatorStore
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.sightings import MatchType
-from tbvast.values import Covered, JsonObject, Match, Progress
+from tbvast.values import Covered, JsonObject, Match, Moment, Progress
 
 PROGRESS_SECONDS = 5.0
 """
@@ -43,6 +47,13 @@ CATCH_UP_TIMEOUT = 300.0
 """
 Seconds for the first search of missed events, if past events are not searched otherwise.
 After a timeout the search is repeated with twice the time.
+"""
+
+
+OVERLAP = 10.0
+"""
+Seconds that are searched again: an engine may date an event and pass it to the live match
+some seconds later.
 """
 
 
@@ -99,7 +110,7 @@ class LiveMatch(TimerService):
 
     def report(self) -> JsonObject:
         """
-        @return: The state of the match for the status report.
+        The state of the match, for the status report.
         """
         run, now = self._run, self._node.clock.seconds()
         running = run.since is not None
@@ -216,3 +227,26 @@ class LiveMatch(TimerService):
         self._covered = known
         since = None if heard is None else search_from(known, heard, self._boot)
         return await self._search.search_all(timeout, since)
+
+
+def covered(moment: Moment, lowest: float, boot: str) -> Covered:
+    """
+    Make the record of a moment up to which everything has been matched.
+
+    @param lowest: The least lead of the date over the other clock since that moment.
+    @param boot: The identity of the machine's start.
+    """
+    return Covered(min(moment.imported, moment.awake + lowest), moment.awake, boot)
+
+
+def search_from(known: Covered, heard: Moment, boot: str) -> float | None:
+    """
+    The date from which a search covers every event that was imported after a moment.
+
+    @param heard: The import that the live match has just reported.
+    @return: Seconds since the epoch; C{None} if all events have to be searched.
+    """
+    if boot and boot == known.boot:
+        # If the date was set back since, the moment has an earlier date today.
+        return min(known.until, known.awake + heard.ahead) - OVERLAP
+    return None if heard.imported < known.until else known.until - OVERLAP
