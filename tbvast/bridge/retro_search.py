@@ -82,7 +82,7 @@ class RetroSearch:
 
     def report(self) -> JsonObject:
         """
-        @return: The progress of the running search, for the status report.
+        The progress of the running search, for the status report.
         """
         running = self._running
         if running is None:
@@ -99,9 +99,7 @@ class RetroSearch:
 
     def withdraw(self, observables: Iterable[Observable]) -> None:
         """
-        Cancel the running search once no indicator has any of its observables.
-
-        @param observables: Observables that no indicator has any more.
+        Cancel the running search once no indicator has any of its observables any more.
         """
         running = self._running
         if running is not None and running.remaining:
@@ -124,9 +122,7 @@ class RetroSearch:
 
     async def _search_batch(self, until: int) -> bool:
         """
-        Search past events for the next new indicators.
-
-        @return: Whether there were any.
+        @return: Whether there were new indicators to search for.
         """
         found = await self._store.unsearched(until, MAX_INDICATORS_PER_SEARCH)
         if found.ids:
@@ -151,30 +147,25 @@ class RetroSearch:
     ) -> bool:
         if not entries:
             return True
-        async with self._lock:
-            return await self._search_alone(entries, limit, timeout, since)
-
-    async def _search_alone(
-        self, entries: list[Entry], limit: int, timeout: float, since: float | None
-    ) -> bool:
         outcome = "found"
-        self._running = running = _Search(
-            self._node.engine.find(entries, limit, timeout, self._deliver_found, since),
-            len(entries),
-            {entry.observable for entry in entries},
-            self._node.clock.seconds(),
-            self._counters.matched[MatchType.RETRO],
-        )
-        try:
-            await running.finding
-        except EngineTimeout:
-            outcome = "ran out of time, having found"
-        except CancelledError:
-            if running.remaining:
-                raise
-            outcome = "was cancelled, as its indicators have ended, having found"
-        finally:
-            self._running = None
+        async with self._lock:
+            self._running = running = _Search(
+                self._node.engine.find(entries, limit, timeout, self._deliver_found, since),
+                len(entries),
+                {entry.observable for entry in entries},
+                self._node.clock.seconds(),
+                self._counters.matched[MatchType.RETRO],
+            )
+            try:
+                await running.finding
+            except EngineTimeout:
+                outcome = "ran out of time, having found"
+            except CancelledError:
+                if running.remaining:
+                    raise
+                outcome = "was cancelled, as its indicators have ended, having found"
+            finally:
+                self._running = None
         self._counters.searches += 1
         self._log.info(
             "A search of past events for {observables} observables {outcome} {found} sightings"
