@@ -1,15 +1,11 @@
 """
-The tables of the bridge's store, their upgrades, and the opening of the file.
+The tables of the bridge's store, and their upgrades.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
-
-from tbvast.storage.digest_index import INDEXED_TABLE, digest, index_table
+from tbvast.storage.digest_index import INDEXED_TABLE, index_table
 from tbvast.storage.set_aside import SET_ASIDE_TABLE
-from tbvast.storage.sqlite import connect, migrate
 
 FIRST_SCHEMA = """
 CREATE TABLE indicators (
@@ -125,13 +121,7 @@ ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
 """
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """
-    Open the file, or create it, and upgrade its tables.
-
-    @raise sqlite3.Error: If the file cannot be used.
-    """
-    connection = connect(path)
-    connection.create_function("digest_of", 1, digest, deterministic=True)
-    migrate(connection, [FIRST_SCHEMA, NUMBERED, GATHERED, SET_ASIDE_TABLE, BY_TWO_CLOCKS])
-    return connection
+VERSIONS = [FIRST_SCHEMA, NUMBERED, GATHERED, SET_ASIDE_TABLE, BY_TWO_CLOCKS]
+"""
+The SQL from each version to the next; it needs the function C{digest_of}.
+"""

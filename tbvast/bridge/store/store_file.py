@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from tbvast.bridge.store.decisions import NO_TERMS, StoredIndicator, Terms, terms_of
-from tbvast.bridge.store.schema import open_database
+from tbvast.bridge.store.schema import VERSIONS
 from tbvast.errors import Invalid
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import DigestIndex, digests
+from tbvast.storage.digest_index import DigestIndex, digest, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import is_of_an_item
-from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST
+from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST, connect, migrate
 
 _T = TypeVar("_T")
 
@@ -66,7 +66,9 @@ class StoreFile:
         @param path: The file; it is created if it does not exist.
         @raise sqlite3.Error: If it cannot be used.
         """
-        self.connection = self._db = open_database(path)
+        self.connection = self._db = connect(path)
+        self._db.create_function("digest_of", 1, digest, deterministic=True)
+        migrate(self._db, VERSIONS)
         self.by_id = DigestIndex(self._db, "ids", self._ids_above)
 
     def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:
@@ -87,8 +89,6 @@ class StoreFile:
     def read_json(self, type: type[_T], query: str, *parameters: Any) -> _T:
         """
         Read all rows as one JSON text: a single step of SQLite.
-
-        @param type: The type of the rows.
         """
 
         def read() -> _T:
@@ -102,7 +102,6 @@ class StoreFile:
         Read the observables of indicators; those without any are left out.
 
         @param numbers: SQL that selects the indicators' numbers.
-        @param parameters: The parameters of that SQL.
         """
         return self.read_json(
             list[IndicatorTerms],
@@ -125,7 +124,6 @@ class StoreFile:
         Read the known ones of some indicators.
 
         @param digests: The digests of their ids, by id.
-        @return: The indicators, by id.
         """
         numbers = self.by_id.find(tuple(digests.values()))
         if not numbers:
@@ -178,9 +176,6 @@ class StoreFile:
 
 
 def _is(type: Any, text: bytes) -> bool:
-    """
-    Whether a JSON text can be decoded.
-    """
     try:
         msgspec.json.decode(text, type=type)
     except msgspec.MsgspecError:
