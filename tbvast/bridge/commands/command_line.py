@@ -44,8 +44,6 @@ class Command(msgspec.Struct, frozen=True):
         its placeholder begins the argument, and no C{--} comes before. C{--ioc=%ioc} takes
         any value.
 
-        @param value: The value of C{%ioc}.
-        @param match_type: The value of C{%matchtype}.
         @return: The program and its arguments.
         @raise CommandRefused: If the value cannot be an argument.
         """
@@ -70,7 +68,6 @@ def parse_command(text: str, field: str = "command", stream: bool = False) -> Co
     """
     Parse a configured command: words, quoted as in a shell.
 
-    @param text: The command.
     @param field: The name of the setting, for the error message.
     @param stream: Whether one running command gets many events.
     @raise SettingsInvalid: If the text cannot be split into words, if the program does not

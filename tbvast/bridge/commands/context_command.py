@@ -37,14 +37,12 @@ _Event = tuple[bytes, Deferred[Context | None]]
 
 def _decode(program: str, answer: bytes, stderr: str) -> Context:
     """
-    @return: The changed context.
     @raise CommandFailed: If the answer is not one JSON object.
     """
     try:
-        context: Context = msgspec.json.decode(answer, type=Context)
+        return msgspec.json.decode(answer, type=Context)
     except (ValueError, RecursionError):
         raise CommandFailed(program, "its answer is not a JSON object", stderr) from None
-    return context
 
 
 @attrs.define(eq=False, slots=False)
@@ -205,8 +203,7 @@ class ContextCommand(CommandService[_TransformStream]):
             if self.stream is not None:
                 context = await self.stream.ask(line)
                 return event if context is None else context
-            finished = await self.run(argv, line)
-            return _decode(program, finished.output, finished.stderr)
+            return _decode(program, *await self.run(argv, line))
         except CommandFailed as e:
             self.log_failure(e)
             return event

@@ -20,8 +20,8 @@ About the most bytes that are written at once: the capacity of a pipe.
 
 def encode_line(program: str, event: dict[str, Any]) -> bytes:
     """
-    @param program: The program's name, for the error.
-    @return: The event as one line of JSON.
+    Encode an event as one line of JSON.
+
     @raise CommandRefused: If the event has no JSON form.
     """
     try:
@@ -83,9 +83,6 @@ class LineQueue:
     def fail(self, program: str, reason: str) -> None:
         """
         Fail all lines.
-
-        @param program: The program's name.
-        @param reason: The reason.
         """
         self.put_back()
         lines, self._waiting = self._waiting, deque()

@@ -45,16 +45,11 @@ class CommandLimits(msgspec.Struct, frozen=True):
 DEFAULT_LIMITS = CommandLimits()
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """
-    The result of a process that ended with exit status 0.
-
-    @ivar output: Its whole standard output; empty if that is ignored.
-    @ivar stderr: The last part of its standard error.
-    """
-
-    output: bytes
-    stderr: str
+Finished = tuple[bytes, str]
+"""
+The result of a process that ended with exit status 0: its whole standard output, empty if that
+is ignored, and the last part of its standard error.
+"""
 
 
 StreamType = TypeVar("StreamType", bound="CommandStream")
@@ -72,8 +67,6 @@ class CommandService(Service, Generic[StreamType]):
     @cvar max_output: The most bytes of a run's output; a run with more fails. With C{0}, the
         output is ignored, and not limited.
     @cvar reads_on: Whether a stopped stream has time to read its input to the end.
-    @ivar command: The command.
-    @ivar children: The processes.
     @ivar stream: The process that keeps running, if there is one for all events.
     """
 
@@ -94,10 +87,7 @@ class CommandService(Service, Generic[StreamType]):
     ) -> None:
         """
         @param command: The command; without placeholders, if it is a stream.
-        @param reactor: The reactor that starts the processes.
-        @param clock: The clock of the limits.
         @param stream: Whether one process gets many events.
-        @param limits: The limits of the processes.
         """
         self.command = command
         self.clock = clock
@@ -126,9 +116,6 @@ class CommandService(Service, Generic[StreamType]):
         return self.children.stop(self.limits.patience if reads_on else 0.0)
 
     def failure(self, reason: str, stderr: str = "") -> CommandFailed:
-        """
-        @return: The error of an event.
-        """
         return CommandFailed(self.command.program, reason, stderr)
 
     def log_failure(self, error: CommandFailed) -> None:
@@ -153,7 +140,6 @@ class CommandService(Service, Generic[StreamType]):
         """
         Run the command once.
 
-        @param argv: The command line.
         @param line: The whole standard input.
         @return: Fires when the process has ended with exit status 0; fails with
             L{CommandFailed} otherwise.
@@ -229,7 +215,7 @@ class _Run(ChildOwner):
             self.timer.cancel()
         if not self._result.called:
             if exit_.clean:
-                self._result.callback(Finished(bytes(self._output), exit_.stderr))
+                self._result.callback((bytes(self._output), exit_.stderr))
             else:
                 self._result.errback(self._service.failure(str(exit_), exit_.stderr))
         self._service.run_ended()
