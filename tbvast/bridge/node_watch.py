@@ -86,7 +86,6 @@ class NodeWatch(MultiService):
     An idle TCP connection shows when the node ends. From then on until the node is back and its
     tables are filled again, no call is made.
 
-    @ivar state: The state of the node.
     @ivar identity: The engine's name and version; empty until the node came first.
     @ivar clock: The clock of all delays.
     @param endpoint: The endpoint of the node, for the idle connection.
@@ -129,7 +128,7 @@ class NodeWatch(MultiService):
 
     def report(self) -> dict[str, Any]:
         """
-        @return: The state and the engine's identity, for the status report.
+        The state and the engine's identity, for the status report.
         """
         return {"state": self.state, **msgspec.structs.asdict(self.identity)}
 
@@ -138,7 +137,6 @@ class NodeWatch(MultiService):
         Repeat a call until it succeeds.
 
         @param task: The description of the call, for the log.
-        @param call: Makes the call.
         @raise EngineInterrupted: If the node is lost.
         @raise EngineUnsupported: If the call does.
         """

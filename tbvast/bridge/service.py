@@ -87,10 +87,7 @@ class Bridge(SequentialService):
 
     def __init__(self, reactor: Any, settings: BridgeSettings, process: ServiceProcess) -> None:
         """
-        @param reactor: The reactor.
-        @param settings: The settings of the bridge.
-        @param process: The process: it has the state directory, and ends if the bridge
-            cannot continue.
+        @param process: It has the state directory, and ends if the bridge cannot continue.
         @raise EngineMissing: If the engine's command does not exist.
         @raise KeyUnusable: If a key file cannot be used.
         """
@@ -177,7 +174,7 @@ class Bridge(SequentialService):
             service.setServiceParent(self)
         for interval, call in (
             (VALIDITY_INTERVAL, self._update_validity),
-            (PRUNE_INTERVAL, self._prune),
+            (PRUNE_INTERVAL, self._sightings.prune),
             (settings.heartbeat, self._read_counts),
         ):
             timer = TimerService(interval, self._maintain, call)
@@ -204,20 +201,18 @@ class Bridge(SequentialService):
         @return: The node's address, and its engine. If no node runs there, an embedded one is
             created.
         """
-        settings, embedded = self._settings, False
+        settings = self._settings
+        automatic = settings.vast == "auto"
         if self._is_vast:
-            address = VAST_ADDRESS if settings.vast == "auto" else HostPort.parse(settings.vast)
+            address = VAST_ADDRESS if automatic else HostPort.parse(settings.vast)
             return address, VastEngine(str(address), self._binary)
-        if settings.vast != "auto":
-            address = HostPort.parse(settings.vast)
-        else:
-            address = HostPort.parse(settings.vast_listen)
-            embedded = not listens(address)
+        address = HostPort.parse(settings.vast_listen if automatic else settings.vast)
+        embedded = automatic and not listens(address)
         if embedded:
             self._log.info("Starting an embedded node at {address}.", address=str(address))
             node = EmbeddedNode(self._reactor, address, self._state / "engine")
             node.setServiceParent(self)
-        elif settings.vast == "auto":
+        elif automatic:
             self._log.info("Using the node that runs at {address}.", address=str(address))
         return address, TenzirEngine(
             str(address),
@@ -269,8 +264,6 @@ class Bridge(SequentialService):
         self._sync.changed(changes)
         self._search.withdraw(changes.erase)
 
-    # Maintenance of the store
-
     async def _maintain(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
             await call()
@@ -280,9 +273,6 @@ class Bridge(SequentialService):
     async def _update_validity(self) -> None:
         for changes in await self._indicators.update_validity():
             self._changed(changes)
-
-    async def _prune(self) -> None:
-        await self._sightings.prune()
 
     async def _read_counts(self) -> None:
         before, self._store_counts = self._store_counts, await self._indicators.counts()
@@ -339,10 +329,8 @@ def by_reasons(
     unmatched: Mapping[str, tuple[str, ...]],
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """
-    Group indicators that are not matched by their reasons.
-
-    @param unmatched: The reasons, by indicator.
-    @return: Reasons, each with at most L{MAX_INDICATORS_PER_LINE} indicators.
+    Group indicators by the reasons why they are not matched, and then in lines of at most
+    L{MAX_INDICATORS_PER_LINE}.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for id, reasons in unmatched.items():

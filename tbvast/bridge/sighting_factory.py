@@ -68,8 +68,6 @@ class SightingFactory:
         does not match: it may need further observables, or have changed since. Sightings
         that cannot be made are set aside.
 
-        @param matches: The engine's matches.
-        @param match_type: The type of all of them.
         @raise CancelledError: If the call is cancelled. Nothing is set aside, and the matches
             count as not handled.
         """
@@ -145,9 +143,6 @@ def _encode(event: JsonObject) -> bytes:
 
 
 def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
-    """
-    @return: The hits of each indicator, in order.
-    """
     found: dict[str, list[Hit]] = {}
     for hit in match.hits:
         for id in hit.ids:
@@ -157,15 +152,10 @@ def _hits_by_id(match: Match) -> dict[str, list[Hit]]:
 
 class IndicatorMatcher:
     """
-    Decides whether the hits of an event match an indicator.
-
-    @ivar indicator: The indicator.
+    Decides whether the hits of an event match an indicator, given by its document.
     """
 
     def __init__(self, body: bytes) -> None:
-        """
-        @param body: The indicator's document.
-        """
         self.indicator = decode_indicator(body)
         self._matchable: Matchable | None = None
         self._terms: dict[Observable, Term] = {}
@@ -190,9 +180,8 @@ class IndicatorMatcher:
 
     def match(self, hits: Iterable[Hit]) -> tuple[str, ...]:
         """
-        Match an event.
+        Match the hits of an event.
 
-        @param hits: The hits of the event for this indicator.
         @return: The matched values as the indicator has them: the first hit, or, of a
             pattern that needs several observables in one event, all values of the first
             alternative that was hit. Empty if the event does not match.

@@ -27,7 +27,6 @@ def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
     """
     Make the service of C{twistd tbvast-bridge}.
 
-    @param options: The parsed command line.
     @param reactor: The reactor; twistd's if not given.
     @raise SystemExit: If the bridge cannot be started; the reason is on standard error.
     """

@@ -37,7 +37,6 @@ class BridgeStore:
     The open file. Not thread-safe. What is not documented here is documented in
     L{tbvast.interfaces.IIndicatorStore}.
 
-    @ivar connection: Its connection.
     @ivar indicators: The indicators, and the position in the bus's journal.
     @ivar entries: The entries that the engine should hold.
     @ivar outbox: The sightings.

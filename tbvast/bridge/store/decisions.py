@@ -64,25 +64,22 @@ def split_fast_path(
     @param indicators: Indicators with different ids.
     @param known: The known ids.
     @param moment: The date, in microseconds since the epoch.
-    @return: The plain ones and the others.
     """
-    plain, others = [], []
+    plain: list[Indicator] = []
+    others: list[Indicator] = []
     for indicator in indicators:
-        if (
+        is_plain = (
             indicator.surely_matchable
             and indicator.id not in known
             and state_at(indicator, moment) == IN_FORCE
-        ):
-            plain.append(indicator)
-        else:
-            others.append(indicator)
+        )
+        (plain if is_plain else others).append(indicator)
     return plain, others
 
 
 def state_at(indicator: Indicator, moment: int) -> int:
     """
-    @param moment: A date, in microseconds since the epoch.
-    @return: The state of an indicator at that date.
+    The state of an indicator at a date, in microseconds since the epoch.
     """
     start, end = indicator.valid_from, indicator.valid_until
     if indicator.operation is _REMOVE or (end is not None and end <= moment):
@@ -100,9 +97,7 @@ def changes_anything(
     """
     Whether an indicator changes the stored one.
 
-    @param indicator: The received indicator.
     @param state: Its state now.
-    @param known: The stored row.
     @param documents: The stored documents, by id.
     @param moment: The bridge's date, in microseconds since the epoch; C{None} if the bus
         has already decided between versions.

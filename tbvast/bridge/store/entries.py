@@ -87,7 +87,6 @@ class EntryTable:
         @param touched: The observables whose indicators change.
         @param ids: The ids of all these indicators, by observable.
         @param unmatched: The reasons, by indicator, that are new.
-        @return: The changes for the engine.
         """
         # The ids of the new indicators, then those of stored ones.
         all_ids = {observable: ids.get(observable) or [] for observable in touched}
@@ -110,8 +109,7 @@ class EntryTable:
 
     def changes_of(self, observables: Collection[Observable]) -> Changes:
         """
-        @param observables: The observables of indicators that were removed.
-        @return: The changes for the engine.
+        The changes for the engine once indicators with these observables were removed.
         """
         return self._changes_of(self._ids_of(observables), {})
 
@@ -270,7 +268,6 @@ class EntryTable:
         """
         Take a part of the entries that the engine holds, for L{reconcile}.
 
-        @param held: The part.
         @param start: The number of entries before it.
         """
         self._held[start:] = held

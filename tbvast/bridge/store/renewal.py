@@ -33,7 +33,6 @@ def renew(path: Path, now: Calendar = calendar) -> str:
     """
     Move a store aside, and create a new one in its place.
 
-    @param path: The store's file.
     @param now: The date of the new store.
     @return: A description of the steps, for the log.
     @raise OSError: If the store cannot be moved.

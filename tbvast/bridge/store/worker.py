@@ -32,7 +32,6 @@ def open_store(path: Path, search: bool) -> Iterator[Served]:
     """
     Open the store, and close it on exit. An unreadable store is replaced.
 
-    @param path: The file.
     @param search: Whether past events are searched.
     @return: The tables; the first message is an L{OpenedStore}.
     @raise StartupRefused: If the store can neither be used nor replaced.
@@ -89,7 +88,6 @@ def main(path: str, search: str) -> None:
     """
     Serve the store on standard input, which is a socket.
 
-    @param path: The store's file.
     @param search: L{YES} if past events are searched.
     """
     serve(open_store(Path(path), search == YES), (sqlite3.Error, StartupRefused, StoreFailed))
