@@ -13,7 +13,7 @@ from tbvast.protocol.replay import Chunk, chunks, encode_item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
-Refuse = Callable[[Sequence[SetAside]], None]
+Refuse = Callable[[Sequence[SetAside]], object]
 """
 Sets items aside that cannot be rendered.
 """

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import attrs
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
@@ -51,62 +52,52 @@ _T = TypeVar("_T")
 _log = Logger()
 
 
-def log_not_set_aside(failure: Failure, items: Sequence[SetAside]) -> Failure | None:
-    """
-    Log that items could not be set aside: an errback of L{IJournal.set_aside}.
-
-    @return: The failure if the call was cancelled; other failures are handled.
-    """
-    if failure.check(CancelledError):
-        return failure
-    for each in items:
-        _log.error(
-            "Cannot set aside {what}: {reason}",
-            what=described(each),
-            reason=failure.getErrorMessage(),
-        )
-    return None
-
-
-def set_aside(journal: IJournal, items: Sequence[SetAside]) -> None:
+def set_aside(journal: IJournal, items: Sequence[SetAside]) -> Deferred[None]:
     """
     Set items aside that cannot be handled. If that fails, they are logged.
+
+    @return: Fires when that is done; fails only if it is cancelled.
     """
-    journal.set_aside(items).addErrback(log_not_set_aside, items)
+
+    async def attempt() -> None:
+        try:
+            await journal.set_aside(items)
+        except CancelledError:
+            raise
+        except Exception as e:
+            for each in items:
+                text = "Cannot set aside {what}: {reason}"
+                _log.error(text, what=described(each), reason=str(e))
+
+    return Deferred.fromCoroutine(attempt())
 
 
 @implementer(IReplay, IRetention, ISubscriptionStore)
+@attrs.define(eq=False, slots=False)
 class Journal:
     """
     An L{IJournal} that another process writes, and a thread reads.
+
+    @param opened: The first message of the writer's process.
+    @param now: The calendar, for expiry and for the age of entries.
+    @param ask: Calls a method of the L{JournalStore}.
+    @param reader: Reads the same file.
+    @param defer: Calls the reader in its thread, one call at a time, in order.
+    @param lost: Called, with the reason, if the file turns out to be damaged.
     """
 
-    def __init__(
-        self,
-        opened: Opened,
-        now: Calendar,
-        ask: CallWorker,
-        reader: JournalReader,
-        defer: Defer,
-        lost: Callable[[str], None],
-    ) -> None:
-        """
-        @param opened: The first message of the writer's process.
-        @param now: The calendar, for expiry and for the age of entries.
-        @param ask: Calls a method of the L{JournalStore}.
-        @param reader: Reads the same file.
-        @param defer: Calls the reader in its thread, one call at a time, in order.
-        @param lost: Called, with the reason, if the file turns out to be damaged.
-        """
-        self.identity = opened.identity
-        self.head = opened.head
-        self.floor = opened.floor
-        self._now = now
-        self._ask = ask
-        self._reader = reader
-        self._defer = defer
-        self._lost = lost
-        self._failures = 0
+    _opened: Opened
+    _now: Calendar
+    _ask: CallWorker
+    _reader: JournalReader
+    _defer: Defer
+    _lost: Callable[[str], None]
+    _failures: int = attrs.field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self.identity = self._opened.identity
+        self.head = self._opened.head
+        self.floor = self._opened.floor
 
     def _read(
         self, method: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs
@@ -123,25 +114,32 @@ class Journal:
     def append(
         self, items: Sequence[Item], publishers: Sequence[Run] = ()
     ) -> Deferred[list[Outcome]]:
-        failures = self._failures
-        asked = self._ask(JournalStore.append, items, self._now(), publishers, failures)
-        # It fails at once, so that nothing overtakes the second attempt.
-        asked.addErrback(self._eb_unencodable, items, failures, publishers)
-        return asked.addCallbacks(
-            self._cb_appended, self._eb_append, callbackArgs=(items,), errbackArgs=(failures,)
-        )
+        return Deferred.fromCoroutine(self._append(items, publishers))
 
-    def _eb_unencodable(
+    async def _append(self, items: Sequence[Item], publishers: Sequence[Run]) -> list[Outcome]:
+        failures = self._failures
+        try:
+            try:
+                packed = await self._ask(
+                    JournalStore.append, items, self._now(), publishers, failures
+                )
+            except Unencodable as e:  # at once, so that nothing overtakes the second attempt
+                packed = await self._append_encodable(items, publishers, failures, e)
+        except Exception:
+            self._failures = max(self._failures, failures + 1)
+            raise
+        return self._outcomes(packed, items)
+
+    async def _append_encodable(
         self,
-        failure: Failure,
         items: Sequence[Item],
-        failures: int,
         publishers: Sequence[Run],
-    ) -> Failure | Deferred[list[PackedOutcome]]:
+        failures: int,
+        error: Unencodable,
+    ) -> list[PackedOutcome]:
         """
         Append only the items that can be sent to the other process; set the others aside.
         """
-        failure.trap(Unencodable)
         good, givers, bad = [], [], []
         given_by = [who for count, who in publishers for _ in range(count)]
         for place, item in enumerate(items):
@@ -153,17 +151,13 @@ class Journal:
                 stream = stream_of(item).value.decode()
                 bad.append((place, SetAside(Stage.APPEND, reason_of(e), item.raw, stream, item.id)))
         if not bad:
-            return failure
+            raise error
         asked = self._ask(JournalStore.append, good, self._now(), runs_of(givers), failures)
-        aside = [each for _, each in bad]
-        self.set_aside(aside).addErrback(log_not_set_aside, aside)
-
-        def merge(packed: list[PackedOutcome]) -> list[PackedOutcome]:
-            for place, _ in bad:
-                packed.insert(place, PackedOutcome(Verdict.REFUSED))
-            return packed
-
-        return asked.addCallback(merge)
+        set_aside(self, [each for _, each in bad])
+        packed = await asked
+        for place, _ in bad:
+            packed.insert(place, PackedOutcome(Verdict.REFUSED))
+        return packed
 
     def set_aside(self, items: Sequence[SetAside]) -> Deferred[None]:
         for each in items:
@@ -173,17 +167,16 @@ class Journal:
     def set_aside_report(self) -> Deferred[SetAsideReport]:
         return self._read(self._reader.set_aside_report)
 
-    def _cb_read(self, page: Page[_T]) -> list[_T] | Deferred[list[_T]]:
+    def _cb_page(self, page: Page[_T]) -> list[_T] | Deferred[list[_T]]:
         """
         Set damaged entries aside before the next read.
         """
         self.floor = max(self.floor, page.floor)
         if not page.damaged:
             return page.sound
-        aside = self.set_aside(page.damaged).addErrback(log_not_set_aside, page.damaged)
-        return aside.addCallback(lambda _: page.sound)
+        return set_aside(self, page.damaged).addCallback(lambda _: page.sound)
 
-    def _cb_appended(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
+    def _outcomes(self, packed: list[PackedOutcome], items: Sequence[Item]) -> list[Outcome]:
         outcomes = [
             Outcome(each.verdict, each.number, each.item or item, each.reason)
             for each, item in zip(packed, items, strict=True)
@@ -192,17 +185,11 @@ class Journal:
         self.head = next((each.number for each in reversed(outcomes) if each.number), self.head)
         return outcomes
 
-    def _eb_append(self, failure: Failure, failures: int) -> Failure:
-        self._failures = max(self._failures, failures + 1)
-        return failure
-
     def current(
         self, after: int, until: int, since: float, limit: int
     ) -> Deferred[list[tuple[int, bytes]]]:
-        now = self._now()
-        return self._read(self._reader.current, after, until, since, limit, now).addCallback(
-            self._cb_read
-        )
+        read = self._read(self._reader.current, after, until, since, limit, self._now())
+        return read.addCallback(self._cb_page)
 
     def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
         return self._ask(JournalStore.find, list(ids))
@@ -212,7 +199,7 @@ class Journal:
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
         return self._ask(JournalStore.expire, self._now(), limit).addCallback(
-            lambda packed: self._cb_appended(packed, [each.item for each in packed if each.item])
+            lambda packed: self._outcomes(packed, [each.item for each in packed if each.item])
         )
 
     def prune(self, age: float, size: int, limit: int) -> Deferred[int]:
@@ -229,9 +216,8 @@ class Journal:
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
     ) -> Deferred[list[JournalEntry]]:
-        return self._read(self._reader.entries, after, streams, limit, size).addCallback(
-            self._cb_read
-        )
+        read = self._read(self._reader.entries, after, streams, limit, size)
+        return read.addCallback(self._cb_page)
 
     def pruned(self, after: int, until: int) -> Deferred[int]:
         return self._read(self._reader.pruned, after, until)
@@ -289,22 +275,17 @@ class JournalService(MultiService):
             raise JournalFailed(str(e)) from e
         super().startService()
         self.journal = Journal(
-            opened,
-            calendar,
-            self._writer.ask,
-            self._store,
-            self._threads.defer,
-            self._lost,
+            opened, calendar, self._writer.ask, self._store, self._threads.defer, self._lost
         )
 
-    def _check_file(self) -> Deferred[None]:
+    async def _check_file(self) -> None:
         """
         Have the writer check the file. If the file is lost, the service ends.
         """
-        return self._writer.ask(JournalStore.check).addErrback(self._eb_check)
-
-    def _eb_check(self, failure: Failure) -> None:
-        failure.trap(JournalFailed)  # reported by the callable lost
+        try:
+            await self._writer.ask(JournalStore.check)
+        except JournalFailed:  # reported by the callable lost
+            pass
 
     def stopService(self) -> Deferred[None]:
         """
