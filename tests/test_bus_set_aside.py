@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.soundness import check_document, damage
+from tbvast.bus.journal.schema import check_document, damage
 from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import FileLost, Invalid, JournalFailed
@@ -611,7 +611,7 @@ class UpgradeTests(SynchronousTestCase):
 
 class SoundnessTests(SynchronousTestCase):
     """
-    Tests for L{tbvast.bus.journal.soundness}.
+    Tests for L{damage} and L{check_document}.
     """
 
     def test_sound(self) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from tbvast.bus.journal.soundness import MOST_BYTES
+from tbvast.bus.journal.schema import MOST_BYTES
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
 from tbvast.protocol.replay import Chunk, chunks, encode_item

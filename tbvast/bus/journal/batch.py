@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
+import attrs
 import msgspec
 
 from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher
@@ -22,9 +23,9 @@ from tbvast.bus.journal.schema import (
     LAPSED,
     STREAM_NUMBER,
     SUPERSEDED,
+    damage,
     set_aside_row,
 )
-from tbvast.bus.journal.soundness import damage
 from tbvast.bus.journal.values import PackedOutcome, Verdict
 from tbvast.bus.journal.versions import BusDates, read_decided, shown_date, write_decided
 from tbvast.errors import Invalid
@@ -42,9 +43,7 @@ from tbvast.storage.digest_index import DigestIndex, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sqlite import IN_JSON_LIST, insert
 
-_NUMBER, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED = (
-    0, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-)  # fmt: skip
+_NUMBER, _, _ID, _RECEIVED, _MODIFIED, _, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED, _CRC = range(12)
 """
 The positions of the columns in a row.
 """
@@ -67,41 +66,31 @@ that a batch does not need are C{None}.
 """
 
 
+@attrs.define(eq=False)
 class Batch:
     """
     A batch of items within one transaction.
 
+    @param connection: The connection, in a transaction.
+    @param index: Finds the latest versions by the digests of their ids.
+    @param dates: The dates of earlier versions.
+    @param now: The date of receipt, in microseconds since the epoch.
     @ivar head: The highest number given so far.
     @ivar publisher: The publisher of the items that are added next.
     @ivar aside: The items that could not be handled.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        index: DigestIndex,
-        dates: BusDates,
-        head: int,
-        now: int,
-    ) -> None:
-        """
-        @param connection: The connection, in a transaction.
-        @param index: Finds the latest versions by the digests of their ids.
-        @param dates: The dates of earlier versions.
-        @param head: The highest number given so far.
-        @param now: The date of receipt, in microseconds since the epoch.
-        """
-        self.head = head
-        self.publisher: Publisher = EVERYBODY
-        self._dates = dates
-        self.aside: list[SetAside] = []
-        self._connection = connection
-        self._index = index
-        self._now = now
-        self._latest: dict[str, _Row] = {}
-        self._digests: dict[str, int] = {}
-        self._rows: list[_Row] = []
-        self._superseded: list[tuple[int, int]] = []
+    _connection: sqlite3.Connection
+    _index: DigestIndex
+    _dates: BusDates
+    head: int
+    _now: int
+    publisher: Publisher = attrs.field(init=False, default=EVERYBODY)
+    aside: list[SetAside] = attrs.field(init=False, factory=list)
+    _latest: dict[str, _Row] = attrs.field(init=False, factory=dict)
+    _digests: dict[str, int] = attrs.field(init=False, factory=dict)
+    _rows: list[_Row] = attrs.field(init=False, factory=list)
+    _superseded: list[tuple[int, int]] = attrs.field(init=False, factory=list)
 
     def look_up(self, ids: Iterable[str]) -> None:
         """
@@ -255,7 +244,8 @@ class Batch:
             return PackedOutcome(verdict, reason=reason)
         owner: str = latest[_OWNER]
         if not publisher.may_change(owner):
-            return PackedOutcome(Verdict.REFUSED, reason=_owned_by(owner))
+            reason = f"it belongs to {owner}: to change it takes the permission manage-intel"
+            return PackedOutcome(Verdict.REFUSED, reason=reason)
         decided = read_decided(latest[_DECIDED])
         version = before = latest[_MODIFIED]
         given = item
@@ -295,7 +285,9 @@ class Batch:
         if latest[_STATE] == ENDED:
             return Verdict.REPEATED, ""
         if item.modified and -item.modified in read_decided(latest[_DECIDED]):
-            return Verdict.OUTDATED, _published_since(latest[_MODIFIED])
+            since = shown_date(latest[_MODIFIED])
+            reason = f"this removal was made before, and the version of {since} came since"
+            return Verdict.OUTDATED, reason
         return _ACCEPTED, ""
 
     def _judge(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
@@ -307,7 +299,7 @@ class Batch:
         if version == latest[_MODIFIED]:
             if in_force:
                 changes = item.operation is Operation.EDIT or not version
-                if changes and item.raw != self._body(latest):
+                if changes and item.raw != self._document(latest)[0]:
                     return _ACCEPTED, ""
                 return Verdict.REPEATED, ""
             end = item.valid_until
@@ -330,19 +322,13 @@ class Batch:
                 return removal
             return _dated(removal.raw, version)
         id_ = removal.id
-        body, crc = latest[_BODY], None
-        if body is None:  # it is only in the file
-            body, crc = self._connection.execute(
-                f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
-            ).fetchone()
+        body, crc = self._document(latest)
         try:
-            whole = _withdrawn(id_, body, crc32(body) if crc is None else crc)
-            return _dated(whole.raw, version)
+            return _dated(_withdrawn(id_, body, crc).raw, version)
         except Exception as e:
             self._set_aside(latest[_NUMBER], id_, body, Stage.REMOVAL, e)
-            bare = bare_removal(
-                id_, max(version, latest[_MODIFIED]), body if crc in (None, crc32(body)) else b""
-            )
+            sound = body if crc32(body) == crc else b""
+            bare = bare_removal(id_, max(version, latest[_MODIFIED]), sound)
             return msgspec.structs.replace(bare, modified=version)
 
     def _set_aside(self, number: int, id: str, body: bytes, stage: Stage, error: Exception) -> None:
@@ -352,13 +338,16 @@ class Batch:
         if body:
             self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
 
-    def _body(self, latest: _Row) -> bytes:
+    def _document(self, latest: _Row) -> tuple[bytes, int]:
+        """
+        @return: The document and the checksum of a row.
+        """
         if latest[_BODY] is not None:
-            return bytes(latest[_BODY])
-        (body,) = self._connection.execute(
-            f"SELECT {BODY} FROM entries WHERE number = ?", (latest[_NUMBER],)
+            return bytes(latest[_BODY]), latest[_CRC]
+        found: tuple[bytes, int] = self._connection.execute(
+            f"SELECT {BODY}, crc FROM entries WHERE number = ?", (latest[_NUMBER],)
         ).fetchone()
-        return bytes(body)
+        return found
 
     def _supersede(self, latest: _Row) -> None:
         if latest[_BODY] is None:
@@ -393,14 +382,6 @@ _ACCEPTED = Verdict.ACCEPTED
 # Module-level names are faster to look up than members of an enumeration.
 
 
-def _owned_by(owner: str) -> str:
-    return f"it belongs to {owner}: to change it takes the permission manage-intel"
-
-
-def _published_since(version: int) -> str:
-    return f"this removal was made before, and the version of {shown_date(version)} came since"
-
-
 def _newer_known(state: int, received: int, date: int, known: bool) -> str:
     """
     The reason why a version is outdated.
@@ -421,6 +402,7 @@ def _newer_known(state: int, received: int, date: int, known: bool) -> str:
 _NOT_BOUND = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
+@attrs.define
 class Unwritable(Exception):
     """
     A row that SQLite cannot store.
@@ -429,16 +411,11 @@ class Unwritable(Exception):
     @ivar reason: The reason.
     """
 
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(number, reason)
-        self.number = number
-        self.reason = reason
+    number: int
+    reason: str
 
 
 def _dated(raw: bytes, version: int) -> Indicator:
-    """
-    @param raw: The document of a removal.
-    """
     return msgspec.structs.replace(decode_indicator(with_version(raw, version)), modified=version)
 
 

@@ -17,14 +17,15 @@ from tbvast.bus.journal.schema import (
     FLOOR,
     HAS_BODY,
     IN_FORCE,
+    MOST_BYTES,
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
+    damage,
     journal_errors,
     read_number,
     readable_text,
     set_aside_row,
 )
-from tbvast.bus.journal.soundness import MOST_BYTES, damage
 from tbvast.bus.journal.values import JournalEntry, Page
 from tbvast.errors import FileLost, JournalFailed
 from tbvast.protocol.topics import Stream

@@ -17,9 +17,13 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 from tbvast.errors import JournalFailed
+from tbvast.protocol.frames import stream_of
 from tbvast.protocol.topics import Stream
+from tbvast.stix.admission import admit
+from tbvast.stix.limits import LARGEST_INDICATOR, LARGEST_SIGHTING
 from tbvast.storage.digest_index import INDEXED_TABLE, index_table
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage
@@ -100,6 +104,11 @@ The column C{stream} of a row.
 
 STREAM_OF_NUMBER = {number: stream for stream, number in STREAM_NUMBER.items()}
 
+MOST_BYTES = {Stream.INTEL: LARGEST_INDICATOR, Stream.SIGHTING: LARGEST_SIGHTING}
+"""
+The most bytes of a document: subscribers may refuse a frame with a longer one.
+"""
+
 SUPERSEDED, IN_FORCE, ENDED, LAPSED = range(4)
 """
 The column C{state} of a row: L{ENDED} by a removal, or L{LAPSED} because it was no longer
@@ -171,3 +180,29 @@ def set_aside_row(
     known = STREAM_OF_NUMBER.get(stream)
     type_ = "" if known is None else known.value.decode()
     return SetAside(stage, reason, bytes(body), type_, str(id), number)
+
+
+def damage(stream: Stream, body: bytes, crc: int) -> str | None:
+    """
+    @param crc: The checksum that was written with the document.
+    @return: The reason not to deliver the document; C{None} if it is sound.
+    """
+    if not isinstance(body, bytes) or crc32(body) != crc:
+        return "damaged: the checksum is not that of the document"
+    if len(body) > MOST_BYTES[stream]:
+        return f"of {len(body)} bytes, too long to be sent"
+    return None
+
+
+def check_document(stream: Stream, id: str, body: bytes) -> None:
+    """
+    Check that a document without a checksum would be accepted today.
+
+    @param id: The id under which it was accepted.
+    @raise Exception: If it would not; the text gives the reason.
+    """
+    if (found := damage(stream, body, crc32(body))) is not None:
+        raise ValueError(found)
+    item = admit(body)
+    if stream_of(item) is not stream or item.id != id:
+        raise ValueError(f"it is the document of {item.id}")

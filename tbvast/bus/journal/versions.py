@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import attrs
 import msgspec
 
 from tbvast.stix.documents import from_microseconds, timestamp
@@ -45,19 +46,17 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     date: int
 
 
+@attrs.define(eq=False)
 class BusDates:
     """
     The dates that a bus has given to versions, across the steps of its clock.
 
     @ivar steps: The steps that still matter, in order of number, and so also of date.
+    @param last: The last date known.
     """
 
-    def __init__(self, steps: Sequence[Step], last: int) -> None:
-        """
-        @param last: The last date known.
-        """
-        self.steps = list(steps)
-        self._last = last
+    steps: list[Step]
+    _last: int
 
     def has_stepped_back(self, now: int, head: int) -> bool:
         """
@@ -92,7 +91,7 @@ class BusDates:
 
 def read_decided(text: str) -> list[int]:
     """
-    Read the remembered versions that L{write_decided} wrote.
+    @see: L{write_decided}
     """
     return [int(each) for each in json.loads(text)] if text else []
 

@@ -24,12 +24,13 @@ from tbvast.bus.journal.schema import (
     STREAM_NUMBER,
     STREAM_OF_NUMBER,
     SUPERSEDED,
+    check_document,
+    damage,
     journal_errors,
     read_number,
     readable_text,
     set_aside_row,
 )
-from tbvast.bus.journal.soundness import check_document, damage
 from tbvast.bus.journal.values import PackedOutcome, Pruned
 from tbvast.bus.journal.versions import BusDates, Step
 from tbvast.errors import JournalFailed
@@ -74,31 +75,23 @@ class JournalStore:
             self._connection.text_factory = readable_text
             self._connection.create_function("digest_of", 1, digest, deterministic=True)
             migrate(self._connection, MIGRATIONS)
-            self.identity = self._identify(new_identity)
+            self._connection.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,)
+            )
+            meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+            self.identity = str(meta["identity"])
             (self.head,) = self._connection.execute(
                 "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
             ).fetchone()
+            (last,) = self._connection.execute(
+                "SELECT coalesce((SELECT received FROM entries ORDER BY number DESC LIMIT 1), 0)"
+            ).fetchone()
+            steps = msgspec.json.decode(meta.get(_CLOCK_STEPS, "[]"), type=list[Step])
+            self._dates = BusDates(steps, last)
             self._index = DigestIndex(self._connection, "latest", self._latest_above)
             self.floor = read_number(self._connection, FLOOR)
-            self._dates = self._read_dates()
             self._check_unchecked()
             self.guard = FileGuard(self._connection, path, "the journal")
-
-    def _read_dates(self) -> BusDates:
-        steps = self._connection.execute(
-            "SELECT value FROM meta WHERE key = ?", (_CLOCK_STEPS,)
-        ).fetchone()
-        last = self._connection.execute(
-            "SELECT received FROM entries ORDER BY number DESC LIMIT 1"
-        ).fetchone()
-        return BusDates(
-            msgspec.json.decode(steps[0], type=list[Step]) if steps else [],
-            last[0] if last else 0,
-        )
-
-    def _look_at_clock(self, now: int) -> None:
-        if self._dates.has_stepped_back(now, self.head):
-            self._set_meta(_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode())
 
     def _check_unchecked(self) -> None:
         """
@@ -155,9 +148,6 @@ class JournalStore:
             self._set_aside(items, microseconds(now))
 
     def _set_aside(self, items: Sequence[SetAside], moment: int) -> None:
-        """
-        Called in a transaction.
-        """
         stored = []
         for item in items:
             number = item.number or self._number_of(item)
@@ -191,15 +181,6 @@ class JournalStore:
             "SELECT digest, number FROM entries WHERE number > ? AND state != 0 ORDER BY number",
             (number,),
         )
-
-    def _identify(self, new_identity: str) -> str:
-        self._connection.execute(
-            "INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,)
-        )
-        (identity,) = self._connection.execute(
-            "SELECT value FROM meta WHERE key = 'identity'"
-        ).fetchone()
-        return str(identity)
 
     def close(self) -> None:
         """
@@ -254,7 +235,8 @@ class JournalStore:
         Begin a batch, and commit it at the end.
         """
         with journal_errors("write", self._path):
-            self._look_at_clock(moment)
+            if self._dates.has_stepped_back(moment, self.head):
+                self._set_meta(_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode())
             # One transaction for everything: beginning one is slow.
             with self._index.committing(), transaction(self._connection):
                 batch = Batch(self._connection, self._index, self._dates, self.head, moment)
