@@ -120,6 +120,9 @@ def _read_client(words: list[str]) -> Client:
         raise ValueError(f"{shown(rest[0])} is not a list of {', '.join(Permission)}") from e
 
 
+_NOBODY = Client("", "", frozenset())
+
+
 class AccessControl:
     """
     Decides which clients may connect, and what each may do.
@@ -152,20 +155,16 @@ class AccessControl:
         try:
             clients = read_clients(self._path)
         except StartupRefused as e:
-            self._log.error(
-                "Cannot reload the clients, which stay as they were: {reason}", reason=str(e)
-            )
+            text = "Cannot reload the clients, which stay as they were: {reason}"
+            self._log.error(text, reason=str(e))
             return frozenset()
         before, self._clients = self._clients, clients
         self._publishers = {}
         lost = frozenset(
-            key for key, client in before.items() if not client.may <= self._rights(key)
+            key for key, client in before.items() if not client.may <= clients.get(key, _NOBODY).may
         )
-        self._log.info(
-            "{count} clients may connect; {lost} have lost permissions.",
-            count=len(clients),
-            lost=len(lost),
-        )
+        text = "{count} clients may connect; {lost} have lost permissions."
+        self._log.info(text, count=len(clients), lost=len(lost))
         return lost
 
     def may_connect(self, key: str) -> bool:
@@ -178,7 +177,7 @@ class AccessControl:
         """
         Whether a user has a permission.
         """
-        return self._path is None or permission in self._rights(user)
+        return self._path is None or permission in self._clients.get(user, _NOBODY).may
 
     def may_subscribe(self, user: str, streams: Iterable[Stream]) -> bool:
         """
@@ -192,8 +191,7 @@ class AccessControl:
         """
         The name of a user; empty if it has none.
         """
-        client = self._clients.get(user)
-        return "" if client is None else client.name
+        return self._clients.get(user, _NOBODY).name
 
     def publisher(self, user: str) -> Publisher:
         """
@@ -203,10 +201,7 @@ class AccessControl:
             return EVERYBODY
         found = self._publishers.get(user)
         if found is None:
-            manages = Permission.MANAGE_INTEL in self._rights(user)
-            found = self._publishers[user] = Publisher(self.name(user), manages)
+            client = self._clients.get(user, _NOBODY)
+            manages = Permission.MANAGE_INTEL in client.may
+            found = self._publishers[user] = Publisher(client.name, manages)
         return found
-
-    def _rights(self, user: str) -> frozenset[Permission]:
-        client = self._clients.get(user)
-        return frozenset() if client is None else client.may
