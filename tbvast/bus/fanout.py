@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import attrs
+
 from tbvast.bus.journal.schema import MOST_BYTES
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
@@ -46,6 +48,7 @@ def render_entries(
     return numbers, frames
 
 
+@attrs.define(eq=False, slots=False)
 class CommittedBatch:
     """
     Items that were committed together, each with its number. Each form is rendered once.
@@ -53,33 +56,32 @@ class CommittedBatch:
     An item that cannot be rendered in one form is set aside, and left out of every form that
     is rendered later.
 
+    @param entries: Numbers and items, by number; at least one.
+    @param refuse: Called with the items that cannot be rendered.
     @ivar first: The lowest number.
     @ivar until: The highest number.
     @ivar streams: The streams of the items.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, Item]], refuse: Refuse) -> None:
-        """
-        @param entries: Numbers and items, by number; at least one.
-        @param refuse: Called with the items that cannot be rendered.
-        """
-        self.first = entries[0][0]
-        self.until = entries[-1][0]
-        self._all = entries
-        self._refuse = refuse
-        self.streams = frozenset([stream_of(item) for _, item in entries])
+    _entries: Sequence[tuple[int, Item]]
+    _refuse: Refuse
+
+    def __attrs_post_init__(self) -> None:
+        self.first = self._entries[0][0]
+        self.until = self._entries[-1][0]
+        self.streams = frozenset([stream_of(item) for _, item in self._entries])
         self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
         self._chunks: dict[frozenset[Stream], list[Chunk]] = {}
 
-    def _entries(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
+    def _entries_of(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         """
         @return: The items of some streams with their numbers, by number.
         """
         if streams >= self.streams:
-            return self._all
+            return self._entries
         if not streams & self.streams:
             return ()
-        return [entry for entry in self._all if stream_of(entry[1]) in streams]
+        return [entry for entry in self._entries if stream_of(entry[1]) in streams]
 
     def numbered(
         self, dialect: Dialect, streams: frozenset[Stream]
@@ -90,7 +92,7 @@ class CommittedBatch:
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
-            entries = self._entries(streams)
+            entries = self._entries_of(streams)
             try:
                 found = render_numbered(dialect, entries)
             except Exception:  # render them one by one to find it
@@ -101,7 +103,7 @@ class CommittedBatch:
 
     def _set_aside(self, bad: Sequence[SetAside]) -> None:
         numbers = {each.number for each in bad}
-        self._all = [entry for entry in self._all if entry[0] not in numbers]
+        self._entries = [entry for entry in self._entries if entry[0] not in numbers]
         self._refuse(bad)
 
     def chunks(self, streams: frozenset[Stream]) -> list[Chunk]:
@@ -110,12 +112,12 @@ class CommittedBatch:
         """
         found = self._chunks.get(streams)
         if found is None:
-            if max([len(item.raw) for _, item in self._all], default=0) > _SURELY_SENT:
+            if max([len(item.raw) for _, item in self._entries], default=0) > _SURELY_SENT:
                 self._leave_out_long()
             found = self._chunks[streams] = list(
                 chunks(
                     (number, encode_item(number, stream_of(item), item.raw))
-                    for number, item in self._entries(streams)
+                    for number, item in self._entries_of(streams)
                 )
             )
             if found:
@@ -123,14 +125,13 @@ class CommittedBatch:
         return found
 
     def _leave_out_long(self) -> None:
-        bad = [
-            SetAside(
-                *(Stage.DELIVERY, f"of {len(item.raw)} bytes, too long to be sent", item.raw),
-                *(stream_of(item).value.decode(), item.id, number),
-            )
-            for number, item in self._all
-            if len(item.raw) > MOST_BYTES[stream_of(item)]
-        ]
+        bad = []
+        for number, item in self._entries:
+            stream, size = stream_of(item), len(item.raw)
+            if size > MOST_BYTES[stream]:
+                reason = f"of {size} bytes, too long to be sent"
+                what = item.raw, stream.value.decode(), item.id, number
+                bad.append(SetAside(Stage.DELIVERY, reason, *what))
         if bad:
             self._set_aside(bad)
 

@@ -8,6 +8,7 @@ import functools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -55,38 +56,29 @@ The documents that are decoded between two checks of the clock.
 """
 
 
+@attrs.define(eq=False)
 class _Offer:
     """
     Items that a publisher offers together, and waits for.
 
     @ivar decode: Decodes one of them.
     @ivar documents: The items, not yet decoded.
-    @ivar publisher: The publisher.
     @ivar done: Fires with an outcome, or the reason of the refusal, for each.
     """
 
-    def __init__(
-        self, decode: Callable[[bytes], Item], documents: Sequence[bytes], publisher: Publisher
-    ) -> None:
-        self.decode = decode
-        self.documents = documents
-        self.publisher = publisher
-        self.done: Deferred[list[Outcome | Invalid]] = Deferred()
-        self._results: dict[int, Outcome | Invalid] = {}
+    decode: Callable[[bytes], Item]
+    documents: Sequence[bytes]
+    publisher: Publisher
+    done: Deferred[list[Outcome | Invalid]] = attrs.field(init=False, factory=Deferred)
+    _results: dict[int, Outcome | Invalid] = attrs.field(init=False, factory=dict)
 
     def resolve(self, index: int, result: Outcome | Invalid) -> None:
-        """
-        Set the result of one item; the last result fires L{done}.
-        """
         self._results[index] = result
         count = len(self.documents)
         if len(self._results) == count and not self.done.called:
             self.done.callback([self._results[n] for n in range(count)])
 
     def fail(self, failure: Failure) -> None:
-        """
-        Fail L{done}, unless it has fired.
-        """
         if not self.done.called:
             self.done.errback(failure)
 
@@ -98,6 +90,7 @@ its publisher.
 """
 
 
+@attrs.define(eq=False, slots=False)
 class Intake:
     """
     Commits items in order, and delivers those that the journal accepted.
@@ -106,39 +99,29 @@ class Intake:
 
     While the journal fails, nothing is accepted: the sub endpoint is not read, and
     publish requests fail.
+
+    @param access: Decides who may publish.
+    @param counters: Counts items by stream and verdict, and the messages that are refused.
+    @param deliver: Delivers an accepted batch; called for each in order. Done when every
+        subscription has been given it.
+    @param answered: Called with each envelope of an answer to a snapshot request.
+    @param sub: The sub endpoint, which is not read while too much waits.
+    @param errors_per_minute: The most log lines a minute about messages that are refused.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        journal: IJournal,
-        access: AccessControl,
-        counters: ICounters,
-        deliver: Callable[[CommittedBatch], Awaitable[None]],
-        answered: Callable[[Envelope], None],
-        sub: IPausable,
-        errors_per_minute: int,
-    ) -> None:
-        """
-        @param access: Decides who may publish.
-        @param counters: Counts items by stream and verdict, and the messages that are refused.
-        @param deliver: Delivers an accepted batch; called for each in order. Done when every
-            subscription has been given it.
-        @param answered: Called with each envelope of an answer to a snapshot request.
-        @param sub: The sub endpoint, which is not read while too much waits.
-        @param errors_per_minute: The most log lines a minute about messages that are
-            refused.
-        """
-        self._clock = clock
-        self._journal = journal
-        self._access = access
-        self._counters = counters
-        self._deliver = deliver
-        self._answered = answered
-        self._sub = sub
-        self._complaints = RateLimit(clock, errors_per_minute)
+    _clock: IReactorTime
+    _journal: IJournal
+    _access: AccessControl
+    _counters: ICounters
+    _deliver: Callable[[CommittedBatch], Awaitable[None]]
+    _answered: Callable[[Envelope], None]
+    _sub: IPausable
+    _errors_per_minute: int
+
+    def __attrs_post_init__(self) -> None:
+        self._complaints = RateLimit(self._clock, self._errors_per_minute)
         self._offers: deque[_Offer] = deque()
         self._waiting: deque[_Waiting] = deque()
         self._kept: list[_Waiting] = []
@@ -161,16 +144,13 @@ class Intake:
             user, message = received.user, received.frames
             try:
                 report = decode_report(message)
-                envelope = None
-                match report:
-                    case Envelope(item=item):
-                        envelope = report
-                    case item:
-                        pass
+                item = report.item if isinstance(report, Envelope) else report
                 if not self._access.may(user, TO_PUBLISH[stream_of(item)]):
-                    self._forbidden(user)
-                elif envelope is not None:
-                    self._answered(envelope)
+                    self._counters.count("message", "forbidden")
+                    text = "Dropped a message from {client}, which may not send it."
+                    self._complaints.warn(self._log, text, client=self._access.name(user))
+                elif isinstance(report, Envelope):
+                    self._answered(report)
                 else:
                     self._waiting.append((item, None, 0, self._access.publisher(user)))
             except Invalid as e:
@@ -248,11 +228,6 @@ class Intake:
             refusal = self._unexpected(raw, e)
         self._refused(refusal)
         offer.resolve(index, refusal)
-
-    def _forbidden(self, user: str) -> None:
-        self._counters.count("message", "forbidden")
-        text = "Dropped a message from {client}, which may not send it."
-        self._complaints.warn(self._log, text, client=self._access.name(user))
 
     def _refused(self, error: Invalid) -> None:
         self._counters.count("message", "refused")
@@ -337,13 +312,9 @@ class Intake:
     def _resolve(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
         for (item, offer, index, publisher), outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is _REFUSED and outcome.reason:
-                self._complaints.warn(
-                    self._log,
-                    "Refused a change of {id} by {publisher}: {reason}.",
-                    publisher=publisher.name or "somebody",
-                    id=item.id,
-                    reason=outcome.reason,
-                )
+                text = "Refused a change of {id} by {publisher}: {reason}."
+                name, reason = publisher.name or "somebody", outcome.reason
+                self._complaints.warn(self._log, text, id=item.id, publisher=name, reason=reason)
             if offer is not None:
                 offer.resolve(index, outcome)
 
@@ -394,7 +365,7 @@ class Intake:
             delay=RETRY_DELAY,
         )
         self._pause()
-        # A publisher is told, and keeps its items.
+        # A publisher keeps its items.
         _fail(batch, failure)
         self._kept += [waiting for waiting in batch if waiting[1] is None]
         if not self._failing:

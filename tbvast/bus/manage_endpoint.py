@@ -7,11 +7,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
+import attrs
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.ingest import Intake
@@ -28,38 +28,30 @@ from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
 
 
+@attrs.define(eq=False, slots=False)
 class ManageEndpoint:
     """
     Answers requests. A request that fails is answered with an error.
+
+    @param settings: The addresses that a subscriber is told to connect to, and the most log
+        lines a minute about refused requests.
+    @param access: Decides who may do what.
+    @param make: Makes the subscription that a user asks for.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        settings: PluginSettings,
-        access: AccessControl,
-        make: Callable[[manage.Subscribe, str], ISubscription],
-        subscriptions: Subscriptions,
-        snapshots: Snapshots,
-        intake: Intake,
-        statistics: Statistics,
-    ) -> None:
-        """
-        @param settings: The addresses that a subscriber is told to connect to, and the most log
-            lines a minute about refused requests.
-        @param access: Decides who may do what.
-        @param make: Makes the subscription that a user asks for.
-        """
-        self._settings = settings
-        self._access = access
-        self._make = make
-        self._subscriptions = subscriptions
-        self._snapshots = snapshots
-        self._intake = intake
-        self._statistics = statistics
-        self._complaints = RateLimit(clock, settings.errors_per_minute)
+    _clock: IReactorTime
+    _settings: PluginSettings
+    _access: AccessControl
+    _make: Callable[[manage.Subscribe, str], ISubscription]
+    _subscriptions: Subscriptions
+    _snapshots: Snapshots
+    _intake: Intake
+    _statistics: Statistics
+
+    def __attrs_post_init__(self) -> None:
+        self._complaints = RateLimit(self._clock, self._settings.errors_per_minute)
 
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
@@ -67,21 +59,20 @@ class ManageEndpoint:
         @param user: The user who asks, as the access control knows it.
         @return: Fires with the reply; never fails, because a REQ peer waits for it.
         """
-        answer = Deferred.fromCoroutine(self._dispatch(b"".join(frames), user))
-        return answer.addErrback(self._eb_error)
+        return Deferred.fromCoroutine(self._answer(b"".join(frames), user))
 
-    def _eb_error(self, failure: Failure) -> bytes:
-        reason = str(failure.value)
-        if failure.check(JournalFailed):
-            return manage.refused(reason)
-        if failure.check(Invalid):
+    async def _answer(self, raw: bytes, user: str) -> bytes:
+        try:
+            return await self._dispatch(raw, user)
+        except JournalFailed as e:
+            return manage.refused(str(e))
+        except Invalid as e:
             self._statistics.count("request", "refused")
-            self._complaints.warn(self._log, "Refused a request: {reason}", reason=reason)
-            if failure.check(RequestUnsplittable):
-                return manage.refused(reason)
-        else:
-            self._log.failure("Cannot answer a request", failure)
-        return manage.ERROR
+            self._complaints.warn(self._log, "Refused a request: {reason}", reason=str(e))
+            return manage.refused(str(e)) if isinstance(e, RequestUnsplittable) else manage.ERROR
+        except Exception:
+            self._log.failure("Cannot answer a request")
+            return manage.ERROR
 
     async def _dispatch(self, raw: bytes, user: str) -> bytes:
         if not self._access.may_connect(user):  # it was allowed to when it connected
@@ -115,13 +106,8 @@ class ManageEndpoint:
         self._subscriptions.open(subscription)
         self._snapshots.begin(subscription)
         settings = self._settings
-        return manage.subscribed(
-            subscription.topic,
-            advertised_host(settings),
-            settings.pub,
-            settings.sub,
-            subscription.beginning,
-        )
+        host, topic = advertised_host(settings), subscription.topic
+        return manage.subscribed(topic, host, settings.pub, settings.sub, subscription.beginning)
 
 
 def advertised_host(settings: PluginSettings) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
+import attrs
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -35,6 +36,7 @@ _DAY = 86400.0
 
 
 @implementer(ISnapshotSource)
+@attrs.define(eq=False)
 class JournalSource:
     """
     The bus's own journal, as a source of snapshots.
@@ -43,8 +45,7 @@ class JournalSource:
     name = "journal"
     time_limit = None
 
-    def __init__(self, journal: IJournal) -> None:
-        self._journal = journal
+    _journal: IJournal
 
     async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
         count = 0
@@ -85,34 +86,26 @@ class _Question(msgspec.Struct):
     answered: bool = False
 
 
+@attrs.define(eq=False)
 class Snapshots:
     """
     Delivers snapshots to subscriptions, from every source in turn.
+
+    @param now: The calendar from which days are counted back.
+    @param sources: The sources, in order.
+    @param everybody: Returns all subscriptions. They are asked, too; a subscriber that
+        knows more answers with envelopes.
+    @param refuse: Sets answers of subscribers aside that cannot be rendered.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        now: Calendar,
-        sources: Sequence[ISnapshotSource],
-        everybody: Callable[[], Iterable[ISubscription]],
-        refuse: Refuse,
-    ) -> None:
-        """
-        @param now: The calendar from which days are counted back.
-        @param sources: The sources, in order.
-        @param everybody: Returns all subscriptions. They are asked, too; a subscriber that
-            knows more answers with envelopes.
-        @param refuse: Sets answers of subscribers aside that cannot be rendered.
-        """
-        self._clock = clock
-        self._now = now
-        self._sources = sources
-        self._everybody = everybody
-        self._refuse = refuse
-        self._asked: dict[str, _Question] = {}
+    _clock: IReactorTime
+    _now: Calendar
+    _sources: Sequence[ISnapshotSource]
+    _everybody: Callable[[], Iterable[ISubscription]]
+    _refuse: Refuse
+    _asked: dict[str, _Question] = attrs.field(init=False, factory=dict)
 
     def begin(self, subscription: ISubscription) -> None:
         """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -69,6 +70,7 @@ class IntelCursor(Listener):
 
 
 @implementer(IBacklog)
+@attrs.define(eq=False)
 class JournalBacklog:
     """
     The sightings of a journal that one other bus has not taken. Their keys are their
@@ -76,17 +78,15 @@ class JournalBacklog:
 
     The journal stores the number before the first of them. After a crash, later ones that
     the other bus has taken are sent to it again.
+
+    @param reader: The name under which the number is stored.
     """
 
-    def __init__(self, journal: IReplay, reader: str) -> None:
-        """
-        @param reader: The name under which the number is stored.
-        """
-        self._journal = journal
-        self._reader = reader
-        self._stored = 0
-        self._read_until: int | None = None
-        self._open: dict[str, None] = {}
+    _journal: IReplay
+    _reader: str
+    _stored: int = attrs.field(init=False, default=0)
+    _read_until: int | None = attrs.field(init=False, default=None)
+    _open: dict[str, None] = attrs.field(init=False, factory=dict)
 
     async def page(self, request: PageRequest) -> list[WaitingSighting]:
         if self._read_until is None:
@@ -130,10 +130,9 @@ class JournalBacklog:
         return None if request is None else await self.page(request)
 
     async def set_aside(self, reasons: Mapping[str, str]) -> None:
+        stream = Stream.SIGHTING.value.decode()
         items = [
-            SetAside(
-                Stage.REPORT, reason, raw, Stream.SIGHTING.value.decode(), id_in(raw), int(key)
-            )
+            SetAside(Stage.REPORT, reason, raw, stream, id_in(raw), int(key))
             for key, reason in reasons.items()
             for _, raw in await self.one(key)
         ]
@@ -184,17 +183,16 @@ class Upstream(Service):
 
     def startService(self) -> None:
         super().startService()
-        Deferred.fromCoroutine(self._begin()).addErrback(
-            lambda failure: self._log.failure(
-                "Cannot start the connection to an upstream bus", failure
-            )
-        )
+        Deferred.fromCoroutine(self._begin())
 
     async def _begin(self) -> None:
-        await self._cursor.recall()
-        if self.running:
-            self._subscription.startService()
-            self._flusher.startService()
+        try:
+            await self._cursor.recall()
+            if self.running:
+                self._subscription.startService()
+                self._flusher.startService()
+        except Exception:
+            self._log.failure("Cannot start the connection to an upstream bus")
 
     def deliver(self, batch: CommittedBatch) -> None:
         """
