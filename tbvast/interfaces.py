@@ -283,14 +283,6 @@ class IJournal(Interface):
         @return: Fires with numbers and documents, by number.
         """
 
-    def find(ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        """
-        Read the documents of indicators that are in force.
-
-        @param ids: Their STIX ids.
-        @return: Fires with the documents by STIX id; ids that are not in force are left out.
-        """
-
     def counts() -> Deferred[dict[str, int]]:
         """
         @return: Fires with the numbers of C{indicators} in force and of stored

@@ -277,19 +277,6 @@ class MemoryJournal:
     ) -> Deferred[list[tuple[int, bytes]]]:
         return self._attempt(self._current, after, until, since, limit)
 
-    def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        wanted = list(ids)
-        return self._attempt(
-            lambda: {
-                id: kept.item.raw
-                for id, kept in self._latest.items()
-                if id in wanted
-                and kept.in_force
-                and isinstance(kept.item, Indicator)
-                and kept.number not in self._numbers_aside
-            }
-        )
-
     def counts(self) -> Deferred[dict[str, int]]:
         return self._attempt(
             lambda: {

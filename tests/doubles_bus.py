@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,21 @@ from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts, Subscription
 from tbvast.bus.subscription_saver import SubscriptionSaver
 from tbvast.bus.subscriptions import Subscriptions, make_subscription
-from tbvast.interfaces import ICounters, IPausable, IPublisher, ISnapshotSource, ISubscription
+from tbvast.interfaces import (
+    ICounters,
+    IJournal,
+    IPausable,
+    IPublisher,
+    ISnapshotSource,
+    ISubscription,
+)
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, dialect_of, new_topic
 from tbvast.service.flusher import Reported
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
-from tbvast.stix.indicators import Indicator
+from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.storage.set_aside import SetAside
 from tests.doubles import MemoryJournal, asking, call_now
 
@@ -78,6 +85,21 @@ class DirectSubscription(Subscription):
     def committed(self, batch: CommittedBatch) -> None:
         if not self.closed:
             self.deliver(batch.numbered(self.request.dialect, self.streams)[1])
+
+
+def found_in(journal: IJournal, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
+    """
+    Read the documents of some indicators that are in force, by id.
+    """
+    wanted = set(ids)
+    page = journal.current(0, journal.head, 0, max(journal.head, 1))
+    return page.addCallback(
+        lambda found: {
+            item.id: item.raw
+            for item in (decode_indicator(raw) for _, raw in found)
+            if item.id in wanted
+        }
+    )
 
 
 class MemoryBus:

@@ -36,7 +36,7 @@ from tests.doubles import (
     indicator_id,
     moment,
 )
-from tests.doubles_bus import FileJournal
+from tests.doubles_bus import FileJournal, found_in
 
 ACCEPTED, REPEATED, OUTDATED, UNKNOWN, EXPIRED, REFUSED = Verdict
 
@@ -142,7 +142,7 @@ class JournalContract:
         self.assertEqual(
             self.successResultOf(self.journal.counts()), {"indicators": 0, "sightings": 0}
         )
-        self.assertEqual(self.successResultOf(self.journal.find([indicator_id(1)])), {})
+        self.assertEqual(self.successResultOf(found_in(self.journal, [indicator_id(1)])), {})
         self.assertEqual(self.append(), [])
 
     def test_numbers(self) -> None:
@@ -235,7 +235,7 @@ class JournalContract:
         self.assertEqual((decoded.pattern, decoded.operation), (item.pattern, item.operation))
         self.assertEqual(self.current(), [])
         self.assertEqual(self.successResultOf(self.journal.counts())["indicators"], 0)
-        self.assertEqual(self.successResultOf(self.journal.find([indicator_id(1)])), {})
+        self.assertEqual(self.successResultOf(found_in(self.journal, [indicator_id(1)])), {})
 
     def test_removed_with_pattern(self) -> None:
         """
@@ -345,7 +345,7 @@ class JournalContract:
                     self.assertEqual(self.verdicts(right, wrong), [ACCEPTED, OUTDATED])
                     self.clock.advance(1)
                     self.assertEqual(self.verdicts(wrong, old), [OUTDATED, OUTDATED])
-                    found = self.successResultOf(self.journal.find([wrong.id]))
+                    found = self.successResultOf(found_in(self.journal, [wrong.id]))
                     ends = right.operation is Operation.REMOVE
                     self.assertEqual(found, {} if ends else {right.id: right.raw})
 
@@ -550,7 +550,7 @@ class JournalContract:
         self.append(an_indicator(1), an_indicator(2), an_indicator(3), removal(2), a_sighting(1))
         ids = [indicator_id(1), indicator_id(2), a_sighting(1).id, "nonsense"]
         self.assertEqual(
-            self.successResultOf(self.journal.find(iter(ids))),
+            self.successResultOf(found_in(self.journal, iter(ids))),
             {indicator_id(1): an_indicator(1).raw},
         )
 
@@ -764,7 +764,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         newer = an_indicator(1, 5)
         outcomes = self.append(an_indicator(1), an_indicator(2), newer)
         self.assertEqual([o.verdict for o in outcomes], [REPEATED, OUTDATED, ACCEPTED])
-        found = self.successResultOf(self.journal.find([newer.id, an_indicator(2).id]))
+        found = self.successResultOf(found_in(self.journal, [newer.id, an_indicator(2).id]))
         self.assertEqual(found, {newer.id: newer.raw})
         self.assertEqual(outcomes[-1].number, 4)
 
@@ -944,7 +944,6 @@ class JournalTests(JournalContract, SynchronousTestCase):
         other.close()
         for d in (
             self.journal.current(0, ALL, 0, 1),
-            self.journal.find([indicator_id(1)]),
             self.journal.counts(),
             self.journal.append([an_indicator()]),
         ):
@@ -1114,7 +1113,7 @@ class AgreementTests(SynchronousTestCase):
                 self.assertEqual(*map(unexplained, outcomes))
             expected = {id: told.raw for id, told in model.told.items() if told.raw is not None}
             for journal in (file.journal, memory):
-                found = self.successResultOf(journal.find(map(indicator_id, (1, 2))))
+                found = self.successResultOf(found_in(journal, map(indicator_id, (1, 2))))
                 self.assertEqual(found, expected)
             self.assertEqual(
                 self.successResultOf(file.journal.current(0, ALL, 0, 1000)),

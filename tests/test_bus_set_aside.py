@@ -49,6 +49,7 @@ from tests.doubles_bus import (
     MemorySub,
     a_request,
     encode_report,
+    found_in,
 )
 
 ALL = 1 << 60
@@ -237,7 +238,7 @@ class ReadTests(AsideTestCase):
         """
         self.append(an_indicator(1), an_indicator(2))
         self.damage(1)
-        found = self.successResultOf(self.journal.find([indicator_id(1), indicator_id(2)]))
+        found = self.successResultOf(found_in(self.journal, [indicator_id(1), indicator_id(2)]))
         self.assertEqual(found, {indicator_id(2): an_indicator(2).raw})
 
     def test_file_damaged(self) -> None:
@@ -444,7 +445,7 @@ class ContractTests(SynchronousTestCase):
         entries = result(journal.entries(0, list(Stream), 10, ALL))
         self.assertEqual([each.number for each in entries], [2, 4])
         self.assertEqual(result(journal.counts()), {"indicators": 2, "sightings": 0})
-        self.assertEqual(result(journal.find([one.id, two.id])), {two.id: two.raw})
+        self.assertEqual(result(found_in(journal, [one.id, two.id])), {two.id: two.raw})
         # An item without an entry is stored as well.
         result(journal.set_aside([SetAside(Stage.INTAKE, "odd", two.raw)]))
         self.assertEqual(result(journal.set_aside_report()).count, 3)

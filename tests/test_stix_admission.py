@@ -182,7 +182,6 @@ class WholeWayTests(SynchronousTestCase):
                 for ended in store.expire(2.6e11, 10):
                     assert ended.item is not None
                     decode_indicator(ended.item.raw)
-                store.find([item.id])
                 store.prune(9e9, 1, 10)
         finally:
             store.close()

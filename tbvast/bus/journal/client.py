@@ -6,7 +6,7 @@ interpreter is free, and a thread reads it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -190,9 +190,6 @@ class Journal:
     ) -> Deferred[list[tuple[int, bytes]]]:
         read = self._read(self._reader.current, after, until, since, limit, self._now())
         return read.addCallback(self._cb_page)
-
-    def find(self, ids: Iterable[str]) -> Deferred[dict[str, bytes]]:
-        return self._ask(JournalStore.find, list(ids))
 
     def counts(self) -> Deferred[dict[str, int]]:
         return self._read(self._reader.counts, self._now())

@@ -19,13 +19,10 @@ from tbvast.bus.journal.schema import (
     CHECKED,
     FLOOR,
     HAS_BODY,
-    IN_FORCE,
     MIGRATIONS,
-    STREAM_NUMBER,
     STREAM_OF_NUMBER,
     SUPERSEDED,
     check_document,
-    damage,
     journal_errors,
     read_number,
     readable_text,
@@ -35,9 +32,8 @@ from tbvast.bus.journal.values import PackedOutcome, Pruned
 from tbvast.bus.journal.versions import BusDates, Step
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
-from tbvast.protocol.topics import Stream
 from tbvast.service.clock import calendar
-from tbvast.storage.digest_index import DigestIndex, digest, digests
+from tbvast.storage.digest_index import DigestIndex, digest
 from tbvast.storage.file_guard import FileGuard
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of, store_set_aside
 from tbvast.storage.sqlite import IN_JSON_LIST, connect, microseconds, migrate, transaction
@@ -296,23 +292,6 @@ class JournalStore:
         """
         Do nothing: the guard checks the file.
         """
-
-    def find(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """
-        @see: L{tbvast.interfaces.IJournal.find}
-        """
-        with journal_errors("read", self._path):
-            numbers = self._index.find(digests(ids))
-            return {
-                id_: body
-                for id_, body, crc in self._connection.execute(
-                    f"SELECT id, {BODY}, crc FROM entries"
-                    f" WHERE number {IN_JSON_LIST}"
-                    f" AND state = ? AND stream = ? AND id {IN_JSON_LIST}",
-                    (json.dumps(numbers), IN_FORCE, STREAM_NUMBER[Stream.INTEL], json.dumps(ids)),
-                )
-                if body and damage(Stream.INTEL, body, crc) is None
-            }
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
         """
