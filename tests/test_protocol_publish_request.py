@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.protocol.publish_request}.
+Tests for the publish requests of L{tbvast.protocol.damaged_json}.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.errors import ProtocolInvalid
+from tbvast.protocol.damaged_json import RequestUnsplittable, split_request
 from tbvast.protocol.manage import Publish, decode_request, encode_publish
-from tbvast.protocol.publish_request import RequestUnsplittable, split_request
 from tests import documents
 
 GOOD = [documents.valid(Random(number)) for number in range(3)]

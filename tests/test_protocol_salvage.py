@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.protocol.salvage}, alone and within L{tbvast.protocol.replay}.
+Tests for the frames of L{tbvast.protocol.damaged_json}, alone and within L{tbvast.protocol.replay}.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tbvast.protocol.damaged_json import RawItem, salvage
 from tbvast.protocol.replay import (
     Batch,
     Part,
@@ -21,7 +22,6 @@ from tbvast.protocol.replay import (
     encode_item,
     encode_part,
 )
-from tbvast.protocol.salvage import RawItem, salvage
 from tbvast.protocol.topics import Stream
 from tests.doubles import indicator_document, indicator_id
 

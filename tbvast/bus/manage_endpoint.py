@@ -22,7 +22,7 @@ from tbvast.bus.subscriptions import Subscriptions
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import ISubscription
 from tbvast.protocol import manage
-from tbvast.protocol.publish_request import RequestUnsplittable
+from tbvast.protocol.damaged_json import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from tbvast.errors import ProtocolInvalid
-from tbvast.protocol.publish_request import split_request
+from tbvast.protocol.damaged_json import split_request
 from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.stix.documents import UNREADABLE, JsonObject, JsonValue
 from tbvast.values import Position

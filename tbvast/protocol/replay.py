@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from tbvast.errors import Invalid, ProtocolInvalid
+from tbvast.protocol.damaged_json import NUMBER_END, RawItem, salvage
 from tbvast.protocol.frames import Item
-from tbvast.protocol.salvage import NUMBER_END, RawItem, salvage
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable, unreadable
 from tbvast.stix.documents import UNREADABLE
