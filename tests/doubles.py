@@ -32,6 +32,7 @@ from tbvast.interfaces import (
 )
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.topics import Stream
+from tbvast.stix.admission import bare_removal
 from tbvast.stix.indicators import (
     Indicator,
     Operation,
@@ -40,7 +41,6 @@ from tbvast.stix.indicators import (
     with_version,
 )
 from tbvast.stix.observables import Observable
-from tbvast.stix.removals import bare_removal
 from tbvast.stix.sightings import MatchType, Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.storage.worker_client import CallWorker

@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.stix.removals}.
+Tests for L{tbvast.stix.admission.bare_removal}.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.errors import Invalid
 from tbvast.protocol.frames import render
 from tbvast.protocol.topics import Dialect
-from tbvast.stix.admission import admit
+from tbvast.stix.admission import admit, bare_removal
 from tbvast.stix.indicators import Operation, decode_indicator
-from tbvast.stix.removals import bare_removal
 from tests.doubles import an_indicator, indicator_id
 
 VERSION = 1_716_000_000_123_456

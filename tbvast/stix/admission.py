@@ -16,14 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tbvast.errors import SHOWN, DocumentInvalid, PatternUnmatchable
+from tbvast.errors import SHOWN, DocumentInvalid, Invalid, PatternUnmatchable
 from tbvast.stix import documents
-from tbvast.stix.documents import JsonObject, Time, timestamp
+from tbvast.stix.documents import JsonObject, Time, from_microseconds, microseconds, timestamp
 from tbvast.stix.indicators import (
     STIX,
     Indicator,
@@ -31,6 +32,7 @@ from tbvast.stix.indicators import (
     Operation,
     complete,
     decode_indicator,
+    encode_indicator,
     interpret,
 )
 from tbvast.stix.limits import (
@@ -408,3 +410,44 @@ def _check_integers(path: str, value: object) -> None:
     elif isinstance(value, dict):
         for name, each in value.items():
             _check_integers(f"{path}.{name}", each)
+
+
+class _Essentials(msgspec.Struct):
+    pattern: str
+    pattern_type: str = STIX
+
+
+_FIRST_VERSION = microseconds(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC))
+
+
+def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:
+    """
+    Build the removal of an indicator from little more than its id. Every subscriber can
+    read it.
+
+    @param id: The indicator's STIX id.
+    @param version: The version, in microseconds since the epoch.
+    @param body: The indicator's document. If its pattern is readable, the removal repeats
+        it; otherwise the pattern contains only the id, and matches nothing.
+    @raise Invalid: If the id may not enter the bus, because old clients crash on it. It is
+        damaged, or from a journal of version 0.1.0.
+    """
+    pattern, pattern_type = f"[indicator:id = '{id}']", STIX
+    try:
+        found = msgspec.json.decode(body, type=_Essentials)
+        if found.pattern_type == STIX:
+            parse(found.pattern)
+        if found.pattern:
+            pattern, pattern_type = found.pattern, found.pattern_type
+    except (*documents.UNREADABLE, Invalid):
+        pass
+    time = timestamp(from_microseconds(max(version, _FIRST_VERSION)))
+    raw = encode_indicator(
+        id,
+        time,
+        pattern=pattern,
+        pattern_type=pattern_type,
+        valid_from=time,
+        x_threatbus_update=Operation.REMOVE.value,
+    )
+    return msgspec.structs.replace(admit_indicator(raw), modified=version)

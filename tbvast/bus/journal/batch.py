@@ -31,6 +31,7 @@ from tbvast.bus.journal.versions import BusDates, read_decided, shown_date, writ
 from tbvast.errors import Invalid
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
+from tbvast.stix.admission import bare_removal
 from tbvast.stix.indicators import (
     Indicator,
     Operation,
@@ -38,7 +39,6 @@ from tbvast.stix.indicators import (
     with_operation,
     with_version,
 )
-from tbvast.stix.removals import bare_removal
 from tbvast.storage.digest_index import DigestIndex, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sqlite import IN_JSON_LIST, insert
