@@ -37,13 +37,6 @@ class Dialect(enum.StrEnum):
     STIX2 = "stix2"
     VAST = "vast"
 
-    @property
-    def answers_snapshots(self) -> bool:
-        """
-        Whether applications of this dialect may be able to answer a snapshot request.
-        """
-        return self is Dialect.STIX2
-
 
 STREAM_TOPICS: dict[Stream, tuple[str, ...]] = {
     Stream.INTEL: ("stix2/indicator", "threatbus/intel"),
