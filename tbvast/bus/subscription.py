@@ -196,7 +196,7 @@ class Subscription:
 
     @property
     def answers_snapshots(self) -> bool:
-        return self.request.dialect.answers_snapshots
+        return self.request.dialect is Dialect.STIX2
 
     @property
     def position(self) -> int:
