@@ -829,8 +829,6 @@ class ISubscription(Interface):
 class IReplay(IJournal):
     """
     A journal that is replayed, to each reader at its own pace.
-
-    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     floor: int = Attribute("Every entry with a higher number is still there.")

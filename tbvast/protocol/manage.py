@@ -261,29 +261,32 @@ def subscribed(
     return _encode(reply)
 
 
+def _request(action: str, **properties: object) -> bytes:
+    given = {name: value for name, value in properties.items() if value is not None}
+    return _encode({"action": action, **given})
+
+
 def encode_subscribe(
     topics: Sequence[str], snapshot: int, name: str, resume: Position | None = None
 ) -> bytes:
     """
     Encode the request of a subscriber that speaks L{PROTOCOL}; see L{Subscribe}.
     """
-    request: JsonObject = {
-        "action": "subscribe",
-        "topic": topics if len(topics) > 1 else topics[0],
-        "snapshot": snapshot,
-        "protocol": PROTOCOL,
-        "name": name,
-    }
-    if resume is not None:
-        request["resume"] = resume
-    return _encode(request)
+    return _request(
+        "subscribe",
+        topic=topics if len(topics) > 1 else topics[0],
+        snapshot=snapshot,
+        protocol=PROTOCOL,
+        name=name,
+        resume=resume,
+    )
 
 
 def encode_unsubscribe(topic: str) -> bytes:
     """
     Encode a request to end a subscription.
     """
-    return _encode({"action": "unsubscribe", "topic": topic})
+    return _request("unsubscribe", topic=topic)
 
 
 def encode_heartbeat(topic: str, report: JsonObject | None = None) -> bytes:
@@ -292,10 +295,7 @@ def encode_heartbeat(topic: str, report: JsonObject | None = None) -> bytes:
 
     @param report: The subscriber's state; only for a bus that speaks L{PROTOCOL}.
     """
-    request: JsonObject = {"action": "heartbeat", "topic": topic}
-    if report is not None:
-        request["report"] = report
-    return _encode(request)
+    return _request("heartbeat", topic=topic, report=report)
 
 
 def encode_publish(documents: Sequence[bytes]) -> bytes:
@@ -309,7 +309,7 @@ def encode_status() -> bytes:
     """
     Encode a request for the status of the bus.
     """
-    return _encode({"action": "status"})
+    return _request("status")
 
 
 class Subscribed(msgspec.Struct, frozen=True):

@@ -229,19 +229,16 @@ def _decode_mark(payload: bytes) -> Mark:
     return mark
 
 
-def _decode_items(
-    found: Iterable[RawItem],
-) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
+def _decode_items(found: Iterable[RawItem]) -> tuple[tuple[Item, ...], tuple[Unreadable, ...]]:
     items: list[Item] = []
     refused: list[Unreadable] = []
     for each in found:
         raw = bytes(each.raw)
         try:
             items.append(_decode_item(each.type, raw))
-        except Invalid as e:
-            refused.append(unreadable(str(e), raw, each.number))
         except Exception as e:  # a bug in a decoder must not cost more than this item
-            reason = f"cannot be decoded ({type(e).__name__}: {e})"
+            bug = f"cannot be decoded ({type(e).__name__}: {e})"
+            reason = str(e) if isinstance(e, Invalid) else bug
             refused.append(unreadable(reason, raw, each.number))
     return tuple(items), tuple(refused)
 

@@ -74,10 +74,7 @@ def new_topic(topic: str, dialect: Dialect) -> str:
 
     @param topic: The requested topic; in the vast dialect the new one begins with it.
     """
+    beginning, length = "", STIX2_TOPIC_LENGTH
     if dialect is Dialect.VAST:
-        return topic + _random(_VAST_RANDOM)
-    return _random(STIX2_TOPIC_LENGTH)
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(length))
+        beginning, length = topic, _VAST_RANDOM
+    return beginning + "".join(secrets.choice(string.ascii_lowercase) for _ in range(length))
