@@ -27,12 +27,7 @@ def escape_controls(text: str) -> str:
 
     @param text: Any text; line ends are escaped too.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED_CATEGORIES else c
-        for c in text
-    )
+    return _escape(text, lambda character: character.encode("unicode_escape").decode())
 
 
 def escape_json_controls(document: bytes) -> str:
@@ -42,18 +37,21 @@ def escape_json_controls(document: bytes) -> str:
     @param document: Valid JSON, in which such characters occur only in strings.
     @return: Text that decodes to the same value; line ends between tokens stay.
     """
-    text = document.decode("utf-8", "replace")
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in _ESCAPED_CATEGORIES else _escape_in_json(c)
-        for c in text
-    )
+    return _escape(document.decode("utf-8", "replace"), _escape_in_json, kept="\n")
 
 
 def _escape_in_json(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def _escape(text: str, escape: Callable[[str], str], kept: str = "") -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        escape(c) if unicodedata.category(c) in _ESCAPED_CATEGORIES and c not in kept else c
+        for c in text
+    )
 
 
 @implementer(ILogObserver)
@@ -85,10 +83,6 @@ class Screen:
     """
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
-        """
-        @param out: Standard output.
-        @param err: Standard error.
-        """
         self._out = out
         self._err = err
         self.is_terminal = out.isatty()
@@ -110,9 +104,7 @@ class Screen:
 
     def write_json(self, document: bytes) -> None:
         """
-        Write a JSON document to standard output.
-
-        @param document: Valid JSON.
+        Write a document, which is valid JSON, to standard output.
         """
         print(escape_json_controls(document), file=self._out, flush=True)
 

@@ -207,9 +207,6 @@ class MessagePrinter:
         self._seen: dict[tuple[str, int], None] = {}
 
     def receive(self, items: list[Item]) -> None:
-        """
-        Print messages.
-        """
         if self.done.called:
             return
         try:

@@ -257,9 +257,6 @@ def _end_of_authority(text: str, start: int) -> int:
 
 
 def _ip(text: str) -> Observable:
-    """
-    @return: An L{Kind.IP}, or a L{Kind.NETWORK} if C{text} is a range.
-    """
     if _IPV4.fullmatch(text):
         return Observable(Kind.IP, text)
     plain = refang(text)
@@ -294,9 +291,6 @@ The beginning of an IPv6 address that may hold an IPv4 address.
 
 
 def _network(text: str) -> Observable:
-    """
-    @return: A L{Kind.NETWORK}, or an L{Kind.IP} if the range has only one address.
-    """
     plain = refang(text)
     host, slash, bits = plain.partition("/")
     if not slash:
@@ -322,9 +316,6 @@ def _network(text: str) -> Observable:
 
 
 def _domain(text: str) -> Observable:
-    """
-    @return: A L{Kind.DOMAIN}, or an L{Kind.IP} if C{text} is an address.
-    """
     found = _host(text)
     if found is not None:
         return found
@@ -468,23 +459,22 @@ def _mac(text: str) -> Observable:
 
 def _file_name(text: str) -> Observable:
     value = re.split(r"[/\\]", text)[-1]
-    if not 0 < len(value) <= LONGEST_FILE_NAME or _has_control_characters(value):
-        _refuse("file-name", text, f"a file's name of at most {LONGEST_FILE_NAME} characters")
-    return Observable(Kind.FILE_NAME, value)
+    return _unchanged(Kind.FILE_NAME, value, text, LONGEST_FILE_NAME, "a file's name")
 
 
 def _user_agent(text: str) -> Observable:
-    if not 0 < len(text) <= LONGEST_USER_AGENT or _has_control_characters(text):
-        _refuse("user-agent", text, f"a user agent of at most {LONGEST_USER_AGENT} characters")
-    return Observable(Kind.USER_AGENT, text)
+    return _unchanged(Kind.USER_AGENT, text, text, LONGEST_USER_AGENT, "a user agent")
 
 
-def _has_control_characters(text: str) -> bool:
+def _unchanged(kind: Kind, value: str, text: str, longest: int, expected: str) -> Observable:
     """
-    Whether a text has control characters or surrogates. Direction marks are allowed: they
-    disguise names of malicious files.
+    @return: The observable of a value without control characters and surrogates. Direction
+        marks are allowed: they disguise names of malicious files.
     """
-    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    controls = any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+    if controls or not 0 < len(value) <= longest:
+        _refuse(kind.value, text, f"{expected} of at most {longest} characters")
+    return Observable(kind, value)
 
 
 _NORMALISERS: dict[Kind, Callable[[str], Observable]] = {

@@ -93,9 +93,6 @@ class Matchable(msgspec.Struct, frozen=True):
 
     @property
     def observables(self) -> tuple[Observable, ...]:
-        """
-        The observables of the terms.
-        """
         return tuple(term.observable for term in self.terms)
 
     @property
@@ -318,9 +315,6 @@ def _of_test(test: Test, found: _Findings) -> Condition | None:
 
 
 def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
-    """
-    @param conditions: The alternatives; C{None} for each that cannot be matched.
-    """
     found: list[Condition] = []
     for condition in conditions:
         if condition is not None:
@@ -331,9 +325,6 @@ def _any_of(conditions: Iterable[Condition | None]) -> Condition | None:
 
 
 def _all_of(conditions: Sequence[Condition | None]) -> Condition | None:
-    """
-    @param conditions: The conditions, at least one; C{None} for each that cannot be matched.
-    """
     found = tuple(condition for condition in conditions if condition is not None)
     if len(found) < len(conditions):
         return None  # matching only the rest would report false sightings

@@ -81,9 +81,6 @@ _some_object = require(lambda value: value != {}, "an object that is not empty")
 
 
 def _is_time(value: JsonValue) -> bool:
-    """
-    Whether a value is a timestamp with a time zone, from L{FIRST_YEAR} on.
-    """
     try:
         found: datetime = msgspec.convert(value, Time)
         return isinstance(value, str) and found.astimezone(UTC).year >= FIRST_YEAR
