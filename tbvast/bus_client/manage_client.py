@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import attrs
 import zmq
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
@@ -25,32 +26,25 @@ The most bytes of a bus's reply.
 """
 
 
+@attrs.define(eq=False)
 class ManageClient:
     """
     Sends requests to a bus's manage endpoint, one at a time.
+
+    @param reactor: Measures the timeouts.
+    @param factory: Makes the socket.
+    @param bus: The bus's manage endpoint.
+    @param keys: The client's keys, as L{tbvast.zeromq.curve.client_options}, if the bus
+        requires them.
     """
 
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        factory: Factory,
-        bus: HostPort,
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param reactor: Measures the timeouts.
-        @param factory: Makes the socket.
-        @param bus: The bus's manage endpoint.
-        @param keys: The client's keys, as L{tbvast.zeromq.curve.client_options}, if the bus
-            requires them.
-        """
-        self._reactor = reactor
-        self._factory = factory
-        self._bus = bus
-        self._keys = keys
-        self._lock = DeferredLock()
-        self._connection: DealerConnection | None = None
-        self._reply: Deferred[bytes] | None = None
+    _reactor: IReactorTime
+    _factory: Factory
+    _bus: HostPort
+    _keys: SocketOptions | None = None
+    _lock: DeferredLock = attrs.field(init=False, factory=DeferredLock)
+    _connection: DealerConnection | None = attrs.field(init=False, default=None)
+    _reply: Deferred[bytes] | None = attrs.field(init=False, default=None)
 
     def ask(self, request: bytes, timeout: float = REQUEST_TIMEOUT) -> Deferred[bytes]:
         """

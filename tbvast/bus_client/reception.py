@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import attrs
 import zmq
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -51,7 +51,7 @@ up to the most.
 """
 
 
-@dataclass
+@attrs.define(eq=False)
 class Snapshot:
     """
     A snapshot that is arriving.
@@ -76,6 +76,7 @@ class Snapshot:
         self.nameless += sum(not each.ids for each in part.refused)
 
 
+@attrs.define(eq=False)
 class Reception:
     """
     Receives the items of one subscription after the other, and applies them in order, as many
@@ -86,43 +87,35 @@ class Reception:
     applied without a position, and another snapshot is requested later. After a gap, or if
     the cursor fails, the reception ends, and the bus sends the items again.
 
+    @param clock: Measures the delay after an incomplete snapshot.
+    @param cursor: Applies the items.
+    @param warn: Logs a warning that the bus can provoke: called with a format, in which
+        C{bus} is the bus, and the other values of the format.
+    @param broken: Called when the subscription has to be renewed.
     @ivar plugin: The identity of the bus; empty if it has no numbers.
     @ivar refused: The number of items and messages that were unreadable.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        cursor: ICursor,
-        warn: Callable[..., None],
-        broken: Callable[[], None],
-    ) -> None:
-        """
-        @param clock: Measures the delay after an incomplete snapshot.
-        @param cursor: Applies the items.
-        @param warn: Logs a warning that the bus can provoke: called with a format, in which
-            C{bus} is the bus, and the other values of the format.
-        @param broken: Called when the subscription has to be renewed.
-        """
-        self.plugin = ""
-        self.refused = 0
-        self._clock = clock
-        self._cursor = cursor
-        self._warn = warn
-        self._broken = broken
-        self._connection: SubConnection | None = None
-        self._applying: Deferred[None] = succeed(None)
-        self._arrivals: list[Delivery] = []
-        self._waiting = self._waiting_bytes = 0
-        self._expected = 0
-        self._torn = False
-        self._last_gap: tuple[str, int, int] | None = None
-        self._same_gap_count = 0
-        self._snapshot: Snapshot | None = None
-        self._incomplete_snapshots = 0
-        self._snapshot_retry: IDelayedCall | None = None
+    _clock: IReactorTime
+    _cursor: ICursor
+    _warn: Callable[..., None]
+    _broken: Callable[[], None]
+    plugin: str = attrs.field(init=False, default="")
+    refused: int = attrs.field(init=False, default=0)
+    _connection: SubConnection | None = attrs.field(init=False, default=None)
+    _applying: Deferred[None] = attrs.field(init=False, factory=lambda: succeed(None))
+    _arrivals: list[Delivery] = attrs.field(init=False, factory=list)
+    _waiting: int = attrs.field(init=False, default=0)
+    _waiting_bytes: int = attrs.field(init=False, default=0)
+    _expected: int = attrs.field(init=False, default=0)
+    _torn: bool = attrs.field(init=False, default=False)
+    _last_gap: tuple[str, int, int] | None = attrs.field(init=False, default=None)
+    _same_gap_count: int = attrs.field(init=False, default=0)
+    _snapshot: Snapshot | None = attrs.field(init=False, default=None)
+    _incomplete_snapshots: int = attrs.field(init=False, default=0)
+    _snapshot_retry: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def begin(
         self,
@@ -239,12 +232,8 @@ class Reception:
 
     def _skips_gap(self, batch: Batch, refused: list[Unreadable]) -> bool:
         """
-        Decide whether to skip the numbers that are missing before a batch.
-
-        The bus reads them from its journal. If they are missing there, they will be missing
-        every time.
-
-        @return: Whether they are skipped; if so, they are among the refused items.
+        @return: Whether the numbers that are missing before a batch are skipped, because the bus
+            does not have them; if so, they are among the refused items.
         """
         gap = (self.plugin, self._expected, batch.after)
         self._same_gap_count = self._same_gap_count + 1 if gap == self._last_gap else 1

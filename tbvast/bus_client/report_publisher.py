@@ -11,11 +11,6 @@ import zmq
 from tbvast.values import Received
 from tbvast.zeromq.sockets import Factory, SocketOptions, XPubConnection, read_subscription
 
-MOST_BUS_TOPICS = 1000
-"""
-The most topics of a bus that are remembered; further ones are ignored.
-"""
-
 
 class ReportPublisher:
     """
@@ -53,7 +48,7 @@ class ReportPublisher:
                 continue
             if not change.begins:
                 self._topics.discard(change.topic)
-            elif len(self._topics) < MOST_BUS_TOPICS:
+            elif len(self._topics) < 1000:  # the bus may subscribe to any number of topics
                 self._topics.add(change.topic)
                 begun = True
         if begun:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
@@ -41,7 +40,7 @@ class SightingReports:
         bus: HostPort,
         subscribed: manage.Subscribed,
         ready: Callable[[], None] | None,
-        keys: SocketOptions,
+        keys: SocketOptions | None,
     ) -> None:
         """
         @param clock: Measures the timeouts.
@@ -72,32 +71,27 @@ class SightingReports:
             publisher = self._publisher
             frames = [SIGHTING_TOPIC + b" " + raw for raw in documents]
             return succeed(Reported([publisher is not None and publisher.send(f) for f in frames]))
-        began = self._clock.seconds()
-        return self._manage.ask(manage.encode_publish(documents), REPORT_TIMEOUT).addCallbacks(
-            self._cb_reported,
-            self._eb_reported,
-            callbackArgs=(len(documents),),
-            errbackArgs=(len(documents), began),
-        )
+        return Deferred.fromCoroutine(self._request(documents))
 
-    def _cb_reported(self, reply: bytes, count: int) -> Reported:
+    async def _request(self, documents: Sequence[bytes]) -> Reported:
+        began = self._clock.seconds()
+        count = len(documents)
+        none = [False] * count
         try:
+            reply = await self._manage.ask(manage.encode_publish(documents), REPORT_TIMEOUT)
             published = manage.decode_published(reply)
+        except BusUnreachable as e:
+            answers = self.answered > began
+            return Reported(none, {}, str(e) if answers else "", answers)
         except ProtocolInvalid as e:
             reason = manage.refusal(reply)
             # A refusal with a reason is due to the bus's own state; one without, to the request.
-            return Reported([False] * count, {}, reason or str(e), not reason)
+            return Reported(none, {}, reason or str(e), not reason)
         if len(published.outcomes) != count:
             reason = f"{len(published.outcomes)} outcomes for {count} sightings"
-            return Reported([False] * count, {}, reason, True)
+            return Reported(none, {}, reason, True)
         refused = {n: why for n, why in published.reasons.items() if 0 <= n < count}
         return Reported([True] * count, refused)
-
-    def _eb_reported(self, failure: Failure, count: int, began: float) -> Reported:
-        failure.trap(BusUnreachable)
-        if self.answered > began:
-            return Reported([False] * count, {}, str(failure.value), True)
-        return Reported([False] * count)
 
     def close(self) -> None:
         """

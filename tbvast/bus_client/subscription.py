@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import attrs
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -152,6 +153,7 @@ class Inputs(Protocol):
     def unsubscribed(self) -> None: ...
 
 
+@attrs.define(eq=False, slots=False)
 class BusSubscription(Service):
     """
     A subscription to a bus, which is renewed whenever it is lost.
@@ -162,57 +164,45 @@ class BusSubscription(Service):
     It is a machine: L{TABLE} tells the states. Each has a method of its name, which runs
     while the state lasts, and returns the input that follows.
 
+    @param reactor: Measures all times.
+    @param factory: Makes the sockets.
+    @param bus: The bus's manage endpoint.
+    @param request: The request to subscribe.
+    @param cursor: Applies the items that arrive. While many wait for it, no more are
+        read from the bus.
+    @param report: Returns the subscriber's state, for heartbeats.
+    @param ready: Called when the bus begins to listen to reports. Without it, the
+        subscription does not connect to the sub endpoint.
+    @param options: Options of the receiving socket.
+    @param keys: As for L{ManageClient}.
     @ivar reception: Receives the items.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        factory: Factory,
-        bus: HostPort,
-        request: SubscriptionRequest,
-        cursor: ICursor,
-        report: Callable[[], JsonObject] | None = None,
-        ready: Callable[[], None] | None = None,
-        options: SocketOptions | None = None,
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param reactor: Measures all times.
-        @param factory: Makes the sockets.
-        @param bus: The bus's manage endpoint.
-        @param request: The request to subscribe.
-        @param cursor: Applies the items that arrive. While many wait for it, no more are
-            read from the bus.
-        @param report: Returns the subscriber's state, for heartbeats.
-        @param ready: Called when the bus begins to listen to reports. Without it, the
-            subscription does not connect to the sub endpoint.
-        @param options: Options of the receiving socket.
-        @param keys: As for L{ManageClient}.
-        """
-        self.reception = Reception(reactor, cursor, self._warn, self._broken)
-        self._reactor = reactor
-        self._factory = factory
-        self._bus = bus
-        self._request = request
-        self._cursor = cursor
-        self._report = report
-        self._ready = ready
-        self._keys = keys or {}
-        self._options = {**(options or {}), **self._keys}
-        self._manage = ManageClient(reactor, factory, bus, self._keys)
-        self._lines = RateLimit(reactor, ERRORS_PER_MINUTE)
-        self._reply = manage.Subscribed("", 0, 0)
-        self._snapshot: Snapshot | None = None
-        self._reports: SightingReports | None = None
-        self._began = 0.0
-        self._lost_at: float | None = None
-        self._failures = 0
-        self._complained = False
-        self._running: Deferred[None] = succeed(None)
-        self._stops: list[Deferred[None]] = []
+    _reactor: IReactorTime
+    _factory: Factory
+    _bus: HostPort
+    _request: SubscriptionRequest
+    _cursor: ICursor
+    _report: Callable[[], JsonObject] | None = None
+    _ready: Callable[[], None] | None = None
+    _options: SocketOptions | None = None
+    _keys: SocketOptions | None = None
+    _reply: manage.Subscribed = attrs.field(init=False, default=manage.Subscribed("", 0, 0))
+    _snapshot: Snapshot | None = attrs.field(init=False, default=None)
+    _reports: SightingReports | None = attrs.field(init=False, default=None)
+    _began: float = attrs.field(init=False, default=0.0)
+    _lost_at: float | None = attrs.field(init=False, default=None)
+    _failures: int = attrs.field(init=False, default=0)
+    _complained: bool = attrs.field(init=False, default=False)
+    _running: Deferred[None] = attrs.field(init=False, factory=lambda: succeed(None))
+    _stops: list[Deferred[None]] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.reception = Reception(self._reactor, self._cursor, self._warn, self._broken)
+        self._manage = ManageClient(self._reactor, self._factory, self._bus, self._keys)
+        self._lines = RateLimit(self._reactor, ERRORS_PER_MINUTE)
         self._machine = MACHINE(self)
 
     @property
@@ -223,16 +213,11 @@ class BusSubscription(Service):
         return self._reports is not None
 
     def startService(self) -> None:
-        """
-        Begin to subscribe.
-        """
         super().startService()
         self._machine.start()
 
     def stopService(self) -> Deferred[None]:
         """
-        Unsubscribe.
-
         @return: Fires when the items that were being applied are applied.
         """
         super().stopService()
@@ -252,11 +237,6 @@ class BusSubscription(Service):
         return self._reports.report(documents)
 
     def _enter(self, state: str) -> None:
-        """
-        Leave a state for another one.
-
-        @param state: The next state.
-        """
         self._running.cancel()
         running: Deferred[Input] = Deferred.fromCoroutine(getattr(self, f"_{state}")())
         self._running = running.addCallback(_give).addErrback(self._eb_state)
@@ -285,7 +265,11 @@ class BusSubscription(Service):
 
     async def _subscribed(self) -> Input:
         self._began = self._reactor.seconds()
-        reports = self._connect()
+        options = {**(self._options or {}), **(self._keys or {})}
+        self.reception.begin(self._factory, self._bus.host, self._reply, self._snapshot, options)
+        self._reports = reports = SightingReports(
+            self._reactor, self._factory, self._bus, self._reply, self._ready, self._keys
+        )
         report = None if self._reply.position is None else self._report
         try:
             while True:
@@ -366,18 +350,6 @@ class BusSubscription(Service):
                 topics=", ".join(self._request.topics),
                 beginning=beginning,
             )
-
-    def _connect(self) -> SightingReports:
-        """
-        Connect to the endpoints of the subscription.
-        """
-        self.reception.begin(
-            self._factory, self._bus.host, self._reply, self._snapshot, self._options
-        )
-        self._reports = SightingReports(
-            self._reactor, self._factory, self._bus, self._reply, self._ready, self._keys
-        )
-        return self._reports
 
     def _warn(self, text: str, **values: object) -> None:
         """
