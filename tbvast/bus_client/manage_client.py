@@ -41,7 +41,7 @@ class ManageClient:
     _reactor: IReactorTime
     _factory: Factory
     _bus: HostPort
-    _keys: SocketOptions | None = None
+    _keys: SocketOptions = attrs.field(factory=dict)
     _lock: DeferredLock = attrs.field(init=False, factory=DeferredLock)
     _connection: DealerConnection | None = attrs.field(init=False, default=None)
     _reply: Deferred[bytes] | None = attrs.field(init=False, default=None)
@@ -59,7 +59,7 @@ class ManageClient:
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:
-            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **(self._keys or {})}
+            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **self._keys}
             self._connection = DealerConnection(self._factory, self._replied, options)
             self._connection.connect(f"tcp://{self._bus}")
         reply: Deferred[bytes] = Deferred(self._abandon)

@@ -40,7 +40,7 @@ class SightingReports:
         bus: HostPort,
         subscribed: manage.Subscribed,
         ready: Callable[[], None] | None,
-        keys: SocketOptions | None,
+        keys: SocketOptions,
     ) -> None:
         """
         @param clock: Measures the timeouts.

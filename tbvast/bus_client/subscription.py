@@ -187,8 +187,8 @@ class BusSubscription(Service):
     _cursor: ICursor
     _report: Callable[[], JsonObject] | None = None
     _ready: Callable[[], None] | None = None
-    _options: SocketOptions | None = None
-    _keys: SocketOptions | None = None
+    _options: SocketOptions = attrs.field(factory=dict)
+    _keys: SocketOptions = attrs.field(factory=dict)
     _reply: manage.Subscribed = attrs.field(init=False, default=manage.Subscribed("", 0, 0))
     _snapshot: Snapshot | None = attrs.field(init=False, default=None)
     _reports: SightingReports | None = attrs.field(init=False, default=None)
@@ -265,7 +265,7 @@ class BusSubscription(Service):
 
     async def _subscribed(self) -> Input:
         self._began = self._reactor.seconds()
-        options = {**(self._options or {}), **(self._keys or {})}
+        options = {**self._options, **self._keys}
         self.reception.begin(self._factory, self._bus.host, self._reply, self._snapshot, options)
         self._reports = reports = SightingReports(
             self._reactor, self._factory, self._bus, self._reply, self._ready, self._keys

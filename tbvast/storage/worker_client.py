@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 from typing import Protocol as TypingProtocol
 
+import attrs
 import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -84,42 +85,32 @@ class WorkerBroken(Exception):
     """
 
 
+@attrs.define(eq=False, slots=False)
 class Worker(Protocol, ChildOwner):
     """
     A worker process, and the connection to it. Answers come in the order of their requests.
+
+    @param reactor: The reactor that starts the process, and that adopts the socket.
+    @param name: The worker's name in messages, e.g. C{the journal's writer}.
+    @param module: The module that the process runs; it calls
+        L{tbvast.storage.worker_server.serve}.
+    @param arguments: The arguments of the process.
+    @param refusal: Makes the error of a request that the worker refuses, or that it
+        cannot answer because it has ended.
+    @param lost: Called once, with the reason, if the process ends unexpectedly.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        name: str,
-        module: str,
-        arguments: Sequence[str],
-        refusal: Callable[[str], TbvastError],
-        lost: Callable[[str], None],
-    ) -> None:
-        """
-        @param reactor: The reactor that starts the process, and that adopts the socket.
-        @param name: The worker's name in messages, e.g. C{the journal's writer}.
-        @param module: The module that the process runs; it calls
-            L{tbvast.storage.worker_server.serve}.
-        @param arguments: The arguments of the process.
-        @param refusal: Makes the error of a request that the worker refuses, or that it
-            cannot answer because it has ended.
-        @param lost: Called once, with the reason, if the process ends unexpectedly.
-        """
-        self._reactor = reactor
-        self._children = Children(reactor, reactor, name, 0.0)
-        self._name = name
-        self._module = module
-        self._arguments = arguments
-        self._refusal = refusal
-        self._lost = lost
-        self._stopping = False
-        self._gone = False
-        self._waiting: deque[tuple[Deferred[Any], Result]] = deque()
-        self._received = bytearray()
-        self._ended: Deferred[None] = Deferred()
+    _reactor: Any
+    _name: str
+    _module: str
+    _arguments: Sequence[str]
+    _refusal: Callable[[str], TbvastError]
+    _lost: Callable[[str], None]
+    _stopping: bool = attrs.field(init=False, default=False)
+    _gone: bool = attrs.field(init=False, default=False)
+    _waiting: deque[tuple[Deferred[Any], Result]] = attrs.field(init=False, factory=deque)
+    _received: bytearray = attrs.field(init=False, factory=bytearray)
+    _ended: Deferred[None] = attrs.field(init=False, factory=Deferred)
 
     def start(self, type: type[_T], limit: float = START_LIMIT) -> _T:
         """
@@ -135,7 +126,7 @@ class Worker(Protocol, ChildOwner):
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
             with theirs:
                 # It writes its errors where this process does.
-                process = self._children.spawn(
+                process = Children(self._reactor, self._reactor, self._name, 0.0).spawn(
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
                     self,
                     environment={
@@ -182,14 +173,6 @@ class Worker(Protocol, ChildOwner):
             transport.loseWriteConnection()
         return self._ended
 
-    def _told(self, why: str) -> None:
-        """
-        Handle the worker's message that it cannot continue.
-        """
-        if not self._stopping:
-            self._stopping = True
-            self._lost(why)
-
     def ended(self, exit_: Exit) -> None:
         if not self._stopping:
             self._lost(f"{self._name} {exit_}")
@@ -204,17 +187,14 @@ class Worker(Protocol, ChildOwner):
             return fail(e)
         answer: Deferred[Any] = Deferred()
         self._waiting.append((answer, Result(method)))
-        self._send(request)
+        transport: Any = self.transport
+        transport.writeSequence([len(request).to_bytes(HEAD, "big"), request])
+        transport.doWrite()  # the reactor writes the rest, and handles errors
         return answer
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
         transport.SEND_LIMIT = SEND_BYTES
-
-    def _send(self, message: bytes) -> None:
-        transport: Any = self.transport
-        transport.writeSequence([len(message).to_bytes(HEAD, "big"), message])
-        transport.doWrite()  # the reactor writes the rest, and handles errors
 
     def dataReceived(self, data: bytes) -> None:
         # Messages are too long for Int32StringReceiver, which copies its buffer each time.
@@ -239,7 +219,9 @@ class Worker(Protocol, ChildOwner):
         elif kind == REFUSED:
             answer.errback(self._refusal(rest.decode()))
         elif kind == LOST:
-            self._told(rest.decode())
+            if not self._stopping:
+                self._stopping = True
+                self._lost(rest.decode())
             answer.errback(self._refusal(rest.decode()))
         else:
             answer.errback(WorkerBroken(rest.decode()))
