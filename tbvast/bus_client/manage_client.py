@@ -20,11 +20,6 @@ REQUEST_TIMEOUT = 5.0
 Seconds within which a bus has to reply; Threat Bus's applications wait as long.
 """
 
-LONGEST_REPLY = 64 << 20
-"""
-The most bytes of a bus's reply.
-"""
-
 
 @attrs.define(eq=False)
 class ManageClient:
@@ -59,7 +54,7 @@ class ManageClient:
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:
-            options = {zmq.MAXMSGSIZE: LONGEST_REPLY, **self._keys}
+            options = {zmq.MAXMSGSIZE: 64 << 20, **self._keys}
             self._connection = DealerConnection(self._factory, self._replied, options)
             self._connection.connect(f"tcp://{self._bus}")
         reply: Deferred[bytes] = Deferred(self._abandon)

@@ -24,13 +24,6 @@ from tbvast.service.retry_policy import doubling
 from tbvast.values import HostPort, Position, Received
 from tbvast.zeromq.sockets import Factory, SocketOptions, SubConnection
 
-QUEUE_WITHOUT_REPLAY = 100_000
-QUEUE_WITH_REPLAY = 200
-"""
-The most messages in the receiving socket. A bus without replay drops further ones; a bus
-with replay keeps them.
-"""
-
 MOST_WAITING = 10_000
 MOST_WAITING_BYTES = 64 << 20
 """
@@ -140,7 +133,8 @@ class Reception:
         self._snapshot_retry = None
         self._torn = False
         topic = subscribed.topic.encode()
-        queue = QUEUE_WITH_REPLAY if self.plugin else QUEUE_WITHOUT_REPLAY
+        # A bus with replay keeps the messages that the queue does not hold; others drop them.
+        queue = 200 if self.plugin else 100_000
         self._connection = SubConnection(
             factory, functools.partial(self._arrived, topic), {**options, zmq.RCVHWM: queue}
         )

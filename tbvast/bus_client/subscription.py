@@ -36,6 +36,8 @@ from tbvast.stix.documents import JsonObject
 from tbvast.values import HostPort, Position
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
+_Input = Callable[[], None] | None
+
 RETRY_FIRST = 0.5
 RETRY_MOST = 15.0
 """
@@ -46,8 +48,6 @@ ERRORS_PER_MINUTE = 60
 """
 The most log lines a minute that a bus can provoke.
 """
-
-_DAY = 86400.0
 
 
 class SubscriptionRequest(msgspec.Struct, frozen=True):
@@ -122,12 +122,6 @@ stopping       -         -              stopped      -           -     -        
 """
 The states of a L{BusSubscription}, the inputs, and the state that follows; C{-} where the
 input comes too late and has no effect.
-"""
-
-
-Input = Callable[[], None] | None
-"""
-An input of the machine; C{None} for none.
 """
 
 
@@ -238,7 +232,7 @@ class BusSubscription(Service):
 
     def _enter(self, state: str) -> None:
         self._running.cancel()
-        running: Deferred[Input] = Deferred.fromCoroutine(getattr(self, f"_{state}")())
+        running: Deferred[_Input] = Deferred.fromCoroutine(getattr(self, f"_{state}")())
         self._running = running.addCallback(_give).addErrback(self._eb_state)
 
     def _eb_state(self, failure: Failure) -> None:
@@ -248,11 +242,11 @@ class BusSubscription(Service):
 
     # The states
 
-    async def _applying(self) -> Input:
+    async def _applying(self) -> _Input:
         await self.reception.applied()
         return self._machine.applied
 
-    async def _subscribing(self) -> Input:
+    async def _subscribing(self) -> _Input:
         try:
             await self._subscribe()
         except (BusUnreachable, BusRefused) as e:
@@ -263,7 +257,7 @@ class BusSubscription(Service):
         self._complained = False
         return self._machine.accepted
 
-    async def _subscribed(self) -> Input:
+    async def _subscribed(self) -> _Input:
         self._began = self._reactor.seconds()
         options = {**self._options, **self._keys}
         self.reception.begin(self._factory, self._bus.host, self._reply, self._snapshot, options)
@@ -284,25 +278,25 @@ class BusSubscription(Service):
         self._failures = 0
         return self._machine.lost
 
-    async def _lost(self) -> Input:
+    async def _lost(self) -> _Input:
         self._disconnect()
         delay = doubling(RETRY_FIRST, RETRY_MOST)(self._failures)
         self._failures += 1
         await deferLater(self._reactor, delay)
         return self._machine.retry
 
-    async def _unsubscribing(self) -> Input:
+    async def _unsubscribing(self) -> _Input:
         try:
             await self._manage.ask(manage.encode_unsubscribe(self._reply.topic), timeout=1.0)
         except BusUnreachable:
             self._log.debug("The bus did not confirm the end of the subscription.")
         return self._machine.unsubscribed
 
-    async def _stopping(self) -> Input:
+    async def _stopping(self) -> _Input:
         self._disconnect()
         return await self._applying()
 
-    async def _stopped(self) -> Input:
+    async def _stopped(self) -> _Input:
         self._manage.close()
         stops, self._stops = self._stops, []
         for stopped in stops:
@@ -321,7 +315,7 @@ class BusSubscription(Service):
         days = self._request.snapshot
         if self._lost_at is not None:
             missed = self._reactor.seconds() - self._lost_at + self._request.heartbeat
-            days = max(days, math.ceil(missed / _DAY))
+            days = max(days, math.ceil(missed / 86400))
         reply = await self._manage.ask(
             manage.encode_subscribe(self._request.topics, days, self._request.name, resume)
         )
@@ -374,7 +368,7 @@ class BusSubscription(Service):
             self._lost_at = self._reactor.seconds()
 
 
-def _give(input: Input) -> None:
+def _give(input: _Input) -> None:
     if input is not None:
         input()
 

@@ -30,13 +30,6 @@ STUCK_DELAY = 30.0
 The same, if the receiver is there but accepts no sighting at all.
 """
 
-WAITING_LINES_PER_MINUTE = 2
-LINES_PER_MINUTE = 20
-"""
-The most log lines a minute about waiting sightings, and about sightings that are not
-accepted.
-"""
-
 
 class Reported(msgspec.Struct, frozen=True):
     """
@@ -102,8 +95,8 @@ class Flusher(Service):
     _retry: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self._waiting_lines = RateLimit(self._clock, WAITING_LINES_PER_MINUTE)
-        self._lines = RateLimit(self._clock, LINES_PER_MINUTE)
+        self._waiting_lines = RateLimit(self._clock, per_minute=2)
+        self._lines = RateLimit(self._clock, per_minute=20)
 
     def startService(self) -> None:
         super().startService()

@@ -13,8 +13,6 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(arguments: list[str]) -> None:
     """
@@ -26,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parent, name, program, *rest = arguments
     os.setsid()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != int(parent):  # the parent ended before prctl took effect
         sys.exit(1)
     try:

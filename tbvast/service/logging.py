@@ -20,16 +20,6 @@ from twisted.python.logfile import LogFile
 
 from tbvast.errors import StartupRefused
 
-ROTATE_BYTES = 10 * 2**20
-"""
-The bytes of a log file at which it is rotated.
-"""
-
-KEPT_FILES = 10
-"""
-The number of rotated log files that are kept.
-"""
-
 
 class ServiceLog:
     """
@@ -70,7 +60,7 @@ class ServiceLog:
             raise StartupRefused("a daemon cannot log to standard output: add --nodaemon")
         try:
             self._file = LogFile.fromFullPath(
-                path or default, rotateLength=ROTATE_BYTES, maxRotatedFiles=KEPT_FILES
+                path or default, rotateLength=10 * 2**20, maxRotatedFiles=10
             )
         except OSError as e:
             raise StartupRefused(f"log file {path or default} is not writable: {e.strerror}") from e

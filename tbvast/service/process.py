@@ -29,11 +29,6 @@ from tbvast.service.options import ServiceOptions
 from tbvast.service.state_directory import StateDirectory, default_directory
 from tbvast.values import HostPort
 
-STATUS_BYTES = 100
-"""
-The most bytes that C{twistd} reads from a daemon that failed to start.
-"""
-
 _log = Logger()
 
 
@@ -60,7 +55,8 @@ def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[
             print(f"{options.service}: {reason}", file=stderr or sys.__stderr__, flush=True)
         else:
             _log.critical("{service}: {reason}", service=options.service, reason=reason)
-            os.write(status_pipe, f"1 {reason}".encode("ascii", "replace")[:STATUS_BYTES])
+            # twistd reads 100 bytes.
+            os.write(status_pipe, f"1 {reason}".encode("ascii", "replace")[:100])
         with suppress(OSError, ValueError):
             pid_file = options.twistd.get("pidfile")
             if pid_file and int(Path(pid_file).read_text()) == os.getpid():

@@ -27,22 +27,6 @@ BITS = 48
 The bits of a digest.
 """
 
-MOST_NEW = 32_768
-"""
-The new digests that gather before they are sorted and written. As many again may be in the
-course of being written.
-"""
-
-LEAST_WRITTEN = 2048
-"""
-The fewest digests that are written with one commit, if there are that many.
-"""
-
-FEW = 4
-"""
-The most digests that a query takes as single parameters, not as a list.
-"""
-
 INDEXED_TABLE = """
 CREATE TABLE indexed (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID
 """
@@ -99,15 +83,17 @@ class DigestIndex:
         connection: sqlite3.Connection,
         table: str,
         rows: Callable[[int], Iterable[tuple[int, int]]],
-        most_new: int = MOST_NEW,
-        least_written: int = LEAST_WRITTEN,
+        most_new: int = 32_768,
+        least_written: int = 2048,
     ) -> None:
         """
         @param connection: The connection that writes.
         @param table: A table made by L{index_table}.
         @param rows: Returns the digests and numbers of all rows above a number.
-        @param most_new: As L{MOST_NEW}.
-        @param least_written: As L{LEAST_WRITTEN}.
+        @param most_new: The new digests that gather before they are sorted and written. As many
+            again may be in the course of being written.
+        @param least_written: The fewest digests that are written with one commit, if there are
+            that many.
         """
         self._connection = connection
         self._table = table
@@ -140,7 +126,7 @@ class DigestIndex:
             if (digest, some[digest]) not in self._removed
         ]
         # A list is slower to read, but one statement serves lists of every length.
-        few = len(digests) <= FEW
+        few = len(digests) <= 4
         wanted = ", ".join("?" * len(digests)) if few else "SELECT value FROM json_each(?)"
         (found,) = self._connection.execute(
             f"SELECT json_group_array(number) FROM {self._table} WHERE digest IN ({wanted})",

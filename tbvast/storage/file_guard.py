@@ -15,25 +15,15 @@ from types import TracebackType
 
 from tbvast.errors import FileLost, TbvastError
 
-_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-_DAMAGE_WHILE_READ = frozenset(
-    {
-        sqlite3.SQLITE_IOERR_READ,
-        sqlite3.SQLITE_IOERR_SHORT_READ,
-        sqlite3.SQLITE_IOERR_CORRUPTFS,
-    }
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGE_WHILE_READ = (
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
 )
 # Other disk errors are transient: a full disk has room again.
 
 _COMPANIONS = ("-wal", "-shm")
-"""
-The suffixes of the files that SQLite keeps beside an open one.
-"""
 
 
 def damage_of(error: BaseException | None) -> sqlite3.Error | None:
@@ -164,9 +154,6 @@ class FileGuard:
         return None
 
     def _give_up(self, what: str) -> None:
-        """
-        @param what: A description of the change to the file.
-        """
         try:
             then = self._rescue()
         except (sqlite3.Error, OSError) as e:
@@ -183,9 +170,7 @@ class FileGuard:
 
     def _rescue(self) -> str:
         """
-        Write all committed data to a file again: the connection still has it.
-
-        @return: A description of the file's place.
+        Write all committed data, which the connection still has, to a file, and say where it is.
         """
         if self._connection.in_transaction:
             self._connection.rollback()

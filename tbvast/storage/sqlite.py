@@ -28,23 +28,6 @@ PAGE_BYTES = 8192
 The bytes of a page of a new file. Smaller pages would be many more, each with its own cost.
 """
 
-LOG_PAGES = 8192
-"""
-The pages in the write-ahead log before they are copied into the file. A page that is written
-repeatedly is copied only once.
-"""
-
-LOCK_INTERVAL = 0.02
-"""
-Seconds between attempts to take the writer lock.
-"""
-
-CACHE_KIB = 16 * 1024
-"""
-The most memory, in KiB, for the page cache of one connection.
-"""
-
-
 JSON_LIST = "SELECT value FROM json_each(?)"
 IN_JSON_LIST = f"IN ({JSON_LIST})"
 """
@@ -79,8 +62,9 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    # In pages. A page that is written repeatedly is copied from the log only once.
+    connection.execute("PRAGMA wal_autocheckpoint = 8192")
+    connection.execute("PRAGMA cache_size = -16384")  # negative: in KiB
     return connection
 
 
@@ -103,7 +87,7 @@ def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
             if time.monotonic() >= until:
                 os.close(lock)
                 raise TimeoutError("another process writes to it") from e
-        time.sleep(LOCK_INTERVAL)
+        time.sleep(0.02)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:

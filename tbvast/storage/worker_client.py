@@ -44,13 +44,6 @@ The most bytes that are written in one turn of the reactor. With fewer, a long r
 take many turns, and the worker would wait for it.
 """
 
-
-START_LIMIT = 900.0
-"""
-The most seconds that a process may take to start. After an update it may first have to convert
-a large file, which takes minutes.
-"""
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -112,12 +105,13 @@ class Worker(Protocol, ChildOwner):
     _received: bytearray = attrs.field(init=False, factory=bytearray)
     _ended: Deferred[None] = attrs.field(init=False, factory=Deferred)
 
-    def start(self, type: type[_T], limit: float = START_LIMIT) -> _T:
+    def start(self, type: type[_T], limit: float = 900.0) -> _T:
         """
         Start the process, and wait for its first message.
 
         @param type: The type of that message.
-        @param limit: The most seconds to wait; the process is killed after that.
+        @param limit: The most seconds to wait; the process is killed after that. After an update
+            it may first have to convert a large file, which takes minutes.
         @return: The message.
         @raise Exception: The refusal, if the worker cannot start.
         """
