@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -25,40 +26,36 @@ Seconds within which a bus has to acknowledge reports, which it makes durable fi
 """
 
 
+@attrs.define(eq=False, slots=False)
 class SightingReports:
     """
     Reports sightings: to a bus that speaks tbvast/1 by a request, which it acknowledges when
     they are durable; to a Threat Bus host on its sub endpoint, without acknowledgement.
 
+    @param clock: Measures the timeouts.
+    @param factory: Makes the sockets.
+    @param bus: The bus's manage endpoint.
+    @param subscribed: The reply of the bus to the request to subscribe.
+    @param ready: Called when the bus begins to listen to reports. Without it, nothing
+        connects to the sub endpoint.
+    @param keys: As for L{ManageClient}.
     @ivar answered: The time when the bus last answered another request.
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        factory: Factory,
-        bus: HostPort,
-        subscribed: manage.Subscribed,
-        ready: Callable[[], None] | None,
-        keys: SocketOptions,
-    ) -> None:
-        """
-        @param clock: Measures the timeouts.
-        @param factory: Makes the sockets.
-        @param bus: The bus's manage endpoint.
-        @param subscribed: The reply of the bus to the request to subscribe.
-        @param ready: Called when the bus begins to listen to reports. Without it, nothing
-            connects to the sub endpoint.
-        @param keys: As for L{ManageClient}.
-        """
-        self.answered = clock.seconds()
-        self._clock = clock
-        self._acknowledges = subscribed.position is not None
-        self._manage = ManageClient(clock, factory, bus, keys)
+    _clock: IReactorTime
+    _factory: Factory
+    _bus: HostPort
+    _subscribed: manage.Subscribed
+    _ready: Callable[[], None] | None
+    _keys: SocketOptions
+
+    def __attrs_post_init__(self) -> None:
+        self.answered = self._clock.seconds()
+        self._manage = ManageClient(self._clock, self._factory, self._bus, self._keys)
         self._publisher: ReportPublisher | None = None
-        if ready is not None:
-            endpoint = HostPort(bus.host, subscribed.sub_port)
-            self._publisher = ReportPublisher(factory, f"tcp://{endpoint}", ready, keys)
+        if self._ready is not None:
+            endpoint = f"tcp://{HostPort(self._bus.host, self._subscribed.sub_port)}"
+            self._publisher = ReportPublisher(self._factory, endpoint, self._ready, self._keys)
 
     def report(self, documents: Sequence[bytes]) -> Deferred[Reported]:
         """
@@ -67,7 +64,7 @@ class SightingReports:
         @param documents: Each a JSON document.
         @return: Fires with the outcome; never fails.
         """
-        if not self._acknowledges:
+        if self._subscribed.position is None:
             publisher = self._publisher
             frames = [SIGHTING_TOPIC + b" " + raw for raw in documents]
             return succeed(Reported([publisher is not None and publisher.send(f) for f in frames]))

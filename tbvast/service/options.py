@@ -17,9 +17,6 @@ from tbvast.settings.types import keys_of
 
 
 def _documented(value: Any) -> str:
-    """
-    Format a default for the help.
-    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -75,11 +72,6 @@ class ServiceOptions(usage.Options):
         raise SystemExit(0)
 
     def parseArgs(self, *arguments: str) -> None:
-        """
-        Refuse positional arguments.
-
-        @raise usage.UsageError: If there is one.
-        """
         if arguments:
             raise usage.UsageError(f"unexpected argument: {arguments[0]!r}")
 

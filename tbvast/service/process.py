@@ -184,17 +184,11 @@ class ServiceProcess(SequentialService):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """
-        @raise SystemExit: As L{refusing} does.
-        """
         self.state.sign()  # a daemon has been forked since
         with refusing(self._options):
             super().privilegedStartService()
 
     def startService(self) -> None:
-        """
-        @raise SystemExit: As L{refusing} does.
-        """
         with refusing(self._options):
             super().startService()
         self._reactor.callWhenRunning(self._take_signals)

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import attrs
 import msgspec
 
 from tbvast.storage.sqlite import insert, transaction
@@ -72,41 +73,38 @@ def index_table(name: str) -> str:
     )
 
 
+@attrs.define(eq=False, slots=False)
 class DigestIndex:
     """
     Finds the numbers of rows by digest. Methods that change it are called in a transaction
     inside L{committing}.
+
+    @param connection: The connection that writes.
+    @param table: A table made by L{index_table}.
+    @param rows: Returns the digests and numbers of all rows above a number.
+    @param most_new: The new digests that gather before they are sorted and written. As many
+        again may be in the course of being written.
+    @param least_written: The fewest digests that are written with one commit, if there are
+        that many.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        table: str,
-        rows: Callable[[int], Iterable[tuple[int, int]]],
-        most_new: int = 32_768,
-        least_written: int = 2048,
-    ) -> None:
-        """
-        @param connection: The connection that writes.
-        @param table: A table made by L{index_table}.
-        @param rows: Returns the digests and numbers of all rows above a number.
-        @param most_new: The new digests that gather before they are sorted and written. As many
-            again may be in the course of being written.
-        @param least_written: The fewest digests that are written with one commit, if there are
-            that many.
-        """
-        self._connection = connection
-        self._table = table
-        self._new: dict[int, int] = {}
-        self._old: dict[int, int] = {}
-        self._to_write: list[int] = []
-        self._most_new = most_new
-        self._least_written = least_written
-        self._added_since = 0
+    _connection: sqlite3.Connection
+    _table: str
+    _rows: Callable[[int], Iterable[tuple[int, int]]]
+    _most_new: int = 32_768
+    _least_written: int = 2048
+    _new: dict[int, int] = attrs.field(init=False, factory=dict)
+    _old: dict[int, int] = attrs.field(init=False, factory=dict)
+    _to_write: list[int] = attrs.field(init=False, factory=list)
+    _added_since: int = attrs.field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
         self._begin()
-        found = connection.execute("SELECT until FROM indexed WHERE name = ?", (table,)).fetchone()
-        with self.committing(), transaction(connection):
-            self._add(list(rows(found[0] if found else 0)))
+        found = self._connection.execute(
+            "SELECT until FROM indexed WHERE name = ?", (self._table,)
+        ).fetchone()
+        with self.committing(), transaction(self._connection):
+            self._add(list(self._rows(found[0] if found else 0)))
 
     def _begin(self) -> None:
         self._added: dict[int, int] = {}
@@ -223,14 +221,11 @@ class DigestIndex:
         """
         try:
             yield
-            self._commit()
+            self._apply()
         finally:
             self._begin()
 
-    def _commit(self) -> None:
-        """
-        Apply the changes in memory.
-        """
+    def _apply(self) -> None:
         for digest, number in self._removed:
             for some in (self._new, self._old):
                 if some.get(digest) == number:

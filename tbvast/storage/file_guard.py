@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import attrs
+
 from tbvast.errors import FileLost, TbvastError
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -92,41 +94,35 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+@attrs.define(eq=False, slots=False)
 class FileGuard:
     """
     Guards one open file. Every use of the file runs inside this context manager, which checks
     before and after it that the file is still the one that was opened.
+
+    @param connection: The only connection that writes to the file. It has to have used
+        the file already.
+    @param name: The name of the file in messages, e.g. C{the journal}.
+    @param replacement: Called if the committed data cannot be written again. It creates
+        another file, and returns a description of its steps.
+    @param now: The calendar.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        path: Path,
-        name: str,
-        replacement: Callable[[], str] | None = None,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        """
-        @param connection: The only connection that writes to the file. It has to have used
-            the file already.
-        @param name: The name of the file in messages, e.g. C{the journal}.
-        @param replacement: Called if the committed data cannot be written again. It creates
-            another file, and returns a description of its steps.
-        @param now: The calendar.
-        """
-        self._replacement = replacement
-        self._connection = connection
-        self._path = path
-        self._name = name
-        self._now = now
-        self._lost: str | None = None
-        self._companions = [f"{path}{each}" for each in _COMPANIONS]
+    _connection: sqlite3.Connection
+    _path: Path
+    _name: str
+    _replacement: Callable[[], str] | None = None
+    _now: Callable[[], float] = time.time
+    _lost: str | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._companions = [f"{self._path}{each}" for each in _COMPANIONS]
         self._files = {
             each: identity
-            for each in (str(path), *self._companions)
+            for each in (str(self._path), *self._companions)
             if (identity := _identity(each)) is not None
         }
-        self._size = os.stat(path).st_size
+        self._size = os.stat(self._path).st_size
 
     def check(self) -> None:
         """
@@ -157,16 +153,13 @@ class FileGuard:
         try:
             then = self._rescue()
         except (sqlite3.Error, OSError) as e:
-            then = f"what was committed could not be written again ({e}){self._replace()}"
+            then = f"what was committed could not be written again ({e})"
+            if self._replacement is not None:
+                try:
+                    then += f"; {self._replacement()}"
+                except (TbvastError, OSError) as e:
+                    then += f"; it cannot be rebuilt ({e})"
         self._lost = f"{self._name} is lost: {what} while it was in use; {then}"
-
-    def _replace(self) -> str:
-        if self._replacement is None:
-            return ""
-        try:
-            return f"; {self._replacement()}"
-        except (TbvastError, OSError) as e:
-            return f"; it cannot be rebuilt ({e})"
 
     def _rescue(self) -> str:
         """
