@@ -61,9 +61,6 @@ class Snapshot:
     nameless: int = 0
 
     def add(self, part: Part) -> None:
-        """
-        Count the items of a part.
-        """
         self.count += len(part.items) + len(part.refused)
         self.refused += len(part.refused)
         self.nameless += sum(not each.ids for each in part.refused)

@@ -65,7 +65,4 @@ class ReportPublisher:
         return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
 
     def close(self) -> None:
-        """
-        Close the socket.
-        """
         self._connection.shutdown()

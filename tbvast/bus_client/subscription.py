@@ -346,9 +346,6 @@ class BusSubscription(Service):
             )
 
     def _warn(self, text: str, **values: object) -> None:
-        """
-        Log a warning that the bus can provoke at will, at a limited rate.
-        """
         self._lines.warn(self._log, text, bus=str(self._bus), **values)
 
     def _broken(self) -> None:

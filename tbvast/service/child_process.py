@@ -194,8 +194,6 @@ class Child(ProcessProtocol):
     def write(self, data: bytes) -> None:
         """
         Write to the process's standard input. Ignored once it is closed.
-
-        @param data: The bytes.
         """
         if self._input_open:
             self._written = True
@@ -234,8 +232,6 @@ class Child(ProcessProtocol):
     def send_signal(self, number: int) -> None:
         """
         Send a signal; to a process that has ended, none is sent.
-
-        @param number: The signal's number.
         """
         with suppress(ProcessExitedAlready):
             self._pipes.signalProcess(number)
@@ -246,7 +242,6 @@ class Child(ProcessProtocol):
         self.send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:
-        self._timer = None
         text = "{name} has not ended after {limit:g} s; killing it."
         self._log.warn(text, name=self._name, limit=self._patience)
         self.send_signal(signal.SIGKILL)
@@ -295,7 +290,6 @@ class Child(ProcessProtocol):
         self._finish()
 
     def _close_pipes(self) -> None:
-        self._timer = None
         self._pipes.loseConnection()
         self._finish()
 
@@ -312,9 +306,8 @@ class Child(ProcessProtocol):
             self._reaped(self)
 
     def _cancel(self) -> None:
-        if self._timer is not None:
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            self._timer = None
 
 
 @attrs.define(eq=False)
@@ -424,7 +417,7 @@ class BackOff:
         """
         Whether the delay has not elapsed yet.
         """
-        return self._timer is not None
+        return self._timer is not None and self._timer.active()
 
     def failed(self) -> float:
         """
@@ -434,7 +427,7 @@ class BackOff:
         """
         self.cancel()
         delay = doubling(self._first, self.MAX_SECONDS)(self.failures)
-        self._timer = self._clock.callLater(delay, self._elapsed)
+        self._timer = self._clock.callLater(delay, self._again)
         self.failures += 1
         return delay
 
@@ -448,10 +441,5 @@ class BackOff:
         """
         Cancel the delay.
         """
-        if self._timer is not None:
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            self._timer = None
-
-    def _elapsed(self) -> None:
-        self._timer = None
-        self._again()

@@ -218,7 +218,5 @@ class Flusher(Service):
             self._retry = self._clock.callLater(delay, self.flush)
 
     def _cancel_retry(self) -> None:
-        if self._retry is not None:
-            if self._retry.active():
-                self._retry.cancel()
-            self._retry = None
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()

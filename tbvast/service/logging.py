@@ -67,8 +67,5 @@ class ServiceLog:
         return textFileLogObserver(cast(IO[Any], self._file))
 
     def rotate(self) -> None:
-        """
-        Rotate the log file, if there is one.
-        """
         if self._file is not None:
             self._file.rotate()

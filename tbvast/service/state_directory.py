@@ -88,9 +88,6 @@ class StateDirectory:
             os.pwrite(self._lock, b"%d\n" % (os.getpid(),), 0)
 
     def release(self) -> None:
-        """
-        Release the lock.
-        """
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -23,7 +23,6 @@ def load(path: str) -> Settings:
     """
     Read a configuration file.
 
-    @param path: The file's path.
     @raise SettingsInvalid: If the file cannot be read or is not valid.
     """
     return decode(read_file(path, "--config"), key_label(path))
@@ -33,7 +32,6 @@ def read_file(path: str, label: str) -> bytes:
     """
     Read a file that the user names.
 
-    @param path: The file's path.
     @param label: The name of the option or argument, for the error.
     @raise SettingsInvalid: If the file cannot be read.
     """

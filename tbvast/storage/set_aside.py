@@ -97,13 +97,11 @@ def reason_of(error: BaseException) -> str:
     An error as the reason for setting an item aside: one line, bounded.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    return encodable(text)[:REASON_LENGTH]
+    return _encodable(text)[:REASON_LENGTH]
 
 
-def encodable(text: str) -> str:
-    """
-    Replace lone surrogates in a text, so that UTF-8 can encode it.
-    """
+def _encodable(text: str) -> str:
+    # Lone surrogates are replaced.
     return text.encode("utf-8", "replace").decode()
 
 
@@ -125,8 +123,8 @@ def store_set_aside(connection: sqlite3.Connection, items: Sequence[SetAside], d
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
-                *(each.number, encodable(each.stream), encodable(each.id), each.stage.value),
-                *(encodable(each.reason)[:REASON_LENGTH], date),
+                *(each.number, _encodable(each.stream), _encodable(each.id), each.stage.value),
+                *(_encodable(each.reason)[:REASON_LENGTH], date),
                 *(len(each.body), each.body[:KEPT_BYTES]),
             )
             for each in items

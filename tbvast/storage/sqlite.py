@@ -105,8 +105,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
         )
     if version == len(steps):
         return
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
+    with transaction(connection):
         for step in steps[version:]:
             for statement in step.split(";"):
                 connection.execute(statement)

@@ -80,9 +80,6 @@ class Result:
         self._found: list[Any] = []
 
     def add(self, part: bytes) -> None:
-        """
-        Add one item.
-        """
         self._found.append(self._decode(part))
 
     def end(self, last: bytes) -> Any:
