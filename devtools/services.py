@@ -58,6 +58,13 @@ The time between two looks at a condition.
 """
 
 
+def shell_status(exit_: Exit) -> int:
+    """
+    The exit status as a shell has it: 128 plus the number of the signal, if one ended the process.
+    """
+    return exit_.code if exit_.code is not None else 128 + (exit_.signal or 0)
+
+
 class CommandEnded(TbvastError):
     """
     A command ended, or exceeded a time limit.
@@ -128,7 +135,8 @@ class RunningCommand(ChildOwner):
         """
         The id of the process, while it runs.
         """
-        return self.child.pid
+        transport: Any = self.child.transport
+        return int(transport.pid)
 
     @property
     def output(self) -> str:
@@ -208,7 +216,7 @@ class RunningCommand(ChildOwner):
 
     def ended(self, exit_: Exit) -> None:
         self._exit = exit_
-        self.status = exit_.status
+        self.status = shell_status(exit_)
         if rest := self._unfinished.take_rest():
             self._add_line(rest.decode("utf-8", "replace"))
         waiting, self._line_waiters = self._line_waiters, []

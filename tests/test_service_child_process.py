@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from devtools.services import shell_status
 from tbvast.service import launch
 from tbvast.service.child_process import (
     LINGER_SECONDS,
@@ -67,7 +68,7 @@ class PolicyTests(SynchronousTestCase):
         """
         self.assertEqual(str(Exit.of(3)), "ended with exit status 3")
         self.assertEqual(str(Exit.of(-9)), "ended with signal 9")
-        self.assertEqual([Exit.of(n).status for n in (0, 3, -9)], [0, 3, 137])
+        self.assertEqual([shell_status(Exit.of(n)) for n in (0, 3, -9)], [0, 3, 137])
         self.assertEqual([Exit.of(n).clean for n in (0, 1, -15)], [True, False, False])
 
 

@@ -349,9 +349,6 @@ class BusSubscription(Service):
         self._lines.warn(self._log, text, bus=str(self._bus), **values)
 
     def _broken(self) -> None:
-        """
-        Subscribe again: the bus has to send items again.
-        """
         if self._reactor.seconds() - self._began > RETRY_MOST:
             self._failures = 0
         self._machine.lost()
@@ -373,6 +370,3 @@ def _give(input: _Input) -> None:
 MACHINE = machine_of(
     TABLE, Inputs, BusSubscription, lambda subscription, state: subscription._enter(state)
 )
-"""
-Makes the machine of a L{BusSubscription}.
-"""

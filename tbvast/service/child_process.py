@@ -66,14 +66,6 @@ class Exit(msgspec.Struct, frozen=True):
         return cls(None, -status) if status < 0 else cls(status, None)
 
     @property
-    def status(self) -> int:
-        """
-        The exit status as a shell has it: 128 plus the number of the signal, if one ended the
-        process.
-        """
-        return self.code if self.code is not None else 128 + (self.signal or 0)
-
-    @property
     def clean(self) -> bool:
         """
         Whether the process exited by itself with status 0.
@@ -176,13 +168,6 @@ class Child(ProcessProtocol):
     _input_open: bool = attrs.field(init=False, default=True)
     _terminated: bool = attrs.field(init=False, default=False)
     _timer: IDelayedCall | None = attrs.field(init=False, default=None)
-
-    @property
-    def pid(self) -> int:
-        """
-        The id of the process, while it runs.
-        """
-        return int(self._pipes.pid)
 
     @property
     def stderr(self) -> str:

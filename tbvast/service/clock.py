@@ -19,9 +19,6 @@ Tells the date: seconds since the epoch, in UTC. It may jump, forward and back.
 """
 
 calendar: Calendar = time.time
-"""
-The machine's calendar.
-"""
 
 
 def awake() -> float:

@@ -44,18 +44,13 @@ class ServiceOptions(usage.Options):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         defaults = cls.settings_type()
-        cls.optParameters = [
-            ["config", None, None, "Configuration file, in YAML. (FILE, default: none)"]
-        ] + [
-            [
-                option_name(name).removeprefix("--"),
-                None,
-                None,
-                f"{key.help} ({key.metavar}, default: {_documented(getattr(defaults, name))})",
-            ]
-            for name, key in keys_of(cls.settings_type).items()
-            if key.metavar
-        ]
+        whole = "Configuration file, in YAML. (FILE, default: none)"
+        cls.optParameters = [["config", None, None, whole]]
+        for name, key in keys_of(cls.settings_type).items():
+            if key.metavar:
+                default = _documented(getattr(defaults, name))
+                text = f"{key.help} ({key.metavar}, default: {default})"
+                cls.optParameters.append([option_name(name).removeprefix("--"), None, None, text])
 
     @property
     def twistd(self) -> Mapping[str, Any]:

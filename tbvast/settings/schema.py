@@ -7,7 +7,7 @@ The help of a key is the documentation of its field.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -248,10 +248,7 @@ class Settings(msgspec.Struct, frozen=True):
     bridge: BridgeSettings = BridgeSettings()
 
 
-SECTIONS: Mapping[str, type[PluginSettings | BridgeSettings]] = {
-    "plugin": PluginSettings,
-    "bridge": BridgeSettings,
-}
+SECTIONS: Mapping[str, type[PluginSettings | BridgeSettings]] = get_type_hints(Settings)
 """
 The sections of the configuration file, by name.
 """

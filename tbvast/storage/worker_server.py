@@ -33,14 +33,6 @@ HEAD = 4
 The bytes of the big-endian length before each message.
 """
 
-LONG = 1 << 14
-"""
-The bytes of a request that takes long to answer, so that the next one is read meanwhile.
-"""
-
-_SIGNALS_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# Ignored: a terminal and systemd send them to all processes of a service.
-
 encode = msgspec.msgpack.Encoder().encode
 
 _decode_request = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
@@ -153,7 +145,8 @@ def serve(opening: AbstractContextManager[Served], refusals: tuple[type[Exceptio
     @param refusals: The errors of C{opening} and of the methods that are refusals, not
         defects.
     """
-    for number in _SIGNALS_TO_PARENT:
+    # A terminal and systemd send these to all processes of a service.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     with (
         ExitStack() as closing,
@@ -205,9 +198,9 @@ def _ahead(stream: BinaryIO) -> Iterator[bytes]:
     with ThreadPoolExecutor(1) as other:
         message = read_message(stream)
         while message:
-            following = other.submit(read_message, stream) if len(message) > LONG else None
+            # For a short one, another thread would add latency.
+            following = other.submit(read_message, stream) if len(message) > 1 << 14 else None
             yield message
-            # Not for a short one: another thread would add latency.
             message = following.result() if following else read_message(stream)
 
 
