@@ -6,39 +6,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import zmq
 
 from tbvast.values import Received
 from tbvast.zeromq.sockets import Factory, SocketOptions, XPubConnection, read_subscription
 
 
+@attrs.define(eq=False, slots=False)
 class ReportPublisher:
     """
     Publishes reports on a bus's sub endpoint while the bus listens.
 
     ZeroMQ drops messages without a subscriber. A report is therefore not sent before the
     bus's own ZeroMQ subscription has arrived.
+
+    @param factory: Makes the socket.
+    @param address: The sub endpoint, e.g. C{tcp://localhost:13372}.
+    @param ready: Called whenever the bus begins to listen to a topic.
+    @param keys: As for L{tbvast.bus_client.manage_client.ManageClient}.
     """
 
-    def __init__(
-        self,
-        factory: Factory,
-        address: str,
-        ready: Callable[[], None],
-        keys: SocketOptions | None = None,
-    ) -> None:
-        """
-        @param factory: Makes the socket.
-        @param address: The sub endpoint, e.g. C{tcp://localhost:13372}.
-        @param ready: Called whenever the bus begins to listen to a topic.
-        @param keys: As for L{tbvast.bus_client.manage_client.ManageClient}.
-        """
-        self._ready = ready
-        self._topics: set[bytes] = set()
+    _factory: Factory
+    _address: str
+    _ready: Callable[[], None]
+    _keys: SocketOptions = attrs.field(factory=dict)
+    _topics: set[bytes] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
         # Without a connection, ZeroMQ must refuse a report rather than queue it.
-        options = {**(keys or {}), zmq.IMMEDIATE: 1}
-        self._connection = XPubConnection(factory, self._heard, options)
-        self._connection.connect(address)
+        options = {**self._keys, zmq.IMMEDIATE: 1}
+        self._connection = XPubConnection(self._factory, self._heard, options)
+        self._connection.connect(self._address)
 
     def _heard(self, messages: list[Received]) -> None:
         begun = False

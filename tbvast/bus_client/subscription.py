@@ -307,9 +307,6 @@ class BusSubscription(Service):
         """
         Request a subscription, and prepare the cursor for its beginning: a resumption or a
         snapshot.
-
-        @raise BusRefused: If the bus refuses, or its reply is malformed.
-        @raise BusUnreachable: If the bus does not reply in time.
         """
         resume = self._cursor.position
         days = self._request.snapshot

@@ -339,15 +339,12 @@ class Children:
         name, *arguments = argv
         path = executable or name
         command = launch_command(path, arguments, name) if bound else list(map(os.fsencode, argv))
+        program = command[0] if bound else os.fsencode(path)
         child = Child(owner, self._clock, self._name, self._patience, self._reaped)
         self._running.add(child)
         try:
             self._reactor.spawnProcess(
-                child,
-                command[0] if bound else os.fsencode(path),
-                command,
-                env=environment,
-                childFDs=descriptors,
+                child, program, command, env=environment, childFDs=descriptors
             )
         except Exception:
             self._running.discard(child)

@@ -133,14 +133,13 @@ class Flusher(Service):
             return
         self._again = False
         self._flushing = Deferred.fromCoroutine(self._flush(page))
-        self._flushing.addErrback(self._eb_flush).addCallback(self._cb_flushed)
+        self._flushing.addBoth(self._flushed)
 
-    def _eb_flush(self, failure: Failure) -> None:
-        self._log.failure("Cannot send sightings", failure)
-        self._retry_later()
-
-    def _cb_flushed(self, _: None) -> None:
+    def _flushed(self, failure: Failure | None) -> None:
         self._flushing = None
+        if failure is not None:
+            self._log.failure("Cannot send sightings", failure)
+            self._retry_later()
         if self._again:
             self.flush()
 
@@ -177,8 +176,6 @@ class Flusher(Service):
         self, keys: Sequence[str], reported: Reported
     ) -> tuple[list[str], Page | None]:
         """
-        Store the outcome of a page.
-
         @return: The keys of its sightings that still wait. If there are none, the next page.
         """
         taken = [key for key, ok in zip(keys, reported.taken, strict=True) if ok]

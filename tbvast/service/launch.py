@@ -16,8 +16,6 @@ import sys
 
 def main(arguments: list[str]) -> None:
     """
-    Execute the program.
-
     @param arguments: The parent's process id, the name that the program gets as its first
         argument, the program's path, and its further arguments.
     """

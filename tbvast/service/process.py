@@ -222,9 +222,6 @@ class ServiceProcess(SequentialService):
                 service.reload()
 
     def _stop(self, reason: str) -> None:
-        """
-        Stop the reactor, which stops the services. Later calls do nothing.
-        """
         if self._stopping:
             return
         self._stopping = True

@@ -4,6 +4,7 @@ Threads for blocking calls.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
@@ -33,7 +34,7 @@ class Threads(Service):
         @param name: The prefix of their names, for debuggers.
         """
         self._reactor = reactor
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._work, name=f"{name}-{number}") for number in range(count)
         ]
@@ -50,21 +51,21 @@ class Threads(Service):
         @return: Fires with the result of C{f}, or fails with its error.
         """
         result: Deferred[Any] = Deferred()
-        self._calls.put((result, f, args))
+        self._calls.put(functools.partial(self._call, result, f, args))
         return result
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            result, f, args = call
-            try:
-                value = f(*args)
-            except BaseException:
-                self._reactor.callFromThread(result.errback, Failure())
-            else:
-                self._reactor.callFromThread(result.callback, value)
-            # Otherwise these objects would live until the next call.
-            del call, result, f, args
-            value = None
+        for call in iter(self._calls.get, None):
+            call()
+            del call  # otherwise it would live until the next one
+
+    def _call(self, result: Deferred[Any], f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            value = f(*args)
+        except BaseException:
+            self._reactor.callFromThread(result.errback, Failure())
+        else:
+            self._reactor.callFromThread(result.callback, value)
 
     def stopService(self) -> None:
         """
@@ -75,6 +76,3 @@ class Threads(Service):
             self._calls.put(None)
         for thread in self._threads:
             thread.join()
-
-
-_Call = tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]

@@ -43,10 +43,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @ivar threatbus: The manage endpoint of the bus.
     @ivar snapshot: Days of past indicators to request from the bus.
-    @ivar curve_key: Secret key with which to connect to the bus, a file ending in .key_secret made
-        by tbvast keygen; empty: none.
-    @ivar server_key: Public key of the bus, a file ending in .key; connections to any other bus
-        fail.
+    @ivar curve_key: As for L{BridgeSettings}.
+    @ivar server_key: As for L{BridgeSettings}.
     """
 
     threatbus: Endpoint
@@ -226,15 +224,11 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_consistency(self, labels: Mapping[str, str]) -> None:
         """
-        Check the keys against each other.
-
-        @param labels: By key, the option that set it; errors name other keys by their path.
+        @see: L{PluginSettings.check_consistency}
         @raise SettingsInvalid: If a key needs an engine other than the configured one.
         """
-        if self.engine == "tenzir":
-            return
         for name in ("subdomains", "fields"):
-            if getattr(self, name):
+            if getattr(self, name) and self.engine != "tenzir":
                 label = labels.get("engine", "bridge.engine")
                 raise SettingsInvalid(label, self.engine, f"an engine that supports {name}: tenzir")
 
@@ -249,6 +243,3 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 SECTIONS: Mapping[str, type[PluginSettings | BridgeSettings]] = get_type_hints(Settings)
-"""
-The sections of the configuration file, by name.
-"""

@@ -37,14 +37,11 @@ class Key(NamedTuple):
     metavar: str
 
 
-class Option(msgspec.Struct, frozen=True):
+class Option(str):
     """
-    The last annotation of a field that a command line option sets, too.
-
-    @ivar metavar: As for L{Key}.
+    The last annotation of a field that a command line option sets, too: the placeholder of its
+    value.
     """
-
-    metavar: str
 
 
 class Parser(msgspec.Struct, frozen=True):
@@ -85,6 +82,7 @@ def _file(text: str) -> str:
 
 
 _HOST = "an IP address or a host name"
+_PATH = Annotated[str, Meta(pattern=r"\A[^\0]+\Z")]
 _ENDPOINT = "HOST:PORT (an IPv6 address in square brackets)"
 
 YesNo = Annotated[bool, Parser("yes or no", bool, bool)]
@@ -105,12 +103,7 @@ Command = Annotated[
 ]
 FilePath = Annotated[str, Parser("the path of a file", _file)]
 DirectoryPath = Annotated[
-    str | None,
-    Parser(
-        "the path of a directory",
-        lambda path: path,
-        Annotated[str, Meta(pattern=r"\A[^\0]+\Z")] | None,
-    ),
+    str | None, Parser("the path of a directory", lambda path: path, _PATH | None)
 ]
 
 
@@ -129,12 +122,12 @@ def keys_of(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     @return: The keys of a section by name, in the order of the fields.
     """
     helps = dict(_DOCUMENTED.findall(section.__doc__ or ""))
-    return {
-        name: Key(
-            " ".join(helps.get(name, "").split()), getattr(hint.__metadata__[-1], "metavar", "")
-        )
-        for name, hint in types_of(section).items()
-    }
+    keys = {}
+    for name, hint in types_of(section).items():
+        metavar = hint.__metadata__[-1]
+        text = " ".join(helps.get(name, "").split())
+        keys[name] = Key(text, metavar if isinstance(metavar, Option) else "")
+    return keys
 
 
 def convert(value: Any, hint: Any, label: str, *, is_text: bool = False) -> Any:

@@ -32,11 +32,6 @@ A mapping as YAML decodes it; its keys need not be texts.
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-MAX_PATH_LOOKUPS = 256
-"""
-The maximum number of elements for which one path of a field map may stand.
-"""
-
 _EXPECTED_PATHS = (
     "paths such as a.b[].c, separated by commas, each of at most 256 elements of lists"
 )
@@ -130,7 +125,7 @@ def _validate_paths(where: str, value: object) -> list[str]:
         path = each.strip() if isinstance(each, str) else ""
         steps = [STEP.fullmatch(step) for step in path.split(".")]
         lists = [int(step[3] or POSITIONS) for step in steps if step is not None and step[2]]
-        if None in steps or len(path) > 200 or math.prod(lists) > MAX_PATH_LOOKUPS:
+        if None in steps or len(path) > 200 or math.prod(lists) > 256:
             raise SettingsInvalid(where, each, _EXPECTED_PATHS)
         found.append(path)
     return found

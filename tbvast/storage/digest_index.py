@@ -23,10 +23,7 @@ import msgspec
 
 from tbvast.storage.sqlite import insert, transaction
 
-BITS = 48
-"""
-The bits of a digest.
-"""
+_DIGEST_BYTES = 6
 
 INDEXED_TABLE = """
 CREATE TABLE indexed (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID
@@ -38,19 +35,19 @@ SQL that creates a table with the number up to which each index is written.
 
 def digest(text: str | bytes) -> int:
     """
-    Hash a text to a number of L{BITS}, which takes a fraction of the text's space in an
+    Hash a text to a number of 48 bits, which takes a fraction of the text's space in an
     index. Different texts may have the same digest.
     """
     if isinstance(text, str):
         text = text.encode()
-    return int.from_bytes(_blake2b(text, digest_size=BITS // 8).digest())
+    return int.from_bytes(_blake2b(text, digest_size=_DIGEST_BYTES).digest())
 
 
 def digests(texts: Iterable[str]) -> tuple[int, ...]:
     """
     Compute the L{digest} of each of many texts, faster than one by one.
     """
-    size = BITS // 8
+    size = _DIGEST_BYTES
     found = [_blake2b(text.encode(), digest_size=size).digest() for text in texts]
     # Two zero bytes before each digest make it a big-endian integer of eight bytes.
     whole = b"\0\0".join([b"", *found])

@@ -115,6 +115,7 @@ class Worker(Protocol, ChildOwner):
         @return: The message.
         @raise Exception: The refusal, if the worker cannot start.
         """
+        search_path = os.pathsep.join(filter(None, sys.path))
         ours, theirs = socket.socketpair()
         with ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -123,10 +124,7 @@ class Worker(Protocol, ChildOwner):
                 process = Children(self._reactor, self._reactor, self._name, 0.0).spawn(
                     [sys.executable, "-P", "-m", self._module, *self._arguments],
                     self,
-                    environment={
-                        **os.environ,
-                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    },
+                    environment={**os.environ, "PYTHONPATH": search_path},
                     descriptors={0: theirs.fileno(), 1: 2, 2: 2},
                 )
             ours.settimeout(limit)
