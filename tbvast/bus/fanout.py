@@ -74,9 +74,6 @@ class CommittedBatch:
         self._chunks: dict[frozenset[Stream], list[Chunk]] = {}
 
     def _entries_of(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
-        """
-        @return: The items of some streams with their numbers, by number.
-        """
         if streams >= self.streams:
             return self._entries
         if not streams & self.streams:

@@ -202,9 +202,6 @@ class Intake:
         return offer.done
 
     async def _decode(self) -> None:
-        """
-        Decode all offered items.
-        """
         turn = Turn(self._clock)
         while self._offers:
             offer = self._offers[0]
@@ -268,9 +265,6 @@ class Intake:
             self._finished.callback(None)
 
     async def _commit(self) -> None:
-        """
-        Commit the waiting items, batch by batch.
-        """
         while True:
             await self._in_flight.acquire()
             # A small batch waits for the commit in progress, so that slowly arriving items
@@ -389,9 +383,6 @@ class Intake:
 
 
 def _fail(batch: list[_Waiting], failure: Failure) -> None:
-    """
-    Tell the publishers that wait for the items of a batch.
-    """
     for _, offer, _, _ in batch:
         if offer is not None:
             offer.fail(failure)

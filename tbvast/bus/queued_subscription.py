@@ -50,18 +50,12 @@ class QueuedSubscription(Subscription):
     again.
 
     @ivar acknowledged_until: That number.
-    @ivar owed: Whether part of its snapshot is still to be sent.
     """
 
     _log = Logger()
 
     def __init__(
-        self,
-        parts: BusParts,
-        request: Subscribe,
-        user: str,
-        topic: str,
-        saved: Saved | None = None,
+        self, parts: BusParts, request: Subscribe, user: str, topic: str, saved: Saved | None = None
     ) -> None:
         """
         @param saved: The saved state of the subscription, if it existed before.

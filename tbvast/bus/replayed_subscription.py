@@ -38,8 +38,6 @@ class ReplayedSubscription(Subscription):
 
     _log = Logger()
 
-    answers_snapshots = False
-
     def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
         journal, resume = parts.journal, request.resume
         number: int = journal.head
@@ -51,6 +49,7 @@ class ReplayedSubscription(Subscription):
         if resume is not None and self.resumed:
             number = resume.number
         super().__init__(parts, request, user, topic, number)
+        self.answers_snapshots = False
         if resume is not None:
             # It gets either exactly the entries that it missed, or everything anew.
             self.snapshot_days = 0 if self.resumed else None

@@ -235,9 +235,6 @@ class Bus(SequentialService):
             connection.bind(tcp_address(settings.host, port))
 
     def _options(self) -> SocketOptions:
-        """
-        The options of every socket.
-        """
         keys: SocketOptions = {}
         if self._keys is not None:
             keys = server_options(self._keys)
@@ -285,23 +282,17 @@ class Bus(SequentialService):
         self._manage.pause()  # later requests are not answered
         try:
             await self._intake.finish().addTimeout(STOP_LIMIT, self._reactor)
-            await self._answer_all().addTimeout(STOP_LIMIT, self._reactor)
+            answered = Deferred.fromCoroutine(self._answer_all())
+            await answered.addTimeout(STOP_LIMIT, self._reactor)
         except TimeoutError:
             self._log.warn("Stopping with messages that could not be made durable.")
         await self._saver.flush(FLUSH_LIMIT)
         await super().stopService()
         self._factory.shutdown()
 
-    def _answer_all(self) -> Deferred[None]:
-        """
-        @return: Fires when all received requests have been answered.
-        """
-
-        async def wait() -> None:
-            while self._unanswered:
-                await deferLater(self._reactor, 0.01)
-
-        return Deferred.fromCoroutine(wait())
+    async def _answer_all(self) -> None:
+        while self._unanswered:
+            await deferLater(self._reactor, 0.01)
 
     async def _drain(self) -> None:
         began = self._reactor.seconds()

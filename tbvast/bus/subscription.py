@@ -7,8 +7,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -43,15 +43,13 @@ The most log lines a minute about subscribers that read too slowly.
 """
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class BusParts:
     """
     The parts of a bus that all its subscriptions use.
 
-    @ivar clock: Measures the time, in seconds.
     @ivar settings: The limits of a subscription.
     @ivar publisher: Sends frames.
-    @ivar journal: The journal.
     @ivar refuse: Sets items aside that cannot be rendered.
     @ivar retry: Has L{ISubscription.pump} called soon.
     @ivar begin_snapshot: Begins the snapshot that a subscription asks for.
@@ -70,6 +68,7 @@ class BusParts:
     losses: RateLimit
 
 
+@attrs.define(eq=False)
 class FrameQueue:
     """
     Waiting frames, each with the first number of the journal that it stands for.
@@ -77,10 +76,9 @@ class FrameQueue:
     @ivar size: Their total size, in bytes.
     """
 
-    def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
-        self._numbers: deque[int] = deque()
-        self.size = 0
+    _frames: deque[bytes] = attrs.field(init=False, factory=deque)
+    _numbers: deque[int] = attrs.field(init=False, factory=deque)
+    size: int = attrs.field(init=False, default=0)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -165,7 +163,9 @@ class Subscription:
         self.topic = topic
         self.request = request
         self.user = user
+        self.name = request.name or "somebody"
         self.streams = streams_of(request.topics)
+        self.answers_snapshots = request.dialect is Dialect.STIX2
         self.snapshot_days: int | None = min(request.snapshot, parts.settings.max_snapshot_days)
         self.detached: float | None = parts.clock.seconds()
         self.closed = False
@@ -187,16 +187,8 @@ class Subscription:
         self._reading: Deferred[list[JournalEntry]] | None = None
 
     @property
-    def name(self) -> str:
-        return self.request.name or "somebody"
-
-    @property
     def saved(self) -> bytes | None:
         return None
-
-    @property
-    def answers_snapshots(self) -> bool:
-        return self.request.dialect is Dialect.STIX2
 
     @property
     def position(self) -> int:
@@ -282,9 +274,6 @@ class Subscription:
         """
 
     def _send(self, frames: Sequence[bytes]) -> int:
-        """
-        @return: The number of frames that ZeroMQ has accepted.
-        """
         taken = self._parts.publisher.send_frames(frames)
         self.sent += taken
         self._sent_bytes += sum(map(len, frames if taken == len(frames) else frames[:taken]))
@@ -410,11 +399,8 @@ class Subscription:
         raise NotImplementedError
 
     def _fall_behind(self) -> None:
-        """
-        Read the journal once the queue is empty.
-        """
         self._keeps_up = False
-        self._missed = True
+        self._missed = True  # the journal is read once the queue is empty
         self._parts.retry(self)
 
     def _read(self) -> None:

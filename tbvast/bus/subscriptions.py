@@ -10,7 +10,8 @@ import msgspec
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from tbvast.bus.fanout import CommittedBatch
@@ -21,7 +22,7 @@ from tbvast.errors import ProtocolInvalid
 from tbvast.interfaces import ISubscription
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
-from tbvast.service.turns import Turn, in_turns
+from tbvast.service.turns import in_turns
 from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 
@@ -54,7 +55,7 @@ class Subscriptions(MultiService):
         self._by_topic: dict[str, ISubscription] = {}
         self._delivering: Deferred[None] = succeed(None)
         self._stuck: dict[ISubscription, None] = {}
-        self._retrying: IDelayedCall | None = None
+        self._retrying: Deferred[None] | None = None
         sweep = TimerService(SWEEP_INTERVAL, self._sweep)
         sweep.clock = clock
         sweep.setServiceParent(self)
@@ -206,29 +207,22 @@ class Subscriptions(MultiService):
         """
         self._stuck[subscription] = None
         if self._retrying is None:
-            self._retrying = self._clock.callLater(RETRY_INTERVAL, self._retry)
+            self._retrying = Deferred.fromCoroutine(self._pump_stuck())
 
-    def _retry(self) -> None:
+    async def _pump_stuck(self) -> None:
+        try:
+            while self._stuck:
+                await deferLater(self._clock, RETRY_INTERVAL)
+                stuck, self._stuck = self._stuck, {}
+                await in_turns(
+                    self._clock,
+                    stuck,
+                    lambda subscription: subscription.pump(),
+                    "Cannot send waiting frames to a subscriber",
+                )
+        except CancelledError:  # the service stops
+            pass
         self._retrying = None
-        turn = Turn(self._clock)
-        stuck, self._stuck = self._stuck, {}
-        for subscription in list(stuck):
-            del stuck[subscription]
-            try:
-                subscription.pump()
-            except Exception:
-                self._log.failure("Cannot send waiting frames to a subscriber")
-            if turn.over:
-                break
-        if stuck:  # before those that got stuck again
-            self._stuck = stuck | self._stuck
-            self._cancel_retry()
-            self._retrying = self._clock.callLater(0, self._retry)
-
-    def _cancel_retry(self) -> None:
-        if self._retrying is not None:
-            self._retrying.cancel()
-            self._retrying = None
 
     def _sweep(self) -> None:
         for subscription in self.everybody():
@@ -243,8 +237,8 @@ class Subscriptions(MultiService):
         for subscription in self.everybody():
             subscription.close()
         self._delivering.cancel()
-        self._stuck.clear()
-        self._cancel_retry()
+        if self._retrying is not None:
+            self._retrying.cancel()
         return super().stopService()
 
 

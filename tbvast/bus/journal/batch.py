@@ -291,9 +291,6 @@ class Batch:
         return _ACCEPTED, ""
 
     def _judge(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
-        """
-        Decide whether an indicator replaces the known version.
-        """
         now, version = self._now, item.modified
         in_force = latest[_STATE] == IN_FORCE
         if version == latest[_MODIFIED]:
@@ -339,9 +336,6 @@ class Batch:
             self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
 
     def _document(self, latest: _Row) -> tuple[bytes, int]:
-        """
-        @return: The document and the checksum of a row.
-        """
         if latest[_BODY] is not None:
             return bytes(latest[_BODY]), latest[_CRC]
         found: tuple[bytes, int] = self._connection.execute(

@@ -36,15 +36,5 @@ def opened(path: Path, identity: str) -> Iterator[Served]:
         store.close()
 
 
-def main(path: str, identity: str) -> None:
-    """
-    Serve a journal on standard input, which is a socket.
-
-    @param path: The journal's file.
-    @param identity: The identity of a new journal.
-    """
-    serve(opened(Path(path), identity), (JournalFailed,))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(opened(Path(sys.argv[1]), sys.argv[2]), (JournalFailed,))
