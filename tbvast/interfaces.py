@@ -45,8 +45,7 @@ from tbvast.values import (
 
 if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
     from tbvast.bus.fanout import CommittedBatch
-    from tbvast.bus.journal.ownership import Run
-    from tbvast.bus.journal.values import JournalEntry, Outcome
+    from tbvast.bus.journal.values import JournalEntry, Outcome, Run
     from tbvast.storage.set_aside import SetAside, SetAsideReport
 
 

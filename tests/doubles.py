@@ -16,8 +16,15 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher, Run
-from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.values import (
+    EVERYBODY,
+    NOBODY,
+    JournalEntry,
+    Outcome,
+    Publisher,
+    Run,
+    Verdict,
+)
 from tbvast.errors import (
     CommandFailed,
     JournalFailed,

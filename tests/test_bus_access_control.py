@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zmq.utils import z85
 
 from tbvast.bus.access_control import EVERYTHING, AccessControl, Client, Permission, read_clients
-from tbvast.bus.journal.ownership import EVERYBODY
+from tbvast.bus.journal.values import EVERYBODY
 from tbvast.errors import StartupRefused
 from tbvast.protocol.topics import Stream
 

@@ -26,8 +26,7 @@ from tbvast.bus.ingest import (
     RETRY_DELAY,
     Intake,
 )
-from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
-from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.journal.values import EVERYBODY, Outcome, Verdict, upstream_publisher
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import ICounters, IPausable
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item

@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.journal.ownership import EVERYBODY, Publisher, runs_of
-from tbvast.bus.journal.values import JournalEntry, Outcome, Verdict
+from tbvast.bus.journal.values import EVERYBODY, JournalEntry, Outcome, Publisher, Verdict, runs_of
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore

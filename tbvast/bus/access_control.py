@@ -14,7 +14,7 @@ import msgspec
 import zmq.utils.z85
 from twisted.logger import Logger
 
-from tbvast.bus.journal.ownership import EVERYBODY, Publisher
+from tbvast.bus.journal.values import EVERYBODY, Publisher
 from tbvast.errors import StartupRefused, shown
 from tbvast.protocol.topics import Stream
 from tbvast.zeromq.curve import KEY_LENGTH

@@ -17,8 +17,7 @@ from twisted.python.failure import Failure
 from tbvast.bus.access_control import TO_PUBLISH, AccessControl
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import set_aside
-from tbvast.bus.journal.ownership import Publisher, runs_of
-from tbvast.bus.journal.values import Outcome, Verdict
+from tbvast.bus.journal.values import Outcome, Publisher, Verdict, runs_of
 from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import ICounters, IJournal, IPausable
 from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of

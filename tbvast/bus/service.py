@@ -20,8 +20,8 @@ from tbvast.bus.access_control import AccessControl
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService, set_aside
-from tbvast.bus.journal.ownership import EVERYBODY, upstream_publisher
 from tbvast.bus.journal.retention import Retention
+from tbvast.bus.journal.values import EVERYBODY, upstream_publisher
 from tbvast.bus.manage_endpoint import ManageEndpoint
 from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
@@ -201,13 +201,8 @@ class Bus(SequentialService):
             other = Upstream(reactor, self._factory, upstream, journal, take)
             other.setServiceParent(upstreams)
         self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
-        retention = Retention(
-            reactor,
-            journal,
-            intake.fan_out,
-            settings.retention_days * 86400.0,
-            settings.retention_bytes,
-        )
+        age, size = settings.retention_days * 86400.0, settings.retention_bytes
+        retention = Retention(reactor, journal, intake.fan_out, age, size)
         for service in (subscriptions, self._saver, statistics, retention, upstreams):
             service.setServiceParent(self)
         self._subscriptions = subscriptions

@@ -14,7 +14,6 @@ from zlib import crc32
 import attrs
 import msgspec
 
-from tbvast.bus.journal.ownership import EVERYBODY, NOBODY, Publisher
 from tbvast.bus.journal.schema import (
     BODY,
     ENDED,
@@ -26,7 +25,7 @@ from tbvast.bus.journal.schema import (
     damage,
     set_aside_row,
 )
-from tbvast.bus.journal.values import PackedOutcome, Verdict
+from tbvast.bus.journal.values import EVERYBODY, NOBODY, PackedOutcome, Publisher, Verdict
 from tbvast.bus.journal.versions import BusDates, read_decided, shown_date, write_decided
 from tbvast.errors import Invalid
 from tbvast.protocol.frames import Item
@@ -150,7 +149,7 @@ class Batch:
             return self._add_indicator(item, latest)
         if latest is not None:
             return PackedOutcome(Verdict.REPEATED)
-        return self._store(item, _SIGHTING, 0, None, IN_FORCE, NOBODY, "")
+        return self._store(item, 0, IN_FORCE, NOBODY)
 
     def expire(self, item: Indicator) -> PackedOutcome:
         """
@@ -161,9 +160,7 @@ class Batch:
         latest = self._latest[item.id]
         self._supersede(latest)
         version = max(latest[_MODIFIED], item.modified)
-        self._store(
-            item, _INTEL, version, item.valid_until, LAPSED, latest[_OWNER], latest[_DECIDED]
-        )
+        self._store(item, version, LAPSED, latest[_OWNER], latest[_DECIDED])
         return PackedOutcome(Verdict.EXPIRED, self.head, item)
 
     def endings(
@@ -235,9 +232,7 @@ class Batch:
         if latest is None:
             if item.operation is _REMOVE:
                 return self._remove_unknown(item)
-            return self._store(
-                item, _INTEL, item.modified, item.valid_until, IN_FORCE, publisher.name, ""
-            )
+            return self._store(item, item.modified, IN_FORCE, publisher.name)
         removal = item.operation is _REMOVE
         verdict, reason = (self._judge_removal if removal else self._judge)(item, latest)
         if verdict is not _ACCEPTED:
@@ -257,14 +252,11 @@ class Batch:
             decided.append(before)
             version = item.modified
         self._supersede(latest)
-        outcome = self._store(
-            item, _INTEL, version, item.valid_until, ENDED if removal else IN_FORCE,
-            owner if removal else owner or publisher.name,
-            write_decided(decided, min(version, self._now)),
-        )  # fmt: skip
-        if item is given:
-            return outcome
-        return PackedOutcome(_ACCEPTED, self.head, item)
+        state = ENDED if removal else IN_FORCE
+        owner = owner if removal else owner or publisher.name
+        decided_text = write_decided(decided, min(version, self._now))
+        outcome = self._store(item, version, state, owner, decided_text)
+        return outcome if item is given else PackedOutcome(_ACCEPTED, self.head, item)
 
     def _remove_unknown(self, item: Indicator) -> PackedOutcome:
         """
@@ -272,10 +264,8 @@ class Batch:
         """
         if item.pattern is None or self.publisher.name != NOBODY:
             return PackedOutcome(Verdict.UNKNOWN)
-        return self._store(
-            item, _INTEL, item.modified, item.valid_until, ENDED, NOBODY,
-            write_decided([-item.modified] if item.modified else [], self._now),
-        )  # fmt: skip
+        decided = write_decided([-item.modified] if item.modified else [], self._now)
+        return self._store(item, item.modified, ENDED, NOBODY, decided)
 
     def _judge_removal(self, item: Indicator, latest: _Row) -> tuple[Verdict, str]:
         """
@@ -350,16 +340,12 @@ class Batch:
             latest[_STATE] = SUPERSEDED
 
     def _store(
-        self,
-        item: Item,
-        stream: int,
-        modified: int,
-        valid_until: int | None,
-        state: int,
-        owner: str,
-        decided: str,
+        self, item: Item, modified: int, state: int, owner: str, decided: str = ""
     ) -> PackedOutcome:
         id_ = item.id
+        stream, valid_until = _SIGHTING, None
+        if isinstance(item, Indicator):
+            stream, valid_until = _INTEL, item.valid_until
         self.head += 1
         row = [
             self.head, stream, id_, self._now, modified,

@@ -18,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.journal.ownership import Run, runs_of
 from tbvast.bus.journal.reader import JournalReader
 from tbvast.bus.journal.values import (
     JournalEntry,
@@ -27,7 +26,9 @@ from tbvast.bus.journal.values import (
     PackedOutcome,
     Page,
     Pruned,
+    Run,
     Verdict,
+    runs_of,
 )
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import FileLost, JournalFailed

@@ -13,7 +13,6 @@ from zlib import crc32
 import msgspec
 
 from tbvast.bus.journal.batch import Batch, Unwritable
-from tbvast.bus.journal.ownership import EVERYBODY, Run
 from tbvast.bus.journal.schema import (
     BODY,
     CHECKED,
@@ -28,7 +27,7 @@ from tbvast.bus.journal.schema import (
     readable_text,
     set_aside_row,
 )
-from tbvast.bus.journal.values import PackedOutcome, Pruned
+from tbvast.bus.journal.values import EVERYBODY, PackedOutcome, Pruned, Run
 from tbvast.bus.journal.versions import BusDates, Step
 from tbvast.errors import JournalFailed
 from tbvast.protocol.frames import Item
