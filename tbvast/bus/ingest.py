@@ -327,7 +327,11 @@ class Intake:
         self._wake()  # the next batch is committed meanwhile
         await turn
         try:
-            await self._deliver_accepted(outcomes)
+            self._count(outcomes)
+            accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
+            if accepted:
+                refuse = functools.partial(set_aside, self._journal)
+                await self._deliver(CommittedBatch(accepted, refuse))
         except Exception:
             self._log.failure("Cannot deliver a batch")
         # In another turn, so that a long queue does not block the reactor.
@@ -335,28 +339,21 @@ class Intake:
         self._fanning_out -= 1
         self._wake()
 
-    async def _deliver_accepted(self, outcomes: Sequence[Outcome]) -> None:
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
         tally = Counter([(stream_of(outcome.item), outcome.verdict) for outcome in outcomes])
         for (stream, verdict), count in tally.items():
             self._counters.count(stream.value.decode(), verdict, count)
         # A refusal with a reason is about ownership: nothing is set aside.
         if aside := sum(o.verdict is _REFUSED and not o.reason for o in outcomes):
             self._log.error("{count} items were set aside: see the status.", count=aside)
-        accepted = [(outcome.number, outcome.item) for outcome in outcomes if outcome.number]
-        if accepted:
-            refuse = functools.partial(set_aside, self._journal)
-            await self._deliver(CommittedBatch(accepted, refuse))
 
     def _postpone(self, batch: list[_Waiting], failure: Failure) -> None:
         """
         Have a batch that the journal refused retried before any other one.
         """
-        self._log.error(
-            "{count} messages are not accepted: {reason}; trying again in {delay} s.",
-            count=len(batch),
-            reason=str(failure.value),
-            delay=RETRY_DELAY,
-        )
+        text = "{count} messages are not accepted: {reason}; trying again in {delay} s."
+        reason = str(failure.value)
+        self._log.error(text, count=len(batch), reason=reason, delay=RETRY_DELAY)
         self._pause()
         # A publisher keeps its items.
         _fail(batch, failure)

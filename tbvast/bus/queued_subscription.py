@@ -135,7 +135,7 @@ class QueuedSubscription(Subscription):
             len(self._queue) + len(frames) <= limits.queue_messages
             and self._queue.size + size <= limits.queue_bytes
         ):
-            self._queue.extend(frames, numbers, size)
+            self._queue.extend(frames, numbers)
             self._queued_until = batch.until
             self._parts.retry(self)
             return

@@ -40,14 +40,12 @@ class ReplayedSubscription(Subscription):
 
     def __init__(self, parts: BusParts, request: Subscribe, user: str, topic: str) -> None:
         journal, resume = parts.journal, request.resume
-        number: int = journal.head
         self.resumed = (
             resume is not None
             and resume.plugin == journal.identity
-            and journal.floor <= resume.number <= number
+            and journal.floor <= resume.number <= journal.head
         )
-        if resume is not None and self.resumed:
-            number = resume.number
+        number = resume.number if resume is not None and self.resumed else journal.head
         super().__init__(parts, request, user, topic, number)
         self.answers_snapshots = False
         if resume is not None:

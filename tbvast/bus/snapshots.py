@@ -123,8 +123,7 @@ class Snapshots:
 
         @param days: The number of days; C{None} for everything that is in force.
         """
-        sources = self._sources if Stream.INTEL in subscription.streams else ()
-        subscription.take_snapshot(lambda send: self._deliver(subscription, sources, days, send))
+        subscription.take_snapshot(lambda send: self._deliver(subscription, days, send))
         if days is not None:
             for stream in subscription.streams:
                 self._ask_others(subscription, stream, days)
@@ -175,18 +174,12 @@ class Snapshots:
         for asker in question.askers:
             asker.deliver(payloads[asker.request.dialect])
 
-    async def _deliver(
-        self,
-        subscription: ISubscription,
-        sources: Sequence[ISnapshotSource],
-        days: int | None,
-        send: SendPage,
-    ) -> None:
+    async def _deliver(self, subscription: ISubscription, days: int | None, send: SendPage) -> None:
         started = self._clock.seconds()
         since = 0.0 if days is None else self._now() - days * _DAY
         count = 0
         failed = []
-        for source in sources:
+        for source in self._sources if Stream.INTEL in subscription.streams else ():
             answer: Deferred[int] = Deferred.fromCoroutine(
                 source.pages(since, lambda documents: send(subscription.render_page(documents)))
             )

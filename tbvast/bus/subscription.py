@@ -90,16 +90,13 @@ class FrameQueue:
         """
         return self._numbers[0]
 
-    def extend(
-        self, frames: Sequence[bytes], numbers: Sequence[int] = (), size: int | None = None
-    ) -> None:
+    def extend(self, frames: Sequence[bytes], numbers: Sequence[int] = ()) -> None:
         """
         @param numbers: The numbers of the frames; none if they do not come from the journal.
-        @param size: Their size, if it is known.
         """
         self._frames.extend(frames)
         self._numbers.extend(numbers or [0] * len(frames))
-        self.size += sum(map(len, frames)) if size is None else size
+        self.size += sum(map(len, frames))
 
     def head(self, count: int) -> list[bytes]:
         """
@@ -107,26 +104,18 @@ class FrameQueue:
         """
         return list(itertools.islice(self._frames, count))
 
-    def drop(self, count: int, size: int) -> None:
+    def drop(self, count: int) -> None:
         """
         Drop the oldest frames.
-
-        @param size: Their size.
         """
-        self.size -= size
         if count == len(self._frames):
             self._frames.clear()
             self._numbers.clear()
+            self.size = 0
             return
         for _ in range(count):
-            self._frames.popleft()
+            self.size -= len(self._frames.popleft())
             self._numbers.popleft()
-
-    def drop_oldest(self) -> None:
-        """
-        Drop the oldest frame.
-        """
-        self.drop(1, len(self._frames[0]))
 
 
 @implementer(ISubscription)
@@ -281,9 +270,7 @@ class Subscription:
 
     def _send_from(self, queue: FrameQueue) -> None:
         if queue:
-            before = self._sent_bytes
-            taken = self._send(queue.head(PUMP_FRAMES))
-            queue.drop(taken, self._sent_bytes - before)
+            queue.drop(self._send(queue.head(PUMP_FRAMES)))
 
     def pump(self) -> None:
         if self.detached is not None or self.closed:
@@ -322,7 +309,7 @@ class Subscription:
     def _drop_oldest(self) -> None:
         before, settings = self.dropped, self._parts.settings
         while len(self._live) > settings.queue_messages or self._live.size > settings.queue_bytes:
-            self._live.drop_oldest()
+            self._live.drop(1)
             self.dropped += 1
         if self.dropped != before:
             self._parts.losses.warn(
