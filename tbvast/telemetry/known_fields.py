@@ -16,19 +16,15 @@ import msgspec
 
 from tbvast.stix.observables import Kind
 
-STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
-"""
-The pattern of a part of a path between dots.
-"""
-
 POSITIONS = 8
 """
 How many elements of each list are looked at, unless a path says otherwise.
 """
 
+STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\[([1-9][0-9]?)?\])?", re.ASCII)
 SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*(\.?\*)?", re.ASCII)
 """
-The pattern of a source's schema.
+The patterns of a part of a path between dots, and of a source's schema.
 """
 
 
@@ -306,14 +302,9 @@ def any_source(sources: tuple[Source, ...]) -> Source:
     """
     @return: A source with the fields of all sources, for events of unknown schemas.
     """
-    fields: dict[Field, None] = dict.fromkeys(
-        field for source in sources for field in source.fields
-    )
-    fields.update(dict.fromkeys(_FLAT))
-    requests: dict[Request, None] = dict.fromkeys(
-        request for source in sources for request in source.requests
-    )
-    return Source("*", tuple(fields), tuple(requests))
+    fields = [field for source in sources for field in source.fields]
+    requests = [request for source in sources for request in source.requests]
+    return Source("*", tuple(dict.fromkeys([*fields, *_FLAT])), tuple(dict.fromkeys(requests)))
 
 
 BUILT_IN = SURICATA + ZEEK + OCSF

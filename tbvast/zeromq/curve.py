@@ -115,13 +115,12 @@ def _load(path: str) -> tuple[bytes, bytes | None]:
     try:
         os.stat(path)  # report a missing file as missing, not as malformed
         public, secret = zmq.auth.load_certificate(path)
+        if any(key is not None and len(key) != KEY_LENGTH for key in (public, secret)):
+            raise ValueError("a key has another length")
     except (OSError, ValueError, UnicodeDecodeError) as e:
         raise KeyUnusable(
             path, getattr(e, "strerror", None) or "it is not a ZeroMQ key file"
         ) from e
-    for key in (public, secret):
-        if key is not None and len(key) != KEY_LENGTH:
-            raise KeyUnusable(path, "it is not a ZeroMQ key file")
     return public, secret
 
 

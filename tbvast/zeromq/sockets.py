@@ -67,9 +67,6 @@ TCP keepalive does not probe while data is unacknowledged.
 """
 
 COMPLAINTS_PER_MINUTE = 10
-"""
-The most log lines about what peers send to an XPUB socket.
-"""
 
 DOUBT_SECONDS = 1.0
 """
@@ -278,7 +275,12 @@ class Connection(ZmqConnection):
         @raise zmq.Again: If no message waits.
         """
         frame = self.socket.recv(_NOBLOCK, False)
-        user = _property(frame, self._user) if self._user else ""
+        user = ""
+        if self._user:
+            try:
+                user = str(frame.get(self._user))
+            except zmq.ZMQError:  # the peer speaks ZMTP 1.0 or 2.0, or is gone
+                pass
         frames = [frame.bytes]
         while frame.more:
             frame = self.socket.recv(_NOBLOCK, False)
@@ -382,8 +384,7 @@ class GuardedXPubConnection(XPubConnection):
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
         """
-        Measure the data that the kernel holds for the subscribers of some topics; ZeroMQ's
-        own queue is not counted. Disconnects peers that no longer answer.
+        Disconnects peers that no longer answer.
 
         @return: The bytes for the peer with the most; C{None} if unknown for any peer.
         """
@@ -456,7 +457,11 @@ class GuardedXPubConnection(XPubConnection):
             if "" in names:  # an old peer never has a name
                 self._remove(topic, names.index(""))
             else:
-                self._look_again(topic)
+                # ZeroMQ tells the end of a subscription just before it closes the connection,
+                # unless it was the end of a peer that had not been admitted.
+                self._doubtful[topic] = None
+                if self._looking is None:
+                    self._looking = self.factory.reactor.callLater(DOUBT_SECONDS, self._look)
 
     def _remove(self, topic: bytes, index: int) -> None:
         peers = self._peers[topic]
@@ -477,15 +482,6 @@ class GuardedXPubConnection(XPubConnection):
                 self._remove(topic, index)
                 return True
         return False
-
-    def _look_again(self, topic: bytes) -> None:
-        """
-        Look for closed peers later: ZeroMQ tells the end of a subscription just before it closes
-        the connection. Unless it was the end of a peer that had not been admitted.
-        """
-        self._doubtful[topic] = None
-        if self._looking is None:
-            self._looking = self.factory.reactor.callLater(DOUBT_SECONDS, self._look)
 
     def _look(self) -> None:
         self._looking = None
@@ -516,17 +512,6 @@ def _tcp_peer(name: str) -> TcpPeer | None:
         return TcpPeer(int(name))
     except (ValueError, OSError):  # it has no name, or is closed already
         return None
-
-
-def _property(frame: zmq.Frame, name: str) -> str:
-    """
-    @return: A property of the peer that sent a frame; empty if the peer speaks ZMTP 1.0 or
-        2.0, or is gone.
-    """
-    try:
-        return str(frame.get(name))
-    except zmq.ZMQError:
-        return ""
 
 
 def tcp_address(host: str, port: int) -> str:

@@ -66,13 +66,8 @@ class TcpPeer:
         @return: The bytes that the kernel holds because the peer has not acknowledged
             them; C{None} if the connection is gone, or is not a TCP connection.
         """
-        if self.gone:
-            return None
-        try:
-            held = fcntl.ioctl(self._descriptor, termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return None
-        return int(struct.unpack("i", held)[0])
+        held = self._with_socket(lambda peer: fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)))
+        return None if held is None else int(struct.unpack("i", held)[0])
 
     def unanswered(self, now: float) -> float:
         """
