@@ -11,12 +11,6 @@ from pathlib import Path
 
 from tbvast.errors import EngineMissing, shown
 
-NOT_INSTALLED = (
-    "no engine is installed: pip install 'tbvast[engine]', "
-    "or name a running node's command with --vast-binary"
-)
-
-
 NODE_NAME = "tenzir-node"
 """
 The node's own name as it sees it: the program is the command, too, under another name.
@@ -44,8 +38,7 @@ def find_node() -> str:
     """
     Find the program of the node, which runs under the name L{NODE_NAME}.
 
-    @return: The path of an executable.
-    @raise EngineMissing: If it is not installed.
+    @see: L{find_client}
     """
     return _find("libexec/tenzir-engine", NODE_NAME)
 
@@ -62,5 +55,8 @@ def _find(bundled: str, command: str) -> str:
             return str(candidate)
     found = shutil.which(command)
     if found is None:
-        raise EngineMissing(NOT_INSTALLED)
+        raise EngineMissing(
+            "no engine is installed: pip install 'tbvast[engine]', "
+            "or name a running node's command with --vast-binary"
+        )
     return found

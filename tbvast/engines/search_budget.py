@@ -46,13 +46,11 @@ class SearchBudget:
         return [kept for match in found if (kept := self._reduced(match)) is not None]
 
     def _reduced(self, match: Match) -> Match | None:
-        observables = [Observable(hit.kind, hit.value) for hit in match.hits]
-        below_limit = {each for each in observables if self._seen[each] < self._limit}
+        found = [(hit, Observable(hit.kind, hit.value)) for hit in match.hits]
+        below_limit = {each for _, each in found if self._seen[each] < self._limit}
         self._seen.update(below_limit)
-        ids = set(self._ids_within(match.hits, observables))
-        for hit, observable in zip(match.hits, observables, strict=True):
-            if observable in below_limit:
-                ids.update(hit.ids)
+        ids = {id for hit, each in found if each in below_limit for id in hit.ids}
+        ids.update(self._ids_within(found))
         hits = tuple(
             Hit(hit.field, hit.kind, hit.value, left)
             for hit in match.hits
@@ -60,14 +58,14 @@ class SearchBudget:
         )
         return Match(match.event, match.schema, hits) if hits else None
 
-    def _ids_within(self, hits: Sequence[Hit], observables: Sequence[Observable]) -> Iterator[str]:
+    def _ids_within(self, found: Sequence[tuple[Hit, Observable]]) -> Iterator[str]:
         """
         Count the combinations of an event.
 
         @return: The ids of the indicators whose combination is still within the limit.
         """
         combinations: dict[str, set[Observable]] = {}
-        for hit, observable in zip(hits, observables, strict=True):
+        for hit, observable in found:
             if observable in self._joint:
                 for id in hit.ids:
                     combinations.setdefault(id, set()).add(observable)

@@ -55,7 +55,7 @@ class ThreadedEngine:
     _writing: DeferredLock = attrs.field(init=False, factory=DeferredLock)
     _searching: DeferredLock = attrs.field(init=False, factory=DeferredLock)
     _watching: DeferredLock = attrs.field(init=False, factory=DeferredLock)
-    _running: set[_Adding | _Delivery] = attrs.field(init=False, factory=set)
+    _running: set[Callable[[], None]] = attrs.field(init=False, factory=set)
 
     @property
     def cut(self) -> Mapping[str, int]:
@@ -65,16 +65,16 @@ class ThreadedEngine:
         return self._defer(self._engine.identify)
 
     def prepare(self) -> Deferred[None]:
-        return _serialize(self._writing, partial(self._defer, self._engine.prepare))
+        return self._run(self._writing, self._engine.prepare)
 
     def adding(self) -> _Adding:
         adding = _Adding()
         add = partial(self._engine.add, adding.batches())
-        adding.written = self._run(self._writing, adding, add)
+        adding.written = self._run(self._writing, add, adding.stop)
         return adding
 
     def remove(self, observables: Sequence[Observable]) -> Deferred[None]:
-        return _serialize(self._writing, partial(self._defer, self._engine.remove, observables))
+        return self._run(self._writing, partial(self._engine.remove, observables))
 
     def contents(self) -> Deferred[list[Entry]]:
         return self._defer(self._engine.contents)
@@ -89,7 +89,7 @@ class ThreadedEngine:
     ) -> Deferred[None]:
         search = partial(self._engine.find, entries, limit, timeout, since)
         delivery = _Delivery(search, deliver, self._call_in_reactor)
-        return self._run(self._searching, delivery, delivery.run)
+        return self._run(self._searching, delivery.run, delivery.stop)
 
     def watch(
         self, deliver: Deliver, progress: Callable[[Progress], Deferred[None] | None]
@@ -99,28 +99,53 @@ class ThreadedEngine:
 
         watch = partial(self._engine.watch, report)
         delivery = _Delivery(watch, deliver, self._call_in_reactor)
-        return self._run(self._watching, delivery, delivery.run)
+        return self._run(self._watching, delivery.run, delivery.stop)
 
     def interrupt(self) -> None:
         self._engine.interrupt()
-        for call in list(self._running):
-            call.stop()
+        for stop in list(self._running):
+            stop()
 
     def resume(self) -> None:
         self._engine.resume()
 
     def _run(
-        self, lock: DeferredLock, call: _Adding | _Delivery, f: Callable[[], None]
-    ) -> Deferred[None]:
-        def start() -> Deferred[None]:
-            self._running.add(call)
-            return self._defer(f).addBoth(ended)
+        self, lock: DeferredLock, call: Callable[[], T], stop: Callable[[], None] = lambda: None
+    ) -> Deferred[T]:
+        """
+        Make a call in a thread that waits for a lock, and holds it until it has finished.
 
-        def ended(result: T) -> T:
-            self._running.remove(call)
-            return result
+        @param lock: Serializes the calls that share it.
+        @param stop: Asks the running call to end early.
+        @return: The call's result. Cancelling it while the call waits removes the call from the
+            line. Once the call runs, cancelling only asks it to end: a thread cannot be stopped.
+        """
+        started = False
 
-        return _serialize(lock, start, call.stop)
+        def start() -> Deferred[T]:
+            nonlocal started
+            started = True
+            self._running.add(stop)
+            return self._defer(call).addBoth(ended)
+
+        def ended(outcome: T) -> T:
+            self._running.discard(stop)
+            return outcome
+
+        def cancel(result: Deferred[T]) -> None:
+            if started:
+                stop()
+            else:
+                running.cancel()
+
+        def finished(outcome: T | Failure) -> None:
+            if not result.called:
+                result.callback(outcome)
+
+        result: Deferred[T] = Deferred(cancel)
+        running = lock.run(start)
+        running.addBoth(finished)
+        return result
 
 
 @implementer(IAdding)
@@ -142,8 +167,7 @@ class _Adding:
 
         @raise EngineInterrupted: If L{stop} was called.
         """
-        while (batch := self._queue.get()) is not None:
-            yield batch
+        yield from iter(self._queue.get, None)
         if self._stopped:
             raise EngineInterrupted("add")
 
@@ -225,41 +249,6 @@ class _Delivery:
         if self._iterator is not None:
             self._iterator.close()
         self._pending.cancel()
-
-
-def _serialize(
-    lock: DeferredLock, start: Callable[[], Deferred[T]], stop: Callable[[], None] = lambda: None
-) -> Deferred[T]:
-    """
-    Make a call that waits for a lock, and holds it until its thread has finished.
-
-    @param lock: Serializes the calls that share it.
-    @param start: Starts the call; its C{Deferred} fires when the thread has finished.
-    @param stop: Asks the running call to end early.
-    @return: The call's result. Cancelling it while the call waits removes the call from the line.
-        Once the call runs, cancelling only asks it to end: a thread cannot be stopped.
-    """
-    started = False
-
-    def begin() -> Deferred[T]:
-        nonlocal started
-        started = True
-        return start()
-
-    def cancel(result: Deferred[T]) -> None:
-        if started:
-            stop()
-        else:
-            running.cancel()
-
-    def finished(outcome: T | Failure) -> None:
-        if not result.called:
-            result.callback(outcome)
-
-    result: Deferred[T] = Deferred(cancel)
-    running = lock.run(begin)
-    running.addBoth(finished)
-    return result
 
 
 class EngineThreads(Service):

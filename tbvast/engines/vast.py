@@ -24,9 +24,6 @@ from tbvast.stix.observables import Kind, Observable
 from tbvast.values import EngineIdentity, Entry, Hit, Match, Progress
 
 MATCHER = "tbvast"
-"""
-The name of the matcher for the live match.
-"""
 
 CALL_SECONDS = 60.0
 """
@@ -148,11 +145,7 @@ class VastEngine:
             return list(self._held)
 
     def find(
-        self,
-        entries: Sequence[Entry],
-        limit: int,
-        timeout: float,
-        since: float | None = None,
+        self, entries: Sequence[Entry], limit: int, timeout: float, since: float | None = None
     ) -> Iterator[list[Match]]:
         return InterruptibleIterator(
             self._commands, lambda commands: self._search(commands, entries, limit, timeout)

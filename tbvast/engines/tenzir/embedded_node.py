@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
@@ -45,14 +46,10 @@ def node_settings(folder: Path) -> str:
 
 
 MIN_RESTART_SECONDS = 0.5
-"""
-Seconds before a node that ended is restarted; they double each time, up to
-L{BackOff.MAX_SECONDS}.
-"""
-
 STEADY_SECONDS = 60.0
 """
-Seconds that a node has to run to reset the delay.
+Seconds before a node that ended is restarted, which double each time up to
+L{BackOff.MAX_SECONDS}, and seconds that a node has to run to reset them.
 """
 
 STOP_SECONDS = 15.0
@@ -77,38 +74,33 @@ _LINE = re.compile(rb"(trace|debug|info|warning|error|critical):? (.*)", re.DOTA
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m|\r")
 
 
+@attrs.define(eq=False, slots=False)
 class EmbeddedNode(Service, ChildOwner):
     """
     A node that runs while the service does, and is restarted if it ends.
 
     It does not outlive this process, however this process ends.
+
+    @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
+    @param endpoint: The address that it listens on.
+    @param state: The directory for its state; created if necessary.
+    @param program: The path of the node's program; by default the installed one.
+    @raise tbvast.errors.EngineMissing: If no node is installed.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        endpoint: HostPort,
-        state: Path,
-        program: str | None = None,
-    ) -> None:
-        """
-        @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
-        @param endpoint: The address that it listens on.
-        @param state: The directory for its state; created if necessary.
-        @param program: The path of the node's program; by default the installed one.
-        @raise tbvast.errors.EngineMissing: If no node is installed.
-        """
-        self._program = program or binaries.find_node()
-        self._reactor = reactor
-        self._endpoint = endpoint
-        self._state = state
-        self._settings = state / "node.yaml"
-        self._children = Children(reactor, reactor, "The node", STOP_SECONDS)
-        self._backoff = BackOff(reactor, self._start, MIN_RESTART_SECONDS)
-        self._lines = LineBuffer()
-        self._started = 0.0
+    _reactor: Any
+    _endpoint: HostPort
+    _state: Path
+    _program: str = attrs.field(factory=binaries.find_node)
+    _lines: LineBuffer = attrs.field(init=False, factory=LineBuffer)
+    _started: float = attrs.field(init=False, default=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        self._settings = self._state / "node.yaml"
+        self._children = Children(self._reactor, self._reactor, "The node", STOP_SECONDS)
+        self._backoff = BackOff(self._reactor, self._start, MIN_RESTART_SECONDS)
 
     def startService(self) -> None:
         """
