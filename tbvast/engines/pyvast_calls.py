@@ -16,6 +16,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import attrs
@@ -89,30 +90,18 @@ class Waiter:
         self._loop = self._runner.get_loop()
         self._stopped = self._loop.create_future()
 
-    def readable(self, other: socket.socket, timeout: float) -> bool:
+    def ready(self, other: socket.socket, timeout: float, *, to_write: bool = False) -> bool:
         """
         Wait until a socket has data to read, or a connection to accept.
 
-        @return: Whether it had any within C{timeout} seconds.
+        @param to_write: Whether to wait until it accepts data instead.
+        @return: Whether it was ready within C{timeout} seconds.
         @raise EngineInterrupted: If the calls were interrupted.
         """
-        return self._ready(other, timeout, self._loop.add_reader, self._loop.remove_reader)
+        add, remove = self._loop.add_reader, self._loop.remove_reader
+        if to_write:
+            add, remove = self._loop.add_writer, self._loop.remove_writer
 
-    def writable(self, other: socket.socket, timeout: float) -> bool:
-        """
-        Wait until a socket accepts data.
-
-        @see: L{readable}
-        """
-        return self._ready(other, timeout, self._loop.add_writer, self._loop.remove_writer)
-
-    def _ready(
-        self,
-        other: socket.socket,
-        timeout: float,
-        add: Callable[..., None],
-        remove: Callable[[socket.socket], bool],
-    ) -> bool:
         async def ready() -> bool:
             event = asyncio.Event()
             add(other, event.set)
@@ -243,15 +232,13 @@ class Commands:
             yield from call.batches()
             call.finish()
 
-    @contextlib.contextmanager
-    def waiting(self, name: str) -> Iterator[Waiter]:
+    def waiting(self, name: str) -> AbstractContextManager[Waiter]:
         """
         Provide a waiter for a call that does not run a command.
 
         @raise EngineInterrupted: If L{interrupt} was called.
         """
-        with self._entered(Waiter(name)) as waiter:
-            yield waiter
+        return self._entered(Waiter(name))
 
     def child(self) -> Commands:
         """

@@ -18,6 +18,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports
+from tbvast.engines.tenzir import engine as tenzir_engine
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.engines.tenzir.node_calls import NodeCalls
@@ -690,7 +691,8 @@ class HazardTests(TenzirTestCase):
         """
         A live match whose node is gone is given up, instead of being blind.
         """
-        watch: Any = self.make_tenzir(self.node.endpoint, silence=6.0).watch(unheeded)
+        self.patch(tenzir_engine, "SILENCE_SECONDS", 6.0)
+        watch: Any = self.make_tenzir(self.node.endpoint).watch(unheeded)
         with closing(watch):
             self.assertEqual(next(watch), [])
             self.node.kill()
@@ -871,7 +873,8 @@ class EndingTests(TenzirTestCase):
         """
         A node that is too old is refused.
         """
-        engine = self.make_tenzir(self.node.endpoint, oldest=(99, 0))
+        self.patch(tenzir_engine, "OLDEST_VERSION", (99, 0))
+        engine = self.make_tenzir(self.node.endpoint)
         e = self.assertRaises(EngineUnsupported, engine.identify)
         self.assertIn("Tenzir 99.0 or newer is needed", str(e))
 

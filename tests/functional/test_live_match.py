@@ -18,7 +18,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports, twistd
-from tbvast.engines.tenzir import pipelines
+from tbvast.engines.tenzir import engine as tenzir_engine
+from tbvast.engines.tenzir import markers, pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.errors import EngineCallFailed
 from tbvast.stix.observables import Kind, Observable
@@ -388,7 +389,9 @@ class EngineTests(SynchronousTestCase):
         """
         A match whose markers do not come out is given up within seconds.
         """
-        engine = self.engine(silence=3.0, pulse=0.1)
+        self.patch(tenzir_engine, "SILENCE_SECONDS", 3.0)
+        self.patch(markers, "PULSE_SECONDS", 0.1)
+        engine = self.engine()
         with self.watching(engine) as watch:
             (name,) = (each.name for each in (engine._live_directories).iterdir())
             run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-markers-{name}"), "")
@@ -409,7 +412,8 @@ class EngineTests(SynchronousTestCase):
         """
         Under load, whatever is said to be covered has come out before that was said.
         """
-        engine = self.engine(pulse=0.05)
+        self.patch(markers, "PULSE_SECONDS", 0.05)
+        engine = self.engine()
         engine.add([[Entry(Observable(Kind.DOMAIN, NAME), ("indicator--1",))]])
         said: list[tuple[float, int]] = []
         found: list[Match] = []

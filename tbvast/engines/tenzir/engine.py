@@ -22,16 +22,8 @@ from zope.interface import implementer
 
 from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator
 from tbvast.engines.search_budget import SearchBudget
-from tbvast.engines.tenzir import pipelines, rows
-from tbvast.engines.tenzir.feeds import (
-    PAGE_EVENTS,
-    Feed,
-    ServedFeed,
-    SocketFeed,
-    Unreachable,
-    pipeline_names,
-)
-from tbvast.engines.tenzir.markers import PULSE_SECONDS, Markers
+from tbvast.engines.tenzir import feeds, pipelines, rows
+from tbvast.engines.tenzir.markers import Markers
 from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, TABLE_SECONDS, NodeCalls, decode_answer
 from tbvast.errors import (
     EngineCallFailed,
@@ -59,6 +51,7 @@ Seconds until a live match tries sockets again after the node could not reach on
 was only busy reaches it then; a node in its own container never does.
 """
 
+_OPTIONS = ("--connection-timeout=5s", "--console-verbosity=warning", "--color=never")
 _SETTINGS = """\
 # Written by tbvast for the engine's commands that it runs.
 caf:
@@ -136,9 +129,6 @@ class TenzirEngine:
         sources: Sequence[Source] = BUILT_IN,
         positions: int = POSITIONS,
         subdomains: bool = False,
-        oldest: tuple[int, int] = OLDEST_VERSION,
-        silence: float = SILENCE_SECONDS,
-        pulse: float = PULSE_SECONDS,
         local: bool | None = None,
     ) -> None:
         """
@@ -150,9 +140,6 @@ class TenzirEngine:
         @param sources: The fields of events that can hold observables.
         @param positions: The number of elements that are read of each list in an event.
         @param subdomains: Whether a domain also matches the names below it.
-        @param oldest: The oldest accepted version of the node.
-        @param silence: Seconds of waiting without a marker after which a live match fails.
-        @param pulse: Seconds between rounds of markers.
         @param local: Whether the node can reach a socket in C{state}; C{None} to try it if the
             node is on this machine.
         @raise tbvast.errors.Invalid: If a source is malformed.
@@ -165,10 +152,7 @@ class TenzirEngine:
         host = endpoint.rpartition(":")[0].strip("[]")
         self._local = host in LOOPBACK_HOSTS if local is None else local
         self._socket_after = 0.0
-        self._pulse = pulse
         self._endpoint = endpoint
-        self._oldest = oldest
-        self._silence = silence
         self._plan_for = functools.partial(
             pipelines.plan, tuple(sources), positions, subdomains=subdomains
         )
@@ -176,19 +160,10 @@ class TenzirEngine:
         self.cut: Counter[str] = Counter()
         self._searching = threading.Lock()
         self._searched_observables: set[Observable] = set()
-        self._commands = Commands(
-            binary,
-            endpoint,
-            (
-                f"--config={settings}",
-                "--connection-timeout=5s",
-                "--console-verbosity=warning",
-                "--color=never",
-            ),
-        )
+        self._commands = Commands(binary, endpoint, (f"--config={settings}", *_OPTIONS))
 
     def identify(self) -> EngineIdentity:
-        expected = "Tenzir {}.{} or newer".format(*self._oldest)
+        expected = "Tenzir {}.{} or newer".format(*OLDEST_VERSION)
         node = NodeCalls(self._commands, "identify")
         try:
             # The command's own `version` does not ask the node.
@@ -201,7 +176,7 @@ class TenzirEngine:
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is None:
             raise EngineUnsupported(f"of an unknown version ({shown(version)})", expected)
-        if (int(numbers[1]), int(numbers[2])) < self._oldest:
+        if (int(numbers[1]), int(numbers[2])) < OLDEST_VERSION:
             raise EngineUnsupported(f"Tenzir {version}", expected)
         return EngineIdentity("tenzir", version, self._endpoint)
 
@@ -209,15 +184,19 @@ class TenzirEngine:
         node = NodeCalls(self._commands, "prepare")
         lines = node.run(pipelines.list_tables())
         there = {decode_answer("prepare", line, _TableName).name for line in lines}
-        for table in pipelines.MAIN_TABLES:
-            if table not in there:
-                _create_table(node, table)
         with self._searching:
-            for table in pipelines.RETRO_TABLES:
-                if table in there:
-                    node.run(pipelines.drop_table(table))
-                _create_table(node, table)
+            for table in there.intersection(pipelines.RETRO_TABLES):
+                node.run(pipelines.drop_table(table))
+                there.remove(table)
             self._searched_observables.clear()
+            for table in (*pipelines.MAIN_TABLES, *pipelines.RETRO_TABLES):
+                if table in there:
+                    continue
+                try:
+                    node.run(pipelines.create_table(table))
+                except EngineCallFailed as e:
+                    if "already exists" not in e.reason:  # another bridge has created it
+                        raise
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         update = pipelines.update_tables(pipelines.MAIN_TABLES)
@@ -238,11 +217,7 @@ class TenzirEngine:
         ]
 
     def find(
-        self,
-        entries: Sequence[Entry],
-        limit: int,
-        timeout: float,
-        since: float | None = None,
+        self, entries: Sequence[Entry], limit: int, timeout: float, since: float | None = None
     ) -> Iterator[list[Match]]:
         return InterruptibleIterator(
             self._commands, lambda commands: self._search(commands, entries, limit, timeout, since)
@@ -307,7 +282,7 @@ class TenzirEngine:
                 if left <= 0:
                     raise EngineTimeout("find", timeout)
                 wait = min(left, PAGE_WAIT_SECONDS)
-                page = node.fetch(pipelines.serve_results(stream, token, PAGE_EVENTS, wait))
+                page = node.fetch(pipelines.serve_results(stream, token, feeds.PAGE_EVENTS, wait))
                 token = page.next_continuation_token
                 yield page.lines
         finally:
@@ -324,22 +299,22 @@ class TenzirEngine:
     ) -> Generator[list[Match], None, None]:
         # Matches that have ended may have left their pipelines in the node.
         for left in self._live_directories.iterdir():
-            NodeCalls(self._commands, "watch").end(*pipeline_names(left.name))
+            NodeCalls(self._commands, "watch").end(*feeds.pipeline_names(left.name))
             shutil.rmtree(left, ignore_errors=True)
         if self._local and time.monotonic() >= self._socket_after:
             try:
-                yield from self._match(SocketFeed, commands, progress)
-            except Unreachable as e:
+                yield from self._match(feeds.SocketFeed, commands, progress)
+            except feeds.Unreachable as e:
                 self._socket_after = time.monotonic() + SOCKET_RETRY_SECONDS
                 self._log.info(
                     "The node cannot reach the bridge's socket ({reason}); live matches are"
                     " fetched through the node's endpoint instead.",
                     reason=e.reason,
                 )
-        yield from self._match(ServedFeed, commands, progress)
+        yield from self._match(feeds.ServedFeed, commands, progress)
 
     def _match(
-        self, kind: type[Feed], commands: Commands, progress: Callable[[Progress], None]
+        self, kind: type[feeds.Feed], commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
         """
         Run a live match. It has a directory with its name, which stays until the next match
@@ -347,15 +322,16 @@ class TenzirEngine:
         """
         directory = self._live_directories / f"b{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
-        feed = kind(commands, self._commands, directory)
+        node, owner = NodeCalls(commands, "watch"), NodeCalls(self._commands, "watch")
+        feed = kind(node, owner, directory)
         match = pipelines.live_match(self._plan, directory.name)
         with feed.opened(match):
             yield from self._follow(feed, progress)
 
     def _follow(
-        self, feed: Feed, progress: Callable[[Progress], None]
+        self, feed: feeds.Feed, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
-        markers = Markers(self._plan.leaves, self._pulse)
+        markers = Markers(self._plan.leaves)
         running = False
         waited = 0.0
         feed.send(markers.begin(awake()))
@@ -381,22 +357,14 @@ class TenzirEngine:
                 if (news := markers.passed(marker, awake())) is not None:
                     progress(news)
             # Counts only the time spent waiting for the node.
-            if markers.pending and waited > self._silence:
-                raise EngineCallFailed("watch", f"no marker came out for {self._silence:g} s")
+            if markers.pending and waited > SILENCE_SECONDS:
+                raise EngineCallFailed("watch", f"no marker came out for {SILENCE_SECONDS:g} s")
 
     def interrupt(self) -> None:
         self._commands.interrupt()
 
     def resume(self) -> None:
         self._commands.resume()
-
-
-def _create_table(node: NodeCalls, table: str) -> None:
-    try:
-        node.run(pipelines.create_table(table))
-    except EngineCallFailed as e:
-        if "already exists" not in e.reason:  # another bridge has created it
-            raise
 
 
 def _decode(name: str, lines: Iterable[bytes | str], plan: pipelines.Plan) -> rows.Results:

@@ -20,7 +20,7 @@ from pathlib import Path
 import attrs
 import msgspec
 
-from tbvast.engines.pyvast_calls import READ_BYTES, Commands, Waiter, add_lines
+from tbvast.engines.pyvast_calls import READ_BYTES, Waiter, add_lines
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.markers import Round
 from tbvast.engines.tenzir.node_calls import Line, NodeCalls, decode_answer
@@ -79,13 +79,13 @@ class Feed:
     A live match in the node: markers in, matches and markers out. Its two pipelines end unless
     they are renewed.
 
-    @param commands: Runs the requests of the match.
-    @param owner: Ends the pipelines in the node, even after an interruption of C{commands}.
+    @param node: Makes the requests of the match.
+    @param owner: Ends the pipelines in the node, even after an interruption of C{node}.
     @param directory: An empty directory, whose unique name is also that of the match.
     """
 
-    _commands: Commands
-    _owner: Commands
+    _node: NodeCalls
+    _owner: NodeCalls
     _directory: Path
     _renewed: float = attrs.field(init=False, factory=time.monotonic)
 
@@ -119,24 +119,17 @@ class Feed:
     def _names(self) -> tuple[str, str]:
         return pipeline_names(self._directory.name)
 
-    @property
-    def _node(self) -> NodeCalls:
-        return NodeCalls(self._commands, _WATCH)
-
     @contextlib.contextmanager
     def _running(self, match: str, markers: str) -> Iterator[None]:
         """
-        Start the pipelines; end them on exit.
-
-        @param match: The pipeline that starts the match.
-        @param markers: The pipeline that imports markers.
+        Start the match with one pipeline, and import markers with another; end both on exit.
         """
         try:
             self._node.start(match)
             self._node.start(pipelines.start_pipeline(markers, self._names[1], LIFETIME_SECONDS))
             yield
         finally:
-            NodeCalls(self._owner, _WATCH).end(*self._names)
+            self._owner.end(*self._names)
 
     def _renew(self) -> None:
         """
@@ -166,7 +159,7 @@ class SocketFeed(Feed):
     @contextlib.contextmanager
     def opened(self, match: str) -> Iterator[None]:
         with (
-            self._commands.waiting(_WATCH) as self._waiter,
+            self._node.commands.waiting(_WATCH) as self._waiter,
             socket_directory(self._directory) as place,
             _listen(place / "m") as coming,
             _listen(place / "e") as self._listening,
@@ -189,7 +182,7 @@ class SocketFeed(Feed):
         @raise Unreachable: If there is none within L{CONNECT_SECONDS}.
         """
         deadline = time.monotonic() + CONNECT_SECONDS
-        while self._waiter.readable(listening, deadline - time.monotonic()):
+        while self._waiter.ready(listening, deadline - time.monotonic()):
             connection, _ = listening.accept()
             _, user, _ = _CREDENTIALS.unpack(
                 connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -209,7 +202,7 @@ class SocketFeed(Feed):
             {**fields, pipelines.MARKER_LEAF: leaf} for leaf in markers.leaves
         )
         while data:
-            if not self._waiter.writable(self._markers, CONNECT_SECONDS):
+            if not self._waiter.ready(self._markers, CONNECT_SECONDS, to_write=True):
                 raise EngineCallFailed(_WATCH, "the node does not read markers")
             try:
                 data = data[self._markers.send(data) :]
@@ -223,7 +216,7 @@ class SocketFeed(Feed):
         self._renew()
         if self._results is None:
             raise EngineCallFailed(_WATCH, "the node has not connected")
-        if not self._waiter.readable(self._results, wait):
+        if not self._waiter.ready(self._results, wait):
             return []
         try:
             chunk = self._results.recv(READ_BYTES)

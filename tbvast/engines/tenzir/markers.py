@@ -56,10 +56,9 @@ class Markers:
     proves that everything imported before the previous round has come out of it, too.
     """
 
-    def __init__(self, lookups: Sequence[int], pulse: float = PULSE_SECONDS) -> None:
+    def __init__(self, lookups: Sequence[int]) -> None:
         """
         @param lookups: The number of lookups in each leaf.
-        @param pulse: Seconds between rounds.
         """
         self._groups = group_leaves(lookups)
         self._wide = [
@@ -67,7 +66,6 @@ class Markers:
         ]
         self._begun = [-math.inf] * len(self._groups)
         self._group = -1
-        self._pulse = pulse
         self._number = 0
         self._waiting: set[int] = set()
         self._sent = 0.0
@@ -114,7 +112,7 @@ class Markers:
         following = [each % count for each in range(self._group + 1, self._group + 1 + count)]
         for turn in following:
             elapsed = awake - self._begun[turn]
-            if not self._wide[turn] or elapsed >= PULSES_BETWEEN_WIDE_ROUNDS * self._pulse:
+            if not self._wide[turn] or elapsed >= PULSES_BETWEEN_WIDE_ROUNDS * PULSE_SECONDS:
                 return turn
         return following[0]
 
@@ -155,7 +153,7 @@ class Markers:
             self._next = awake  # until the progress of all leaves is known
             covered = None
         else:
-            self._next = max(awake, self._sent + self._pulse)
+            self._next = max(awake, self._sent + PULSE_SECONDS)
             covered = min(self._passed.values(), key=lambda each: each.awake)
             self._seen = [each for each in self._seen if each.awake >= covered.awake]
         return Progress(heard, covered, behind, min(each.ahead for each in self._seen))
@@ -167,17 +165,14 @@ def group_leaves(lookups: Sequence[int]) -> list[tuple[int, ...]]:
     round has only the cheapest leaf, to show quickly that the match hears.
     """
     cheapest = min(range(len(lookups)), key=lookups.__getitem__)
-    groups: list[tuple[int, ...]] = []
-    group: list[int] = []
-    size = 0
+    groups = [[cheapest]]
+    size = LOOKUPS_PER_ROUND + 1
     for leaf, count in enumerate(lookups):
         if leaf == cheapest:
             continue
-        if group and size + count > LOOKUPS_PER_ROUND:
-            groups.append(tuple(group))
-            group, size = [], 0
-        group.append(leaf)
+        if size + count > LOOKUPS_PER_ROUND:
+            groups.append([])
+            size = 0
+        groups[-1].append(leaf)
         size += count
-    if group:
-        groups.append(tuple(group))
-    return [(cheapest,), *groups]
+    return [tuple(group) for group in groups]

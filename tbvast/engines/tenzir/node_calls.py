@@ -17,13 +17,9 @@ from tbvast.engines.tenzir import pipelines
 from tbvast.errors import EngineCallFailed, EngineError, shown
 
 QUERY_SECONDS = 30.0
-"""
-Seconds for a call that only queries the node.
-"""
-
 TABLE_SECONDS = 300.0
 """
-Seconds for a call that writes a table, or reads it back.
+Seconds for a call that only queries the node, and for one that writes a table or reads it back.
 """
 
 MAX_ARGUMENT_CHARACTERS = 60_000
@@ -85,7 +81,7 @@ class NodeCalls:
     @param name: The name of the calls in errors.
     """
 
-    _commands: Commands
+    commands: Commands
     _name: str
 
     def run(self, pipeline: str, timeout: float = QUERY_SECONDS) -> list[bytes]:
@@ -97,7 +93,7 @@ class NodeCalls:
         arguments, stdin = [pipeline], ""
         if len(pipeline) > MAX_ARGUMENT_CHARACTERS:
             arguments, stdin = ["-f", "/dev/stdin"], pipeline
-        return self._commands.run(self._name, arguments, stdin, timeout=timeout).lines
+        return self.commands.run(self._name, arguments, stdin, timeout=timeout).lines
 
     def write(self, pipeline: str, texts: Iterable[str]) -> None:
         """
@@ -107,7 +103,7 @@ class NodeCalls:
         @raise EngineCallFailed: If it has not processed them all: the engine skips a line that
             it cannot read, warns, and still succeeds.
         """
-        result = self._commands.feed(self._name, [pipeline], texts, timeout=TABLE_SECONDS)
+        result = self.commands.feed(self._name, [pipeline], texts, timeout=TABLE_SECONDS)
         if result.warnings:
             raise EngineCallFailed(self._name, error_summary(result.warnings))
 

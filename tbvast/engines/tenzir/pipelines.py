@@ -245,9 +245,6 @@ class _Planner:
         return Branch(_condition(source.schema), tuple(levels), cut)
 
     def _slots_of(self, source: Source, most: int) -> tuple[Slot, ...]:
-        """
-        @param most: The most elements that are read of each list.
-        """
         found: dict[Slot, None] = {}
         for field in source.fields:
             accesses, _ = _read(field.path, self._positions, most)
@@ -404,9 +401,6 @@ def _request_expressions(request: Request) -> Iterator[str]:
 
 
 def _request_url(request: Request, target: str) -> str:
-    """
-    @param target: The expression to use for the request's target.
-    """
     host = f'{_access(request.host)}.to_lower().trim_end(".")'
     if request.port:
         port = _access(request.port)
@@ -495,7 +489,7 @@ def live_match(matched: Plan, bridge: str) -> str:
     """
     return (
         f"export live=true\nbatch timeout={int(LIVE_BATCH_SECONDS * 1000)}ms\n"
-        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{checked_name(bridge)}"\n'
+        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{_checked_name(bridge)}"\n'
         f"{_match_stages(matched, arriving=True)}select line=this.print_ndjson()\n"
     )
 
@@ -520,7 +514,7 @@ def markers_from_topic(topic: str) -> str:
     """
     Import the markers that are published under a topic of the node.
     """
-    return f'subscribe "{checked_name(topic)}"\n{_IMPORTED}'
+    return f'subscribe "{_checked_name(topic)}"\n{_IMPORTED}'
 
 
 def publish_markers(topic: str, bridge: str, number: int, leaves: Iterable[int]) -> str:
@@ -532,11 +526,11 @@ def publish_markers(topic: str, bridge: str, number: int, leaves: Iterable[int])
     @param leaves: The leaves that they pass, one marker each.
     """
     events = ", ".join(
-        f'{{{MARKER_SOURCE}: "{checked_name(bridge)}", {MARKER_NUMBER}: {int(number)},'
+        f'{{{MARKER_SOURCE}: "{_checked_name(bridge)}", {MARKER_NUMBER}: {int(number)},'
         f" {MARKER_LEAF}: {int(leaf)}}}"
         for leaf in leaves
     )
-    return f'from {events}\npublish "{checked_name(topic)}"\n'
+    return f'from {events}\npublish "{_checked_name(topic)}"\n'
 
 
 _IMPORTED = f'@name = "{MARKER}"\nimport\n'
@@ -569,7 +563,7 @@ def start_pipeline(pipeline: str, name: str, lifetime: float) -> str:
 
 
 def _run_in_node(action: str, pipeline: str, name: str, also: str, lifetime: float) -> str:
-    checked = checked_name(name)
+    checked = _checked_name(name)
     return (
         f'api "/pipeline/{action}", {{definition: {quoted(pipeline)}, id: "{checked}", '
         f'{also}: "{checked}", hidden: true, ttl: "{int(lifetime * 1000)}ms"}}\nwrite_ndjson\n'
@@ -580,7 +574,7 @@ def renew_pipelines(names: Iterable[str]) -> str:
     """
     Restart the lifetime of pipelines. The reply names those that still run.
     """
-    listed = ", ".join(f'"{checked_name(name)}"' for name in names)
+    listed = ", ".join(f'"{_checked_name(name)}"' for name in names)
     return f'api "/pipeline/reset-ttl", {{ids: [{listed}]}}\nwrite_ndjson\n'
 
 
@@ -635,7 +629,7 @@ def serve_results(stream: str, token: str, most: int, wait: float, least: int | 
         raise Invalid("continuation token", token, "letters, digits and -")
     continued = f'continuation_token: "{token}", ' if token else ""
     return (
-        f'api "/serve", {{serve_id: "{checked_name(stream)}", {continued}'
+        f'api "/serve", {{serve_id: "{_checked_name(stream)}", {continued}'
         f"max_events: {int(most)}, min_events: {int(most) // 2 if least is None else int(least)}, "
         f'timeout: "{int(wait * 1000)}ms", schema: "never"}}\nwrite_ndjson\n'
     )
@@ -645,7 +639,7 @@ def end_pipeline(stream: str) -> str:
     """
     End a pipeline that runs in the node.
     """
-    return f'api "/pipeline/delete", {{id: "{checked_name(stream)}"}}\nwrite_ndjson\n'
+    return f'api "/pipeline/delete", {{id: "{_checked_name(stream)}"}}\nwrite_ndjson\n'
 
 
 def _match_stages(matched: Plan, arriving: bool = False) -> str:
@@ -723,11 +717,8 @@ def _table_name(text: str) -> str:
     return text
 
 
-def checked_name(text: str) -> str:
-    """
-    @return: C{text}, if it is a valid name of a pipeline, a stream, a topic or a bridge.
-    @raise tbvast.errors.Invalid: If it is not.
-    """
+def _checked_name(text: str) -> str:
+    # Of a pipeline, a stream, a topic or a bridge.
     if not _PIPELINE_NAME.fullmatch(text):
         raise Invalid("identity", text, "lower-case letters, digits, - and _")
     return text

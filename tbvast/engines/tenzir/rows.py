@@ -12,15 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tbvast.engines.tenzir.pipelines import (
-    CUT_KEY,
-    FINDINGS,
-    IMPORTED_KEY,
-    MARKER,
-    MARKER_LEAF,
-    MARKER_NUMBER,
-    Slot,
-)
+from tbvast.engines.tenzir import pipelines
 from tbvast.errors import Invalid
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry, Hit, Match
@@ -104,7 +96,7 @@ def decode_entry(line: bytes) -> Entry:
     return Entry(Observable(row.value.k, row.value.v), row.value.ids)
 
 
-def decode_results(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> Results:
+def decode_results(lines: Iterable[bytes | str], slots: dict[str, pipelines.Slot]) -> Results:
     """
     Decode the lines of a match. A line is no match if it has no hit, or if every hit is of a
     kind that its field cannot hold.
@@ -116,12 +108,12 @@ def decode_results(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> Resu
     for line in lines:
         try:
             event = _event_decoder.decode(line)
-            mark: dict[str, Any] | None = event.pop(FINDINGS)
+            mark: dict[str, Any] | None = event.pop(pipelines.FINDINGS)
             if mark is None:
                 continue
             schema = mark.pop("s")
-            imported = mark.pop(IMPORTED_KEY, None)
-            if mark.pop(CUT_KEY, None) is True:
+            imported = mark.pop(pipelines.IMPORTED_KEY, None)
+            if mark.pop(pipelines.CUT_KEY, None) is True:
                 results.cut.append(schema)
             hits = {
                 Hit(slots[name].field, row.k, row.v, row.ids): None
@@ -133,7 +125,7 @@ def decode_results(lines: Iterable[bytes | str], slots: dict[str, Slot]) -> Resu
             raise Invalid("match", line, "a line of a match") from None
         if hits:
             results.matches.append(Match(event, schema, tuple(hits)))
-        elif schema == MARKER and (marker := _marker(event, imported)) is not None:
+        elif schema == pipelines.MARKER and (marker := _marker(event, imported)) is not None:
             results.markers.append(marker)
     return results
 
@@ -144,8 +136,8 @@ def _marker(event: dict[str, Any], imported: Any) -> Marker | None:
     """
     try:
         return Marker(
-            msgspec.convert(event.get(MARKER_NUMBER), int),
-            msgspec.convert(event.get(MARKER_LEAF), int),
+            msgspec.convert(event.get(pipelines.MARKER_NUMBER), int),
+            msgspec.convert(event.get(pipelines.MARKER_LEAF), int),
             msgspec.convert(imported, datetime).timestamp(),
         )
     except msgspec.MsgspecError:
