@@ -36,7 +36,7 @@ from tbvast.stix.documents import JsonObject
 from tbvast.values import HostPort, Position
 from tbvast.zeromq.sockets import Factory, SocketOptions
 
-_Input = Callable[[], None] | None
+_Input = Callable[[], None]
 
 RETRY_FIRST = 0.5
 RETRY_MOST = 15.0
@@ -233,7 +233,7 @@ class BusSubscription(Service):
     def _enter(self, state: str) -> None:
         self._running.cancel()
         running: Deferred[_Input] = Deferred.fromCoroutine(getattr(self, f"_{state}")())
-        self._running = running.addCallback(_give).addErrback(self._eb_state)
+        self._running = running.addCallback(lambda input: input()).addErrback(self._eb_state)
 
     def _eb_state(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -301,7 +301,7 @@ class BusSubscription(Service):
         stops, self._stops = self._stops, []
         for stopped in stops:
             stopped.callback(None)
-        return self._machine.start if self.running else None
+        return self._machine.start if self.running else lambda: None
 
     async def _subscribe(self) -> None:
         """
@@ -357,11 +357,6 @@ class BusSubscription(Service):
             reports.close()
             self._manage.close()
             self._lost_at = self._reactor.seconds()
-
-
-def _give(input: _Input) -> None:
-    if input is not None:
-        input()
 
 
 MACHINE = machine_of(

@@ -44,8 +44,8 @@ class ServiceOptions(usage.Options):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         defaults = cls.settings_type()
-        whole = "Configuration file, in YAML. (FILE, default: none)"
-        cls.optParameters = [["config", None, None, whole]]
+        text = "Configuration file, in YAML. (FILE, default: none)"
+        cls.optParameters = [["config", None, None, text]]
         for name, key in keys_of(cls.settings_type).items():
             if key.metavar:
                 default = _documented(getattr(defaults, name))

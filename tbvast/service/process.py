@@ -69,7 +69,6 @@ def check_free(what: str, address: HostPort) -> None:
     Check that an address is free, before a daemon detaches from its terminal.
 
     @param what: The name of the listener for the message.
-    @param address: The address to listen on.
     @raise StartupRefused: If it is impossible to listen there now.
     """
     try:

@@ -110,15 +110,13 @@ DirectoryPath = Annotated[
 @functools.cache
 def types_of(section: type[msgspec.Struct]) -> Mapping[str, Any]:
     """
-    @param section: The struct that declares keys.
-    @return: The annotated types of the keys, by name, in the order of the fields.
+    @return: The annotated types of a section's keys, by name, in the order of the fields.
     """
     return get_type_hints(section, include_extras=True)
 
 
 def keys_of(section: type[msgspec.Struct]) -> Mapping[str, Key]:
     """
-    @param section: As for L{types_of}.
     @return: The keys of a section by name, in the order of the fields.
     """
     helps = dict(_DOCUMENTED.findall(section.__doc__ or ""))
