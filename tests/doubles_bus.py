@@ -114,6 +114,7 @@ class MemoryBus:
         clock: IReactorTime,
         journal: MemoryJournal,
         pub: IPublisher,
+        /,
         kind: Callable[[BusParts, Subscribe, str, str], Subscription] | None = None,
         sources: Sequence[ISnapshotSource] = (),
         **settings: Any,

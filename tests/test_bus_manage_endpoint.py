@@ -26,7 +26,7 @@ from tbvast.protocol import manage
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.values import Position
 from tests.doubles import DAY, MemoryJournal, MemoryPub, MemorySource, a_sighting, an_indicator
-from tests.doubles_bus import MemoryBus, MemorySub, clients_file, some_settings
+from tests.doubles_bus import MemoryBus, MemorySub, clients_file
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30
@@ -64,6 +64,10 @@ class ManageEndpointTestCase(SynchronousTestCase):
             [self.source, JournalSource(self.journal)],
             max_subscriptions=5,
             max_snapshot_days=MAX_DAYS,
+            advertise="bus.example",
+            pub=13371,
+            sub=13372,
+            errors_per_minute=ERRORS_PER_MINUTE,
         )
         self.subscriptions = self.bus.subscriptions
         self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
@@ -78,19 +82,7 @@ class ManageEndpointTestCase(SynchronousTestCase):
             ERRORS_PER_MINUTE,
         )
         self.dialogue = ManageEndpoint(
-            self.clock,
-            some_settings(
-                advertise="bus.example",
-                pub=13371,
-                sub=13372,
-                errors_per_minute=ERRORS_PER_MINUTE,
-            ),
-            self.access,
-            self.bus.make,
-            self.subscriptions,
-            self.bus.snapshots,
-            self.intake,
-            self.statistics,
+            self.bus.parts, self.access, self.subscriptions, self.intake, self.statistics
         )
 
     def make_access(self) -> AccessControl:

@@ -5,22 +5,20 @@ The manage endpoint: every request gets a reply.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.snapshots import Snapshots
 from tbvast.bus.statistics import Statistics
-from tbvast.bus.subscriptions import Subscriptions
+from tbvast.bus.subscription import BusParts
+from tbvast.bus.subscriptions import Subscriptions, make_subscription
 from tbvast.errors import Invalid, JournalFailed
-from tbvast.interfaces import ISubscription
 from tbvast.protocol import manage
 from tbvast.protocol.damaged_json import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
@@ -33,25 +31,21 @@ class ManageEndpoint:
     """
     Answers requests. A request that fails is answered with an error.
 
-    @param settings: The addresses that a subscriber is told to connect to, and the most log
-        lines a minute about refused requests.
+    @param parts: The parts of the bus that subscriptions use.
     @param access: Decides who may do what.
-    @param make: Makes the subscription that a user asks for.
     """
 
     _log = Logger()
 
-    _clock: IReactorTime
-    _settings: PluginSettings
+    _parts: BusParts
     _access: AccessControl
-    _make: Callable[[manage.Subscribe, str], ISubscription]
     _subscriptions: Subscriptions
-    _snapshots: Snapshots
     _intake: Intake
     _statistics: Statistics
 
     def __attrs_post_init__(self) -> None:
-        self._complaints = RateLimit(self._clock, self._settings.errors_per_minute)
+        settings = self._parts.settings
+        self._complaints = RateLimit(self._parts.clock, settings.errors_per_minute)
 
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
@@ -102,10 +96,10 @@ class ManageEndpoint:
         for stream in streams_of(request.topics):
             if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
-        subscription = self._make(request, user)
+        subscription = make_subscription(self._parts, request, user)
         self._subscriptions.open(subscription)
-        self._snapshots.begin(subscription)
-        settings = self._settings
+        self._parts.begin_snapshot(subscription)
+        settings = self._parts.settings
         host, topic = advertised_host(settings), subscription.topic
         return manage.subscribed(topic, host, settings.pub, settings.sub, subscription.beginning)
 

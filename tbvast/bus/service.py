@@ -27,7 +27,7 @@ from tbvast.bus.snapshots import JournalSource, Snapshots
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts
 from tbvast.bus.subscription_saver import SubscriptionSaver
-from tbvast.bus.subscriptions import Subscriptions, make_subscription
+from tbvast.bus.subscriptions import Subscriptions
 from tbvast.bus.upstream import Upstream
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
@@ -207,16 +207,7 @@ class Bus(SequentialService):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
-        self._endpoint = ManageEndpoint(
-            reactor,
-            settings,
-            access,
-            functools.partial(make_subscription, parts),
-            subscriptions,
-            snapshots,
-            intake,
-            statistics,
-        )
+        self._endpoint = ManageEndpoint(parts, access, subscriptions, intake, statistics)
         self._manage = RouterConnection(
             self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True
         )

@@ -48,7 +48,7 @@ class BusParts:
     """
     The parts of a bus that all its subscriptions use.
 
-    @ivar settings: The limits of a subscription.
+    @ivar settings: The limits of a subscription, and the addresses that it is told.
     @ivar publisher: Sends frames.
     @ivar refuse: Sets items aside that cannot be rendered.
     @ivar retry: Has L{ISubscription.pump} called soon.

@@ -13,7 +13,6 @@ from zlib import crc32
 
 from tbvast.bus.journal.schema import (
     BODY,
-    DAMAGE_ADVICE,
     FLOOR,
     HAS_BODY,
     IN_FORCE,
@@ -73,9 +72,8 @@ class JournalReader:
             with journal_errors("read", self._path):
                 yield
         except JournalFailed as e:
-            if (damage := damage_of(e)) is not None:
-                advice = DAMAGE_ADVICE.format(path=self._path)
-                raise FileLost(f"cannot read the journal {self._path}: {damage}; {advice}") from e
+            if damage_of(e) is not None:
+                raise FileLost(str(e)) from e
             raise
 
     def current(
