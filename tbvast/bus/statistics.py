@@ -8,7 +8,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
 from twisted.application.internet import TimerService
-from twisted.application.service import MultiService
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
@@ -25,7 +24,7 @@ _SAMPLES = 13
 
 
 @implementer(ICounters)
-class Statistics(MultiService):
+class Statistics(TimerService):
     """
     Counts what a bus receives, and reports its state, with rates over the last minute.
     """
@@ -39,16 +38,13 @@ class Statistics(MultiService):
         """
         @param everybody: Returns all subscriptions.
         """
-        super().__init__()
-        self._clock = clock
+        super().__init__(SAMPLE_INTERVAL, self._sample)
+        self.clock = self._clock = clock
         self._journal = journal
         self._everybody = everybody
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._started = clock.seconds()
         self._samples: deque[tuple[float, Counter[str]]] = deque(maxlen=_SAMPLES)
-        timer = TimerService(SAMPLE_INTERVAL, self._sample)
-        timer.clock = clock
-        timer.setServiceParent(self)
 
     def count(self, kind: str, verdict: str, number: int = 1) -> None:
         self._counts[kind][verdict] += number

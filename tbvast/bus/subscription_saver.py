@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from twisted.application.internet import TimerService
-from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -38,7 +37,7 @@ As L{PROGRESS_AGE}, when the bus stops: ZeroMQ sends the rest of its queue while
 """
 
 
-class SubscriptionSaver(MultiService):
+class SubscriptionSaver(TimerService):
     """
     Compares the state of each subscription with the stored one, and stores the changes.
     """
@@ -56,17 +55,14 @@ class SubscriptionSaver(MultiService):
         @param everybody: Returns all subscriptions.
         @param stored: The stored states, by topic.
         """
-        super().__init__()
-        self._clock = clock
+        super().__init__(PROGRESS_INTERVAL, self._check)
+        self.clock = self._clock = clock
         self._store = store
         self._everybody = everybody
         self._stored = dict(stored)
         self._changes: dict[str, bytes | None] = {}
         self._failing = False
         self._checking: Deferred[None] = succeed(None)
-        timer = TimerService(PROGRESS_INTERVAL, self._check)
-        timer.clock = clock
-        timer.setServiceParent(self)
 
     async def _check(self) -> None:
         """

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 from twisted.application.internet import TimerService
-from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -37,7 +36,7 @@ Seconds between checks for subscriptions that have timed out.
 """
 
 
-class Subscriptions(MultiService):
+class Subscriptions(TimerService):
     """
     The subscriptions of one bus. One whose subscriber is silent, or away, for too long is
     closed.
@@ -49,16 +48,13 @@ class Subscriptions(MultiService):
         """
         @param settings: The limits.
         """
-        super().__init__()
-        self._clock = clock
+        super().__init__(SWEEP_INTERVAL, self._sweep)
+        self.clock = self._clock = clock
         self._settings = settings
         self._by_topic: dict[str, ISubscription] = {}
         self._delivering: Deferred[None] = succeed(None)
         self._stuck: dict[ISubscription, None] = {}
         self._retrying: Deferred[None] | None = None
-        sweep = TimerService(SWEEP_INTERVAL, self._sweep)
-        sweep.clock = clock
-        sweep.setServiceParent(self)
 
     def __len__(self) -> int:
         return len(self._by_topic)
