@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
+import attrs
 from twisted.application.internet import TimerService
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
@@ -24,26 +25,23 @@ _SAMPLES = 13
 
 
 @implementer(ICounters)
+@attrs.define(eq=False, slots=False)
 class Statistics(TimerService):
     """
     Counts what a bus receives, and reports its state, with rates over the last minute.
+
+    @param everybody: Returns all subscriptions.
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        journal: IJournal,
-        everybody: Callable[[], Iterable[ISubscription]],
-    ) -> None:
-        """
-        @param everybody: Returns all subscriptions.
-        """
+    _clock: IReactorTime
+    _journal: IJournal
+    _everybody: Callable[[], Iterable[ISubscription]]
+
+    def __attrs_post_init__(self) -> None:
         super().__init__(SAMPLE_INTERVAL, self._sample)
-        self.clock = self._clock = clock
-        self._journal = journal
-        self._everybody = everybody
+        self.clock = self._clock
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._started = clock.seconds()
+        self._started = self._clock.seconds()
         self._samples: deque[tuple[float, Counter[str]]] = deque(maxlen=_SAMPLES)
 
     def count(self, kind: str, verdict: str, number: int = 1) -> None:

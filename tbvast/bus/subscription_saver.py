@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import attrs
 from twisted.application.internet import TimerService
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -37,29 +38,25 @@ As L{PROGRESS_AGE}, when the bus stops: ZeroMQ sends the rest of its queue while
 """
 
 
+@attrs.define(eq=False, slots=False)
 class SubscriptionSaver(TimerService):
     """
     Compares the state of each subscription with the stored one, and stores the changes.
+
+    @param everybody: Returns all subscriptions.
+    @param stored: The stored states, by topic.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        store: ISubscriptionStore,
-        everybody: Callable[[], list[ISubscription]],
-        stored: Mapping[str, bytes],
-    ) -> None:
-        """
-        @param everybody: Returns all subscriptions.
-        @param stored: The stored states, by topic.
-        """
+    _clock: IReactorTime
+    _store: ISubscriptionStore
+    _everybody: Callable[[], list[ISubscription]]
+    _stored: Mapping[str, bytes]
+
+    def __attrs_post_init__(self) -> None:
         super().__init__(PROGRESS_INTERVAL, self._check)
-        self.clock = self._clock = clock
-        self._store = store
-        self._everybody = everybody
-        self._stored = dict(stored)
+        self.clock = self._clock
         self._changes: dict[str, bytes | None] = {}
         self._failing = False
         self._checking: Deferred[None] = succeed(None)
@@ -105,11 +102,8 @@ class SubscriptionSaver(TimerService):
             self._failing = True
             return
         self._failing = False
-        for topic, state in changes.items():
-            if state is None:
-                self._stored.pop(topic, None)
-            else:
-                self._stored[topic] = state
+        now = {**self._stored, **changes}
+        self._stored = {topic: state for topic, state in now.items() if state is not None}
 
     async def flush(self, limit: float) -> None:
         """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import attrs
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -28,37 +29,32 @@ The most entries of one commit, so that the intake does not wait long.
 """
 
 
+@attrs.define(eq=False, slots=False)
 class Retention(MultiService):
     """
     Enforces the retention policy of one journal.
+
+    @param fan_out: Delivers the removals of expired indicators.
+    @param age: Seconds after which entries that are not in force are pruned.
+    @param size: Bytes of the journal; above this size, the oldest are pruned sooner.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        journal: IRetention,
-        fan_out: Callable[[Sequence[Outcome]], Deferred[None]],
-        age: float,
-        size: int,
-    ) -> None:
-        """
-        @param fan_out: Delivers the removals of expired indicators.
-        @param age: Seconds after which entries that are not in force are pruned.
-        @param size: Bytes of the journal; above this size, the oldest are pruned sooner.
-        """
+    _clock: IReactorTime
+    _journal: IRetention
+    _fan_out: Callable[[Sequence[Outcome]], Deferred[None]]
+    _age: float
+    _size: int
+
+    def __attrs_post_init__(self) -> None:
         super().__init__()
-        self._journal = journal
-        self._fan_out = fan_out
-        self._age = age
-        self._size = size
         for interval, call in (
             (EXPIRY_INTERVAL, self._expire),
             (PRUNE_INTERVAL, self._prune),
         ):
             timer = TimerService(interval, call)
-            timer.clock = clock
+            timer.clock = self._clock
             timer.setServiceParent(self)
 
     async def _expire(self) -> None:
