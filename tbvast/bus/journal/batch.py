@@ -42,7 +42,10 @@ from tbvast.storage.digest_index import DigestIndex, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.storage.sqlite import IN_JSON_LIST, insert
 
-_NUMBER, _, _ID, _RECEIVED, _MODIFIED, _, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED, _CRC = range(12)
+(
+    _NUMBER, _STREAM, _ID, _RECEIVED, _MODIFIED, _UNTIL, _STATE, _BODY, _DIGEST, _OWNER, _DECIDED,
+    _CRC,
+) = range(12)  # fmt: skip
 """
 The positions of the columns in a row.
 """
