@@ -217,9 +217,7 @@ class IAdding(Interface):
 
     def add(entries: Sequence[Entry]) -> None:
         """
-        Add the next batch.
-
-        @param entries: A batch of L{IEngine.add}.
+        Add the next batch of L{IEngine.add}.
         """
 
     def end() -> Deferred[None]:
@@ -491,7 +489,6 @@ class IIndicatorStore(Interface):
         """
         Store that past events have been searched for indicators.
 
-        @param ids: The indicators.
         @param until: The same number as for L{unsearched}: an indicator that has changed since
             has to be searched for again.
         """
@@ -640,7 +637,6 @@ class ICounters(Interface):
         @param kind: C{indicator}, C{sighting}, C{message} or C{request}.
         @param verdict: What became of them: a L{tbvast.bus.journal.values.Verdict}, or
             C{forbidden}.
-        @param number: How many they are.
         """
 
 

@@ -156,12 +156,9 @@ class Unsearched(msgspec.Struct, frozen=True):
 
 class Hit(msgspec.Struct, frozen=True):
     """
-    A field of an event that holds an observable.
+    A field of an event that holds an observable. Kind, value and ids are as in the L{Entry}.
 
     @ivar field: The field's path in the event, such as C{"dns.rrname"}.
-    @ivar kind: The observable's kind, as in the L{Entry}.
-    @ivar value: The observable's value, as in the L{Entry}.
-    @ivar ids: The ids, as in the L{Entry}.
     """
 
     field: str

@@ -239,15 +239,11 @@ async def remove(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, names: Sequence[str]
 ) -> bool:
     """
-    Remove indicators.
+    Remove indicators. The bus, its keys and the errors about them are as for L{publish}.
 
-    @param bus: The manage endpoint of the bus.
-    @param keys: The keys for the connection.
     @param names: Ids of indicators, or published observables.
     @return: Whether every indicator is removed.
     @raise SettingsInvalid: If a name is neither an id nor an observable.
-    @raise KeyUnusable: If a key cannot be used.
-    @raise BusUnreachable: If the bus does not answer.
     @raise BusRefused: If the bus knows no removals.
     """
     options = keys.load()

@@ -57,10 +57,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 class Part(msgspec.Struct, frozen=True):
     """
-    A part of a snapshot.
-
-    @ivar items: The readable items.
-    @ivar refused: The unreadable items.
+    A part of a snapshot, with its readable and its unreadable items.
     """
 
     items: tuple[Item, ...]
@@ -69,10 +66,7 @@ class Part(msgspec.Struct, frozen=True):
 
 class Torn(msgspec.Struct, frozen=True):
     """
-    A batch whose range of numbers is unreadable.
-
-    @ivar items: The readable items, in order.
-    @ivar refused: The rest.
+    A L{Batch} whose range of numbers is unreadable.
     """
 
     items: tuple[Item, ...]

@@ -179,7 +179,6 @@ def json_object(raw: bytes) -> JsonObject:
     @raise DocumentInvalid: If C{raw} is not a readable JSON object.
     """
     try:
-        found: JsonObject = msgspec.json.decode(raw, type=JsonObject)
+        return msgspec.json.decode(raw, type=JsonObject)
     except UNREADABLE as e:
         raise DocumentInvalid("document", raw, f"a JSON object ({e})") from None
-    return found
