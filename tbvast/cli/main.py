@@ -74,9 +74,10 @@ Make a CURVE key pair: DIR/NAME.key, which may be published, and DIR/NAME.key_se
 which only its owner can read. The last line printed is for the bus's file of clients.
 """
 
-Command = Callable[[Any, Screen], Coroutine[Deferred[Any], Any, bool]]
+Command = Callable[..., Coroutine[Deferred[Any], Any, bool]]
 """
-A command: called with the reactor and a L{Screen}, it tells whether everything was done.
+A command: called with the reactor, a L{Screen} and its options, it tells whether everything was
+done.
 """
 
 
@@ -95,8 +96,8 @@ def _whole_number(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """
-    @return: The parser of the command line: to options whose C{command} makes a L{Command} of
-        them.
+    @return: The parser of the command line: to options whose C{command} is called with them,
+        and returns a L{Command} that has them.
     """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -129,11 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
-        name: str,
-        command: Callable[..., Coroutine[Deferred[Any], Any, bool]],
-        help: str,
-        description: str,
-        connects: bool = True,
+        name: str, command: Command, help: str, description: str, connects: bool = True
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
@@ -191,16 +188,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _bind(
-    command: Callable[..., Coroutine[Deferred[Any], Any, bool]], options: argparse.Namespace
-) -> Command:
+def _bind(command: Command, options: argparse.Namespace) -> Command:
     """
     Give a command its options, whose names are those of its parameters.
     """
     arguments = {name: value for name, value in vars(options).items() if name != "command"}
     if "bus" in arguments:
-        files = arguments.pop("curve_key"), arguments.pop("server_key")
-        arguments["keys"] = KeyFiles(*files)
+        arguments["keys"] = KeyFiles(arguments.pop("curve_key"), arguments.pop("server_key"))
     return partial(command, **arguments)
 
 
@@ -210,7 +204,7 @@ def _add_json(command: argparse.ArgumentParser, help: str) -> None:
 
 async def run(reactor: Any, screen: Screen, command: Command) -> int:
     """
-    Run a command. It is cancelled when the reactor stops, e.g. on Ctrl-C.
+    Run a command that has its options. It is cancelled when the reactor stops, e.g. on Ctrl-C.
 
     @param screen: The streams for its output and errors.
     @return: The exit status.
