@@ -81,7 +81,7 @@ class EngineTestCase(SynchronousTestCase):
             self.clock,
             self.endpoint,
             self.client,
-            lambda: self.sync.reconcile(),
+            self.fill,
             self.tasks,
             self.unsupported.append,
         )
@@ -107,6 +107,14 @@ class EngineTestCase(SynchronousTestCase):
             awake=lambda: self.engine.awake,
         )
         self.addCleanup(self.stop)
+
+    async def fill(self) -> None:
+        """
+        What has to succeed before the node is ready.
+        """
+        if self.live:
+            await self.match.begin()
+        await self.sync.reconcile()
 
     def tasks(self) -> Iterator[Task]:
         """

@@ -27,6 +27,8 @@ class LiveTests(EngineTestCase):
         super().setUp()
         self.apply(an_indicator(1))
         self.start()
+        self.first = self.engine.searches.copy()
+        self.engine.searches.clear()
 
     def test_delivered(self) -> None:
         """
@@ -62,12 +64,13 @@ class LiveTests(EngineTestCase):
 
     def test_begun(self) -> None:
         """
-        Events from the first marker on are covered, whatever happens next.
+        Events since the start of the bridge are searched at the first start, too.
         """
+        (search,) = self.first
+        self.assertLess(abs((search.since or 0.0) + 2 * OVERLAP), 0.1)
         known = self.store.covered()
-        assert known is not None
-        self.assertEqual(known.until, self.engine.moments[0].imported)
-        self.assertEqual(self.engine.searches, [])
+        self.client.mark()
+        self.assertNotEqual(self.store.covered(), known)
 
     def test_caught_up(self) -> None:
         """
@@ -191,3 +194,36 @@ class LiveTests(EngineTestCase):
                 "The live match makes progress again.",
             ],
         )
+
+
+class FirstStartTests(EngineTestCase):
+    """
+    The first start of a bridge: indicators may be searched for before arriving events are matched.
+    """
+
+    live = search = True
+
+    def test_between(self) -> None:
+        """
+        Events that arrive after the search for an indicator, and before the live match hears,
+        are searched.
+        """
+        self.client.held = {"watch"}
+        self.apply(an_indicator(1))
+        self.start()
+        self.clock.pump([1.0] * 20)
+        self.assertEqual([each.since for each in self.engine.searches], [None])
+        self.engine.arrive(seen(1, n=5))
+        self.client.release()
+        self.clock.pump([1.0] * 20)
+        self.assertEqual([match.event for match, _ in self.delivered], [seen(1, n=5)])
+        self.assertFalse(self.match.report()["catching_up"])
+
+    def test_not_begun(self) -> None:
+        """
+        The record begins before the first search.
+        """
+        self.client.held = {"contents"}
+        self.start()
+        self.assertIsNotNone(self.store.covered())
+        self.client.release()

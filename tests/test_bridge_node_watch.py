@@ -26,7 +26,9 @@ class NodeTests(EngineTestCase):
         """
         self.apply(an_indicator(1))
         self.start()
-        self.assertEqual(self.engine.log, ["identify", "prepare", "contents", "add", "watch"])
+        self.assertEqual(
+            self.engine.log, ["identify", "prepare", "contents", "add", "watch", "find"]
+        )
         self.assertEqual(self.engine.table, {ip(1): (indicator_id(1),)})
         self.assertIs(self.node.state, State.READY)
         self.assertTrue(self.match.report()["live"])

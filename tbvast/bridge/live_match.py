@@ -127,6 +127,15 @@ class LiveMatch(TimerService):
             found["covered"] = datetime.fromtimestamp(self._covered.until, UTC).isoformat()
         return found
 
+    async def begin(self) -> None:
+        """
+        Begin the record at the first start of a bridge, before any search: a search covers the
+        events before it, and the first live match has to cover those after it.
+        """
+        if await self._store.covered() is None:
+            begins = Covered(self._now() - OVERLAP, self._awake(), self._boot)
+            await self._store.set_covered(begins)
+
     async def run(self) -> None:
         """
         Match arriving events. When the match ends, start it again.
@@ -215,17 +224,10 @@ class LiveMatch(TimerService):
         """
         @return: Whether the search was completed within the time limit.
         """
-        known = await self._store.covered()
-        heard = progress.heard
-        if known is None:
-            # The first live match: coverage begins now.
-            begins = Covered(self._now() - OVERLAP, self._awake(), self._boot)
-            if heard is not None:
-                begins = covered(heard, heard.ahead, self._boot)
-            await self._store_covered(begins)
-            return True
-        self._covered = known
-        since = None if heard is None else search_from(known, heard, self._boot)
+        known = self._covered = await self._store.covered()
+        heard, since = progress.heard, None
+        if known is not None and heard is not None:
+            since = search_from(known, heard, self._boot)
         return await self._search.search_all(timeout, since)
 
 

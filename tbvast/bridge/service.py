@@ -145,11 +145,11 @@ class Bridge(SequentialService):
             reactor,
             HostnameEndpoint(reactor, address.host, address.port),
             threads.client,
-            lambda: sync.reconcile(),
+            self._fill_engine,
             self._engine_tasks,
             lambda e: self._process.fail(str(e)),
         )
-        sync = self._sync = EngineSync(node, indicators)
+        self._sync = sync = EngineSync(node, indicators)
         search = self._search = RetroSearch(
             node,
             indicators,
@@ -222,6 +222,11 @@ class Bridge(SequentialService):
             subdomains=settings.subdomains,
             local=embedded or None,
         )
+
+    async def _fill_engine(self) -> None:
+        if self._settings.live_match:
+            await self._live.begin()
+        await self._sync.reconcile()
 
     def _engine_tasks(self) -> Iterator[Task]:
         yield self._sync.maintain()
