@@ -17,7 +17,7 @@ import msgspec
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.errors import Invalid
-from tbvast.service.clock import Calendar, calendar
+from tbvast.service.clock import calendar
 from tbvast.stix.sightings import decode_sighting
 from tbvast.storage.file_guard import move_aside
 from tbvast.values import Covered, Position
@@ -29,25 +29,21 @@ there, whatever number of days a new bridge asks for.
 """
 
 
-def renew(path: Path, now: Calendar = calendar) -> str:
+def renew(path: Path) -> str:
     """
     Move a store aside, and create a new one in its place.
 
-    @param now: The date of the new store.
     @return: A description of the steps, for the log.
     @raise OSError: If the store cannot be moved.
     @raise StartupRefused: If a new one cannot be created.
     """
-    aside = move_aside(path, "damaged", now())
+    aside = move_aside(path, "damaged", calendar())
     sightings, covered = _legible(aside)
-    store = BridgeStore(path)
-    try:
+    with closing(BridgeStore(path)) as store:
         if covered is not None:
             store.set_covered(covered)
         unsent = store.outbox.carry_over(sightings)
-        store.indicators.apply((), now(), False, NOWHERE)
-    finally:
-        store.close()
+        store.indicators.apply((), 0.0, False, NOWHERE)
     return (
         f"a new one was made, which the bus fills, and {unsent} sightings were carried over"
         f" that had not been sent; the old one is {aside}"
