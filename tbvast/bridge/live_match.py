@@ -33,14 +33,10 @@ PROGRESS_SECONDS = 5.0
 Seconds within which a healthy engine reports its progress again, if it can.
 """
 
-MAX_SILENCE_SECONDS = 15.0
+MAX_SILENCE_SECONDS, SILENCE_CHECK_INTERVAL = 15.0, 1.0
 """
-Seconds without progress after which the live match no longer counts as live.
-"""
-
-SILENCE_CHECK_INTERVAL = 1.0
-"""
-Seconds between checks of that.
+Seconds without progress after which the live match no longer counts as live, and between checks
+of that.
 """
 
 CATCH_UP_TIMEOUT = 300.0

@@ -5,7 +5,7 @@ The bridge: gives an engine the indicators of a bus, and reports its matches as 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,10 @@ STORE_NAME = "bridge.db"
 
 INTEL_TOPIC = "stix2/indicator"
 
-VALIDITY_INTERVAL = 1.0
+VALIDITY_INTERVAL, PRUNE_INTERVAL = 1.0, 3600.0
 """
-Seconds between the checks for indicators that have expired or become valid.
-"""
-
-PRUNE_INTERVAL = 3600.0
-"""
-Seconds between the deletions of the ids of sightings that were sent long ago.
+Seconds between the checks for indicators that have expired or become valid, and between the
+deletions of the ids of sightings that were sent long ago.
 """
 
 MAX_INDICATORS_PER_LINE = 100
@@ -259,13 +255,19 @@ class Bridge(SequentialService):
         return DeliverToSink(sink)
 
     def _changed(self, changes: Changes) -> None:
-        for reasons, indicators in by_reasons(changes.unmatched):
-            self._log.warn(
-                "{count} indicators are not matched, or not all of them ({reasons}): {indicators}",
-                count=len(indicators),
-                reasons="; ".join(reasons),
-                indicators=", ".join(indicators),
-            )
+        by_reasons: dict[tuple[str, ...], list[str]] = {}
+        for id, reasons in changes.unmatched.items():
+            by_reasons.setdefault(reasons, []).append(id)
+        for reasons, ids in by_reasons.items():
+            for start in range(0, len(ids), MAX_INDICATORS_PER_LINE):
+                some = ids[start : start + MAX_INDICATORS_PER_LINE]
+                self._log.warn(
+                    "{count} indicators are not matched, or not all of them ({reasons}):"
+                    " {indicators}",
+                    count=len(some),
+                    reasons="; ".join(reasons),
+                    indicators=", ".join(some),
+                )
         self._sync.changed(changes)
         self._search.withdraw(changes.erase)
 
@@ -322,27 +324,12 @@ class Bridge(SequentialService):
         """
         @return: Fires when all parts, and then the store's worker, have stopped.
         """
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        await super().stopService()
-        self._factory.shutdown()
-        await self._worker.stop()
-
-
-def by_reasons(
-    unmatched: Mapping[str, tuple[str, ...]],
-) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """
-    Group indicators by the reasons why they are not matched, and then in lines of at most
-    L{MAX_INDICATORS_PER_LINE}.
-    """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for id, reasons in unmatched.items():
-        groups.setdefault(reasons, []).append(id)
-    for reasons, ids in groups.items():
-        for start in range(0, len(ids), MAX_INDICATORS_PER_LINE):
-            yield reasons, ids[start : start + MAX_INDICATORS_PER_LINE]
+        return (
+            super()
+            .stopService()
+            .addCallback(lambda _: self._factory.shutdown())
+            .addCallback(lambda _: self._worker.stop())
+        )
 
 
 def listens(address: HostPort) -> bool:

@@ -25,14 +25,10 @@ from tbvast.stix.sightings import MatchType, Sighting, make_sighting
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.values import Hit, JsonObject, Match
 
-MAX_CACHED = 1024
+MAX_CACHED, MAX_CACHED_BYTES = 1024, 16_384
 """
-The most parsed indicators in the cache.
-"""
-
-MAX_CACHED_BYTES = 16_384
-"""
-The most bytes of a document whose indicator is cached.
+The most parsed indicators in the cache, and the most bytes of a document whose indicator is
+cached.
 """
 
 MAX_SET_ASIDE = 100

@@ -103,10 +103,8 @@ class _TransformStream(CommandStream):
     def _limit_answer(self) -> None:
         self._cancel_timer()
         if self._sent:
-            self._call_later(self._limits.timeout, self._overdue)
-
-    def _overdue(self) -> None:
-        self._break_off(f"no answer within {self._limits.timeout:g} s")
+            limit = self._limits.timeout
+            self._call_later(limit, self._break_off, f"no answer within {limit:g} s")
 
     def received(self, data: bytes) -> None:
         child = self._child

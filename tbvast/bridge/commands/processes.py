@@ -266,12 +266,12 @@ class CommandStream(ChildOwner):
             return False
         return True
 
-    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+    def _call_later(self, seconds: float, call: Callable[..., None], *arguments: str) -> None:
         """
         Replace the time limit of the process.
         """
         self._cancel_timer()
-        self._timer = self._service.clock.callLater(seconds, call)
+        self._timer = self._service.clock.callLater(seconds, call, *arguments)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None and self._timer.active():

@@ -101,25 +101,18 @@ class BridgeStore:
             " WHERE state = 1 AND unmatched != '[]' ORDER BY change DESC, number DESC LIMIT ?",
             (MAX_LISTED,),
         )
+        counted = dict(reasons)
+        frequent = dict(itertools.islice(counted.items(), MAX_LISTED))
+        if others := sum(counted.values()) - sum(frequent.values()):
+            frequent[OTHER_REASONS] = others
         return {
             "indicators": indicators,
             "unsearched": unsearched,
             "not_yet": not_yet,
-            "unmatched": _most_frequent(dict(reasons)),
+            "unmatched": frequent,
             "unmatched_ids": {
                 id: msgspec.json.decode(why, type=list[str])[:MAX_LISTED_REASONS]
                 for id, why in listed
             },
             "unsent": unsent,
         }
-
-
-def _most_frequent(reasons: dict[str, int]) -> dict[str, int]:
-    """
-    Limit the number of reasons.
-
-    @param reasons: The number of indicators of each, the most frequent first.
-    """
-    apart = dict(itertools.islice(reasons.items(), MAX_LISTED))
-    others = sum(reasons.values()) - sum(apart.values())
-    return {**apart, OTHER_REASONS: others} if others else apart

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from tbvast.bridge.store.store_file import IndicatorTerms, StoreFile, json_list
 from tbvast.bridge.store.values import BEGINNING, MAX_ENTRIES_PER_MESSAGE, DesiredPage, in_messages
@@ -160,11 +160,15 @@ class EntryTable:
                 if (some := ids.get(term.observable)) is not None:
                     some.append(each.id)
 
-    def _with_networks(self, ids: dict[Observable, list[str]]) -> dict[Observable, list[str]]:
+    def _entries(
+        self, ids: dict[Observable, list[str]], joint: Container[Observable] = ()
+    ) -> tuple[Entry, ...]:
         """
-        Add the indicators of the networks that cover a network.
+        @return: The entries of observables, also with the indicators of the networks that cover
+            a network.
         """
-        return ids | self._ids_covering(o.value for o in ids if o.kind is _NETWORK)
+        ids |= self._ids_covering(o.value for o in ids if o.kind is _NETWORK)
+        return tuple(Entry(o, tuple(sorted(found)), o in joint) for o, found in ids.items())
 
     def _ids_covering(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
         """
@@ -215,7 +219,7 @@ class EntryTable:
                     ids.setdefault(observable, []).append(each.id)
         return DesiredPage(
             (max(each.place for each in page), 0),
-            tuple(Entry(o, tuple(sorted(found))) for o, found in self._with_networks(ids).items()),
+            self._entries(ids),
         )
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
@@ -240,18 +244,13 @@ class EntryTable:
         if not found:
             return DesiredPage(None)
         ids: dict[Observable, list[str]] = {}
-        joint: set[Observable] = set()
         for each in found:
             for term in each.terms:
                 ids.setdefault(term.observable, []).append(each.id)
-                if term.joint:
-                    joint.add(term.observable)
+        joint = {term.observable for each in found for term in each.terms if term.joint}
         return DesiredPage(
             (found[-1].place, found[-1].number),
-            tuple(
-                Entry(o, tuple(sorted(some)), o in joint)
-                for o, some in self._with_networks(ids).items()
-            ),
+            self._entries(ids, joint),
             tuple(each.id for each in found),
         )
 
