@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import msgspec
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -42,15 +43,10 @@ The most changed entries that wait in memory for an engine that is behind. With 
 whole table is compared with the store instead.
 """
 
-MAX_ENTRIES_PER_CALL = 50_000
+MAX_ENTRIES_PER_CALL, ENTRIES_PER_CHUNK = 50_000, 5000
 """
-About the most entries that the engine is given in one call.
-"""
-
-ENTRIES_PER_CHUNK = 5000
-"""
-The entries that a call is given at once. As soon as so many wait, they are sent without
-waiting for more changes.
+About the most entries that the engine is given in one call, and those that it is given at
+once. As soon as so many wait, they are sent without waiting for more changes.
 """
 
 
@@ -181,13 +177,10 @@ class EngineSync:
         for changes in desired:
             self._add_pending(changes)
         written, erased = await self._write()
-        identity = self._node.identity
         self._log.info(
             "{name} {version} at {endpoint} is ready: {held} entries were there,"
             " {written} written, {erased} erased, in {elapsed:.3f} s.",
-            name=identity.name,
-            version=identity.version,
-            endpoint=identity.endpoint,
+            **msgspec.structs.asdict(self._node.identity),
             held=len(held),
             written=written,
             erased=erased,

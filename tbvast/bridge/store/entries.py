@@ -31,9 +31,6 @@ class EntryTable:
     """
 
     def __init__(self, file: StoreFile) -> None:
-        """
-        @raise sqlite3.Error: If the file cannot be read.
-        """
         self._file, self._db = file, file.connection
         self._index = DigestIndex(self._db, "terms", self._terms_above)
         self._networks = NetworkIndex(
@@ -69,33 +66,51 @@ class EntryTable:
                 undo()
             raise
 
-    def replace(
+    def update(
         self,
-        terms: Sequence[tuple[Observable, int]],
-        more_terms: Sequence[tuple[Observable, int]],
-        networks: Sequence[tuple[int]],
         touched: set[Observable],
-        ids: Mapping[Observable, list[str]],
-        unmatched: dict[str, tuple[str, ...]],
+        terms: Sequence[tuple[Observable, int]] = (),
+        more_terms: Sequence[tuple[Observable, int]] = (),
+        networks: Sequence[tuple[int]] = (),
+        added_ids: Mapping[Observable, list[str]] = {},
+        unmatched: Mapping[str, tuple[str, ...]] = {},
     ) -> Changes:
         """
         Add the observables of indicators that are not in the index yet, or no longer.
 
+        @param touched: The observables whose indicators change, or were removed.
         @param terms: The observables and numbers of new indicators.
         @param more_terms: Those of indicators that were stored before.
         @param networks: The numbers of the indicators with networks.
-        @param touched: The observables whose indicators change.
-        @param ids: The ids of all these indicators, by observable.
+        @param added_ids: The ids of all these indicators, by observable.
         @param unmatched: The reasons, by indicator, that are new.
+        @return: The changes for the engine, with all networks inside a changed one.
         """
         # The ids of the new indicators, then those of stored ones.
-        all_ids = {observable: ids.get(observable) or [] for observable in touched}
-        keys = _keys(touched | ids.keys())
-        self._add_ids(all_ids, [keys[observable] for observable in touched])
+        ids = {observable: added_ids.get(observable) or [] for observable in touched}
+        keys = _keys(touched | added_ids.keys())
+        self._add_ids(ids, [keys[observable] for observable in touched])
         self._index.change([(keys[observable], number) for observable, number in terms])
         self._index.insert([(keys[observable], number) for observable, number in more_terms])
         insert(self._db, "networks", networks, "INSERT OR IGNORE")
-        return self._changes_of(all_ids, unmatched)
+        changed_networks = [o for o in touched if o.kind is _NETWORK]
+        for network in changed_networks:
+            self._index_network(network.value, bool(ids[network]))
+        ids |= self._ids_covering(
+            {each for o in changed_networks for each in self._networks.covered(o.value)}
+        )
+        return Changes(
+            self.change,
+            tuple(
+                [
+                    Entry(o, (found[0],) if len(found) == 1 else tuple(sorted(found)))
+                    for o, found in ids.items()
+                    if found
+                ]
+            ),
+            tuple([o for o, found in ids.items() if not found]),
+            dict(unmatched),
+        )
 
     def remove(self, terms: Mapping[int, Iterable[Observable]]) -> None:
         """
@@ -107,48 +122,12 @@ class EntryTable:
         self._index.change((), pairs)
         self._db.execute(f"DELETE FROM networks WHERE number {IN_JSON_LIST}", (json_list(terms),))
 
-    def changes_of(self, observables: Collection[Observable]) -> Changes:
-        """
-        The changes for the engine once indicators with these observables were removed.
-        """
-        return self._changes_of(self._ids_of(observables), {})
-
-    def _changes_of(
-        self, ids: dict[Observable, list[str]], unmatched: dict[str, tuple[str, ...]]
-    ) -> Changes:
-        """
-        @param ids: The ids of the indicators of each changed observable.
-        @return: The changes for the engine, with all networks inside a changed one.
-        """
-        networks = [o for o in ids if o.kind is _NETWORK]
-        for network in networks:
-            self._index_network(network.value, bool(ids[network]))
-        covered = {each for network in networks for each in self._networks.covered(network.value)}
-        ids |= self._ids_covering(covered)
-        return Changes(
-            self.change,
-            tuple(
-                [
-                    Entry(o, (found[0],) if len(found) == 1 else tuple(sorted(found)))
-                    for o, found in ids.items()
-                    if found
-                ]
-            ),
-            tuple([o for o, found in ids.items() if not found]),
-            unmatched,
-        )
-
     def _index_network(self, network: str, present: bool) -> None:
         do, undo = self._networks.add, self._networks.discard
         if not present:
             do, undo = undo, do
         do(network)
         self._undo.append(functools.partial(undo, network))
-
-    def _ids_of(self, observables: Collection[Observable]) -> dict[Observable, list[str]]:
-        ids: dict[Observable, list[str]] = {observable: [] for observable in observables}
-        self._add_ids(ids, list(_keys(observables).values()))
-        return ids
 
     def _add_ids(self, ids: Mapping[Observable, list[str]], keys: Sequence[int]) -> None:
         """
@@ -176,8 +155,10 @@ class EntryTable:
             that cover it.
         """
         covering = {network: list(self._networks.covering(network)) for network in networks}
-        observables = {_network(each) for wider in covering.values() for each in wider}
-        ids = self._ids_of(observables)
+        ids: dict[Observable, list[str]] = {
+            _network(each): [] for wider in covering.values() for each in wider
+        }
+        self._add_ids(ids, list(_keys(ids).values()))
         return {
             _network(network): list({id for each in wider for id in ids[_network(each)]})
             for network, wider in covering.items()
@@ -224,11 +205,8 @@ class EntryTable:
 
     def unsearched(self, until: int, limit: int, after: tuple[int, int] = BEGINNING) -> DesiredPage:
         """
-        Read a page of the indicators for which no past events have been searched, oldest
-        first.
+        Read a page of the indicators for which no past events have been searched.
 
-        @param until: The number of the last change to include.
-        @param limit: The most indicators.
         @param after: The end of the previous page; L{BEGINNING} for the first page.
         """
         found = self._file.read_json(

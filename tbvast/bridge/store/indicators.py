@@ -31,8 +31,7 @@ from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import Indicator, decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
-from tbvast.storage import set_aside
-from tbvast.storage.set_aside import SetAside, Stage, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
 from tbvast.values import Changes, Position
@@ -57,9 +56,6 @@ class IndicatorTable:
     """
 
     def __init__(self, file: StoreFile, entries: EntryTable) -> None:
-        """
-        @raise sqlite3.Error: If the file cannot be read.
-        """
         self._file, self._db = file, file.connection
         self._entries = entries
         self._by_id = file.by_id
@@ -102,7 +98,7 @@ class IndicatorTable:
         claimed = {id: None for each in items for id in (each.id, *ids_in(each.body)) if id}
         with self._transaction():
             stored = self._file.find(digests_of(list(claimed | dict.fromkeys(ids))))
-            self._set_aside(items, now)
+            store_set_aside(self._db, items, microseconds(now))
             self._retain_in_snapshot(each.number for each in stored.values())
             self._store_position(position)
 
@@ -114,9 +110,6 @@ class IndicatorTable:
             f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
             (self._generation, json_list(numbers)),
         )
-
-    def _set_aside(self, items: Sequence[SetAside], now: float) -> None:
-        set_aside.store_set_aside(self._db, items, microseconds(now))
 
     def apply_batch(
         self,
@@ -292,7 +285,7 @@ class IndicatorTable:
         new = list(zip(digests, numbers, strict=True))
         new += [(stored.digest, stored.number) for stored, _ in items if stored.is_new]
         self._by_id.change(new)
-        return self._entries.replace(terms, more_terms, networks, touched, new_ids, unmatched)
+        return self._entries.update(touched, terms, more_terms, networks, new_ids, unmatched)
 
     def _store_position(self, position: Position | None) -> None:
         if position is not None:
@@ -328,7 +321,7 @@ class IndicatorTable:
             f" body = x'' WHERE number {IN_JSON_LIST}",
             (self._entries.change, json_list(ended)),
         )
-        return self._entries.changes_of(set[Observable]().union(*terms.values()))
+        return self._entries.update(set[Observable]().union(*terms.values()))
 
     def update_validity(self, now: float, search: bool) -> Iterator[Changes]:
         moment = microseconds(now)
@@ -376,7 +369,8 @@ class IndicatorTable:
                 indicators.append(decode_indicator(body))
             except Invalid as e:  # damaged since it was written
                 damaged.append(number)
-                self._set_aside([SetAside(Stage.STORE, reason_of(e), body, "indicator", id)], now)
+                aside = SetAside(Stage.STORE, reason_of(e), body, "indicator", id)
+                store_set_aside(self._db, [aside], microseconds(now))
         ended = self._end_where(f"number {IN_JSON_LIST}", json_list(damaged)) if damaged else None
         stored = self._file.find(digests_of([each.id for each in indicators]))
         indicators = [each for each in indicators if each.id in stored]

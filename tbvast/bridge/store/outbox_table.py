@@ -14,8 +14,7 @@ import msgspec
 from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.sighting_size import fitted
 from tbvast.stix.sightings import Sighting
-from tbvast.storage import set_aside
-from tbvast.storage.set_aside import SetAside, Stage, reason_of
+from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import sift
 from tbvast.storage.sqlite import IN_JSON_LIST, insert, microseconds, transaction
 from tbvast.values import PageRequest, WaitingSighting
@@ -117,7 +116,7 @@ class OutboxTable:
         @param stored: The ids of those among them that are stored.
         """
         with transaction(self._db):
-            set_aside.store_set_aside(self._db, items, microseconds(now))
+            store_set_aside(self._db, items, microseconds(now))
             self._drop_documents(stored)
 
     def mark_sent(

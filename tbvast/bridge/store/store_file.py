@@ -58,6 +58,7 @@ class IndicatorTerms(msgspec.Struct, array_like=True):
 class StoreFile:
     """
     The open file. It reads rows, and repairs damaged ones.
+
     @ivar by_id: Finds indicators by the digests of their ids.
     """
 
