@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.commands.command_line import Command
 from tbvast.bridge.commands.command_sink import CommandSink
-from tbvast.bridge.commands.json_lines import WRITE_BYTES
+from tbvast.bridge.commands.processes import WRITE_BYTES
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.stix.sightings import MatchType
 from tests.doubles_processes import MemoryProcess, MemoryProcesses, an_event, json_line

@@ -11,8 +11,13 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tbvast.bridge.commands.json_lines import LineQueue, encode_line
-from tbvast.bridge.commands.processes import STOPPED, CommandService, CommandStream
+from tbvast.bridge.commands.processes import (
+    STOPPED,
+    CommandService,
+    CommandStream,
+    LineQueue,
+    encode_line,
+)
 from tbvast.errors import CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.service.child_process import BackOff, Exit

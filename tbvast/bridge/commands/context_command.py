@@ -12,8 +12,7 @@ import msgspec
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from tbvast.bridge.commands.json_lines import encode_line
-from tbvast.bridge.commands.processes import CommandService, CommandStream
+from tbvast.bridge.commands.processes import CommandService, CommandStream, encode_line
 from tbvast.errors import CommandFailed
 from tbvast.interfaces import IContextTransform
 from tbvast.service.child_process import Exit

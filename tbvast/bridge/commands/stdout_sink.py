@@ -16,8 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bridge.commands.json_lines import LineQueue, encode_line
-from tbvast.bridge.commands.processes import DEFAULT_LIMITS, STOPPED
+from tbvast.bridge.commands.processes import DEFAULT_LIMITS, STOPPED, LineQueue, encode_line
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.stix.sightings import MatchType
