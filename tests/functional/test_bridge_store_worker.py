@@ -14,9 +14,8 @@ from twisted.trial.unittest import TestCase
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.indicators import IndicatorTable
 from tbvast.bridge.store.outbox_table import OutboxTable
-from tbvast.bridge.store.renewal import NOWHERE
 from tbvast.bridge.store.values import OpenedStore
-from tbvast.bridge.store.worker import NO
+from tbvast.bridge.store.worker import NO, NOWHERE
 from tbvast.errors import StoreFailed
 from tbvast.storage.sqlite import PAGE_BYTES
 from tbvast.storage.worker_client import Worker
