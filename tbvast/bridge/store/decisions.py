@@ -4,7 +4,7 @@ Decisions about indicators: their state, the version that counts, and their term
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -52,29 +52,6 @@ class StoredIndicator(msgspec.Struct, array_like=True, gc=False):
     generation: int
     unmatched: tuple[str, ...]
     is_new: bool = False
-
-
-def split_fast_path(
-    indicators: Iterable[Indicator], known: Container[str], moment: int
-) -> tuple[list[Indicator], list[Indicator]]:
-    """
-    Split off the plain indicators, as most are: new, in force, and with a single observable
-    that needs no parser.
-
-    @param indicators: Indicators with different ids.
-    @param known: The known ids.
-    @param moment: The date, in microseconds since the epoch.
-    """
-    plain: list[Indicator] = []
-    others: list[Indicator] = []
-    for indicator in indicators:
-        is_plain = (
-            indicator.surely_matchable
-            and indicator.id not in known
-            and state_at(indicator, moment) == IN_FORCE
-        )
-        (plain if is_plain else others).append(indicator)
-    return plain, others
 
 
 def state_at(indicator: Indicator, moment: int) -> int:

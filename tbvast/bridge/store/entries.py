@@ -18,7 +18,7 @@ from tbvast.storage.digest_index import DigestIndex, digest, digests
 from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST, insert, transaction
 from tbvast.values import Changes, Entry
 
-_NETWORK = Kind.NETWORK
+NETWORK = Kind.NETWORK
 # A module's global is found faster than a member of an enumeration.
 
 
@@ -37,7 +37,7 @@ class EntryTable:
             term.value
             for each in file.read_terms("SELECT number FROM networks")
             for term in each.terms
-            if term.kind is _NETWORK
+            if term.kind is NETWORK
         )
         (self.change,) = self._db.execute(
             "SELECT coalesce(max(change), 0) FROM indicators"
@@ -93,7 +93,7 @@ class EntryTable:
         self._index.change([(keys[observable], number) for observable, number in terms])
         self._index.insert([(keys[observable], number) for observable, number in more_terms])
         insert(self._db, "networks", networks, "INSERT OR IGNORE")
-        changed_networks = [o for o in touched if o.kind is _NETWORK]
+        changed_networks = [o for o in touched if o.kind is NETWORK]
         for network in changed_networks:
             self._index_network(network.value, bool(ids[network]))
         ids |= self._ids_covering(
@@ -146,7 +146,7 @@ class EntryTable:
         @return: The entries of observables, also with the indicators of the networks that cover
             a network.
         """
-        ids |= self._ids_covering(o.value for o in ids if o.kind is _NETWORK)
+        ids |= self._ids_covering(o.value for o in ids if o.kind is NETWORK)
         return tuple(Entry(o, tuple(sorted(found)), o in joint) for o, found in ids.items())
 
     def _ids_covering(self, networks: Iterable[str]) -> dict[Observable, list[str]]:
@@ -273,4 +273,4 @@ def _key(observable: Observable) -> int:
 
 
 def _network(text: str) -> Observable:
-    return Observable(_NETWORK, text)
+    return Observable(NETWORK, text)

@@ -18,18 +18,17 @@ from tbvast.bridge.store.decisions import (
     NO_TERMS,
     StoredIndicator,
     changes_anything,
-    split_fast_path,
     state_at,
     terms_of,
 )
-from tbvast.bridge.store.entries import EntryTable
+from tbvast.bridge.store.entries import NETWORK, EntryTable
 from tbvast.bridge.store.schema import NO_END
 from tbvast.bridge.store.store_file import StoreFile, digests_of, encode_terms, json_list
 from tbvast.bridge.store.values import in_messages, merge_changes
 from tbvast.errors import Invalid, StoreFailed
 from tbvast.protocol.unreadable import ids_in
 from tbvast.stix.indicators import Indicator, decode_indicator
-from tbvast.stix.observables import Kind, Observable
+from tbvast.stix.observables import Observable
 from tbvast.stix.pattern_conditions import PATTERN_RULES, sure_observable
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import sift
@@ -41,8 +40,6 @@ MAX_ROWS_PER_READ = 5000
 The most indicators that one query reads.
 """
 
-_NETWORK = Kind.NETWORK
-# A module's global is found faster than a member of an enumeration.
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -157,9 +154,8 @@ class IndicatorTable:
         with self._transaction():
             by_id = digests_of([indicator.id for indicator in indicators])
             stored = self._file.find(by_id)
+            all_differ = len(by_id) == len(indicators)
             plain: list[Indicator] = []
-            if len(by_id) == len(indicators):
-                plain, indicators = split_fast_path(indicators, stored, moment)
             documents = self._file.documents(stored.values()) if stored else {}
             latest: dict[str, Indicator] = {}
             repeated: list[int] = []
@@ -169,6 +165,9 @@ class IndicatorTable:
                 state = state_at(indicator, moment)
                 if known is None:
                     if state == ENDED:
+                        continue
+                    if all_differ and state == IN_FORCE and indicator.surely_matchable:
+                        plain.append(indicator)
                         continue
                     self._number += 1
                     known = stored[id_] = StoredIndicator(
@@ -210,7 +209,8 @@ class IndicatorTable:
         Write indicators, their observables and the indexes.
 
         @param items: Indicators, each with the row to store.
-        @param plain: Further, plain indicators: see L{split_fast_path}.
+        @param plain: Further indicators, with different ids: new, in force, and with a single
+            observable that needs no parser, as most are.
         @param digests: The digests of the ids of C{plain}.
         @param moment: The date of C{plain}, in microseconds since the epoch.
         @return: The changes for the engine.
@@ -252,7 +252,7 @@ class IndicatorTable:
             for observable in after:
                 new_ids.setdefault(observable, []).append(stored.id)
                 (terms if stored.is_new else more_terms).append((observable, number))
-                if observable.kind is _NETWORK:
+                if observable.kind is NETWORK:
                     networks.append((number,))
             rows.append(
                 (
