@@ -158,8 +158,8 @@ class EngineSync:
     async def _apply(self) -> None:
         if self._needs_reconcile:
             await self.reconcile()
-            return
-        await self._write(self._pending_since + MAX_DEBOUNCE_SECONDS)
+        else:
+            await self._write(self._pending_since + MAX_DEBOUNCE_SECONDS)
 
     async def reconcile(self) -> None:
         """

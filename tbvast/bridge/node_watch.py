@@ -183,12 +183,9 @@ class NodeWatch(MultiService):
         self._events.filled()
 
     def _start(self, coroutine: Task) -> None:
-        def ended(result: object) -> None:
-            self._tasks.remove(task)
-
         task = Deferred.fromCoroutine(coroutine)
         self._tasks.append(task)
-        task.addErrback(self._eb_task).addCallback(ended)
+        task.addErrback(self._eb_task).addCallback(lambda _: self._tasks.remove(task))
 
     def _eb_task(self, failure: Failure) -> None:
         if not failure.check(CancelledError, EngineInterrupted):

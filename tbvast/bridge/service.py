@@ -71,8 +71,6 @@ VAST_ADDRESS = HostPort("127.0.0.1", 42000)
 The command of VAST, Tenzir's predecessor, and the default address of its node.
 """
 
-_PROBE_TIMEOUT = 1.0
-
 
 class Bridge(SequentialService):
     """
@@ -337,7 +335,7 @@ def listens(address: HostPort) -> bool:
     Whether a server listens at an address. Blocks for a second at most.
     """
     try:
-        socket.create_connection((address.host, address.port), _PROBE_TIMEOUT).close()
+        socket.create_connection((address.host, address.port), timeout=1.0).close()
     except OSError:
         return False
     return True
