@@ -61,10 +61,8 @@ class StoreCursor:
             for number in range(count)
         ]
         # The next call may send its batches before the last one is written.
-        before, self._last = (
-            [self._last, *applied[:-1]],
-            Deferred.fromCoroutine(self._applied(applied[-1], position)),
-        )
+        before = [self._last, *applied[:-1]]
+        self._last = Deferred.fromCoroutine(self._applied(applied[-1], position))
         await self._done(before)
 
     async def _applied(self, last: Deferred[None], position: Position | None) -> None:

@@ -45,7 +45,6 @@ Seconds for the first search of missed events, if past events are not searched o
 After a timeout the search is repeated with twice the time.
 """
 
-
 OVERLAP = 10.0
 """
 Seconds that are searched again: an engine may date an event and pass it to the live match
@@ -81,7 +80,6 @@ class LiveMatch(TimerService):
     The events that arrived while the engine or the bridge was away are searched; they do not
     count as covered before that has succeeded.
 
-    @param search: Searches the missed events.
     @param timeout: Seconds for the first search of missed events.
     @param boot: The identity of this start of the machine.
     @param awake: The seconds since that start.
@@ -115,9 +113,8 @@ class LiveMatch(TimerService):
             found["live_for"] = round(now - run.since, 1)
         if run.heard_at is not None:
             silence = now - run.heard_at
-            found["behind"] = round(
-                run.lag if silence <= PROGRESS_SECONDS else run.lag + silence, 2
-            )
+            behind = run.lag + (silence if silence > PROGRESS_SECONDS else 0.0)
+            found["behind"] = round(behind, 2)
         found["catching_up"] = running and not run.caught_up
         if self._covered is not None:
             found["covered"] = datetime.fromtimestamp(self._covered.until, UTC).isoformat()

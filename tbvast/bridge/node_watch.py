@@ -87,7 +87,6 @@ class NodeWatch(MultiService):
     tables are filled again, no call is made.
 
     @ivar identity: The engine's name and version; empty until the node came first.
-    @ivar clock: The clock of all delays.
     @param endpoint: The endpoint of the node, for the idle connection.
     @param fill: Makes the node's tables equal to the store.
     @param serve: Makes the coroutines that then run until they are cancelled, when the node is

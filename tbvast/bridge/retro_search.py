@@ -59,7 +59,6 @@ class RetroSearch:
     New indicators are written and arriving events matched first, and indicators that arrive in
     several batches are searched for in one pass. There is one search at a time.
 
-    @param sync: Writes the indicators to the engine.
     @param limit: The most events per observable of new indicators; C{0} for no limit.
     @param timeout: Seconds for one search for new indicators.
     @param days: The age in days of the oldest events to search for new indicators; C{0} for

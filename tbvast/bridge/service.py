@@ -123,9 +123,6 @@ class Bridge(SequentialService):
             raise
 
     def _compose(self, position: Position | None) -> None:
-        """
-        @param position: The position up to which the bus's journal has been applied.
-        """
         settings, reactor, ask = self._settings, self._reactor, self._worker.ask
         indicators = self._indicators = IndicatorStore(ask, calendar, settings.retro_match)
         self._sightings = SightingOutbox(ask, calendar)

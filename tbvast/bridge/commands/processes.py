@@ -50,13 +50,11 @@ class CommandLimits(msgspec.Struct, frozen=True):
 
 DEFAULT_LIMITS = CommandLimits()
 
-
 Finished = tuple[bytes, str]
 """
 The result of a process that ended with exit status 0: its whole standard output, empty if that
 is ignored, and the last part of its standard error.
 """
-
 
 StreamType = TypeVar("StreamType", bound="CommandStream")
 
@@ -259,7 +257,6 @@ class CommandStream(ChildOwner):
         """
         Start the process.
 
-        @param bound: See L{Children.spawn}.
         @return: Whether it could be started.
         """
         command = self._service.command

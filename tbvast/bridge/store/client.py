@@ -126,7 +126,6 @@ class SightingOutbox:
     """
     The sightings in the store.
 
-    @param ask: Calls the objects of a L{BridgeStore}.
     @param now: The date at which a sighting is stored or set aside.
     """
 

@@ -64,8 +64,7 @@ class StoreFile:
 
     def __init__(self, path: Path) -> None:
         """
-        @param path: The file; it is created if it does not exist.
-        @raise sqlite3.Error: If it cannot be used.
+        @raise sqlite3.Error: If the file cannot be used.
         """
         self.connection = self._db = connect(path)
         self._db.create_function("digest_of", 1, digest, deterministic=True)

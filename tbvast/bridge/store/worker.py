@@ -94,6 +94,10 @@ def _open_current(path: Path, search: bool) -> BridgeStore:
     return store
 
 
+_Row = tuple[str, int, bytes | None]
+# The id and creation time of a sighting, and the document of an unsent one.
+
+
 def _renew(path: Path) -> str:
     """
     Move a store aside, and create a new one in its place.
@@ -110,11 +114,7 @@ def _renew(path: Path) -> str:
     )
 
 
-def _create(
-    path: Path,
-    sightings: Sequence[tuple[str, int, bytes | None]] = (),
-    covered: Covered | None = None,
-) -> int:
+def _create(path: Path, sightings: Sequence[_Row] = (), covered: Covered | None = None) -> int:
     """
     Create a store that the bus fills.
 
@@ -127,12 +127,11 @@ def _create(
         return store.outbox.carry_over(sightings)
 
 
-def _legible(path: Path) -> tuple[list[tuple[str, int, bytes | None]], Covered | None]:
+def _legible(path: Path) -> tuple[list[_Row], Covered | None]:
     """
-    @return: The readable sightings (id, creation time, and the document of an unsent one),
-        and the moment up to which everything was matched.
+    @return: The readable sightings, and the moment up to which everything was matched.
     """
-    found: dict[str, tuple[str, int, bytes | None]] = {}
+    found: dict[str, _Row] = {}
     covered: Covered | None = None
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as database:
         database.text_factory = lambda raw: raw.decode("utf-8", "replace")
