@@ -12,7 +12,7 @@ from pydoctor.model import System
 
 class BareAnnotations(ModuleVisitorExt):
     """
-    Replaces C{Annotated[X, ...]} by C{X}. pydoctor would read the help texts of the settings, which
+    Replaces C{Annotated[X, ...]} by C{X}. pydoctor would read the placeholders of options, which
     are strings there, as forward references.
     """
 
