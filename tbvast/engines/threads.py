@@ -179,9 +179,6 @@ class _Adding:
         return self.written
 
     def stop(self) -> None:
-        """
-        End L{batches} early.
-        """
         self._stopped = True
         self._queue.put(None)
 

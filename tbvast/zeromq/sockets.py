@@ -74,10 +74,7 @@ Seconds after which the connections of a topic are looked at again, if nobody kn
 subscription has ended.
 """
 
-_DESCRIPTOR = "__fd"
-"""
-The frame property that identifies a connection: its descriptor.
-"""
+_DESCRIPTOR = "__fd"  # the frame property that identifies a connection
 
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -236,9 +233,6 @@ class Connection(ZmqConnection):
         return accepted
 
     def doRead(self) -> None:
-        """
-        Read a burst of messages; the reactor calls this when the socket may be readable.
-        """
         if self.read_scheduled is not None:
             if self.read_scheduled.active():
                 self.read_scheduled.cancel()
@@ -317,8 +311,6 @@ class SubConnection(Connection):
 
     def subscribe(self, topic: bytes) -> None:
         """
-        Subscribe to a topic.
-
         @param topic: A prefix of the messages to receive.
         """
         self.socket.set(zmq.SUBSCRIBE, topic)

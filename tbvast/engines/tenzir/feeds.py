@@ -42,9 +42,6 @@ kilobyte per event.
 """
 
 PAGE_EVENTS = 1000
-"""
-The most matches of a fetched page.
-"""
 
 SHORT_DIRECTORIES = ("/run", "/tmp", "/var/tmp")
 """
@@ -131,10 +128,7 @@ class Feed:
         finally:
             self._owner.end(*self._names)
 
-    def _renew(self) -> None:
-        """
-        Extend the pipelines' lifetime, if it is due.
-        """
+    def _renew_if_due(self) -> None:
         if time.monotonic() - self._renewed < RENEWAL_SECONDS:
             return
         reply = self._node.ask(pipelines.renew_pipelines(self._names), _Renewed)
@@ -213,7 +207,7 @@ class SocketFeed(Feed):
             self._results = self._accept(self._listening)
 
     def receive(self, wait: float) -> list[str]:
-        self._renew()
+        self._renew_if_due()
         if self._results is None:
             raise EngineCallFailed(_WATCH, "the node has not connected")
         if not self._waiter.ready(self._results, wait):
@@ -251,7 +245,7 @@ class ServedFeed(Feed):
         self._node.start(pipelines.start_pipeline(published, name, LIFETIME_SECONDS))
 
     def receive(self, wait: float) -> list[str]:
-        self._renew()
+        self._renew_if_due()
         fetch = pipelines.serve_results(self._names[0], self._token, PAGE_EVENTS, wait, least=1)
         page = self._node.fetch(fetch)
         if page.next_continuation_token is None:

@@ -98,7 +98,11 @@ class Markers:
         """
         if self._waiting:
             raise ValueError("markers are pending")
-        self._group = self._chosen(awake)
+        count = len(self._groups)
+        following = [each % count for each in range(self._group + 1, self._group + 1 + count)]
+        pause = PULSES_BETWEEN_WIDE_ROUNDS * PULSE_SECONDS
+        due = (i for i in following if not self._wide[i] or awake - self._begun[i] >= pause)
+        self._group = next(due, following[0])
         self._begun[self._group] = awake
         leaves = self._groups[self._group]
         self._number += 1
@@ -106,15 +110,6 @@ class Markers:
         self._sent = awake
         self._imported = math.inf
         return Round(self._number, leaves)
-
-    def _chosen(self, awake: float) -> int:
-        count = len(self._groups)
-        following = [each % count for each in range(self._group + 1, self._group + 1 + count)]
-        for turn in following:
-            elapsed = awake - self._begun[turn]
-            if not self._wide[turn] or elapsed >= PULSES_BETWEEN_WIDE_ROUNDS * PULSE_SECONDS:
-                return turn
-        return following[0]
 
     def again(self) -> Round:
         """
