@@ -98,12 +98,6 @@ class _Pong(msgspec.Struct):
     version: str = ""
 
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
-"""
-The hosts whose nodes may be able to reach the bridge's sockets.
-"""
-
-
 @implementer(IEngine)
 class TenzirEngine:
     """
@@ -150,7 +144,7 @@ class TenzirEngine:
         self._live_directories = state / "live"
         self._live_directories.mkdir(mode=0o700, exist_ok=True)
         host = endpoint.rpartition(":")[0].strip("[]")
-        self._local = host in LOOPBACK_HOSTS if local is None else local
+        self._local = host in ("127.0.0.1", "::1", "localhost") if local is None else local
         self._socket_after = 0.0
         self._endpoint = endpoint
         self._plan_for = functools.partial(
@@ -236,23 +230,37 @@ class TenzirEngine:
         deadline = time.monotonic() + timeout
         plan = self._plan_for(kinds={entry.observable.kind for entry in entries})
         budget = SearchBudget(limit, entries)
+        node, owner = NodeCalls(commands, "find"), NodeCalls(self._commands, "find")
+        # The node remembers the names of streams for a while: never use one twice.
+        stream = f"tbvast-retro-{secrets.token_hex(8)}"
+        token: str | None = None
         with self._searching:
             self._clear_search_tables()
             self._searched_observables.update(entry.observable for entry in entries)
             try:
                 update = pipelines.update_tables(pipelines.RETRO_TABLES)
-                NodeCalls(self._commands, "find").write(update, [rows.encode_entries(entries)])
+                owner.write(update, [rows.encode_entries(entries)])
                 search = pipelines.retro_search(plan, limit, since)
-                pages = self._fetch_pages(commands, search, timeout, deadline)
-                with contextlib.closing(pages):
-                    for page in pages:
-                        if found := budget.apply(_decode("find", page, plan).matches):
-                            yield found
+                token = ""
+                # If this process does not end it, the node does, some time after the limit.
+                node.start(pipelines.launch_pipeline(search, stream, timeout + QUERY_SECONDS))
+                while token is not None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise EngineTimeout("find", timeout)
+                    wait = min(left, PAGE_WAIT_SECONDS)
+                    fetch = pipelines.serve_results(stream, token, feeds.PAGE_EVENTS, wait)
+                    page = node.fetch(fetch)
+                    token = page.next_continuation_token
+                    if found := budget.apply(_decode("find", page.lines, plan).matches):
+                        yield found
             except EngineTimeout as e:
                 if time.monotonic() < deadline:  # one of its commands took too long
                     raise EngineCallFailed("find", str(e)) from None
                 raise
             finally:
+                if token is not None:
+                    owner.end(stream)
                 with contextlib.suppress(EngineError):
                     self._clear_search_tables()
 
@@ -262,32 +270,6 @@ class TenzirEngine:
             lines = rows.encode_observables(self._searched_observables)
             NodeCalls(self._commands, "find").write(erase, [lines])
             self._searched_observables.clear()
-
-    def _fetch_pages(
-        self, commands: Commands, pipeline: str, timeout: float, deadline: float
-    ) -> Generator[list[str], None, None]:
-        """
-        Run a pipeline in the node, and fetch its results page by page.
-
-        If this process does not end the pipeline, the node does, some time after the limit.
-        """
-        # The node remembers the names of streams for a while: never use one twice.
-        stream = f"tbvast-retro-{secrets.token_hex(8)}"
-        node = NodeCalls(commands, "find")
-        token: str | None = ""
-        try:
-            node.start(pipelines.launch_pipeline(pipeline, stream, timeout + QUERY_SECONDS))
-            while token is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise EngineTimeout("find", timeout)
-                wait = min(left, PAGE_WAIT_SECONDS)
-                page = node.fetch(pipelines.serve_results(stream, token, feeds.PAGE_EVENTS, wait))
-                token = page.next_continuation_token
-                yield page.lines
-        finally:
-            if token is not None:
-                NodeCalls(self._commands, "find").end(stream)
 
     def watch(self, progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         return InterruptibleIterator(
