@@ -38,16 +38,12 @@ TO_SUBSCRIBE = {
     Stream.INTEL: Permission.SUBSCRIBE_INTEL,
     Stream.SIGHTING: Permission.SUBSCRIBE_SIGHTINGS,
 }
-"""
-The permission to subscribe to a stream.
-"""
-
 TO_PUBLISH = {
     Stream.INTEL: Permission.PUBLISH_INTEL,
     Stream.SIGHTING: Permission.PUBLISH_SIGHTINGS,
 }
 """
-The permission to publish to a stream.
+The permissions to subscribe, and to publish, to each stream.
 """
 
 NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")

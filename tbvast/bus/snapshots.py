@@ -69,8 +69,6 @@ class _Question(msgspec.Struct):
     A snapshot request to other subscribers.
 
     @ivar id: The request's id, which the answers repeat.
-    @ivar stream: The stream that was asked for.
-    @ivar days: The days that were asked for.
     @ivar until: When answers are no longer accepted; seconds.
     @ivar askers: The subscriptions that get the answers.
     @ivar asked: The topics of the subscriptions that were asked.

@@ -62,9 +62,6 @@ class SubscriptionSaver(TimerService):
         self._checking: Deferred[None] = succeed(None)
 
     async def _check(self) -> None:
-        """
-        Check the progress of all subscriptions, and save it. Many of them take several turns.
-        """
         self._checking = Deferred.fromCoroutine(
             in_turns(
                 self._clock,

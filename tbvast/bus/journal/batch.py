@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -154,49 +154,38 @@ class Batch:
             return PackedOutcome(Verdict.REPEATED)
         return self._store(item, 0, IN_FORCE, NOBODY)
 
-    def expire(self, item: Indicator) -> PackedOutcome:
+    def expire(self, rows: Iterable[tuple[int, str, int, bytes, int]]) -> list[PackedOutcome]:
         """
-        Add the removal of an expired indicator.
-
-        @param item: The removal of an indicator that is in force and was looked up.
-        """
-        latest = self._latest[item.id]
-        self._supersede(latest)
-        version = max(latest[_MODIFIED], item.modified)
-        self._store(item, version, LAPSED, latest[_OWNER], latest[_DECIDED])
-        return PackedOutcome(Verdict.EXPIRED, self.head, item)
-
-    def endings(
-        self, rows: Iterable[tuple[int, str, int, bytes, int]]
-    ) -> Iterator[tuple[int, Indicator]]:
-        """
-        Make the removals of indicators. Unreadable ones are set aside, and the subscribers that
-        got them still get a removal. Only an entry without a readable id ends without one.
+        Add the removals of expired indicators. Unreadable ones are set aside, and the subscribers
+        that got them still get a removal. Only an entry without a readable id ends without one.
 
         @param rows: Number, id, version, document and checksum of each.
-        @return: Number and removal.
         """
+        removals = []
         for number, id_, modified, body, crc in rows:
             try:
-                yield number, _withdrawn(id_, body, crc)
-                continue
+                removal = _withdrawn(id_, body, crc)
             except Exception as e:
                 self._set_aside(number, id_, body, Stage.EXPIRY, e)
-            try:
-                yield number, bare_removal(id_, modified, body if crc32(body) == crc else b"")
-            except Invalid:
-                self._end_silently(number)
+                try:
+                    removal = bare_removal(id_, modified, body if crc32(body) == crc else b"")
+                except Invalid:
+                    self._end_silently(number)
+                    continue
+            removals.append((number, removal))
+        self.look_up(removal.id for _, removal in removals)
+        return [outcome for each in removals if (outcome := self._expire(*each)) is not None]
 
-    def is_latest(self, number: int, item: Indicator) -> bool:
-        """
-        Check that an entry is the latest version of its id. In a damaged file it may not be;
-        then it ends without a removal.
-        """
-        latest = self._latest.get(item.id)
-        if latest is not None and latest[_NUMBER] == number:
-            return True
-        self._end_silently(number)
-        return False
+    def _expire(self, number: int, removal: Indicator) -> PackedOutcome | None:
+        latest = self._latest.get(removal.id)
+        if latest is None or latest[_NUMBER] != number:
+            # In a damaged file, an entry in force may not be the latest version of its id.
+            self._end_silently(number)
+            return None
+        self._supersede(latest)
+        version = max(latest[_MODIFIED], removal.modified)
+        self._store(removal, version, LAPSED, latest[_OWNER], latest[_DECIDED])
+        return PackedOutcome(Verdict.EXPIRED, self.head, removal)
 
     def _end_silently(self, number: int) -> None:
         self._connection.execute(
@@ -322,10 +311,7 @@ class Batch:
             return msgspec.structs.replace(bare, modified=version)
 
     def _set_aside(self, number: int, id: str, body: bytes, stage: Stage, error: Exception) -> None:
-        """
-        Set an indicator aside, unless it was set aside before.
-        """
-        if body:
+        if body:  # otherwise it was set aside before
             self.aside.append(set_aside_row(number, _INTEL, id, body, stage, reason_of(error)))
 
     def _document(self, latest: _Row) -> tuple[bytes, int]:

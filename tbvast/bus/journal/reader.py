@@ -65,9 +65,6 @@ class JournalReader:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """
-        @raise FileLost: If the file is damaged.
-        """
         try:
             with journal_errors("read", self._path):
                 yield
@@ -225,8 +222,5 @@ class JournalReader:
 
 
 def _damage(number: int, stream: int, body: bytes, crc: int) -> str | None:
-    """
-    @return: The reason not to deliver an entry; C{None} if it is sound.
-    """
     known = STREAM_OF_NUMBER.get(stream)
     return f"damaged: stream {stream!r}" if known is None else damage(known, body, crc)

@@ -226,9 +226,6 @@ class JournalStore:
 
     @contextlib.contextmanager
     def _batch(self, moment: int) -> Iterator[Batch]:
-        """
-        Begin a batch, and commit it at the end.
-        """
         with journal_errors("write", self._path):
             if self._dates.has_stepped_back(moment, self.head):
                 self._set_meta(_CLOCK_STEPS, msgspec.json.encode(self._dates.steps).decode())
@@ -254,9 +251,7 @@ class JournalStore:
                 " WHERE state = 1 AND valid_until <= ? ORDER BY valid_until LIMIT ?",
                 (moment, limit),
             ).fetchall()
-            ended = list(batch.endings(rows))
-            batch.look_up(item.id for _, item in ended)
-            return [batch.expire(item) for number, item in ended if batch.is_latest(number, item)]
+            return batch.expire(rows)
 
     def prune(self, since: float, size: int, limit: int) -> Pruned:
         """
