@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -1156,6 +1156,18 @@ class AgreementTests(SynchronousTestCase):
 
     @settings(max_examples=25, deadline=None)
     @given(st.lists(acts, max_size=20), st.integers(1, 6))
+    @example(
+        [
+            Act(EVERYBODY, 1, operation, 1, 0.0, dated, None, "a", None)
+            for operation, dated in (
+                (Operation.ADD, None),
+                (Operation.REMOVE, 1.0),
+                (Operation.ADD, 600.0),
+                (Operation.ADD, 1.0),  # a version of its own, though a removal had its date
+            )
+        ],
+        1,
+    )
     def test_batches(self, acts: Sequence[Act], size: int) -> None:
         """
         Acts of one moment have the same outcomes however they are cut into batches.

@@ -241,7 +241,8 @@ class Batch:
             decided += (before, -item.modified)
             version = max(version, item.modified)
         elif item.modified != version:
-            decided.append(before)
+            if latest[_STATE] != ENDED:  # else it is the version of a removal
+                decided.append(before)
             version = item.modified
         self._supersede(latest)
         state = ENDED if removal else IN_FORCE
