@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports, twistd
 from tbvast.engines.tenzir import engine as tenzir_engine
-from tbvast.engines.tenzir import markers, pipelines
+from tbvast.engines.tenzir import feeds, markers, pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.errors import EngineCallFailed
 from tbvast.stix.observables import Kind, Observable
@@ -338,6 +338,7 @@ class EngineTests(SynchronousTestCase):
         self.binary = require_tenzir(self)
         self.node = RealNode()
         self.addCleanup(self.node.stop)
+        self.patch(feeds, "CONNECT_SECONDS", LIMIT)  # no test falls back unless it wants to
 
     def engine(self, **options: Any) -> TenzirEngine:
         engine = TenzirEngine(self.node.endpoint, self.binary, Path(self.mktemp()), **options)
@@ -377,9 +378,30 @@ class EngineTests(SynchronousTestCase):
         A node that does not connect to the socket is asked through its endpoint.
         """
         engine = self.engine()
+        self.patch(feeds, "CONNECT_SECONDS", 1.0)
         self.patch(
             pipelines, "markers_from_socket", lambda path: pipelines.markers_from_topic("nobody")
         )
+        engine.add([[ADDRESS]])
+        with self.watching(engine) as watch:
+            self.node.feed(json.dumps(event(1)), "suricata")
+            self.assertEqual(len(next(watch)), 1)
+
+    def test_first_markers_too_early(self) -> None:
+        """
+        If the first markers arrive before the match listens, which depends on the machine, the
+        next ones do; the match does not fall back.
+        """
+        send, sent = feeds.SocketFeed.send, []
+
+        def late(feed: feeds.SocketFeed, markers: markers.Round) -> None:
+            sent.append(markers)
+            if len(sent) > 1:
+                send(feed, markers)
+
+        self.patch(feeds.SocketFeed, "send", late)
+        self.patch(feeds.ServedFeed, "opened", None)
+        engine = self.engine()
         engine.add([[ADDRESS]])
         with self.watching(engine) as watch:
             self.node.feed(json.dumps(event(1)), "suricata")

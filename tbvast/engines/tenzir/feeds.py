@@ -27,7 +27,7 @@ from tbvast.engines.tenzir.node_calls import Line, NodeCalls, decode_answer
 from tbvast.errors import EngineCallFailed
 from tbvast.service.lines import LineBuffer
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
 """
 Seconds for a node to connect to one of the bridge's sockets. After that the socket counts as
 unreachable.
@@ -148,6 +148,7 @@ class SocketFeed(Feed):
     _listening: socket.socket = attrs.field(init=False)
     _connections: contextlib.ExitStack = attrs.field(init=False)
     _results: socket.socket | None = attrs.field(init=False, default=None)
+    _deadline: float = attrs.field(init=False)
     _lines: LineBuffer = attrs.field(init=False, factory=LineBuffer)
 
     @contextlib.contextmanager
@@ -166,16 +167,21 @@ class SocketFeed(Feed):
                 pipelines.markers_from_socket(str(place / "m")),
             ),
         ):
-            self._markers = self._accept(coming)
+            connection = self._accept(coming, CONNECT_SECONDS)
+            if connection is None:
+                raise _unreachable()
+            self._markers = connection
+            self._deadline = time.monotonic() + CONNECT_SECONDS
             yield
 
-    def _accept(self, listening: socket.socket) -> socket.socket:
+    def _accept(self, listening: socket.socket, wait: float) -> socket.socket | None:
         """
         Accept the first connection from a process of this process's user, or of root.
 
-        @raise Unreachable: If there is none within L{CONNECT_SECONDS}.
+        @param wait: The most seconds to wait for one.
+        @return: The connection; C{None} if there was none in time.
         """
-        deadline = time.monotonic() + CONNECT_SECONDS
+        deadline = time.monotonic() + wait
         while self._waiter.ready(listening, deadline - time.monotonic()):
             connection, _ = listening.accept()
             _, user, _ = _CREDENTIALS.unpack(
@@ -185,7 +191,7 @@ class SocketFeed(Feed):
                 connection.setblocking(False)
                 return self._connections.enter_context(connection)
             connection.close()
-        raise Unreachable(_WATCH, f"the node did not connect within {CONNECT_SECONDS:g} s")
+        return None
 
     def send(self, markers: Round) -> None:
         fields = {
@@ -202,14 +208,17 @@ class SocketFeed(Feed):
                 data = data[self._markers.send(data) :]
             except OSError as e:
                 raise EngineCallFailed(_WATCH, f"cannot send markers to the node: {e}") from None
-        # The node connects only when it has something to write.
-        if self._results is None:
-            self._results = self._accept(self._listening)
 
     def receive(self, wait: float) -> list[str]:
         self._renew_if_due()
         if self._results is None:
-            raise EngineCallFailed(_WATCH, "the node has not connected")
+            # The node connects when it has something to write; the match may have begun only after
+            # the first markers.
+            self._results = self._accept(self._listening, wait)
+            if self._results is None:
+                if time.monotonic() > self._deadline:
+                    raise _unreachable()
+                return []
         if not self._waiter.ready(self._results, wait):
             return []
         try:
@@ -220,6 +229,10 @@ class SocketFeed(Feed):
             raise EngineCallFailed(_WATCH, "the match has ended in the node")
         lines = add_lines(_WATCH, self._lines, chunk)
         return [decode_answer(_WATCH, line, Line).line for line in lines if line]
+
+
+def _unreachable() -> Unreachable:
+    return Unreachable(_WATCH, f"the node did not connect within {CONNECT_SECONDS:g} s")
 
 
 @attrs.define(eq=False)
