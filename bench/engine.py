@@ -13,15 +13,6 @@ from typing import Any
 
 from tbvast.engines import binaries
 
-SETTINGS = """\
-caf:
-  middleman:
-    enable-automatic-connections: false
-"""
-"""
-Of the command, so that it opens no port.
-"""
-
 TABLES = ("tbvast_ip", "tbvast_net", "tbvast_str")
 """
 Where a bridge keeps what arriving events are matched against.
@@ -38,16 +29,13 @@ class Node:
     A node that somebody else runs.
     """
 
-    def __init__(self, endpoint: str, folder: Path) -> None:
+    def __init__(self, client: Path) -> None:
         """
-        @param folder: Where a configuration for the command may be written.
+        @param client: The configuration file of the node's clients.
         """
-        settings = folder / "client.yaml"
-        settings.write_text(SETTINGS)
         self._command = [
             binaries.find_client(),
-            f"--endpoint={endpoint}",
-            f"--config={settings}",
+            f"--config={client}",
             "--connection-timeout=5s",
             "--console-verbosity=error",
         ]

@@ -705,7 +705,7 @@ class Run:
         self.faults: Counter[str] = Counter()
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._frozen: set[int] = set()
-        self._node = Node(f"127.0.0.1:{engine}", folder)
+        self._node = Node(folder / "bridge" / "client" / "client.yaml")
         self._bus = Bus(manage)
         self.journal = Journal(state / "journal.db")
         self._stopped = threading.Event()

@@ -145,7 +145,7 @@ class BridgeRun:
         }
         config.write_text(json.dumps({"bridge": settings}))
         self._store = state / "bridge.db"
-        self.node = Node(f"127.0.0.1:{engine}", folder)
+        self.node = Node(state / "client" / "client.yaml")
         self.bridge = BlockingProcess(twistd("tbvast-bridge", f"--config={config}"), folder)
         self._journal: dict[int, bytes] = {}
         self._places: dict[str, int] = {}

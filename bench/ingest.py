@@ -88,7 +88,7 @@ class Ingest(Way):
     def _taken(self, count: int, began: float) -> float:
         self.held(count)
         taken = time.monotonic() - began
-        held = json.loads(run(self.engine, _COUNT.format(pipelines.MAIN_TABLES.ip), ""))["entries"]
+        held = json.loads(run(self.client, _COUNT.format(pipelines.MAIN_TABLES.ip), ""))["entries"]
         if held != count:
             raise AssertionError(f"{count} entries were published, {held} are held")
         return count / taken
@@ -104,10 +104,10 @@ class Ingest(Way):
             entries.append(Entry(observable, (indicator.id,)))
         text = rows.encode_entries(entries)
         for name in OTHER:
-            run(self.engine, pipelines.create_table(name), "")
+            run(self.client, pipelines.create_table(name), "")
         os.sync()
         began = time.monotonic()
-        run(self.engine, pipelines.update_tables(OTHER), text)
+        run(self.client, pipelines.update_tables(OTHER), text)
         return len(documents) / (time.monotonic() - began)
 
 

@@ -112,10 +112,10 @@ class Sensor:
     Imports through a pipeline of the node's own.
     """
 
-    def __init__(self, endpoint: str, folder: Path) -> None:
+    def __init__(self, client: Path, folder: Path) -> None:
         path = folder / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ read_suricata _batch_timeout=10ms }}\nimport\n'
-        run(endpoint, pipelines.start_pipeline(pipeline, "sensor", 3600.0), "")
+        run(client, pipelines.start_pipeline(pipeline, "sensor", 3600.0), "")
         while not path.exists():
             time.sleep(0.05)
         self.socket = socket.socket(socket.AF_UNIX)
@@ -149,7 +149,7 @@ def once(indicators: int, rate: int, seconds: int, batch: int) -> tuple[int, int
                 bench.give([document(value(number)) for number in part])
             bench.give([indicator(SPARE)])
             bench.held(indicators)
-            sensor = Sensor(bench.engine, Path(folder))
+            sensor = Sensor(bench.client, Path(folder))
             batches = [
                 b"".join(
                     json.dumps(mixed(number, indicators)).encode() + b"\n"

@@ -164,11 +164,11 @@ class Matching(Way):
         super().end()
 
     def _client(self, pipeline: str) -> subprocess.Popen[bytes]:
-        options = f"--config={self._folder / 'client.yaml'}", "--console-verbosity=error"
+        options = f"--config={self.client}", "--console-verbosity=error"
         path = self._folder / f"{len(self._children)}.tql"
         path.write_text(pipeline)  # it may be too long for an argument
         child = subprocess.Popen(
-            [binaries.find_client(), f"--endpoint={self.engine}", *options, "-f", str(path)],
+            [binaries.find_client(), *options, "-f", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -240,12 +240,12 @@ class Matching(Way):
         through: list[float] = []
         alone: list[float] = []
         for name in OTHER:
-            run(self.engine, pipelines.create_table(name), "")
+            run(self.client, pipelines.create_table(name), "")
         for number in numbers:
             observable = Observable(Kind.IP, address(number))
             text = rows.encode_entries([Entry(observable, (f"indicator--{number}",))])
             began = time.monotonic()
-            run(self.engine, pipelines.update_tables(OTHER), text)
+            run(self.client, pipelines.update_tables(OTHER), text)
             alone.append((time.monotonic() - began) * 1000)
             began = time.monotonic()
             self.give([indicator(number)])
@@ -279,7 +279,9 @@ class Matching(Way):
         """
         What a live match beside the bridge's finds, as lines.
         """
-        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "beside")
+        engine = TenzirEngine(
+            self.engine, binaries.find_client(), self._folder / "beside", tls=self.tls
+        )
         with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
             for batch in engine.watch(lambda progress: None):
                 if not batch:
@@ -364,7 +366,7 @@ class Matching(Way):
         """
         How many stored events the engine says that it has read for searches.
         """
-        lines = map(json.loads, run(self.engine, _EXPORTED, "").splitlines())
+        lines = map(json.loads, run(self.client, _EXPORTED, "").splitlines())
         return sum(
             line["events"] for line in lines if line["pipeline_id"].startswith("tbvast-retro")
         )
@@ -384,7 +386,9 @@ class Matching(Way):
         """
         @return: Seconds for one search by the engine.
         """
-        engine = TenzirEngine(self.engine, binaries.find_client(), self._folder / "alone")
+        engine = TenzirEngine(
+            self.engine, binaries.find_client(), self._folder / "alone", tls=self.tls
+        )
         entries = list(map(entry, documents))
         began = time.monotonic()
         found = sum(map(len, engine.find(entries, 0, LIMIT)))

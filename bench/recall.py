@@ -608,7 +608,7 @@ class Recall(Way):
         waited(lambda: not self._busy())
 
     def _held(self) -> int:
-        answers = (run(self.engine, _COUNT.format(table), "") for table in pipelines.MAIN_TABLES)
+        answers = (run(self.client, _COUNT.format(table), "") for table in pipelines.MAIN_TABLES)
         return sum(json.loads(answer or '{"count": 0}')["count"] for answer in answers)
 
     def _busy(self) -> bool:
@@ -624,10 +624,10 @@ class Recall(Way):
         Import all events, and wait until the live match has seen them.
         """
         with ThreadPoolExecutor(IMPORTING) as pool:
-            for done in [pool.submit(run, self.engine, *each) for each in _imports(files)]:
+            for done in [pool.submit(run, self.client, *each) for each in _imports(files)]:
                 done.result()
         event = {"timestamp": "2024-01-01T00:00:00Z", "event_type": "flow", "src_ip": LAST}
-        import_events(self.engine, json.dumps(event), "suricata")
+        import_events(self.client, json.dumps(event), "suricata")
         waited(lambda: self.sightings.last.is_set())
 
     def come(self, wanted: int) -> list[Sighted]:

@@ -14,14 +14,20 @@ import zmq
 
 from bench.faults import Service
 from devtools.services import free_ports
-from tbvast.engines.tenzir.engine import command_settings
+from tbvast.engines.tenzir.configuration import CERTIFICATE_NAME, Tls
 
 LIMIT = 600.0
 """
 Seconds to wait for anything.
 """
 
-SETTINGS = "bridge:\n  heartbeat: 1.0\n  snapshot: 30\n  retro_match_max_events: 0\n"
+SETTINGS = """\
+bridge:
+  heartbeat: 1.0
+  snapshot: 30
+  retro_match_max_events: 0
+  vast_plugins: [accept_unix_socket, read_suricata]
+"""
 
 _TAKEN = re.compile(r"The engine took (\d+) entries")
 
@@ -44,6 +50,8 @@ class Way:
     The whole way, once the live match is running; nothing is in it.
 
     @ivar engine: The node's endpoint.
+    @ivar client: The configuration file of the node's clients.
+    @ivar tls: Their certificate.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +61,6 @@ class Way:
         self._manage, pub, sub, engine = free_ports(4)
         config = folder / "tap.conf"
         config.write_text(SETTINGS)
-        (folder / "client.yaml").write_text(command_settings(folder))
         self.plugin = self._service(
             "tbvast-plugin",
             f"--state-dir={folder / 'plugin'}",
@@ -65,6 +72,8 @@ class Way:
             *(f"--state-dir={folder / 'bridge'}", f"--vast-listen=127.0.0.1:{engine}"),
         )
         self.engine = f"127.0.0.1:{engine}"
+        self.client = folder / "bridge" / "client" / "client.yaml"
+        self.tls = Tls.of_embedded(self.client.with_name(CERTIFICATE_NAME))
         self._log = folder / "tbvast-bridge.log"
         waited(lambda: "The live match is running" in self._log.read_text())
 

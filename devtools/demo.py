@@ -36,7 +36,6 @@ from tbvast.cli.status import list_at, value_at
 from tbvast.cli.terminal import Screen, escaped_text
 from tbvast.cli.watch import make_row, terminal_header, terminal_line
 from tbvast.engines import binaries
-from tbvast.engines.tenzir.engine import command_settings
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import encode_status
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
@@ -115,7 +114,6 @@ class Demonstration:
             decode_indicator(submission.document).id: wanted.value
             for submission, wanted in zip(made.submissions, INDICATORS, strict=True)
         }
-        (folder / "client.yaml").write_text(command_settings(folder))
         (folder / "tap.conf").write_text(BRIDGE_SETTINGS)
         self._plugin = RunningPlugin(reactor, folder / "plugin")
         self._bridge = RunningBridge(
@@ -196,8 +194,7 @@ class Demonstration:
                 f"the import of {log.name}",
                 [
                     self._client,
-                    f"--config={self._folder / 'client.yaml'}",
-                    f"--endpoint={self._bridge.engine}",
+                    f"--config={self._bridge.client}",
                     "--connection-timeout=5s",
                     "--console-verbosity=warning",
                     log.pipeline,

@@ -370,6 +370,7 @@ class RunningBridge(RunningCommand):
     C{twistd tbvast-bridge} with an embedded engine on a free port.
 
     @ivar engine: The endpoint of the engine.
+    @ivar client: The configuration file of the engine's clients; there once the bridge has started.
     """
 
     def __init__(
@@ -394,6 +395,7 @@ class RunningBridge(RunningCommand):
         self._options = options
         self._live = live
         self.engine = HostPort("127.0.0.1", free_ports(1)[0])
+        self.client = state / "client" / "client.yaml"
 
     def start(self) -> Deferred[Any]:
         """

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.tenzir import embedded_node
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
+from tbvast.engines.tenzir.node_policy import Plugin
 from tbvast.errors import StartupRefused
 from tbvast.values import HostPort
 from tests.doubles_processes import MemoryProcess, ProcessClock
@@ -28,7 +29,21 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.refusal = ""
         self.patch(embedded_node, "check_free", self.check_free)
         self.state = Path(self.mktemp())
-        self.node = EmbeddedNode(self.clock, HostPort("127.0.0.1", 0), self.state, PROGRAM)
+        self.certificate = self.state / "client" / "engine.pem"
+        self.installed = [
+            Plugin(name, (kind,))
+            for name, kind in (
+                ("shell", "operator"),
+                ("export", "operator"),
+                ("read_csv", "operator"),
+            )
+        ]
+        self.patch(embedded_node, "list_plugins", lambda program, settings: self.installed)
+        self.node = EmbeddedNode(
+            *(self.clock, HostPort("127.0.0.1", 0), self.state, self.certificate),
+            plugins=["read_csv"],
+            program=PROGRAM,
+        )
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
 
     def check_free(self, what: str, address: HostPort) -> None:
@@ -55,9 +70,12 @@ class EmbeddedNodeTests(SynchronousTestCase):
         self.assertTrue(self.process.bound)
         command = [word.decode() for word in self.process.argv]
         self.assertEqual(command[0], "tenzir-node")
-        self.assertIn("--endpoint=127.0.0.1:0", command)
         self.assertIn(f"--config={self.state / 'node.yaml'}", command)
         settings = (self.state / "node.yaml").read_text()
+        self.assertIn('endpoint: "127.0.0.1:0"', settings)
+        self.assertIn('disable-plugins: ["shell"]', settings)
+        self.assertIn(f'certificate: "{self.certificate}"', settings)
+        self.assertTrue(self.certificate.exists())
         self.assertIn("enable-automatic-connections: false", settings)
         self.assertIn("import-buffer-timeout: 0s", settings)
         self.assertIn(f'cache-directory: "{self.state}/cache"', settings)

@@ -219,7 +219,7 @@ bridge:
         )
         self.refuse("brigde: 1", "brigde: 'brigde' is not a known key; the nearest is bridge")
         self.refuse(
-            "bridge: {1: 2}", "bridge.1: 1 is not a known key; the nearest is bridge.vast_listen"
+            "bridge: {1: 2}", "bridge.1: 1 is not a known key; the nearest is bridge.vast_plugins"
         )
         self.refuse(
             'bridge: {"si\\nk": 2}',

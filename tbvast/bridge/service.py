@@ -4,6 +4,7 @@ The bridge: gives an engine the indicators of a bus, and reports its matches as 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -32,15 +33,17 @@ from tbvast.bridge.store.values import OpenedStore
 from tbvast.bridge.store.worker import NO, YES
 from tbvast.bus_client.subscription import BusSubscription, SubscriptionRequest
 from tbvast.engines.binaries import find_client
+from tbvast.engines.tenzir.configuration import CERTIFICATE_NAME, CLIENT_SETTINGS, Tls
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.engines.tenzir.engine import TenzirEngine
 from tbvast.engines.threads import EngineThreads
 from tbvast.engines.vast import VastEngine
-from tbvast.errors import StoreFailed, shown
+from tbvast.errors import StartupRefused, StoreFailed, shown
 from tbvast.interfaces import IEngine
 from tbvast.protocol.replay import FRAME_BYTES
 from tbvast.service.clock import boot, calendar
 from tbvast.service.flusher import Deliver
+from tbvast.service.listeners import listening_users
 from tbvast.service.process import SequentialService, ServiceProcess
 from tbvast.settings.schema import BridgeSettings
 from tbvast.stix.sightings import MatchType
@@ -199,19 +202,49 @@ class Bridge(SequentialService):
             return address, VastEngine(str(address), self._binary)
         address = HostPort.parse(settings.vast_listen if automatic else settings.vast)
         embedded = automatic and not listens(address)
+        client = (self._state / CLIENT_SETTINGS).parent
+        tls: Tls | None
         if embedded:
             self._log.info("Starting an embedded node at {address}.", address=str(address))
-            node = EmbeddedNode(self._reactor, address, self._state / "engine")
+            certificate = client / CERTIFICATE_NAME
+            tls = Tls.of_embedded(certificate)
+            node = EmbeddedNode(
+                *(self._reactor, address, self._state / "engine", certificate),
+                settings.vast_plugins,
+            )
             node.setServiceParent(self)
-        elif automatic:
-            self._log.info("Using the node that runs at {address}.", address=str(address))
+        else:
+            if automatic:
+                self._check_owner(address)
+                self._log.info("Using the node that runs at {address}.", address=str(address))
+            files = (settings.vast_certificate, settings.vast_key, settings.vast_authority)
+            tls = Tls(*files) if all(files) else None
         return address, TenzirEngine(
             str(address),
             self._binary,
-            self._state / "client",
+            client,
             sources=with_mappings(settings.fields),
             subdomains=settings.subdomains,
             local=embedded or None,
+            tls=tls,
+        )
+
+    def _check_owner(self, address: HostPort) -> None:
+        """
+        Check that a node that nobody named can be trusted with the indicators.
+
+        @raise StartupRefused: If it may be a program of another user.
+        """
+        users = listening_users(address)
+        if users is None:
+            reason = "this system does not tell whose program listens"
+        elif others := users - {0, os.getuid()}:
+            reason = f"a program of the user {min(others)} listens"
+        else:
+            return
+        raise StartupRefused(
+            f"{reason} on {address}; if it is your node, name it with --vast {address};"
+            " otherwise let the embedded node listen elsewhere with --vast-listen"
         )
 
     async def _fill_engine(self) -> None:

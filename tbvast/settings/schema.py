@@ -25,6 +25,7 @@ from tbvast.settings.types import (
     ListenHost,
     Option,
     Parser,
+    PluginNames,
     Port,
     Seconds,
     YesNo,
@@ -166,6 +167,12 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     @ivar vast: The engine's node; auto: the one on vast_listen if there is one, otherwise an
         embedded node is started there.
     @ivar vast_listen: Endpoint on which an embedded node listens.
+    @ivar vast_certificate: Certificate of the bridge for a node with TLS, a PEM file; empty: none.
+        An embedded node has one of its own.
+    @ivar vast_key: Key of vast_certificate, a PEM file.
+    @ivar vast_authority: Certificates that the node's certificate must be issued by, a PEM file.
+    @ivar vast_plugins: Plugins of the engine, besides those tbvast needs, that pipelines in an
+        embedded node may use.
     @ivar vast_binary: The engine's client command; empty: the installed one.
     @ivar engine: Engine of the node: tenzir, or vast for its predecessor.
     @ivar state_dir: Directory for all data that must survive a restart; empty: the state directory
@@ -202,6 +209,10 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Annotated[Days, Option("DAYS")] = 0
     vast: Annotated[AutoEndpoint, Option("auto|HOST:PORT")] = "auto"
     vast_listen: Annotated[Endpoint, Option("HOST:PORT")] = "127.0.0.1:5158"
+    vast_certificate: FilePath = ""
+    vast_key: FilePath = ""
+    vast_authority: FilePath = ""
+    vast_plugins: PluginNames = ()
     vast_binary: Annotated[Command, Option("CMD")] = ""
     engine: Annotated[Literal["tenzir", "vast"], Option("tenzir|vast")] = "tenzir"
     state_dir: _StateDirectory = None
@@ -231,6 +242,12 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, name) and self.engine != "tenzir":
                 label = labels.get("engine", "bridge.engine")
                 raise SettingsInvalid(label, self.engine, f"an engine that supports {name}: tenzir")
+        files = ("vast_certificate", "vast_key", "vast_authority")
+        if missing := [name for name in files if not getattr(self, name)]:
+            for name in files:
+                if value := getattr(self, name):
+                    label = labels.get(name, f"bridge.{name}")
+                    raise SettingsInvalid(label, value, f"set together with {', '.join(missing)}")
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -102,6 +102,14 @@ Command = Annotated[
     str, Parser("a command with its arguments, every quote closed", _command, str | None)
 ]
 FilePath = Annotated[str, Parser("the path of a file", _file)]
+PluginNames = Annotated[
+    tuple[str, ...],
+    Parser(
+        "a list of names of the engine's plugins",
+        tuple,
+        list[Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_:.-]{0,63}\Z")]],
+    ),
+]
 DirectoryPath = Annotated[
     str | None, Parser("the path of a directory", lambda path: path, _PATH | None)
 ]

@@ -4,13 +4,14 @@ Real components for functional tests: found, started, fed, and ended again.
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from unittest import SkipTest
 
@@ -18,8 +19,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports
 from tbvast.engines import binaries
-from tbvast.engines.tenzir.embedded_node import node_settings
-from tbvast.engines.tenzir.engine import command_settings
+from tbvast.engines.tenzir.certificate import provide_certificate
+from tbvast.engines.tenzir.configuration import (
+    CERTIFICATE_NAME,
+    CLIENT_SETTINGS,
+    Tls,
+    command_settings,
+    node_settings,
+)
+from tbvast.engines.tenzir.node_policy import disabled_plugins, list_plugins
 from tbvast.errors import EngineMissing
 from tbvast.service.child_process import launch_command
 
@@ -120,19 +128,31 @@ def listening(pid: int) -> list[str]:
 
 class RealNode:
     """
-    A Tenzir node on a free port of the loopback address, with nothing in it.
+    A Tenzir node on a free port of the loopback address, with nothing in it, with a certificate
+    and the policy of an embedded one.
 
     @ivar endpoint: C{HOST:PORT}.
+    @ivar tls: The files of its clients.
+    @ivar client: The configuration file of its clients.
+    @ivar state: A directory with that file, as a bridge's state directory has it.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, plugins: Collection[str] = ()) -> None:
         """
         @param port: Where to listen; a free port if not given.
+        @param plugins: The plugins that it may use besides those that tbvast needs.
         """
         self.endpoint = f"127.0.0.1:{port or free_ports(1)[0]}"
-        self._folder = Path(tempfile.mkdtemp(prefix="tbvast-node-"))
-        (self._folder / "node.yaml").write_text(node_settings(self._folder))
-        (self._folder / "client.yaml").write_text(command_settings(self._folder))
+        self.state = Path(tempfile.mkdtemp(prefix="tbvast-node-"))
+        self.client = self.state / CLIENT_SETTINGS
+        self.client.parent.mkdir()
+        certificate = self.client.with_name(CERTIFICATE_NAME)
+        provide_certificate(certificate, datetime.datetime.now(datetime.UTC))
+        self.tls = Tls.of_embedded(certificate)
+        self.client.write_text(command_settings(self.state, self.endpoint, self.tls))
+        disabled = disabled_plugins(list_plugins(binaries.find_node(), str(self.client)), plugins)
+        settings = node_settings(self.state, self.endpoint, self.tls, disabled)
+        (self.state / "node.yaml").write_text(settings)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -149,9 +169,8 @@ class RealNode:
         Start the node, with what it kept; returns when it accepts clients.
         """
         arguments = (
-            f"--config={self._folder / 'node.yaml'}",
-            f"--state-directory={self._folder / 'state'}",
-            f"--endpoint={self.endpoint}",
+            f"--config={self.state / 'node.yaml'}",
+            f"--state-directory={self.state / 'state'}",
             "--print-endpoint",
         )
         self._process = subprocess.Popen(
@@ -184,7 +203,7 @@ class RealNode:
         End the node and remove all it kept.
         """
         self.kill()  # there is nothing that it should save
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def run(self, pipeline: str, text: str = "") -> str:
         """
@@ -192,7 +211,7 @@ class RealNode:
 
         @return: What it wrote.
         """
-        return run(self.endpoint, pipeline, text, f"--config={self._folder / 'client.yaml'}")
+        return run(self.client, pipeline, text)
 
     def feed(self, text: str, format: str = "ndjson") -> None:
         """
@@ -203,15 +222,16 @@ class RealNode:
         self.run(f"{FORMATS[format]} | import", text)
 
 
-def run(endpoint: str, pipeline: str, text: str, *options: str) -> str:
+def run(client: Path, pipeline: str, text: str) -> str:
     """
     Run a pipeline against a node.
 
+    @param client: The configuration file of its clients.
     @return: What it wrote.
     @raise AssertionError: If it failed.
     """
     done = subprocess.run(
-        [binaries.find_client(), "-e", endpoint, "--console-verbosity=warning", *options, pipeline],
+        [binaries.find_client(), f"--config={client}", "--console-verbosity=warning", pipeline],
         input=text,
         capture_output=True,
         encoding="utf-8",
@@ -222,10 +242,11 @@ def run(endpoint: str, pipeline: str, text: str, *options: str) -> str:
     return done.stdout
 
 
-def import_events(endpoint: str, text: str, format: str) -> None:
+def import_events(client: Path, text: str, format: str) -> None:
     """
     Import events into any node; they are there when this returns.
 
+    @param client: The configuration file of its clients.
     @param format: A key of L{FORMATS}.
     """
-    run(endpoint, f"{FORMATS[format]} | import", text)
+    run(client, f"{FORMATS[format]} | import", text)

@@ -34,7 +34,8 @@ from twisted.internet import reactor
 from tbvast.engines.tenzir.embedded_node import EmbeddedNode
 from tbvast.values import HostPort
 
-node = EmbeddedNode(reactor, HostPort.parse(sys.argv[1]), Path(sys.argv[2]))
+state = Path(sys.argv[2])
+node = EmbeddedNode(reactor, HostPort.parse(sys.argv[1]), state, state / "client" / "engine.pem")
 node.startService()
 reactor.run()
 """
@@ -56,7 +57,9 @@ class EmbeddedNodeTests(TestCase):
         """
         A node that is killed comes back, and none is left when the service stops.
         """
-        node = EmbeddedNode(reactor, HostPort.parse(self.endpoint), self.state)
+        node = EmbeddedNode(
+            reactor, HostPort.parse(self.endpoint), self.state, self.state / "engine.pem"
+        )
         node.startService()
         self.addCleanup(node.stopService)
         await until(reactor, lambda: self._listens(os.getpid()))
@@ -99,7 +102,8 @@ class AddressTests(SynchronousTestCase):
         """
         @return: The reason of the refusal.
         """
-        node = EmbeddedNode(reactor, address, Path(self.mktemp()), "/nowhere/tenzir-engine")
+        state = Path(self.mktemp())
+        node = EmbeddedNode(reactor, address, state, state / "engine.pem")
         return str(self.assertRaises(StartupRefused, node.startService))
 
     def test_taken(self) -> None:

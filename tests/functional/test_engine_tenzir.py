@@ -63,7 +63,9 @@ class TenzirTestCase(SynchronousTestCase):
         self.engine.prepare()
 
     def make_tenzir(self, endpoint: str, **options: Any) -> TenzirEngine:
-        return TenzirEngine(endpoint, self.binary, Path(self.mktemp()), **options)
+        return TenzirEngine(
+            endpoint, self.binary, Path(self.mktemp()), tls=self.node.tls, **options
+        )
 
     def assert_nothing_left(self) -> None:
         """

@@ -52,7 +52,7 @@ class FieldMapTests(ServicesTestCase):
         await bridge.saw("The engine took 2 entries")
         event = {"asked": "a.b.Evil.example", "got": ["a", "/tmp/x.exe"]}
         pipeline = 'from_stdin { read_ndjson } | @name = "acme.proxy" | import'
-        await deferToThread(run, str(bridge.engine), pipeline, json.dumps(event))
+        await deferToThread(run, bridge.client, pipeline, json.dumps(event))
         found = [(await deferToThread(client.receive))[1] for _ in patterns]
         self.assertEqual(
             sorted(sighting["x_threatbus_indicator_value"] for sighting in found),

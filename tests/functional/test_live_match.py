@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports, twistd
@@ -85,22 +86,29 @@ def eve(number: int, kind: str, hit: bool = True) -> dict[str, Any]:
     }
 
 
+SENSOR_PLUGINS = ("accept_unix_socket", "read_suricata", "read_csv")
+"""
+The plugins that the pipelines of sensors need.
+"""
+
+
 class Sensor:
     """
     Feeds events into a node through a pipeline that runs in it, as a sensor does.
     """
 
     def __init__(
-        self, endpoint: str, read: str = "read_suricata _batch_timeout=10ms", then: str = ""
+        self, client: Path, read: str = "read_suricata _batch_timeout=10ms", then: str = ""
     ) -> None:
         """
+        @param client: The configuration file of the node's clients.
         @param read: Reads what is fed.
         @param then: Is done with it before it is imported.
         """
         self._folder = tempfile.TemporaryDirectory()  # its path is short enough
         path = Path(self._folder.name) / "eve.sock"
         pipeline = f'accept_unix_socket "{path}" {{ {read} }}\n{then}\nimport\n'
-        run(endpoint, pipelines.start_pipeline(pipeline, f"sensor-{id(self)}", 3600.0), "")
+        run(client, pipelines.start_pipeline(pipeline, f"sensor-{id(self)}", 3600.0), "")
         wait_until(path.exists, LIMIT)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
@@ -116,12 +124,12 @@ class Sensor:
         self._folder.cleanup()
 
 
-def stored(endpoint: str) -> int:
+def stored(client: Path) -> int:
     """
     How many events of a sensor a node has.
     """
     counted = run(
-        endpoint,
+        client,
         'export\nwhere @name.starts_with("suricata.")\nsummarize count=count()\nwrite_ndjson',
         "",
     )
@@ -142,30 +150,32 @@ class BridgeTestCase(SynchronousTestCase):
         for name in ("bus", "bridge"):
             (self.folder / name).mkdir(parents=True)
         if self.embedded:
-            self.endpoint = f"127.0.0.1:{free_ports(1)[0]}"
-            engine = f"--vast-listen={self.endpoint}"
+            self.client = self.folder / "state" / "client" / "client.yaml"
+            engine = {"vast_listen": f"127.0.0.1:{free_ports(1)[0]}"}
         else:
-            self.node = RealNode()
+            self.node = RealNode(plugins=SENSOR_PLUGINS)
             self.addCleanup(self.node.stop)
-            self.endpoint = self.node.endpoint
-            engine = f"--vast={self.endpoint}"
+            self.client = self.node.client
+            files = msgspec.structs.asdict(self.node.tls).items()
+            engine = {f"vast_{name}": path for name, path in files}
+            engine["vast"] = self.node.endpoint
         self.bus = PluginProcess(self.folder / "bus")
         self.addCleanup(self.bus.stop)
         config = self.folder / "tap.conf"
-        config.write_text("bridge:\n  heartbeat: 1.0\n  snapshot: 30\n  retro_match: no\n")
+        settings = {"heartbeat": 1.0, "snapshot": 30, "retro_match": False, **engine}
+        config.write_text(json.dumps({"bridge": settings | {"vast_plugins": SENSOR_PLUGINS}}))
         self.command = twistd(
             "tbvast-bridge",
             f"--config={config}",
             f"--threatbus={self.bus.manage}",
             f"--state-dir={self.folder / 'state'}",
-            engine,
         )
         self.bridge = BlockingProcess(self.command, self.folder / "bridge")
         self.addCleanup(lambda: self.bridge.stop())
         self.bridge.saw("The live match is running")
         self.publish([indicator(n, pattern) for n, pattern in enumerate(PATTERNS, 1)])
         self.bridge.saw("The engine took 2 entries")
-        self.sensor = Sensor(self.endpoint)
+        self.sensor = Sensor(self.client)
         self.addCleanup(self.sensor.close)
 
     def publish(self, documents: list[dict[str, Any]]) -> None:
@@ -271,7 +281,7 @@ class OtherNodeTests(BridgeTestCase):
         """
         An event with a text that is not UTF-8 is sighted like those around it.
         """
-        csv = Sensor(self.endpoint, "read_csv", '@name = "suricata.flow"')
+        csv = Sensor(self.client, "read_csv", '@name = "suricata.flow"')
         self.addCleanup(csv.close)
         csv.write(b"event_type,flow_id,src_ip,dest_ip,note\n")
         csv.write(b"flow,1,10.0.0.1,%b,B\xf6den\n" % ADDRESS_VALUE.encode())
@@ -288,7 +298,7 @@ class OtherNodeTests(BridgeTestCase):
         self.signal(signal.SIGSTOP)
         kinds = ("flow", "dns", "http", "tls", "alert")
         self.sensor.feed(eve(n, kinds[n % 5]) for n in range(500))
-        wait_until(lambda: stored(self.endpoint) == 500, LIMIT)
+        wait_until(lambda: stored(self.client) == 500, LIMIT)
         time.sleep(FROZEN_SECONDS)
         self.kill()
         self.start_again()
@@ -336,12 +346,14 @@ class EngineTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.binary = require_tenzir(self)
-        self.node = RealNode()
+        self.node = RealNode(plugins=SENSOR_PLUGINS)
         self.addCleanup(self.node.stop)
         self.patch(feeds, "CONNECT_SECONDS", LIMIT)  # no test falls back unless it wants to
 
     def engine(self, **options: Any) -> TenzirEngine:
-        engine = TenzirEngine(self.node.endpoint, self.binary, Path(self.mktemp()), **options)
+        engine = TenzirEngine(
+            self.node.endpoint, self.binary, Path(self.mktemp()), tls=self.node.tls, **options
+        )
         engine.prepare()
         return engine
 
@@ -361,7 +373,7 @@ class EngineTests(SynchronousTestCase):
         engine.add([[HOST, ADDRESS]])
         told: list[Progress] = []
         found: list[Match] = []
-        sensor = Sensor(self.node.endpoint)
+        sensor = Sensor(self.node.client)
         self.addCleanup(sensor.close)
         with self.watching(engine, told.append) as watch:
             kinds = ("flow", "dns", "stats", "http", "alert", "tls")
@@ -416,7 +428,7 @@ class EngineTests(SynchronousTestCase):
         engine = self.engine()
         with self.watching(engine) as watch:
             (name,) = (each.name for each in (engine._live_directories).iterdir())
-            run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-markers-{name}"), "")
+            run(self.node.client, pipelines.end_pipeline(f"tbvast-markers-{name}"), "")
             e = self.assertRaises(EngineCallFailed, next, watch)
         self.assertRegex(str(e), "marker")
 
@@ -427,7 +439,7 @@ class EngineTests(SynchronousTestCase):
         engine = self.engine()
         with self.watching(engine) as watch:
             (name,) = (each.name for each in (engine._live_directories).iterdir())
-            run(self.node.endpoint, pipelines.end_pipeline(f"tbvast-live-{name}"), "")
+            run(self.node.client, pipelines.end_pipeline(f"tbvast-live-{name}"), "")
             self.assertRaises(EngineCallFailed, next, watch)
 
     def test_markers_behind_events(self) -> None:
@@ -444,7 +456,7 @@ class EngineTests(SynchronousTestCase):
             if news.covered is not None:
                 said.append((news.covered.imported, len(found)))
 
-        sensor = Sensor(self.node.endpoint)
+        sensor = Sensor(self.node.client)
         self.addCleanup(sensor.close)
         count, rounds = 6_000, 5
         kinds = ("dns", "tls", "alert")
@@ -462,7 +474,7 @@ class EngineTests(SynchronousTestCase):
                 found += next(watch)
         for moment, before in dict(reversed(said)).items():
             text = run(
-                self.node.endpoint,
+                self.node.client,
                 f"export\nwhere @import_time < from_epoch({moment:.6f}s)\n"
                 f'where dns?.rrname? == "{NAME}" or tls?.sni? == "{NAME}"'
                 f' or http?.hostname? == "{NAME}"\n'

@@ -156,8 +156,8 @@ class MainJobTests(ServicesTestCase):
         logs.sort(key=lambda line: str(json.loads(line)["_path"]))
 
         def feed() -> None:
-            import_events(str(self.engine_side.engine), "".join(eve), "suricata")
-            import_events(str(self.engine_side.engine), "".join(logs), "zeek-json")
+            import_events(self.engine_side.client, "".join(eve), "suricata")
+            import_events(self.engine_side.client, "".join(logs), "zeek-json")
 
         return deferToThread(feed)
 

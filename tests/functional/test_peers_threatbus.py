@@ -174,7 +174,7 @@ class ThreatbusTests(PeersTestCase):
                 "dest_ip": value,
                 "flow": {"pkts_toserver": 1},
             }
-            import_events(str(bridge.engine), json.dumps(event) + "\n", "suricata")
+            import_events(bridge.client, json.dumps(event) + "\n", "suricata")
 
         # Again, if need be: the old host drops what comes before it has connected.
         seen = await deferToThread(sighting, watcher, known, happen)

@@ -342,10 +342,10 @@ class SizeTests(ServicesTestCase):
         await self.bus.ask(encode_publish([indicator]))
         await self.receiver.saw("The engine took 1 entries")
         long = {"event_type": "long", "src_ip": IP, "n": 0, "text": "x" * 12_000_000}
-        await deferToThread(import_events, str(self.receiver.engine), json.dumps(long), "ndjson")
+        await deferToThread(import_events, self.receiver.client, json.dumps(long), "ndjson")
         many = [{**long, "n": n, "text": "y" * 400_000} for n in range(1, 41)]
         text = "\n".join(map(json.dumps, many))
-        await deferToThread(import_events, str(self.receiver.engine), text, "ndjson")
+        await deferToThread(import_events, self.receiver.client, text, "ndjson")
         found: set[int] = set()
         while found != set(range(41)):
             _, sighting = await deferToThread(client.receive)
@@ -381,7 +381,7 @@ class OutboxTests(HostileBusTestCase):
         await bridge.saw("The engine took 1 entries")
         events = [{"event_type": "some", "src_ip": IP, "n": n} for n in range(30)]
         text = "\n".join(map(json.dumps, events))
-        await deferToThread(import_events, str(bridge.engine), text, "ndjson")
+        await deferToThread(import_events, bridge.client, text, "ndjson")
 
         def sighted() -> bool:
             published = list(self.bus.published)

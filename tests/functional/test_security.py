@@ -461,7 +461,8 @@ class BridgeTests(KeysTestCase):
         admin.join(SIGHTINGS)
         admin.request("publish", documents=[indicator(PATTERNS["ip"])])
         bridge.saw("The engine took 1 entries")
-        import_events(engine, "".join(suricata(1, *BAD)), "suricata")
+        client = folder / "state" / "client" / "client.yaml"
+        import_events(client, "".join(suricata(1, *BAD)), "suricata")
         topic, payload = admin.receive()
         self.assertEqual(topic, f"{admin.topic}sighting")
         self.assertEqual(json.loads(payload)["x_threatbus_indicator_value"], BAD[0])

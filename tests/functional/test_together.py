@@ -154,7 +154,7 @@ class TogetherTests(ServicesTestCase):
 
         def feed() -> None:
             for text, format in zip(texts, ("suricata", "zeek-json"), strict=False):
-                import_events(str(self.engine_side.engine), text, format)
+                import_events(self.engine_side.client, text, format)
 
         return deferToThread(feed)
 

@@ -4,8 +4,9 @@ A Tenzir node that runs as a child process.
 
 from __future__ import annotations
 
-import json
+import datetime
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 
 from tbvast.engines import binaries
+from tbvast.engines.tenzir.certificate import provide_certificate
+from tbvast.engines.tenzir.configuration import Tls, command_settings, node_settings
+from tbvast.engines.tenzir.node_policy import disabled_plugins, list_plugins
 from tbvast.errors import StartupRefused
 from tbvast.service.child_process import BackOff, ChildOwner, Children, Exit
 from tbvast.service.lines import LineBuffer
 from tbvast.service.process import check_free
 from tbvast.values import HostPort
-
-_SETTINGS = """\
-# Written by tbvast at each start of its node.
-tenzir:
-  # As a command-line option, this would come after the node has created its default one.
-  cache-directory: {cache}
-  # Otherwise the events of a continuous import are matched a second late.
-  import-buffer-timeout: 0s
-  # Otherwise the node's own log would grow to gigabytes.
-  file-verbosity: warning
-caf:
-  middleman:
-    # Without this, the node would listen on a second port, on all interfaces.
-    enable-automatic-connections: false
-"""
-
-
-def node_settings(folder: Path) -> str:
-    """
-    @param folder: The parent of the node's cache directory.
-    @return: The text of the configuration file for a node that tbvast starts.
-    """
-    return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
-
 
 MIN_RESTART_SECONDS = 0.5
 STEADY_SECONDS = 60.0
@@ -79,11 +59,16 @@ class EmbeddedNode(Service, ChildOwner):
     """
     A node that runs while the service does, and is restarted if it ends.
 
-    It does not outlive this process, however this process ends.
+    It does not outlive this process, however this process ends. Only clients with its
+    certificate can use it, and only for what its policy allows; see
+    L{tbvast.engines.tenzir.node_policy}.
 
     @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
     @param endpoint: The address that it listens on.
     @param state: The directory for its state; created if necessary.
+    @param certificate: The file of its certificate, which is made if necessary, and so is its
+        directory.
+    @param plugins: The plugins that it may use in addition to those that tbvast needs.
     @param program: The path of the node's program; by default the installed one.
     @raise tbvast.errors.EngineMissing: If no node is installed.
     """
@@ -93,6 +78,8 @@ class EmbeddedNode(Service, ChildOwner):
     _reactor: Any
     _endpoint: HostPort
     _state: Path
+    _certificate: Path
+    _plugins: Collection[str] = ()
     _program: str = attrs.field(factory=binaries.find_node)
     _lines: LineBuffer = attrs.field(init=False, factory=LineBuffer)
     _started: float = attrs.field(init=False, default=0.0)
@@ -109,20 +96,30 @@ class EmbeddedNode(Service, ChildOwner):
         @raise StartupRefused: If the state directory or the address is not usable.
         """
         try:
-            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._settings.write_text(node_settings(self._state), encoding="utf-8")
-        except OSError as e:
-            raise StartupRefused(
-                f"the engine's state directory {self._state} cannot be written: {e.strerror}"
-            ) from None
-        try:
             check_free("the engine", self._endpoint)
         except StartupRefused as e:
             raise StartupRefused(
                 f"{e}; --vast-listen names another address, --vast a node that runs already"
             ) from None
+        try:
+            self._write_settings()
+        except OSError as e:
+            raise StartupRefused(
+                f"the engine's state directory {self._state} cannot be written: {e.strerror}"
+            ) from None
         super().startService()
         self._start()
+
+    def _write_settings(self) -> None:
+        for folder in (self._state, self._certificate.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        provide_certificate(self._certificate, datetime.datetime.now(datetime.UTC))
+        lister = self._state / "lister.yaml"
+        lister.write_text(command_settings(self._state, str(self._endpoint)), encoding="utf-8")
+        disabled = disabled_plugins(list_plugins(self._program, str(lister)), self._plugins)
+        tls = Tls.of_embedded(self._certificate)
+        text = node_settings(self._state, str(self._endpoint), tls, disabled)
+        self._settings.write_text(text, encoding="utf-8")
 
     def _start(self) -> None:
         self._started = self._reactor.seconds()
@@ -130,7 +127,6 @@ class EmbeddedNode(Service, ChildOwner):
             binaries.NODE_NAME,
             f"--config={self._settings}",
             f"--state-directory={self._state / 'node'}",
-            f"--endpoint={self._endpoint}",
             "--print-endpoint",
             "--console-verbosity=info",
             "--console-format=%l %v",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from zope.interface import implementer
 from tbvast.engines.pyvast_calls import Commands, InterruptibleIterator
 from tbvast.engines.search_budget import SearchBudget
 from tbvast.engines.tenzir import feeds, pipelines, rows
+from tbvast.engines.tenzir.configuration import Tls, command_settings
 from tbvast.engines.tenzir.markers import Markers
 from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, TABLE_SECONDS, NodeCalls, decode_answer
 from tbvast.errors import (
@@ -52,28 +52,6 @@ was only busy reaches it then; a node in its own container never does.
 """
 
 _OPTIONS = ("--connection-timeout=5s", "--console-verbosity=warning", "--color=never")
-_SETTINGS = """\
-# Written by tbvast for the engine's commands that it runs.
-caf:
-  middleman:
-    # Without this, every command would listen on a port of all interfaces.
-    enable-automatic-connections: false
-tenzir:
-  # By default, each command creates one in a directory that everybody can write to.
-  cache-directory: {cache}
-  # Without the other plugins, which are not used, a command starts in 5/6 of the time.
-  plugins: [context]
-"""
-
-
-def command_settings(folder: Path) -> str:
-    """
-    @param folder: The parent of the commands' cache directory.
-    @return: The text of the configuration file for the engine's commands.
-    """
-    return _SETTINGS.format(cache=json.dumps(str(folder / "cache")))
-
-
 SILENCE_SECONDS = 60.0
 """
 Seconds of waiting without a marker after which a live match fails.
@@ -124,6 +102,7 @@ class TenzirEngine:
         positions: int = POSITIONS,
         subdomains: bool = False,
         local: bool | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """
         @param endpoint: The node's endpoint, C{HOST:PORT}.
@@ -136,11 +115,12 @@ class TenzirEngine:
         @param subdomains: Whether a domain also matches the names below it.
         @param local: Whether the node can reach a socket in C{state}; C{None} to try it if the
             node is on this machine.
+        @param tls: The files for the node's endpoint; C{None} if it asks for none.
         @raise tbvast.errors.Invalid: If a source is malformed.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = state / "client.yaml"
-        settings.write_text(command_settings(state), encoding="utf-8")
+        settings.write_text(command_settings(state, endpoint, tls), encoding="utf-8")
         self._live_directories = state / "live"
         self._live_directories.mkdir(mode=0o700, exist_ok=True)
         host = endpoint.rpartition(":")[0].strip("[]")
