@@ -16,6 +16,7 @@ from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
 
 from tbvast import __version__
+from tbvast.cli.engine import engine
 from tbvast.cli.keys import KeyFiles, keygen
 from tbvast.cli.publish import publish, remove
 from tbvast.cli.status import status
@@ -72,6 +73,11 @@ shows tables; otherwise a line for each value: its path, a tab, and the value.
 _KEYGEN = """\
 Make a CURVE key pair: DIR/NAME.key, which may be published, and DIR/NAME.key_secret,
 which only its owner can read. The last line printed is for the bus's file of clients.
+"""
+
+_ENGINE = """\
+Run the engine's own command as a client of a bridge's node, with the certificate that
+the bridge made. Everything after -- is passed on: a pipeline, or options and a pipeline.
 """
 
 Command = Callable[..., Coroutine[Deferred[Any], Any, bool]]
@@ -184,6 +190,19 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default="tbvast",
         help="the name of the files and of the client (default: %(default)s)",
+    )
+    command = add("engine", engine, "run the engine's command", _ENGINE, connects=False)
+    command.add_argument(
+        "--config", metavar="FILE", default="", help="the configuration file of the bridge"
+    )
+    command.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default="",
+        help="the state directory of the bridge, if it is neither in FILE nor the default one",
+    )
+    command.add_argument(
+        "arguments", metavar="ARGUMENT", nargs="+", help="an argument of the engine's command"
     )
     return parser
 
