@@ -140,17 +140,27 @@ class ReplyTests(ManageEndpointTestCase):
 
     def test_snapshot(self) -> None:
         """
-        A snapshot of so many days is asked for, up to the most that is allowed; none
-        if none is wanted.
+        A snapshot of so many days is asked for; none if none is wanted.
         """
         now = self.clock.seconds()
-        for days, since in ((7, [now - 7 * DAY]), (99, [now - MAX_DAYS * DAY]), (0, [])):
+        for days, since in ((7, [now - 7 * DAY]), (MAX_DAYS, [now - MAX_DAYS * DAY]), (0, [])):
             with self.subTest(days):
                 self.source.asked.clear()
                 self.subscribe(snapshot=days)
                 self.assertEqual(self.source.asked, since)
         self.subscribe()
         self.assertEqual(self.source.asked, [])
+
+    def test_long_snapshot(self) -> None:
+        """
+        More days than allowed are refused, with the reason; they are not cut in silence.
+        """
+        for days in (MAX_DAYS + 1, 1_000_000_000):
+            reply = self.subscribe(snapshot=days)
+            reason = f"snapshot: {days} is not at most {MAX_DAYS} days"
+            self.assertEqual(reply, {"status": "error", "reason": reason})
+        self.assertEqual(self.source.asked, [])
+        self.assertEqual(len(self.bus.subscriptions.everybody()), 0)
 
     def test_heartbeat(self) -> None:
         """

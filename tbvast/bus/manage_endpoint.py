@@ -18,7 +18,7 @@ from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import BusParts
 from tbvast.bus.subscriptions import Subscriptions, make_subscription
-from tbvast.errors import Invalid, JournalFailed
+from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.damaged_json import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
@@ -96,6 +96,12 @@ class ManageEndpoint:
         for stream in streams_of(request.topics):
             if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
+        most = self._parts.settings.max_snapshot_days
+        if request.snapshot > most:
+            refusal = ProtocolInvalid("snapshot", request.snapshot, f"at most {most} days")
+            self._statistics.count("request", "refused")
+            self._complaints.warn(self._log, "Refused a request: {reason}", reason=str(refusal))
+            return manage.refused(str(refusal))
         subscription = make_subscription(self._parts, request, user)
         self._subscriptions.open(subscription)
         self._parts.begin_snapshot(subscription)

@@ -258,7 +258,7 @@ class AdmissionTests(HostTestCase):
         last = an_indicator()
         self.publish([json.dumps(last).encode()])
         newcomer = self.client(Client(self.bus.manage))
-        newcomer.join("stix2/indicator", 36_500)
+        newcomer.join("stix2/indicator", 3650)
         probe = an_indicator()
         self.publish([json.dumps(probe).encode()])
         for client, end in ((self.old, last), (newcomer, probe)):

@@ -124,7 +124,7 @@ class SuricataThreatbusTests(PeersTestCase):
             SURICATA_THREATBUS,
             {
                 "threatbus": str(bus.manage),
-                "snapshot": 36_500,
+                "snapshot": 3650,
                 "rules_file": str(rules),
                 "socket": "suricata.socket",
                 "reload_interval": 1,

@@ -288,12 +288,14 @@ class LimitTests(PluginTestCase):
 
     def test_snapshot_days(self) -> None:
         """
-        Who wants more gets that much.
+        Who wants more is refused, and told how much there is.
         """
         plugin = self.plugin(max_snapshot_days=2)
         asked, asking = self.client(plugin), self.client(plugin)
         asked.join(INTEL)
-        asking.join(INTEL, snapshot=1000)
+        reply = asking.request("subscribe", topic=INTEL, snapshot=1000)
+        self.assertEqual(reply["reason"], "snapshot: 1000 is not at most 2 days")
+        asking.join(INTEL, snapshot=2)
         self.assertEqual(json.loads(asked.receive()[1])["snapshot"], 2 * 86400)
 
     def late(self, size: int, **settings: Any) -> tuple[PluginProcess, Client, list[str]]:
