@@ -207,6 +207,7 @@ class ServiceProcessTests(SynchronousTestCase):
         self.path = self.mktemp()
         self.reactor = ReactorDouble()
         self.process = ProcessDouble()
+        self.umasks: list[int] = []
 
     def make(self, *arguments: str) -> ServiceProcess:
         """
@@ -219,6 +220,7 @@ class ServiceProcessTests(SynchronousTestCase):
             at_exit=self.process.at_exit.append,
             end=self.process.end,
             tune=self.process.tune,
+            umask=self.umasks.append,  # type: ignore[arg-type]
         )
         self.addCleanup(service.state.release)
         return service
@@ -230,6 +232,13 @@ class ServiceProcessTests(SynchronousTestCase):
         service.privilegedStartService()
         service.startService()
         self.reactor.start()
+
+    def test_private(self) -> None:
+        """
+        New files are their owner's only, whatever the umask was.
+        """
+        self.make()
+        self.assertEqual(self.umasks, [0o077])
 
     def test_tuned(self) -> None:
         """
@@ -357,7 +366,7 @@ class ServiceProcessTests(SynchronousTestCase):
         """
         options, read = daemon(self, "tbvast-plugin", "--state-dir", self.path)
         service = ServiceProcess(
-            options, self.reactor, set_handler=self.process.set_handler, at_exit=id
+            options, self.reactor, set_handler=self.process.set_handler, at_exit=id, umask=id
         )
         self.addCleanup(service.state.release)
         ServiceDouble("1", [], StartupRefused("the port is taken")).setServiceParent(service)

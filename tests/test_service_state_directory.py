@@ -98,3 +98,22 @@ class StateDirectoryTests(SynchronousTestCase):
         state = StateDirectory(os.path.join(above, "state"))
         e = self.assertRaises(StartupRefused, state.acquire)
         self.assertEqual(str(e), f"state directory {state.path} is not writable: Not a directory")
+
+    def test_files_of_before(self) -> None:
+        """
+        In a directory that others can enter, they lose the access to the files of before; the
+        directory stays as the user made it.
+        """
+        path = self.mktemp()
+        os.mkdir(path, 0o755)
+        os.chmod(path, 0o755)
+        for name, mode in (("journal.db", 0o644), ("log", 0o666), ("private", 0o600)):
+            with open(os.path.join(path, name), "w"):
+                os.chmod(os.path.join(path, name), mode)
+        os.symlink("/etc/hostname", os.path.join(path, "link"))
+        before = os.stat("/etc/hostname").st_mode
+        self.acquired(path)
+        for name in ("journal.db", "log", "private", "lock"):
+            self.assertEqual(os.stat(os.path.join(path, name)).st_mode & 0o777, 0o600, name)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o755)
+        self.assertEqual(os.stat("/etc/hostname").st_mode, before)

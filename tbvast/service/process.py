@@ -142,6 +142,7 @@ class ServiceProcess(SequentialService):
         at_exit: Callable[[Callable[[], None]], Any] = atexit.register,
         end: Callable[[int], None] = os._exit,
         tune: Callable[[], None] = tune_interpreter,
+        umask: Callable[[int], int] = os.umask,
     ) -> None:
         """
         @param options: Parsed; where to find the state and the log.
@@ -150,6 +151,7 @@ class ServiceProcess(SequentialService):
         @param at_exit: Registers a callable for the end of the interpreter.
         @param end: Ends the process with an exit status.
         @param tune: Tunes the interpreter, once the reactor runs.
+        @param umask: Sets the permissions that new files do not get.
         @raise StartupRefused: If the state directory or the log file cannot be used.
         """
         super().__init__()
@@ -164,6 +166,7 @@ class ServiceProcess(SequentialService):
         self.state = StateDirectory(
             options.settings.state_dir or default_directory(options.service, os.environ)
         )
+        umask(0o077)
         self.state.acquire()
         parent = options.parent
         if parent is not None and options.pid_file_open and not parent["nodaemon"]:

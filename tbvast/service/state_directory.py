@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 
@@ -77,7 +78,19 @@ class StateDirectory:
                 + (f"process {owner}" if owner.isdigit() else "another process")
             ) from e
         self._lock = lock
+        self._restrict()
         self.sign()
+
+    def _restrict(self) -> None:
+        """
+        Take the access to the files of earlier versions from others than their owner: the directory
+        may have existed, and be readable.
+        """
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISREG(mode) and mode & 0o077:
+                    os.chmod(entry.path, stat.S_IMODE(mode) & ~0o077)
 
     def sign(self) -> None:
         """
