@@ -5,10 +5,13 @@ Tests for L{tbvast.service.logging}.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from twisted.logger import ILogObserver, Logger
+from twisted.python.log import textFromEventDict
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -42,6 +45,42 @@ class ServiceLogTests(SynchronousTestCase):
         text = Path(self.default).read_text()
         self.assertIn("#warn] but this\n", text)
         self.assertNotIn("not this", text)
+
+    def test_escaped(self) -> None:
+        """
+        What others wrote cannot act on a terminal, hide, or look like a line of its own.
+        """
+        _, logger = self.open("info")
+        logger.info("from {who}", who="\x1b[2J\x9b\u202ea\r\u2028b\n2026-11-30 [x#info] forged\x7f")
+        try:
+            raise ValueError("\x1b]0;title\x07")
+        except ValueError:
+            logger.failure("Failed")
+        text = Path(self.default).read_text()
+        self.assertIn("from \\x1b[2J\\x9b\\u202ea\\r\\u2028b\n\t2026-11-30 [x#info] forged", text)
+        self.assertIn("ValueError: \\x1b]0;title\\x07\n", text)
+        self.assertEqual(set("\x1b\x9b\u202e\r\u2028\x7f\x07") & set(text), set())
+        self.assertEqual(len([line for line in text.splitlines() if line[:1] != "\t"]), 2)
+
+    def test_syslog(self) -> None:
+        """
+        Neither can it in the system's log.
+        """
+        got: list[str] = []
+
+        class Syslog:
+            def __init__(self, prefix: str) -> None:
+                pass
+
+            def emit(self, event: dict[str, Any]) -> None:
+                got.append(textFromEventDict(event) or "")
+
+        module = ModuleType("twisted.python.syslog")
+        module.SyslogObserver = Syslog  # type: ignore[attr-defined]
+        self.patch(sys, "modules", {**sys.modules, "twisted.python.syslog": module})
+        _, logger = self.open("info", syslog=True, prefix="tbvast")
+        logger.info("from {who}", who="\x1b[2J")
+        self.assertEqual(got, ["from \\x1b[2J"])
 
     def test_log_file(self) -> None:
         """

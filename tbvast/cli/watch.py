@@ -15,10 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.cli.keys import KeyFiles
-from tbvast.cli.terminal import Screen, escape_controls
+from tbvast.cli.terminal import Screen
 from tbvast.errors import Invalid, PatternUnmatchable
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
+from tbvast.service.escaping import escape_controls
 from tbvast.stix.documents import JsonObject, from_microseconds, json_object, timestamp
 from tbvast.stix.indicators import STIX, Indicator
 from tbvast.stix.pattern_conditions import matchable

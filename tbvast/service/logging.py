@@ -9,16 +9,20 @@ from collections.abc import Mapping
 from typing import IO, Any, cast
 
 from twisted.logger import (
+    FileLogObserver,
     FilteringLogObserver,
     ILogObserver,
     LegacyLogObserverWrapper,
+    LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
-    textFileLogObserver,
+    formatEventAsClassicLogText,
 )
+from twisted.python.log import textFromEventDict
 from twisted.python.logfile import LogFile
 
 from tbvast.errors import StartupRefused
+from tbvast.service.escaping import escape_controls
 
 
 class ServiceLog:
@@ -50,12 +54,13 @@ class ServiceLog:
         if twistd.get("syslog"):
             from twisted.python.syslog import SyslogObserver  # connects to syslog
 
-            legacy: Any = SyslogObserver(twistd["prefix"]).emit
+            emit: Any = SyslogObserver(twistd["prefix"]).emit
+            legacy: Any = lambda event: emit(_escaped_event(event))  # noqa: E731
             return LegacyLogObserverWrapper(legacy)
         path = twistd.get("logfile")
         foreground = twistd.get("nodaemon")
         if foreground and path in (None, "", "-"):
-            return textFileLogObserver(cast(IO[Any], sys.__stderr__) if aside else sys.stdout)
+            return _file_observer(cast(IO[Any], sys.__stderr__) if aside else sys.stdout)
         if path == "-":
             raise StartupRefused("a daemon cannot log to standard output: add --nodaemon")
         try:
@@ -64,8 +69,35 @@ class ServiceLog:
             )
         except OSError as e:
             raise StartupRefused(f"log file {path or default} is not writable: {e.strerror}") from e
-        return textFileLogObserver(cast(IO[Any], self._file))
+        return _file_observer(cast(IO[Any], self._file))
 
     def rotate(self) -> None:
         if self._file is not None:
             self._file.rotate()
+
+
+_LINE_BREAKS = "\n\t"
+"""
+Of a message with several lines, such as a traceback; its lines after the first are indented.
+"""
+
+
+def _file_observer(out: IO[Any]) -> ILogObserver:
+    return FileLogObserver(out, _format)
+
+
+def _format(event: LogEvent) -> str | None:
+    """
+    Format an event like twisted, with the texts of others in it escaped.
+    """
+    text = formatEventAsClassicLogText(event)
+    return None if text is None else escape_controls(text, _LINE_BREAKS)
+
+
+def _escaped_event(event: dict[str, Any]) -> dict[str, Any]:
+    """
+    @param event: An event of twisted's legacy log.
+    @return: The same event with its text, escaped, in place of what makes the text.
+    """
+    text = textFromEventDict(event)
+    return event if text is None else {**event, "message": (escape_controls(text, _LINE_BREAKS),)}
