@@ -105,6 +105,9 @@ class Screen:
         @return: A context manager; its value is called with the number of steps done
             since the call before.
         """
+        if not self._err.isatty():  # rich before 14 writes an end of line all the same
+            yield lambda steps: None
+            return
         bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -112,7 +115,6 @@ class Screen:
             TimeElapsedColumn(),
             console=Console(file=self._err, markup=False, emoji=False, highlight=False),
             transient=True,
-            disable=not self._err.isatty(),
         )
         task = bar.add_task(escape_controls(label), total=total)
         with bar:

@@ -206,7 +206,7 @@ class TogetherTests(ServicesTestCase):
         await self.feed(suricata(191, "flow", dest_ip="203.0.113.98"))
         await deferToThread(self.client.receive_until, "203.0.113.98")
         await self.publish(LOOKED_UP, REQUESTED, NEARBY, DROPPED, NARROWER)
-        await self.engine_side.saw("A search of past events", times=2)
+        await self.engine_side.saw("A search of past events for 8 observables found")
         await self.publish(SENTINEL)
         self.assertEqual(sorted(await self.sightings(100, "RETRO")), sorted(EXPECTED))
 
