@@ -53,9 +53,7 @@ class Follower(Client):
         """
         Subscribe, and connect; from the beginning if nothing else is said.
         """
-        reply = self.subscribe(
-            list(topics), **{"protocol": "tbvast/1", "snapshot": 365_000, **more}
-        )
+        reply = self.subscribe(list(topics), **{"protocol": "tbvast/1", "snapshot": 3650, **more})
         self.plugin = reply["plugin"]
         self.connect()
 
@@ -148,7 +146,7 @@ class SetAsideTestCase(SynchronousTestCase):
         references.
         """
         client = self.client()
-        client.join(topic, snapshot=365_000)
+        client.join(topic, snapshot=3650)
         marker = an_indicator("[domain-name:value = 'marker.example']")
         self.publish(marker)
         found = []
