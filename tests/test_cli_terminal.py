@@ -5,7 +5,6 @@ Tests for L{tbvast.cli.terminal}.
 from __future__ import annotations
 
 import io
-import unicodedata
 
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
@@ -29,10 +28,6 @@ class MemoryTerminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def harmless(text: str) -> bool:
-    return not any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in text)
 
 
 class ScreenTests(SynchronousTestCase):

@@ -26,7 +26,8 @@ from tbvast.cli.watch import (
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import indicator_document, indicator_id, sighting_id
-from tests.test_cli_terminal import HOSTILE, MemoryTerminal, harmless
+from tests.test_cli_terminal import HOSTILE, MemoryTerminal
+from tests.test_service_escaping import harmless
 
 
 def indicator(number: int = 1, **changes: Any) -> Any:

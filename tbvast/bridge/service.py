@@ -208,10 +208,8 @@ class Bridge(SequentialService):
             self._log.info("Starting an embedded node at {address}.", address=str(address))
             certificate = client / CERTIFICATE_NAME
             tls = Tls.of_embedded(certificate)
-            node = EmbeddedNode(
-                *(self._reactor, address, self._state / "engine", certificate),
-                settings.vast_plugins,
-            )
+            state, plugins = self._state / "engine", settings.vast_plugins
+            node = EmbeddedNode(self._reactor, address, state, certificate, plugins)
             node.setServiceParent(self)
         else:
             if automatic:

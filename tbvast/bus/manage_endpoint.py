@@ -61,9 +61,8 @@ class ManageEndpoint:
         except JournalFailed as e:
             return manage.refused(str(e))
         except Invalid as e:
-            self._statistics.count("request", "refused")
-            self._complaints.warn(self._log, "Refused a request: {reason}", reason=str(e))
-            return manage.refused(str(e)) if isinstance(e, RequestUnsplittable) else manage.ERROR
+            refusal = self._refuse(e)
+            return refusal if isinstance(e, RequestUnsplittable) else manage.ERROR
         except Exception:
             self._log.failure("Cannot answer a request")
             return manage.ERROR
@@ -86,6 +85,11 @@ class ManageEndpoint:
             case manage.Unknown(dialect):
                 return manage.unknown_request(dialect)
 
+    def _refuse(self, error: Invalid) -> bytes:
+        self._statistics.count("request", "refused")
+        self._complaints.warn(self._log, "Refused a request: {reason}", reason=str(error))
+        return manage.refused(str(error))
+
     def _forbidden(self, user: str, what: str) -> bytes:
         self._statistics.count("request", "forbidden")
         client = self._access.name(user) or "somebody"
@@ -98,10 +102,9 @@ class ManageEndpoint:
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
         most = self._parts.settings.max_snapshot_days
         if request.snapshot > most:
-            refusal = ProtocolInvalid("snapshot", request.snapshot, f"at most {most} days")
-            self._statistics.count("request", "refused")
-            self._complaints.warn(self._log, "Refused a request: {reason}", reason=str(refusal))
-            return manage.refused(str(refusal))
+            return self._refuse(
+                ProtocolInvalid("snapshot", request.snapshot, f"at most {most} days")
+            )
         subscription = make_subscription(self._parts, request, user)
         self._subscriptions.open(subscription)
         self._parts.begin_snapshot(subscription)

@@ -34,8 +34,8 @@ The key under which all further reasons are counted.
 
 class BridgeStore:
     """
-    The open file. Not thread-safe. What is not documented here is documented in
-    L{tbvast.interfaces.IIndicatorStore}.
+    The open file. Not thread-safe. L{tbvast.interfaces.IIndicatorStore} documents the other
+    methods.
 
     @ivar indicators: The indicators, and the position in the bus's journal.
     @ivar entries: The entries that the engine should hold.

@@ -24,8 +24,8 @@ NETWORK = Kind.NETWORK
 
 class EntryTable:
     """
-    The index of the indicators in force by their observables. What is not documented here is
-    documented in L{tbvast.interfaces.IIndicatorStore}.
+    The index of the indicators in force by their observables.
+    L{tbvast.interfaces.IIndicatorStore} documents the other methods.
 
     @ivar change: The number of the last change.
     """

@@ -48,7 +48,7 @@ class IndicatorTable:
     """
     The indicators, their observables, and the position in the bus's journal.
 
-    What is not documented here is documented in L{tbvast.interfaces.IIndicatorStore}. Dates are
+    L{tbvast.interfaces.IIndicatorStore} documents the other methods. Dates are
     in seconds since the epoch; C{search} is whether to search past events for new indicators.
     """
 

@@ -29,8 +29,8 @@ from then on.
 @attrs.define(eq=False, slots=False)
 class OutboxTable:
     """
-    The sightings that wait to be sent, and the ids of those that were sent recently. What is not
-    documented here is documented in L{tbvast.interfaces.ISightingOutbox}. Dates are in seconds
+    The sightings that wait to be sent, and the ids of those that were sent recently.
+    L{tbvast.interfaces.ISightingOutbox} documents the other methods. Dates are in seconds
     since the epoch.
     """
 
