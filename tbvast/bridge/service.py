@@ -300,6 +300,8 @@ class Bridge(SequentialService):
     async def _maintain(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
             await call()
+        except StoreFailed as e:
+            self._log.error("Cannot maintain the store: {reason}", reason=str(e))
         except Exception:
             self._log.failure("Cannot maintain the store")
 
