@@ -19,7 +19,13 @@ from tbvast.errors import EngineCallFailed, EngineError, shown
 QUERY_SECONDS = 30.0
 TABLE_SECONDS = 300.0
 """
-Seconds for a call that only queries the node, and for one that writes a table or reads it back.
+Seconds for a call that only queries the node, and for one that reads a table back.
+"""
+
+WRITE_SECONDS = 60.0
+"""
+Seconds for a call that writes to a table to read each chunk of lines, and to end after the last
+one. All later changes wait behind a command that hangs; after this time they are written again.
 """
 
 MAX_ARGUMENT_CHARACTERS = 60_000
@@ -103,7 +109,7 @@ class NodeCalls:
         @raise EngineCallFailed: If it has not processed them all: the engine skips a line that
             it cannot read, warns, and still succeeds.
         """
-        result = self.commands.feed(self._name, [pipeline], texts, timeout=TABLE_SECONDS)
+        result = self.commands.feed(self._name, [pipeline], texts, timeout=WRITE_SECONDS)
         if result.warnings:
             raise EngineCallFailed(self._name, error_summary(result.warnings))
 
