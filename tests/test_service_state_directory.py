@@ -110,10 +110,14 @@ class StateDirectoryTests(SynchronousTestCase):
         for name, mode in (("journal.db", 0o644), ("log", 0o666), ("private", 0o600)):
             with open(os.path.join(path, name), "w"):
                 os.chmod(os.path.join(path, name), mode)
+        engine = os.path.join(path, "engine")
+        os.mkdir(engine)
+        os.chmod(engine, 0o755)
         os.symlink("/etc/hostname", os.path.join(path, "link"))
         before = os.stat("/etc/hostname").st_mode
         self.acquired(path)
         for name in ("journal.db", "log", "private", "lock"):
             self.assertEqual(os.stat(os.path.join(path, name)).st_mode & 0o777, 0o600, name)
+        self.assertEqual(os.stat(engine).st_mode & 0o777, 0o700)
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o755)
         self.assertEqual(os.stat("/etc/hostname").st_mode, before)

@@ -83,13 +83,13 @@ class StateDirectory:
 
     def _restrict(self) -> None:
         """
-        Take the access to the files of earlier versions from others than their owner: the directory
-        may have existed, and be readable.
+        Take the access to the files and directories of earlier versions from others than their
+        owner: the directory may have existed, and be readable.
         """
         with os.scandir(self.path) as entries:
             for entry in entries:
                 mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISREG(mode) and mode & 0o077:
+                if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and mode & 0o077:
                     os.chmod(entry.path, stat.S_IMODE(mode) & ~0o077)
 
     def sign(self) -> None:
