@@ -348,6 +348,199 @@ class PermissionTests(KeysTestCase):
         self.bus.saw("Dropped a message from feed, which may not send it.")
 
 
+CHANGED = {"modified": "2024-02-01T00:00:00Z"}
+
+
+class EachPermissionTests(KeysTestCase):
+    """
+    A permission allows what it says, by every way into the bus, and nothing else.
+
+    A change or a removal is one of another client's indicator.
+    """
+
+    SUBSCRIBE_INTEL = {
+        "subscribe stix2/indicator",
+        "subscribe threatbus/intel",
+        "snapshot",
+        "tbvast/1 intel",
+    }
+    SUBSCRIBE_SIGHTINGS = {
+        "subscribe stix2/sighting",
+        "subscribe threatbus/sighting",
+        "tbvast/1 sightings",
+    }
+    PUBLISH_INTEL = {"publish indicator", "sub indicator", "sub indicator envelope"}
+    PUBLISH_SIGHTINGS = {
+        "publish sighting",
+        "sub sighting",
+        "sub vast/sightings",
+        "sub sighting envelope",
+    }
+    MANAGE_INTEL = {"publish change", "publish removal", "sub change", "sub removal"}
+    BOTH = {"subscribe both", "subscribe all"}
+
+    def test_subscribe_intel(self) -> None:
+        self.assertEqual(self.allowed("subscribe-intel"), self.SUBSCRIBE_INTEL)
+
+    def test_subscribe_sightings(self) -> None:
+        self.assertEqual(self.allowed("subscribe-sightings"), self.SUBSCRIBE_SIGHTINGS)
+
+    def test_subscribe_both(self) -> None:
+        """
+        A subscription to both streams needs both.
+        """
+        self.assertEqual(
+            self.allowed("subscribe-intel,subscribe-sightings"),
+            self.SUBSCRIBE_INTEL | self.SUBSCRIBE_SIGHTINGS | self.BOTH,
+        )
+
+    def test_publish_intel(self) -> None:
+        self.assertEqual(self.allowed("publish-intel"), self.PUBLISH_INTEL)
+
+    def test_publish_sightings(self) -> None:
+        self.assertEqual(self.allowed("publish-sightings"), self.PUBLISH_SIGHTINGS)
+
+    def test_manage_intel(self) -> None:
+        """
+        Alone it allows nothing; with C{publish-intel}, what belongs to others.
+        """
+        self.assertEqual(self.allowed("manage-intel"), set())
+
+    def test_publish_and_manage_intel(self) -> None:
+        self.assertEqual(
+            self.allowed("publish-intel,manage-intel"), self.PUBLISH_INTEL | self.MANAGE_INTEL
+        )
+
+    def test_all(self) -> None:
+        """
+        A client without a list of permissions may do everything.
+        """
+        self.assertEqual(
+            self.allowed(""),
+            self.SUBSCRIBE_INTEL
+            | self.SUBSCRIBE_SIGHTINGS
+            | self.BOTH
+            | self.PUBLISH_INTEL
+            | self.PUBLISH_SIGHTINGS
+            | self.MANAGE_INTEL,
+        )
+
+    def allowed(self, may: str) -> set[str]:
+        """
+        Try everything.
+
+        @param may: The permissions of the client that tries.
+        @return: What it could do.
+        """
+        self.make("tried", "owner", tried=may, owner="")
+        answering, self.listening = self.client("admin"), self.client("admin")
+        answering.join([INTEL, SIGHTINGS])
+        self.listening.join([INTEL, SIGHTINGS], snapshot=1)
+        requests = [json.loads(answering.receive()[1]) for _ in range(2)]
+        self.asked = {each["snapshot_type"]: each["snapshot_id"] for each in requests}
+        self.owner = self.client("owner")
+        self.trying, self.sending = self.client("tried"), self.publisher("tried")
+        self.seen: list[str] = []
+        self.handled = self.count()
+        return self.subscribed() | self.published() | self.sent() | self.changed()
+
+    def subscribed(self) -> set[str]:
+        ways: dict[str, dict[str, Any]] = {
+            "subscribe stix2/indicator": {"topic": INTEL},
+            "subscribe threatbus/intel": {"topic": "threatbus/intel"},
+            "subscribe stix2/sighting": {"topic": SIGHTINGS},
+            "subscribe threatbus/sighting": {"topic": "threatbus/sighting"},
+            "subscribe both": {"topic": [INTEL, SIGHTINGS]},
+            "subscribe all": {"topic": "stix2/"},
+            "snapshot": {"topic": INTEL, "snapshot": 1},
+            "tbvast/1 intel": {"topic": INTEL, "protocol": "tbvast/1"},
+            "tbvast/1 sightings": {"topic": SIGHTINGS, "protocol": "tbvast/1"},
+        }
+        done = set()
+        for way, fields in ways.items():
+            reply = self.trying.request("subscribe", **fields)
+            if reply["status"] == "success":
+                done.add(way)
+                self.trying.topic = reply["topic"]
+                self.trying.unsubscribe()
+            else:
+                self.assertRegex(reply["reason"], r"\Ayou may not subscribe to \w+s\Z")
+                self.assertNotIn("topic", reply)
+        return done
+
+    def published(self) -> set[str]:
+        documents = [an_indicator(), a_sighting()]
+        outcomes = self.trying.request("publish", documents=documents)["outcomes"]
+        self.arrived(len(documents))
+        pairs = zip(documents, outcomes, strict=True)
+        return {f"publish {each['type']}" for each, outcome in pairs if outcome == "accepted"}
+
+    def sent(self) -> set[str]:
+        ways = {f"sub {each['type']}": each for each in (an_indicator(), a_sighting())}
+        self.sending.publish(*ways.values())
+        for number, body in enumerate((an_indicator(), a_sighting()), 1):
+            ways[f"sub {body['type']} envelope"] = body
+            envelope = {
+                "type": "snapshotenvelope",
+                "snapshot_type": number,
+                "snapshot_id": self.asked[number],
+                "body": body,
+            }
+            self.sending.send(b"threatbus/snapshotenvelope " + json.dumps(envelope).encode())
+        ways["sub vast/sightings"] = of = an_indicator()
+        report = {"ts": "2024-01-01T00:00:00Z", "reference": f"threatbus__{of['id']}"}
+        self.sending.send(b"vast/sightings " + json.dumps(report).encode())
+        text = self.arrived(len(ways))
+        return {way for way, each in ways.items() if each["id"] in text}
+
+    def changed(self) -> set[str]:
+        done = set()
+        for way in ("publish", "sub"):
+            documents = [an_indicator(), an_indicator()]
+            self.owner.request("publish", documents=documents)
+            self.arrived(len(documents))
+            new = [
+                {**documents[0], **CHANGED, "name": "changed"},
+                {**documents[1], **CHANGED, "revoked": True},
+            ]
+            if way == "publish":
+                self.trying.request("publish", documents=new)
+            else:
+                self.sending.publish(*new)
+            text = self.arrived(len(new))
+            done |= {
+                f"{way} {what}"
+                for what, mark in (("change", '"changed"'), ("removal", '"revoked"'))
+                if mark in text
+            }
+        return done
+
+    def arrived(self, documents: int) -> str:
+        """
+        Wait until the bus has delivered, or refused, so many more documents.
+
+        @return: Those that it has delivered.
+        """
+        self.handled += documents
+        first = len(self.seen)
+        wait_until(lambda: self.count() == self.handled)
+        return "".join(self.seen[first:])
+
+    def count(self) -> int:
+        """
+        How many documents the bus has delivered, or refused.
+        """
+        while self.listening.waiting(0):
+            topic, payload = self.listening.receive()
+            if not topic.endswith("snapshotrequest"):
+                self.seen.append(payload)
+        received = self.bus.status()["received"]
+        refused = (("message", "forbidden"), ("message", "refused"), ("indicator", "refused"))
+        return len(self.seen) + sum(
+            received.get(stream, {}).get(verdict, 0) for stream, verdict in refused
+        )
+
+
 class ReloadTests(KeysTestCase):
     """
     The file of clients can be changed while the bus runs.
