@@ -634,9 +634,27 @@ class ICounters(Interface):
         """
         Count items, or messages and requests that are none.
 
-        @param kind: C{indicator}, C{sighting}, C{message} or C{request}.
-        @param verdict: What became of them: a L{tbvast.bus.journal.values.Verdict}, or
-            C{forbidden}.
+        @param kind: C{indicator}, C{sighting}, C{message}, C{request} or C{connection}.
+        @param verdict: What became of them: a L{tbvast.bus.journal.values.Verdict},
+            C{forbidden}, or the reason for which a connection ended.
+        """
+
+
+class IPeerConnection(Interface):
+    """
+    A connection that was accepted, and that another thread reads, writes and closes.
+    """
+
+    address: str = Attribute("The network address whose connections count together.")
+
+    def has_spoken() -> bool:
+        """
+        @return: Whether more has arrived than a handshake.
+        """
+
+    def abort() -> None:
+        """
+        Shut the connection down; the thread that owns it finds it closed.
         """
 
 

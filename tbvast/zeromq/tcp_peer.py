@@ -7,26 +7,39 @@ ZeroMQ reports neither. But the descriptor is known, and Linux reports both.
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
 import termios
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
+
+from zope.interface import implementer
+
+from tbvast.interfaces import IPeerConnection
 
 T = TypeVar("T")
 
-_TCP_INFO_BYTES = 104
+_TCP_INFO_BYTES = 136
 _STATE, _RETRANSMITS, _PROBES = 0, 2, 3
 _LAST_ACK = 56
+_RECEIVED = 128
 """
 The offsets in C{struct tcp_info} of the connection's state, of the unanswered retransmissions and
-probes, and of the milliseconds since the last acknowledgement.
+probes, of the milliseconds since the last acknowledgement, and of the received bytes.
+"""
+
+_HANDSHAKE_BYTES = 1024
+"""
+A handshake is shorter, with CURVE as well.
 """
 
 _ESTABLISHED = 1
 
 
+@implementer(IPeerConnection)
 class TcpPeer:
     """
     One TCP connection, which another thread reads, writes and closes.
@@ -42,6 +55,15 @@ class TcpPeer:
         self._descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
         self._owing: float | None = None
+
+    @cached_property
+    def address(self) -> str:
+        """
+        The network address of the peer; of an IPv6 address the first half, because its owner has
+        the other half to choose from. Empty if the connection is gone.
+        """
+        host = self._with_socket(lambda peer: str(peer.getpeername()[0]))
+        return "" if host is None else network_of(host)
 
     @property
     def gone(self) -> bool:
@@ -101,6 +123,10 @@ class TcpPeer:
         """
         return self._with_socket(lambda peer: int(peer.getsockname()[1]))
 
+    def has_spoken(self) -> bool:
+        info = self._info()
+        return info is not None and struct.unpack_from("Q", info, _RECEIVED)[0] > _HANDSHAKE_BYTES
+
     def abort(self) -> None:
         """
         Shut the connection down; the thread that owns it finds it closed.
@@ -135,3 +161,17 @@ class TcpPeer:
                 borrowed.detach()
         except OSError:
             return None
+
+
+def network_of(host: str) -> str:
+    """
+    @param host: An IP address.
+    @return: The address, or of an IPv6 address the network of 64 bits: connections from there
+        count together.
+    """
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))

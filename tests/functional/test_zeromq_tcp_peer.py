@@ -47,6 +47,26 @@ class TcpPeerTests(SynchronousTestCase):
         wait_until(lambda: self.peer.unacknowledged() == 0)
         self.assertEqual(self.peer.unanswered(0.0), 0.0)
 
+    def test_address(self) -> None:
+        """
+        The address is that of the other end, and stays known.
+        """
+        self.assertEqual(self.peer.address, "127.0.0.1")
+        self.near.close()
+        self.assertEqual(self.peer.address, "127.0.0.1")
+
+    def test_spoken(self) -> None:
+        """
+        A handshake is shorter than what a peer with something to say has sent.
+        """
+        self.far.sendall(bytes(300))
+        self.assertEqual(self.near.recv(300, socket.MSG_WAITALL), bytes(300))
+        self.assertFalse(self.peer.has_spoken())
+        self.far.sendall(bytes(1000))
+        wait_until(self.peer.has_spoken)
+        self.near.close()
+        self.assertFalse(self.peer.has_spoken())
+
     def test_not_reading(self) -> None:
         """
         The system of a peer that does not read still answers.
