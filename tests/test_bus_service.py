@@ -10,7 +10,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.manage_endpoint import advertised_host
-from tbvast.bus.service import refuse_exposed_plaintext
+from tbvast.bus.service import connection_limit, refuse_exposed_plaintext
 from tbvast.errors import StartupRefused
 from tbvast.settings.schema import PluginSettings
 
@@ -77,3 +77,24 @@ class AdvertisedTests(SynchronousTestCase):
         ]:
             with self.subTest(host):
                 self.assertEqual(advertised_host(settings), host)
+
+
+class ConnectionLimitTests(SynchronousTestCase):
+    """
+    Tests for L{connection_limit}.
+    """
+
+    def test_limits(self) -> None:
+        """
+        Connections leave descriptors for the bus itself, and there are no more than configured.
+        """
+        settings = PluginSettings(max_connections=2000)
+        for descriptors, expected in [(1024, 796), (4096, 2000), (2**20, 2000)]:
+            self.assertEqual(connection_limit(settings, descriptors), expected)
+
+    def test_none_left(self) -> None:
+        """
+        A bus that could accept nobody does not start.
+        """
+        e = self.assertRaises(StartupRefused, connection_limit, PluginSettings(), 100)
+        self.assertIn("ulimit -n", str(e))

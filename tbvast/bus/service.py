@@ -33,10 +33,13 @@ from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
 from tbvast.protocol.frames import REPORT_TOPICS
 from tbvast.service.clock import calendar
+from tbvast.service.descriptors import raise_descriptor_limit
 from tbvast.service.process import SequentialService
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
 from tbvast.values import Received
+from tbvast.zeromq.connection_guard import HANDSHAKE_LIMIT, ConnectionGuard
+from tbvast.zeromq.connection_table import ConnectionTable
 from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.sockets import (
     KEEPALIVE,
@@ -72,6 +75,16 @@ FLUSH_LIMIT = 2.0
 """
 Seconds, when the bus stops, for subscribers to receive waiting frames; they get the rest
 after the next start.
+"""
+
+OWN_DESCRIPTORS = 100
+"""
+The descriptors that the bus needs besides those of connections.
+"""
+
+ACCEPT_QUEUE = 1024
+"""
+The most connections that wait in the kernel until ZeroMQ accepts them.
 """
 
 _RECEIVE_QUEUE = 100_000
@@ -112,6 +125,7 @@ class Bus(SequentialService):
         self._settings = settings
         self._journal_service = JournalService(reactor, state / JOURNAL_NAME, fail)
         self._journal_service.setServiceParent(self)
+        self._max_connections = connection_limit(settings, raise_descriptor_limit())
 
     def startService(self) -> None:
         """
@@ -148,8 +162,21 @@ class Bus(SequentialService):
         options = self._options()
         refuse = functools.partial(set_aside, journal)
         subscriptions = Subscriptions(reactor, settings)
+        statistics = Statistics(reactor, journal, subscriptions.everybody)
+        connections = ConnectionTable(
+            reactor,
+            self._max_connections,
+            settings.max_address_connections,
+            ["sub"],
+            statistics,
+            RateLimit(reactor, settings.errors_per_minute),
+        )
         pub = GuardedXPubConnection(
-            self._factory, subscriptions.attach, subscriptions.detach, options
+            self._factory,
+            subscriptions.attach,
+            subscriptions.detach,
+            options,
+            functools.partial(connections.heard, "pub", vouched=True),
         )
         snapshots = Snapshots(
             reactor, calendar, [JournalSource(journal)], subscriptions.everybody, refuse
@@ -172,7 +199,6 @@ class Bus(SequentialService):
         for each in subscriptions.everybody():
             if each.owed:
                 snapshots.begin(each)
-        statistics = Statistics(reactor, journal, subscriptions.everybody)
         upstreams = MultiService()
 
         async def deliver(batch: CommittedBatch) -> None:
@@ -203,21 +229,27 @@ class Bus(SequentialService):
         self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
         age, size = settings.retention_days * 86400.0, settings.retention_bytes
         retention = Retention(reactor, journal, intake.fan_out, age, size)
-        for service in (subscriptions, self._saver, statistics, retention, upstreams):
+        guard = ConnectionGuard(reactor, connections)
+        for service in (subscriptions, self._saver, statistics, retention, upstreams, guard):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
         self._endpoint = ManageEndpoint(parts, access, subscriptions, intake, statistics)
         self._manage = RouterConnection(
-            self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True
+            self._factory,
+            self._asked,
+            {**options, **_HEARTBEATS},
+            by_address=True,
+            heard=functools.partial(connections.heard, "manage", vouched=bool(settings.clients)),
         )
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)
-        for connection, port in (
-            (pub, settings.pub),
-            (self._sub, settings.sub),
-            (self._manage, settings.manage),
+        for endpoint, connection, port in (
+            ("pub", pub, settings.pub),
+            ("sub", self._sub, settings.sub),
+            ("manage", self._manage, settings.manage),
         ):
+            guard.watch(endpoint, connection)
             connection.bind(tcp_address(settings.host, port))
 
     def _options(self) -> SocketOptions:
@@ -229,6 +261,8 @@ class Bus(SequentialService):
             **keys,
             **KEEPALIVE,
             zmq.MAXMSGSIZE: self._settings.max_message_bytes,
+            zmq.BACKLOG: ACCEPT_QUEUE,
+            zmq.HANDSHAKE_IVL: int(HANDSHAKE_LIMIT * 1000),
             zmq.IPV6: int(":" in self._settings.host),
         }
 
@@ -293,6 +327,22 @@ class Bus(SequentialService):
             if elapsed >= DRAIN_TIME and drained:
                 return
         self._log.warn("Stopping while messages still arrive; some were not read.")
+
+
+def connection_limit(settings: PluginSettings, descriptors: int) -> int:
+    """
+    The most connections that a bus can have at a time. ZeroMQ accepts them in its own thread, so
+    some descriptors have to stay free for those that it accepts before the bus refuses them.
+
+    @param descriptors: The most descriptors that the process may have.
+    @raise StartupRefused: If that is too few.
+    """
+    limit = min(settings.max_connections, descriptors - OWN_DESCRIPTORS - descriptors // 8)
+    if limit <= 0:
+        raise StartupRefused(
+            f"the limit of {descriptors} open files (ulimit -n) leaves none for connections"
+        )
+    return limit
 
 
 def refuse_exposed_plaintext(settings: PluginSettings) -> None:

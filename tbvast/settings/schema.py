@@ -95,6 +95,9 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
         client that returns in time gets everything it has missed.
     @ivar max_message_bytes: Longest accepted message, in bytes; at least 8388608, so that every
         valid document fits.
+    @ivar max_connections: Maximum number of connections to the three endpoints at a time; fewer if
+        the system allows the process fewer descriptors.
+    @ivar max_address_connections: Maximum number of connections from one address at a time.
     @ivar max_subscriptions: Maximum number of subscriptions at a time.
     @ivar max_client_subscriptions: Maximum number of subscriptions of one client at a time; a
         client is identified by its key, or by its address where there are no keys.
@@ -126,6 +129,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeout: Seconds = 30.0
     detached_timeout: Seconds = 60.0
     max_message_bytes: _MessageBytes = 10 * 2**20
+    max_connections: Annotated[int, Meta(ge=16, le=1_000_000)] = 10_000
+    max_address_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5_000
     max_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_topics: Annotated[int, Meta(ge=1, le=10_000)] = 100

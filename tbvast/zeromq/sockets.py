@@ -142,6 +142,7 @@ class Connection(ZmqConnection):
         receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
         by_address: bool = False,
+        heard: Callable[[int], None] | None = None,
     ) -> None:
         """
         @param factory: The context and the reactor.
@@ -149,8 +150,11 @@ class Connection(ZmqConnection):
         @param options: Socket options, set before the socket is bound or connected.
         @param by_address: Whether the sender's network address identifies it on a socket
             without CURVE.
+        @param heard: Called with the descriptor of the sender's connection, for each message.
         """
         self._receive = receive
+        self._heard = heard
+        self._monitor: MonitorConnection | None = None
         self._user = "Peer-Address" if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
             self._user = "User-Id"
@@ -183,6 +187,7 @@ class Connection(ZmqConnection):
             self.addEndpoints([endpoint])
         except zmq.ZMQError as e:
             raise EndpointUnusable(endpoint.address, zmq.strerror(e.errno or 0)) from e
+        self._read_soon()  # the descriptor signals only what comes after that
 
     def pause(self) -> None:
         """
@@ -269,12 +274,9 @@ class Connection(ZmqConnection):
         @raise zmq.Again: If no message waits.
         """
         frame = self.socket.recv(_NOBLOCK, False)
-        user = ""
-        if self._user:
-            try:
-                user = str(frame.get(self._user))
-            except zmq.ZMQError:  # the peer speaks ZMTP 1.0 or 2.0, or is gone
-                pass
+        user = _property(frame, self._user) if self._user else ""
+        if self._heard is not None and (descriptor := _property(frame, _DESCRIPTOR)):
+            self._heard(int(descriptor))
         frames = [frame.bytes]
         while frame.more:
             frame = self.socket.recv(_NOBLOCK, False)
@@ -284,6 +286,44 @@ class Connection(ZmqConnection):
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
             self.read_scheduled = self.factory.reactor.callLater(0, self.doRead)
+
+    def shutdown(self) -> None:
+        if self._monitor is not None:
+            self._monitor.shutdown()
+        super().shutdown()
+
+
+class MonitorConnection(Connection):
+    """
+    Receives the events of another connection's socket.
+
+    ZeroMQ's own thread sends the events, and would wait if nobody could receive them. So nothing
+    limits their queue, and the events end before it does.
+    """
+
+    socketType = zmq.PAIR
+    defaults: SocketOptions = {zmq.RCVHWM: 0}
+
+    def __init__(
+        self, monitored: Connection, events: int, receive: Callable[[list[Received]], None]
+    ) -> None:
+        """
+        @param monitored: A connection that is not bound yet.
+        @param events: The events to receive, as a sum of C{zmq.EVENT} constants.
+        @param receive: Called with the messages of each burst. The first frame has the event and
+            its value.
+        """
+        super().__init__(monitored.factory, receive)
+        address = f"inproc://monitor-{monitored.fd}"
+        monitored.socket.monitor(address, events)
+        monitored._monitor = self
+        self._monitored = monitored
+        self.connect(address)
+
+    def shutdown(self) -> None:
+        if self.factory is not None:  # the monitored connection may have done it
+            self._monitored.socket.monitor(None, 0)
+            super().shutdown()
 
 
 class RouterConnection(Connection):
@@ -348,14 +388,17 @@ class GuardedXPubConnection(XPubConnection):
         admit: Callable[[bytes], bool],
         left: Callable[[bytes], None],
         options: SocketOptions | None = None,
+        heard: Callable[[int], None] | None = None,
     ) -> None:
         """
         @param admit: Decides whether a peer may subscribe to a topic; called for each
             subscription that arrives.
         @param left: Called with the topic when an admitted subscription ends.
+        @param heard: Called with the descriptor of a peer's connection when it is admitted.
         """
         self._admit = admit
         self._left = left
+        self._admitted = heard
         self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
         self._doubtful: dict[bytes, None] = {}
         self._looking: IDelayedCall | None = None
@@ -434,6 +477,8 @@ class GuardedXPubConnection(XPubConnection):
         elif self._admit(topic):
             self.socket.set(zmq.SUBSCRIBE, topic)
             self._peers.setdefault(topic, []).append((name, peer))
+            if name and self._admitted is not None:
+                self._admitted(int(name))
 
     def _ended(self, topic: bytes, name: str) -> None:
         names = [known for known, _ in self._peers.get(topic, ())]
@@ -497,6 +542,17 @@ class GuardedXPubConnection(XPubConnection):
         endpoint = self.socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         if peer is not None and endpoint.endswith(f":{peer.local_port()}"):
             peer.abort()
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    """
+    @return: A property of the connection from which a frame came; empty if it is unknown, because
+        the peer speaks ZMTP 1.0 or 2.0, or is gone.
+    """
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
 
 
 def _tcp_peer(name: str) -> TcpPeer | None:

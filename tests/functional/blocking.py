@@ -373,11 +373,18 @@ class BlockingProcess:
     A service as a child process, which does not outlive this one.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, descriptors: tuple[int, int] | None = None
+    ) -> None:
         """
         @param folder: Where its log is written.
+        @param descriptors: The soft and the hard limit of its descriptors; those of this process
+            by default.
         """
         self._log = folder / "log"
+        if descriptors is not None:
+            limit = 'ulimit -Sn $0 && ulimit -Hn $1 && shift && exec "$@"'
+            command = ["/bin/sh", "-c", limit, *map(str, descriptors), *command]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 launch_command(command[0], command[1:]),
@@ -453,6 +460,13 @@ class BlockingProcess:
         """
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def seconds(self) -> float:
+        """
+        The time that it has had the processors for.
+        """
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def threads(self) -> int:
         """
         How many threads it has.
@@ -467,9 +481,12 @@ class PluginProcess(BlockingProcess):
     @ivar manage: The manage endpoint.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, descriptors: tuple[int, int] | None = None, /, **settings: Any
+    ) -> None:
         """
         @param folder: Where it keeps everything.
+        @param descriptors: As for L{BlockingProcess}.
         @param settings: More of its configuration.
         """
         ports = dict(zip(("manage", "pub", "sub"), free_ports(3), strict=True))
@@ -479,7 +496,7 @@ class PluginProcess(BlockingProcess):
         config = folder / "tap.conf"
         config.write_text(json.dumps({"plugin": self._settings}))  # YAML, too
         self.manage = HostPort("127.0.0.1", ports["manage"])
-        super().__init__(twistd("tbvast-plugin", f"--config={config}"), folder)
+        super().__init__(twistd("tbvast-plugin", f"--config={config}"), folder, descriptors)
         self.status()
 
     def again(self) -> PluginProcess:

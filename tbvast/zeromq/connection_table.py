@@ -1,0 +1,230 @@
+"""
+The connections to a service's endpoints, and which of them end when there are too many.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from tbvast.interfaces import ICounters, IPeerConnection
+from tbvast.service.rate_limit import RateLimit
+
+SILENCE_LIMIT = 30.0
+"""
+Seconds after which a connection ends that has said nothing, on an endpoint where clients speak
+first.
+"""
+
+GRACE_SECONDS = 2.0
+"""
+Seconds in which a new connection may begin to speak before it makes room for another one.
+"""
+
+REFUSALS_PER_SECOND = 50
+"""
+The most connections of one address that are refused in a second. Its further attempts wait.
+"""
+
+RESERVED_SHARE = 8
+"""
+One connection in so many is reserved for addresses that are known.
+"""
+
+_CANDIDATES = 64
+_KNOWN_ADDRESSES = 10_000
+
+Key = tuple[str, int]
+"""
+The endpoint of a connection, and its descriptor.
+"""
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """
+    @ivar address: The address whose connections count together.
+    @ivar since: When it was accepted.
+    @ivar heard: Whether it has said something.
+    """
+
+    key: Key
+    connection: IPeerConnection
+    address: str
+    since: float
+    heard: bool = False
+
+
+@attrs.define(eq=False)
+class ConnectionTable:
+    """
+    Counts connections in all and by address, and ends some when there are too many.
+
+    An address that has its most connections, or more than any other address while all are used,
+    loses the one that has been silent for longest. One that has not said anything goes first. An
+    address cannot end connections of others that have no more than itself, nor those of its own
+    that have spoken: then its new one is refused.
+
+    @param limit: The most connections; some of them are reserved for addresses that are known.
+    @param address_limit: The most connections of one address.
+    @param quiet: The endpoints on which a client may be silent for ever.
+    @param counters: Counts C{connection}s: C{accepted}, C{refused}, C{silent} and C{unfinished}.
+    @param complaints: Limits the log lines.
+    """
+
+    _log = Logger()
+
+    _clock: IReactorTime
+    _limit: int
+    _address_limit: int
+    _quiet: Collection[str]
+    _counters: ICounters
+    _complaints: RateLimit
+
+    _entries: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
+    _by_address: dict[str, dict[Key, _Entry]] = attrs.field(init=False, factory=dict)
+    """
+    The connections of each address; the one that was heard last is the last.
+    """
+    _silent: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
+    _known: dict[str, None] = attrs.field(init=False, factory=dict)
+    _refusals: Counter[str] = attrs.field(init=False, factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def limit(self) -> int:
+        """
+        The most connections.
+        """
+        return self._limit
+
+    @property
+    def held_off(self) -> frozenset[str]:
+        """
+        The addresses whose attempts to connect have to wait until the next L{sweep}.
+        """
+        return frozenset(
+            address for address, count in self._refusals.items() if count >= REFUSALS_PER_SECOND
+        )
+
+    def accepted(self, endpoint: str, descriptor: int, connection: IPeerConnection) -> None:
+        """
+        A connection was accepted.
+        """
+        key = endpoint, descriptor
+        self._remove(key)  # its end was not reported
+        entry = _Entry(key, connection, connection.address, self._clock.seconds())
+        self._entries[key] = entry
+        mine = self._by_address.setdefault(entry.address, {})
+        mine[key] = entry
+        if endpoint not in self._quiet:
+            self._silent[key] = entry
+        self._counters.count("connection", "accepted")
+        reserve = 0 if entry.address in self._known else self._limit // RESERVED_SHARE
+        if len(mine) > self._address_limit:
+            self._make_room(mine, entry)
+        elif len(self) > self._limit - reserve:
+            self._make_room(max(self._by_address.values(), key=len), entry)
+
+    def ended(self, endpoint: str, descriptor: int) -> None:
+        """
+        A connection was closed.
+        """
+        self._remove((endpoint, descriptor))
+
+    def unfinished(self, endpoint: str) -> None:
+        """
+        A client did not finish the handshake, or failed.
+        """
+        self._counters.count("connection", "unfinished")
+        text = "A client of {endpoint} did not finish the handshake."
+        self._complaints.warn(self._log, text, endpoint=endpoint)
+
+    def heard(self, endpoint: str, descriptor: int, vouched: bool) -> None:
+        """
+        A client has said something.
+
+        @param vouched: Whether it has a listed key, or a subscription; its address is known from
+            now on.
+        """
+        entry = self._entries.get((endpoint, descriptor))
+        if entry is None:
+            return
+        self._mark_heard(entry)
+        if vouched:
+            self._known.pop(entry.address, None)
+            self._known[entry.address] = None
+            if len(self._known) > _KNOWN_ADDRESSES:
+                del self._known[next(iter(self._known))]
+
+    def sweep(self) -> None:
+        """
+        End the connections that have been silent for too long. To be called every second.
+        """
+        self._refusals.clear()
+        latest = self._clock.seconds() - SILENCE_LIMIT
+        silent = list(itertools.takewhile(lambda e: e.since <= latest, self._silent.values()))
+        for entry in silent:
+            self._end(entry, "silent")
+        if silent:
+            text = "Ended {count} connections that said nothing for {seconds:.0f} s."
+            self._complaints.warn(self._log, text, count=len(silent), seconds=SILENCE_LIMIT)
+
+    def _make_room(self, crowd: dict[Key, _Entry], newcomer: _Entry) -> None:
+        """
+        @param crowd: The connections of the address that loses one.
+        """
+        victim = self._silent_longest(crowd, newcomer) or newcomer
+        self._end(victim, "refused")
+        if victim.address == newcomer.address:
+            self._refusals[newcomer.address] += 1
+        self._complaints.warn(
+            self._log,
+            "Ended a connection from {address} to {endpoint}: there are {count} of at most {limit}"
+            " connections, {crowd} of at most {most} from there.",
+            address=victim.address,
+            endpoint=victim.key[0],
+            count=len(self) + 1,
+            limit=self._limit,
+            crowd=len(crowd) + 1,
+            most=self._address_limit,
+        )
+
+    def _silent_longest(self, crowd: dict[Key, _Entry], newcomer: _Entry) -> _Entry | None:
+        candidates = list(itertools.islice(crowd.values(), _CANDIDATES))
+        latest = self._clock.seconds() - GRACE_SECONDS
+        for entry in candidates:
+            if not entry.heard and entry.key[0] in self._quiet and entry.connection.has_spoken():
+                self._mark_heard(entry)
+            if not entry.heard and entry.since <= latest:
+                return entry
+        others = len(crowd) > len(self._by_address[newcomer.address])
+        return next(iter(crowd.values())) if others else None
+
+    def _mark_heard(self, entry: _Entry) -> None:
+        entry.heard = True
+        self._silent.pop(entry.key, None)
+        mine = self._by_address[entry.address]
+        mine[entry.key] = mine.pop(entry.key)
+
+    def _end(self, entry: _Entry, verdict: str) -> None:
+        self._remove(entry.key)
+        entry.connection.abort()
+        self._counters.count("connection", verdict)
+
+    def _remove(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._silent.pop(key, None)
+        mine = self._by_address[entry.address]
+        del mine[key]
+        if not mine:
+            del self._by_address[entry.address]

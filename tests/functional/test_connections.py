@@ -1,0 +1,219 @@
+"""
+Strangers that take connections: whoever else uses the plugin notices nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import zmq
+
+from tbvast.values import HostPort
+from tests.functional.blocking import Client, PluginProcess, Publisher, an_indicator
+from tests.functional.components import wait_until
+from tests.functional.test_conformance import INTEL, HostTestCase
+
+CLIENTS = 1400
+"""
+ZeroMQ clients of one address.
+"""
+
+SILENT = 4374
+"""
+TCP connections of one address that say nothing.
+"""
+
+USUAL = 1024
+"""
+The usual soft limit of descriptors.
+"""
+
+WATCHED = 5.0
+"""
+Seconds for which the others are watched.
+"""
+
+PATIENCE = 5.0
+"""
+Seconds in which somebody from another address has an answer.
+"""
+
+GROWTH = 100 * 2**20
+"""
+Bytes that resident memory may grow by.
+"""
+
+
+class StrangersTestCase(HostTestCase):
+    """
+    A plugin with a subscriber and a publisher, and strangers.
+    """
+
+    def start(self, soft: int, hard: int, **settings: Any) -> None:
+        """
+        @param soft: The limit of descriptors that the plugin starts with.
+        @param hard: The most that it may raise it to.
+        """
+        self.plugin = self.run_host(PluginProcess(self.directory(), (soft, hard), **settings))
+        self.known = Client(self.plugin.manage)
+        self.addCleanup(self.known.close)
+        self.known.join(INTEL)
+        self.publisher = Publisher("127.0.0.1", self.known.sub)
+        self.addCleanup(self.publisher.close)
+        self.check_served()
+        self.memory = self.plugin.rss()
+
+    def check_served(self, seconds: float = 0.2) -> None:
+        """
+        The publisher and the subscriber go on, and lose nothing.
+        """
+        documents = []
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            documents.append(an_indicator())
+            self.publisher.publish(documents[-1])
+            time.sleep(0.05)
+        ids = [document["id"] for document in documents]
+        self.assertEqual(self.known.ids_until(ids[-1]), ids)
+        self.assertEqual(self.known.heartbeat(), "success")
+
+    def ask_from_elsewhere(self) -> dict[str, Any]:
+        """
+        Subscribe from another address, and ask for the status.
+
+        @return: The status.
+        """
+        began = time.monotonic()
+        other = Client(HostPort("127.0.0.2:0;127.0.0.1", self.plugin.manage.port))
+        try:
+            other.join(INTEL)
+            document = an_indicator()
+            wait_until(lambda: other.request("status")["subscriptions"][-1]["attached"])
+            self.publisher.publish(document)
+            other.ids_until(document["id"])
+            self.known.ids_until(document["id"])
+            status = other.request("status")
+            other.unsubscribe()
+        finally:
+            other.close()
+        self.assertLess(time.monotonic() - began, PATIENCE)
+        return status
+
+    def check_unharmed(self) -> dict[str, Any]:
+        """
+        While the strangers are there, everybody else is served, and the plugin is neither busy nor
+        large.
+
+        @return: The status.
+        """
+        status = self.ask_from_elsewhere()
+        began, busy = time.monotonic(), self.plugin.seconds()
+        self.check_served(WATCHED)
+        share = (self.plugin.seconds() - busy) / (time.monotonic() - began)
+        grown = self.plugin.rss() - self.memory
+        print(f"busy for {share:.0%}, grown by {grown / 2**20:.0f} MiB", flush=True)
+        self.assertLess(share, 0.5)
+        self.assertLess(grown, GROWTH)
+        return status
+
+    def check_recovered(self) -> None:
+        """
+        Once the strangers are gone, their address is served, too.
+        """
+        wait_until(lambda: self.plugin.descriptors() < 100)
+        self.check_served()
+        self.assertEqual(self.plugin.status()["status"], "success")
+
+    @contextlib.contextmanager
+    def clients(self, kind: int, port: int) -> Iterator[None]:
+        """
+        Ordinary clients, which connect again when their connection ends.
+        """
+        context = zmq.Context()
+        context.set(zmq.MAX_SOCKETS, 2 * CLIENTS)
+        sockets = [context.socket(kind) for _ in range(CLIENTS)]
+        for each in sockets:
+            if kind == zmq.SUB:
+                each.subscribe("a topic of nobody")
+            each.connect(f"tcp://127.0.0.1:{port}")
+        try:
+            yield
+        finally:
+            context.destroy(linger=0)
+
+    @contextlib.contextmanager
+    def silent(self, port: int) -> Iterator[list[socket.socket]]:
+        """
+        Connections that say nothing.
+        """
+        with contextlib.ExitStack() as stack:
+            connections = []
+            for _ in range(SILENT):
+                connection = stack.enter_context(socket.socket())
+                connection.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    connection.connect(("127.0.0.1", port))
+                connections.append(connection)
+            yield connections
+
+
+class ManyClientsTests(StrangersTestCase):
+    """
+    1,400 ZeroMQ clients.
+    """
+
+    def test_soft_limit(self) -> None:
+        """
+        At the usual soft limit, all of them are connected: the plugin raises it.
+        """
+        self.start(USUAL, 4096)
+        for kind, port in ((zmq.SUB, self.known.pub), (zmq.DEALER, self.plugin.manage.port)):
+            with self.clients(kind, port):
+                wait_until(lambda: self.plugin.descriptors() > CLIENTS)
+                status = self.check_unharmed()
+            self.assertNotIn("refused", status["received"]["connection"])
+            self.check_recovered()
+
+    def test_hard_limit(self) -> None:
+        """
+        If the hard limit is as low, some of them are refused, and nobody else.
+        """
+        self.start(USUAL, USUAL)
+        for kind, port in (
+            (zmq.SUB, self.known.pub),
+            (zmq.DEALER, self.plugin.manage.port),
+            (zmq.XPUB, self.known.sub),
+        ):
+            with self.clients(kind, port):
+                wait_until(lambda: self.plugin.descriptors() > USUAL / 2)
+                self.plugin.saw("Ended a connection from 127.0.0.1")
+                status = self.check_unharmed()
+                self.assertLess(self.plugin.descriptors(), USUAL)
+            self.assertGreater(status["received"]["connection"]["refused"], 100)
+            self.check_recovered()
+
+
+class SilentConnectionsTests(StrangersTestCase):
+    """
+    4,374 connections that do not even begin the handshake.
+    """
+
+    def test_silent(self) -> None:
+        """
+        Those above the limit are refused, and the others end when they have not finished the
+        handshake in time.
+        """
+        self.start(USUAL, 4096)
+        for port in (self.plugin.manage.port, self.known.sub):
+            with self.silent(port):
+                self.plugin.saw("Ended a connection from 127.0.0.1")
+                status = self.check_unharmed()
+                self.assertGreater(status["received"]["connection"]["refused"], 10)
+                wait_until(lambda: self.plugin.descriptors() < 100)
+            self.check_recovered()
+            received = self.plugin.status()["received"]["connection"]
+            self.assertGreater(received["unfinished"], 1000)
