@@ -437,6 +437,27 @@ class ForbiddenTests(ManageEndpointTestCase):
                         self.assertIn("you may not subscribe to ", reply["reason"])
         self.assertEqual(len(self.subscriptions), 3)
 
+    def test_others_subscription(self) -> None:
+        """
+        A client that knows another's topic can neither keep that subscription alive nor end it; the
+        topic is as unknown as any other.
+        """
+        topic = self.subscribe("stix2/indicator", self.keys["intel"])["topic"]
+        vast = self.subscribe("threatbus/intel", self.keys["intel"])["topic"]
+        self.clock.advance(20)
+        for user in (self.keys["sightings"], self.keys["publisher"]):
+            for action in ("heartbeat", "unsubscribe"):
+                reply = self.request(user, action=action, topic=topic)
+                self.assertEqual(reply, {"status": "error"})
+                raw = json.dumps({"action": action, "topic": vast}).encode()
+                unknown = json.dumps({"action": action, "topic": vast[:-1] + "0"}).encode()
+                self.assertEqual(self.ask(raw, user=user), self.ask(unknown, user=user))
+        silent = [each.describe()["silent"] for each in self.subscriptions.everybody()]
+        self.assertEqual(silent, [20.0, 20.0])
+        for action in ("heartbeat", "unsubscribe"):
+            reply = self.request(self.keys["intel"], action=action, topic=topic)
+            self.assertEqual(reply, {"status": "success"})
+
     def test_publish(self) -> None:
         """
         A publication without the permission is refused with a reason.

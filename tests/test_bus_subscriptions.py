@@ -249,6 +249,31 @@ class SpreadTests(SubscriptionsTestCase):
         self.assertEqual(self.got(subscription), frames_of(*items))
 
 
+class OwnerTests(SubscriptionsTestCase):
+    """
+    Subscriptions of clients with keys.
+    """
+
+    def test_attach(self) -> None:
+        """
+        Only a peer that shows the key of the subscription's client may listen.
+        """
+        subscription = self.bus.open(a_request(), "key")
+        topic = subscription.topic.encode()
+        for each in (topic, topic + b"indicator"):
+            self.assertFalse(self.subscriptions.attach(each, "another key"))
+        self.assertFalse(subscription.describe()["attached"])
+        self.assertTrue(self.subscriptions.attach(topic, "key"))
+        self.assertTrue(subscription.describe()["attached"])
+
+    def test_no_keys(self) -> None:
+        """
+        Without keys, everybody who knows the topic may listen, from any address.
+        """
+        subscription = self.bus.open(a_request(), "192.0.2.1")
+        self.assertTrue(self.subscriptions.attach(subscription.topic.encode()))
+
+
 class AttachTests(SubscriptionsTestCase):
     """
     The slow joiner.

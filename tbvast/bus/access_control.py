@@ -183,6 +183,12 @@ class AccessControl:
             self.may(user, TO_SUBSCRIBE[each]) for each in streams
         )
 
+    def key(self, user: str) -> str:
+        """
+        The key that a user has shown; empty if there are no keys. Then an address is no proof.
+        """
+        return "" if self._path is None else user
+
     def name(self, user: str) -> str:
         """
         The name of a user; empty if it has none.

@@ -72,18 +72,22 @@ class ManageEndpoint:
             return self._forbidden(user, "ask for anything")
         match manage.decode_request(raw):
             case manage.Heartbeat(topic, report):
-                known = self._subscriptions.heartbeat(topic, report)
+                known = self._owns(user, topic) and self._subscriptions.heartbeat(topic, report)
                 return manage.SUCCESS if known else manage.ERROR
             case manage.Subscribe() as request:
                 return self._subscribe(request, user)
             case manage.Unsubscribe(topic, dialect):
-                return manage.unsubscribed(dialect, self._subscriptions.close(topic))
+                known = self._owns(user, topic) and self._subscriptions.close(topic)
+                return manage.unsubscribed(dialect, known)
             case manage.Publish(documents):
                 return _published(await self._intake.publish(documents, user))
             case manage.Status():
                 return msgspec.json.encode(await self._statistics.report())
             case manage.Unknown(dialect):
                 return manage.unknown_request(dialect)
+
+    def _owns(self, user: str, topic: str) -> bool:
+        return self._subscriptions.is_of(topic, self._access.key(user))
 
     def _refuse(self, error: Invalid) -> bytes:
         self._statistics.count("request", "refused")

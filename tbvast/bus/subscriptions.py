@@ -156,16 +156,26 @@ class Subscriptions(TimerService):
         )
         return True
 
-    def attach(self, topic: bytes) -> bool:
+    def attach(self, topic: bytes, key: str = "") -> bool:
         """
         A ZeroMQ subscription arrived.
 
-        @return: Whether it belongs to a subscription; other peers may not listen.
+        @param key: The key of the peer; empty if there are no keys.
+        @return: Whether it belongs to a subscription of that peer; others may not listen.
         """
         subscription = self._owner(topic)
-        if subscription is not None:
-            subscription.attach(topic)
-        return subscription is not None
+        if subscription is None or (key and subscription.user != key):
+            return False
+        subscription.attach(topic)
+        return True
+
+    def is_of(self, topic: str, key: str) -> bool:
+        """
+        @param key: A client's key; empty if there are no keys.
+        @return: Whether there is such a subscription, and it is that client's.
+        """
+        subscription = self._by_topic.get(topic)
+        return subscription is not None and (not key or subscription.user == key)
 
     def detach(self, topic: bytes) -> None:
         """
