@@ -646,6 +646,7 @@ class IPeerConnection(Interface):
     """
 
     address: str = Attribute("The network address whose connections count together.")
+    gone: bool = Attribute("Whether the connection has been closed.")
 
     def has_spoken() -> bool:
         """

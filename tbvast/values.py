@@ -103,10 +103,13 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     @ivar user: The sender: its public key, in Z85, on a socket with CURVE; else its network
         address if the socket names peers by it, or C{""}.
     @ivar frames: The frames; on a ROUTER socket the peer's routing frames come first.
+    @ivar descriptor: The descriptor of the sender's connection, on a socket that tells its
+        connections apart; empty if it is unknown.
     """
 
     user: str
     frames: list[bytes]
+    descriptor: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):

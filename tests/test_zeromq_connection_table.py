@@ -42,7 +42,7 @@ class MemoryConnection:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.aborted = self.spoken = False
+        self.aborted = self.spoken = self.gone = False
 
     def has_spoken(self) -> bool:
         return self.spoken

@@ -39,7 +39,7 @@ from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
 from tbvast.values import Received
 from tbvast.zeromq.connection_guard import HANDSHAKE_LIMIT, ConnectionGuard
-from tbvast.zeromq.connection_table import ConnectionTable
+from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.curve import load_key_pair, server_options
 from tbvast.zeromq.sockets import (
     KEEPALIVE,
@@ -175,8 +175,9 @@ class Bus(SequentialService):
             self._factory,
             subscriptions.attach,
             subscriptions.detach,
+            EndpointConnections(connections, "pub", True),
+            settings.max_connection_topics,
             options,
-            functools.partial(connections.heard, "pub", vouched=True),
         )
         snapshots = Snapshots(
             reactor, calendar, [JournalSource(journal)], subscriptions.everybody, refuse
@@ -235,12 +236,9 @@ class Bus(SequentialService):
         self._subscriptions = subscriptions
         self._intake = intake
         self._endpoint = ManageEndpoint(parts, access, subscriptions, intake, statistics)
+        self._asking = EndpointConnections(connections, "manage", bool(settings.clients))
         self._manage = RouterConnection(
-            self._factory,
-            self._asked,
-            {**options, **_HEARTBEATS},
-            by_address=True,
-            heard=functools.partial(connections.heard, "manage", vouched=bool(settings.clients)),
+            self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True
         )
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)
@@ -268,6 +266,7 @@ class Bus(SequentialService):
 
     def _asked(self, messages: list[Received]) -> None:
         for message in messages:
+            self._asking.heard(message.descriptor)
             frames = message.frames
             # An empty frame ends the routing frames; a bare DEALER does not send one.
             length = frames.index(b"") + 1 if b"" in frames else 1

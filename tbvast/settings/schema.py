@@ -98,6 +98,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     @ivar max_connections: Maximum number of connections to the three endpoints at a time; fewer if
         the system allows the process fewer descriptors.
     @ivar max_address_connections: Maximum number of connections from one address at a time.
+    @ivar max_connection_topics: Maximum number of topics that one connection to the pub endpoint
+        subscribes to.
     @ivar max_subscriptions: Maximum number of subscriptions at a time.
     @ivar max_client_subscriptions: Maximum number of subscriptions of one client at a time; a
         client is identified by its key, or by its address where there are no keys.
@@ -131,6 +133,7 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_message_bytes: _MessageBytes = 10 * 2**20
     max_connections: Annotated[int, Meta(ge=16, le=1_000_000)] = 10_000
     max_address_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5_000
+    max_connection_topics: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     max_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_topics: Annotated[int, Meta(ge=1, le=10_000)] = 100

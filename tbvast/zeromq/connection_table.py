@@ -73,7 +73,8 @@ class ConnectionTable:
     @param limit: The most connections; some of them are reserved for addresses that are known.
     @param address_limit: The most connections of one address.
     @param quiet: The endpoints on which a client may be silent for ever.
-    @param counters: Counts C{connection}s: C{accepted}, C{refused}, C{silent} and C{unfinished}.
+    @ivar counters: Counts C{connection}s: C{accepted}, C{refused}, C{silent},
+        C{unfinished} and C{topics}.
     @param complaints: Limits the log lines.
     """
 
@@ -83,7 +84,7 @@ class ConnectionTable:
     _limit: int
     _address_limit: int
     _quiet: Collection[str]
-    _counters: ICounters
+    counters: ICounters
     _complaints: RateLimit
 
     _entries: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
@@ -126,7 +127,7 @@ class ConnectionTable:
         mine[key] = entry
         if endpoint not in self._quiet:
             self._silent[key] = entry
-        self._counters.count("connection", "accepted")
+        self.counters.count("connection", "accepted")
         reserve = 0 if entry.address in self._known else self._limit // RESERVED_SHARE
         if len(mine) > self._address_limit:
             self._make_room(mine, entry)
@@ -143,7 +144,7 @@ class ConnectionTable:
         """
         A client did not finish the handshake, or failed.
         """
-        self._counters.count("connection", "unfinished")
+        self.counters.count("connection", "unfinished")
         text = "A client of {endpoint} did not finish the handshake."
         self._complaints.warn(self._log, text, endpoint=endpoint)
 
@@ -163,6 +164,13 @@ class ConnectionTable:
             self._known[entry.address] = None
             if len(self._known) > _KNOWN_ADDRESSES:
                 del self._known[next(iter(self._known))]
+
+    def end_silent(self, endpoint: str) -> None:
+        """
+        End the connections to an endpoint that have said nothing that counts.
+        """
+        for entry in [each for each in self._silent.values() if each.key[0] == endpoint]:
+            self._end(entry, "silent")
 
     def sweep(self) -> None:
         """
@@ -217,7 +225,7 @@ class ConnectionTable:
     def _end(self, entry: _Entry, verdict: str) -> None:
         self._remove(entry.key)
         entry.connection.abort()
-        self._counters.count("connection", verdict)
+        self.counters.count("connection", verdict)
 
     def _remove(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
@@ -228,3 +236,38 @@ class ConnectionTable:
         del mine[key]
         if not mine:
             del self._by_address[entry.address]
+
+
+@attrs.frozen
+class EndpointConnections:
+    """
+    The connections to one endpoint.
+
+    @param endpoint: Its name.
+    @param vouched: Whether only clients that are known are heard there.
+    """
+
+    _table: ConnectionTable
+    _endpoint: str
+    _vouched: bool
+
+    def heard(self, descriptor: str) -> None:
+        """
+        A client has said something that counts.
+
+        @param descriptor: The descriptor of its connection; empty if it is unknown.
+        """
+        if descriptor:
+            self._table.heard(self._endpoint, int(descriptor), self._vouched)
+
+    def end_silent(self) -> None:
+        """
+        End the connections that have said nothing that counts.
+        """
+        self._table.end_silent(self._endpoint)
+
+    def count(self, verdict: str) -> None:
+        """
+        Count a connection.
+        """
+        self._table.counters.count("connection", verdict)

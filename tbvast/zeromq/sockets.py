@@ -24,7 +24,9 @@ from tbvast.errors import TbvastError
 from tbvast.interfaces import IPausable, IPublisher
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
+from tbvast.zeromq.connection_table import EndpointConnections
 from tbvast.zeromq.tcp_peer import TcpPeer
+from tbvast.zeromq.topic_limits import TopicLimits
 
 BURST_MESSAGES = 250
 BURST_BYTES = 1 << 18
@@ -36,6 +38,12 @@ PEER_MESSAGES = 256
 """
 The most messages that an XPUB socket queues for one peer. ZeroMQ counts messages, not
 bytes, so the queue is only as long as a fast peer needs to stay busy.
+"""
+
+SUBSCRIPTION_BYTES = 1 << 14
+"""
+The bytes of subscriptions of one peer that wait in the kernel. They arrive even after the peer has
+been disconnected.
 """
 
 TOPIC_BYTES = 2048
@@ -129,12 +137,14 @@ class Connection(ZmqConnection):
     @ivar paused: Whether reading is paused.
     @ivar drained: Whether the last read emptied the socket.
     @cvar defaults: The options of every socket of the class.
+    @cvar tells_connections: Whether a message has the descriptor of its sender's connection.
     """
 
     _log = Logger()
 
     read_scheduled: IDelayedCall | None
     defaults: SocketOptions = {}
+    tells_connections = False
 
     def __init__(
         self,
@@ -142,7 +152,6 @@ class Connection(ZmqConnection):
         receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
         by_address: bool = False,
-        heard: Callable[[int], None] | None = None,
     ) -> None:
         """
         @param factory: The context and the reactor.
@@ -150,10 +159,8 @@ class Connection(ZmqConnection):
         @param options: Socket options, set before the socket is bound or connected.
         @param by_address: Whether the sender's network address identifies it on a socket
             without CURVE.
-        @param heard: Called with the descriptor of the sender's connection, for each message.
         """
         self._receive = receive
-        self._heard = heard
         self._monitor: MonitorConnection | None = None
         self._user = "Peer-Address" if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
@@ -275,13 +282,12 @@ class Connection(ZmqConnection):
         """
         frame = self.socket.recv(_NOBLOCK, False)
         user = _property(frame, self._user) if self._user else ""
-        if self._heard is not None and (descriptor := _property(frame, _DESCRIPTOR)):
-            self._heard(int(descriptor))
+        descriptor = _property(frame, _DESCRIPTOR) if self.tells_connections else ""
         frames = [frame.bytes]
         while frame.more:
             frame = self.socket.recv(_NOBLOCK, False)
             frames.append(frame.bytes)
-        return Received(user, frames)
+        return Received(user, frames, descriptor)
 
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
@@ -332,6 +338,7 @@ class RouterConnection(Connection):
     """
 
     socketType = zmq.ROUTER
+    tells_connections = True
 
 
 class DealerConnection(Connection):
@@ -373,7 +380,9 @@ class GuardedXPubConnection(XPubConnection):
     """
     An XPUB socket that sends a topic only to peers that were admitted to it.
 
-    It queues at most L{PEER_MESSAGES} for each peer.
+    It queues at most L{PEER_MESSAGES} for each peer. It disconnects peers that subscribe to too
+    many topics. ZeroMQ takes subscriptions faster than they can be counted, so each peer's next one
+    waits until the socket is read.
 
     In manual mode, a socket option applies to the peer whose subscription was read last. But
     after a message that is no subscription, ZeroMQ takes the peer of a later subscription for
@@ -382,23 +391,30 @@ class GuardedXPubConnection(XPubConnection):
     subscriptions.
     """
 
+    tells_connections = True
+
     def __init__(
         self,
         factory: Factory,
-        admit: Callable[[bytes], bool],
+        admit: Callable[[bytes, str], bool],
         left: Callable[[bytes], None],
+        connections: EndpointConnections,
+        max_topics: int,
         options: SocketOptions | None = None,
-        heard: Callable[[int], None] | None = None,
     ) -> None:
         """
         @param admit: Decides whether a peer may subscribe to a topic; called for each
-            subscription that arrives.
+            subscription that arrives, with the topic and the peer's public key. The key is
+            empty on a socket without CURVE.
         @param left: Called with the topic when an admitted subscription ends.
-        @param heard: Called with the descriptor of a peer's connection when it is admitted.
+        @param connections: The connections to the endpoint.
+        @param max_topics: The most topics that a peer may subscribe to.
         """
         self._admit = admit
         self._left = left
-        self._admitted = heard
+        self._connections = connections
+        self._limits = TopicLimits(max_topics)
+        self._max_topics = max_topics
         self._peers: dict[bytes, list[tuple[str, TcpPeer | None]]] = {}
         self._doubtful: dict[bytes, None] = {}
         self._looking: IDelayedCall | None = None
@@ -413,9 +429,11 @@ class GuardedXPubConnection(XPubConnection):
                 zmq.XPUB_MANUAL: 1,
                 zmq.MAXMSGSIZE: TOPIC_BYTES,
                 zmq.SNDHWM: PEER_MESSAGES,
+                # With CURVE, ZeroMQ counts the key as a message that waits for ever.
+                zmq.RCVHWM: 1 + (zmq.CURVE_SERVER in (options or {})),
+                zmq.RCVBUF: SUBSCRIPTION_BYTES,
             },
         )
-        self._user = _DESCRIPTOR
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:
         """
@@ -444,7 +462,7 @@ class GuardedXPubConnection(XPubConnection):
             self._junk_senders.clear()
             raise
         changes = [read_subscription(frame) for frame in message.frames]
-        name = message.user
+        name = message.descriptor
         if None in changes:
             self._misled = True
             # Once: after that, a new connection may have the descriptor.
@@ -456,12 +474,15 @@ class GuardedXPubConnection(XPubConnection):
         for change in filter(None, changes):
             # An error that left doRead would end the endpoint.
             try:
-                (self._arrived if change.begins else self._ended)(change.topic, name)
+                if change.begins:
+                    self._arrived(change.topic, name, message.user)
+                else:
+                    self._ended(change.topic, name)
             except Exception:
                 self._log.failure("Cannot handle a subscription to {topic}", topic=change.topic)
         return message
 
-    def _arrived(self, topic: bytes, name: str) -> None:
+    def _arrived(self, topic: bytes, name: str, key: str) -> None:
         # A peer may repeat a subscription, but its end is reported only once.
         if name and any(
             name == known and not (peer and peer.gone) for known, peer in self._peers.get(topic, ())
@@ -471,16 +492,32 @@ class GuardedXPubConnection(XPubConnection):
         if name and (self._misled or peer is None or peer.closing):
             # Of a peer that is gone, a new one may have the place in ZeroMQ.
             self._disconnect(name)
+        elif (holder := self._limits.begun(name, peer, topic)) is not None:
+            self._expel(holder)
         elif self._misled:
             text = "Refused a subscriber that cannot be identified; restart it."
             self._complaints.warn(self._log, text)
-        elif self._admit(topic):
+        elif (key or not self._user) and self._admit(topic, key):
             self.socket.set(zmq.SUBSCRIBE, topic)
             self._peers.setdefault(topic, []).append((name, peer))
-            if name and self._admitted is not None:
-                self._admitted(int(name))
+            self._connections.heard(name)
+
+    def _expel(self, name: str) -> None:
+        """
+        Disconnect a peer with too many topics.
+
+        @param name: Empty if it cannot be identified: then all go that were not.
+        """
+        if name:
+            self._disconnect(name)
+        else:
+            self._connections.end_silent()
+        self._connections.count("topics")
+        text = "Disconnected a subscriber: it has subscribed to more than {count} topics."
+        self._complaints.warn(self._log, text, count=self._max_topics)
 
     def _ended(self, topic: bytes, name: str) -> None:
+        self._limits.ended(name, topic)
         names = [known for known, _ in self._peers.get(topic, ())]
         if name and name not in names:  # it was never admitted
             return

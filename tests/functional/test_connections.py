@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from tbvast.values import HostPort
-from tests.functional.blocking import Client, PluginProcess, Publisher, an_indicator
+from tests.functional.blocking import LIMIT, Client, PluginProcess, Publisher, an_indicator
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL, HostTestCase
 
@@ -30,6 +30,11 @@ TCP connections of one address that say nothing.
 USUAL = 1024
 """
 The usual soft limit of descriptors.
+"""
+
+TOPICS = 1_000_000
+"""
+Topics that one client subscribes to.
 """
 
 WATCHED = 5.0
@@ -217,3 +222,46 @@ class SilentConnectionsTests(StrangersTestCase):
             self.check_recovered()
             received = self.plugin.status()["received"]["connection"]
             self.assertGreater(received["unfinished"], 1000)
+
+
+class ManyTopicsTests(StrangersTestCase):
+    """
+    A client that subscribes to 1,000,000 topics that are not its own.
+    """
+
+    def check(self) -> None:
+        self.plugin.saw("Disconnected a subscriber: it has subscribed to more than 1000 topics.")
+        status = self.check_unharmed()
+        self.assertGreater(status["received"]["connection"]["topics"], 0)
+
+    def test_socket(self) -> None:
+        """
+        It is disconnected each time that it has connected again.
+        """
+        self.start(USUAL, 4096)
+        context = zmq.Context()
+        try:
+            subscriber = context.socket(zmq.SUB)
+            subscriber.set(zmq.SNDHWM, 0)
+            for number in range(TOPICS):
+                subscriber.subscribe(f"{number:032}")
+            subscriber.connect(f"tcp://127.0.0.1:{self.known.pub}")
+            self.check()
+        finally:
+            context.destroy(linger=0)
+        self.check_recovered()
+        self.assertLess(self.plugin.rss() - self.memory, GROWTH)
+
+    def test_unidentified(self) -> None:
+        """
+        A client of a protocol version that does not identify it is disconnected, too.
+        """
+        self.start(USUAL, 4096)
+        topics = b"".join(b"\x00\x21\x01%032d" % number for number in range(TOPICS // 10))
+        with socket.create_connection(("127.0.0.1", self.known.pub), LIMIT) as stranger:
+            # The greeting of ZMTP 2.0, and an identity.
+            stranger.sendall(b"\xff" + bytes(8) + b"\x7f\x01\x02" + b"\x00\x00")
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(topics)
+            self.check()
+        self.check_recovered()

@@ -541,6 +541,46 @@ class EachPermissionTests(KeysTestCase):
         )
 
 
+class TopicTests(KeysTestCase):
+    """
+    Clients that know another's topic.
+    """
+
+    def test_others_topic(self) -> None:
+        """
+        They do not hear it, cannot keep its subscription alive, and cannot end it.
+        """
+        self.make("reader", "feed", reader="subscribe-intel", feed="publish-intel")
+        reader, feed = self.client("reader"), self.client("feed")
+        reader.join(INTEL)
+        feed.topic, feed.pub = reader.topic, reader.pub
+        for prefix in (None, reader.topic + "indicator"):
+            feed.connect(prefix)
+        document = an_indicator()
+        self.publisher("feed").publish(document)
+        self.assertEqual(reader.ids_until(document["id"]), [document["id"]])
+        self.assertFalse(feed.waiting())
+        self.assertEqual(feed.heartbeat(), "error")
+        self.assertEqual(json.loads(feed.unsubscribe()), {"status": "error"})
+        self.assertEqual(reader.heartbeat(), "success")
+
+    def test_left(self) -> None:
+        """
+        When the subscriber has gone, the others do not take its place.
+        """
+        self.make("reader", "feed", reader="subscribe-intel", feed="publish-intel")
+        reader, feed = self.client("reader"), self.client("feed")
+        reader.join(INTEL)
+        wait_until(lambda: self.bus.status()["subscriptions"][0]["attached"])
+        reader.leave()
+        wait_until(lambda: not self.bus.status()["subscriptions"][0]["attached"])
+        feed.topic, feed.pub = reader.topic, reader.pub
+        feed.connect()
+        self.publisher("feed").publish(an_indicator())
+        self.assertFalse(feed.waiting())
+        self.assertFalse(self.bus.status()["subscriptions"][0]["attached"])
+
+
 class ReloadTests(KeysTestCase):
     """
     The file of clients can be changed while the bus runs.

@@ -14,7 +14,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
+from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
@@ -33,6 +35,7 @@ from tbvast.zeromq.sockets import (
     tcp_address,
 )
 from tests.doubles import until
+from tests.doubles_bus import MemoryCounters
 
 reactor: Any = installed_reactor
 
@@ -482,6 +485,20 @@ class XPubTests(SocketsTestCase):
         self.asked: list[bytes] = []
         self.left: list[bytes] = []
 
+    def guard(
+        self, admit: Callable[[bytes], bool], max_topics: int = 1000
+    ) -> GuardedXPubConnection:
+        """
+        An endpoint that is not bound yet.
+        """
+        self.counters = MemoryCounters()
+        complaints = RateLimit(reactor, 0)
+        table = ConnectionTable(reactor, 100, 100, [], self.counters, complaints)
+        connections = EndpointConnections(table, "pub", True)
+        return GuardedXPubConnection(
+            self.factory, lambda topic, _: admit(topic), self.left.append, connections, max_topics
+        )
+
     def guarded(self, *topics: bytes) -> GuardedXPubConnection:
         """
         An endpoint that admits some topics.
@@ -491,7 +508,7 @@ class XPubTests(SocketsTestCase):
             self.asked.append(topic)
             return topic in topics
 
-        pub = GuardedXPubConnection(self.factory, admit, self.left.append)
+        pub = self.guard(admit)
         pub.bind(ANY_PORT)
         return pub
 
@@ -678,6 +695,30 @@ class XPubTests(SocketsTestCase):
         stranger.send(b"message")
         await self.until(lambda: self.left == [b"mine"])
 
+    async def test_too_many_topics(self) -> None:
+        """
+        A peer that subscribes to too many topics is disconnected, whether it may have them or not;
+        others are not.
+        """
+        for mine in (True, False):
+            with self.subTest(mine=mine):
+                await self.check_too_many_topics(mine)
+
+    async def check_too_many_topics(self, mine: bool) -> None:
+        pub = self.guard(lambda topic: mine or topic == b"last", max_topics=10)
+        pub.bind(ANY_PORT)
+        _, received = self.subscribed(pub, b"last")
+        await self.until(lambda: pub.unacknowledged([b"last"]) is not None)
+        many = self.raw_socket(zmq.XSUB, self.address(pub))
+        many.set(zmq.RECONNECT_IVL, -1)
+        for number in range(1000):
+            many.send(b"\x01topic %d" % number)
+        await self.until(lambda: self.counters.counts["connection", "topics"])
+        await self.until(lambda: list(pub._peers) == [b"last"])
+        self.assertEqual(self.counters.counts["connection", "topics"], 1)
+        pub.send_now((b"last",))
+        await self.until(lambda: received.messages)
+
     async def test_failing(self) -> None:
         """
         An error in the admission of one subscription leaves the endpoint to the others.
@@ -688,7 +729,7 @@ class XPubTests(SocketsTestCase):
                 raise RuntimeError("a defect")
             return True
 
-        pub = GuardedXPubConnection(self.factory, admit, self.left.append)
+        pub = self.guard(admit)
         pub.bind(ANY_PORT)
         _, received = self.subscribed(pub, b"bad", b"mine")
         await self.until(lambda: pub.unacknowledged([b"mine"]) is not None)
@@ -738,7 +779,7 @@ class XPubTests(SocketsTestCase):
         that has it.
         """
         topics: list[bytes] = []
-        pub = GuardedXPubConnection(self.factory, lambda topic: topic in topics, self.left.append)
+        pub = self.guard(lambda topic: topic in topics)
         pub.bind(ANY_PORT)
         early, got_early = self.subscribed(pub, b"mine", b"early")
         topics.append(b"early")
