@@ -543,42 +543,107 @@ class EachPermissionTests(KeysTestCase):
 
 class TopicTests(KeysTestCase):
     """
-    Clients that know another's topic.
+    A subscription belongs to the client that made it; to know its topic helps nobody else.
     """
 
-    def test_others_topic(self) -> None:
-        """
-        They do not hear it, cannot keep its subscription alive, and cannot end it.
-        """
-        self.make("reader", "feed", reader="subscribe-intel", feed="publish-intel")
-        reader, feed = self.client("reader"), self.client("feed")
-        reader.join(INTEL)
-        feed.topic, feed.pub = reader.topic, reader.pub
-        for prefix in (None, reader.topic + "indicator"):
-            feed.connect(prefix)
-        document = an_indicator()
-        self.publisher("feed").publish(document)
-        self.assertEqual(reader.ids_until(document["id"]), [document["id"]])
-        self.assertFalse(feed.waiting())
-        self.assertEqual(feed.heartbeat(), "error")
-        self.assertEqual(json.loads(feed.unsubscribe()), {"status": "error"})
-        self.assertEqual(reader.heartbeat(), "success")
+    def setUp(self) -> None:
+        self.make("reader", "other", "feed", reader="", other="", feed="publish-intel")
+        self.reader = self.client("reader")
+        self.reader.join(INTEL)
+        self.sending = self.publisher("admin")
+        self.assert_received()
 
-    def test_left(self) -> None:
+    def assert_received(self, *others: KeyedClient) -> None:
         """
-        When the subscriber has gone, the others do not take its place.
+        What is published comes to the subscriber alone.
         """
-        self.make("reader", "feed", reader="subscribe-intel", feed="publish-intel")
-        reader, feed = self.client("reader"), self.client("feed")
-        reader.join(INTEL)
-        wait_until(lambda: self.bus.status()["subscriptions"][0]["attached"])
-        reader.leave()
+        document = an_indicator()
+        self.sending.publish(document)
+        self.assertEqual(self.reader.ids_until(document["id"]), [document["id"]])
+        for each in others:
+            self.assertFalse(each.waiting())
+
+    def others(self) -> list[KeyedClient]:
+        """
+        @return: Clients who know the topic: with all permissions, and without that to subscribe.
+        """
+        found = [self.client("other"), self.client("feed")]
+        for each in found:
+            each.topic, each.pub = self.reader.topic, self.reader.pub
+        return found
+
+    def test_listen(self) -> None:
+        """
+        Nobody else hears it, whatever part of the topic he listens to.
+        """
+        others = self.others()
+        for each in others:
+            each.connect()
+            for kind in ("indicator", "indicator "):
+                each.hear(each.topic + kind)
+        for _ in range(5):
+            self.assert_received(*others)
+
+    def test_listen_first(self) -> None:
+        """
+        Nor does who comes before its own subscriber.
+        """
+        self.reader.leave()
         wait_until(lambda: not self.bus.status()["subscriptions"][0]["attached"])
-        feed.topic, feed.pub = reader.topic, reader.pub
-        feed.connect()
-        self.publisher("feed").publish(an_indicator())
-        self.assertFalse(feed.waiting())
+        others = self.others()
+        for each in others:
+            each.connect()
+        document = an_indicator()
+        self.sending.publish(document)
+        for each in others:
+            self.assertFalse(each.waiting())
         self.assertFalse(self.bus.status()["subscriptions"][0]["attached"])
+        self.reader.connect()
+        self.assertIn(document["id"], self.reader.ids_until(document["id"]))
+        self.assert_received(*others)
+
+    def test_heartbeat(self) -> None:
+        """
+        Another's heartbeat is answered as if there were no such subscription.
+        """
+        for each in self.others():
+            self.assertEqual(each.heartbeat(), "error")
+        self.assertEqual(self.reader.heartbeat(), "success")
+
+    def test_kept_alive(self) -> None:
+        """
+        Nor does it keep the subscription alive.
+        """
+        self.bus.stop()
+        self.bus = self.run_host(
+            Bus(self.keys, self.bus.folder, self.bus.ports, heartbeat_timeout=2.0)
+        )
+        wait_until(lambda: self.reader.heartbeat() == "success")
+        others = self.others()
+
+        def ended() -> bool:
+            for each in others:
+                each.heartbeat()
+            return not self.bus.status()["subscriptions"]
+
+        wait_until(ended)
+
+    def test_unsubscribe(self) -> None:
+        """
+        Nobody else ends it.
+        """
+        for each in self.others():
+            self.assertEqual(json.loads(each.unsubscribe())["status"], "error")
+        self.assertEqual(self.reader.heartbeat(), "success")
+        self.assert_received()
+
+    def test_not_told(self) -> None:
+        """
+        Nobody is told another's topic.
+        """
+        for name in ("other", "feed", "admin"):
+            self.assertNotIn(self.reader.topic, json.dumps(self.client(name).request("status")))
+        self.assertNotIn(self.reader.topic, self.bus.log)
 
 
 class ReloadTests(KeysTestCase):
