@@ -27,6 +27,7 @@ COMMANDS = (
     "matching",
     "live",
     "recall",
+    "strangers",
 )
 
 

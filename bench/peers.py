@@ -72,9 +72,9 @@ class Role:
     One of the programs below, as a child process that is told and tells lines.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, module: str = "bench.peers") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.peers", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             cwd=HERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -122,16 +122,17 @@ class Bus:
     @ivar pub: The port to receive from.
     """
 
-    def __init__(self, name: str, command: Sequence[str], ports: Sequence[int]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], ports: Sequence[int], **process: Any
+    ) -> None:
+        """
+        @param process: How the process differs from one that runs in this checkout, and whose
+            output nobody reads.
+        """
         self.name = name
         self.manage, self.pub, self.sub = ports
-        self._process = subprocess.Popen(
-            command,
-            cwd=HERE,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        silence = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, **{"cwd": HERE, **silence, **process})
         self.pid = self._process.pid
 
     def topics(self, count: int, fed: bool, stream: str = TOPIC.decode()) -> list[str]:
@@ -188,6 +189,16 @@ class Bus:
         """
         for pid in self.pids:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """
+        End it without a chance to do anything.
+        """
+        self._process.kill()
 
     def end(self, limit: float = 30.0) -> None:
         end_process(self._process, limit)
