@@ -267,7 +267,7 @@ class IJournal(Interface):
         """
 
     def current(
-        after: int, until: int, since: float, limit: int
+        after: int, until: int, since: float, limit: int, size: int
     ) -> Deferred[list[tuple[int, bytes]]]:
         """
         Read a page of the indicators that are in force.
@@ -277,6 +277,7 @@ class IJournal(Interface):
         @param since: Only those received at this time or later; seconds since
             the epoch.
         @param limit: The most to return.
+        @param size: Bytes of documents after which no more are returned.
         @return: Fires with numbers and documents, by number.
         """
 
@@ -711,9 +712,9 @@ class IPublisher(Interface):
     The pub endpoint, as subscriptions use it.
     """
 
-    def send_frames(frames: Sequence[bytes]) -> int:
+    def send_frames(frames: Iterable[bytes]) -> int:
         """
-        Send frames to one subscriber, in order.
+        Send frames to one subscriber, in order. No more of them are made than are tried.
 
         @return: The number of accepted frames: fewer than given if the subscriber's queue is
             full.
@@ -756,6 +757,8 @@ class ISubscription(Interface):
         " for everything that is in force."
     )
     owed: bool = Attribute("Whether part of a snapshot is to be sent again after a restart.")
+    held: int = Attribute("The bytes that wait in memory for its subscriber.")
+    stalled: bool = Attribute("Whether nothing could be sent for some time.")
     answers_snapshots: bool = Attribute(
         "Whether the subscriber may be able to answer a snapshot request."
     )
@@ -800,6 +803,12 @@ class ISubscription(Interface):
     def pump() -> None:
         """
         Send a bounded number of waiting frames; if none wait, read the journal.
+        """
+
+    def give_up_queue() -> None:
+        """
+        Drop the waiting frames, because memory is short. Those of the journal are read from it
+        later; a snapshot begins again. Others are lost, and counted.
         """
 
     def check_progress(age: float) -> bool:

@@ -4,6 +4,7 @@ Doubles for the bus, its client and the bridge: in memory, keeping the contracts
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -280,9 +281,9 @@ class MemoryJournal:
                 self._attempt(self._entries, *wanted).chainDeferred(found)
 
     def current(
-        self, after: int, until: int, since: float, limit: int
+        self, after: int, until: int, since: float, limit: int, size: int
     ) -> Deferred[list[tuple[int, bytes]]]:
-        return self._attempt(self._current, after, until, since, limit)
+        return self._attempt(self._current, after, until, since, limit, size)
 
     def counts(self) -> Deferred[dict[str, int]]:
         return self._attempt(
@@ -398,12 +399,18 @@ class MemoryJournal:
     def _now(self) -> int:
         return int(self._clock.seconds() * 1e6)
 
-    def _current(self, after: int, until: int, since: float, limit: int) -> list[tuple[int, bytes]]:
-        return sorted(
+    def _current(
+        self, after: int, until: int, since: float, limit: int, size: int
+    ) -> list[tuple[int, bytes]]:
+        found = sorted(
             (kept.number, kept.item.raw)
             for kept in self._latest.values()
             if after < kept.number <= until and kept.received >= since and self._is_current(kept)
-        )[:limit]
+        )
+        ends = itertools.accumulate(len(raw) for _, raw in found)
+        return [each for each, end in zip(found, ends, strict=True) if end - len(each[1]) < size][
+            :limit
+        ]
 
     def _is_current(self, kept: _Kept) -> bool:
         item = kept.item
@@ -544,10 +551,10 @@ class MemoryPub:
         self.room = room
         self.closed: set[str] = set()
 
-    def send_frames(self, frames: Sequence[bytes]) -> int:
-        if frames[0].startswith(tuple(topic.encode() for topic in self.closed)):
+    def send_frames(self, frames: Iterable[bytes]) -> int:
+        taken = list(itertools.islice(frames, max(self.room, 0)))
+        if taken and taken[0].startswith(tuple(topic.encode() for topic in self.closed)):
             return 0
-        taken = frames[: max(self.room, 0)]
         self.room -= len(taken)
         self.frames.extend(taken)
         return len(taken)

@@ -92,7 +92,7 @@ def found_in(journal: IJournal, ids: Iterable[str]) -> Deferred[dict[str, bytes]
     Read the documents of some indicators that are in force, by id.
     """
     wanted = set(ids)
-    page = journal.current(0, journal.head, 0, max(journal.head, 1))
+    page = journal.current(0, journal.head, 0, max(journal.head, 1), 1 << 30)
     return page.addCallback(
         lambda found: {
             item.id: item.raw
@@ -142,6 +142,7 @@ class MemoryBus:
             self.snapshots.begin,
             self.subscriptions.close,
             RateLimit(clock, LOSSES_PER_MINUTE),
+            self.subscriptions.budget,
         )
         self._kind = kind
         self.saver = SubscriptionSaver(clock, journal, everybody, journal.saved)

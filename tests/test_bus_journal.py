@@ -100,7 +100,7 @@ class JournalContract:
         self, after: int = 0, until: int = ALL, since: float = 0, limit: int = 1000
     ) -> list[tuple[int, bytes]]:
         page: list[tuple[int, bytes]] = self.successResultOf(
-            self.journal.current(after, until, since, limit)
+            self.journal.current(after, until, since, limit, 1 << 30)
         )
         return page
 
@@ -942,7 +942,7 @@ class JournalTests(JournalContract, SynchronousTestCase):
         other.execute("ALTER TABLE entries RENAME TO elsewhere")
         other.close()
         for d in (
-            self.journal.current(0, ALL, 0, 1),
+            self.journal.current(0, ALL, 0, 1, 1 << 30),
             self.journal.counts(),
             self.journal.append([an_indicator()]),
         ):
@@ -1115,8 +1115,8 @@ class AgreementTests(SynchronousTestCase):
                 found = self.successResultOf(found_in(journal, map(indicator_id, (1, 2))))
                 self.assertEqual(found, expected)
             self.assertEqual(
-                self.successResultOf(file.journal.current(0, ALL, 0, 1000)),
-                self.successResultOf(memory.current(0, ALL, 0, 1000)),
+                self.successResultOf(file.journal.current(0, ALL, 0, 1000, 1 << 30)),
+                self.successResultOf(memory.current(0, ALL, 0, 1000, 1 << 30)),
             )
             self.assertEqual(
                 self.successResultOf(file.journal.entries(0, list(Stream), ALL, ALL)),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -58,10 +58,10 @@ class Wire:
         self._queue: list[bytes] = []
         self._kernel: list[bytes] = []
 
-    def send_frames(self, frames: Sequence[bytes]) -> int:
+    def send_frames(self, frames: Iterable[bytes]) -> int:
         if self.cut_off:
             return 0
-        taken = frames[: max(0, self._sizes[0] - len(self._queue))]
+        taken = list(itertools.islice(frames, max(0, self._sizes[0] - len(self._queue))))
         self._queue.extend(taken)
         return len(taken)
 

@@ -87,7 +87,7 @@ class AsideTestCase(FileJournalTestCase):
     def in_force(self, limit: int = 1000) -> list[int]:
         numbers: list[int] = []
         while page := self.successResultOf(
-            self.journal.current(numbers[-1] if numbers else 0, ALL, 0, limit)
+            self.journal.current(numbers[-1] if numbers else 0, ALL, 0, limit, 1 << 30)
         ):
             numbers += [number for number, _ in page]
         return numbers
@@ -441,7 +441,7 @@ class ContractTests(SynchronousTestCase):
         again = SetAside(Stage.REPLAY, "again", one.raw, "indicator", one.id, 1)
         result(journal.set_aside([again]))
         self.assertEqual(result(journal.set_aside_report()), SetAsideReport(2, newest))
-        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10))], [2, 4])
+        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10, 1 << 30))], [2, 4])
         entries = result(journal.entries(0, list(Stream), 10, ALL))
         self.assertEqual([each.number for each in entries], [2, 4])
         self.assertEqual(result(journal.counts()), {"indicators": 2, "sightings": 0})
@@ -449,7 +449,7 @@ class ContractTests(SynchronousTestCase):
         # An item without an entry is stored as well.
         result(journal.set_aside([SetAside(Stage.INTAKE, "odd", two.raw)]))
         self.assertEqual(result(journal.set_aside_report()).count, 3)
-        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10))], [2, 4])
+        self.assertEqual([n for n, _ in result(journal.current(0, ALL, 0, 10, 1 << 30))], [2, 4])
         # It can come again, and be removed.
         (outcome,) = result(journal.append([one]))
         self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 5))
@@ -523,7 +523,7 @@ class EveryWayOutTests(SynchronousTestCase):
         journal = file.journal
         current: list[tuple[int, bytes]] = []
         while page := self.successResultOf(
-            journal.current(current[-1][0] if current else 0, ALL, 0, limit)
+            journal.current(current[-1][0] if current else 0, ALL, 0, limit, 1 << 30)
         ):
             current += page
         expected = [(n, item.raw) for n, item in good.items() if isinstance(item, Indicator)]
@@ -561,7 +561,7 @@ class EveryWayOutTests(SynchronousTestCase):
             number = next(n for n in every if indicator_id(n) == item.id)
             if number in good:
                 self.assertEqual(item.pattern, an_indicator(number).pattern)
-        self.assertEqual(self.successResultOf(journal.current(0, ALL, 0, ALL)), [])
+        self.assertEqual(self.successResultOf(journal.current(0, ALL, 0, ALL, 1 << 30)), [])
 
 
 class UpgradeTests(SynchronousTestCase):

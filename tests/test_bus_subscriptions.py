@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, Subscription
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, STALLED, Subscription
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
 from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.errors import ProtocolInvalid
@@ -142,7 +142,7 @@ class TurnTests(SubscriptionsTestCase):
         self.assertNoResult(delivery)
         for _ in range(60):
             before = len(self.pub.frames)
-            self.advance()
+            self.clock.advance(STALLED)
             self.assertLessEqual(len(self.pub.frames) - before, 20)
         self.successResultOf(delivery)
         for each in subscriptions:
@@ -175,7 +175,7 @@ class TurnTests(SubscriptionsTestCase):
         self.pub.room = 1_000_000
         for _ in range(60):
             before = len(self.pub.frames)
-            self.advance()
+            self.clock.advance(STALLED)
             self.assertLessEqual(len(self.pub.frames) - before, 20)
         for each in subscriptions:
             self.assertEqual(len(self.got(each)), 1)
@@ -528,7 +528,7 @@ class SnapshotTests(SubscriptionsTestCase):
 
     def test_back_pressure(self) -> None:
         """
-        The next part is wanted when the last one has been sent: not before the
+        The next part is wanted when half of the last one has been sent: not before the
         subscriber is there, nor while it does not read.
         """
         subscription = self.open(attached=False)
@@ -538,14 +538,31 @@ class SnapshotTests(SubscriptionsTestCase):
         self.attach(subscription)
         self.successResultOf(first)
         self.pub.room = 1
-        second = send([b"s 2", b"s 3"])
+        second = send([b"s 2", b"s 3", b"s 4", b"s 5"])
         self.assertNoResult(second)
-        self.assertEqual(subscription.queued, 1)
-        self.pub.room = 10
+        self.assertEqual(subscription.queued, 3)
+        self.pub.room = 1
         self.clock.advance(RETRY_INTERVAL)
         self.successResultOf(second)
-        self.assertEqual(self.got(subscription), [b"s 1", b"s 2", b"s 3"])
+        self.assertEqual(subscription.queued, 2)
+        self.pub.room = 10
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), [b"s %d" % n for n in range(1, 6)])
         self.over.callback(None)
+
+    def test_end(self) -> None:
+        """
+        It is over when ZeroMQ has accepted all of it.
+        """
+        subscription = self.open()
+        self.pub.room = 1
+        send = self.begin(subscription)
+        self.successResultOf(send([b"s 1", b"s 2"]))
+        self.over.callback(None)
+        self.fan_out(an_indicator())
+        self.pub.room = 10
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(subscription), [b"s 1", b"s 2", *frames_of(an_indicator())])
 
     def test_failed(self) -> None:
         """
@@ -565,7 +582,7 @@ class SnapshotTests(SubscriptionsTestCase):
         subscription = self.open()
         self.pub.room = 1
         send = self.begin(subscription)
-        self.assertNoResult(send([b"s 1", b"s 2"]))
+        self.assertNoResult(send([b"s 1", b"s 2", b"s 3", b"s 4"]))
         self.fan_out(an_indicator())
         self.subscriptions.close(subscription.topic)
         self.assertEqual(self.cancelled, 1)
@@ -720,14 +737,15 @@ class LimitTests(SubscriptionsTestCase):
 
     def test_client(self) -> None:
         """
-        The subscriptions of one client are limited; those without a client are not counted.
+        The subscriptions of one client are limited. Those whose client is not known count as
+        those of one.
         """
         self.restart_with(max_client_subscriptions=1)
         first = self.bus.open(a_request(), "one")
         self.bus.open(a_request(), "two")
         self.refused("subscriptions", user="one")
-        for _ in range(3):
-            self.bus.open(a_request())
+        self.bus.open(a_request())
+        self.refused("subscriptions")
         self.subscriptions.close(first.topic)
         self.bus.open(a_request(), "one")
 

@@ -69,7 +69,7 @@ class OldStateTests(SynchronousTestCase):
             self.assertCountEqual(reader.subscriptions(), contents["topics"])
             ended = self.successResultOf(journal.expire(100))
             self.assertLessEqual(set(contents["ending"]), {each.item.id for each in ended})
-            page = self.successResultOf(journal.current(0, ALL, 0.0, 100))
+            page = self.successResultOf(journal.current(0, ALL, 0.0, 100, 1 << 30))
             ids = [decode_indicator(raw).id for _, raw in page]
             self.assertCountEqual(ids, contents["in force"])
             entries = self.successResultOf(journal.entries(0, [Stream.SIGHTING], 100, ALL))

@@ -11,7 +11,7 @@ import attrs
 from tbvast.bus.journal.schema import MOST_BYTES
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
-from tbvast.protocol.replay import Chunk, chunks, encode_item
+from tbvast.protocol.replay import Chunk, chunks, encode_batches, encode_item
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
@@ -72,6 +72,7 @@ class CommittedBatch:
         self.streams = frozenset([stream_of(item) for _, item in self._entries])
         self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
         self._chunks: dict[frozenset[Stream], list[Chunk]] = {}
+        self._batches: dict[tuple[frozenset[Stream], int], list[tuple[int, bytes]]] = {}
 
     def _entries_of(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         if streams >= self.streams:
@@ -119,6 +120,17 @@ class CommittedBatch:
             )
             if found:
                 found[-1] = Chunk(self.until, found[-1].items)
+        return found
+
+    def batches(self, streams: frozenset[Stream], after: int) -> list[tuple[int, bytes]]:
+        """
+        @param after: The number up to which the subscriber has everything.
+        @return: As L{tbvast.protocol.replay.encode_batches}. Subscriptions share the frames.
+        """
+        found = self._batches.get((streams, after))
+        if found is None:
+            found = list(encode_batches(after, self.chunks(streams)))
+            self._batches[streams, after] = found
         return found
 
     def _leave_out_long(self) -> None:

@@ -110,7 +110,10 @@ class ManageEndpoint:
                 ProtocolInvalid("snapshot", request.snapshot, f"at most {most} days")
             )
         subscription = make_subscription(self._parts, request, user)
-        self._subscriptions.open(subscription)
+        try:
+            self._subscriptions.open(subscription)
+        except ProtocolInvalid as e:
+            return self._refuse(e)
         self._parts.begin_snapshot(subscription)
         settings = self._parts.settings
         host, topic = advertised_host(settings), subscription.topic

@@ -95,6 +95,13 @@ class QueuedSubscription(Subscription):
     def _left(self) -> None:
         self._rewind()
 
+    def give_up_queue(self) -> None:
+        super().give_up_queue()
+        if self._snapshot is not None and self.detached is None:
+            # What was sent of it is sent again.
+            self._abandon_snapshot()
+            self._snapshot_due = True
+
     def _rewind(self) -> None:
         self._drop_queue()
         self._checkpoints.clear()
@@ -104,6 +111,9 @@ class QueuedSubscription(Subscription):
 
     def pump(self) -> None:
         if self._snapshot_due and self.detached is None:
+            if self._rests:
+                self._parts.retry(self)
+                return
             self._snapshot_due = False
             self._parts.begin_snapshot(self)
         if self._snapshot and self.detached is None:
@@ -120,8 +130,7 @@ class QueuedSubscription(Subscription):
         self._snapshot_frames = self.sent
 
     def _append(self, batch: CommittedBatch) -> None:
-        numbers, payloads = batch.numbered(self.request.dialect, self.streams)
-        frames = [self._prefix + payload for payload in payloads]
+        numbers, frames = batch.numbered(self.request.dialect, self.streams)
         taken = 0
         if frames and self._snapshot is None and not (self._live or self._queue):
             taken = self._send(frames)
@@ -150,7 +159,7 @@ class QueuedSubscription(Subscription):
         numbers, payloads = render_entries(
             self.request.dialect, entries, Stage.DELIVERY, self._leave_out
         )
-        self._queue.extend([self._prefix + payload for payload in payloads], numbers)
+        self._queue.extend(payloads, numbers)
         self._queued_until = entries[-1].number
 
     def _leave_out(self, items: Sequence[SetAside]) -> None:

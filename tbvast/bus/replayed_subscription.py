@@ -14,10 +14,9 @@ from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscription import BusParts, Subscription
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.replay import (
-    Chunk,
     Mark,
     chunks,
-    encode_batch,
+    encode_batches,
     encode_item,
     encode_mark,
     encode_part,
@@ -68,20 +67,26 @@ class ReplayedSubscription(Subscription):
         mark = Mark(self.position, self._sent_to_snapshot, full, tuple(failed))
         return (encode_mark(mark),)
 
+    def give_up_queue(self) -> None:
+        if self._snapshot:  # it could not tell which part came twice
+            self._parts.close(self.topic, "does not read its snapshot, while memory is short,")
+        else:
+            super().give_up_queue()
+
     def _append(self, batch: CommittedBatch) -> None:
-        self._enqueue(batch.chunks(self.streams))
+        self._enqueue(batch.batches(self.streams, self._queued_until))
         self._send_from(self._queue)
         if self._queue:
             self._fall_behind()
 
     def _append_page(self, entries: list[JournalEntry]) -> None:
-        self._enqueue(chunks((e.number, encode_item(e.number, e.stream, e.raw)) for e in entries))
+        items = ((e.number, encode_item(e.number, e.stream, e.raw)) for e in entries)
+        self._enqueue(encode_batches(self._queued_until, chunks(items)))
 
-    def _enqueue(self, found: Iterable[Chunk]) -> None:
-        for chunk in found:
-            after, self._queued_until = self._queued_until, chunk.until
-            frame = self._prefix + encode_batch(after, chunk.until, chunk.items)
-            self._queue.extend([frame], [after + 1])
+    def _enqueue(self, batches: Iterable[tuple[int, bytes]]) -> None:
+        for until, frame in batches:
+            self._queue.extend((frame,), (self._queued_until + 1,))
+            self._queued_until = until
 
     def _pruned(self, after: int) -> None:
         self._close_unreadable()

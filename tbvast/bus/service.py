@@ -192,6 +192,7 @@ class Bus(SequentialService):
             begin_snapshot=snapshots.begin,
             close=subscriptions.close,
             losses=RateLimit(reactor, LOSSES_PER_MINUTE),
+            budget=subscriptions.budget,
         )
         subscriptions.restore(parts, saved)
         for each in subscriptions.everybody():

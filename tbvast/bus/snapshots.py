@@ -23,8 +23,9 @@ from tbvast.service.clock import Calendar
 from tbvast.storage.set_aside import Stage
 
 PAGE_ITEMS = 1000
+PAGE_BYTES = 256 * 1024
 """
-The most indicators that are read, and held in memory, at a time.
+The most indicators that are read, and held in memory, at a time, and their bytes.
 """
 
 ANSWER_TIME = 600.0
@@ -48,19 +49,15 @@ class JournalSource:
     _journal: IJournal
 
     async def pages(self, since: float, send: Callable[[list[bytes]], Deferred[None]]) -> int:
-        count = 0
+        after = count = 0
         until = self._journal.head
         await send([])  # fires when there is a subscriber to send to
-        reading = self._journal.current(0, until, since, PAGE_ITEMS)
-        while page := await reading:
-            # The next page is read while this one is sent.
-            reading = self._journal.current(page[-1][0], until, since, PAGE_ITEMS)
-            try:
-                await send([document for _, document in page])
-            except BaseException:
-                reading.addBoth(lambda _: None)  # its result no longer matters
-                raise
+        while page := await self._journal.current(after, until, since, PAGE_ITEMS, PAGE_BYTES):
+            after = page[-1][0]
             count += len(page)
+            sent = send([document for _, document in page])
+            del page  # the queue of the subscription has it
+            await sent
         return count
 
 

@@ -37,10 +37,58 @@ The most bytes and items of one page of the journal, for one subscriber that is 
 vast dialect has smaller pages, because each of its items has to be decoded.
 """
 
+PROBE_BYTES = 4096
+"""
+The same, for a subscriber that has lost its queue, and has not read anything since.
+"""
+
+REST = 2.0
+"""
+Seconds after which a subscription that has lost its queue reads the journal again.
+"""
+
+STALLED = 0.25
+"""
+Seconds after which a subscriber of which ZeroMQ accepts nothing is tried less often. A slower one
+has more in ZeroMQ's queue than it reads in that time.
+"""
+
 LOSSES_PER_MINUTE = 60
 """
 The most log lines a minute about subscribers that read too slowly.
 """
+
+
+@attrs.define(eq=False)
+class QueueBudget:
+    """
+    The memory for all frames of a bus that wait for subscribers.
+
+    A frame that waits for several subscribers counts once for each.
+
+    @param limit: The bytes that may wait.
+    @param exceeded: Called when more wait. It has to make room soon.
+    @ivar used: The bytes that wait.
+    """
+
+    _limit: int
+    _exceeded: Callable[[], None]
+    used: int = attrs.field(init=False, default=0)
+
+    @property
+    def excess(self) -> int:
+        """
+        The bytes by which a quarter of the memory would be free again.
+        """
+        return self.used - self._limit * 3 // 4
+
+    def change(self, size: int) -> None:
+        """
+        @param size: The bytes that wait in addition; negative if they no longer wait.
+        """
+        self.used += size
+        if self.used > self._limit:
+            self._exceeded()
 
 
 @attrs.frozen
@@ -55,6 +103,7 @@ class BusParts:
     @ivar begin_snapshot: Begins the snapshot that a subscription asks for.
     @ivar close: Closes the subscription with a topic, for a reason as the log words it.
     @ivar losses: Limits the log lines about subscribers that read too slowly.
+    @ivar budget: The memory for frames that wait.
     """
 
     clock: IReactorTime
@@ -66,16 +115,20 @@ class BusParts:
     begin_snapshot: Callable[[ISubscription], None]
     close: Callable[[str, str], object]
     losses: RateLimit
+    budget: QueueBudget
 
 
 @attrs.define(eq=False)
 class FrameQueue:
     """
-    Waiting frames, each with the first number of the journal that it stands for.
+    Waiting frames without the subscription's own topic, so that subscriptions share them, each
+    with the first number of the journal that it stands for.
 
+    @param budget: Counts their bytes.
     @ivar size: Their total size, in bytes.
     """
 
+    _budget: QueueBudget
     _frames: deque[bytes] = attrs.field(init=False, factory=deque)
     _numbers: deque[int] = attrs.field(init=False, factory=deque)
     size: int = attrs.field(init=False, default=0)
@@ -96,7 +149,7 @@ class FrameQueue:
         """
         self._frames.extend(frames)
         self._numbers.extend(numbers or [0] * len(frames))
-        self.size += sum(map(len, frames))
+        self._change(sum(map(len, frames)))
 
     def head(self, count: int) -> list[bytes]:
         """
@@ -109,13 +162,25 @@ class FrameQueue:
         Drop the oldest frames.
         """
         if count == len(self._frames):
-            self._frames.clear()
-            self._numbers.clear()
-            self.size = 0
+            self.clear()
             return
+        size = 0
         for _ in range(count):
-            self.size -= len(self._frames.popleft())
+            size += len(self._frames.popleft())
             self._numbers.popleft()
+        self._change(-size)
+
+    def clear(self) -> None:
+        """
+        Drop all frames.
+        """
+        self._frames.clear()
+        self._numbers.clear()
+        self._change(-self.size)
+
+    def _change(self, size: int) -> None:
+        self.size += size
+        self._budget.change(size)
 
 
 @implementer(ISubscription)
@@ -161,7 +226,8 @@ class Subscription:
         self.report: dict[str, object] = {}
         self.sent = self.dropped = 0
         self._parts = parts
-        self._since = self._heard = parts.clock.seconds()
+        self._since = self._heard = self._progressed = parts.clock.seconds()
+        self._rests_until = 0.0
         self._beating = False
         self._prefix = topic.encode()
         self._listening: Counter[bytes] = Counter()
@@ -169,8 +235,9 @@ class Subscription:
         self._snapshot: FrameQueue | None = None
         self._snapshot_done: Deferred[None] = succeed(None)
         self._drained: Deferred[None] | None = None
-        self._live = FrameQueue()
-        self._queue = FrameQueue()
+        self._low_water = 0
+        self._live = FrameQueue(parts.budget)
+        self._queue = FrameQueue(parts.budget)
         self._queued_until = number
         self._keeps_up = self._missed = False
         self._reading: Deferred[list[JournalEntry]] | None = None
@@ -194,6 +261,14 @@ class Subscription:
         return len(self._live) + len(self._snapshot or ()) + len(self._queue)
 
     @property
+    def held(self) -> int:
+        return self._live.size + self._queue.size + (self._snapshot.size if self._snapshot else 0)
+
+    @property
+    def stalled(self) -> bool:
+        return self._parts.clock.seconds() - self._progressed >= STALLED
+
+    @property
     def behind(self) -> int:
         """
         The number of journal entries, at most, that are neither sent nor waiting.
@@ -210,6 +285,7 @@ class Subscription:
             "age": now - self._since,
             "silent": now - self._heard,
             "queued": self.queued,
+            "queued_bytes": self.held,
             "behind": self.behind,
             "sent": self.sent,
             "dropped": self.dropped,
@@ -233,6 +309,8 @@ class Subscription:
     def attach(self, topic: bytes) -> None:
         self._listening[topic] += 1
         self.detached = None
+        self._progressed = self._parts.clock.seconds()
+        self._rests_until = 0.0
         # Waiting frames are sent once the socket knows its new subscriber.
         self._parts.retry(self)
 
@@ -262,10 +340,15 @@ class Subscription:
         @param age: Seconds after which a frame is in the kernel if that has room.
         """
 
-    def _send(self, frames: Sequence[bytes]) -> int:
-        taken = self._parts.publisher.send_frames(frames)
-        self.sent += taken
-        self._sent_bytes += sum(map(len, frames if taken == len(frames) else frames[:taken]))
+    def _send(self, payloads: Sequence[bytes]) -> int:
+        # The topic is put before a frame only when ZeroMQ is about to accept it.
+        taken = self._parts.publisher.send_frames(map(self._prefix.__add__, payloads))
+        if taken:
+            self.sent += taken
+            accepted = payloads if taken == len(payloads) else payloads[:taken]
+            self._sent_bytes += sum(map(len, accepted)) + taken * len(self._prefix)
+            self._progressed = self._parts.clock.seconds()
+            self._rests_until = 0.0
         return taken
 
     def _send_from(self, queue: FrameQueue) -> None:
@@ -277,7 +360,7 @@ class Subscription:
             return
         if self._snapshot is not None:
             self._send_from(self._snapshot)
-            if not self._snapshot and self._drained is not None:
+            if len(self._snapshot) <= self._low_water and self._drained is not None:
                 drained, self._drained = self._drained, None
                 drained.callback(None)
         else:
@@ -292,10 +375,30 @@ class Subscription:
         if self._queue:
             self._parts.retry(self)
         elif not (self._keeps_up or self._reading or self.closed):
-            self._read()
+            if self._rests:
+                self._parts.retry(self)
+            else:
+                self._read()
+
+    @property
+    def _rests(self) -> bool:
+        """
+        Whether it has lost its queue a short while ago.
+        """
+        return self._parts.clock.seconds() < self._rests_until
+
+    def give_up_queue(self) -> None:
+        self.dropped += len(self._live)
+        self._live.clear()
+        self._queued_until = self.position
+        self._drop_queue()
+        self._keeps_up = False
+        self._missed = True
+        self._rests_until = self._parts.clock.seconds() + REST
+        self._parts.retry(self)
 
     def deliver(self, payloads: Iterable[bytes]) -> None:
-        frames = [self._prefix + payload for payload in payloads]
+        frames = list(payloads)
         ready = self.detached is None and self._snapshot is None
         if frames and ready and not self._live:
             del frames[: self._send(frames)]
@@ -321,10 +424,12 @@ class Subscription:
 
     def take_snapshot(self, deliver: Callable[[SendPage], Awaitable[object]]) -> None:
         self._abandon_snapshot()
-        self._snapshot = FrameQueue()
+        self._snapshot = FrameQueue(self._parts.budget)
         self._snapshot_done = Deferred.fromCoroutine(self._send_snapshot(deliver, self._snapshot))
 
     def _abandon_snapshot(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.clear()
         self._snapshot = self._drained = None
         self._snapshot_done.cancel()
 
@@ -337,13 +442,20 @@ class Subscription:
             if frames is self._snapshot:
                 self._log.failure("A snapshot failed before its end")
         if frames is self._snapshot:  # no other one has begun
+            await self._deliver_page(())
             self._snapshot_sent()
             self._snapshot = None
             self.pump()
 
     def _deliver_page(self, payloads: Iterable[bytes]) -> Deferred[None]:
+        """
+        @return: Fires when half of the page has been sent, so that the next one is read
+            meanwhile; or everything, if there is nothing in the page.
+        """
         assert self._snapshot is not None
-        self._snapshot.extend([self._prefix + payload for payload in payloads])
+        page = list(payloads)
+        self._snapshot.extend(page)
+        self._low_water = len(page) // 2
         drained: Deferred[None] = Deferred()
         self._drained = drained
         self.pump()
@@ -397,7 +509,7 @@ class Subscription:
             after,
             self.streams,
             min(PAGE_ITEMS[self.request.dialect], settings.queue_messages),
-            min(PAGE_BYTES, settings.queue_bytes),
+            min(PROBE_BYTES if self._rests_until else PAGE_BYTES, settings.queue_bytes),
         )
         reading.addCallback(self._cb_read, after, journal.head).addErrback(self._eb_read)
 
@@ -441,7 +553,7 @@ class Subscription:
         """
         Drop the frames that come from the journal, and cancel a read in progress.
         """
-        self._queue = FrameQueue()
+        self._queue.clear()
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
@@ -451,5 +563,5 @@ class Subscription:
         self.detached = self._since
         self._keeps_up = False
         self._abandon_snapshot()
-        self._live = FrameQueue()
+        self._live.clear()
         self._drop_queue()

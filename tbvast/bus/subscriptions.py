@@ -4,23 +4,25 @@ The subscriptions of a bus, by their own topics.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import msgspec
 from twisted.application.internet import TimerService
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription, Saved
 from tbvast.bus.replayed_subscription import ReplayedSubscription
-from tbvast.bus.subscription import BusParts
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, STALLED, BusParts, QueueBudget
 from tbvast.errors import ProtocolInvalid
 from tbvast.interfaces import ISubscription
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
+from tbvast.service.rate_limit import RateLimit
 from tbvast.service.turns import in_turns
 from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
@@ -40,6 +42,8 @@ class Subscriptions(TimerService):
     """
     The subscriptions of one bus. One whose subscriber is silent, or away, for too long is
     closed.
+
+    @ivar budget: The memory for the frames that wait for all of them.
     """
 
     _log = Logger()
@@ -53,8 +57,11 @@ class Subscriptions(TimerService):
         self._settings = settings
         self._by_topic: dict[str, ISubscription] = {}
         self._delivering: Deferred[None] = succeed(None)
-        self._stuck: dict[ISubscription, None] = {}
-        self._retrying: Deferred[None] | None = None
+        self.budget = QueueBudget(settings.queue_total_bytes, self._relieve_soon)
+        self._relieving: IDelayedCall | None = None
+        self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
+        self._stuck: dict[float, dict[ISubscription, None]] = {RETRY_INTERVAL: {}, STALLED: {}}
+        self._retrying: dict[float, Deferred[None]] = {}
 
     def __len__(self) -> int:
         return len(self._by_topic)
@@ -81,7 +88,7 @@ class Subscriptions(TimerService):
             raise ProtocolInvalid(
                 "topic", len(request.topics), f"at most {settings.max_topics} topics"
             )
-        count = sum(each.user == user for each in self._by_topic.values()) if user else 0
+        count = sum(each.user == user for each in self._by_topic.values())
         if count >= settings.max_client_subscriptions:
             raise ProtocolInvalid(
                 "subscriptions",
@@ -211,15 +218,16 @@ class Subscriptions(TimerService):
         """
         Call L{ISubscription.pump} soon, when there may be room in ZeroMQ's queue.
         """
-        self._stuck[subscription] = None
-        if self._retrying is None:
-            self._retrying = Deferred.fromCoroutine(self._pump_stuck())
+        interval = STALLED if subscription.stalled else RETRY_INTERVAL
+        self._stuck[interval][subscription] = None
+        if interval not in self._retrying:
+            self._retrying[interval] = Deferred.fromCoroutine(self._pump_stuck(interval))
 
-    async def _pump_stuck(self) -> None:
+    async def _pump_stuck(self, interval: float) -> None:
         try:
-            while self._stuck:
-                await deferLater(self._clock, RETRY_INTERVAL)
-                stuck, self._stuck = self._stuck, {}
+            while self._stuck[interval]:
+                await deferLater(self._clock, interval)
+                stuck, self._stuck[interval] = self._stuck[interval], {}
                 await in_turns(
                     self._clock,
                     stuck,
@@ -228,7 +236,38 @@ class Subscriptions(TimerService):
                 )
         except CancelledError:  # the service stops
             pass
-        self._retrying = None
+        del self._retrying[interval]
+
+    def _relieve_soon(self) -> None:
+        """
+        Make room, but not in the middle of a delivery.
+        """
+        if self._relieving is None:
+            self._relieving = self._clock.callLater(0, self._relieve)
+
+    def _relieve(self) -> None:
+        """
+        Have the queues of those with most given up: first those of the client that has most in
+        all, and of its subscriptions the one with most.
+        """
+        self._relieving = None
+        waiting = {each: each.held for each in self._by_topic.values() if each.held}
+        clients: Counter[str] = Counter()
+        for subscription, size in waiting.items():
+            clients[subscription.user] += size
+        count = 0
+        for subscription in sorted(
+            waiting, key=lambda each: (clients[each.user], waiting[each]), reverse=True
+        ):
+            if self.budget.excess <= 0:
+                break
+            subscription.give_up_queue()
+            count += 1
+        self._losses.warn(
+            self._log,
+            "Too much waits for subscribers: {count} queues are read from the journal later.",
+            count=count,
+        )
 
     def _sweep(self) -> None:
         for subscription in self.everybody():
@@ -243,8 +282,10 @@ class Subscriptions(TimerService):
         for subscription in self.everybody():
             subscription.close()
         self._delivering.cancel()
-        if self._retrying is not None:
-            self._retrying.cancel()
+        for retrying in list(self._retrying.values()):
+            retrying.cancel()
+        if self._relieving is not None:
+            self._relieving.cancel()
         return super().stopService()
 
 

@@ -36,6 +36,7 @@ from tbvast.stix.limits import SHORTEST_MESSAGE_LIMIT
 _Level = Annotated[Literal["debug", "info", "warn", "error", "critical"], Option("LEVEL")]
 _StateDirectory = Annotated[DirectoryPath, Option("DIR")]
 _MessageBytes = Annotated[int, Meta(ge=SHORTEST_MESSAGE_LIMIT, le=2**30, extra={"unit": "bytes"})]
+_TotalBytes = Annotated[int, Meta(ge=2**20, le=2**40, extra={"unit": "bytes"})]
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +110,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
         messages are read from the journal.
     @ivar queue_bytes: Maximum size in bytes of the messages queued in memory for one subscriber;
         further messages are read from the journal.
+    @ivar queue_total_bytes: Maximum size in bytes of the messages queued in memory for all
+        subscribers; above it, the longest queues are dropped, and read from the journal later.
     @ivar retention_days: Days for which the journal keeps superseded versions, ended indicators
         and sightings. Indicators in force always stay.
     @ivar retention_bytes: Size of the journal in bytes above which the oldest entries no longer in
@@ -135,11 +138,12 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_address_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 5_000
     max_connection_topics: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     max_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
     max_topics: Annotated[int, Meta(ge=1, le=10_000)] = 100
     max_snapshot_days: Days = 3650
     queue_messages: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
     queue_bytes: Annotated[int, Meta(ge=1024, le=2**40, extra={"unit": "bytes"})] = 64 * 2**20
+    queue_total_bytes: _TotalBytes = 256 * 2**20
     retention_days: Days = 90
     retention_bytes: Annotated[int, Meta(ge=2**20, le=2**50, extra={"unit": "bytes"})] = 10 * 2**30
     errors_per_minute: Annotated[int, Meta(ge=0, le=100_000)] = 60

@@ -226,7 +226,7 @@ class Connection(ZmqConnection):
             raise
         return True
 
-    def send_frames(self, frames: Sequence[bytes]) -> int:
+    def send_frames(self, frames: Iterable[bytes]) -> int:
         """
         Send messages of one frame each, until ZeroMQ refuses one.
 

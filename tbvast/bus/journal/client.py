@@ -187,9 +187,9 @@ class Journal:
         return outcomes
 
     def current(
-        self, after: int, until: int, since: float, limit: int
+        self, after: int, until: int, since: float, limit: int, size: int
     ) -> Deferred[list[tuple[int, bytes]]]:
-        read = self._read(self._reader.current, after, until, since, limit, self._now())
+        read = self._read(self._reader.current, after, until, since, limit, size, self._now())
         return read.addCallback(self._cb_page)
 
     def counts(self) -> Deferred[dict[str, int]]:

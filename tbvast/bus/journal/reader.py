@@ -74,7 +74,7 @@ class JournalReader:
             raise
 
     def current(
-        self, after: int, until: int, since: float, limit: int, now: float
+        self, after: int, until: int, since: float, limit: int, size: int, now: float
     ) -> Page[tuple[int, bytes]]:
         """
         @see: L{tbvast.interfaces.IJournal.current}
@@ -85,17 +85,31 @@ class JournalReader:
         dates = (microseconds(since), microseconds(now))
 
         def read(after: int) -> list[_Row]:
-            return self._connection.execute(
-                "SELECT number, stream, body, crc FROM entries"
+            return self._rows(
+                "SELECT number, stream, body, crc, length(body) FROM entries"
                 " WHERE number > ? AND number <= ? AND state = ? AND stream = ?"
                 " AND received >= ? AND (valid_until IS NULL OR valid_until > ?)"
                 f" AND {HAS_BODY} ORDER BY number LIMIT ?",
                 (after, *fixed, *dates, limit),
-            ).fetchall()
+                size,
+            )
 
         with self._reading():
             sound, damaged = self._sound(read, after, Stage.SNAPSHOT)
-        return Page([(number, body) for number, _, body, _ in sound], damaged)
+        return Page([(number, body) for number, _, body, *_ in sound], damaged)
+
+    def _rows(self, statement: str, parameters: Sequence[object], size: int) -> list[_Row]:
+        """
+        @param statement: Selects, in the fifth column, the length of each row's document.
+        @param size: Bytes of documents after which no more rows are read.
+        """
+        found: list[_Row] = []
+        for row in self._connection.execute(statement, parameters):
+            found.append(row)
+            size -= row[4]
+            if size <= 0:
+                break
+        return found
 
     def _sound(
         self, read: Callable[[int], list[_Row]], after: int, stage: Stage
@@ -181,18 +195,12 @@ class JournalReader:
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
 
         def read(after: int) -> list[_Row]:
-            found: list[_Row] = []
-            left = size
-            for row in self._connection.execute(
+            return self._rows(
                 "SELECT number, stream, body, crc, length(body) FROM entries WHERE number > ?"
                 f" AND stream {IN_JSON_LIST} AND {HAS_BODY} ORDER BY number LIMIT ?",
                 (after, wanted, limit),
-            ):
-                found.append(row)
-                left -= row[4]
-                if left <= 0:
-                    break
-            return found
+                size,
+            )
 
         with self._reading(), snapshot(self._connection):
             floor = read_number(self._connection, FLOOR)
