@@ -29,7 +29,7 @@ from tbvast.protocol.frames import (
     render,
     stream_of,
 )
-from tbvast.protocol.manage import Publish, decode_request, encode_publish
+from tbvast.protocol.manage import Publish, encode_publish
 from tbvast.protocol.replay import Batch, decode_delivery, encode_batch, encode_item
 from tbvast.protocol.topics import Dialect
 from tbvast.protocol.vast_dialect import (
@@ -58,6 +58,8 @@ from tbvast.stix.limits import (
     LONGEST_PATTERN,
     MOST_STEPS,
     MOST_TERMS,
+    MOST_TOKENS,
+    MOST_VALUES,
 )
 from tbvast.stix.properties import INDICATOR, SIGHTING
 from tbvast.stix.sightings import (
@@ -71,7 +73,7 @@ from tbvast.stix.sightings import (
 from tbvast.storage.worker_server import encode_request
 from tbvast.values import Entry
 from tests import documents
-from tests.doubles import a_sighting, an_indicator, indicator_document
+from tests.doubles import a_sighting, an_indicator, decode_request, indicator_document
 from tests.doubles_bus import encode_report
 
 MARKING = documents.MARKING
@@ -526,14 +528,38 @@ class IndicatorTests(SynchronousTestCase):
         self.assertIn("UTF-8", str(error))
         self.assertRaises(Invalid, admit, json_of(x_far=msgspec.Raw(b'"\\ud800"')))
 
+    def test_values(self) -> None:
+        """
+        A document with too many values is refused; commas and brackets in strings are none.
+        """
+        for many in ([[]] * MOST_VALUES, {f"x{n}": 0 for n in range(MOST_VALUES)}, [{}] * 20_000):
+            error = self.assertRaises(Invalid, admit, json_of(x_many=many))
+            self.assertEqual(error.expected, f"JSON of at most {MOST_VALUES} values")
+        for text in (",[{" * 100_000, '",[\\"' * 50_000, "\\" * 50_000 + ",[" * 50_000):
+            self.assertIsInstance(admit(json_of(x_text=text)), Indicator)
+        self.assertIsInstance(admit(json_of(x_many=[0] * (MOST_VALUES - 50))), Indicator)
+
+    def test_tokens(self) -> None:
+        """
+        So is a pattern with too many tokens, as early as that is known.
+        """
+        addresses = ", ".join(["'192.0.2.1'"] * (MOST_TOKENS // 2))
+        error = self.assertRaises(
+            PatternInvalid, admit, json_of(pattern=f"[ipv4-addr:value IN ({addresses})]")
+        )
+        self.assertIn(f"at most {MOST_TOKENS} tokens", str(error))
+        fewer = ", ".join(["'192.0.2.1'"] * (MOST_TOKENS // 2 - 10))
+        self.assertIsInstance(admit(json_of(pattern=f"[ipv4-addr:value IN ({fewer})]")), Indicator)
+
     def test_longer_when_whole(self) -> None:
         """
         One that is too long once it is whole is too long.
         """
-        numbers = b"[" + b"1e15," * (LARGEST_INDICATOR // 6) + b"1]"
-        error = self.assertRaises(
-            Invalid, admit, json_of(spec_version=None, x_far=msgspec.Raw(numbers))
-        )
+        numbers = b"[" + b"1e15," * (MOST_VALUES // 2) + b"1]"
+        filler = "x" * (LARGEST_INDICATOR - len(numbers) - 1000)
+        document = json_of(spec_version=None, x_far=msgspec.Raw(numbers), x_filler=filler)
+        self.assertLess(len(document), LARGEST_INDICATOR)
+        error = self.assertRaises(Invalid, admit, document)
         self.assertEqual(error.field, "length")
 
     def test_patterns(self) -> None:

@@ -46,6 +46,8 @@ from tbvast.stix.limits import (
     MOST_INTEGER,
     MOST_STEPS,
     MOST_TERMS,
+    MOST_TOKENS,
+    MOST_VALUES,
 )
 from tbvast.stix.pattern_compatibility import compatible_pattern
 from tbvast.stix.pattern_conditions import matchable, surely_matchable
@@ -197,7 +199,7 @@ _plain_decoder = msgspec.json.Decoder(_Plain)
 def _check_pattern(pattern: str, operation: Operation) -> None:
     if len(pattern) > LONGEST_PATTERN:
         raise DocumentInvalid("pattern", pattern, f"at most {LONGEST_PATTERN} characters long")
-    delivered, expression = compatible_pattern(pattern, parse(pattern))
+    delivered, expression = compatible_pattern(pattern, parse(pattern, MOST_TOKENS))
     if len(delivered) > LONGEST_PATTERN:
         raise DocumentInvalid(
             "pattern", pattern, f"at most {LONGEST_PATTERN} characters long without lists of hashes"
@@ -250,9 +252,11 @@ _NUMBER = re.compile(r"\s*[0-9]{1,10}\s*")
 
 def _check_rule(rule: str) -> None:
     """
-    Check that each C{sid} of a Suricata rule is a number, wherever it may stand:
-    suricata-threatbus uses it in a regular expression, and crashes on anything else.
+    Check the length of a Suricata rule, and that each C{sid} in it is a number, wherever it may
+    stand: suricata-threatbus uses it in a regular expression, and crashes on anything else.
     """
+    if len(rule) > LONGEST_PATTERN:
+        raise DocumentInvalid("pattern", rule, f"at most {LONGEST_PATTERN} characters long")
     for sid in _SID.findall(rule):
         if _NUMBER.fullmatch(sid) is None:
             raise DocumentInvalid("pattern", rule, f"a rule of Suricata: its sid is {sid!r:.40}")
@@ -313,10 +317,12 @@ def _completed(raw: bytes, complete: Callable[[bytes], bytes], most: int) -> byt
     return completed
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_EMPTY = re.compile(rb"\[\]|\{\}")
+_LEVELS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_INTEGER = b"0" * 19
+# All that is done with the bytes of a whole document takes a few nanoseconds for each, which
+# regular expressions do not.
 
 
 def read_bounded(raw: bytes, most: int, deepest: int) -> JsonObject:
@@ -329,7 +335,10 @@ def read_bounded(raw: bytes, most: int, deepest: int) -> JsonObject:
     """
     if len(raw) > most:
         raise DocumentInvalid("length", len(raw), f"at most {most} bytes")
-    if raw.count(b"[") + raw.count(b"{") > deepest:
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets + raw.count(b",") > MOST_VALUES:
+        _check_values(raw)
+    if brackets > deepest:
         _check_depth(raw, deepest)
     try:
         str(raw, "utf-8")
@@ -341,16 +350,40 @@ def read_bounded(raw: bytes, most: int, deepest: int) -> JsonObject:
         raise DocumentInvalid(name, value, f"JSON that every program can read ({e})") from None
     if not isinstance(document, dict):
         raise DocumentInvalid("document", document, "a JSON object")
-    if _LONG_INTEGER.search(raw) is not None:
+    if _LONG_INTEGER in raw.translate(_DIGITS):
         for name, value in document.items():
             _check_integers(name, value)
     return document
 
 
+def _check_values(raw: bytes) -> None:
+    plain = _without_escapes(raw)
+    # A value has at most one string, and one for its name.
+    if plain.count(b'"') <= 4 * (MOST_VALUES + 1):
+        rest = _without_strings(plain)
+        if rest.count(b",") + rest.count(b"[") + rest.count(b"{") <= MOST_VALUES:
+            return
+    raise DocumentInvalid("document", raw, f"JSON of at most {MOST_VALUES} values")
+
+
+def _without_escapes(raw: bytes) -> bytes:
+    """
+    @return: The JSON without the escape sequences that have to do with the end of a string.
+    """
+    return raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+
+
+def _without_strings(raw: bytes) -> bytes:
+    """
+    @param raw: JSON L{_without_escapes}.
+    """
+    return b"".join(raw.split(b'"')[::2])
+
+
 def _check_depth(raw: bytes, deepest: int) -> None:
-    brackets = _STRINGS.sub(b"", raw).translate(None, _NO_BRACKETS)
+    brackets = _without_strings(_without_escapes(raw)).translate(_LEVELS, _NO_BRACKETS)
     for _ in range(deepest):  # each pass removes the innermost level
-        brackets = _EMPTY.sub(b"", brackets)
+        brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return
     name, value = _too_deep(raw, deepest)

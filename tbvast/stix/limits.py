@@ -51,6 +51,18 @@ The parser of the old programs recurses once for each, and four times for each o
 L{tbvast.stix.pattern_grammar.DEEPEST} parentheses; it fails from 979 on.
 """
 
+MOST_TOKENS = 5000
+"""
+The most tokens of a STIX pattern: names, values, operators, brackets. A list of values has two for
+each. The bus reads a pattern in one turn of its reactor, and this many take some ten milliseconds.
+"""
+
+MOST_VALUES = 20_000
+"""
+The most values in a document: of its arrays and objects, and of those in them. The bus reads a
+document in one turn of its reactor.
+"""
+
 MOST_STEPS = 50
 """
 The most steps of an object path in a STIX pattern. The same parser recurses for each.

@@ -186,14 +186,15 @@ class Observations(msgspec.Struct, frozen=True):
 Expression = Observation | Observations | Qualified
 
 
-def parse(pattern: str) -> Expression:
+def parse(pattern: str, most: int | None = None) -> Expression:
     """
     Parse a pattern.
 
+    @param most: The most tokens; C{None} for any number.
     @return: Its tree.
-    @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
+    @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern, or has more tokens.
     """
-    parser = _Parser(pattern)
+    parser = _Parser(pattern, most)
     expression = parser.observations()
     if parser.kind != "end":
         parser.refuse("the end")
@@ -307,7 +308,7 @@ _TOKEN = re.compile(
       | (?P<hex> h'(?:[0-9a-fA-F]{{2}})*' )
       | (?P<binary> b'(?:[A-Za-z0-9+/]{{4}})*
                     (?:[A-Za-z0-9+/]{{4}}|[A-Za-z0-9+/]{{3}}=|[A-Za-z0-9+/]{{2}}==)' )
-      | (?P<string> '(?:[^'\\]|\\['\\])*' )
+      | (?P<string> '[^'\\]*+(?:\\['\\][^'\\]*+)*+' )
       | (?P<float> [-+]?[0-9]*\.[0-9]+ )
       | (?P<int> [-+]?(?:0|[1-9][0-9]*) )
       | (?P<sign> == | != | <> | <= | >= | [=<>:.,()\[\]*]
@@ -327,8 +328,6 @@ _OPERATORS: Mapping[str, Operator] = {
 _ORDERS = (Operator.LESS, Operator.LESS_EQUAL, Operator.GREATER, Operator.GREATER_EQUAL)
 _TEXTUAL = (Operator.LIKE, Operator.MATCHES, Operator.ISSUBSET, Operator.ISSUPERSET)
 
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-
 V = TypeVar("V")
 Readers = Mapping[str, Callable[[str], V]]
 """
@@ -336,7 +335,10 @@ The functions that read literals, by the kind of token.
 """
 
 _STRING: Readers[str] = {
-    "string": lambda text: _ESCAPE.sub(r"\1", text[1:-1]) if "\\" in text else text[1:-1]
+    "string": lambda text: (
+        # Between escaped backslashes, a backslash stands only before a quote.
+        "\\".join([part.replace("\\'", "'") for part in text[1:-1].split("\\\\")])
+    )
 }
 _WHOLE: Readers[int] = {"int": int}
 _NUMBER: Readers[int | float] = {"int": int, "float": float}
@@ -361,11 +363,14 @@ class _Parser:
     @ivar text: The current token.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, most: int | None = None) -> None:
         """
         @param pattern: The pattern.
+        @param most: As for L{parse}.
         """
         self._pattern = pattern
+        self._most = math.inf if most is None else most
+        self._count = 0
         self._position = self._end = 0
         self._depth = 0
         self.kind = ""
@@ -378,12 +383,15 @@ class _Parser:
         """
         token = _TOKEN.match(self._pattern, self._end)
         assert token is not None  # it matches anything
+        self._count += 1
         kind = token.lastgroup or ""
         self.text = token[kind]
         self._position, self._end = token.span(kind)
         self.kind = self.text if kind == "sign" else kind
         if kind == "other":
             self.refuse("a STIX pattern token")
+        if self._count > self._most and kind != "end":
+            self.refuse(f"the end after at most {self._most} tokens")
 
     def refuse(self, expected: str) -> NoReturn:
         """
