@@ -97,6 +97,12 @@ class ProtocolInvalid(Invalid):
     """
 
 
+class LimitExceeded(ProtocolInvalid):
+    """
+    A message that exceeds a limit of the bus. The expectation names the limit.
+    """
+
+
 class SettingsInvalid(Invalid):
     """
     A configuration key or command line option with an unacceptable value.

@@ -44,7 +44,7 @@ from tbvast.values import (
 )
 
 if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
-    from tbvast.bus.fanout import CommittedBatch
+    from tbvast.bus.fanout import CommittedBatch, Form
     from tbvast.bus.journal.values import JournalEntry, Outcome, Run
     from tbvast.storage.set_aside import SetAside, SetAsideReport
 
@@ -757,6 +757,9 @@ class ISubscription(Interface):
         " for everything that is in force."
     )
     owed: bool = Attribute("Whether part of a snapshot is to be sent again after a restart.")
+    form: Form | None = Attribute(
+        "The form in which it gets a batch at its commit; C{None} if it gets none, or another one."
+    )
     held: int = Attribute("The bytes that wait in memory for its subscriber.")
     stalled: bool = Attribute("Whether nothing could be sent for some time.")
     answers_snapshots: bool = Attribute(
@@ -827,7 +830,7 @@ class ISubscription(Interface):
             subscription ends first.
         """
 
-    def render_page(documents: Sequence[bytes]) -> list[bytes]:
+    def render_page(documents: Sequence[bytes]) -> Awaitable[list[bytes]]:
         """
         Render some indicators of a snapshot. Those that cannot be rendered are set aside.
 

@@ -38,6 +38,8 @@ from tbvast.interfaces import (
     ISnapshotSource,
     ISubscriptionStore,
 )
+from tbvast.protocol import manage
+from tbvast.protocol.damaged_json import finished
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.stix.admission import bare_removal
@@ -568,6 +570,19 @@ class MemoryPub:
         """
         prefix = topic.encode()
         return [frame[len(prefix) :] for frame in self.frames if frame.startswith(prefix)]
+
+
+MOST_DOCUMENTS = 2000
+"""
+The most documents of a request.
+"""
+
+
+def decode_request(raw: bytes) -> manage.Request:
+    """
+    Decode a request at once.
+    """
+    return finished(manage.decode_request(raw, MOST_DOCUMENTS))
 
 
 @implementer(ISnapshotSource)

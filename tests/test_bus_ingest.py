@@ -4,7 +4,7 @@ Tests for L{tbvast.bus.ingest}.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,20 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bus.access_control import AccessControl
+from tbvast.bus.client_work import ClientWork
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import (
-    DECODES_PER_CLOCK_CHECK,
+    MAX_BATCH_BYTES,
     MAX_BATCH_ITEMS,
     MAX_COMMITS_IN_FLIGHT,
+    MAX_OFFERED_BYTES,
+    MAX_QUEUED_BYTES,
     MAX_QUEUED_ITEMS,
     RETRY_DELAY,
+    STEP_DOCUMENTS,
     Intake,
 )
-from tbvast.bus.journal.values import EVERYBODY, Outcome, Verdict, upstream_publisher
+from tbvast.bus.journal.values import EVERYBODY, Outcome, Publisher, Verdict, upstream_publisher
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import ICounters, IPausable
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
@@ -88,8 +92,10 @@ class IntakeTestCase(SynchronousTestCase):
         """
         Start the intake with another delivery.
         """
+        self.work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
+            self.work,
             self.journal,
             self.access,
             self.counters,
@@ -102,6 +108,20 @@ class IntakeTestCase(SynchronousTestCase):
     def deliver(self, commit: CommittedBatch) -> Deferred[None]:
         self.commits.append(commit.numbered(Dialect.STIX2, frozenset(Stream))[1])
         return succeed(None)
+
+    def publish(self, documents: Sequence[bytes], user: str = "") -> Deferred[Any]:
+        return self.done(self.work.do(user, self.intake.publish(documents, user)))
+
+    def take(self, items: Sequence[Item], publisher: Publisher) -> Deferred[Any]:
+        return self.done(self.intake.take(items, publisher))
+
+    def done(self, result: Deferred[Any]) -> Deferred[Any]:
+        """
+        Let the turns pass that some work takes.
+        """
+        for _ in range(3):
+            self.clock.advance(0)
+        return result
 
     def receive(self, *frames: bytes, user: str = "") -> None:
         self.intake.receive([Received(user, [frame]) for frame in frames])
@@ -316,20 +336,93 @@ class TurnTests(IntakeTestCase):
         """
         self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        count = 20 * DECODES_PER_CLOCK_CHECK
+        count = 20 * STEP_DOCUMENTS
         documents = [indicator_document(number) for number in range(count)]
-        first = self.intake.publish(documents)
-        second = self.intake.publish([indicator_document(count)])
+        first = self.publish(documents)
+        second = self.publish([indicator_document(count)])
         self.assertNoResult(first)
         turns = 0
         while not second.called:
             before = len(self.delivered_items())
             self.clock.advance(0)
             turns += 1
-            self.assertLessEqual(len(self.delivered_items()) - before, 10 * DECODES_PER_CLOCK_CHECK)
+            self.assertLessEqual(len(self.delivered_items()) - before, 10 * STEP_DOCUMENTS)
         self.assertGreater(turns, 3)
         self.assertEqual(len(self.successResultOf(first)), count)
         self.assertEqual(self.delivered_items(), [*documents, indicator_document(count)])
+
+    def test_fair(self) -> None:
+        """
+        A short request does not wait for the long ones of another client.
+        """
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
+        self.start(MemoryJournal(self.clock))
+        documents = [indicator_document(number) for number in range(20 * STEP_DOCUMENTS)]
+        long = [self.publish(documents, "one") for _ in range(3)]
+        short = self.publish([indicator_document(5000)], "two")
+        turns = 0
+        while not short.called:
+            self.clock.advance(0)
+            turns += 1
+        self.assertLess(turns, 10)
+        self.assertNoResult(long[0])
+        for _ in range(200):
+            self.clock.advance(0)
+        for each in long:
+            self.assertEqual(len(self.successResultOf(each)), len(documents))
+
+    def test_shares(self) -> None:
+        """
+        A flood on the sub endpoint takes half of each batch from requests, not more.
+        """
+        self.journal.holding = True
+        self.receive(encode_report(an_indicator(0)))
+        self.receive(*[encode_report(an_indicator(n)) for n in range(1, MAX_QUEUED_ITEMS)])
+        published = [indicator_document(n) for n in range(50_000, 50_000 + MAX_BATCH_ITEMS // 2)]
+        answer = self.publish(published)
+        for _ in range(20):
+            self.clock.advance(0)
+        self.journal.release()
+        for _ in range(3):
+            self.clock.advance(0)
+            self.journal.release()
+        outcomes = self.successResultOf(answer)
+        self.assertEqual(len(outcomes), len(published))
+        self.assertLess(max(each.number for each in outcomes), MAX_QUEUED_ITEMS / 2)
+
+    def test_bytes(self) -> None:
+        """
+        No batch has many bytes, and neither do the items that wait.
+        """
+        self.journal.holding = True
+        size = MAX_BATCH_BYTES // 8
+        documents = [indicator_document(n, description="x" * size) for n in range(60)]
+        answer = self.publish(documents)
+        for _ in range(200):
+            self.clock.advance(0)
+        self.assertLess(self.intake._offered.size, MAX_OFFERED_BYTES + 2 * size)
+        self.assertNoResult(answer)
+        while not answer.called:
+            self.journal.release()
+            self.clock.advance(0)
+        self.assertEqual(len(self.successResultOf(answer)), 60)
+        self.assertLessEqual(max(self.journal.batches), 8)
+
+    def test_sub_bytes(self) -> None:
+        """
+        Nor do those from the sub endpoint: it is not read then.
+        """
+        self.journal.holding = True
+        frame = encode_report(an_indicator(1, description="x" * 900_000))
+        count = 0
+        while not self.sub.changes:
+            self.receive(frame)
+            count += 1
+        self.assertLess(abs(count * 900_000 - MAX_QUEUED_BYTES), 8 * MAX_BATCH_BYTES)
+        while len(self.sub.changes) < 2:
+            self.journal.release()
+            self.clock.advance(0)
+        self.assertEqual(self.sub.changes, [True, False])
 
     def test_stopped_between(self) -> None:
         """
@@ -337,9 +430,7 @@ class TurnTests(IntakeTestCase):
         """
         self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
         self.start(MemoryJournal(self.clock))
-        published = self.intake.publish(
-            [indicator_document(n) for n in range(20 * DECODES_PER_CLOCK_CHECK)]
-        )
+        published = self.publish([indicator_document(n) for n in range(20 * STEP_DOCUMENTS)])
         finished = self.intake.finish()
         for _ in range(100):
             self.clock.advance(0)
@@ -394,10 +485,10 @@ class PublishTests(IntakeTestCase):
         """
         Each document has its outcome or the reason of its refusal, in order.
         """
-        self.successResultOf(self.intake.publish([an_indicator(1, 5).raw]))
+        self.successResultOf(self.publish([an_indicator(1, 5).raw]))
         self.clock.advance(0)
         outcomes = self.successResultOf(
-            self.intake.publish(
+            self.publish(
                 [
                     an_indicator(1, 5).raw,
                     b"{}",
@@ -421,14 +512,14 @@ class PublishTests(IntakeTestCase):
         """
         Nothing has no outcomes.
         """
-        self.assertEqual(self.successResultOf(self.intake.publish([])), [])
+        self.assertEqual(self.successResultOf(self.publish([])), [])
 
     def test_not_answered_before_durable(self) -> None:
         """
         A publisher is answered only after its items are durable and delivered.
         """
         self.journal.holding = True
-        d = self.intake.publish([an_indicator().raw])
+        d = self.publish([an_indicator().raw])
         self.assertNoResult(d)
         self.journal.release()
         self.assertEqual(len(self.successResultOf(d)), 1)
@@ -438,7 +529,7 @@ class PublishTests(IntakeTestCase):
         """
         Items from another bus are taken in the same way.
         """
-        (outcome,) = self.successResultOf(self.intake.take([an_indicator()], EVERYBODY))
+        (outcome,) = self.successResultOf(self.take([an_indicator()], EVERYBODY))
         assert isinstance(outcome, Outcome)
         self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
 
@@ -452,7 +543,7 @@ class PublishTests(IntakeTestCase):
 
         self.start_delivering(deliver)
         for number in range(2):
-            (outcome,) = self.successResultOf(self.intake.publish([an_indicator(number).raw]))
+            (outcome,) = self.successResultOf(self.publish([an_indicator(number).raw]))
             assert isinstance(outcome, Outcome)
             self.assertEqual(outcome.verdict, Verdict.ACCEPTED)
             self.clock.advance(0)
@@ -530,13 +621,13 @@ class FailingTests(IntakeTestCase):
         retried.
         """
         self.journal.failing = True
-        d = self.intake.publish([an_indicator(1).raw])
+        d = self.publish([an_indicator(1).raw])
         self.failureResultOf(d, JournalFailed)
         self.journal.failing = False
         self.clock.advance(RETRY_DELAY)
         self.clock.advance(0)
         self.assertEqual((self.commits, self.sub.changes), ([], [True, False]))
-        self.successResultOf(self.intake.publish([an_indicator(1).raw]))
+        self.successResultOf(self.publish([an_indicator(1).raw]))
         self.assertEqual(len(self.commits), 1)
 
     def test_defect(self) -> None:
@@ -545,7 +636,7 @@ class FailingTests(IntakeTestCase):
         """
         self.start(BrokenJournal(self.clock))
         for _ in range(2):
-            self.failureResultOf(self.intake.publish([an_indicator().raw]), ZeroDivisionError)
+            self.failureResultOf(self.publish([an_indicator().raw]), ZeroDivisionError)
             self.clock.advance(0)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -643,7 +734,7 @@ class PermissionTests(IntakeTestCase):
         By request it is refused with a reason, and the rest is taken.
         """
         first, second = self.successResultOf(
-            self.intake.publish([an_indicator().raw, a_sighting().raw], self.keys["intel"])
+            self.publish([an_indicator().raw, a_sighting().raw], self.keys["intel"])
         )
         self.assertIsInstance(first, Outcome)
         self.assertEqual(str(second), "type: 'sighting' is not yours to publish")
@@ -653,19 +744,19 @@ class PermissionTests(IntakeTestCase):
         Another bus that this one has subscribed to is no client.
         """
         publisher = upstream_publisher("up.example:13370")
-        (outcome,) = self.successResultOf(self.intake.take([an_indicator()], publisher))
+        (outcome,) = self.successResultOf(self.take([an_indicator()], publisher))
         self.assertIsInstance(outcome, Outcome)
         self.clock.advance(0)
         # Neither may change an indicator of the other.
         edit = an_indicator(1, 2).raw
-        (outcome,) = self.successResultOf(self.intake.publish([edit], self.keys["intel"]))
+        (outcome,) = self.successResultOf(self.publish([edit], self.keys["intel"]))
         assert isinstance(outcome, Outcome)
         self.assertEqual(outcome.verdict, Verdict.REFUSED)
         self.assertIn("upstream up.example:13370", outcome.reason)
         self.clock.advance(0)
-        self.successResultOf(self.intake.publish([an_indicator(2).raw], self.keys["intel"]))
+        self.successResultOf(self.publish([an_indicator(2).raw], self.keys["intel"]))
         self.clock.advance(0)
-        (outcome,) = self.successResultOf(self.intake.take([an_indicator(2, 2)], publisher))
+        (outcome,) = self.successResultOf(self.take([an_indicator(2, 2)], publisher))
         assert isinstance(outcome, Outcome)
         self.assertEqual(outcome.verdict, Verdict.REFUSED)
 
@@ -686,7 +777,7 @@ class PermissionTests(IntakeTestCase):
         self.assertIn("it belongs to intel", event["reason"])
         self.clock.advance(0)
         for user, verdict in (("other", "refused"), ("manager", "accepted")):
-            (outcome,) = self.successResultOf(self.intake.publish([removal.raw], self.keys[user]))
+            (outcome,) = self.successResultOf(self.publish([removal.raw], self.keys[user]))
             assert isinstance(outcome, Outcome)
             self.assertEqual((user, outcome.verdict), (user, verdict))
             self.clock.advance(0)

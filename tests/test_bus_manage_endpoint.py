@@ -17,9 +17,10 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import AccessControl
+from tbvast.bus.client_work import ClientWork
 from tbvast.bus.ingest import RETRY_DELAY, Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.manage_endpoint import ManageEndpoint
+from tbvast.bus.manage_endpoint import REASONS, ManageEndpoint
 from tbvast.bus.snapshots import JournalSource
 from tbvast.bus.statistics import Statistics
 from tbvast.protocol import manage
@@ -30,6 +31,7 @@ from tests.doubles_bus import MemoryBus, MemorySub, clients_file
 
 ERRORS_PER_MINUTE = 3
 MAX_DAYS = 30
+MAX_DOCUMENTS = 2000
 
 
 class BreakableJournal(MemoryJournal):
@@ -64,6 +66,9 @@ class ManageEndpointTestCase(SynchronousTestCase):
             [self.source, JournalSource(self.journal)],
             max_subscriptions=5,
             max_snapshot_days=MAX_DAYS,
+            max_documents=MAX_DOCUMENTS,
+            max_client_request_bytes=1 << 20,
+            max_total_request_bytes=1 << 21,
             advertise="bus.example",
             pub=13371,
             sub=13372,
@@ -71,8 +76,10 @@ class ManageEndpointTestCase(SynchronousTestCase):
         )
         self.subscriptions = self.bus.subscriptions
         self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
+        work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
+            work,
             self.journal,
             self.access,
             self.statistics,
@@ -82,7 +89,12 @@ class ManageEndpointTestCase(SynchronousTestCase):
             ERRORS_PER_MINUTE,
         )
         self.dialogue = ManageEndpoint(
-            self.bus.parts, self.access, self.subscriptions, self.intake, self.statistics
+            self.bus.parts,
+            work,
+            self.access,
+            self.subscriptions,
+            self.intake,
+            self.statistics,
         )
 
     def make_access(self) -> AccessControl:
@@ -92,12 +104,20 @@ class ManageEndpointTestCase(SynchronousTestCase):
         """
         The counts of the status.
         """
-        return self.successResultOf(self.statistics.report())["received"]
+        return json.loads(self.successResultOf(self.statistics.report()))["received"]
 
     def ask(self, *frames: bytes, user: str = "") -> bytes:
-        reply: bytes = self.successResultOf(self.dialogue.answer(frames, user))
-        self.clock.advance(0)
+        answer = self.dialogue.answer(frames, user)
+        self.done()
+        reply: bytes = self.successResultOf(answer)
         return reply
+
+    def done(self) -> None:
+        """
+        Let the turns pass that some work takes.
+        """
+        for _ in range(100):
+            self.clock.advance(0)
 
     def request(self, user: str = "", **request: Any) -> Any:
         """
@@ -278,7 +298,8 @@ class ReplyTests(ManageEndpointTestCase):
         """
         for _ in range(5):
             self.subscribe()
-        self.assertEqual(self.subscribe(), {"status": "error"})
+        reason = "subscriptions: 5 is not less than the limit, 5"
+        self.assertEqual(self.subscribe(), {"status": "error", "reason": reason})
 
     def test_defect(self) -> None:
         """
@@ -323,11 +344,82 @@ class PublishTests(ManageEndpointTestCase):
         """
         self.journal.holding = True
         reply: Deferred[bytes] = self.dialogue.answer([manage.encode_publish([a_sighting().raw])])
+        self.clock.advance(0)
         self.assertNoResult(reply)
         self.journal.release()
         self.assertEqual(
             manage.decode_published(self.successResultOf(reply)).outcomes, ["accepted"]
         )
+
+    def test_too_many(self) -> None:
+        """
+        A request with too many documents is refused, with the limit.
+        """
+        reply = json.loads(self.ask(manage.encode_publish([b"0"] * (MAX_DOCUMENTS + 1))))
+        self.assertEqual(
+            reply["reason"],
+            f"documents: 'more than {MAX_DOCUMENTS}' is not at most {MAX_DOCUMENTS} in one request",
+        )
+
+    def test_reasons(self) -> None:
+        """
+        The reply has a bounded number of reasons, and all outcomes.
+        """
+        reply = self.publish(*[b"0"] * MAX_DOCUMENTS)
+        self.assertEqual(reply.outcomes, ["refused"] * MAX_DOCUMENTS)
+        self.assertEqual(list(reply.reasons), list(range(REASONS)))
+
+    def hold(self, user: str, size: int) -> Deferred[bytes]:
+        """
+        Ask for something that waits for the journal.
+        """
+        document = an_indicator(size, description="x" * size).raw
+        answer = self.dialogue.answer([manage.encode_publish([document])], user)
+        self.done()
+        return answer
+
+    def test_one_client(self) -> None:
+        """
+        The requests of one client that wait are limited. It is told so, and others are answered;
+        so are its heartbeats.
+        """
+        self.journal.holding = True
+        waiting = [self.hold("one", size) for size in (500_000, 500_001)]
+        refused = self.successResultOf(self.hold("one", 500_002))
+        self.assertIn("is not at most 1048576 bytes for one client", json.loads(refused)["reason"])
+        status = self.successResultOf(self.dialogue.answer([b'{"action":"status"}'], "one"))
+        self.assertEqual(json.loads(status)["status"], "success")
+        other = self.hold("other", 500_003)
+        self.journal.holding = False
+        self.journal.release()
+        self.done()
+        for each in (*waiting, other):
+            self.assertEqual(json.loads(self.successResultOf(each))["status"], "success")
+        self.journal.holding = True
+        self.assertNoResult(self.hold("one", 500_004))
+        self.journal.release()
+
+    def test_all_clients(self) -> None:
+        """
+        So are those of all together, except for clients that have none.
+        """
+        self.journal.holding = True
+        waiting = [self.hold(name, 700_000 + n) for n, name in enumerate("abc")]
+        refused = self.successResultOf(self.hold("a", 200_000))
+        self.assertIn("is not at most 2097152 bytes for all clients", json.loads(refused)["reason"])
+        waiting.append(self.hold("d", 200_001))
+        for each in waiting:
+            self.assertNoResult(each)
+        self.journal.holding = False
+        self.journal.release()
+        self.done()
+
+    def test_long_alone(self) -> None:
+        """
+        A client's only request is answered, however long it is.
+        """
+        answer = self.hold("one", 1_040_000)
+        self.assertEqual(json.loads(self.successResultOf(answer))["outcomes"], ["accepted"])
 
     def test_not_kept(self) -> None:
         """

@@ -20,6 +20,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import AccessControl
+from tbvast.bus.client_work import ClientWork
 from tbvast.bus.fanout import CommittedBatch, render_entries
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.schema import check_document, damage
@@ -730,8 +731,10 @@ class BusTestCase(SynchronousTestCase):
         self.subscriptions = self.bus.subscriptions
         self.snapshots = self.bus.snapshots
         self.counters = MemoryCounters()
+        self.work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
+            self.work,
             self.journal,
             AccessControl(None),
             self.counters,
@@ -782,11 +785,12 @@ class BusTestCase(SynchronousTestCase):
         self.assertEqual(self.counters.counts["message", "refused"], 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-        published = self.intake.publish([an_indicator(4).raw, an_indicator(5).raw], "odd")
+        work = self.intake.publish([an_indicator(4).raw, an_indicator(5).raw], "odd")
+        published = self.work.do("odd", work)
         self.clock.advance(0)
         results = self.successResultOf(published)
         self.assertTrue(all(isinstance(each, Invalid) for each in results))
-        published = self.intake.publish([an_indicator(4).raw])
+        published = self.work.do("", self.intake.publish([an_indicator(4).raw]))
         self.clock.advance(0)
         (result,) = self.successResultOf(published)
         assert isinstance(result, Outcome)

@@ -4,15 +4,18 @@ Tests for L{tbvast.bus.statistics}.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast import __version__
 from tbvast.bus.access_control import AccessControl
+from tbvast.bus.client_work import ClientWork
 from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import SAMPLE_INTERVAL, Statistics
 from tbvast.errors import JournalFailed
@@ -34,8 +37,10 @@ class StatisticsTests(SynchronousTestCase):
         self.bus = MemoryBus(self.clock, self.journal, MemoryPub(), DirectSubscription)
         self.subscriptions = self.bus.subscriptions
         self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
+        self.work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
+            self.work,
             self.journal,
             AccessControl(None),
             self.statistics,
@@ -50,9 +55,8 @@ class StatisticsTests(SynchronousTestCase):
         self.successResultOf(self.statistics.stopService())
 
     def report(self) -> dict[str, Any]:
-        report: dict[str, Any] = self.successResultOf(self.statistics.report())
-        decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(report))
-        return decoded
+        report: dict[str, Any] = msgspec.json.decode(self.successResultOf(self.statistics.report()))
+        return report
 
     def receive(self, *frames: bytes) -> None:
         self.intake.receive([Received("", [frame]) for frame in frames])
@@ -101,6 +105,44 @@ class StatisticsTests(SynchronousTestCase):
         )
         self.assertEqual(report["journal"], {"head": 2, "indicators": 1, "sightings": 1})
 
+    def test_shared(self) -> None:
+        """
+        One report answers all who ask while the one before is made, and another one is not made
+        at once.
+        """
+        asked: list[Deferred[dict[str, int]]] = []
+
+        def counts() -> Deferred[dict[str, int]]:
+            asked.append(Deferred())
+            return asked[-1]
+
+        self.patch(self.journal, "counts", counts)
+        first = self.statistics.report()
+        later = [self.statistics.report() for _ in range(300)]
+        self.clock.advance(2)
+        asked[0].callback({"indicators": 1})
+        self.successResultOf(first)
+        self.assertNoResult(later[0])
+        self.clock.advance(1.9)
+        self.assertEqual(len(asked), 1)
+        self.clock.advance(0.1)
+        asked[1].callback({"indicators": 2})
+        answers = {self.successResultOf(each) for each in later}
+        self.assertEqual(len(answers), 1)
+        self.assertEqual(len(asked), 2)
+        last = self.statistics.report()
+        asked[2].callback({"indicators": 3})
+        self.assertEqual(json.loads(self.successResultOf(last))["journal"]["indicators"], 3)
+
+    def test_abandoned(self) -> None:
+        """
+        A report that is being made when the bus stops is abandoned.
+        """
+        self.patch(self.journal, "counts", Deferred)
+        report = self.statistics.report()
+        self.successResultOf(self.statistics.stopService())
+        self.assertNoResult(report)
+
     def test_rates(self) -> None:
         """
         Rates are of the last minute, or of the time since the start.
@@ -139,6 +181,7 @@ class StatisticsTests(SynchronousTestCase):
                 "age": 5.0,
                 "silent": 3.0,
                 "queued": 1,
+                "queued_bytes": 294,
                 "behind": 0,
                 "sent": 0,
                 "dropped": 0,

@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, STALLED, Subscription
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
 from tbvast.bus.subscriptions import RETRY_INTERVAL
-from tbvast.errors import ProtocolInvalid
+from tbvast.errors import LimitExceeded
 from tbvast.interfaces import IPublisher, ISubscription
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.protocol.topics import Stream
@@ -719,7 +719,7 @@ class LimitTests(SubscriptionsTestCase):
 
     def refused(self, field: str, *topics: str, user: str = "") -> None:
         before = len(self.subscriptions)
-        error = self.assertRaises(ProtocolInvalid, self.bus.open, a_request(*topics), user)
+        error = self.assertRaises(LimitExceeded, self.bus.open, a_request(*topics), user)
         self.assertEqual(error.field, field)
         self.assertEqual(len(self.subscriptions), before)
 

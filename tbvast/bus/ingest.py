@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.access_control import TO_PUBLISH, AccessControl
+from tbvast.bus.client_work import ClientWork, Steps
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import set_aside
 from tbvast.bus.journal.values import Outcome, Publisher, Verdict, runs_of
@@ -22,15 +23,16 @@ from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import ICounters, IJournal, IPausable
 from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
 from tbvast.service.rate_limit import RateLimit
-from tbvast.service.turns import Turn
+from tbvast.service.turns import in_turns
 from tbvast.stix.admission import admit
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
 from tbvast.values import Received
 
 MAX_BATCH_ITEMS = 2000
+MAX_BATCH_BYTES = 1 << 22
 """
-The most items of one commit. Smaller batches cost more writing per item; larger ones do not
-stay in the processor's caches from one step to the next.
+The most items of one commit, and their bytes. Smaller batches cost more writing per item; larger
+ones do not stay in the processor's caches from one step to the next.
 """
 
 MAX_COMMITS_IN_FLIGHT = 3
@@ -40,8 +42,16 @@ other. While a commit is in progress, only a full batch follows it.
 """
 
 MAX_QUEUED_ITEMS = 20_000
+MAX_QUEUED_BYTES = 1 << 26
 """
-The most items that wait; then the sub endpoint is no longer read.
+The most items from the sub endpoint that wait, and their bytes; then it is no longer read.
+"""
+
+MAX_OFFERED_ITEMS = MAX_COMMITS_IN_FLIGHT * MAX_BATCH_ITEMS
+MAX_OFFERED_BYTES = MAX_COMMITS_IN_FLIGHT * MAX_BATCH_BYTES
+"""
+The most items of publish requests that wait, and their bytes; then no more are decoded. An item of
+another request does not wait longer.
 """
 
 RETRY_DELAY = 1.0
@@ -49,9 +59,11 @@ RETRY_DELAY = 1.0
 Seconds before a failed commit is retried.
 """
 
-DECODES_PER_CLOCK_CHECK = 50
+STEP_DOCUMENTS = 20
+STEP_BYTES = 1 << 13
 """
-The documents that are decoded between two checks of the clock.
+The most documents of a request that are decoded in one step, and the bytes after which no more
+are.
 """
 
 
@@ -60,22 +72,18 @@ class _Offer:
     """
     Items that a publisher offers together, and waits for.
 
-    @ivar decode: Decodes one of them.
-    @ivar documents: The items, not yet decoded.
+    @param count: Their number.
     @ivar done: Fires with an outcome, or the reason of the refusal, for each.
     """
 
-    decode: Callable[[bytes], Item]
-    documents: Sequence[bytes]
-    publisher: Publisher
+    _count: int
     done: Deferred[list[Outcome | Invalid]] = attrs.field(init=False, factory=Deferred)
     _results: dict[int, Outcome | Invalid] = attrs.field(init=False, factory=dict)
 
     def resolve(self, index: int, result: Outcome | Invalid) -> None:
         self._results[index] = result
-        count = len(self.documents)
-        if len(self._results) == count and not self.done.called:
-            self.done.callback([self._results[n] for n in range(count)])
+        if len(self._results) == self._count and not self.done.called:
+            self.done.callback([self._results[n] for n in range(self._count)])
 
     def fail(self, failure: Failure) -> None:
         if not self.done.called:
@@ -89,6 +97,47 @@ its publisher.
 """
 
 
+@attrs.define(eq=False)
+class _Queue:
+    """
+    Waiting items.
+
+    @ivar size: The bytes of their documents.
+    """
+
+    _items: deque[_Waiting] = attrs.field(init=False, factory=deque)
+    size: int = attrs.field(init=False, default=0)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def append(self, waiting: _Waiting) -> None:
+        self._items.append(waiting)
+        self.size += len(waiting[0].raw)
+
+    def put_back(self, items: Sequence[_Waiting]) -> None:
+        """
+        Put items before all others.
+        """
+        self._items.extendleft(reversed(items))
+        self.size += sum([len(waiting[0].raw) for waiting in items])
+
+    def take(self, count: int, size: int) -> list[_Waiting]:
+        """
+        Take the oldest items.
+
+        @param count: The most items.
+        @param size: Bytes after which no more are taken.
+        """
+        taken: list[_Waiting] = []
+        while self._items and len(taken) < count and size > 0:
+            taken.append(self._items.popleft())
+            length = len(taken[-1][0].raw)
+            size -= length
+            self.size -= length
+        return taken
+
+
 @attrs.define(eq=False, slots=False)
 class Intake:
     """
@@ -99,6 +148,10 @@ class Intake:
     While the journal fails, nothing is accepted: the sub endpoint is not read, and
     publish requests fail.
 
+    Each batch has as many items of requests as of the sub endpoint, if enough of both wait; and
+    the requests of each client have the same share, so that nobody waits for the others.
+
+    @param work: Decodes the documents of requests.
     @param access: Decides who may publish.
     @param counters: Counts items by stream and verdict, and the messages that are refused.
     @param deliver: Delivers an accepted batch; called for each in order. Done when every
@@ -111,6 +164,7 @@ class Intake:
     _log = Logger()
 
     _clock: IReactorTime
+    _work: ClientWork
     _journal: IJournal
     _access: AccessControl
     _counters: ICounters
@@ -121,55 +175,76 @@ class Intake:
 
     def __attrs_post_init__(self) -> None:
         self._complaints = RateLimit(self._clock, self._errors_per_minute)
-        self._offers: deque[_Offer] = deque()
-        self._waiting: deque[_Waiting] = deque()
+        self._offered = _Queue()
+        self._reported = _Queue()
         self._kept: list[_Waiting] = []
         self._in_flight = DeferredSemaphore(MAX_COMMITS_IN_FLIGHT)
         self._in_order = DeferredLock()
         self._committing = self._fanning_out = 0
         self._fewest = 1
         self._failing = self._paused = False
+        self._receiving: Deferred[None] = succeed(None)
         self._news: Deferred[None] = Deferred()
         self._finished: Deferred[None] | None = None
         Deferred.fromCoroutine(self._commit())
 
     def receive(self, messages: list[Received]) -> None:
         """
-        Take messages from the sub endpoint. Invalid ones are logged.
+        Take messages from the sub endpoint, perhaps in many turns; meanwhile it is not read.
+        Invalid ones are logged.
 
         @param messages: Messages and their senders.
         """
-        for received in messages:
-            user, message = received.user, received.frames
-            try:
-                report = decode_report(message)
-                item = report.item if isinstance(report, Envelope) else report
-                if not self._access.may(user, TO_PUBLISH[stream_of(item)]):
-                    self._counters.count("message", "forbidden")
-                    text = "Dropped a message from {client}, which may not send it."
-                    self._complaints.warn(self._log, text, client=self._access.name(user))
-                elif isinstance(report, Envelope):
-                    self._answered(report)
-                else:
-                    self._waiting.append((item, None, 0, self._access.publisher(user)))
-            except Invalid as e:
-                self._refused(e)
-            except Exception as e:
-                self._refused(self._unexpected(b" ".join(message), e))
-        if len(self._waiting) >= MAX_QUEUED_ITEMS:
+        self._receiving = Deferred.fromCoroutine(
+            in_turns(self._clock, messages, self._receive_one, "Cannot handle a message")
+        )
+        if not self._receiving.called:
             self._pause()
+        self._receiving.addCallback(self._cb_received)
+
+    def _receive_one(self, received: Received) -> None:
+        user, message = received.user, received.frames
+        try:
+            report = decode_report(message)
+            item = report.item if isinstance(report, Envelope) else report
+            if not self._access.may(user, TO_PUBLISH[stream_of(item)]):
+                self._counters.count("message", "forbidden")
+                text = "Dropped a message from {client}, which may not send it."
+                self._complaints.warn(self._log, text, client=self._access.name(user))
+            elif isinstance(report, Envelope):
+                self._answered(report)
+            else:
+                self._reported.append((item, None, 0, self._access.publisher(user)))
+        except Invalid as e:
+            self._refused(e)
+        except Exception as e:
+            self._refused(self._unexpected(b" ".join(message), e))
+
+    def _cb_received(self, _: None) -> None:
+        if self._fullness >= 1:
+            self._pause()
+        else:
+            self._resume()
         self._wake()
+
+    @property
+    def _fullness(self) -> float:
+        """
+        The share of the items from the sub endpoint that may wait.
+        """
+        reported = self._reported
+        return max(len(reported) / MAX_QUEUED_ITEMS, reported.size / MAX_QUEUED_BYTES)
 
     def publish(
         self, documents: Sequence[bytes], user: str = ""
-    ) -> Deferred[list[Outcome | Invalid]]:
+    ) -> Steps[Deferred[list[Outcome | Invalid]]]:
         """
         Take in indicators and sightings.
 
         @param documents: Their documents.
         @param user: The user who publishes them.
-        @return: Fires when all are durable, with an outcome, or the reason of
-            the refusal, for each.
+        @return: The work, whose result fires when all are durable, with an outcome, or the
+            reason of the refusal, for each.
         """
 
         def decode(document: bytes) -> Item:
@@ -179,7 +254,7 @@ class Intake:
                 raise ProtocolInvalid("type", stream.value.decode(), "yours to publish")
             return item
 
-        return self._take(_Offer(decode, documents, self._access.publisher(user)))
+        return self._take(decode, documents, self._access.publisher(user))
 
     def take(
         self, items: Sequence[Item], publisher: Publisher
@@ -188,35 +263,43 @@ class Intake:
         Take in items from another bus.
 
         @param publisher: Their owner in this bus.
-        @return: As L{publish}.
+        @return: Fires as the result of L{publish} does.
         """
-        return self._take(_Offer(admit, [item.raw for item in items], publisher))
+        work = self._take(admit, [item.raw for item in items], publisher)
+        return self._work.do(publisher.name, work)
 
-    def _take(self, offer: _Offer) -> Deferred[list[Outcome | Invalid]]:
-        if not offer.documents:
-            return succeed([])
-        self._offers.append(offer)
-        if len(self._offers) == 1:
-            Deferred.fromCoroutine(self._decode())
+    def _take(
+        self, decode: Callable[[bytes], Item], documents: Sequence[bytes], publisher: Publisher
+    ) -> Steps[Deferred[list[Outcome | Invalid]]]:
+        yield None
+        offer = _Offer(len(documents))
+        if not documents:
+            offer.done.callback([])
+        size = 0
+        for index, raw in enumerate(documents):
+            self._decode_one(decode, offer, index, raw, publisher)
+            size += len(raw)
+            if size >= STEP_BYTES or index % STEP_DOCUMENTS == STEP_DOCUMENTS - 1:
+                size = 0
+                self._wake()
+                yield None
+            while self._offered.size >= MAX_OFFERED_BYTES or (
+                len(self._offered) >= MAX_OFFERED_ITEMS
+            ):
+                yield self._news
+        self._wake()
         return offer.done
 
-    async def _decode(self) -> None:
-        turn = Turn(self._clock)
-        while self._offers:
-            offer = self._offers[0]
-            for start in range(0, len(offer.documents), DECODES_PER_CLOCK_CHECK):
-                if turn.over:
-                    self._wake()
-                    await turn.end()
-                some = offer.documents[start : start + DECODES_PER_CLOCK_CHECK]
-                for index, raw in enumerate(some, start):
-                    self._decode_one(offer, index, raw)
-            self._offers.popleft()
-        self._wake()
-
-    def _decode_one(self, offer: _Offer, index: int, raw: bytes) -> None:
+    def _decode_one(
+        self,
+        decode: Callable[[bytes], Item],
+        offer: _Offer,
+        index: int,
+        raw: bytes,
+        publisher: Publisher,
+    ) -> None:
         try:
-            self._waiting.append((offer.decode(raw), offer, index, offer.publisher))
+            self._offered.append((decode(raw), offer, index, publisher))
             return
         except Invalid as e:
             refusal = e
@@ -246,10 +329,15 @@ class Intake:
 
         @return: Fires when they have been committed and delivered.
         """
-        finished: Deferred[None] = Deferred()
-        self._finished = finished
+        return Deferred.fromCoroutine(self._finish())
+
+    async def _finish(self) -> None:
+        await self._work.finish()
+        while not self._receiving.called:
+            await self._news
+        self._finished = Deferred()
         self._wake()
-        return finished
+        await self._finished
 
     def _wake(self) -> None:
         """
@@ -259,24 +347,41 @@ class Intake:
         news.callback(None)
         if self._finished is None or self._finished.called:
             return
-        busy = self._offers or self._waiting or self._committing or self._fanning_out
+        busy = self._queued or self._committing or self._fanning_out
         if not (busy or self._failing):
             self._finished.callback(None)
+
+    @property
+    def _queued(self) -> int:
+        return len(self._offered) + len(self._reported)
+
+    @property
+    def _full_batch(self) -> bool:
+        size = self._offered.size + self._reported.size
+        return self._queued >= MAX_BATCH_ITEMS or size >= MAX_BATCH_BYTES
 
     async def _commit(self) -> None:
         while True:
             await self._in_flight.acquire()
             # A small batch waits for the commit in progress, so that slowly arriving items
             # are committed together.
-            while self._failing or len(self._waiting) < (
-                MAX_BATCH_ITEMS if self._committing else self._fewest
+            while self._failing or not (
+                self._full_batch if self._committing else self._queued >= self._fewest
             ):
                 await self._news
             self._fewest = 1
-            count = min(MAX_BATCH_ITEMS, len(self._waiting))
-            batch = [self._waiting.popleft() for _ in range(count)]
             self._committing += 1
-            Deferred.fromCoroutine(self._commit_batch(batch))
+            Deferred.fromCoroutine(self._commit_batch(self._next_batch()))
+
+    def _next_batch(self) -> list[_Waiting]:
+        offered, reported = self._offered, self._reported
+        before = offered.size
+        batch = offered.take(
+            MAX_BATCH_ITEMS - min(len(reported), MAX_BATCH_ITEMS // 2),
+            MAX_BATCH_BYTES - min(reported.size, MAX_BATCH_BYTES // 2),
+        )
+        taken = before - offered.size
+        return batch + reported.take(MAX_BATCH_ITEMS - len(batch), MAX_BATCH_BYTES - taken)
 
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         outcomes: list[Outcome] = []
@@ -297,9 +402,7 @@ class Intake:
         except Exception:
             self._log.failure("Cannot answer publishers")
         self._in_flight.release()
-        if self._paused and not self._failing and len(self._waiting) < MAX_QUEUED_ITEMS // 2:
-            self._paused = False
-            self._sub.resume()
+        self._resume()
         self._wake()
 
     def _resolve(self, outcomes: list[Outcome], batch: list[_Waiting]) -> None:
@@ -367,7 +470,7 @@ class Intake:
             self._clock.callLater(RETRY_DELAY, self._retry)
             return
         self._failing = False
-        self._waiting.extendleft(reversed(self._kept))
+        self._reported.put_back(self._kept)
         self._kept.clear()
         self._fewest = 0  # without items, an empty batch tells whether the journal works again
         self._wake()
@@ -376,6 +479,12 @@ class Intake:
         if not self._paused:
             self._paused = True
             self._sub.pause()
+
+    def _resume(self) -> None:
+        ready = self._receiving.called and not self._failing and self._fullness < 0.5
+        if self._paused and ready:
+            self._paused = False
+            self._sub.resume()
 
 
 def _fail(batch: list[_Waiting], failure: Failure) -> None:

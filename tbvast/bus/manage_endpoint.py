@@ -5,25 +5,41 @@ The manage endpoint: every request gets a reply.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Sequence
 
 import attrs
-import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
+from tbvast.bus.client_work import ClientWork, Steps
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import BusParts
 from tbvast.bus.subscriptions import Subscriptions, make_subscription
-from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
+from tbvast.errors import Invalid, JournalFailed, LimitExceeded
 from tbvast.protocol import manage
 from tbvast.protocol.damaged_json import RequestUnsplittable
 from tbvast.protocol.topics import streams_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.settings.schema import PluginSettings
+
+AT_ONCE_BYTES = 1 << 16
+"""
+The longest request that is decoded when it arrives, if it is well-formed.
+"""
+
+REQUEST_BYTES = 4096
+"""
+The bytes that a request takes in memory besides its own, about.
+"""
+
+REASONS = 1000
+"""
+The most reasons in the reply to a publish request.
+"""
 
 
 @attrs.define(eq=False, slots=False)
@@ -31,13 +47,18 @@ class ManageEndpoint:
     """
     Answers requests. A request that fails is answered with an error.
 
+    The requests that are being answered have a limit for each client, and one for all; those
+    beyond it are refused. A client that has none is always answered.
+
     @param parts: The parts of the bus that subscriptions use.
+    @param work: Decodes requests.
     @param access: Decides who may do what.
     """
 
     _log = Logger()
 
     _parts: BusParts
+    _work: ClientWork
     _access: AccessControl
     _subscriptions: Subscriptions
     _intake: Intake
@@ -46,6 +67,8 @@ class ManageEndpoint:
     def __attrs_post_init__(self) -> None:
         settings = self._parts.settings
         self._complaints = RateLimit(self._parts.clock, settings.errors_per_minute)
+        self._under_way: Counter[str] = Counter()
+        self._under_way_in_all = 0
 
     def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
         """
@@ -56,33 +79,74 @@ class ManageEndpoint:
         return Deferred.fromCoroutine(self._answer(b"".join(frames), user))
 
     async def _answer(self, raw: bytes, user: str) -> bytes:
+        size = len(raw) + REQUEST_BYTES
+        self._count_under_way(user, size)
         try:
             return await self._dispatch(raw, user)
         except JournalFailed as e:
             return manage.refused(str(e))
         except Invalid as e:
             refusal = self._refuse(e)
-            return refusal if isinstance(e, RequestUnsplittable) else manage.ERROR
+            return refusal if isinstance(e, RequestUnsplittable | LimitExceeded) else manage.ERROR
         except Exception:
             self._log.failure("Cannot answer a request")
             return manage.ERROR
+        finally:
+            self._count_under_way(user, -size)
+
+    def _count_under_way(self, user: str, size: int) -> None:
+        self._under_way_in_all += size
+        self._under_way[user] += size
+        if not self._under_way[user]:
+            del self._under_way[user]
+
+    def _check_under_way(self, user: str, size: int) -> None:
+        """
+        @param size: The size of the request that is about to wait.
+        @raise LimitExceeded: If too much is under way already.
+        """
+        settings, others = self._parts.settings, self._under_way[user] - size - REQUEST_BYTES
+        if others and self._under_way[user] > settings.max_client_request_bytes:
+            limit = f"at most {settings.max_client_request_bytes} bytes for one client"
+            raise LimitExceeded("requests", self._under_way[user], limit)
+        if others and self._under_way_in_all > settings.max_total_request_bytes:
+            limit = f"at most {settings.max_total_request_bytes} bytes for all clients"
+            raise LimitExceeded("requests", self._under_way_in_all, limit)
 
     async def _dispatch(self, raw: bytes, user: str) -> bytes:
         if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
-        match manage.decode_request(raw):
+        work = self._decide(raw, user)
+        if len(raw) <= AT_ONCE_BYTES:
+            try:
+                next(work)
+            except StopIteration as e:
+                decided: Deferred[bytes] = e.value
+                return await decided
+        self._check_under_way(user, len(raw))
+        return await self._work.do(user, work)
+
+    def _decide(self, raw: bytes, user: str) -> Steps[Deferred[bytes]]:
+        request = yield from manage.decode_request(raw, self._parts.settings.max_documents)
+        match request:
+            case manage.Publish(documents):
+                outcomes = yield from self._intake.publish(documents, user)
+                return outcomes.addCallback(_published)
+            case manage.Status():
+                self._check_under_way(user, len(raw))
+                return self._statistics.report()
+        return succeed(self._reply(request, user))
+
+    def _reply(self, request: manage.ShortRequest, user: str) -> bytes:
+        match request:
             case manage.Heartbeat(topic, report):
                 known = self._owns(user, topic) and self._subscriptions.heartbeat(topic, report)
                 return manage.SUCCESS if known else manage.ERROR
-            case manage.Subscribe() as request:
+            case manage.Subscribe():
                 return self._subscribe(request, user)
             case manage.Unsubscribe(topic, dialect):
                 known = self._owns(user, topic) and self._subscriptions.close(topic)
                 return manage.unsubscribed(dialect, known)
-            case manage.Publish(documents):
-                return _published(await self._intake.publish(documents, user))
-            case manage.Status():
-                return msgspec.json.encode(await self._statistics.report())
             case manage.Unknown(dialect):
                 return manage.unknown_request(dialect)
 
@@ -106,14 +170,9 @@ class ManageEndpoint:
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")
         most = self._parts.settings.max_snapshot_days
         if request.snapshot > most:
-            return self._refuse(
-                ProtocolInvalid("snapshot", request.snapshot, f"at most {most} days")
-            )
+            raise LimitExceeded("snapshot", request.snapshot, f"at most {most} days")
         subscription = make_subscription(self._parts, request, user)
-        try:
-            self._subscriptions.open(subscription)
-        except ProtocolInvalid as e:
-            return self._refuse(e)
+        self._subscriptions.open(subscription)
         self._parts.begin_snapshot(subscription)
         settings = self._parts.settings
         host, topic = advertised_host(settings), subscription.topic
@@ -132,15 +191,17 @@ def advertised_host(settings: PluginSettings) -> str:
 
 
 def _published(results: list[Outcome | Invalid]) -> bytes:
-    verdicts, reasons = [], {}
+    verdicts = [
+        result.verdict if isinstance(result, Outcome) else Verdict.REFUSED for result in results
+    ]
+    reasons: dict[int, str] = {}
     for index, result in enumerate(results):
-        match result:
-            case Outcome(verdict=verdict, reason=reason):
-                if verdict is Verdict.REFUSED and not reason:
-                    reason = "it could not be kept, and was set aside"
-            case invalid:
-                verdict, reason = Verdict.REFUSED, str(invalid)
-        verdicts.append(verdict)
-        if reason:
-            reasons[index] = reason
+        if len(reasons) == REASONS:
+            break
+        if isinstance(result, Invalid):
+            reasons[index] = str(result)
+        elif result.reason:
+            reasons[index] = result.reason
+        elif result.verdict is Verdict.REFUSED:
+            reasons[index] = "it could not be kept, and was set aside"
     return manage.encode_published(verdicts, reasons)

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tbvast.bus.checkpoints import Checkpoint, Checkpoints
-from tbvast.bus.fanout import CommittedBatch, render_entries
+from tbvast.bus.fanout import CommittedBatch, Form, Rendered, render_in_turns
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscription import BusParts, Subscription
 from tbvast.interfaces import SendPage
@@ -71,6 +71,10 @@ class QueuedSubscription(Subscription):
         self._read_fails = False
         self._snapshot_begun = self._snapshot_due = False
         self._snapshot_frames: int | None = None
+
+    @property
+    def form(self) -> Form | None:  # type: ignore[override]
+        return (self.request.dialect, self.streams) if self._keeps_up else None
 
     @property
     def behind(self) -> int:
@@ -154,13 +158,10 @@ class QueuedSubscription(Subscription):
         self._queued_until = max(self._queued_until, begun)
         self._fall_behind()
 
-    def _append_page(self, entries: list[JournalEntry]) -> None:
+    async def _render(self, entries: list[JournalEntry], after: int) -> Rendered:
         self._read_fails = False
-        numbers, payloads = render_entries(
-            self.request.dialect, entries, Stage.DELIVERY, self._leave_out
-        )
-        self._queue.extend(payloads, numbers)
-        self._queued_until = entries[-1].number
+        clock, dialect = self._parts.clock, self.request.dialect
+        return await render_in_turns(clock, dialect, entries, Stage.DELIVERY, self._leave_out)
 
     def _leave_out(self, items: Sequence[SetAside]) -> None:
         self.dropped += len(items)

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tbvast.bus.fanout import CommittedBatch
+from tbvast.bus.fanout import CommittedBatch, Rendered, render_batches
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.bus.subscription import BusParts, Subscription
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.replay import (
     Mark,
     chunks,
-    encode_batches,
     encode_item,
     encode_mark,
     encode_part,
@@ -58,7 +57,7 @@ class ReplayedSubscription(Subscription):
         # last number that it has.
         self._parts.close(self.topic, "was cut off")
 
-    def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
+    async def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
         self._sent_to_snapshot += len(documents)
         items = ((0, encode_item(0, Stream.INTEL, raw)) for raw in documents)
         return [encode_part(chunk.items) for chunk in chunks(items)]
@@ -74,19 +73,18 @@ class ReplayedSubscription(Subscription):
             super().give_up_queue()
 
     def _append(self, batch: CommittedBatch) -> None:
-        self._enqueue(batch.batches(self.streams, self._queued_until))
+        numbers, frames = batch.batches(self.streams, self._queued_until)
+        if not frames:
+            return
+        self._queue.extend(frames, numbers)
+        self._queued_until = batch.until
         self._send_from(self._queue)
         if self._queue:
             self._fall_behind()
 
-    def _append_page(self, entries: list[JournalEntry]) -> None:
+    async def _render(self, entries: list[JournalEntry], after: int) -> Rendered:
         items = ((e.number, encode_item(e.number, e.stream, e.raw)) for e in entries)
-        self._enqueue(encode_batches(self._queued_until, chunks(items)))
-
-    def _enqueue(self, batches: Iterable[tuple[int, bytes]]) -> None:
-        for until, frame in batches:
-            self._queue.extend((frame,), (self._queued_until + 1,))
-            self._queued_until = until
+        return render_batches(after, chunks(items))
 
     def _pruned(self, after: int) -> None:
         self._close_unreadable()

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from tbvast.bus.access_control import AccessControl
+from tbvast.bus.client_work import ClientWork
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.ingest import Intake
 from tbvast.bus.journal.client import JournalService, set_aside
@@ -213,8 +214,10 @@ class Bus(SequentialService):
             lambda messages: intake.receive(messages),
             {**options, zmq.RCVHWM: _RECEIVE_QUEUE},
         )
+        work = ClientWork(reactor)
         intake = Intake(
             reactor,
+            work,
             journal,
             access,
             statistics,
@@ -236,7 +239,7 @@ class Bus(SequentialService):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
-        self._endpoint = ManageEndpoint(parts, access, subscriptions, intake, statistics)
+        self._endpoint = ManageEndpoint(parts, work, access, subscriptions, intake, statistics)
         self._asking = EndpointConnections(connections, "manage", bool(settings.clients))
         self._manage = RouterConnection(
             self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True

@@ -174,9 +174,13 @@ class Snapshots:
         since = 0.0 if days is None else self._now() - days * _DAY
         count = 0
         failed = []
+
+        async def send_page(documents: list[bytes]) -> None:
+            await send(await subscription.render_page(documents))
+
         for source in self._sources if Stream.INTEL in subscription.streams else ():
             answer: Deferred[int] = Deferred.fromCoroutine(
-                source.pages(since, lambda documents: send(subscription.render_page(documents)))
+                source.pages(since, lambda documents: Deferred.fromCoroutine(send_page(documents)))
             )
             if source.time_limit is not None:
                 answer.addTimeout(source.time_limit, self._clock)

@@ -8,13 +8,18 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
 import attrs
+import msgspec
 from twisted.application.internet import TimerService
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast import __version__
 from tbvast.interfaces import ICounters, IJournal, ISubscription
 from tbvast.protocol.manage import PROTOCOL
+from tbvast.service.turns import in_turns
 
 SAMPLE_INTERVAL = 5.0
 """
@@ -30,6 +35,9 @@ class Statistics(TimerService):
     """
     Counts what a bus receives, and reports its state, with rates over the last minute.
 
+    One report answers all requests that wait when it begins, and no more than half of the time is
+    spent on reports.
+
     @param everybody: Returns all subscriptions.
     """
 
@@ -43,6 +51,8 @@ class Statistics(TimerService):
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._started = self._clock.seconds()
         self._samples: deque[tuple[float, Counter[str]]] = deque(maxlen=_SAMPLES)
+        self._asking: list[Deferred[bytes]] = []
+        self._reporting: Deferred[None] = succeed(None)
 
     def count(self, kind: str, verdict: str, number: int = 1) -> None:
         self._counts[kind][verdict] += number
@@ -53,11 +63,52 @@ class Statistics(TimerService):
     def _sample(self) -> None:
         self._samples.append((self._clock.seconds(), self._accepted()))
 
-    async def report(self) -> dict[str, object]:
+    def report(self) -> Deferred[bytes]:
         """
-        @return: The answer to a C{status} request. Rates are items per second, over the last
-            minute.
+        @return: Fires with the answer to a C{status} request. Rates are items per second, over
+            the last minute.
         """
+        answer: Deferred[bytes] = Deferred()
+        self._asking.append(answer)
+        if self._reporting.called:
+            self._reporting = Deferred.fromCoroutine(self._report_all())
+        return answer
+
+    async def _report_all(self) -> None:
+        try:
+            while self._asking:
+                began = self._clock.seconds()
+                await self._report_to_all()
+                if self._asking:
+                    await deferLater(self._clock, self._clock.seconds() - began)
+        except CancelledError:  # the service stops
+            pass
+
+    async def _report_to_all(self) -> None:
+        asking, self._asking = self._asking, []
+        try:
+            report = msgspec.json.encode(await self._report())
+        except CancelledError:
+            raise
+        except Exception:
+            for each in asking:
+                each.errback(Failure())
+        else:
+            for each in asking:
+                each.callback(report)
+
+    def stopService(self) -> Deferred[None]:
+        self._reporting.cancel()
+        return super().stopService()
+
+    async def _report(self) -> dict[str, object]:
+        subscriptions: list[dict[str, object]] = []
+        await in_turns(
+            self._clock,
+            self._everybody(),
+            lambda each: subscriptions.append(each.describe()),
+            "Cannot describe a subscription",
+        )
         counts = await self._journal.counts()
         aside = await self._journal.set_aside_report()
         now, accepted = self._clock.seconds(), self._accepted()
@@ -76,5 +127,5 @@ class Statistics(TimerService):
                 kind: round((accepted[kind] - before[kind]) / elapsed, 2)
                 for kind in ("indicator", "sighting")
             },
-            "subscriptions": [each.describe() for each in self._everybody()],
+            "subscriptions": subscriptions,
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -15,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bus.fanout import CommittedBatch, Refuse, render_entries
+from tbvast.bus.fanout import CommittedBatch, Form, Refuse, Rendered, render_in_turns
 from tbvast.bus.journal.values import JournalEntry
 from tbvast.interfaces import IPublisher, IReplay, ISubscription, SendPage
 from tbvast.protocol.manage import Subscribe
@@ -204,6 +205,7 @@ class Subscription:
 
     beginning: Position | None = None
     owed = False
+    form: Form | None = None
 
     def __init__(
         self, parts: BusParts, request: Subscribe, user: str, topic: str, number: int
@@ -240,7 +242,7 @@ class Subscription:
         self._queue = FrameQueue(parts.budget)
         self._queued_until = number
         self._keeps_up = self._missed = False
-        self._reading: Deferred[list[JournalEntry]] | None = None
+        self._reading: Deferred[Any] | None = None
 
     @property
     def saved(self) -> bytes | None:
@@ -466,9 +468,12 @@ class Subscription:
         ZeroMQ has accepted the whole snapshot.
         """
 
-    def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
+    async def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
         entries = [JournalEntry(0, Stream.INTEL, raw) for raw in documents]
-        return render_entries(self.request.dialect, entries, Stage.SNAPSHOT, self._parts.refuse)[1]
+        dialect, refuse = self.request.dialect, self._parts.refuse
+        return (await render_in_turns(self._parts.clock, dialect, entries, Stage.SNAPSHOT, refuse))[
+            1
+        ]
 
     def render_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         return ()
@@ -491,9 +496,11 @@ class Subscription:
         """
         raise NotImplementedError
 
-    def _append_page(self, entries: list[JournalEntry]) -> None:
+    async def _render(self, entries: list[JournalEntry], after: int) -> Rendered:
         """
-        Put a page of the journal into the empty queue.
+        Render a page of the journal.
+
+        @param after: The number before it.
         """
         raise NotImplementedError
 
@@ -505,20 +512,29 @@ class Subscription:
     def _read(self) -> None:
         self._missed = False
         settings, after, journal = self._parts.settings, self._queued_until, self._parts.journal
-        self._reading = reading = journal.entries(
+        reading: Deferred[Any] = journal.entries(
             after,
             self.streams,
             min(PAGE_ITEMS[self.request.dialect], settings.queue_messages),
             min(PROBE_BYTES if self._rests_until else PAGE_BYTES, settings.queue_bytes),
         )
+        self._reading = reading
+        reading.addCallback(lambda entries: Deferred.fromCoroutine(self._page(entries, after)))
         reading.addCallback(self._cb_read, after, journal.head).addErrback(self._eb_read)
 
-    def _cb_read(self, entries: list[JournalEntry], after: int, head: int) -> None:
+    async def _page(
+        self, entries: list[JournalEntry], after: int
+    ) -> tuple[list[JournalEntry], Rendered]:
+        return entries, await self._render(entries, after)
+
+    def _cb_read(self, page: tuple[list[JournalEntry], Rendered], after: int, head: int) -> None:
+        entries, (numbers, frames) = page
         self._reading = None
         if self._parts.journal.floor > after:
             self._pruned(after)
         if entries:
-            self._append_page(entries)
+            self._queue.extend(frames, numbers)
+            self._queued_until = entries[-1].number
         elif not self._missed:
             self._keeps_up = True
             self._caught_up(head)

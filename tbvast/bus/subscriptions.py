@@ -18,7 +18,7 @@ from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription, Saved
 from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, STALLED, BusParts, QueueBudget
-from tbvast.errors import ProtocolInvalid
+from tbvast.errors import LimitExceeded
 from tbvast.interfaces import ISubscription
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
@@ -76,21 +76,21 @@ class Subscriptions(TimerService):
         """
         Add a new subscription.
 
-        @raise ProtocolInvalid: If there are too many subscriptions, or it names too many
+        @raise LimitExceeded: If there are too many subscriptions, or it names too many
             topics.
         """
         request, user, settings = subscription.request, subscription.user, self._settings
         if len(self) >= settings.max_subscriptions:
-            raise ProtocolInvalid(
+            raise LimitExceeded(
                 "subscriptions", len(self), f"less than the limit, {settings.max_subscriptions}"
             )
         if len(request.topics) > settings.max_topics:
-            raise ProtocolInvalid(
+            raise LimitExceeded(
                 "topic", len(request.topics), f"at most {settings.max_topics} topics"
             )
         count = sum(each.user == user for each in self._by_topic.values())
         if count >= settings.max_client_subscriptions:
-            raise ProtocolInvalid(
+            raise LimitExceeded(
                 "subscriptions",
                 count,
                 f"less than the limit for one client, {settings.max_client_subscriptions}",
@@ -201,18 +201,21 @@ class Subscriptions(TimerService):
         Deliver a batch to all current subscriptions, perhaps in many turns. The next one may be
         delivered when this is done.
         """
-        self._delivering = Deferred.fromCoroutine(
-            in_turns(
-                self._clock,
-                self.everybody(),
-                lambda subscription: subscription.committed(batch),
-                "Cannot deliver to a subscriber",
-            )
-        )
+        self._delivering = Deferred.fromCoroutine(self._deliver(batch))
         try:
             await self._delivering
         except CancelledError:  # the service stops
             pass
+
+    async def _deliver(self, batch: CommittedBatch) -> None:
+        forms = [each.form for each in self._by_topic.values()]
+        await batch.prepare(self._clock, filter(None, forms))
+        await in_turns(
+            self._clock,
+            self.everybody(),
+            lambda subscription: subscription.committed(batch),
+            "Cannot deliver to a subscriber",
+        )
 
     def retry(self, subscription: ISubscription) -> None:
         """

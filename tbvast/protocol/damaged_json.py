@@ -11,19 +11,41 @@ it. After a malformed item, the next one begins at the first C{[NUMBER,"TYPE",}:
 string the quotation marks would be escaped.
 
 In a request, the decoder tells the end of a document that is JSON. A damaged one ends where
-its brackets are closed, or before the next document that is, or begins like, a STIX object.
+its brackets are closed, or before the next document that is, or begins like, a STIX object. The
+reader of requests can be interrupted everywhere, because a request may be long.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 import msgspec
 
-from tbvast.errors import ProtocolInvalid
-from tbvast.stix.documents import JsonValue
+from tbvast.errors import LimitExceeded, ProtocolInvalid
+from tbvast.stix.documents import UNREADABLE, JsonValue
+
+T = TypeVar("T")
+
+Work = Generator[None, None, T]
+"""
+Work that takes long: it yields where it can be interrupted, and returns its result.
+"""
+
+
+def finished(work: Work[T]) -> T:
+    """
+    Do all of some work.
+    """
+    while True:
+        try:
+            next(work)
+        except StopIteration as e:
+            result: T = e.value
+            return result
+
 
 WORK = 4
 """
@@ -45,20 +67,37 @@ _scan = json.JSONDecoder(
 ).raw_decode
 
 
-def _closed(text: str, start: int) -> int:
+TOKENS_BETWEEN_STOPS = 1000
+"""
+The tokens that are read before the work can be interrupted.
+"""
+
+DEEPEST = 10_000
+"""
+The most levels of arrays and objects of a value whose brackets are counted. No decoder reads as
+many.
+"""
+
+
+def _closed(text: str, start: int, last: str = "]") -> Work[int]:
     """
-    @return: The end of a value that closes its brackets before a comma or the end of an
-        array; negative if it does not. It need not be well-formed otherwise.
+    @param last: The bracket that closes the array or object that contains the value.
+    @return: The end of a value that closes its brackets before a comma or that bracket;
+        negative if it does not. It need not be well-formed otherwise.
     """
     expected: list[str] = []
-    for token in _TOKEN.finditer(text, start):
+    for count, token in enumerate(_TOKEN.finditer(text, start), 1):
         kind = token[0]
         if kind in _CLOSING:
             expected.append(_CLOSING[kind])
-        elif not expected and kind in (",", "]"):
+            if len(expected) > DEEPEST:
+                break
+        elif not expected and kind in (",", last):
             return token.start()
         elif kind in ("]", "}") and (not expected or expected.pop() != kind):
             break
+        if count % TOKENS_BETWEEN_STOPS == 0:
+            yield
     return -1
 
 
@@ -160,7 +199,7 @@ class _FrameReader:
         try:
             _, end = _scan(self._text, head.end())
         except RecursionError:
-            end = _closed(self._text, head.end())
+            end = finished(_closed(self._text, head.end()))
         except ValueError as e:
             error = getattr(e, "pos", len(self._payload))
             self._left -= error - head.end() + error // LINE_COUNTING_SPEEDUP
@@ -202,25 +241,54 @@ class RequestUnsplittable(ProtocolInvalid):
     """
 
 
-def split_request(raw: bytes) -> tuple[bytes, ...] | None:
+WINDOW = 1 << 14
+"""
+The most characters that are decoded at once. The decoder cannot be interrupted.
+"""
+
+_is_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def split_request(raw: bytes, most: int) -> Work[tuple[bytes, ...] | None]:
     """
     Split a publish request into its documents, unchanged, including the damaged ones.
 
     @param raw: A request that is not JSON as a whole.
+    @param most: The most documents of a request.
     @return: C{None} if it is not a publish request.
     @raise RequestUnsplittable: If it is one, but cannot be split.
+    @raise LimitExceeded: If it has more documents.
     """
-    return _RequestReader(raw).split()
+    return _RequestReader(raw, most).split()
+
+
+def split_array(raw: bytes, most: int) -> Work[tuple[bytes, ...]]:
+    """
+    Split an array of JSON values.
+
+    @param most: The most values.
+    @raise LimitExceeded: If it has more.
+    """
+    documents, _ = yield from _RequestReader(raw, most).documents(raw.index(b"["))
+    return documents
+
+
+def too_many(most: int) -> LimitExceeded:
+    """
+    The error of a request with more documents than allowed.
+    """
+    return LimitExceeded("documents", f"more than {most}", f"at most {most} in one request")
 
 
 class _RequestReader:
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, most: int) -> None:
         self._raw = raw
+        self._most = most
         self._text = raw.decode("latin-1")
         self._left = WORK * len(raw)
         self._failures = MOST_FAILURES
 
-    def split(self) -> tuple[bytes, ...] | None:
+    def split(self) -> Work[tuple[bytes, ...] | None]:
         action: JsonValue = None
         documents: tuple[bytes, ...] | None = ()
         position = self._after_space(0)
@@ -228,18 +296,23 @@ class _RequestReader:
             return None
         try:
             while self._at(position) in ("{", ","):
-                name, position = _scan(self._text, self._after_space(position + 1))
-                position = self._after_space(position)
+                yield
+                start = self._after_space(position + 1)
+                name, position = _scan(self._text[start : start + WINDOW], 0)
+                position = self._after_space(start + position)
                 if not isinstance(name, str) or self._at(position) != ":":
                     raise ValueError("a property has no name or no value")
                 position = self._after_space(position + 1)
                 if name == "documents" and self._at(position) == "[":
-                    documents, position = self._documents(position)
+                    documents, position = yield from self.documents(position)
                     action = action or "documents"
                 else:
-                    value, position = _scan(self._text, position)
-                    if name == "action":
-                        action = value
+                    start = position
+                    position, _ = yield from self._sound_end(start, "}")
+                    if position < 0:
+                        raise ValueError("a property has no value")
+                    if name == "action" and position - start < WINDOW:
+                        action, _ = _scan(self._text[start:position], 0)
                     elif name == "documents":
                         documents = None
                 position = self._after_space(position)
@@ -258,7 +331,7 @@ class _RequestReader:
         match = _SPACE.match(self._text, position)
         return match.end() if match else position
 
-    def _documents(self, position: int) -> tuple[tuple[bytes, ...], int]:
+    def documents(self, position: int) -> Work[tuple[tuple[bytes, ...], int]]:
         """
         @param position: The start of the array.
         @return: The documents, and the end of the array.
@@ -268,34 +341,52 @@ class _RequestReader:
         if self._at(position) == "]":
             return (), position + 1
         while True:
-            end = self._end(position)
+            end = yield from self._end(position)
+            if len(found) == self._most:
+                raise too_many(self._most)
             found.append(self._raw[position:end])
             position = self._after_space(end)
             if self._at(position) == "]":
                 return tuple(found), position + 1
             position = self._after_space(position + 1)
+            yield
 
-    def _end(self, start: int) -> int:
+    def _sound_end(self, start: int, last: str) -> Work[tuple[int, int]]:
+        """
+        @param last: The bracket that closes the array or object that contains the value.
+        @return: The end of a JSON value that a comma or that bracket follows, negative if there
+            is none; and the end by the value's brackets, if they had to be counted.
+        """
+        try:
+            _, length = _scan(self._text[start : start + WINDOW], 0)
+            if length < WINDOW and self._at(self._after_space(start + length)) in (",", last):
+                return start + length, -1
+        except (ValueError, RecursionError):
+            pass
+        closed = yield from _closed(self._text, start, last)
+        if closed - start > WINDOW:  # otherwise it has been decoded already
+            try:
+                return start + len(_is_json(self._raw[start:closed].strip())), closed
+            except UNREADABLE:
+                pass
+        return -1, closed
+
+    def _end(self, start: int) -> Work[int]:
         """
         @return: The end of a document; a comma or the array's end follows.
         """
-        try:
-            _, end = _scan(self._text, start)
-        except (ValueError, RecursionError):
-            end = -1
-            self._spend(failures=1)
-        if end >= 0 and self._at(self._after_space(end)) in (",", "]"):
+        end, closed = yield from self._sound_end(start, "]")
+        if end >= 0:
             return end
-        closed = _closed(self._text, start)
-        self._spend((closed if closed >= 0 else len(self._text)) - start)
+        self._spend((closed if closed >= 0 else len(self._text)) - start, failures=1)
         # If a bracket or a quotation mark is missing, it seems to contain its successors.
-        following = self._before_next(start, closed)
+        following = yield from self._before_next(start, closed)
         end = closed if following < 0 else following
         if end < 0:
             raise RequestUnsplittable("documents", self._raw[start:], _EXPECTED)
         return end
 
-    def _before_next(self, start: int, closed: int) -> int:
+    def _before_next(self, start: int, closed: int) -> Work[int]:
         """
         @param closed: The document's end by its brackets; negative if they are not closed.
         @return: An earlier end: before the next STIX object, or, if the brackets are not
@@ -303,11 +394,20 @@ class _RequestReader:
         """
         limit = len(self._text) if closed < 0 else closed
         position = start
-        while (comma := _NEXT.search(self._text, position, limit)) is not None:
+        while position < limit:
+            yield
+            until = min(position + WINDOW, limit)
+            comma = _NEXT.search(self._text, position, until)
+            if comma is None:
+                # What follows the last comma may be in the next window.
+                last = self._text.rfind(",", position + 1, until) if until < limit else -1
+                position = until if last < 0 else last
+                continue
             self._spend(comma.end() - position)
             position = comma.end()
             try:
-                value, _ = _scan(self._text, position)
+                value, length = _scan(self._text[position : position + WINDOW], 0)
+                self._spend(length)
             except (ValueError, RecursionError):
                 self._spend(failures=1)
                 if _BEGINNING.match(self._text, position):  # probably another damaged document

@@ -19,6 +19,7 @@ from tbvast.protocol.vast_dialect import (
 from tbvast.stix.admission import admit_indicator, admit_sighting
 from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.indicators import Indicator, compatible, decode_indicator
+from tbvast.stix.limits import LARGEST_SIGHTING
 from tbvast.stix.sightings import Sighting, compatible_sighting, decode_sighting
 
 Item = Indicator | Sighting
@@ -30,6 +31,12 @@ INDICATOR_TOPIC = b"stix2/indicator"
 SIGHTING_TOPIC = b"stix2/sighting"
 VAST_SIGHTING_TOPIC = b"vast/sightings"
 ENVELOPE_TOPIC = b"threatbus/snapshotenvelope"
+
+
+LONGEST_ENVELOPE = LARGEST_SIGHTING + 4096
+"""
+The most bytes of an answer to a snapshot request.
+"""
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -59,6 +66,8 @@ def decode_envelope(payload: bytes) -> Envelope:
 
     @raise Invalid: If the payload is not an envelope, or its body does not match its type.
     """
+    if len(payload) > LONGEST_ENVELOPE:
+        raise ProtocolInvalid("envelope", payload, f"at most {LONGEST_ENVELOPE} bytes long")
     try:
         envelope = _envelope_decoder.decode(payload)
     except UNREADABLE as e:
@@ -137,7 +146,13 @@ def render(dialect: Dialect, item: Item) -> tuple[bytes, ...]:
     """
     Encode an item, as L{render_document} does.
     """
+    if dialect is _VAST and isinstance(item, Indicator):
+        return _vast_intel(item)
     return render_document(dialect, stream_of(item), item.raw)
+
+
+def _vast_intel(indicator: Indicator) -> tuple[bytes, ...]:
+    return tuple(b" " + payload for payload in encode_vast_intel(indicator))
 
 
 def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes, ...]:
@@ -154,7 +169,7 @@ def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes
             return (_INTEL_HEAD + compatible(raw),)
         return (_SIGHTING_HEAD + compatible_sighting(raw),)
     if stream is _INTEL:
-        return tuple(b" " + payload for payload in encode_vast_intel(decode_indicator(raw)))
+        return _vast_intel(decode_indicator(raw))
     sighting = decode_sighting(raw)
     try:
         return (b" " + encode_vast_sighting(sighting),)
@@ -190,6 +205,7 @@ def render_numbered(
 _INTEL = Stream.INTEL
 _SIGHTING = Stream.SIGHTING
 _STIX2 = Dialect.STIX2
+_VAST = Dialect.VAST
 # Module names are faster to look up than members of an enumeration.
 
 _INTEL_HEAD = _INTEL.value + b" "

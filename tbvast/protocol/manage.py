@@ -14,8 +14,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from tbvast.errors import ProtocolInvalid
-from tbvast.protocol.damaged_json import split_request
+from tbvast.errors import LimitExceeded, ProtocolInvalid
+from tbvast.protocol.damaged_json import Work, split_array, split_request, too_many
 from tbvast.protocol.topics import Dialect, dialect_of
 from tbvast.stix.documents import UNREADABLE, JsonObject, JsonValue
 from tbvast.values import Position
@@ -35,6 +35,19 @@ The most characters of a topic, or of a subscriber's name.
 REPORT_BYTES = 65536
 """
 The most bytes of a subscriber's report in a heartbeat.
+"""
+
+
+FIELD_BYTES = 1 << 18
+"""
+The most bytes of a property of a request, other than its documents.
+"""
+
+DECODED_BYTES = 1 << 22
+DECODED_COMMAS = 50_000
+"""
+The most bytes of a request, and commas in its documents, that are given to the decoder, which
+cannot be interrupted, and makes an object for each document.
 """
 
 
@@ -107,50 +120,90 @@ class Unknown(msgspec.Struct, frozen=True):
     dialect: Dialect
 
 
-Request = Subscribe | Unsubscribe | Heartbeat | Publish | Status | Unknown
+ShortRequest = Subscribe | Unsubscribe | Heartbeat | Unknown
+"""
+A request that is answered at once.
+"""
+
+Request = ShortRequest | Publish | Status
 
 
 class _Document(msgspec.Struct):
-    action: JsonValue = None
-    topic: JsonValue = None
-    snapshot: JsonValue = 0
-    protocol: JsonValue = ""
-    name: JsonValue = ""
+    """
+    A request. Its properties are not decoded before their size is known.
+    """
+
+    action: msgspec.Raw = msgspec.Raw(b"null")
+    topic: msgspec.Raw = msgspec.Raw(b"null")
+    snapshot: msgspec.Raw = msgspec.Raw(b"0")
+    protocol: msgspec.Raw = msgspec.Raw(b'""')
+    name: msgspec.Raw = msgspec.Raw(b'""')
     report: msgspec.Raw = msgspec.Raw(b"null")
-    documents: list[msgspec.Raw] = []
+    documents: msgspec.Raw = msgspec.Raw(b"[]")
     resume: Position | None = None
 
 
 _decoder = msgspec.json.Decoder(_Document)
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _encode = msgspec.json.encode
 
 
-def decode_request(raw: bytes) -> Request:
+def decode_request(raw: bytes, most: int) -> Work[Request]:
     """
     Decode a request. The documents of a publish request may be malformed: the bus judges
     each of them alone.
 
+    @param most: The most documents of a publish request.
     @raise RequestUnsplittable: If it is a publish request whose documents have no
         recognisable bounds.
+    @raise LimitExceeded: If it has too many documents, or a property is too long.
     @raise ProtocolInvalid: If it is not a JSON object, or a property has the wrong type.
     """
-    try:
-        document = _decoder.decode(raw)
-    except UNREADABLE as e:
-        documents = split_request(raw)
+    reason = f"only one to publish may be longer than {DECODED_BYTES} bytes"
+    document: _Document | None = None
+    if len(raw) <= DECODED_BYTES:
+        try:
+            document = _decoder.decode(raw)
+        except UNREADABLE as e:
+            reason = str(e)
+            yield
+    if document is None:
+        documents = yield from split_request(raw, most)
         if documents is None:
-            raise ProtocolInvalid("request", raw, f"a request ({e})") from e
+            raise ProtocolInvalid("request", raw, f"a request ({reason})")
         return Publish(documents)
-    return _interpret(document)
-
-
-def _interpret(document: _Document) -> Request:
-    action = document.action
-    if action == "status":
-        return Status()
+    action = _value("action", document.action)
+    listed = bytes(document.documents)
+    if listed[:1] != b"[":
+        raise ProtocolInvalid("documents", listed, "a list of documents")
     if action == "publish":
-        return Publish(tuple(bytes(raw) for raw in document.documents))
-    topics = _topics(document.topic)
+        return Publish((yield from _split(listed, most)))
+    return Status() if action == "status" else _interpret(document, action)
+
+
+def _split(raw: bytes, most: int) -> Work[tuple[bytes, ...]]:
+    if raw.count(b",") > DECODED_COMMAS:
+        return (yield from split_array(raw, most))
+    if len(raw) > FIELD_BYTES:
+        yield
+    found = _list_decoder.decode(raw)
+    if len(found) > most:
+        raise too_many(most)
+    return tuple(map(bytes, found))
+
+
+def _value(field: str, raw: msgspec.Raw) -> JsonValue:
+    text = bytes(raw)
+    if len(text) > FIELD_BYTES:
+        raise LimitExceeded(field, text, f"at most {FIELD_BYTES} bytes long")
+    try:
+        return msgspec.json.decode(text)
+    except UNREADABLE as e:
+        raise ProtocolInvalid(field, text, f"JSON ({e})") from e
+
+
+def _interpret(document: _Document, action: JsonValue) -> Request:
+    topics = _topics(_value("topic", document.topic))
     report = _report(bytes(document.report))
     dialect = dialect_of(topics[0]) if len(topics) == 1 else Dialect.STIX2
     if not topics or not isinstance(action, str):
@@ -158,10 +211,10 @@ def _interpret(document: _Document) -> Request:
     if action == "subscribe":
         return Subscribe(
             topics=tuple(_text("topic", topic) for topic in topics),
-            snapshot=_days(document.snapshot),
+            snapshot=_days(_value("snapshot", document.snapshot)),
             dialect=dialect,
-            protocol=_text("protocol", document.protocol),
-            name=_text("name", document.name),
+            protocol=_text("protocol", _value("protocol", document.protocol)),
+            name=_text("name", _value("name", document.name)),
             resume=document.resume,
         )
     if action == "unsubscribe" and len(topics) == 1:

@@ -147,18 +147,6 @@ def encode_batch(after: int, until: int, items: bytes) -> bytes:
     return b'batch {"after":%d,"until":%d,"items":[%b]}' % (after, until, items)
 
 
-def encode_batches(after: int, found: Iterable[Chunk]) -> Iterator[tuple[int, bytes]]:
-    """
-    Encode chunks as consecutive batches.
-
-    @param after: The number that the first one begins after.
-    @return: The number that each ends with, and its frame.
-    """
-    for chunk in found:
-        yield chunk.until, encode_batch(after, chunk.until, chunk.items)
-        after = chunk.until
-
-
 def encode_part(items: bytes) -> bytes:
     """
     Encode a L{Part}, of the items of a L{Chunk}.

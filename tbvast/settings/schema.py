@@ -105,6 +105,11 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     @ivar max_client_subscriptions: Maximum number of subscriptions of one client at a time; a
         client is identified by its key, or by its address where there are no keys.
     @ivar max_topics: Maximum number of topics in one subscribe request.
+    @ivar max_documents: Maximum number of documents in one publish request.
+    @ivar max_client_request_bytes: Maximum size in bytes of the requests of one client that are
+        being answered; further ones are refused.
+    @ivar max_total_request_bytes: Maximum size in bytes of the requests of all clients that are
+        being answered; further ones are refused, except for clients that have none.
     @ivar max_snapshot_days: Longest snapshot that a client can request, in days.
     @ivar queue_messages: Maximum number of messages queued in memory for one subscriber; further
         messages are read from the journal.
@@ -140,6 +145,11 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     max_client_subscriptions: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
     max_topics: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    max_documents: Annotated[int, Meta(ge=1000, le=10_000_000, extra={"unit": "documents"})] = (
+        100_000
+    )
+    max_client_request_bytes: _TotalBytes = 64 * 2**20
+    max_total_request_bytes: _TotalBytes = 256 * 2**20
     max_snapshot_days: Days = 3650
     queue_messages: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
     queue_bytes: Annotated[int, Meta(ge=1024, le=2**40, extra={"unit": "bytes"})] = 64 * 2**20
