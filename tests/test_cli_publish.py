@@ -68,8 +68,7 @@ class TallyTests(SynchronousTestCase):
         """
         Every unsuccessful document has a line, in words.
         """
-        tally = Tally(("accepted",), {"accepted": "removed"})
-        tally.refuse("in:1: id: None is not an id")
+        tally = Tally(("accepted",), {"accepted": "removed"}, ["in:1: id: None is not an id"])
         tally.count(Submission("in:2", b""), "refused", "too old")
         tally.count(Submission("in:3", b"", "indicator--3"), "unknown")
         tally.count(Submission("in:5", b""), "what a later bus says")

@@ -4,16 +4,20 @@ Requests to a bus's manage endpoint, and their replies.
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 import attrs
 import zmq
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
-from tbvast.errors import BusUnreachable
+from tbvast.errors import BusRefused, BusUnreachable, ProtocolInvalid, shown
+from tbvast.protocol import manage
 from tbvast.values import HostPort, Received
 from tbvast.zeromq.sockets import DealerConnection, Factory, SocketOptions
+
+T = TypeVar("T")
 
 REQUEST_TIMEOUT = 5.0
 """
@@ -51,6 +55,27 @@ class ManageClient:
             or if the client is closed.
         """
         return self._lock.run(self._ask, request, timeout)
+
+    async def request(
+        self,
+        action: str,
+        request: bytes,
+        decode: Callable[[bytes], T],
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> T:
+        """
+        Send a request as L{ask} does, and decode its reply.
+
+        @param action: The request, a verb phrase that follows "refused to".
+        @raise BusRefused: If C{decode} raises L{ProtocolInvalid}: with the bus's own reason for
+            a refusal, if it gives one.
+        """
+        reply = await self.ask(request, timeout)
+        try:
+            return decode(reply)
+        except ProtocolInvalid as e:
+            reason = manage.refusal(reply)
+            raise BusRefused(action, shown(reason) if reason else str(e)) from e
 
     def _ask(self, request: bytes, timeout: float) -> Deferred[bytes]:
         if self._connection is None:

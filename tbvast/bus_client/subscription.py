@@ -23,7 +23,7 @@ from zope.interface import implementer
 from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.reception import Reception, Snapshot
 from tbvast.bus_client.sighting_reports import SightingReports
-from tbvast.errors import BusRefused, BusUnreachable, ProtocolInvalid, shown
+from tbvast.errors import BusRefused, BusUnreachable
 from tbvast.interfaces import ICursor
 from tbvast.protocol import manage
 from tbvast.protocol.frames import Item
@@ -313,14 +313,8 @@ class BusSubscription(Service):
         if self._lost_at is not None:
             missed = self._reactor.seconds() - self._lost_at + self._request.heartbeat
             days = max(days, math.ceil(missed / 86400))
-        reply = await self._manage.ask(
-            manage.encode_subscribe(self._request.topics, days, self._request.name, resume)
-        )
-        try:
-            self._reply = manage.decode_subscribed(reply)
-        except ProtocolInvalid as e:
-            reason = manage.refusal(reply)
-            raise BusRefused("subscribe", shown(reason) if reason else str(e)) from e
+        request = manage.encode_subscribe(self._request.topics, days, self._request.name, resume)
+        self._reply = await self._manage.request("subscribe", request, manage.decode_subscribed)
         here = self._reply.position
         beginning = f"with a snapshot of {days} days"
         self._snapshot = None

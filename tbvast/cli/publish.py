@@ -17,14 +17,9 @@ from tbvast.bus_client.manage_client import ManageClient
 from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.cli.input_files import SOURCE, InputContents, Submission
 from tbvast.cli.keys import KeyFiles
+from tbvast.cli.status import ask_status
 from tbvast.cli.terminal import Screen
-from tbvast.errors import (
-    BusRefused,
-    BusUnreachable,
-    ObservableInvalid,
-    ProtocolInvalid,
-    SettingsInvalid,
-)
+from tbvast.errors import BusRefused, BusUnreachable, ObservableInvalid, SettingsInvalid
 from tbvast.protocol import manage
 from tbvast.protocol.frames import INDICATOR_TOPIC
 from tbvast.protocol.topics import STREAM_TOPICS, Stream
@@ -47,19 +42,11 @@ PUBLISH_TIMEOUT_SECONDS = 60.0
 Time limit for the bus to commit a batch.
 """
 
-ACCEPT_TIMEOUT_SECONDS = 5.0
-"""
-Time limit for a Threat Bus to accept the next document.
-"""
-
+ACCEPT_TIMEOUT_SECONDS, RETRY_SECONDS = 5.0, 0.05
 LINGER_MILLISECONDS = 5000
 """
-Time limit for a Threat Bus to accept the last documents.
-"""
-
-RETRY_SECONDS = 0.05
-"""
-The interval at which a document is sent again that a Threat Bus did not accept.
+Time limit for a Threat Bus to accept the next document, the interval at which it is sent again
+until then, and the time limit for the last documents.
 """
 
 NOT_SENT = "not sent"
@@ -85,23 +72,18 @@ class Tally:
 
     @param good: The outcomes that count as success.
     @param words: The words for outcomes that are not called by their names.
+    @ivar lines: For each unsuccessful document, a line that begins with its location; at first
+        for those that are refused before they are sent.
     @ivar outcomes: The number of documents with each outcome.
-    @ivar lines: For each unsuccessful document, a line that begins with its location.
     """
 
     _good: Collection[str]
     _words: Mapping[str, str] = attrs.field(factory=dict)
-    outcomes: Counter[str] = attrs.field(init=False, factory=Counter)
-    lines: list[str] = attrs.field(init=False, factory=list)
+    lines: list[str] = attrs.field(factory=list)
+    outcomes: Counter[str] = attrs.field(init=False)
 
-    def refuse(self, line: str) -> None:
-        """
-        Count a document that was refused before it was sent.
-
-        @param line: The location and the reason.
-        """
-        self.outcomes[REFUSED] += 1
-        self.lines.append(line)
+    def __attrs_post_init__(self) -> None:
+        self.outcomes = Counter({REFUSED: len(self.lines)})
 
     def count(self, submission: Submission, outcome: str, reason: str = "") -> None:
         """
@@ -178,6 +160,7 @@ def make_removals(names: Sequence[str], now: datetime) -> list[Submission]:
     """
     submissions = []
     for name in names:
+        id = name
         match = STIX_ID.fullmatch(name)
         if match is None:
             try:
@@ -185,9 +168,7 @@ def make_removals(names: Sequence[str], now: datetime) -> list[Submission]:
             except ObservableInvalid as e:
                 raise SettingsInvalid("ID", name, "indicator--UUID, or an observable") from e
             id = decode_indicator(make_indicator(observable, now=now, source=SOURCE)).id
-        elif match[1] == "indicator":
-            id = name
-        else:
+        elif match[1] != "indicator":
             raise SettingsInvalid("ID", name, "the id of an indicator: indicator--UUID")
         submissions.append(Submission(name, removal(id, now), id, removes=True))
     return submissions
@@ -225,11 +206,8 @@ async def publish(
     """
     options = keys.load()
     contents = read_inputs(files, _now())
-    tally = Tally(
-        (ACCEPTED, REPEATED, REMOVED_BEFORE, SENT), {REPEATED: "repeated (in force already)"}
-    )
-    for line in contents.refused:
-        tally.refuse(line)
+    good = ACCEPTED, REPEATED, REMOVED_BEFORE, SENT
+    tally = Tally(good, {REPEATED: "repeated (in force already)"}, contents.refused)
     return await _send_and_report(
         reactor, screen, bus, options, contents, tally, allow_unacknowledged=True
     )
@@ -279,7 +257,7 @@ async def _send_and_report(
     client = ManageClient(reactor, factory, bus, keys)
     try:
         if submissions:
-            acknowledges = await _acknowledges_documents(client)
+            acknowledges = await ask_status(client) is not None
             if not acknowledges and not allow_unacknowledged:
                 raise BusRefused("remove", f"{bus} is a Threat Bus, which knows no such request")
             with screen.progress(str(bus), len(submissions)) as advance:
@@ -310,27 +288,12 @@ The outcome and its reason, for each document that was handled.
 """
 
 
-async def _acknowledges_documents(client: ManageClient) -> bool:
-    reply = await client.ask(manage.encode_status())
-    try:
-        answer = manage.decode_reply(reply)
-    except ProtocolInvalid as e:
-        raise BusRefused("answer", str(e)) from e
-    if answer.get("protocol") == manage.PROTOCOL:
-        return True
-    if answer.get("status") == "unknown request":
-        return False
-    raise BusRefused("answer", str(answer.get("status")))
-
-
 async def _publish_batches(client: ManageClient, submissions: Sequence[Submission]) -> _Outcomes:
     for batch in split_batches(submissions):
         request = manage.encode_publish([submission.document for submission in batch])
-        reply = await client.ask(request, PUBLISH_TIMEOUT_SECONDS)
-        try:
-            published = manage.decode_published(reply)
-        except ProtocolInvalid as e:
-            raise BusRefused("publish", e.expected) from e
+        published = await client.request(
+            "publish", request, manage.decode_published, PUBLISH_TIMEOUT_SECONDS
+        )
         if len(published.outcomes) != len(batch):
             raise BusRefused("publish", "its reply is about other documents")
         for position, submission in enumerate(batch):
@@ -363,10 +326,7 @@ async def _sub_port(client: ManageClient) -> int:
     The port of the bus's sub endpoint, which only the reply to a subscribe request has.
     """
     topics = STREAM_TOPICS[Stream.SIGHTING][:1]
-    reply = await client.ask(manage.encode_subscribe(topics, 0, "tbvast publish"))
-    try:
-        subscribed = manage.decode_subscribed(reply)
-    except ProtocolInvalid as e:
-        raise BusRefused("subscribe", e.expected) from e
+    request = manage.encode_subscribe(topics, 0, "tbvast publish")
+    subscribed = await client.request("subscribe", request, manage.decode_subscribed)
     await client.ask(manage.encode_unsubscribe(subscribed.topic))
     return subscribed.sub_port

@@ -256,17 +256,12 @@ async def status(
     options = keys.load()
     factory = Factory(reactor, linger=0)
     try:
-        reply = await ManageClient(reactor, factory, bus, options).ask(manage.encode_status())
+        reply = await ask_status(ManageClient(reactor, factory, bus, options))
     finally:
         factory.shutdown()
-    try:
-        answer = manage.decode_reply(reply)
-    except ProtocolInvalid as e:
-        raise BusRefused("report its status", e.expected) from e
-    if answer.get("status") == "unknown request":
+    if reply is None:
         raise BusRefused("report its status", f"{bus} is a Threat Bus, which knows no such request")
-    if answer.get("status") != "success":
-        raise BusRefused("report its status", str(answer.get("status")))
+    answer = manage.decode_reply(reply)
     if as_json:
         screen.write_json(msgspec.json.format(reply, indent=2))
     elif screen.is_terminal:
@@ -277,3 +272,19 @@ async def status(
         for path, value in plain_lines(answer):
             screen.write_line(path, value)
     return True
+
+
+async def ask_status(client: ManageClient) -> bytes | None:
+    """
+    @return: The status of a bus, a JSON object; C{None} if it is a Threat Bus, which has none.
+    @raise BusUnreachable: If the bus does not answer.
+    @raise BusRefused: If it refuses, or its reply is malformed.
+    """
+    reply = await client.ask(manage.encode_status())
+    try:
+        status = manage.decode_reply(reply).get("status")
+    except ProtocolInvalid as e:
+        raise BusRefused("report its status", e.expected) from e
+    if status not in ("success", "unknown request"):
+        raise BusRefused("report its status", str(status))
+    return reply if status == "success" else None
