@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from datetime import UTC
 from typing import Any
 
@@ -151,7 +152,7 @@ class LineTests(SynchronousTestCase):
 
 class MessagePrinterTests(SynchronousTestCase):
     def printer(self, out: io.StringIO, as_json: bool = False, count: int = 0) -> MessagePrinter:
-        return MessagePrinter(Screen(out, io.StringIO()), as_json, count)
+        return MessagePrinter(Screen(out, io.StringIO()), as_json, count or math.inf)
 
     def test_plain(self) -> None:
         out = io.StringIO()

@@ -27,11 +27,7 @@ from tbvast.service.clock import use_monotonic_time
 from tbvast.values import HostPort
 from tbvast.zeromq.curve import KeyUnusable
 
-SUCCESS = 0
-INCOMPLETE = 1
-USAGE = 2
-UNREACHABLE = 3
-INTERRUPTED = 130
+SUCCESS, INCOMPLETE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 """
 The exit statuses.
 """

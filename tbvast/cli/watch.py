@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import tzinfo
 from typing import Any
 
+import attrs
 import msgspec
 from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
@@ -40,8 +41,7 @@ The maximum number of observables listed for one message.
 
 MAX_REMEMBERED_MESSAGES = 100_000
 """
-The maximum number of messages remembered to recognise repeats: a bus that was
-restarted sends some again.
+The maximum number of messages remembered: a bus that was restarted sends some again.
 """
 
 _STYLES = {
@@ -80,25 +80,15 @@ def make_row(item: Item) -> Row:
     Extract the columns of a message.
     """
     if isinstance(item, Indicator):
-        return Row(
-            time=item.modified,
-            kind="indicator",
-            action=item.operation.value,
-            value=_values(item),
-            event="",
-            id=item.id,
-        )
+        action = item.operation.value
+        return Row(item.modified, "indicator", action, _values(item), "", item.id)
     document = json_object(item.raw)
+    action = _text(document.get("x_threatbus_match_type"))
+    value = _text(document.get("x_threatbus_indicator_value"))
+    values = _joint_values(document.get("x_threatbus_indicator_values"))
     context = document.get("x_threatbus_sighting_context")
-    return Row(
-        time=item.last_seen or 0,
-        kind="sighting",
-        action=_text(document.get("x_threatbus_match_type")),
-        value=_joint_values(document.get("x_threatbus_indicator_values"))
-        or _text(document.get("x_threatbus_indicator_value")),
-        event=describe_event(context) if isinstance(context, dict) else "",
-        id=item.indicator,
-    )
+    event = describe_event(context) if isinstance(context, dict) else ""
+    return Row(item.last_seen or 0, "sighting", action, values or value, event, item.indicator)
 
 
 def _values(indicator: Indicator) -> str:
@@ -186,26 +176,24 @@ def _aligned(cells: tuple[str, ...], width: int) -> str:
     return text if len(text) < width else f"{text[: width - 2]}…"
 
 
+@attrs.define(eq=False)
 class MessagePrinter:
     """
     Prints messages, each once, up to a maximum number.
 
-    @ivar done: Fires when that number has been printed; fails with C{OSError} if
-        standard output cannot be written.
+    @param screen: The streams of the command.
+    @param as_json: Whether to print STIX documents instead of lines.
+    @param left: The maximum number of messages.
+    @ivar done: Fires when that number has been printed; fails with C{OSError} if standard output
+        cannot be written.
     """
 
-    def __init__(self, screen: Screen, as_json: bool, count: int) -> None:
-        """
-        @param screen: The streams of the command.
-        @param as_json: Whether to print STIX documents instead of lines.
-        @param count: The maximum number of messages; C{0} for no maximum.
-        """
-        self.done: Deferred[None] = Deferred()
-        self._screen = screen
-        self._json = as_json
-        self._left = count or math.inf
-        self._header_written = False
-        self._seen: dict[tuple[str, int], None] = {}
+    _screen: Screen
+    _as_json: bool
+    _left: float
+    done: Deferred[None] = attrs.field(init=False, factory=Deferred)
+    _header_written: bool = attrs.field(init=False, default=False)
+    _seen: dict[tuple[str, int], None] = attrs.field(init=False, factory=dict)
 
     def receive(self, items: list[Item]) -> None:
         if self.done.called:
@@ -232,7 +220,7 @@ class MessagePrinter:
 
     def _write(self, item: Item) -> None:
         screen = self._screen
-        if self._json:
+        if self._as_json:
             screen.write_json(msgspec.json.format(item.raw, indent=-1))
         elif not screen.is_terminal:
             screen.write_line(*plain_fields(make_row(item)))
@@ -266,15 +254,10 @@ async def watch(
     @raise SettingsInvalid: If only one key is given.
     @raise KeyUnusable: If a key cannot be used.
     """
-    printer = MessagePrinter(screen, as_json, count)
-    request = SubscriptionRequest(
-        topics=tuple(
-            STREAM_TOPICS[each][0] for name, each in STREAMS.items() if stream in (None, name)
-        ),
-        snapshot=snapshot,
-        name="tbvast watch",
-        heartbeat=HEARTBEAT_SECONDS,
-    )
+    printer = MessagePrinter(screen, as_json, count or math.inf)
+    streams = STREAMS.values() if stream is None else (STREAMS[stream],)
+    topics = tuple(STREAM_TOPICS[each][0] for each in streams)
+    request = SubscriptionRequest(topics, snapshot, "tbvast watch", HEARTBEAT_SECONDS)
     options = keys.load()
     factory = Factory(reactor)
     subscription = BusSubscription(
