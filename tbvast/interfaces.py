@@ -156,10 +156,8 @@ class IEngine(Interface):
 
 class IEngineClient(Interface):
     """
-    The same engine, for the reactor's thread.
-
-    Each method does what the one of L{IEngine} with its name does. A C{Deferred} fails with the
-    error that the latter raises.
+    The same engine, for the reactor's thread. Each method does the same as that of L{IEngine}
+    with its name; its C{Deferred} fails with the errors that the latter raises.
     """
 
     cut: Mapping[str, int] = Attribute("@see: L{IEngine.cut}")
@@ -170,9 +168,7 @@ class IEngineClient(Interface):
 
     def adding() -> IAdding:
         """
-        Begin to write entries that arrive in batches.
-
-        @see: L{IEngine.add}
+        Begin an L{IEngine.add} of entries that arrive in batches.
         """
 
     def remove(observables: Sequence[Observable]) -> Deferred[None]: ...
@@ -187,10 +183,10 @@ class IEngineClient(Interface):
         since: float | None = None,
     ) -> Deferred[None]:
         """
-        @param deliver: Called in the reactor's thread with each batch. The next batch is read
-            from the engine when the C{Deferred} that it returns has fired.
-        @return: Fires when the search has ended and everything was delivered. Cancelling it
-            ends the search.
+        @param deliver: Called in the reactor's thread with each batch. The next one is read when
+            the C{Deferred} that it returns has fired.
+        @return: Fires when the search has ended and everything was delivered. Cancelling it ends
+            the search.
         """
 
     def watch(
@@ -237,14 +233,15 @@ class IAdding(Interface):
 
 class IJournal(Interface):
     """
-    The durable, numbered record of everything a bus has accepted.
+    The durable, numbered record of everything a bus has accepted. Each reader replays it at its
+    own pace.
 
-    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk
-    refuses.
+    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
 
     identity: str = Attribute("A text that no other journal has; made with the journal.")
     head: int = Attribute("The highest number given so far; C{0} if none.")
+    floor: int = Attribute("Every entry with a higher number is still there.")
 
     def append(items: Sequence[Item], publishers: Sequence[Run] = ()) -> Deferred[list[Outcome]]:
         """
@@ -274,8 +271,7 @@ class IJournal(Interface):
 
         @param after: Only those with a higher number.
         @param until: Only those with this number or a lower one.
-        @param since: Only those received at this time or later; seconds since
-            the epoch.
+        @param since: Only those received at this time or later; seconds since the epoch.
         @param limit: The most to return.
         @param size: Bytes of documents after which no more are returned.
         @return: Fires with numbers and documents, by number.
@@ -283,8 +279,47 @@ class IJournal(Interface):
 
     def counts() -> Deferred[dict[str, int]]:
         """
-        @return: Fires with the numbers of C{indicators} in force and of stored
-            C{sightings}, without those that were set aside.
+        @return: Fires with the numbers of C{indicators} in force and of stored C{sightings}.
+        """
+
+    def entries(
+        after: int, streams: Collection[Stream], limit: int, size: int
+    ) -> Deferred[list[JournalEntry]]:
+        """
+        Read accepted items, whether they are still in force or not.
+
+        @param after: Only those with a higher number.
+        @param streams: Only those of these types.
+        @param limit: The most to return.
+        @param size: Bytes of documents after which no more are returned.
+        @return: Fires with entries, by number; empty if there are no more.
+        """
+
+    def pruned(after: int, until: int) -> Deferred[int]:
+        """
+        Count the entries that the journal has pruned, of all streams.
+
+        @param after: Only those with a higher number.
+        @param until: Only those with this number or a lower one; no higher than L{floor}.
+        @return: Fires with their number.
+        """
+
+    def position(reader: str) -> Deferred[Position | None]:
+        """
+        @param reader: The name of the reader.
+        @return: Fires with its position, in this journal or another bus's; C{None} if it is new.
+        """
+
+    def set_position(reader: str, position: Position) -> Deferred[None]:
+        """
+        Store a reader's position durably.
+        """
+
+    def save_subscriptions(changes: dict[str, bytes | None]) -> Deferred[None]:
+        """
+        Store subscriptions durably, for the next start of the bus.
+
+        @param changes: Their states, by their own topic; C{None} deletes one.
         """
 
     def set_aside(items: Sequence[SetAside]) -> Deferred[None]:
@@ -300,14 +335,13 @@ class IJournal(Interface):
 
     def set_aside_report() -> Deferred[SetAsideReport]:
         """
-        @return: Fires with the number of items that were set aside, and the reason of the
-            newest one.
+        @return: Fires with the number of set-aside items, and the reason of the newest one.
         """
 
 
 class IContextTransform(Interface):
     """
-    What changes the context of a sighting, before it is reported.
+    Changes the contexts of sightings before they are reported.
     """
 
     def transform(event: JsonObject, value: str, match_type: MatchType) -> Deferred[JsonObject]:
@@ -316,40 +350,35 @@ class IContextTransform(Interface):
 
         @param event: The event that matched.
         @param value: The observable's value that it matched.
-        @return: Fires with the changed context, or with C{event} itself if it
-            could not be changed. Never fails.
+        @return: Fires with the changed context, or with C{event} itself if it cannot be changed.
+            Never fails.
         """
 
 
 class ISink(Interface):
     """
-    What takes the contexts of sightings, instead of the bus.
+    Receives the contexts of sightings in place of the bus.
     """
 
     def send(context: JsonObject, value: str, match_type: MatchType) -> Deferred[None]:
         """
-        Hand over one context.
+        Send one context.
 
         @param value: The observable's value that matched.
-        @return: Fires once it was taken. Fails with
-            L{tbvast.errors.CommandRefused} if this context can never be handed
-            over, and with another L{tbvast.errors.CommandFailed} if it was not
-            taken this time.
+        @return: Fires once it was accepted. Fails with L{tbvast.errors.CommandRefused} if it
+            never can be, and with another L{tbvast.errors.CommandFailed} if it was not this time.
         """
 
 
 class IBacklog(Interface):
     """
-    Sightings that wait for their receiver, each with a key of the backlog's choice.
-
-    Every call fails with the error of their store.
+    Sightings that wait for their receiver, each with a key of the backlog's choice. Every call
+    fails with the error of their store.
     """
 
     def page(request: PageRequest) -> Awaitable[list[WaitingSighting]]:
         """
-        Read the oldest waiting sightings.
-
-        @return: The sightings; empty if no other one waits.
+        Read the oldest waiting sightings; empty if no other one waits.
         """
 
     def one(key: str) -> Awaitable[list[WaitingSighting]]:
@@ -395,19 +424,18 @@ class ISightingOutbox(IBacklog):
 
     def prune() -> Deferred[None]:
         """
-        Delete the ids of sightings that were sent long ago: they count as new again from then
-        on.
+        Delete the ids of sightings that were sent long ago, which then count as new again.
         """
 
 
 class IIndicatorStore(Interface):
     """
-    The indicators of a bridge, stored durably. It decides which of them are in force, which
-    observables they have, and for which of them past events have been searched. The engine's
-    tables are a copy of it.
+    The indicators of a bridge, stored durably. It decides which of them are in force by the
+    calendar, which observables they have, and for which of them past events have been searched.
+    The engine's tables are a copy of it.
 
-    It uses the calendar to decide whether an indicator is valid. Its calls are executed in
-    order. Every C{Deferred} fails with L{tbvast.errors.StoreFailed} if the disk refuses.
+    Calls are executed in order. Every C{Deferred} fails with L{tbvast.errors.StoreFailed} if the
+    disk refuses.
     """
 
     def apply(
@@ -433,10 +461,8 @@ class IIndicatorStore(Interface):
 
     def set_aside(items: Sequence[SetAside], ids: Sequence[str] = ()) -> Deferred[None]:
         """
-        Set items aside that could not be handled.
-
-        Known indicators with an id that one of them claims survive the snapshot that is being
-        applied.
+        Set items aside that could not be handled. Known indicators with an id that one of them
+        claims survive the snapshot that is being applied.
 
         @param ids: Further ids that they may have.
         """
@@ -473,8 +499,7 @@ class IIndicatorStore(Interface):
         Compare the store with the engine.
 
         @param held: The entries that the engine holds.
-        @return: Fires with the changes that make the engine hold the right ones, in parts; at
-            least one.
+        @return: The changes that make the engine hold the right ones, in parts; at least one.
         """
 
     def unsearched(until: int, limit: int) -> Awaitable[Unsearched]:
@@ -507,18 +532,15 @@ class IIndicatorStore(Interface):
 
     def set_covered(covered: Covered) -> Deferred[None]:
         """
-        Store the moment up to which every arriving event has been matched.
-
-        @param covered: The moment. All sightings of earlier events must have been stored.
+        Store that moment. All sightings of earlier events must have been stored.
         """
 
     def counts() -> Deferred[JsonObject]:
         """
         @return: Fires with the numbers of C{indicators} in force, of C{unsearched} ones among
-            them, and of those that are C{not_yet} valid; C{unmatched} ones by reason (one may
-            have several), and the newest of these with their reasons by id, as
-            C{unmatched_ids}; the number of C{unsent} sightings; and how many items were
-            C{set_aside}, with the newest reason, if any were.
+            them, and of those that are C{not_yet} valid; C{unmatched} ones by reason, and the
+            reasons of the newest of these by id, as C{unmatched_ids}; the number of C{unsent}
+            sightings; and that of items that were C{set_aside}, with the newest reason.
         """
 
 
@@ -534,14 +556,12 @@ class IRetention(Interface):
         End indicators that are no longer valid.
 
         @param limit: The most to end.
-        @return: Fires, once it is durable, with one outcome per indicator: a removal with a
-            number of its own.
+        @return: Fires, once that is durable, with a numbered removal of each.
         """
 
     def prune(age: float, size: int, limit: int) -> Deferred[int]:
         """
-        Prune superseded versions, ended indicators and sightings. Indicators in force
-        always stay.
+        Prune superseded versions, ended indicators and sightings, but no indicator in force.
 
         @param age: Seconds after which an entry is deleted.
         @param size: Bytes of the journal; above this size, the oldest are deleted sooner.
@@ -566,63 +586,59 @@ class ISnapshotSource(Interface):
         """
         Send, page by page, every indicator that is in force. Cancelled if the asker is gone.
 
-        @param since: Only those received at this time or later; seconds since
-            the epoch.
-        @param send: Takes a page of documents; the next page may be sent when its
-            C{Deferred} has fired.
+        @param since: Only those received at this time or later; seconds since the epoch.
+        @param send: Sends a page of documents; fires when the next one may be sent.
         @return: The number of indicators.
         """
 
 
 class ICursor(Interface):
     """
-    A subscriber that remembers where it has got to in a bus's journal.
+    A subscriber with a stored position in a bus's journal.
     """
 
     position: Position | None = Attribute(
-        "The position up to which everything was applied; C{None}"
-        " if nothing was, or the bus has no numbers."
+        "The position up to which everything was applied; C{None} if nothing was, or the bus has"
+        " no numbers."
     )
 
     def apply(
         items: Sequence[Item], position: Position | None, decided: bool = False
     ) -> Awaitable[None]:
         """
-        Apply items, and remember the position, in one durable step.
+        Apply items, and store the position, in one durable step.
 
-        It may be done, for the next ones to be applied, before that step is: L{commit}
-        waits for it. If it fails, so does what was applied after it.
+        The call may be done before that step is; L{commit} waits for it. If it fails, so do
+        all steps after it.
 
         @param items: The items; may be none.
         @param position: C{None} if they have none.
-        @param decided: Whether the bus has decided between the versions of an indicator:
-            what it sends later is in force, whatever C{modified} says.
+        @param decided: Whether the bus has decided between the versions of an indicator, so
+            that the last one counts, whatever its C{modified} is.
         """
 
     def set_aside(items: Sequence[Unreadable]) -> Awaitable[None]:
         """
-        Take note of items that could not be read, durably if it can be: they will not
-        come again. What is known of an item that has one of their ids is not ended by
-        the L{end_snapshot} that follows.
+        Take note of unreadable items: they do not come again. The next L{end_snapshot} does not
+        end known items with one of their ids.
 
         @param items: At least one. Called before the items around them are applied.
         """
 
     def commit() -> Awaitable[None]:
         """
-        Wait until everything that was given to L{apply} is durable, or fail.
+        Wait until all applied items are durable, or fail.
         """
 
     def begin_snapshot() -> Awaitable[None]:
         """
-        Everything that is in force follows, as items without a position, and then
-        L{end_snapshot}; unless another snapshot begins first.
+        Begin a snapshot: everything in force follows, as items without a position, and then
+        L{end_snapshot}, unless another snapshot begins first.
         """
 
     def end_snapshot(position: Position) -> Awaitable[None]:
         """
-        What did not come since L{begin_snapshot} is no longer in force; remember
-        the position.
+        End the items that did not come since L{begin_snapshot}, and store the position.
         """
 
 
@@ -678,25 +694,12 @@ class IPausable(Interface):
 
 class IReloadable(Interface):
     """
-    A service that can read a changed file again while it runs.
+    A service with a file that may change while it runs.
     """
 
     def reload() -> None:
         """
         Read the file again. If it cannot be used, log that and continue as before.
-        """
-
-
-class ISubscriptionStore(Interface):
-    """
-    Stores subscriptions across restarts of the bus.
-
-    Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
-    """
-
-    def save_subscriptions(changes: dict[str, bytes | None]) -> Deferred[None]:
-        """
-        @param changes: The states of subscriptions, by their own topic; C{None} deletes one.
         """
 
 
@@ -849,46 +852,4 @@ class ISubscription(Interface):
     def close() -> None:
         """
         End the subscription, and drop its waiting frames.
-        """
-
-
-class IReplay(IJournal):
-    """
-    A journal that is replayed, to each reader at its own pace.
-    """
-
-    floor: int = Attribute("Every entry with a higher number is still there.")
-
-    def entries(
-        after: int, streams: Collection[Stream], limit: int, size: int
-    ) -> Deferred[list[JournalEntry]]:
-        """
-        Read accepted items, whether they are still in force or not.
-
-        @param after: Only those with a higher number.
-        @param streams: Only those of these types.
-        @param limit: The most to return.
-        @param size: Bytes of documents after which no more are returned.
-        @return: Fires with entries, by number; empty if there are no more.
-        """
-
-    def pruned(after: int, until: int) -> Deferred[int]:
-        """
-        Count the entries that the journal has pruned, of all streams.
-
-        @param after: Only those with a higher number.
-        @param until: Only those with this number or a lower one; no higher than L{floor}.
-        @return: Fires with their number.
-        """
-
-    def position(reader: str) -> Deferred[Position | None]:
-        """
-        @param reader: The name of the reader.
-        @return: Fires with the reader's position, in this journal or another bus's;
-            C{None} for a new reader.
-        """
-
-    def set_position(reader: str, position: Position) -> Deferred[None]:
-        """
-        Store a reader's position durably.
         """

@@ -32,11 +32,10 @@ from tbvast.errors import (
 )
 from tbvast.interfaces import (
     IContextTransform,
+    IJournal,
     IPublisher,
-    IReplay,
     ISink,
     ISnapshotSource,
-    ISubscriptionStore,
 )
 from tbvast.protocol import manage
 from tbvast.protocol.damaged_json import finished
@@ -224,7 +223,7 @@ async def until(reactor: IReactorTime, condition: Callable[[], Any]) -> None:
 # The bus
 
 
-@implementer(IReplay, ISubscriptionStore)
+@implementer(IJournal)
 class MemoryJournal:
     """
     An L{IJournal} that remembers until it is let go.

@@ -21,7 +21,7 @@ from zope.interface.verify import verifyObject
 from tbvast.bus.journal.values import EVERYBODY, JournalEntry, Outcome, Publisher, Verdict, runs_of
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IJournal, IReplay, ISubscriptionStore
+from tbvast.interfaces import IJournal
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.stix.documents import from_microseconds, timestamp
@@ -126,11 +126,7 @@ class JournalContract:
         return [document for _, document in self.current()]
 
     def test_interface(self) -> None:
-        """
-        It is an L{IJournal}, an L{IReplay} and an L{ISubscriptionStore}.
-        """
-        for interface in (IJournal, IReplay, ISubscriptionStore):
-            verifyObject(interface, self.journal)
+        verifyObject(IJournal, self.journal)
 
     def test_empty(self) -> None:
         """

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch, Form, Refuse, Rendered, render_in_turns
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IPublisher, IReplay, ISubscription, SendPage
+from tbvast.interfaces import IJournal, IPublisher, ISubscription, SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, Stream, streams_of
 from tbvast.service.rate_limit import RateLimit
@@ -110,7 +110,7 @@ class BusParts:
     clock: IReactorTime
     settings: PluginSettings
     publisher: IPublisher
-    journal: IReplay
+    journal: IJournal
     refuse: Refuse
     retry: Callable[[ISubscription], None]
     begin_snapshot: Callable[[ISubscription], None]

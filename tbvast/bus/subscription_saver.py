@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import ISubscription, ISubscriptionStore
+from tbvast.interfaces import IJournal, ISubscription
 from tbvast.service.turns import in_turns
 
 PROGRESS_INTERVAL = 0.5
@@ -50,7 +50,7 @@ class SubscriptionSaver(TimerService):
     _log = Logger()
 
     _clock: IReactorTime
-    _store: ISubscriptionStore
+    _journal: IJournal
     _everybody: Callable[[], list[ISubscription]]
     _stored: Mapping[str, bytes]
 
@@ -92,7 +92,7 @@ class SubscriptionSaver(TimerService):
         if not changes:
             return
         try:
-            await self._store.save_subscriptions(changes)
+            await self._journal.save_subscriptions(changes)
         except JournalFailed as e:  # it is retried, and logged once
             if not self._failing:
                 self._log.error("Cannot save subscriptions: {reason}", reason=str(e))

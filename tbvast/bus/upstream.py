@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
-from tbvast.interfaces import IBacklog, IReplay
+from tbvast.interfaces import IBacklog, IJournal
 from tbvast.protocol.frames import Item
 from tbvast.protocol.topics import Stream
 from tbvast.service.flusher import Flusher
@@ -45,7 +45,7 @@ class IntelCursor(Listener):
     too.
     """
 
-    def __init__(self, journal: IReplay, reader: str, take: Take) -> None:
+    def __init__(self, journal: IJournal, reader: str, take: Take) -> None:
         """
         @param reader: The name under which the position is stored.
         @param take: Takes in items.
@@ -82,7 +82,7 @@ class JournalBacklog:
     @param reader: The name under which the number is stored.
     """
 
-    _journal: IReplay
+    _journal: IJournal
     _reader: str
     _stored: int = attrs.field(init=False, default=0)
     _read_until: int | None = attrs.field(init=False, default=None)
@@ -155,7 +155,7 @@ class Upstream(Service):
         reactor: Any,
         factory: Factory,
         settings: UpstreamSettings,
-        journal: IReplay,
+        journal: IJournal,
         take: Take,
         subscribe: Callable[..., BusSubscription] = BusSubscription,
     ) -> None:

@@ -32,7 +32,7 @@ from tbvast.bus.journal.values import (
 )
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import FileLost, JournalFailed
-from tbvast.interfaces import IJournal, IReplay, IRetention, ISubscriptionStore
+from tbvast.interfaces import IJournal, IRetention
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
@@ -73,7 +73,7 @@ def set_aside(journal: IJournal, items: Sequence[SetAside]) -> Deferred[None]:
     return Deferred.fromCoroutine(attempt())
 
 
-@implementer(IReplay, IRetention, ISubscriptionStore)
+@implementer(IJournal, IRetention)
 @attrs.define(eq=False, slots=False)
 class Journal:
     """

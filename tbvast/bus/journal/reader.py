@@ -43,8 +43,9 @@ The number, the stream, the document and the checksum of an entry, at least.
 
 class JournalReader:
     """
-    Reads the journal while another process writes it. Called in any thread, one call at a
-    time.
+    Reads the journal while another process writes it. Called in any thread, one call at a time.
+    L{tbvast.interfaces.IJournal} documents the other methods. Dates are in seconds since the
+    epoch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,11 +77,6 @@ class JournalReader:
     def current(
         self, after: int, until: int, since: float, limit: int, size: int, now: float
     ) -> Page[tuple[int, bytes]]:
-        """
-        @see: L{tbvast.interfaces.IJournal.current}
-
-        @param now: Seconds since the epoch.
-        """
         fixed = (until, IN_FORCE, STREAM_NUMBER[Stream.INTEL])
         dates = (microseconds(since), microseconds(now))
 
@@ -152,11 +148,6 @@ class JournalReader:
                     yield set_aside_row(number, stream, id_, body, stage, reason)
 
     def counts(self, now: float) -> dict[str, int]:
-        """
-        @see: L{tbvast.interfaces.IJournal.counts}
-
-        @param now: Seconds since the epoch.
-        """
         with self._reading():
             indicators, sightings = self._connection.execute(
                 "SELECT count(*) FILTER (WHERE stream = ?"
@@ -173,9 +164,6 @@ class JournalReader:
         return {"indicators": indicators, "sightings": sightings}
 
     def set_aside_report(self) -> SetAsideReport:
-        """
-        @see: L{tbvast.interfaces.IJournal.set_aside_report}
-        """
         with self._reading():
             return report(self._connection)
 
@@ -189,9 +177,6 @@ class JournalReader:
     def entries(
         self, after: int, streams: Collection[Stream], limit: int, size: int
     ) -> Page[JournalEntry]:
-        """
-        @see: L{tbvast.interfaces.IReplay.entries}
-        """
         wanted = json.dumps([STREAM_NUMBER[stream] for stream in streams])
 
         def read(after: int) -> list[_Row]:
@@ -209,9 +194,6 @@ class JournalReader:
         return Page(entries, damaged, floor)
 
     def pruned(self, after: int, until: int) -> int:
-        """
-        @see: L{tbvast.interfaces.IReplay.pruned}
-        """
         with self._reading():
             (left,) = self._connection.execute(
                 "SELECT count(*) FROM entries WHERE number > ? AND number <= ?", (after, until)
@@ -219,9 +201,6 @@ class JournalReader:
         return until - after - int(left)
 
     def position(self, reader: str) -> Position | None:
-        """
-        @see: L{tbvast.interfaces.IReplay.position}
-        """
         with self._reading():
             found = self._connection.execute(
                 "SELECT plugin, number FROM positions WHERE reader = ?", (reader,)

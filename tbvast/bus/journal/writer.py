@@ -53,6 +53,8 @@ The most entries of an earlier version, and their bytes, that are checked in one
 class JournalStore:
     """
     Writes the journal's file. Only one thread of one process may use it.
+    L{tbvast.interfaces.IJournal} and L{tbvast.interfaces.IRetention} document the other methods.
+    Dates are in seconds since the epoch.
     """
 
     def __init__(self, path: Path, new_identity: str) -> None:
@@ -134,11 +136,6 @@ class JournalStore:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def set_aside(self, items: Sequence[SetAside], now: float) -> None:
-        """
-        @see: L{tbvast.interfaces.IJournal.set_aside}
-
-        @param now: Seconds since the epoch.
-        """
         with journal_errors("write", self._path), transaction(self._connection):
             self._set_aside(items, microseconds(now))
 
@@ -191,9 +188,6 @@ class JournalStore:
         failures: int = 0,
     ) -> list[PackedOutcome]:
         """
-        @see: L{tbvast.interfaces.IJournal.append}
-
-        @param now: Seconds since the epoch.
         @param failures: The number of failed calls that the caller has seen. Until it has
             seen the last one, nothing more is appended.
         """
@@ -239,11 +233,6 @@ class JournalStore:
             self.head = batch.head
 
     def expire(self, now: float, limit: int) -> list[PackedOutcome]:
-        """
-        @see: L{tbvast.interfaces.IRetention.expire}
-
-        @param now: Seconds since the epoch.
-        """
         moment = microseconds(now)
         with self._batch(moment) as batch:
             rows = self._connection.execute(
@@ -255,9 +244,7 @@ class JournalStore:
 
     def prune(self, since: float, size: int, limit: int) -> Pruned:
         """
-        @see: L{tbvast.interfaces.IRetention.prune}
-
-        @param since: Seconds since the epoch; older entries are deleted.
+        @param since: Older entries are deleted.
         """
         with journal_errors("write", self._path):
             (used,) = self._connection.execute(
@@ -288,9 +275,6 @@ class JournalStore:
         """
 
     def save_subscriptions(self, changes: dict[str, bytes | None]) -> None:
-        """
-        @see: L{tbvast.interfaces.ISubscriptionStore.save_subscriptions}
-        """
         with journal_errors("write", self._path), transaction(self._connection):
             self._connection.executemany(
                 "DELETE FROM subscriptions WHERE topic = ?", [(topic,) for topic in changes]
@@ -301,9 +285,6 @@ class JournalStore:
             )
 
     def set_position(self, reader: str, position: Position) -> None:
-        """
-        @see: L{tbvast.interfaces.IReplay.set_position}
-        """
         with journal_errors("write", self._path):
             self._connection.execute(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
