@@ -24,7 +24,6 @@ from tbvast.service.child_process import (
     ChildOwner,
     Children,
     Exit,
-    append_tail,
     ending_signals,
     launch_command,
 )
@@ -57,10 +56,6 @@ class PolicyTests(SynchronousTestCase):
                 (signal.SIGKILL, REAP_SECONDS),
             ],
         )
-
-    def test_tail(self) -> None:
-        self.assertEqual(append_tail(b"abc", b"de", 4), b"bcde")
-        self.assertEqual(len(append_tail(b"", b"x" * 5000)), MAX_STDERR_BYTES)
 
     def test_exit(self) -> None:
         """
@@ -121,8 +116,10 @@ class ChildrenTests(SynchronousTestCase, ChildOwner):
         process.say(b"a")
         process.complain(b"b")
         self.assertEqual((self.read, child.stderr), ([b"a", b"b"], "b"))
+        process.complain(b"c" * (MAX_STDERR_BYTES - 1))
+        process.complain(b"d")
         process.exit(2)
-        self.assertEqual(self.ends, [Exit(2, None, "b")])
+        self.assertEqual(self.ends, [Exit(2, None, "c" * (MAX_STDERR_BYTES - 1) + "d")])
 
     def test_end(self) -> None:
         """

@@ -29,7 +29,7 @@ from tbvast.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
-from tbvast.service.child_process import Exit, append_tail, ending_signals, launch_command
+from tbvast.service.child_process import Exit, ending_signals, launch_command
 from tbvast.service.lines import LineBuffer
 from tbvast.values import Match
 
@@ -376,7 +376,7 @@ class _Call(Waiter):
 
     async def _drain(self, stream: asyncio.StreamReader) -> None:
         while chunk := await stream.read(READ_BYTES):
-            self._stderr = append_tail(self._stderr, chunk, MAX_STDERR_BYTES)
+            self._stderr = (self._stderr + chunk)[-MAX_STDERR_BYTES:]
 
     def write(self, text: str) -> bool:
         """

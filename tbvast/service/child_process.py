@@ -2,8 +2,7 @@
 The supervisor of child processes: starts, reads, writes and ends them without blocking.
 
 A worker thread cannot use the reactor, so a blocking caller has processes of another library.
-It shares with L{Child} the launch (L{launch_command}), the end of standard error
-(L{append_tail}), and the words for the end of a process (L{Exit}).
+It shares with L{Child} the launch (L{launch_command}) and the description of the end (L{Exit}).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
@@ -103,13 +102,6 @@ def ending_signals(patience: Sequence[float]) -> Iterator[tuple[signal.Signals, 
     yield signal.SIGKILL, REAP_SECONDS
 
 
-def append_tail(kept: bytes, more: bytes, most: int = MAX_STDERR_BYTES) -> bytes:
-    """
-    @return: The last C{most} bytes of a stream, of which C{kept} was the end before C{more}.
-    """
-    return (kept + more)[-most:]
-
-
 class ChildOwner:
     """
     Handles the events of a child; here by doing nothing.
@@ -151,7 +143,7 @@ class Child(ProcessProtocol):
     @param clock: The clock of the time limits.
     @param name: Its name in the log.
     @param patience: Seconds from SIGTERM to SIGKILL.
-    @param reaped: Called at the end, after the owner.
+    @ivar reaped: Fires at the end, after the owner.
     """
 
     _log = Logger()
@@ -160,7 +152,7 @@ class Child(ProcessProtocol):
     _clock: IReactorTime
     _name: str
     _patience: float
-    _reaped: Callable[[Child], None]
+    reaped: Deferred[None] = attrs.field(init=False, factory=Deferred)
     _stderr: bytes = attrs.field(init=False, default=b"")
     _reason: Failure | None = attrs.field(init=False, default=None)
     _finished: bool = attrs.field(init=False, default=False)
@@ -258,7 +250,7 @@ class Child(ProcessProtocol):
 
     def errReceived(self, data: bytes) -> None:
         if not self._finished:
-            self._stderr = append_tail(self._stderr, data)
+            self._stderr = (self._stderr + data)[-MAX_STDERR_BYTES:]
             self._owner.complained(data)
 
     def inConnectionLost(self) -> None:
@@ -288,7 +280,7 @@ class Child(ProcessProtocol):
         try:
             self._owner.ended(Exit(status.exitCode, status.signal, self.stderr))
         finally:
-            self._reaped(self)
+            self.reaped.callback(None)
 
     def _cancel(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -311,7 +303,6 @@ class Children:
     _name: str
     _patience: float
     _running: set[Child] = attrs.field(init=False, factory=set)
-    _waiting: list[Deferred[None]] = attrs.field(init=False, factory=list)
 
     def spawn(
         self,
@@ -340,23 +331,11 @@ class Children:
         path = executable or name
         command = launch_command(path, arguments, name) if bound else list(map(os.fsencode, argv))
         program = command[0] if bound else os.fsencode(path)
-        child = Child(owner, self._clock, self._name, self._patience, self._reaped)
+        child = Child(owner, self._clock, self._name, self._patience)
+        self._reactor.spawnProcess(child, program, command, env=environment, childFDs=descriptors)
         self._running.add(child)
-        try:
-            self._reactor.spawnProcess(
-                child, program, command, env=environment, childFDs=descriptors
-            )
-        except Exception:
-            self._running.discard(child)
-            raise
+        child.reaped.addCallback(lambda _: self._running.discard(child))
         return child
-
-    def _reaped(self, child: Child) -> None:
-        self._running.discard(child)
-        if not self._running:
-            waiting, self._waiting = self._waiting, []
-            for d in waiting:
-                d.callback(None)
 
     def stop(self, grace: float = 0.0) -> Deferred[None]:
         """
@@ -365,13 +344,10 @@ class Children:
         @param grace: Seconds from the closing of their input to SIGTERM.
         @return: Fires when all have been reaped.
         """
-        if not self._running:
-            return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._waiting.append(done)
-        for child in list(self._running):
+        ending = list(self._running)
+        for child in ending:
             child.end(grace)
-        return done
+        return gatherResults([child.reaped for child in ending]).addCallback(lambda _: None)
 
 
 @attrs.define(eq=False)
