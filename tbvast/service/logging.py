@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import IO, Any, cast
+from typing import Any
 
 from twisted.logger import (
     FileLogObserver,
@@ -59,17 +59,17 @@ class ServiceLog:
             return LegacyLogObserverWrapper(legacy)
         path = twistd.get("logfile")
         foreground = twistd.get("nodaemon")
+        out: Any = sys.__stderr__ if aside else sys.stdout
         if foreground and path in (None, "", "-"):
-            return _file_observer(cast(IO[Any], sys.__stderr__) if aside else sys.stdout)
+            return FileLogObserver(out, _format)
         if path == "-":
             raise StartupRefused("a daemon cannot log to standard output: add --nodaemon")
+        path = path or default
         try:
-            self._file = LogFile.fromFullPath(
-                path or default, rotateLength=10 * 2**20, maxRotatedFiles=10
-            )
+            out = self._file = LogFile.fromFullPath(path, rotateLength=10 << 20, maxRotatedFiles=10)
         except OSError as e:
-            raise StartupRefused(f"log file {path or default} is not writable: {e.strerror}") from e
-        return _file_observer(cast(IO[Any], self._file))
+            raise StartupRefused(f"log file {path} is not writable: {e.strerror}") from e
+        return FileLogObserver(out, _format)
 
     def rotate(self) -> None:
         if self._file is not None:
@@ -80,10 +80,6 @@ _LINE_BREAKS = "\n\t"
 """
 Of a message with several lines, such as a traceback; its lines after the first are indented.
 """
-
-
-def _file_observer(out: IO[Any]) -> ILogObserver:
-    return FileLogObserver(out, _format)
 
 
 def _format(event: LogEvent) -> str | None:
