@@ -132,9 +132,6 @@ class InputContents:
 
 
 def _is_document(text: bytes) -> bool:
-    """
-    Whether the whole input is meant as one JSON document.
-    """
     start = text.lstrip()[:64]
     if start[:1] == b"[":  # a JSON list, or a line with an address in brackets
         return start[1:].lstrip()[:1] in (b"{", b"]", b"")

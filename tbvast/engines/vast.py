@@ -178,9 +178,6 @@ class VastEngine:
                     yield kept
 
     def _options(self, commands: Commands) -> tuple[str, ...]:
-        """
-        The options of every search; newer versions support a low priority.
-        """
         if self._export is None:
             said = commands.run("find", ("export", "--help"), timeout=CALL_SECONDS).lines
             known = any(b"--low-priority" in line for line in said)
@@ -232,9 +229,6 @@ class VastEngine:
         return self._commands.run(name, arguments, timeout=CALL_SECONDS).lines
 
     def _usable(self, entry: Entry) -> bool:
-        """
-        Whether the engine supports an entry; log its kind if it does not.
-        """
         if is_expressible(entry):
             return True
         kind = entry.observable.kind

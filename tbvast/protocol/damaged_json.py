@@ -212,9 +212,6 @@ class _FrameReader:
         return RawItem(int(head[1]), head[2].decode("utf-8", "replace"), raw), last.end()
 
     def _candidate(self, start: int) -> int | None:
-        """
-        @return: The next possible start of an item, at a position or after it.
-        """
         if self._left > 0:
             for candidate in _CANDIDATE.finditer(self._payload, start):
                 if self._after < int(candidate[1]) <= self._until:

@@ -242,9 +242,6 @@ _readable_decoder = msgspec.json.Decoder(_Readable)
 
 
 def _complete_properties(raw: bytes) -> _Readable | None:
-    """
-    @return: The properties of a complete indicator; C{None} for any other.
-    """
     try:
         found = _readable_decoder.decode(raw)
     except documents.UNREADABLE:

@@ -269,9 +269,6 @@ def _ip(text: str) -> Observable:
 
 
 def _address(text: str) -> str | None:
-    """
-    @return: The normal form of an address; C{None} if C{text} is not an address.
-    """
     if _IPV4.fullmatch(text):
         return text
     try:
@@ -330,9 +327,6 @@ def _domain(text: str) -> Observable:
 
 
 def _host(text: str) -> Observable | None:
-    """
-    @return: The observable of an ASCII domain name or an address; C{None} if C{text} is neither.
-    """
     name = _name(text)
     if name is not None:
         return Observable(Kind.DOMAIN, name)

@@ -292,9 +292,6 @@ def _kind(path: ObjectPath) -> Kind | None:
 
 
 def _of_observations(expression: Expression, found: _Findings) -> Condition | None:
-    """
-    @return: The condition of an expression; C{None} if nothing of it can be matched.
-    """
     if isinstance(expression, Observation):
         return _of_test(expression.test, found)
     if isinstance(expression, Qualified):

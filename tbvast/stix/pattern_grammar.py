@@ -378,9 +378,6 @@ class _Parser:
         self.advance()
 
     def advance(self) -> None:
-        """
-        Advance to the next token.
-        """
         token = _TOKEN.match(self._pattern, self._end)
         assert token is not None  # it matches anything
         self._count += 1
@@ -424,9 +421,6 @@ class _Parser:
         return True
 
     def observations(self) -> Expression:
-        """
-        Parse an expression.
-        """
         return self._joined((Joint.FOLLOWEDBY, Joint.OR, Joint.AND), self._qualified, Observations)
 
     def _tests(self) -> Test:
@@ -544,9 +538,6 @@ class _Parser:
         return tuple(values)
 
     def path(self) -> ObjectPath:
-        """
-        Parse an object path.
-        """
         if self.kind not in ("name", "hyphenated"):
             self.refuse("an object path such as ipv4-addr:value")
         kind = self.text
@@ -619,9 +610,6 @@ Most comparisons. This expression only saves time: the other way has the same re
 
 @lru_cache(1000)
 def _usual_path(text: str) -> ObjectPath | None:
-    """
-    @return: The path; C{None} if C{text} is not a path.
-    """
     parser = _Parser(text)
     with suppress(PatternInvalid):
         path = parser.path()

@@ -134,9 +134,6 @@ def _cut(value: JsonValue, deepest: int) -> JsonValue:
 
 
 def _outline(context: JsonObject) -> JsonObject:
-    """
-    The top level of an event, without its lists and objects.
-    """
     return {
         name[:LONGEST_TEXT]: _cut(value, 0)
         for name, value in itertools.islice(context.items(), MOST_ITEMS)

@@ -202,9 +202,6 @@ class DigestIndex:
         self._wrote_all = True
 
     def _note(self, numbers: Iterable[int]) -> None:
-        """
-        Record that everything up to the highest of these numbers is in the table.
-        """
         self._connection.execute(
             "INSERT INTO indexed VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until)",

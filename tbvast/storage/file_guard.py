@@ -136,9 +136,6 @@ class FileGuard:
             raise FileLost(self._lost)
 
     def _look(self) -> str | None:
-        """
-        @return: A description of the change to the file; C{None} if there is no change.
-        """
         for path, identity in self._files.items():
             found = _identity(path)
             if found != identity:

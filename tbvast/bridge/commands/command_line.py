@@ -106,9 +106,6 @@ def parse_command(text: str, field: str = "command", stream: bool = False) -> Co
 
 
 def _is_code(before: Sequence[str]) -> bool:
-    """
-    Whether an interpreter runs the word that follows these ones as code.
-    """
     return bool(_CODE_OPTION.fullmatch(before[-1])) and any(
         _INTERPRETER.fullmatch(os.path.basename(word)) for word in before[:-1]
     )

@@ -133,9 +133,6 @@ class _TransformStream(CommandStream):
         answer.callback(context)
 
     def _break_off(self, reason: str) -> None:
-        """
-        End a command that is out of step.
-        """
         child, self._child = self._child, None
         assert child is not None
         child.disown()

@@ -270,9 +270,6 @@ class CommandStream(ChildOwner):
         return True
 
     def _call_later(self, seconds: float, call: Callable[..., None], *arguments: str) -> None:
-        """
-        Replace the time limit of the process.
-        """
         self._cancel_timer()
         self._timer = self._service.clock.callLater(seconds, call, *arguments)
 

@@ -266,9 +266,6 @@ def _keys(observables: Collection[Observable]) -> dict[Observable, int]:
 
 
 def _key(observable: Observable) -> int:
-    """
-    @return: The digest by which the index finds an observable.
-    """
     return digest(observable.kind + " " + observable.value)
 
 

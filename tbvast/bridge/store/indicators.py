@@ -100,9 +100,6 @@ class IndicatorTable:
             self._store_position(position)
 
     def _retain_in_snapshot(self, numbers: Iterable[int]) -> None:
-        """
-        Let indicators survive the snapshot that is being applied.
-        """
         self._db.execute(
             f"UPDATE indicators SET generation = ? WHERE number {IN_JSON_LIST}",
             (self._generation, json_list(numbers)),
@@ -303,9 +300,6 @@ class IndicatorTable:
             return in_messages(self._end_where("generation != ?", self._generation))
 
     def _end_where(self, condition: str, parameter: int | str) -> Changes:
-        """
-        End the indicators that an SQL condition selects.
-        """
         ended = self._file.read_json(
             list[int],
             f"SELECT json_group_array(number) FROM indicators WHERE state != 0 AND {condition}",

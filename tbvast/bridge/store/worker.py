@@ -82,9 +82,6 @@ def open_store(path: Path, search: bool) -> Iterator[Served]:
 
 
 def _open_current(path: Path, search: bool) -> BridgeStore:
-    """
-    Open the store and bring its observables up to date.
-    """
     store = BridgeStore(path)
     try:
         store.indicators.rebuild_observables(search)
@@ -128,9 +125,6 @@ def _create(path: Path, sightings: Sequence[_Row] = (), covered: Covered | None 
 
 
 def _legible(path: Path) -> tuple[list[_Row], Covered | None]:
-    """
-    @return: The readable sightings, and the moment up to which everything was matched.
-    """
     found: dict[str, _Row] = {}
     covered: Covered | None = None
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as database:
