@@ -21,7 +21,7 @@ from devtools.services import until
 from tbvast.bridge.commands.command_line import parse_command
 from tbvast.bridge.commands.command_sink import CommandSink
 from tbvast.bridge.commands.context_command import ContextCommand
-from tbvast.bridge.commands.processes import CommandLimits
+from tbvast.bridge.commands.processes import CommandService
 from tbvast.bridge.commands.stdout_sink import StdoutSink
 from tbvast.errors import CommandFailed
 from tbvast.stix.sightings import MatchType
@@ -219,9 +219,9 @@ class ContextCommandTests(ProcessCase):
         program = (
             "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         )
+        self.patch(CommandService, "TIMEOUT_SECONDS", 1.0)
         for stream in (False, True):
-            limits = CommandLimits(timeout=1.0, patience=0.3)
-            service = self.transform(python(program), stream=stream, limits=limits)
+            service = self.transform(python(program), stream=stream, patience=0.3)
             self.assertEqual(await self.ask(service, [{"n": 1}]), [{"n": 1}])
             await until(reactor, lambda: not started() - self.before)
 
@@ -322,9 +322,7 @@ class CommandSinkTests(ProcessCase):
         """
         One that reads nothing makes events wait; stopping fails them.
         """
-        sink = self.sink(
-            python("import time; time.sleep(600)"), stream=True, limits=CommandLimits(patience=0.3)
-        )
+        sink = self.sink(python("import time; time.sleep(600)"), stream=True, patience=0.3)
         sent = [sink.send({"payload": "x" * 100_000}, "x", LIVE) for _ in range(5)]
         failed = gatherResults(
             [d.addCallbacks(lambda _: "taken", lambda f: f.check(CommandFailed)) for d in sent]

@@ -69,7 +69,7 @@ class _SinkStream(CommandStream):
             if self._start(bound=False):
                 self._call_later(self.WARM_UP_SECONDS, self._become_ready)
         elif self._ready and (batch := self._lines.next_batch()):
-            self._call_later(self._limits.timeout, self._stalled)
+            self._call_later(self._timeout, self._stalled)
             self._child.write(batch)
 
     def _become_ready(self) -> None:
@@ -80,7 +80,7 @@ class _SinkStream(CommandStream):
         self._log.warn(
             "Command {program} has taken nothing for {seconds:g} s; {waiting} events wait.",
             program=self._service.command.program,
-            seconds=self._limits.timeout,
+            seconds=self._timeout,
             waiting=len(self._lines),
         )
 
@@ -91,7 +91,7 @@ class _SinkStream(CommandStream):
 
     def input_closed(self) -> None:
         if self._child is not None:
-            self._child.end(self._limits.timeout)
+            self._child.end(self._timeout)
 
     def ended(self, exit_: Exit) -> None:
         self._child = None

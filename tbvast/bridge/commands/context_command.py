@@ -24,9 +24,10 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 The most bytes of a changed context.
 """
 
-MAX_FAILURES_IN_A_ROW = 3
+MAX_UNANSWERED_EVENTS, MAX_FAILURES_IN_A_ROW = 64, 3
 """
-The failures in a row after which events no longer wait for the next attempt.
+The most events without an answer, if one process gets many; and the failures in a row after
+which events no longer wait for the next attempt.
 """
 
 Context = dict[str, Any]
@@ -93,7 +94,7 @@ class _TransformStream(CommandStream):
         if self._child is None:
             return
         idle = not self._sent
-        while self._waiting and len(self._sent) < self._limits.in_flight:
+        while self._waiting and len(self._sent) < MAX_UNANSWERED_EVENTS:
             self._sent.append(self._waiting.popleft())
             self._child.write(self._sent[-1][0])
         if idle:
@@ -102,8 +103,8 @@ class _TransformStream(CommandStream):
     def _limit_answer(self) -> None:
         self._cancel_timer()
         if self._sent:
-            limit = self._limits.timeout
-            self._call_later(limit, self._break_off, f"no answer within {limit:g} s")
+            reason = f"no answer within {self._timeout:g} s"
+            self._call_later(self._timeout, self._break_off, reason)
 
     def received(self, data: bytes) -> None:
         child = self._child

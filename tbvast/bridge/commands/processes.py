@@ -30,25 +30,11 @@ About the most bytes that are written at once: the capacity of a pipe.
 """
 
 
-class CommandLimits(msgspec.Struct, frozen=True):
-    """
-    The limits of a command.
-
-    @ivar timeout: The most seconds for one run, or for an answer. For a sink that keeps
-        running: seconds without progress after which a warning is logged.
-    @ivar concurrency: The most processes at a time, if each gets one event.
-    @ivar in_flight: The most events without an answer, if one process gets many.
-    @ivar patience: Seconds from SIGTERM to SIGKILL. A sink that keeps running gets the same
-        time to end by itself before SIGTERM.
-    """
-
-    timeout: float = 10.0
-    concurrency: int = 4
-    in_flight: int = 64
-    patience: float = 5.0
-
-
-DEFAULT_LIMITS = CommandLimits()
+PATIENCE_SECONDS = 5.0
+"""
+Seconds from SIGTERM to SIGKILL. A sink that keeps running has the same time to end by itself
+before SIGTERM.
+"""
 
 Finished = tuple[bytes, str]
 """
@@ -71,8 +57,13 @@ class CommandService(Service, Generic[StreamType]):
     @cvar max_output: The most bytes of a run's output; a run with more fails. With C{0}, the
         output is ignored, and not limited.
     @cvar reads_on: Whether a stopped stream has time to read its input to the end.
+    @cvar TIMEOUT_SECONDS: The most seconds for one run, or for an answer. For a sink that keeps
+        running: seconds without progress after which a warning is logged.
+    @cvar MAX_PROCESSES: The most processes at a time, if each gets one event.
     @ivar stream: The process that keeps running, if there is one for all events.
     """
+
+    TIMEOUT_SECONDS, MAX_PROCESSES = 10.0, 4
 
     stream_type: type[StreamType]
     consequence: str
@@ -87,16 +78,17 @@ class CommandService(Service, Generic[StreamType]):
         reactor: IReactorProcess,
         clock: IReactorTime,
         stream: bool = False,
-        limits: CommandLimits = DEFAULT_LIMITS,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         """
         @param command: The command; without placeholders, if it is a stream.
         @param stream: Whether one process gets many events.
+        @param patience: As L{PATIENCE_SECONDS}.
         """
         self.command = command
         self.clock = clock
-        self.limits = limits
-        self.children = Children(reactor, clock, f"Command {command.program}", limits.patience)
+        self.children = Children(reactor, clock, f"Command {command.program}", patience)
+        self._patience = patience
         self.stream = self.stream_type(self) if stream else None
         self._log_limit = RateLimit(clock, 1)
         self._unlogged = 0
@@ -117,7 +109,7 @@ class CommandService(Service, Generic[StreamType]):
         if self.stream is not None:
             self.stream.stop()
         reads_on = self.stream is not None and self.reads_on
-        return self.children.stop(self.limits.patience if reads_on else 0.0)
+        return self.children.stop(self._patience if reads_on else 0.0)
 
     def failure(self, reason: str, stderr: str = "") -> CommandFailed:
         return CommandFailed(self.command.program, reason, stderr)
@@ -159,7 +151,7 @@ class CommandService(Service, Generic[StreamType]):
             return
         self._starting = True
         try:
-            while self._waiting and self._running < self.limits.concurrency:
+            while self._waiting and self._running < self.MAX_PROCESSES:
                 self._spawn(*self._waiting.popleft())
         finally:
             self._starting = False
@@ -176,7 +168,7 @@ class CommandService(Service, Generic[StreamType]):
             result.errback(self.failure(f"cannot be started: {e.strerror or e}"))
             return
         self._running += 1
-        limit = self.limits.timeout
+        limit = self.TIMEOUT_SECONDS
         run.timer = self.clock.callLater(limit, run.give_up, f"not finished after {limit:g} s")
         run.child.write(line)
         run.child.close_input()
@@ -237,7 +229,7 @@ class CommandStream(ChildOwner):
     _timer: IDelayedCall | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self._limits = self._service.limits
+        self._timeout = self._service.TIMEOUT_SECONDS
         self._backoff = BackOff(self._service.clock, self._feed)
 
     def _feed(self) -> None:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tbvast.bridge.commands.processes import DEFAULT_LIMITS, STOPPED, LineQueue, encode_line
+from tbvast.bridge.commands.processes import PATIENCE_SECONDS, STOPPED, LineQueue, encode_line
 from tbvast.errors import CommandFailed, CommandRefused
 from tbvast.interfaces import ISink
 from tbvast.stix.sightings import MatchType
@@ -49,7 +49,7 @@ class StdoutSink(Service):
     _reactor: IReactorFDSet
     _clock: IReactorTime
     _descriptor: int = 1
-    _patience: float = DEFAULT_LIMITS.patience
+    _patience: float = PATIENCE_SECONDS
     _lines: LineQueue = attrs.field(init=False, factory=LineQueue)
     _batch: memoryview = attrs.field(init=False, default=memoryview(b""))
     _gone: bool = attrs.field(init=False, default=False)
