@@ -53,7 +53,7 @@ from tbvast.stix.observables import Observable
 from tbvast.stix.sightings import MatchType, Sighting, decode_sighting
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage
 from tbvast.storage.worker_client import CallWorker
-from tbvast.storage.worker_server import PART, Result, Unencodable, answers, encode_request
+from tbvast.storage.worker_server import Unencodable, answers, encode_request, result_decoder
 from tbvast.values import Hit, Match, Position
 
 DAY = 86400.0
@@ -146,7 +146,7 @@ def a_match(event: dict[str, Any], *hits: tuple[Observable, Sequence[str]]) -> M
 
 def call_now(f: Callable[..., Any], *args: Any) -> Deferred[Any]:
     """
-    A L{tbvast.service.threads.Defer} whose thread is done at once.
+    A L{tbvast.service.thread.Defer} whose thread is done at once.
     """
     return maybeDeferred(f, *args)
 
@@ -171,13 +171,9 @@ def asking(*objects: object, call: Callable[..., Deferred[Any]] = call_now) -> C
 
 
 def _asked(objects: Sequence[object], method: Callable[..., Any], request: bytes) -> Any:
-    result = Result(method)
-    last = b""
-    for message in answers(objects, request):
-        last = message[1:]
-        if message[:1] == PART:
-            result.add(last)
-    return result.end(last)
+    decode = result_decoder(method)
+    *parts, last = answers(objects, request)
+    return decode(last[1:]) if last[1:] else [decode(part[1:]) for part in parts]
 
 
 class SteppedThread:

@@ -32,10 +32,10 @@ from tbvast.storage.worker_server import (
     LOST,
     PART,
     REFUSED,
-    Result,
     Unencodable,
     encode_request,
     read_message,
+    result_decoder,
 )
 
 SEND_BYTES = 1 << 20
@@ -43,6 +43,9 @@ SEND_BYTES = 1 << 20
 The most bytes that are written in one turn of the reactor. With fewer, a long request would
 take many turns, and the worker would wait for it.
 """
+
+_Waiting = tuple[Deferred[Any], Callable[[bytes], Any], list[Any]]
+# A request's answer, the decoder of its result, and the items of that so far.
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -101,7 +104,7 @@ class Worker(Protocol, ChildOwner):
     _lost: Callable[[str], None]
     _stopping: bool = attrs.field(init=False, default=False)
     _gone: bool = attrs.field(init=False, default=False)
-    _waiting: deque[tuple[Deferred[Any], Result]] = attrs.field(init=False, factory=deque)
+    _waiting: deque[_Waiting] = attrs.field(init=False, factory=deque)
     _received: bytearray = attrs.field(init=False, factory=bytearray)
     _ended: Deferred[None] = attrs.field(init=False, factory=Deferred)
 
@@ -178,7 +181,7 @@ class Worker(Protocol, ChildOwner):
         except Unencodable as e:
             return fail(e)
         answer: Deferred[Any] = Deferred()
-        self._waiting.append((answer, Result(method)))
+        self._waiting.append((answer, result_decoder(method), []))
         transport: Any = self.transport
         transport.writeSequence([len(request).to_bytes(HEAD, "big"), request])
         transport.doWrite()  # the reactor writes the rest, and handles errors
@@ -201,13 +204,13 @@ class Worker(Protocol, ChildOwner):
             self._answered(message[:1], message[1:])
 
     def _answered(self, kind: bytes, rest: bytes) -> None:
-        answer, result = self._waiting[0]
+        answer, decode, items = self._waiting[0]
         if kind == PART:
-            result.add(rest)
+            items.append(decode(rest))
             return
         self._waiting.popleft()
         if kind == DONE:
-            answer.callback(result.end(rest))
+            answer.callback(decode(rest) if rest else items)
         elif kind == REFUSED:
             answer.errback(self._refusal(rest.decode()))
         elif kind == LOST:
@@ -221,8 +224,7 @@ class Worker(Protocol, ChildOwner):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._gone = True
         while self._waiting:
-            answer, _ = self._waiting.popleft()
-            answer.errback(self._has_ended())
+            self._waiting.popleft()[0].errback(self._has_ended())
 
     def _has_ended(self) -> TbvastError:
         return self._refusal(f"{self._name} has ended")

@@ -58,28 +58,12 @@ def encode_request(method: Callable[..., Any], arguments: Sequence[Any]) -> byte
         raise Unencodable(f"{type(e).__name__}: {e}") from e
 
 
-class Result:
+def result_decoder(method: Callable[..., Any]) -> Callable[[bytes], Any]:
     """
-    Decodes the result of a method from the messages of its answer.
-
-    @ivar parts: Whether it is an iterator. Each item then has its own message, so that a
-        long result is not decoded in one turn.
+    @return: Decodes the result of a method; if that is an iterator, an item of it. Each item has
+        its own message, so that a long result is not decoded in one turn, and the last is empty.
     """
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        _, type, self.parts = _signature(method)
-        self._decode = _decoder(type)
-        self._found: list[Any] = []
-
-    def add(self, part: bytes) -> None:
-        self._found.append(self._decode(part))
-
-    def end(self, last: bytes) -> Any:
-        """
-        @param last: The last message.
-        @return: The result; a list of the items if it is an iterator.
-        """
-        return self._found if self.parts else self._decode(last)
+    return _decoder(_signature(method)[1])
 
 
 @functools.cache
