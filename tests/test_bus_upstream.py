@@ -37,7 +37,7 @@ class IntelCursorTests(SynchronousTestCase):
         self.cursor = self.make_cursor()
 
     def make_cursor(self, reader: str = "one") -> IntelCursor:
-        return IntelCursor(self.journal, reader, self.take)
+        return IntelCursor(self.take, self.journal, reader)
 
     def take(self, items: Sequence[Item]) -> Deferred[Any]:
         self.taken.append(list(items))

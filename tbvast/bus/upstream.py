@@ -37,22 +37,18 @@ Takes in items from another bus; fires when they are durable.
 """
 
 
+@attrs.define(eq=False)
 class IntelCursor(Listener):
     """
     Takes in another bus's intel, and stores the position in the journal.
 
-    Indicators that the other bus no longer has stay: other publishers may have sent them,
-    too.
+    Indicators that the other bus no longer has stay: other publishers may have sent them, too.
+
+    @param reader: The name under which the position is stored.
     """
 
-    def __init__(self, journal: IJournal, reader: str, take: Take) -> None:
-        """
-        @param reader: The name under which the position is stored.
-        @param take: Takes in items.
-        """
-        super().__init__(take)
-        self._journal = journal
-        self._reader = reader
+    _journal: IJournal
+    _reader: str
 
     async def recall(self) -> None:
         """
@@ -165,7 +161,7 @@ class Upstream(Service):
         @param subscribe: Makes the subscription to the other bus.
         @raise KeyUnusable: If a key file cannot be used.
         """
-        self._cursor = IntelCursor(journal, f"intel {settings.threatbus}", take)
+        self._cursor = IntelCursor(take, journal, f"intel {settings.threatbus}")
         self._flusher = Flusher(
             reactor,
             JournalBacklog(journal, f"sightings {settings.threatbus}"),

@@ -67,18 +67,17 @@ class SubscriptionRequest(msgspec.Struct, frozen=True):
 
 
 @implementer(ICursor)
+@attrs.define(eq=False)
 class Listener:
     """
     An L{ICursor} that keeps its position in memory and passes the items on.
+
+    @param receive: Called with the items that arrive. If it returns a C{Deferred}, the next
+        items are read from the bus after that has fired.
     """
 
-    def __init__(self, receive: Callable[[list[Item]], Deferred[None] | None]) -> None:
-        """
-        @param receive: Called with the items that arrive. If it returns a C{Deferred}, the
-            next items are read from the bus after that has fired.
-        """
-        self.position: Position | None = None
-        self._receive = receive
+    _receive: Callable[[list[Item]], Deferred[None] | None]
+    position: Position | None = attrs.field(init=False, default=None)
 
     async def apply(
         self, items: Sequence[Item], position: Position | None, decided: bool = False
