@@ -1,5 +1,5 @@
 """
-Tests for L{tbvast.service.threads}, with real threads.
+Tests for L{tbvast.service.thread}, with real threads.
 """
 
 from __future__ import annotations
@@ -10,38 +10,37 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
-from tbvast.service.threads import Threads
-from tests.doubles import WAIT_LIMIT
+from tbvast.service.thread import ServiceThread
 
 
-class ThreadsTests(TestCase):
+class ServiceThreadTests(TestCase):
     """
-    Tests for L{Threads}.
+    Tests for L{ServiceThread}.
     """
 
-    def threads(self, count: int, name: str = "test-threads") -> Threads:
+    def thread(self, name: str = "test-thread") -> ServiceThread:
         """
-        Threads that run until the test ends.
+        A thread that runs until the test ends.
         """
-        threads = Threads(reactor, count, name)
-        threads.startService()
-        self.addCleanup(self.stop, threads)
-        return threads
+        thread = ServiceThread(reactor, name)
+        thread.startService()
+        self.addCleanup(self.stop, thread)
+        return thread
 
-    def stop(self, threads: Threads) -> None:
-        if threads.running:
-            threads.stopService()
+    def stop(self, thread: ServiceThread) -> None:
+        if thread.running:
+            thread.stopService()
 
     async def test_result(self) -> None:
         """
         The call is made in another thread, of the given name, and its result comes
         back to this one.
         """
-        threads = self.threads(1)
-        name, value = await threads.defer(
+        thread = self.thread()
+        name, value = await thread.defer(
             lambda value: (threading.current_thread().name, value), "given"
         )
-        self.assertIn("test-threads", name)
+        self.assertEqual(name, "test-thread")
         self.assertEqual(value, "given")
         self.assertIs(threading.current_thread(), threading.main_thread())
 
@@ -49,15 +48,15 @@ class ThreadsTests(TestCase):
         """
         An error of the call is passed on, and the thread continues.
         """
-        threads = self.threads(1)
-        await self.assertFailure(threads.defer(int, "x"), ValueError)
-        self.assertEqual(await threads.defer(int, "1"), 1)
+        thread = self.thread()
+        await self.assertFailure(thread.defer(int, "x"), ValueError)
+        self.assertEqual(await thread.defer(int, "1"), 1)
 
     async def test_order(self) -> None:
         """
-        One thread makes one call at a time, in order.
+        It makes one call at a time, in order.
         """
-        threads = self.threads(1)
+        thread = self.thread()
         made: list[int] = []
         running: list[None] = []
 
@@ -68,37 +67,29 @@ class ThreadsTests(TestCase):
             running.pop()
             return together
 
-        together = await gatherResults([threads.defer(call, number) for number in range(50)])
+        together = await gatherResults([thread.defer(call, number) for number in range(50)])
         self.assertEqual(made, list(range(50)))
         self.assertEqual(set(together), {1})
-
-    async def test_several(self) -> None:
-        """
-        Several threads make several calls at a time.
-        """
-        threads = self.threads(2)
-        both = threading.Barrier(2, timeout=WAIT_LIMIT)
-        await gatherResults([threads.defer(both.wait), threads.defer(both.wait)])
 
     async def test_stop(self) -> None:
         """
         Calls made before the end are executed, and then no thread is left.
         """
-        threads = self.threads(1, "test-stopped")
-        results = [threads.defer(lambda value=value: value) for value in range(10)]
-        threads.stopService()
+        thread = self.thread("test-stopped")
+        results = [thread.defer(lambda value=value: value) for value in range(10)]
+        thread.stopService()
         self.assertEqual(await gatherResults(results), list(range(10)))
         left = [t.name for t in threading.enumerate() if "test-stopped" in t.name]
         self.assertEqual(left, [])
-        self.assertFalse(threads.running)
+        self.assertFalse(thread.running)
 
     async def test_before(self) -> None:
         """
         Calls made before the start are executed after it.
         """
-        threads = Threads(reactor, 1, "test-threads")
-        early = threads.defer(int, "7")
+        thread = ServiceThread(reactor, "test-thread")
+        early = thread.defer(int, "7")
         self.assertFalse(early.called)
-        threads.startService()
-        self.addCleanup(threads.stopService)
+        thread.startService()
+        self.addCleanup(thread.stopService)
         self.assertEqual(await early, 7)

@@ -1,5 +1,5 @@
 """
-Threads for blocking calls.
+A thread for blocking calls.
 """
 
 from __future__ import annotations
@@ -20,33 +20,29 @@ Calls a callable in a thread, and returns a C{Deferred} of its result.
 """
 
 
-class Threads(Service):
+class ServiceThread(Service):
     """
-    A fixed number of threads, which run as long as the service.
+    A thread that runs as long as the service, and makes one call after the other.
 
     Twisted's thread pool takes twice as long for a call, because it also starts and ends
     threads as needed.
     """
 
-    def __init__(self, reactor: Any, count: int, name: str) -> None:
+    def __init__(self, reactor: Any, name: str) -> None:
         """
-        @param count: The number of threads.
-        @param name: The prefix of their names, for debuggers.
+        @param name: The thread's name, for debuggers.
         """
         self._reactor = reactor
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads = [
-            Thread(target=self._work, name=f"{name}-{number}") for number in range(count)
-        ]
+        self._thread = Thread(target=self._work, name=name)
 
     def startService(self) -> None:
         super().startService()
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def defer(self, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
         """
-        Call C{f} in a thread.
+        Call C{f} in the thread.
 
         @return: Fires with the result of C{f}, or fails with its error.
         """
@@ -69,10 +65,8 @@ class Threads(Service):
 
     def stopService(self) -> None:
         """
-        Wait for the calls in progress, which must be short, and end the threads.
+        Wait for the calls in progress, which must be short, and end the thread.
         """
         super().stopService()
-        for _ in self._threads:
-            self._calls.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._calls.put(None)
+        self._thread.join()

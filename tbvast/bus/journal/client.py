@@ -36,7 +36,7 @@ from tbvast.interfaces import IJournal, IRetention
 from tbvast.protocol.frames import Item, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar, calendar
-from tbvast.service.threads import Defer, Threads
+from tbvast.service.thread import Defer, ServiceThread
 from tbvast.storage.set_aside import SetAside, SetAsideReport, Stage, described, reason_of
 from tbvast.storage.worker_client import CallWorker, Worker
 from tbvast.storage.worker_server import Unencodable, encode_request
@@ -247,8 +247,8 @@ class JournalService(MultiService):
         self._reactor = reactor
         self._path = path
         self._lost = lost
-        self._threads = Threads(reactor, 1, "tbvast-journal-reader")
-        self._threads.setServiceParent(self)
+        self._thread = ServiceThread(reactor, "tbvast-journal-reader")
+        self._thread.setServiceParent(self)
         timer = TimerService(GUARD_INTERVAL, self._check_file)
         timer.clock = reactor
         timer.setServiceParent(self)
@@ -273,7 +273,7 @@ class JournalService(MultiService):
             raise JournalFailed(str(e)) from e
         super().startService()
         self.journal = Journal(
-            opened, calendar, self._writer.ask, self._store, self._threads.defer, self._lost
+            opened, calendar, self._writer.ask, self._store, self._thread.defer, self._lost
         )
 
     async def _check_file(self) -> None:
