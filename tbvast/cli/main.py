@@ -78,8 +78,7 @@ the bridge made. Everything after -- is passed on: a pipeline, or options and a 
 
 Command = Callable[..., Coroutine[Deferred[Any], Any, bool]]
 """
-A command: called with the reactor, a L{Screen} and its options, it tells whether everything was
-done.
+Called with the reactor, a L{Screen} and its options; tells whether everything was done.
 """
 
 

@@ -89,9 +89,8 @@ class Screen:
 
     def discard_output(self) -> None:
         """
-        Redirect standard output to the null device, because its reader has gone.
-
-        Otherwise Python's last flush, at exit, would report a broken pipe.
+        Redirect standard output, whose reader has gone, to the null device. Otherwise Python's
+        last flush would report a broken pipe.
         """
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 

@@ -36,9 +36,7 @@ def find_client(command: str | None = None) -> str:
 
 def find_node() -> str:
     """
-    Find the program of the node, which runs under the name L{NODE_NAME}.
-
-    @see: L{find_client}
+    Find the program of the node as L{find_client} does; it runs under the name L{NODE_NAME}.
     """
     return _find("libexec/tenzir-engine", NODE_NAME)
 

@@ -32,15 +32,10 @@ MAX_STDERR_BYTES = 2048
 The most bytes of a child's standard error that are stored: the last ones.
 """
 
-LINGER_SECONDS = 1.0
+LINGER_SECONDS, REAP_SECONDS = 1.0, 5.0
 """
-Seconds that the pipes of a child may stay open after its exit, if a process that it left
-behind holds them.
-"""
-
-REAP_SECONDS = 5.0
-"""
-The most seconds that a blocking caller waits until a killed process is reaped.
+Seconds that the pipes of a child may stay open after its exit, if a process that it left behind
+holds them; and the most that a blocking caller waits until a killed process is reaped.
 """
 
 
@@ -232,10 +227,7 @@ class Child(ProcessProtocol):
         self._pipes.registerProducer(self, False)
 
     def resumeProducing(self) -> None:
-        """
-        Report that everything written so far is in the pipe.
-        """
-        if self._written:
+        if self._written:  # and now it is in the pipe
             self._written = False
             self._owner.drained()
 

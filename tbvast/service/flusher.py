@@ -20,14 +20,10 @@ from tbvast.service.pages import STRIKE_DELAY, Pages
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import PageRequest, WaitingSighting
 
-RETRY_DELAY = 2.0
+RETRY_DELAY, STUCK_DELAY = 2.0, 30.0
 """
-Seconds before sightings that were not accepted are offered again.
-"""
-
-STUCK_DELAY = 30.0
-"""
-The same, if the receiver is there but accepts no sighting at all.
+Seconds before sightings that were not accepted are offered again; the second if the receiver is
+there but accepts no sighting at all.
 """
 
 

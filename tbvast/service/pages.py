@@ -17,14 +17,10 @@ The most sightings of a page, and their bytes: well below the longest message th
 accepts. A longer sighting is offered alone.
 """
 
-STRIKES = 3
+STRIKES, STRIKE_DELAY = 3, 60.0
 """
-How often a sighting is offered alone, while others are accepted, before it is given up.
-"""
-
-STRIKE_DELAY = 60.0
-"""
-Seconds before a sighting that failed alone is offered again.
+How often a sighting is offered alone, while others are accepted, before it is given up; and the
+seconds between these attempts.
 """
 
 MOST_POSTPONED = 8
