@@ -12,7 +12,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.schema import FIRST_SCHEMA, GATHERED, NUMBERED
+from tbvast.bridge.store.schema import OLDEST_SCHEMA, OLDEST_VERSION
 from tbvast.errors import StartupRefused
 from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
@@ -42,12 +42,9 @@ class CoveredTests(SynchronousTestCase):
         Of a moment that an earlier version stored, only the date is known.
         """
         path = Path(self.mktemp())
-        database = sqlite3.connect(path)
-        database.executescript(FIRST_SCHEMA)
-        database.execute("INSERT INTO covered VALUES (1, 1e9)")
-        database.execute("PRAGMA user_version = 1")
-        database.commit()
-        database.close()
+        with contextlib.closing(connect(path)) as database:
+            migrate(database, [OLDEST_SCHEMA], OLDEST_VERSION)
+            database.execute("INSERT INTO covered VALUES (1, 1e9)")
         with contextlib.closing(BridgeStore(path)) as store:
             self.assertEqual(store.covered(), Covered(1e9, 0.0, ""))
 
@@ -57,18 +54,19 @@ class FileTests(SynchronousTestCase):
     Files that cannot be used.
     """
 
-    def test_later_version(self) -> None:
+    def test_other_version(self) -> None:
         """
-        A file of a later tbvast is refused, by a message that names both versions.
+        A file of a later tbvast, or of one before the first release, is refused, by a message
+        that names its version.
         """
         path = Path(self.mktemp())
         BridgeStore(path).close()
-        later = sqlite3.connect(path)
-        later.execute("PRAGMA user_version = 99")
-        later.close()
-        error = self.assertRaises(StartupRefused, BridgeStore, path)
-        self.assertIn("version 99", str(error))
-        self.assertIn(str(path), str(error))
+        for version in (OLDEST_VERSION - 1, 99):
+            with contextlib.closing(sqlite3.connect(path)) as other:
+                other.execute(f"PRAGMA user_version = {version}")
+            error = self.assertRaises(StartupRefused, BridgeStore, path)
+            self.assertIn(f"version {version}", str(error))
+            self.assertIn(str(path), str(error))
 
     def test_damaged(self) -> None:
         """
@@ -100,8 +98,7 @@ class EarlierVersionTests(SynchronousTestCase):
         """
         path = Path(self.mktemp())
         with contextlib.closing(connect(path)) as database:
-            database.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(database, [FIRST_SCHEMA, NUMBERED, GATHERED])
+            migrate(database, [OLDEST_SCHEMA], OLDEST_VERSION)
             row = {
                 "number": 1,
                 "id": indicator_id(1),

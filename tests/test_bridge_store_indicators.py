@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import MAX_LISTED, OTHER_REASONS, BridgeStore
-from tbvast.bridge.store.schema import FIRST_SCHEMA
+from tbvast.bridge.store.schema import NO_END, OLDEST_SCHEMA, OLDEST_VERSION
 from tbvast.bridge.store.values import DesiredPage
 from tbvast.protocol.manage import REPORT_BYTES
 from tbvast.stix.indicators import Indicator, Operation
 from tbvast.stix.observables import Kind, Observable
+from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
 from tbvast.values import Changes, Entry, Position
 from tests.doubles import an_indicator, indicator_id, moment
@@ -490,26 +491,24 @@ class RulesTests(StoreTestCase):
 
     def old(self) -> None:
         """
-        The store is one of the first form.
+        The store is one of the oldest version, and of older rules.
         """
         self.store.close()
         self.path.unlink()
         first = connect(self.path)
-        migrate(first, [FIRST_SCHEMA])
-        for number, pattern in (
-            (1, "[ipv4-addr:value = '192.0.2.1']"),
-            (2, TogetherTests.BOTH),
-            (3, "[ipv4-addr:value = '198.51.100.0/24']"),
+        migrate(first, [OLDEST_SCHEMA], OLDEST_VERSION)
+        for number, pattern, terms in (
+            (1, "[ipv4-addr:value = '192.0.2.1']", '[["ip","192.0.2.1"]]'),
+            (2, TogetherTests.BOTH, "[]"),
+            (3, "[ipv4-addr:value = '198.51.100.0/24']", '[["network","198.51.100.0/24"]]'),
         ):
             one = an_indicator(number, pattern=pattern)
+            named = (number, one.id, digest(one.id), one.modified)
             first.execute(
-                "INSERT INTO indicators VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (one.id, one.modified, None, 1, number, 1, 0, None, one.raw),
+                "INSERT INTO indicators VALUES (?, ?, ?, ?, 0, ?, 1, ?, 1, 0, ?, '[]', ?)",
+                (*named, NO_END, number, terms, one.raw),
             )
-        first.execute("INSERT INTO terms VALUES ('ip', '192.0.2.1', ?)", (indicator_id(1),))
-        first.execute(
-            "INSERT INTO terms VALUES ('network', '198.51.100.0/24', ?)", (indicator_id(3),)
-        )
+        first.execute("INSERT INTO networks VALUES (3)")
         first.execute("UPDATE position SET plugin = 'bus', number = 7")
         first.close()
         self.open()

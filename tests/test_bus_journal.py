@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from tbvast.bus.journal.schema import OLDEST_VERSION
 from tbvast.bus.journal.values import EVERYBODY, JournalEntry, Outcome, Publisher, Verdict, runs_of
 from tbvast.bus.journal.writer import JournalStore
 from tbvast.errors import JournalFailed
@@ -740,29 +741,6 @@ class JournalTests(JournalContract, SynchronousTestCase):
         )
         self.assertEqual(other.execute("PRAGMA journal_mode").fetchall(), [("wal",)])
 
-    def test_earlier_version(self) -> None:
-        """
-        A file without digests is migrated: its entries are found by id and keep their numbers.
-        """
-        self.append(an_indicator(1), an_indicator(2), removal(2))
-        self.file.close()
-        other = sqlite3.connect(self.path)
-        other.executescript(
-            "DROP TABLE latest; DROP TABLE indexed; ALTER TABLE entries DROP COLUMN digest;"
-            "ALTER TABLE entries DROP COLUMN owner; ALTER TABLE entries DROP COLUMN decided;"
-            "DROP TABLE set_aside; ALTER TABLE entries DROP COLUMN crc;"
-            "CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;"
-            "PRAGMA user_version = 1"
-        )
-        other.close()
-        self.open()
-        newer = an_indicator(1, 5)
-        outcomes = self.append(an_indicator(1), an_indicator(2), newer)
-        self.assertEqual([o.verdict for o in outcomes], [REPEATED, OUTDATED, ACCEPTED])
-        found = self.successResultOf(found_in(self.journal, [newer.id, an_indicator(2).id]))
-        self.assertEqual(found, {newer.id: newer.raw})
-        self.assertEqual(outcomes[-1].number, 4)
-
     def test_without_owners(self) -> None:
         """
         A file of tbvast 0.1.0, without owners and effective dates, is migrated: versions from
@@ -826,17 +804,18 @@ class JournalTests(JournalContract, SynchronousTestCase):
         self.assertEqual(lengths[1:], [0])
         self.assertLess(lengths[0], 20 * 20)
 
-    def test_later_version(self) -> None:
+    def test_other_version(self) -> None:
         """
-        A file that a later tbvast wrote is left alone.
+        A file that a later tbvast wrote, or one before the first release, is left alone.
         """
         self.file.close()
-        other = sqlite3.connect(self.path)
-        other.execute("PRAGMA user_version = 99")
-        other.close()
-        e = self.assertRaises(JournalFailed, JournalStore, self.path, "x")
-        self.assertIn("version 99", str(e))
-        self.assertIn(str(self.path), str(e))
+        for version in (OLDEST_VERSION - 1, 99):
+            other = sqlite3.connect(self.path)
+            other.execute(f"PRAGMA user_version = {version}")
+            other.close()
+            e = self.assertRaises(JournalFailed, JournalStore, self.path, "x")
+            self.assertIn(f"version {version}", str(e))
+            self.assertIn(str(self.path), str(e))
 
     def test_damaged(self) -> None:
         """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.storage.sqlite import (
-    SchemaTooNew,
+    SchemaUnknown,
     acquire_writer_lock,
     connect,
     insert,
@@ -34,13 +34,13 @@ class MigrateTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.path = Path(self.mktemp())
 
-    def rows(self, *steps: str) -> list[tuple[int, ...]]:
+    def rows(self, *steps: str, oldest: int = 1) -> list[tuple[int, ...]]:
         """
         The content of a file that was opened by a version with some of the steps.
         """
         connection = connect(self.path)
         self.addCleanup(connection.close)
-        migrate(connection, steps)
+        migrate(connection, steps, oldest)
         return connection.execute("SELECT * FROM a").fetchall()
 
     def test_new(self) -> None:
@@ -62,7 +62,18 @@ class MigrateTests(SynchronousTestCase):
         A file of a later version is left alone.
         """
         self.rows(FIRST, SECOND)
-        self.assertIn("version 2", str(self.assertRaises(SchemaTooNew, self.rows, FIRST)))
+        self.assertIn("version 2", str(self.assertRaises(SchemaUnknown, self.rows, FIRST)))
+
+    def test_earlier(self) -> None:
+        """
+        A new file begins with the oldest version; one that is older is left alone.
+        """
+        self.assertEqual(self.rows(FIRST, SECOND, oldest=3), [(1, 2)])
+        self.assertEqual(
+            self.rows(FIRST, SECOND, "ALTER TABLE a RENAME x TO z", oldest=3), [(1, 2)]
+        )
+        error = self.assertRaises(SchemaUnknown, self.rows, FIRST, oldest=6)
+        self.assertIn("version 5, written by a tbvast before 0.1.0", str(error))
 
     def test_half(self) -> None:
         """

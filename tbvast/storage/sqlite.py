@@ -43,9 +43,9 @@ def microseconds(seconds: float) -> int:
     return int(seconds * 1_000_000)
 
 
-class SchemaTooNew(sqlite3.DatabaseError):
+class SchemaUnknown(sqlite3.DatabaseError):
     """
-    The file has the schema of a later tbvast.
+    The file has the schema of a later tbvast, or of one before the first release.
     """
 
 
@@ -90,26 +90,29 @@ def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
         time.sleep(0.02)
 
 
-def migrate(connection: sqlite3.Connection, steps: Sequence[str]) -> None:
+def migrate(connection: sqlite3.Connection, steps: Sequence[str], oldest: int = 1) -> None:
     """
     Migrate a file to the newest schema, in one transaction.
 
-    @param steps: SQL statements, separated by semicolons, from each version to the
-        next; the first step creates the schema.
-    @raise SchemaTooNew: If the file has a later version.
+    @param steps: SQL statements, separated by semicolons: the first step creates the oldest
+        version of the schema, and the others change each version to the next.
+    @param oldest: The number of the oldest version.
+    @raise SchemaUnknown: If the file has a later version, or an earlier one.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(steps):
-        raise SchemaTooNew(
-            f"it has version {version}, written by a later tbvast; this one knows {len(steps)}"
-        )
-    if version == len(steps):
+    newest = oldest + len(steps) - 1
+    if version == newest:
         return
+    if version and not oldest <= version < newest:
+        writer = "a later tbvast" if version > newest else "a tbvast before 0.1.0"
+        raise SchemaUnknown(
+            f"it has version {version}, written by {writer}; this one knows {oldest} to {newest}"
+        )
     with transaction(connection):
-        for step in steps[version:]:
+        for step in steps[version - oldest + 1 if version else 0 :]:
             for statement in step.split(";"):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {len(steps)}")
+        connection.execute(f"PRAGMA user_version = {newest}")
 
 
 ROWS = (2000, 250, 32, 4, 1)

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from tbvast.bridge.store.decisions import NO_TERMS, StoredIndicator, Terms, terms_of
-from tbvast.bridge.store.schema import VERSIONS
+from tbvast.bridge.store.schema import OLDEST_VERSION, VERSIONS
 from tbvast.errors import Invalid
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
-from tbvast.storage.digest_index import DigestIndex, digest, digests
+from tbvast.storage.digest_index import DigestIndex, digests
 from tbvast.storage.set_aside import SetAside, Stage, reason_of, store_set_aside
 from tbvast.storage.sifting import is_of_an_item
 from tbvast.storage.sqlite import IN_JSON_LIST, JSON_LIST, connect, migrate
@@ -67,8 +67,7 @@ class StoreFile:
         @raise sqlite3.Error: If the file cannot be used.
         """
         self.connection = self._db = connect(path)
-        self._db.create_function("digest_of", 1, digest, deterministic=True)
-        migrate(self._db, VERSIONS)
+        migrate(self._db, VERSIONS, OLDEST_VERSION)
         self.by_id = DigestIndex(self._db, "ids", self._ids_above)
 
     def _ids_above(self, number: int) -> Iterator[tuple[int, int]]:

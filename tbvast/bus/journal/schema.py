@@ -28,7 +28,8 @@ from tbvast.storage.digest_index import INDEXED_TABLE, index_table
 from tbvast.storage.file_guard import damage_of
 from tbvast.storage.set_aside import SET_ASIDE_TABLE, SetAside, Stage
 
-_TABLES = """
+OLDEST_VERSION = 3
+_OLDEST_SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE entries (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,9 +39,11 @@ CREATE TABLE entries (
     modified INTEGER NOT NULL,
     valid_until INTEGER,
     state INTEGER NOT NULL,
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    digest INTEGER
 );
-CREATE UNIQUE INDEX latest ON entries (id) WHERE state != 0;
+{index_table("latest")};
+{INDEXED_TABLE};
 CREATE INDEX expiring ON entries (valid_until) WHERE state = 1 AND valid_until IS NOT NULL;
 CREATE INDEX history ON entries (number) WHERE stream != 1 OR state != 1;
 CREATE INDEX sightings ON entries (number) WHERE stream = 2;
@@ -49,22 +52,10 @@ CREATE TABLE positions (
     reader TEXT PRIMARY KEY,
     plugin TEXT NOT NULL,
     number INTEGER NOT NULL
-) WITHOUT ROWID;
+) WITHOUT ROWID
 """
-
-_BY_DIGEST = """
-ALTER TABLE entries ADD COLUMN digest INTEGER;
-UPDATE entries SET digest = digest_of(id) WHERE state != 0;
-DROP INDEX latest;
-CREATE INDEX latest ON entries (digest) WHERE state != 0
 """
-
-_GATHERED = f"""
-DROP INDEX latest;
-{index_table("latest")};
-INSERT INTO latest SELECT digest, number FROM entries WHERE state != 0 ORDER BY digest, number;
-{INDEXED_TABLE};
-INSERT INTO indexed SELECT 'latest', coalesce(max(number), 0) FROM entries
+The schema of tbvast 0.1.0, and its version.
 """
 
 _OWNED = """
@@ -81,9 +72,9 @@ _CHECKED = f"ALTER TABLE entries ADD COLUMN crc INTEGER; {SET_ASIDE_TABLE}"
 Adds a checksum of its body to each entry.
 """
 
-MIGRATIONS = (_TABLES, _BY_DIGEST, _GATHERED, _OWNED, _CHECKED)
+MIGRATIONS = (_OLDEST_SCHEMA, _OWNED, _CHECKED)
 """
-SQL for L{tbvast.storage.sqlite.migrate}: from each version of the file to the next.
+SQL for L{tbvast.storage.sqlite.migrate}: the oldest version, and from each one to the next.
 """
 
 BODY = "coalesce(CAST(body AS BLOB), x'')"

@@ -19,6 +19,7 @@ from tbvast.bus.journal.schema import (
     FLOOR,
     HAS_BODY,
     MIGRATIONS,
+    OLDEST_VERSION,
     STREAM_OF_NUMBER,
     SUPERSEDED,
     check_document,
@@ -70,8 +71,7 @@ class JournalStore:
         with journal_errors("open", path):
             self._connection = connect(path)
             self._connection.text_factory = readable_text
-            self._connection.create_function("digest_of", 1, digest, deterministic=True)
-            migrate(self._connection, MIGRATIONS)
+            migrate(self._connection, MIGRATIONS, OLDEST_VERSION)
             self._connection.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (new_identity,)
             )
