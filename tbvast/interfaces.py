@@ -69,16 +69,14 @@ class IEngine(Interface):
         """
         Identify the node: the cheapest call that proves that it works.
 
-        @raise tbvast.errors.EngineUnsupported: If it is too old, or not an engine that tbvast
-            supports.
+        @raise tbvast.errors.EngineUnsupported: If tbvast does not support the engine or version.
         """
 
     def prepare() -> None:
         """
         Create everything that the other calls need in the node.
 
-        Idempotent: never empties or recreates a table that a running L{watch} uses. Existing
-        entries stay.
+        Idempotent; never empties a table that a running L{watch} uses. Existing entries stay.
         """
 
     def add(batches: Iterable[Sequence[Entry]]) -> None:
@@ -111,24 +109,21 @@ class IEngine(Interface):
         """
         Search the stored events for entries, in one pass over the data.
 
-        Closing the iterator ends the search. Any thread may do so: if another thread waits for
-        the next batch, it gets L{tbvast.errors.EngineInterrupted} within a second. At the time
-        limit, the search ends with L{tbvast.errors.EngineTimeout}, after yielding all matches
-        found so far.
+        Any thread may close the iterator, which ends the search: a thread that waits for the next
+        batch gets L{tbvast.errors.EngineInterrupted} within a second. The time limit ends it with
+        L{tbvast.errors.EngineTimeout}, after all matches found so far.
 
         @param limit: The most events per observable; C{0} is unlimited. An event with several
             joint observables of an indicator is found even if each of them has exceeded the
             limit, which then applies to the combination.
         @param timeout: Seconds for the whole search.
-        @param since: The earliest import time of events that must be found, in seconds since
-            the epoch.
+        @param since: The earliest import time of events to find, in seconds since the epoch.
         @return: Batches of matches, as they are found.
         """
 
     def watch(progress: Callable[[Progress], None]) -> Iterator[list[Match]]:
         """
-        Match every event that arrives from now on against the tables, as they are at its
-        arrival.
+        Match all events that arrive from now on against the tables as they are then.
 
         Yields an empty batch when the match runs, then batches of matches, as they are found.
         The match does not end while the engine is healthy. It fails if it has not proved for
@@ -144,8 +139,7 @@ class IEngine(Interface):
         """
         End every call in progress, in whatever thread, within a second.
 
-        They raise L{tbvast.errors.EngineInterrupted}, and so does every call
-        made later, until L{resume} is called.
+        They raise L{tbvast.errors.EngineInterrupted}, as later ones do until L{resume} is called.
         """
 
     def resume() -> None:
@@ -185,8 +179,7 @@ class IEngineClient(Interface):
         """
         @param deliver: Called in the reactor's thread with each batch. The next one is read when
             the C{Deferred} that it returns has fired.
-        @return: Fires when the search has ended and everything was delivered. Cancelling it ends
-            the search.
+        @return: Fires at the end, with everything delivered. Cancelling it ends the search.
         """
 
     def watch(
@@ -207,8 +200,7 @@ class IEngineClient(Interface):
 
 class IAdding(Interface):
     """
-    An unfinished L{IEngine.add}: the engine writes batches of entries while further ones are
-    added.
+    An unfinished L{IEngine.add}: the engine writes batches while further ones are added.
     """
 
     def add(entries: Sequence[Entry]) -> None:
@@ -220,21 +212,18 @@ class IAdding(Interface):
         """
         Finish the write; called once, after the last batch.
 
-        @return: Fires when all entries are visible to L{IEngineClient.watch}. If it fails, any
-            of them may be visible.
+        @return: Fires when L{IEngineClient.watch} uses all entries; if it fails, it may use any.
         """
 
     def abandon() -> None:
         """
-        Abandon the write; its outcome no longer matters. Called instead of L{end}, or before
-        that has fired.
+        Abandon the write, whatever its outcome; instead of L{end}, or before that has fired.
         """
 
 
 class IJournal(Interface):
     """
-    The durable, numbered record of everything a bus has accepted. Each reader replays it at its
-    own pace.
+    The durable, numbered record of all that a bus has accepted. Each reader has its own pace.
 
     Every C{Deferred} fails with L{tbvast.errors.JournalFailed} if the disk refuses.
     """
@@ -255,9 +244,8 @@ class IJournal(Interface):
         first publisher; changes by another publisher are refused, unless that one may
         manage indicators of other owners.
 
-        It may be called again before the first call is done. If one call fails, so do all
-        later ones until the caller has seen the failure, so that nothing overtakes the items
-        that are appended again.
+        It may be called again before the first call is done. If one fails, so do all later ones
+        until the caller has seen that, so that nothing overtakes the items that it appends again.
 
         @param publishers: The publishers of the items, in order; everybody if not given.
         @return: Fires once the items are durable, with one outcome per item.
@@ -350,8 +338,7 @@ class IContextTransform(Interface):
 
         @param event: The event that matched.
         @param value: The observable's value that it matched.
-        @return: Fires with the changed context, or with C{event} itself if it cannot be changed.
-            Never fails.
+        @return: Fires with the changed context, or with C{event} itself; never fails.
         """
 
 
@@ -415,8 +402,7 @@ class ISightingOutbox(IBacklog):
         sightings: Sequence[Sighting], request: PageRequest | None
     ) -> Deferred[tuple[int, list[WaitingSighting] | None]]:
         """
-        Store sightings durably. A known one is not stored again; one that cannot be stored is
-        set aside.
+        Store new sightings durably; those that cannot be stored are set aside.
 
         @param request: The page to read next; C{None} for none.
         @return: Fires with the number of new ones, and that page.
@@ -449,8 +435,7 @@ class IIndicatorStore(Interface):
         future ones wait. One that cannot be stored is set aside.
 
         @param indicators: The indicators, in the bus's order.
-        @param position: The position in the bus's journal after these indicators; C{None} if
-            it has no numbers.
+        @param position: The position in the bus's journal after them; C{None} without numbers.
         @param run: The generation of the batch. After a failure every later call of the same
             run is refused, so that none commits the position past a gap.
         @param decided: Whether the bus has already decided between versions: then the last
@@ -504,8 +489,7 @@ class IIndicatorStore(Interface):
 
     def unsearched(until: int, limit: int) -> Awaitable[Unsearched]:
         """
-        Read the indicators for which no past events have been searched, oldest first. Other
-        calls may be executed in between.
+        Read the oldest indicators not searched for in past events; other calls may come between.
 
         @param until: The number of the last change to include.
         @param limit: The most indicators.
@@ -515,8 +499,7 @@ class IIndicatorStore(Interface):
         """
         Store that past events have been searched for indicators.
 
-        @param until: The same number as for L{unsearched}: an indicator that has changed since
-            has to be searched for again.
+        @param until: As for L{unsearched}; an indicator that has changed since is searched again.
         """
 
     def bodies(ids: Collection[str]) -> Deferred[dict[str, bytes]]:
@@ -526,8 +509,7 @@ class IIndicatorStore(Interface):
 
     def covered() -> Deferred[Covered | None]:
         """
-        @return: Fires with the moment up to which every arriving event has been matched;
-            C{None} at first.
+        @return: Fires with the moment up to which all events were matched; C{None} at first.
         """
 
     def set_covered(covered: Covered) -> Deferred[None]:
@@ -705,8 +687,7 @@ class IReloadable(Interface):
 
 SendPage = Callable[[Iterable[bytes]], Deferred[None]]
 """
-Sends a page of a snapshot, given as frames without the topic; fires when the next page may be
-sent.
+Sends a page of a snapshot, as frames without the topic; fires when the next may be sent.
 """
 
 

@@ -149,8 +149,7 @@ class Unsearched(msgspec.Struct, frozen=True):
     Indicators for which no past events have been searched.
 
     @ivar ids: Their STIX ids.
-    @ivar entries: Their observables. The entry of a network also names those of them that have
-        a network that covers it.
+    @ivar entries: Their observables. A network also has the ids of those that cover it.
     """
 
     ids: list[str]
@@ -190,8 +189,7 @@ class Moment(msgspec.Struct, frozen=True):
     The time of an import, by two clocks.
 
     @ivar imported: The time by the engine's clock, in seconds since the epoch.
-    @ivar awake: The time in seconds since this machine's start, sleep included; no later than
-        the import.
+    @ivar awake: The seconds since this machine's start, sleep included; not after the import.
     @ivar ahead: The least number of seconds by which the engine's clock was ahead of C{awake}.
     """
 
@@ -204,13 +202,11 @@ class Progress(msgspec.Struct, frozen=True):
     """
     The progress of a live match.
 
-    @ivar heard: The newest import that the match is known to have received; C{None} if the
-        engine cannot tell.
+    @ivar heard: The newest import that the match has received; C{None} if unknown.
     @ivar covered: Everything that was imported after the start of the match and before this
         moment has been matched and delivered; C{None} if that is not known yet.
     @ivar behind: The last measured seconds from an import to its match.
-    @ivar lowest: The smallest C{ahead} since C{covered}; the engine's clock may have been set
-        back.
+    @ivar lowest: The smallest C{ahead} since C{covered}, as that clock may be set back.
     """
 
     heard: Moment | None = None
@@ -223,8 +219,7 @@ class Covered(msgspec.Struct, frozen=True):
     """
     The point up to which everything has been matched, and its sightings are stored.
 
-    @ivar until: The earliest date that a later import can have; in seconds since the epoch, by
-        the engine's clock.
+    @ivar until: The earliest date of later imports: seconds since the epoch, by the engine's clock.
     @ivar awake: The point, in seconds since the machine's start.
     @ivar boot: The id of that start of the machine; C{""} if it is not known.
     """

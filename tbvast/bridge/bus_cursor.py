@@ -20,8 +20,7 @@ from tbvast.values import Changes, Position
 
 MAX_INDICATORS_PER_COMMIT = 2000
 """
-The most indicators that are applied in one commit: larger batches do not fit in the
-processor's caches.
+The most indicators in one commit: larger batches do not fit in the processor's caches.
 """
 
 
@@ -31,8 +30,7 @@ class StoreCursor:
     """
     Applies the items of the bus to the store, and reports the changes.
 
-    @ivar position: The position up to which all items have been applied durably; C{None} if
-        none has.
+    @ivar position: The position up to which all items were applied durably; C{None} at first.
     @param changed: Called with the changes for the engine.
     @param changing: A context manager inside which a commit is under way.
     """

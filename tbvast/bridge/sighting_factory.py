@@ -27,8 +27,7 @@ from tbvast.values import Hit, JsonObject, Match
 
 MAX_CACHED, MAX_CACHED_BYTES = 1024, 16_384
 """
-The most parsed indicators in the cache, and the most bytes of a document whose indicator is
-cached.
+The most parsed indicators in the cache, and the most bytes of the document of each.
 """
 
 MAX_SET_ASIDE = 100
@@ -60,12 +59,10 @@ class SightingFactory:
         """
         Make the sightings of matches.
 
-        There is none for an indicator that is no longer in force or whose pattern the event
-        does not match: it may need further observables, or have changed since. Sightings
-        that cannot be made are set aside.
+        There is none for an indicator that is no longer in force or whose pattern the event does
+        not match, perhaps because it has changed. Sightings that cannot be made are set aside.
 
-        @raise CancelledError: If the call is cancelled. Nothing is set aside, and the matches
-            count as not handled.
+        @raise CancelledError: If the call is cancelled; nothing is set aside then.
         """
         ids = {id for match in matches for hit in match.hits for id in hit.ids}
         bodies = await self._store.bodies(ids)

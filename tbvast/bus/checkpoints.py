@@ -77,8 +77,7 @@ class Checkpoints:
 
     def acknowledged(self, now: Checkpoint, held: int | None, age: float) -> Checkpoint | None:
         """
-        Find the last checkpoint that the subscriber's system has acknowledged, and drop those
-        up to it.
+        Find the last checkpoint that the system has acknowledged, and drop those up to it.
 
         @param now: The present progress.
         @param held: The bytes that the kernel holds for the subscriber; C{None} if unknown.

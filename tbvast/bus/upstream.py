@@ -1,6 +1,5 @@
 """
-The plugin as a client of another bus: it takes in that bus's intel, and reports
-sightings to it.
+The plugin as a client of another bus: it takes in its intel, and reports sightings to it.
 
 Two buses may name each other: no journal accepts an item twice, so nothing circulates.
 """
@@ -69,8 +68,7 @@ class IntelCursor(Listener):
 @attrs.define(eq=False)
 class JournalBacklog:
     """
-    The sightings of a journal that one other bus has not taken. Their keys are their
-    numbers.
+    The sightings of a journal that another bus has not taken. Their numbers are the keys.
 
     The journal stores the number before the first of them. After a crash, later ones that
     the other bus has taken are sent to it again.

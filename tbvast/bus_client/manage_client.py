@@ -33,8 +33,7 @@ class ManageClient:
     @param reactor: Measures the timeouts.
     @param factory: Makes the socket.
     @param bus: The bus's manage endpoint.
-    @param keys: The client's keys, as L{tbvast.zeromq.curve.client_options}, if the bus
-        requires them.
+    @param keys: As L{tbvast.zeromq.curve.client_options}, if the bus requires keys.
     """
 
     _reactor: IReactorTime
@@ -67,8 +66,7 @@ class ManageClient:
         Send a request as L{ask} does, and decode its reply.
 
         @param action: The request, a verb phrase that follows "refused to".
-        @raise BusRefused: If C{decode} raises L{ProtocolInvalid}: with the bus's own reason for
-            a refusal, if it gives one.
+        @raise BusRefused: If C{decode} raises L{ProtocolInvalid}; with the bus's reason, if any.
         """
         reply = await self.ask(request, timeout)
         try:

@@ -39,8 +39,7 @@ the bus does not have them. After an unreadable frame, one time less suffices.
 INCOMPLETE_FIRST = 1.0
 INCOMPLETE_MOST = 600.0
 """
-Seconds before another snapshot is requested after an incomplete one. They double each time,
-up to the most.
+Seconds before another snapshot is requested after an incomplete one; doubled up to the most.
 """
 
 
@@ -69,8 +68,7 @@ class Snapshot:
 @attrs.define(eq=False)
 class Reception:
     """
-    Receives the items of one subscription after the other, and applies them in order, as many
-    as possible in one step.
+    Receives the items of one subscription after the other, and applies them in order.
 
     A bus that speaks tbvast/1 numbers its items. The position moves with the numbers, but not
     while a snapshot is arriving, nor after an incomplete one: then the next items are
@@ -151,8 +149,7 @@ class Reception:
 
     def applied(self) -> Deferred[None]:
         """
-        @return: Fires when the items that arrived are applied, or have failed to apply.
-            Cancelling it does not cancel that.
+        @return: Fires when the items that arrived are applied, or have failed; not cancellable.
         """
         applied: Deferred[None] = Deferred()
         self._applying.addCallback(lambda _: applied.callback(None))

@@ -58,8 +58,7 @@ class ReportPublisher:
         Send a report without waiting.
 
         @param frame: The topic of the report, a space, and the document.
-        @return: Whether ZeroMQ accepted the frame. It does not while the bus does not listen
-            or the queue is full.
+        @return: Whether ZeroMQ accepted it: the bus listens, and the queue is not full.
         """
         return any(map(frame.startswith, self._topics)) and self._connection.send_now((frame,))
 

@@ -36,8 +36,7 @@ class SightingReports:
     @param factory: Makes the sockets.
     @param bus: The bus's manage endpoint.
     @param subscribed: The reply of the bus to the request to subscribe.
-    @param ready: Called when the bus begins to listen to reports. Without it, nothing
-        connects to the sub endpoint.
+    @param ready: Called when the bus begins to listen; C{None} for no sub connection.
     @param keys: As for L{ManageClient}.
     @ivar answered: The time when the bus last answered another request.
     """

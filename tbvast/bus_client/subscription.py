@@ -131,8 +131,7 @@ class Inputs(Protocol):
         - C{start} and C{stop}: the service starts, and stops;
         - C{applied}: the items of the last subscription are applied, and the position with them;
         - C{accepted}: the bus has accepted the request to subscribe, and the cursor is ready;
-        - C{lost}: the bus does not answer, refuses, no longer knows the subscription, or has to
-          send items again;
+        - C{lost}: the bus does not answer, refuses, forgets, or has to send items again;
         - C{retry}: the delay after a loss is over;
         - C{unsubscribed}: the bus has confirmed the end of the subscription, or is away.
     """
@@ -161,8 +160,7 @@ class BusSubscription(Service):
     @param factory: Makes the sockets.
     @param bus: The bus's manage endpoint.
     @param request: The request to subscribe.
-    @param cursor: Applies the items that arrive. While many wait for it, no more are
-        read from the bus.
+    @param cursor: Applies the arriving items. While many wait for it, no more are read.
     @param report: Returns the subscriber's state, for heartbeats.
     @param ready: Called when the bus begins to listen to reports. Without it, the
         subscription does not connect to the sub endpoint.
@@ -304,8 +302,7 @@ class BusSubscription(Service):
 
     async def _subscribe(self) -> None:
         """
-        Request a subscription, and prepare the cursor for its beginning: a resumption or a
-        snapshot.
+        Request a subscription, and prepare the cursor for a resumption or a snapshot.
         """
         resume = self._cursor.position
         days = self._request.snapshot

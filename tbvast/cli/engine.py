@@ -27,8 +27,7 @@ async def engine(
 
     @param arguments: The arguments of the engine's command.
     @param config: The bridge's configuration file; empty: none.
-    @param state_dir: The bridge's state directory; empty: that of the configuration, or else the
-        default one.
+    @param state_dir: The bridge's state directory; empty: the configured or default one.
     @raise SettingsInvalid: If no bridge has been started with that directory.
     @raise EngineMissing: If the engine's command does not exist.
     """

@@ -153,8 +153,7 @@ def make_removals(names: Sequence[str], now: datetime) -> list[Submission]:
     """
     Make removals of indicators.
 
-    @param names: Ids of indicators; or observables, which stand for the indicators
-        that C{publish} makes of them.
+    @param names: Ids of indicators, or observables of which C{publish} makes indicators.
     @param now: The version of the removals.
     @raise SettingsInvalid: If a name is neither an id nor an observable.
     """
@@ -247,8 +246,7 @@ async def _send_and_report(
 ) -> bool:
     """
     @param tally: Counts every document; those left over after an error as not sent.
-    @param allow_unacknowledged: Whether they may go to the sub endpoint of a Threat Bus, which
-        does not acknowledge them.
+    @param allow_unacknowledged: Whether a Threat Bus may get them, which acknowledges nothing.
     @return: Whether every document was successful.
     """
     submissions = contents.submissions

@@ -43,8 +43,7 @@ class Screen:
 
     Everything written is escaped by L{escape_controls}.
 
-    @ivar is_terminal: Whether standard output is a terminal; then commands write tables
-        and colours.
+    @ivar is_terminal: Whether standard output is a terminal: for tables and colours.
     """
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
@@ -101,8 +100,7 @@ class Screen:
 
         @param label: The text beside the bar.
         @param total: The number of steps.
-        @return: A context manager; its value is called with the number of steps done
-            since the call before.
+        @return: A context manager, whose value is called with the number of further steps done.
         """
         if not self._err.isatty():  # rich before 14 writes an end of line all the same
             yield lambda steps: None

@@ -184,8 +184,7 @@ class MessagePrinter:
     @param screen: The streams of the command.
     @param as_json: Whether to print STIX documents instead of lines.
     @param left: The maximum number of messages.
-    @ivar done: Fires when that number has been printed; fails with C{OSError} if standard output
-        cannot be written.
+    @ivar done: Fires at that number; fails with C{OSError} if standard output is not writable.
     """
 
     _screen: Screen

@@ -140,8 +140,7 @@ class Waiter:
 
     def stop(self) -> None:
         """
-        Make the method in progress, or else the next one, raise
-        L{EngineInterrupted}. Thread-safe.
+        Make the present or the next call raise L{EngineInterrupted}. Thread-safe.
         """
         with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(self._stopped.cancel)
@@ -199,10 +198,8 @@ class Commands:
         """
         Run a command, and write its standard input piecemeal.
 
-        @param texts: The texts of the standard input, which ends after the last one. The
-            iterator may block.
-        @param timeout: The most seconds for the command to read each text, and to end after
-            the last one.
+        @param texts: The texts of the standard input, to its end. The iterator may block.
+        @param timeout: The most seconds for each text, and to end after the last one.
         @raise EngineError: As for L{run}.
         """
         with self._call(name, arguments, None) as call:
@@ -218,12 +215,10 @@ class Commands:
         self, name: str, arguments: Sequence[str], *, timeout: float | None = None
     ) -> Generator[list[bytes], None, None]:
         """
-        Run a command without input, and yield its lines as they arrive. Closing the iterator
-        ends the command.
+        Run a command without input, and yield its lines. Closing the iterator ends the command.
 
         @param timeout: The most seconds for the whole call; C{None} is unlimited.
-        @return: Batches of lines. The first batch is empty, and means that the command has been
-            started.
+        @return: Batches of lines; the first, empty one means that the command has started.
         @raise EngineError: As for L{run}.
         """
         with self._call(name, arguments, timeout) as call:
@@ -299,8 +294,7 @@ class Commands:
 
 class InterruptibleIterator(Iterator[list[Match]]):
     """
-    An iterator over matches that any thread may close, even while another thread waits for its
-    next item.
+    An iterator over matches that any thread may close, even while another one waits for it.
     """
 
     def __init__(

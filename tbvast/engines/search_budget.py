@@ -12,8 +12,7 @@ from tbvast.values import Entry, Hit, Match
 
 MAX_COMBINATIONS = 50_000
 """
-The most combinations of observables that are counted in one search; events with further
-combinations pass.
+The most combinations of observables that one search counts; any further ones pass.
 """
 
 

@@ -77,8 +77,7 @@ class VastEngine:
     cannot be read back, so that C{contents} returns the entries that this object has written.
     Values that would need escaping are skipped, and their kind is logged.
 
-    The live match has no markers, so that its progress is unknown: after an interruption, all
-    stored events are searched.
+    Without markers in the live match, all stored events are searched after an interruption.
 
     The node reports one observable of an event at a time. This class looks up the other
     observables of the same indicators in the event.
@@ -263,8 +262,7 @@ def query(observable: Observable) -> str:
 
 def _make_match(event: dict[str, Any], entry: Entry, related: Iterable[Entry]) -> Match:
     """
-    Make a match of an event. The engine reports neither its schema nor the field, so the field
-    is looked up.
+    Make a match of an event. The engine does not report the field, so it is looked up.
 
     @param entry: The entry that the engine has found.
     @param related: Further entries that the event may hold.

@@ -1,10 +1,9 @@
 """
 Reads frames of tbvast/1 and publish requests that are not well-formed JSON as a whole.
 
-The strict decoder refuses all of it for one bad byte, or for one value that is nested too
-deep. These readers find the bounds of each item or document, so that the readable ones are
-accepted, and the others refused one by one. They read one character for each byte, so that
-damaged UTF-8 does no harm.
+The strict decoder refuses all of it for one bad byte, or one value that is nested too deep. These
+readers find the bounds of each item or document, so that only the unreadable ones are refused. They
+read one character for each byte, so that damaged UTF-8 does no harm.
 
 In a frame, a well-formed item ends where its JSON value ends, and the next one begins after
 it. After a malformed item, the next one begins at the first C{[NUMBER,"TYPE",}: inside a JSON
@@ -49,8 +48,7 @@ def finished(work: Work[T]) -> T:
 
 WORK = 4
 """
-The budget of a reader for scanning again, as a multiple of the text's length. Only a maliciously
-built text spends it.
+The budget for scanning again, as a multiple of the text's length: only malice spends it.
 """
 
 LINE_COUNTING_SPEEDUP = 64
@@ -139,9 +137,8 @@ def salvage(payload: bytes) -> tuple[tuple[int, int] | None, Iterator[RawItem]]:
     """
     Find the items of a frame.
 
-    @return: The number that a batch begins after, and its last one, which is not lower;
-        C{None} if they are unreadable, or there are none. And all items, in order, among them
-        the bytes that belong to no item.
+    @return: The number that a batch begins after, and its last one; C{None} if they are unreadable,
+        or there are none. And all items, in order, with the bytes that belong to none.
     """
     head = _HEAD.match(payload)
     after, until = (-1, NUMBER_END) if head is None or head[1] is None else map(int, head.groups())
@@ -227,8 +224,7 @@ _BEGINNING = re.compile(r'\{[ \t\n\r]*"(?:type|id|spec_version)"')
 
 MOST_FAILURES = 300
 """
-The most decoding failures, before the request is refused as a whole: each failure costs a
-scan of everything before it.
+The most decoding failures of a request: each costs a scan of everything before it.
 """
 
 

@@ -159,10 +159,8 @@ def render_document(dialect: Dialect, stream: Stream, raw: bytes) -> tuple[bytes
     """
     Encode an item for a subscriber.
 
-    @param raw: The item's document. It has been decoded before, so that it is known to be
-        valid.
-    @return: The frames for the item, each without the subscription's own topic; none if the
-        dialect cannot express the item.
+    @param raw: The item's document, which is known to be valid.
+    @return: Its frames, without a subscription's topic; none if the dialect cannot express it.
     """
     if dialect is _STIX2:
         if stream is _INTEL:

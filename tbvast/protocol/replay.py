@@ -1,8 +1,7 @@
 """
 The frames of tbvast/1: batches of numbered items, and snapshots with a mark at the end.
 
-After the subscription's own topic, a frame consists of C{batch}, C{snapshot} or C{mark},
-a space, and a JSON object:
+A frame is the subscription's own topic, C{batch}, C{snapshot} or C{mark}, a space, and JSON:
 
     - C{batch {"after":A,"until":U,"items":[[N,TYPE,DOCUMENT],…]}}: all subscribed items
       with numbers above A, up to and including U;
@@ -181,10 +180,8 @@ def decode_delivery(topic: bytes, message: list[bytes]) -> Item | Delivery:
     Decode a message of the pub endpoint.
 
     @param topic: The subscription's own topic.
-    @return: An item, from a bus that speaks stix2 only, or a delivery of tbvast/1. A
-        delivery lists its unreadable items.
-    @raise Invalid: If the message is not one frame of that topic, or its payload does not
-        match its type.
+    @return: An item from a bus that speaks stix2 only; a delivery of one with tbvast/1.
+    @raise Invalid: If the message is not one frame of that topic, or has a wrong payload.
     """
     if len(message) != 1 or not message[0].startswith(topic):
         raise ProtocolInvalid("message", b" ".join(message), "a frame of this subscription")

@@ -12,8 +12,7 @@ _ESCAPED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 def escape_controls(text: str, kept: str = "") -> str:
     """
-    Escape control and bidirectional characters, so that untrusted text cannot affect
-    a terminal or forge a line of a log.
+    Escape control and bidirectional characters: untrusted text must not affect a terminal or a log.
 
     @param text: Any text; line ends are escaped too.
     @param kept: The characters to leave as they are.

@@ -32,11 +32,9 @@ class Reported(msgspec.Struct, frozen=True):
     The result of a delivery of sightings.
 
     @ivar taken: For each of them, whether it need not be sent again.
-    @ivar refused: The reasons why the receiver never accepts some of them, by position; they
-        count as taken.
+    @ivar refused: By position, why the receiver never accepts some; they count as taken.
     @ivar reason: The reason why it accepted none; empty if it did, or if it is not there.
-    @ivar poisoned: Whether one of them may be the cause, because the receiver is healthy
-        otherwise.
+    @ivar poisoned: Whether one of them may be the cause: the receiver is healthy otherwise.
     """
 
     taken: list[bool]

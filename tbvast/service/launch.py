@@ -1,9 +1,8 @@
 """
 Executes a program that does not outlive the process that started it.
 
-A bare interpreter runs this file as a script, C{launch.py PARENT NAME PROGRAM ARGUMENT…}, so
-it imports nothing of tbvast. The program gets a session of its own, so that only the parent
-receives the Ctrl-C of a terminal.
+A bare interpreter runs this file, as C{launch.py PARENT NAME PROGRAM ARGUMENT…}, so it imports
+nothing of tbvast. The program gets its own session: only the parent receives a terminal's Ctrl-C.
 """
 
 from __future__ import annotations

@@ -38,10 +38,8 @@ class ServiceLog:
         """
         @param level: The name of the lowest level that is logged.
         @param twistd: The options of C{twistd}.
-        @param default: The path of a daemon's log file, unless C{twistd} was given
-            another one.
-        @param aside: Whether a service in the foreground logs to standard error,
-            because standard output has another use.
+        @param default: The path of a daemon's log file if C{twistd} was not given one.
+        @param aside: Whether the foreground logs to standard error, not to standard output.
         @raise StartupRefused: If the log file cannot be written.
         """
         self._file: LogFile | None = None

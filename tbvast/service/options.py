@@ -31,8 +31,7 @@ class ServiceOptions(usage.Options):
     @cvar service: The service's name in C{twistd}.
     @cvar settings_type: Its section of the configuration file.
     @ivar settings: An instance of C{settings_type}, once the options are parsed.
-    @ivar pid_file_open: Whether the service chooses the pid file, because the command line
-        does not.
+    @ivar pid_file_open: Whether the service chooses the pid file: no option does.
     """
 
     service: ClassVar[str]

@@ -45,8 +45,7 @@ class _Postponed(msgspec.Struct):
 
 class Pages:
     """
-    Finds the one sighting that makes the receiver fail on a page, so that it does not
-    block the others.
+    Finds the sighting that makes the receiver fail on a page, so that others do not wait.
 
     A page that fails is halved, and halved again. A sighting that fails alone is
     postponed. It is given up only if others were accepted each time before it failed

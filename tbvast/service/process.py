@@ -43,8 +43,7 @@ def refusing(options: ServiceOptions, stderr: TextIO | None = None) -> Iterator[
     @param options: The options of the service.
     @param stderr: The stream for the line in the foreground; by default the process's
         own standard error, which C{twistd} hides from C{sys.stderr}.
-    @raise SystemExit: In place of L{TbvastError} and errors of the system. Any other
-        exception is a defect and passes.
+    @raise SystemExit: In place of L{TbvastError} and errors of the system; others are defects.
     """
     try:
         yield
@@ -198,8 +197,7 @@ class ServiceProcess(SequentialService):
 
     def _take_signals(self) -> None:
         """
-        Replace the reactor's signal handlers, which would make C{twistd} end by the
-        signal instead of with status 0.
+        Replace the reactor's signal handlers, which would end C{twistd} by the signal.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             self._set_handler(number, self._on_stop_signal)

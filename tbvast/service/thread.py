@@ -24,8 +24,7 @@ class ServiceThread(Service):
     """
     A thread that runs as long as the service, and makes one call after the other.
 
-    Twisted's thread pool takes twice as long for a call, because it also starts and ends
-    threads as needed.
+    Twisted's pool, which starts and ends threads as needed, takes twice as long for a call.
     """
 
     def __init__(self, reactor: Any, name: str) -> None:

@@ -117,8 +117,7 @@ def _repeated_keys(
     """
     The keys that occur twice in a mapping, at any depth: the path, the first node and the second.
 
-    @param seen: The ids of the nodes visited so far, because an alias may name its
-        own parent.
+    @param seen: The ids of the visited nodes: an alias may name its own parent.
     """
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return

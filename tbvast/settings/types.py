@@ -29,8 +29,7 @@ class Key(NamedTuple):
     A key of the configuration file.
 
     @ivar help: One or two sentences, with the unit.
-    @ivar metavar: The placeholder of the value in the help of the command line
-        option; empty if the key is not an option.
+    @ivar metavar: The placeholder in the help of the option; empty if there is no option.
     """
 
     help: str
@@ -39,8 +38,7 @@ class Key(NamedTuple):
 
 class Option(str):
     """
-    The last annotation of a field that a command line option sets, too: the placeholder of its
-    value.
+    The last annotation of a field with a command line option: the placeholder of its value.
     """
 
 

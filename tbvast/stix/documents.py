@@ -121,10 +121,8 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     """
     Decode a typed document.
 
-    @param decoder: The decoder of a struct. Each of its fields has a C{Meta} whose description
-        follows "is not" in errors.
-    @raise DocumentInvalid: If C{raw} is no such document. It names the first wrong field,
-        in the order of the fields.
+    @param decoder: Of a struct whose fields have a C{Meta}: its description follows "is not".
+    @raise DocumentInvalid: If C{raw} is no such document; with the first wrong field.
     """
     try:
         if not raw.isascii():

@@ -49,16 +49,13 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
     A decoded indicator.
 
     @ivar id: The STIX id: C{indicator--UUID}.
-    @ivar modified: The version, in microseconds since the epoch: the document's
-        C{modified}, else its C{created}, else C{0}.
+    @ivar modified: C{modified}, else C{created}, in microseconds since the epoch; else C{0}.
     @ivar pattern: The pattern. If L{operation} is L{Operation.REMOVE} it may be C{None}, or
         invalid; otherwise a pattern of the type L{STIX} is valid.
-    @ivar pattern_type: The type of the pattern. Patterns of other types than L{STIX} are not
-        read.
+    @ivar pattern_type: The type of the pattern; only L{STIX} is read.
     @ivar valid_from: In microseconds since the epoch; C{None} if the document has none.
     @ivar valid_until: In microseconds since the epoch; C{None} is never.
-    @ivar operation: The effect of the document; a revoked indicator is one to
-        L{Operation.REMOVE}.
+    @ivar operation: The effect of the document; L{Operation.REMOVE} if it is revoked.
     @ivar raw: The unchanged document.
     @ivar surely_matchable: Whether the pattern is known to be
         L{surely matchable<tbvast.stix.pattern_conditions.surely_matchable>}.
@@ -121,8 +118,7 @@ def decode_indicator(raw: bytes) -> Indicator:
     """
     Decode an indicator of STIX 2.1 or 2.0.
 
-    The pattern may be one that cannot be matched; see
-    L{tbvast.stix.pattern_conditions.matchable}.
+    The pattern need not be L{matchable<tbvast.stix.pattern_conditions.matchable>}.
 
     @raise DocumentInvalid: If C{raw} is not an indicator.
     @raise PatternInvalid: If its pattern is invalid.
@@ -182,8 +178,7 @@ def make_indicator(
     """
     Make a STIX 2.1 indicator of an observable.
 
-    Its id depends only on the observable: if it is published again, it is a new version of the
-    same indicator.
+    Its id depends only on the observable: published again, it is a new version.
 
     @param now: The version, and the beginning of the validity.
     @param source: The origin, which becomes a label of the indicator.

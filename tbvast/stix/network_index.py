@@ -13,8 +13,7 @@ _Key = tuple[int, int, int]
 
 class NetworkIndex:
     """
-    Finds the networks that cover another network, and those that it covers, without
-    scanning all of them.
+    Finds the networks that cover another one, or that it covers, without scanning all.
 
     Networks are texts in their normal form, such as C{192.0.2.0/24}.
     """
@@ -42,8 +41,7 @@ class NetworkIndex:
 
     def covering(self, network: str) -> Iterator[str]:
         """
-        @return: The networks that cover a network, the widest first; including the network
-            itself if the index has it.
+        @return: The networks of the index that cover a network, itself included, the widest first.
         """
         version, address, length = _key(network)
         bits = _BITS[version]
@@ -55,8 +53,7 @@ class NetworkIndex:
 
     def covered(self, network: str) -> Iterator[str]:
         """
-        @return: The networks that a network covers; including the network itself if the
-            index has it.
+        @return: The networks of the index that a network covers, itself included.
         """
         version, address, length = _key(network)
         beyond = address + (1 << _BITS[version] - length)

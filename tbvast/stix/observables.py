@@ -166,8 +166,7 @@ def refang(text: str) -> str:
     """
     Undo the usual ways to make a value unclickable.
 
-    In a URL this changes only the scheme and the host: the rest may legitimately contain such
-    characters.
+    In a URL this changes only the scheme and the host: the rest may have such characters.
     """
     scheme = _SCHEME.match(text)
     if scheme is None:
@@ -227,8 +226,7 @@ _HASH_OF_LENGTH = {32: Kind.MD5, 40: Kind.SHA1, 64: Kind.SHA256}
 
 def _refuse(field: str, value: str, expected: str) -> NoReturn:
     """
-    @raise ObservableInvalid: Always. If C{value} has an invisible character, the error names
-        it.
+    @raise ObservableInvalid: Always; it names the first invisible character of C{value}.
     """
     hidden = _first_invisible(value)
     if hidden is not None:

@@ -60,9 +60,8 @@ _LIST_OR_COLON = re.compile("IN|[0-9a-fA-F:']:[0-9a-fA-F:']")
 
 def compatible_pattern(pattern: str, expression: Expression) -> tuple[str, Expression]:
     """
-    Rewrite a pattern if the parser would refuse it, as an equivalent one that it accepts: each
-    hash without colons, a list of hashes as alternatives, comments and needless parentheses
-    left out.
+    Rewrite a pattern that the parser would refuse as an equivalent one: hashes without colons,
+    alternatives for a list of hashes, no comments and needless parentheses.
 
     @param pattern: The pattern.
     @param expression: Its tree.

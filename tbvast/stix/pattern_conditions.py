@@ -27,8 +27,7 @@ from tbvast.stix.pattern_grammar import (
 
 PATTERN_RULES = 2
 """
-The version of the rules that derive conditions. Stored conditions of an older version are derived
-again.
+The version of the rules for conditions. Conditions by older rules are derived again.
 """
 
 LONGEST_REASON = 80
@@ -194,8 +193,7 @@ def matchable(pattern: str | Expression) -> Matchable:
     @param pattern: The pattern, or its tree.
     @raise PatternInvalid: If C{pattern} is not a STIX 2.1 pattern.
     @raise PatternUnmatchable: If nothing of it can be matched; with the first reason.
-    @raise ObservableInvalid: If nothing of it can be matched, and a value in it is malformed,
-        such as an address.
+    @raise ObservableInvalid: If nothing of it can be matched, and some value is malformed.
     """
     if isinstance(pattern, str):
         if surely_matchable(pattern):

@@ -1,9 +1,8 @@
 """
 Parses STIX 2.1 patterns into trees, and writes trees as patterns.
 
-The grammar is that of the STIX 2.1 specification, part 9, with two additional limits:
-parentheses nest at most L{DEEPEST} deep, and a number has at most L{LONGEST_NUMBER} characters.
-Patterns that exceed them are refused.
+The grammar is that of the STIX 2.1 specification, part 9, with two limits: parentheses nest at most
+L{DEEPEST} deep, and a number has at most L{LONGEST_NUMBER} characters.
 """
 
 from __future__ import annotations
@@ -110,8 +109,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @ivar path: The property.
     @ivar operator: The operator.
-    @ivar value: A tuple for L{Operator.IN}, an empty one for L{Operator.EXISTS}, a single literal
-        for all other operators.
+    @ivar value: One literal; a tuple for L{Operator.IN}, empty for L{Operator.EXISTS}.
     @ivar negated: Whether C{NOT} precedes the operator.
     """
 
@@ -219,8 +217,7 @@ def walk(expression: Expression | Test) -> Iterator[Comparison | Qualifier]:
 
 def write(expression: Expression | Test) -> str:
     """
-    Write a tree as a pattern without comments and needless parentheses: L{parse} makes an
-    equal tree of it.
+    Write a tree, of which L{parse} makes an equal one, without comments and needless parentheses.
     """
     return _written(expression, 0)
 

@@ -126,8 +126,7 @@ def id_of(*kinds: str) -> Check:
 
 def _is_subject(value: JsonValue) -> bool:
     """
-    Whether a value is the id of a domain object, or of an object whose type the standard does not
-    define.
+    Whether a value is the id of a domain object, or of a type that is not standard.
     """
     match = _ID.fullmatch(value) if isinstance(value, str) else None
     return match is not None and match[1] not in _NO_SUBJECTS and 3 <= len(match[1]) <= 250
@@ -178,8 +177,7 @@ def record(table: Mapping[str, Check], *needed: tuple[str, ...]) -> Check:
 
 def check_properties(table: Mapping[str, Check], document: JsonObject, path: str = "") -> None:
     """
-    Check each property of an object. C{null} and an empty list count as missing, as they do
-    for the library C{stix2}.
+    Check each property of an object. As in C{stix2}, C{null} and an empty list are missing.
 
     @param table: The checks, by name of the property.
     @param path: The prefix of paths in errors.

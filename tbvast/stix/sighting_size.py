@@ -21,8 +21,7 @@ INDICATOR = "x_threatbus_indicator"
 CONTEXT_LEFT_OUT = "x_tbvast_context_left_out"
 INDICATOR_LEFT_OUT = "x_tbvast_indicator_left_out"
 """
-The properties that say how many bytes of the event, or of the indicator, the sighting
-lacks.
+The properties that say how many bytes of the event or the indicator are missing.
 """
 
 ROOM = 256 * 1024
@@ -33,8 +32,7 @@ Bytes of headroom: a bus may add properties to a sighting, or write some in a lo
 LONGEST_TEXT = 1024
 MOST_ITEMS = 100
 """
-The most characters of a text, and items of a list or an object, in an event that is too
-long.
+The most characters of a text, and items of a list or an object, in too long an event.
 """
 
 DEEPEST_CONTEXT = DEEPEST_SIGHTING - 4

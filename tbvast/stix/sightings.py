@@ -155,8 +155,7 @@ def sighting_id(indicator_id: str, event: bytes, engine: str) -> str:
     """
     @param event: The L{canonical} bytes of an event.
     @param engine: The engine's name.
-    @return: The id of the sighting of an indicator in an event. If the event is found again, the
-        id is the same.
+    @return: The id of the sighting of an indicator in an event, the same each time.
     """
     return documents.derived_id("sighting", indicator_id.encode(), engine.encode(), event)
 
@@ -176,14 +175,12 @@ def make_sighting(
     Make the sighting of an indicator in an event.
 
     @param indicator_raw: The indicator's document, which is valid JSON, if it is available.
-    @param values: The values that were seen, as the indicator has them; several only if the
-        indicator requires them together.
+    @param values: The seen values as the indicator has them; several only if needed together.
     @param match_type: The way in which the event was found.
     @param event: The whole event, from which the sighting's id is derived.
     @param context: The sighting's context: the event itself, or its transformation.
     @param now: The time of the match; also the sighting's time if the event has none.
-    @return: The sighting, if necessary without some of the context or the indicator; see
-        L{encode_fitting}.
+    @return: The sighting, perhaps cut by L{encode_fitting}.
     @raise DocumentInvalid: If it is too long even then.
     """
     seen = event_time(event) or now

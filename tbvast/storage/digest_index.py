@@ -1,11 +1,10 @@
 """
 An index of rows by digests. Its newest part is in memory.
 
-Digests have no order, so each new one changes another page of an index, and a commit would
-write nearly as many index pages as it has rows: more than the rows themselves take.
-Therefore new digests gather in memory. They are then sorted, and written in parts with the
-next commits, so that digests of one page are written together. When the file is opened, the
-part in memory is read from the rows again.
+Digests have no order, so each new one changes another page of an index, and a commit would write
+nearly as many index pages as it has rows: more than the rows themselves take. New digests therefore
+gather in memory, are sorted, and written in parts with the next commits: those of one page
+together. At the start, the part in memory is read from the rows.
 """
 
 from __future__ import annotations
@@ -73,16 +72,14 @@ def index_table(name: str) -> str:
 @attrs.define(eq=False, slots=False)
 class DigestIndex:
     """
-    Finds the numbers of rows by digest. Methods that change it are called in a transaction
-    inside L{committing}.
+    Finds the numbers of rows by digest. It is changed in a transaction in L{committing}.
 
     @param connection: The connection that writes.
     @param table: A table made by L{index_table}.
     @param rows: Returns the digests and numbers of all rows above a number.
     @param most_new: The new digests that gather before they are sorted and written. As many
         again may be in the course of being written.
-    @param least_written: The fewest digests that are written with one commit, if there are
-        that many.
+    @param least_written: The fewest digests that one commit writes, if there are as many.
     """
 
     _connection: sqlite3.Connection

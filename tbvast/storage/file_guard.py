@@ -100,8 +100,7 @@ class FileGuard:
     Guards one open file. Every use of the file runs inside this context manager, which checks
     before and after it that the file is still the one that was opened.
 
-    @param connection: The only connection that writes to the file. It has to have used
-        the file already.
+    @param connection: The only connection that writes to the file, which it has used.
     @param name: The name of the file in messages, e.g. C{the journal}.
     @param replacement: Called if the committed data cannot be written again. It creates
         another file, and returns a description of its steps.
@@ -126,9 +125,8 @@ class FileGuard:
 
     def check(self) -> None:
         """
-        @raise FileLost: If the file is missing, or is another one, or shorter. All committed
-            data has then been written to a file again, if that was possible; the text says
-            where.
+        @raise FileLost: If the file is missing, another one, or shorter. All committed data is then
+            written to a file again, if possible; the text says where.
         """
         if self._lost is None and (found := self._look()) is not None:
             self._give_up(found)
@@ -201,8 +199,7 @@ class FileGuard:
         traceback: TracebackType | None,
     ) -> None:
         """
-        @raise FileLost: In place of an error that shows damage to the file; and as L{check}
-            does.
+        @raise FileLost: In place of an error that shows damage, and as L{check} does.
         """
         damage = damage_of(error)
         if damage is not None and self._lost is None:

@@ -37,10 +37,8 @@ def sift(
     """
     Apply an operation to items, in order and to as many at once as possible.
 
-    @param do: The operation on some of the items. If it raises, it must have changed
-        nothing.
-    @return: The results of all successful calls, and the items for which C{do} fails even
-        alone, with their errors.
+    @param do: The operation on some of the items. It changes nothing if it raises.
+    @return: The results of C{do}, and the items for which it fails even alone, with errors.
     @raise Exception: An error of C{do} that no item caused.
     """
     try:

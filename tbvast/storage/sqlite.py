@@ -53,8 +53,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     Open a file, or create it. Commits are durable, even if the machine crashes.
 
-    @return: A connection that any thread may use, one at a time, and that begins no
-        transaction by itself.
+    @return: A connection for any thread, one at a time, that begins no transaction itself.
     @raise sqlite3.Error: If the file cannot be used.
     """
     connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
@@ -70,8 +69,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
     """
-    Take the exclusive writer lock of a file. The writer of a killed service may still be
-    flushing, so wait for it.
+    Take the exclusive writer lock of a file. A killed service may still write: wait for it.
 
     @param wait: The most seconds to wait.
     @return: The descriptor of an open file; closing it releases the lock.

@@ -1,6 +1,5 @@
 """
-The caller's side of the RPC to a worker: a child process for work that would keep the
-reactor's interpreter busy.
+The caller's side of the RPC to a worker: a child process for work that takes long.
 
 A thread shares the interpreter with the reactor, which would wait for its computations; a
 process does not. The worker answers requests from a private socket, one after the other, and
@@ -88,11 +87,9 @@ class Worker(Protocol, ChildOwner):
 
     @param reactor: The reactor that starts the process, and that adopts the socket.
     @param name: The worker's name in messages, e.g. C{the journal's writer}.
-    @param module: The module that the process runs; it calls
-        L{tbvast.storage.worker_server.serve}.
+    @param module: The module to run; it calls L{tbvast.storage.worker_server.serve}.
     @param arguments: The arguments of the process.
-    @param refusal: Makes the error of a request that the worker refuses, or that it
-        cannot answer because it has ended.
+    @param refusal: Makes the error of a request that is refused, or lost with the worker.
     @param lost: Called once, with the reason, if the process ends unexpectedly.
     """
 
@@ -150,8 +147,7 @@ class Worker(Protocol, ChildOwner):
     @property
     def ask(self) -> CallWorker:
         """
-        Calls a method in the worker. Fails with a refusal, with L{WorkerBroken}, or at once
-        with L{Unencodable}.
+        Calls a method. Fails with a refusal, L{WorkerBroken}, or at once L{Unencodable}.
         """
         ask: Callable[..., Deferred[Any]] = self._ask
         return ask

@@ -69,8 +69,7 @@ def result_decoder(method: Callable[..., Any]) -> Callable[[bytes], Any]:
 @functools.cache
 def _signature(method: Callable[..., Any]) -> tuple[Any, Any, bool]:
     """
-    @return: The type of the arguments; the type of the result, or of its items; and
-        whether it is an iterator.
+    @return: The type of the arguments; of the result or its items; whether it is an iterator.
     """
     hints = get_type_hints(method)
     returned = hints.pop("return")
@@ -126,8 +125,7 @@ def serve(opening: AbstractContextManager[Served], refusals: tuple[type[Exceptio
     Answer requests until the caller closes the socket, or L{FileLost} is raised.
 
     @param opening: Opens the objects whose methods are called; closed at the end.
-    @param refusals: The errors of C{opening} and of the methods that are refusals, not
-        defects.
+    @param refusals: The errors of C{opening} and of the methods that are refusals.
     """
     # A terminal and systemd send these to all processes of a service.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):

@@ -65,8 +65,7 @@ class Field(msgspec.Struct, frozen=True):
     @ivar path: The path in the event, such as C{"dns.answers[].rdata"}.
     @ivar form: The notation of the values.
     @ivar kinds: The kinds that the field can hold.
-    @ivar flat: Whether the dots are part of a single top-level name, as in Zeek's JSON that was
-        imported without a schema.
+    @ivar flat: Whether the dots are part of one name, as in Zeek's JSON without a schema.
     """
 
     path: str
@@ -80,10 +79,8 @@ class Request(msgspec.Struct, frozen=True):
     Fields that hold the parts of one URL.
 
     @ivar host: The path of the host name.
-    @ivar target: The path of the request target: a path with a query, or a whole URL if it was
-        sent to a proxy.
-    @ivar port: The path of the port; C{""} if the log has none. Ports 80 and 443 are not part
-        of the URL's normal form.
+    @ivar target: The path of the request target: a path with a query, or a whole URL.
+    @ivar port: The path of the port; C{""} for none. A normal form lacks ports 80 and 443.
     @ivar query: The path of the query; C{""} if C{target} includes it.
     @ivar unescaped: Whether the log contains the target unescaped.
     """

@@ -40,9 +40,8 @@ class Command(msgspec.Struct, frozen=True):
         """
         Fill in the placeholders.
 
-        A value that the program would read as an option is refused: it starts with a dash,
-        its placeholder begins the argument, and no C{--} comes before. C{--ioc=%ioc} takes
-        any value.
+        A value is refused that the program would read as an option: it starts with a dash, and its
+        placeholder begins the argument without a C{--} before it. C{--ioc=%ioc} takes any.
 
         @return: The program and its arguments.
         @raise CommandRefused: If the value cannot be an argument.
@@ -70,9 +69,8 @@ def parse_command(text: str, field: str = "command", stream: bool = False) -> Co
 
     @param field: The name of the setting, for the error message.
     @param stream: Whether one running command gets many events.
-    @raise SettingsInvalid: If the text cannot be split into words, if the program does not
-        exist, if the value of a placeholder would be run as code, or if the command of a
-        stream has placeholders.
+    @raise SettingsInvalid: If the text cannot be split into words, the program does not exist, the
+        value of a placeholder would be run as code, or the command of a stream has placeholders.
     """
     try:
         words = shlex.split(text)

@@ -46,8 +46,7 @@ class _SinkStream(CommandStream):
         """
         Send a line.
 
-        @return: Fires when the line is in the pipe; fails with L{CommandFailed} if the sink
-            is stopped before.
+        @return: Fires when it is in the pipe; fails with L{CommandFailed} if the sink is stopped.
         """
         taken = self._lines.add(data)
         self._feed()

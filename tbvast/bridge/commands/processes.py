@@ -1,6 +1,5 @@
 """
-The processes of the configured commands: one for each event, or one for many; and the lines of
-JSON that they read.
+The processes of the configured commands, one for each event or for many, and their input.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ About the most bytes that are written at once: the capacity of a pipe.
 
 PATIENCE_SECONDS = 5.0
 """
-Seconds from SIGTERM to SIGKILL. A sink that keeps running has the same time to end by itself
-before SIGTERM.
+Seconds from SIGTERM to SIGKILL, and before SIGTERM for a sink that keeps running.
 """
 
 Finished = tuple[bytes, str]
@@ -47,8 +45,7 @@ StreamType = TypeVar("StreamType", bound="CommandStream")
 
 class CommandService(Service, Generic[StreamType]):
     """
-    A configured command, which gets each event in a process of its own, or all of them in one
-    process that keeps running.
+    A configured command that gets each event in a process of its own, or all in one.
 
     The number of waiting events is not limited: callers wait for their results.
 
@@ -116,8 +113,7 @@ class CommandService(Service, Generic[StreamType]):
 
     def log_failure(self, error: CommandFailed) -> None:
         """
-        Log the first failure at once, then one a minute, with the number of failures since the
-        last line.
+        Log the first failure at once, then one a minute, with the number since the last line.
         """
         self._unlogged += 1
         if not self._log_limit.allows():
@@ -137,8 +133,7 @@ class CommandService(Service, Generic[StreamType]):
         Run the command once.
 
         @param line: The whole standard input.
-        @return: Fires when the process has ended with exit status 0; fails with
-            L{CommandFailed} otherwise.
+        @return: Fires at the end with exit status 0; fails with L{CommandFailed} otherwise.
         """
         result: Deferred[Finished] = Deferred()
         self._waiting.append((argv, line, result))

@@ -26,8 +26,7 @@ from tbvast.stix.sightings import MatchType
 @attrs.define(eq=False, repr=False, slots=False)
 class StdoutSink(Service):
     """
-    An L{ISink} that writes each context to this process's standard output, as one line of
-    JSON.
+    An L{ISink} that writes each context to standard output, as one line of JSON.
 
     If the reader is slow, the events wait and the reactor does not; if it has gone, all
     events fail. A line counts as taken when it is in the pipe.
@@ -37,8 +36,7 @@ class StdoutSink(Service):
     pipe accepts at once. It is never closed.
 
     @param descriptor: The descriptor to write to.
-    @param patience: Seconds that the reader has for the remaining lines when the service is
-        stopped.
+    @param patience: Seconds that the reader has for the remaining lines at the end.
     """
 
     NAME = "STDOUT"

@@ -21,9 +21,8 @@ from tbvast.values import Covered, JsonObject
 MAX_LISTED = 50
 MAX_LISTED_REASONS = 2
 """
-The most indicators that L{BridgeStore.counts} lists as not or only partly matched, and the
-most reasons for each. L{MAX_LISTED} is also the most reasons that are counted separately: a
-bus accepts no longer report.
+The most indicators that L{BridgeStore.counts} lists as not or only partly matched, or reasons that
+it counts separately, and the most reasons for each: a bus accepts no longer report.
 """
 
 OTHER_REASONS = "other reasons"
@@ -34,8 +33,7 @@ The key under which all further reasons are counted.
 
 class BridgeStore:
     """
-    The open file. Not thread-safe. L{tbvast.interfaces.IIndicatorStore} documents the other
-    methods.
+    The open file. Not thread-safe. L{tbvast.interfaces.IIndicatorStore} documents the rest.
 
     @ivar indicators: The indicators, and the position in the bus's journal.
     @ivar entries: The entries that the engine should hold.

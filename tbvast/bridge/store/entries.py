@@ -1,6 +1,5 @@
 """
-The entries that the engine should hold: the observables of the indicators in force, and who
-has each of them.
+The entries that the engine should hold: the observables of the indicators in force.
 """
 
 from __future__ import annotations
@@ -143,8 +142,7 @@ class EntryTable:
         self, ids: dict[Observable, list[str]], joint: Container[Observable] = ()
     ) -> tuple[Entry, ...]:
         """
-        @return: The entries of observables, also with the indicators of the networks that cover
-            a network.
+        @return: The entries; that of a network also has the ids of those that cover it.
         """
         ids |= self._ids_covering(o.value for o in ids if o.kind is NETWORK)
         return tuple(Entry(o, tuple(sorted(found)), o in joint) for o, found in ids.items())

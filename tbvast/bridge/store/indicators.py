@@ -330,8 +330,7 @@ class IndicatorTable:
 
     def rebuild_observables(self, search: bool) -> None:
         """
-        Extract the observables of all indicators again if another version's rules did it
-        last.
+        Extract the observables of all indicators again if other rules did it last.
         """
         if self._rules == PATTERN_RULES:
             return

@@ -21,17 +21,15 @@ from tbvast.values import PageRequest, WaitingSighting
 
 SIGHTING_MEMORY_DAYS = 30
 """
-Days after which the id of a sent sighting is pruned. The same sighting counts as new again
-from then on.
+Days after which the id of a sent sighting is pruned. The same sighting is then new again.
 """
 
 
 @attrs.define(eq=False, slots=False)
 class OutboxTable:
     """
-    The sightings that wait to be sent, and the ids of those that were sent recently.
-    L{tbvast.interfaces.ISightingOutbox} documents the other methods. Dates are in seconds
-    since the epoch.
+    The waiting sightings, and the ids of those that were sent recently. Dates are in seconds since
+    the epoch. L{tbvast.interfaces.ISightingOutbox} documents the other methods.
     """
 
     _db: sqlite3.Connection
@@ -65,8 +63,7 @@ class OutboxTable:
         """
         Add the sightings of another store.
 
-        @param sightings: The id and the creation time of each, and the document of an
-            unsent one.
+        @param sightings: The id and the creation time of each; the document if it is unsent.
         @return: The number of unsent sightings.
         """
         with transaction(self._db):

@@ -13,8 +13,7 @@ from tbvast.values import Changes, Entry, Position
 
 MAX_ENTRIES_PER_MESSAGE = 5000
 """
-The most entries in one message of a call or a result. The reactor handles each message in a
-turn of its own.
+The most entries in one message. The reactor handles each message in a turn of its own.
 """
 
 
@@ -23,8 +22,7 @@ class OpenedStore(msgspec.Struct, frozen=True, array_like=True):
     The worker's first message.
 
     @ivar position: The position up to which the bus's journal has been applied.
-    @ivar renewed: A description of the replacement of an unreadable store, for the log; empty
-        if it was not replaced.
+    @ivar renewed: How an unreadable store was replaced, for the log; empty if it was not.
     """
 
     position: Position | None
@@ -35,10 +33,8 @@ class DesiredPage(msgspec.Struct, frozen=True, array_like=True):
     """
     A page of the entries that the engine should hold or search for.
 
-    @ivar last: The end of the page, with which the next one is read; C{None} on the page
-        after the last.
-    @ivar entries: The entries. The entry of a network also names the indicators of the
-        networks that cover it.
+    @ivar last: The end of the page, for the next one; C{None} on the page after the last.
+    @ivar entries: The entries; a network also has the indicators of those that cover it.
     @ivar ids: The indicators, if the page is one of indicators.
     """
 
