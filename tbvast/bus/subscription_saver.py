@@ -17,24 +17,15 @@ from tbvast.errors import JournalFailed
 from tbvast.interfaces import IJournal, ISubscription
 from tbvast.service.turns import in_turns
 
-PROGRESS_INTERVAL = 0.5
+PROGRESS_INTERVAL, PROGRESS_AGE = 0.5, 0.4
 """
-Seconds between checks of the progress of each subscription, which is then saved.
-"""
-
-PROGRESS_AGE = 0.4
-"""
-Seconds after which a frame has left ZeroMQ's own queue, if the kernel has room.
+Seconds between checks of the progress of each subscription, which is then saved, and those after
+which a frame has left ZeroMQ's own queue, if the kernel has room.
 """
 
-FLUSH_INTERVAL = 0.02
+FLUSH_INTERVAL, FLUSH_AGE = 0.02, 0.1
 """
-Seconds between checks, when the bus stops, whether subscribers have everything.
-"""
-
-FLUSH_AGE = 0.1
-"""
-As L{PROGRESS_AGE}, when the bus stops: ZeroMQ sends the rest of its queue while it lingers.
+The same when the bus stops: ZeroMQ sends the rest of its queue while it lingers.
 """
 
 

@@ -5,7 +5,6 @@ C{twistd tbvast-plugin}: the bus as a service of its own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tbvast.bus.service import Bus
 from tbvast.service.clock import use_monotonic_time
@@ -24,18 +23,16 @@ class Options(ServiceOptions):
     settings_type = PluginSettings
 
 
-def makeService(options: Options, reactor: Any = None) -> ServiceProcess:
+def makeService(options: Options) -> ServiceProcess:
     """
     Make the service of the bus for C{twistd}.
 
     @param options: Parsed.
-    @param reactor: The reactor; by default the installed one.
     @raise SystemExit: If it cannot be started; the reason is on standard error.
     """
-    if reactor is None:  # twistd passes none
-        from twisted.internet import reactor
+    from twisted.internet import reactor  # twistd has installed it by now
 
-        use_monotonic_time(reactor)
+    use_monotonic_time(reactor)
     settings: PluginSettings = options.settings
     with refusing(options):
         for endpoint in ("manage", "pub", "sub"):

@@ -34,14 +34,10 @@ The streams, by the names that users give them.
 
 HEARTBEAT_SECONDS = 5.0
 
-MAX_LISTED_VALUES = 5
+MAX_LISTED_VALUES, MAX_REMEMBERED_MESSAGES = 5, 100_000
 """
-The maximum number of observables listed for one message.
-"""
-
-MAX_REMEMBERED_MESSAGES = 100_000
-"""
-The maximum number of messages remembered: a bus that was restarted sends some again.
+The maximum numbers of observables listed for one message, and of messages remembered, because a
+bus that was restarted sends some again.
 """
 
 _STYLES = {

@@ -22,14 +22,9 @@ import msgspec
 
 from tbvast.errors import PatternInvalid
 
-DEEPEST = 64
+DEEPEST, LONGEST_NUMBER = 64, 1000
 """
-The most levels of nested parentheses.
-"""
-
-LONGEST_NUMBER = 1000
-"""
-The most characters of a number.
+The most levels of nested parentheses, and characters of a number.
 """
 
 

@@ -31,13 +31,10 @@ Bytes of headroom: a bus may add properties to a sighting, or write some in a lo
 
 LONGEST_TEXT = 1024
 MOST_ITEMS = 100
-"""
-The most characters of a text, and items of a list or an object, in too long an event.
-"""
-
 DEEPEST_CONTEXT = DEEPEST_SIGHTING - 4
 """
-The most levels of an event.
+The most characters of a text, and items of a list or an object, in too long an event; and the most
+levels of any event.
 """
 
 

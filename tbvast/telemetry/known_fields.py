@@ -31,31 +31,25 @@ The patterns of a part of a path between dots, and of a source's schema.
 class Form(enum.Enum):
     """
     The notation of a field's values, which determines how they are normalised.
+
+    @cvar ADDRESS: An IP address, typed or as text.
+    @cvar NAME: A host name, in any case, perhaps with a trailing dot.
+    @cvar MAILBOX: An e-mail address, perhaps with a display name around it.
+    @cvar DIGEST: A hash in hexadecimal digits, in any case, perhaps with colons.
+    @cvar LOCATION: A whole URL, perhaps without its scheme.
+    @cvar BASE_NAME: A file's name, perhaps with the directories before it.
+    @cvar HARDWARE: A MAC address, in any case, with colons or dashes.
+    @cvar VERBATIM: Text that is compared unchanged.
     """
 
     ADDRESS = "address"
-    """An IP address, typed or as text."""
-
     NAME = "name"
-    """A host name, in any case, perhaps with a trailing dot."""
-
     MAILBOX = "mailbox"
-    """An e-mail address, perhaps with a display name around it."""
-
     DIGEST = "digest"
-    """A hash in hexadecimal digits, in any case, perhaps with colons."""
-
     LOCATION = "location"
-    """A whole URL, perhaps without its scheme."""
-
     BASE_NAME = "base name"
-    """A file's name, perhaps with the directories before it."""
-
     HARDWARE = "hardware"
-    """A MAC address, in any case, with colons or dashes."""
-
     VERBATIM = "verbatim"
-    """Text that is compared unchanged."""
 
 
 class Field(msgspec.Struct, frozen=True):
