@@ -198,7 +198,7 @@ async def publish(
     @param keys: The keys for the connection.
     @param files: Paths; C{-} is standard input.
     @return: Whether every indicator was successful.
-    @raise SettingsInvalid: If a file cannot be read.
+    @raise SettingsInvalid: If a file cannot be read, or only one key is given.
     @raise KeyUnusable: If a key cannot be used.
     @raise BusUnreachable: If the bus does not answer.
     @raise BusRefused: If the bus accepts no indicators.

@@ -242,15 +242,11 @@ async def status(
     reactor: Any, screen: Screen, bus: HostPort, keys: KeyFiles, as_json: bool
 ) -> bool:
     """
-    Print the status of a bus.
+    Print the status of a bus. The bus, its keys and the errors about them are as for
+    L{tbvast.cli.publish.publish}.
 
-    @param bus: The manage endpoint of the bus.
-    @param keys: The keys for the connection.
     @param as_json: Whether to print the reply of the bus itself.
     @return: C{True}.
-    @raise SettingsInvalid: If only one key is given.
-    @raise KeyUnusable: If a key cannot be used.
-    @raise BusUnreachable: If the bus does not answer.
     @raise BusRefused: If the bus does not know the status request.
     """
     options = keys.load()

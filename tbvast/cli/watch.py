@@ -237,17 +237,14 @@ async def watch(
     as_json: bool,
 ) -> bool:
     """
-    Print the messages of a bus until the command is cancelled.
+    Print the messages of a bus until the command is cancelled. The bus, its keys and the errors
+    about them are as for L{tbvast.cli.publish.publish}, but an absent bus is waited for.
 
-    @param bus: The manage endpoint of the bus.
-    @param keys: The keys for the connection.
     @param stream: The only stream to subscribe to, by its name in L{STREAMS}; C{None}: all.
     @param snapshot: Days of past indicators to begin with.
     @param count: The number of messages after which to end; C{0} for no end.
     @param as_json: Whether to print STIX documents instead of lines.
     @return: C{True}.
-    @raise SettingsInvalid: If only one key is given.
-    @raise KeyUnusable: If a key cannot be used.
     """
     printer = MessagePrinter(screen, as_json, count or math.inf)
     streams = STREAMS.values() if stream is None else (STREAMS[stream],)
