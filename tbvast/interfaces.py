@@ -23,7 +23,6 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from tbvast.protocol.frames import Item
-from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Stream
 from tbvast.protocol.unreadable import Unreadable
 from tbvast.stix.indicators import Indicator
@@ -44,7 +43,6 @@ from tbvast.values import (
 )
 
 if TYPE_CHECKING:  # annotations only: importing an interface loads nothing of the bus
-    from tbvast.bus.fanout import CommittedBatch, Form
     from tbvast.bus.journal.values import JournalEntry, Outcome, Run
     from tbvast.storage.set_aside import SetAside, SetAsideReport
 
@@ -708,129 +706,4 @@ class IPublisher(Interface):
         """
         @return: The bytes that wait in the kernel for the peers that listen to some ZeroMQ
             topics; C{None} if unknown. ZeroMQ's own queue is not counted.
-        """
-
-
-class ISubscription(Interface):
-    """
-    A subscription to the streams of a bus, of either protocol.
-    """
-
-    topic: str = Attribute("The topic that only this subscriber knows.")
-    request: Subscribe = Attribute("The subscriber's request.")
-    name: str = Attribute("The subscriber's name for itself, for the log.")
-    user: str = Attribute("The user who made the request, as the access control knows it.")
-    streams: frozenset[Stream] = Attribute("The streams that it gets.")
-    detached: float | None = Attribute(
-        "When the last ZeroMQ subscription ended, in seconds; C{None} while there is one."
-    )
-    closed: bool = Attribute("Whether it has ended.")
-    overdue: str = Attribute(
-        "The reason to close it, as the log words it: its subscriber is silent, or away, for"
-        " too long. Empty if there is none."
-    )
-    saved: bytes | None = Attribute(
-        "The state to save, with which it continues after a restart of the bus; C{None} if its"
-        " subscriber subscribes again."
-    )
-    beginning: Position | None = Attribute(
-        "The position after which the subscriber gets everything; C{None} if it knows none."
-    )
-    snapshot_days: int | None = Attribute(
-        "The age of the snapshot that it begins with, in days; C{0} for no snapshot, C{None}"
-        " for everything that is in force."
-    )
-    owed: bool = Attribute("Whether part of a snapshot is to be sent again after a restart.")
-    form: Form | None = Attribute(
-        "The form in which it gets a batch at its commit; C{None} if it gets none, or another one."
-    )
-    held: int = Attribute("The bytes that wait in memory for its subscriber.")
-    stalled: bool = Attribute("Whether nothing could be sent for some time.")
-    answers_snapshots: bool = Attribute(
-        "Whether the subscriber may be able to answer a snapshot request."
-    )
-
-    def describe() -> dict[str, object]:
-        """
-        Describe it for the status. Its own topic is left out: knowing that is enough to
-        listen.
-        """
-
-    def heartbeat(report: dict[str, object]) -> None:
-        """
-        The subscriber is alive.
-
-        @param report: Its report about itself.
-        """
-
-    def attach(topic: bytes) -> None:
-        """
-        A ZeroMQ subscription arrived.
-
-        @param topic: Its own topic, or one that begins with it.
-        """
-
-    def detach(topic: bytes) -> None:
-        """
-        A ZeroMQ subscription ended.
-        """
-
-    def committed(batch: CommittedBatch) -> None:
-        """
-        Deliver the items of a batch that belong to its streams.
-        """
-
-    def deliver(payloads: Iterable[bytes]) -> None:
-        """
-        Send frames for this subscriber alone, now or as soon as possible.
-
-        @param payloads: The frames without the topic.
-        """
-
-    def pump() -> None:
-        """
-        Send a bounded number of waiting frames; if none wait, read the journal.
-        """
-
-    def give_up_queue() -> None:
-        """
-        Drop the waiting frames, because memory is short. Those of the journal are read from it
-        later; a snapshot begins again. Others are lost, and counted.
-        """
-
-    def check_progress(age: float) -> bool:
-        """
-        Find out what the subscriber's system has acknowledged.
-
-        @param age: Seconds after which a frame is in the kernel if that has room.
-        @return: Whether it has everything, as far as can be known, or is away.
-        """
-
-    def take_snapshot(deliver: Callable[[SendPage], Awaitable[object]]) -> None:
-        """
-        Send a snapshot first; everything that is delivered meanwhile waits.
-
-        @param deliver: Sends the pages. Done when the snapshot is complete; cancelled if the
-            subscription ends first.
-        """
-
-    def render_page(documents: Sequence[bytes]) -> Awaitable[list[bytes]]:
-        """
-        Render some indicators of a snapshot. Those that cannot be rendered are set aside.
-
-        @return: Frames without the topic.
-        """
-
-    def render_end(full: bool, failed: Sequence[str]) -> Iterable[bytes]:
-        """
-        Render the end of a snapshot.
-
-        @param full: Whether the snapshot holds everything that is in force.
-        @param failed: The sources that could not answer.
-        @return: Frames without the topic.
-        """
-
-    def close() -> None:
-        """
-        End the subscription, and drop its waiting frames.
         """

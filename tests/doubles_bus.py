@@ -33,7 +33,6 @@ from tbvast.interfaces import (
     IPausable,
     IPublisher,
     ISnapshotSource,
-    ISubscription,
 )
 from tbvast.protocol.frames import INDICATOR_TOPIC, SIGHTING_TOPIC, Item
 from tbvast.protocol.manage import Subscribe
@@ -170,7 +169,7 @@ class MemoryBus:
 
         return Deferred.fromCoroutine(stop())
 
-    def make(self, request: Subscribe, user: str = "") -> ISubscription:
+    def make(self, request: Subscribe, user: str = "") -> Subscription:
         if self._kind is None:
             return make_subscription(self.parts, request, user)
         return self._kind(self.parts, request, user, new_topic(request.topics[0], request.dialect))

@@ -14,7 +14,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.subscription import REST, STALLED, Subscription
 from tbvast.bus.subscriptions import RETRY_INTERVAL
-from tbvast.interfaces import ISubscription
 from tbvast.protocol.frames import Item
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.protocol.replay import Batch, Mark, Part, decode_delivery
@@ -68,7 +67,7 @@ class BudgetTestCase(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.bus.subscriptions.deliver(batch)))
         self.clock.advance(0)
 
-    def read(self, subscription: ISubscription) -> None:
+    def read(self, subscription: Subscription) -> None:
         """
         Have a subscriber read for a while.
         """
@@ -86,7 +85,7 @@ class BudgetTestCase(SynchronousTestCase):
         self.assertEqual(self.bus.subscriptions.budget.used, used)
         self.assertLessEqual(used, LIMIT)
 
-    def got(self, subscription: ISubscription) -> list[bytes]:
+    def got(self, subscription: Subscription) -> list[bytes]:
         return [frame.partition(b" ")[2] for frame in self.pub.to(subscription.topic)]
 
 

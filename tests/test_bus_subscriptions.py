@@ -17,8 +17,7 @@ from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, STALLED, Sub
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
 from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.errors import LimitExceeded
-from tbvast.interfaces import IPublisher, ISubscription
-from tbvast.protocol.manage import PROTOCOL
+from tbvast.interfaces import IPublisher
 from tbvast.protocol.topics import Stream
 from tbvast.service.turns import TURN_BUDGET_SECONDS
 from tbvast.stix.indicators import Indicator
@@ -70,7 +69,7 @@ class SubscriptionsTestCase(SynchronousTestCase):
             self.attach(subscription)
         return subscription
 
-    def attach(self, subscription: ISubscription) -> None:
+    def attach(self, subscription: Subscription) -> None:
         self.assertTrue(self.subscriptions.attach(subscription.topic.encode()))
         self.clock.advance(RETRY_INTERVAL)
 
@@ -80,7 +79,7 @@ class SubscriptionsTestCase(SynchronousTestCase):
     def fan_out(self, *items: Indicator | Sighting) -> None:
         self.successResultOf(self.bus.deliver(a_batch(list(enumerate(items, 1)))))
 
-    def got(self, subscription: ISubscription) -> list[bytes]:
+    def got(self, subscription: Subscription) -> list[bytes]:
         return self.pub.to(subscription.topic)
 
     def reasons(self, events: Iterable[dict[str, Any]]) -> list[str]:
@@ -92,18 +91,8 @@ class SubscriptionsTestCase(SynchronousTestCase):
 
 class InterfaceTests(SubscriptionsTestCase):
     """
-    The interfaces of subscriptions.
+    The interface of the double.
     """
-
-    def test_subscriptions(self) -> None:
-        """
-        Every class of subscriptions is an L{ISubscription}; so is the double.
-        """
-        verifyObject(ISubscription, self.open())
-        self.kind = None
-        self.restart_with()
-        for protocol in ("", PROTOCOL):
-            verifyObject(ISubscription, self.open(protocol=protocol))
 
     def test_publisher(self) -> None:
         """

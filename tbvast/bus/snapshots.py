@@ -16,7 +16,8 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IJournal, ISnapshotSource, ISubscription, SendPage
+from tbvast.bus.subscription import Subscription
+from tbvast.interfaces import IJournal, ISnapshotSource, SendPage
 from tbvast.protocol.frames import Envelope, encode_snapshot_request, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
@@ -76,7 +77,7 @@ class _Question(msgspec.Struct):
     stream: Stream
     days: int
     until: float
-    askers: list[ISubscription] = []
+    askers: list[Subscription] = []
     asked: set[str] = set()
     answered: bool = False
 
@@ -98,18 +99,18 @@ class Snapshots:
     _clock: IReactorTime
     _now: Calendar
     _sources: Sequence[ISnapshotSource]
-    _everybody: Callable[[], Iterable[ISubscription]]
+    _everybody: Callable[[], Iterable[Subscription]]
     _refuse: Refuse
     _asked: dict[str, _Question] = attrs.field(init=False, factory=dict)
 
-    def begin(self, subscription: ISubscription) -> None:
+    def begin(self, subscription: Subscription) -> None:
         """
         Send a subscription the snapshot that it begins with, if any.
         """
         if subscription.snapshot_days != 0:
             self.deliver(subscription, subscription.snapshot_days)
 
-    def deliver(self, subscription: ISubscription, days: int | None) -> None:
+    def deliver(self, subscription: Subscription, days: int | None) -> None:
         """
         Send a subscription the intel of some days before anything else.
 
@@ -123,7 +124,7 @@ class Snapshots:
             for stream in subscription.streams:
                 self._ask_others(subscription, stream, days)
 
-    def _ask_others(self, subscription: ISubscription, stream: Stream, days: int) -> None:
+    def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
         self._drop_ended()
         for question in self._asked.values():
             if (question.stream, question.days, question.answered) == (stream, days, False):
@@ -169,7 +170,7 @@ class Snapshots:
         for asker in question.askers:
             asker.deliver(payloads[asker.request.dialect])
 
-    async def _deliver(self, subscription: ISubscription, days: int | None, send: SendPage) -> None:
+    async def _deliver(self, subscription: Subscription, days: int | None, send: SendPage) -> None:
         started = self._clock.seconds()
         since = 0.0 if days is None else self._now() - days * _DAY
         count = 0

@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tbvast import __version__
-from tbvast.interfaces import ICounters, IJournal, ISubscription
+from tbvast.bus.subscription import Subscription
+from tbvast.interfaces import ICounters, IJournal
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.service.turns import in_turns
 
@@ -43,7 +44,7 @@ class Statistics(TimerService):
 
     _clock: IReactorTime
     _journal: IJournal
-    _everybody: Callable[[], Iterable[ISubscription]]
+    _everybody: Callable[[], Iterable[Subscription]]
 
     def __attrs_post_init__(self) -> None:
         super().__init__(SAMPLE_INTERVAL, self._sample)

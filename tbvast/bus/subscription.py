@@ -14,11 +14,10 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from tbvast.bus.fanout import CommittedBatch, Form, Refuse, Rendered, render_in_turns
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.interfaces import IJournal, IPublisher, ISubscription, SendPage
+from tbvast.interfaces import IJournal, IPublisher, SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, Stream, streams_of
 from tbvast.service.rate_limit import RateLimit
@@ -100,7 +99,7 @@ class BusParts:
     @ivar settings: The limits of a subscription, and the addresses that it is told.
     @ivar publisher: Sends frames.
     @ivar refuse: Sets items aside that cannot be rendered.
-    @ivar retry: Has L{ISubscription.pump} called soon.
+    @ivar retry: Has L{Subscription.pump} called soon.
     @ivar begin_snapshot: Begins the snapshot that a subscription asks for.
     @ivar close: Closes the subscription with a topic, for a reason as the log words it.
     @ivar losses: Limits the log lines about subscribers that read too slowly.
@@ -112,8 +111,8 @@ class BusParts:
     publisher: IPublisher
     journal: IJournal
     refuse: Refuse
-    retry: Callable[[ISubscription], None]
-    begin_snapshot: Callable[[ISubscription], None]
+    retry: Callable[[Subscription], None]
+    begin_snapshot: Callable[[Subscription], None]
     close: Callable[[str, str], object]
     losses: RateLimit
     budget: QueueBudget
@@ -184,10 +183,9 @@ class FrameQueue:
         self._budget.change(size)
 
 
-@implementer(ISubscription)
 class Subscription:
     """
-    The part of a subscription that does not depend on its protocol.
+    A subscription to the streams of a bus: the part that does not depend on its protocol.
 
     Nothing is sent before the subscriber's ZeroMQ subscription has arrived. A snapshot is
     sent before everything that is delivered after the subscription was made.
@@ -195,6 +193,21 @@ class Subscription:
     While the subscriber keeps up, it gets each batch at its commit. Otherwise the
     subscription reads the journal, page by page, until nothing is missing.
 
+    @ivar topic: The topic that only this subscriber knows.
+    @ivar request: The subscriber's request.
+    @ivar name: The subscriber's name for itself, for the log.
+    @ivar user: The user who made the request, as the access control knows it.
+    @ivar streams: The streams that it gets.
+    @ivar detached: When the last ZeroMQ subscription ended, in seconds; C{None} while there is one.
+    @ivar closed: Whether it has ended.
+    @ivar beginning: The position after which the subscriber gets everything; C{None} if it knows
+        none.
+    @ivar snapshot_days: The age of the snapshot that it begins with, in days; C{0} for no snapshot,
+        C{None} for everything that is in force.
+    @ivar owed: Whether part of a snapshot is to be sent again after a restart.
+    @ivar form: The form in which it gets a batch at its commit; C{None} if it gets none, or another
+        one.
+    @ivar answers_snapshots: Whether the subscriber may be able to answer a snapshot request.
     @ivar sent: The number of frames sent.
     @ivar dropped: The number of frames lost: the queue was full, or the journal has pruned
         them.
@@ -211,9 +224,6 @@ class Subscription:
         self, parts: BusParts, request: Subscribe, user: str, topic: str, number: int
     ) -> None:
         """
-        @param request: The subscriber's request.
-        @param user: The user who made the request, as the access control knows it.
-        @param topic: Its own topic.
         @param number: The number in the journal after which the subscriber gets everything.
         """
         self.topic = topic
@@ -246,6 +256,10 @@ class Subscription:
 
     @property
     def saved(self) -> bytes | None:
+        """
+        The state to save, with which it continues after a restart of the bus; C{None} if its
+        subscriber subscribes again.
+        """
         return None
 
     @property
@@ -264,10 +278,16 @@ class Subscription:
 
     @property
     def held(self) -> int:
+        """
+        The bytes that wait in memory for its subscriber.
+        """
         return self._live.size + self._queue.size + (self._snapshot.size if self._snapshot else 0)
 
     @property
     def stalled(self) -> bool:
+        """
+        Whether nothing could be sent for some time.
+        """
         return self._parts.clock.seconds() - self._progressed >= STALLED
 
     @property
@@ -278,6 +298,10 @@ class Subscription:
         return 0
 
     def describe(self) -> dict[str, object]:
+        """
+        Describe it for the status. Its own topic is left out: knowing that is enough to
+        listen.
+        """
         now = self._parts.clock.seconds()
         return {
             "name": self.request.name,
@@ -295,12 +319,21 @@ class Subscription:
         }
 
     def heartbeat(self, report: dict[str, object]) -> None:
+        """
+        The subscriber is alive.
+
+        @param report: Its report about itself.
+        """
         self._heard = self._parts.clock.seconds()
         self._beating = True
         self.report = report
 
     @property
     def overdue(self) -> str:
+        """
+        The reason to close it, as the log words it: its subscriber is silent, or away, for too
+        long. Empty if there is none.
+        """
         now, settings = self._parts.clock.seconds(), self._parts.settings
         if self._beating and now - self._heard >= settings.heartbeat_timeout:
             return "fell silent"
@@ -309,6 +342,11 @@ class Subscription:
         return ""
 
     def attach(self, topic: bytes) -> None:
+        """
+        A ZeroMQ subscription arrived.
+
+        @param topic: Its own topic, or one that begins with it.
+        """
         self._listening[topic] += 1
         self.detached = None
         self._progressed = self._parts.clock.seconds()
@@ -317,6 +355,9 @@ class Subscription:
         self._parts.retry(self)
 
     def detach(self, topic: bytes) -> None:
+        """
+        A ZeroMQ subscription ended.
+        """
         self._listening -= Counter([topic])
         if not self._listening:
             self.detached = self._parts.clock.seconds()
@@ -328,6 +369,12 @@ class Subscription:
         """
 
     def check_progress(self, age: float) -> bool:
+        """
+        Find out what the subscriber's system has acknowledged.
+
+        @param age: Seconds after which a frame is in the kernel if that has room.
+        @return: Whether it has everything, as far as can be known, or is away.
+        """
         if self.closed or self.detached is not None:
             return True
         held = self._parts.publisher.unacknowledged(self._listening)
@@ -358,6 +405,9 @@ class Subscription:
             queue.drop(self._send(queue.head(PUMP_FRAMES)))
 
     def pump(self) -> None:
+        """
+        Send a bounded number of waiting frames; if none wait, read the journal.
+        """
         if self.detached is not None or self.closed:
             return
         if self._snapshot is not None:
@@ -390,6 +440,10 @@ class Subscription:
         return self._parts.clock.seconds() < self._rests_until
 
     def give_up_queue(self) -> None:
+        """
+        Drop the waiting frames, because memory is short. Those of the journal are read from it
+        later; a snapshot begins again. Others are lost, and counted.
+        """
         self.dropped += len(self._live)
         self._live.clear()
         self._queued_until = self.position
@@ -400,6 +454,11 @@ class Subscription:
         self._parts.retry(self)
 
     def deliver(self, payloads: Iterable[bytes]) -> None:
+        """
+        Send frames for this subscriber alone, now or as soon as possible.
+
+        @param payloads: The frames without the topic.
+        """
         frames = list(payloads)
         ready = self.detached is None and self._snapshot is None
         if frames and ready and not self._live:
@@ -425,6 +484,12 @@ class Subscription:
             )
 
     def take_snapshot(self, deliver: Callable[[SendPage], Awaitable[object]]) -> None:
+        """
+        Send a snapshot first; everything that is delivered meanwhile waits.
+
+        @param deliver: Sends the pages. Done when the snapshot is complete; cancelled if the
+            subscription ends first.
+        """
         self._abandon_snapshot()
         self._snapshot = FrameQueue(self._parts.budget)
         self._snapshot_done = Deferred.fromCoroutine(self._send_snapshot(deliver, self._snapshot))
@@ -469,6 +534,11 @@ class Subscription:
         """
 
     async def render_page(self, documents: Sequence[bytes]) -> list[bytes]:
+        """
+        Render some indicators of a snapshot. Those that cannot be rendered are set aside.
+
+        @return: Frames without the topic.
+        """
         entries = [JournalEntry(0, Stream.INTEL, raw) for raw in documents]
         dialect, refuse = self.request.dialect, self._parts.refuse
         return (await render_in_turns(self._parts.clock, dialect, entries, Stage.SNAPSHOT, refuse))[
@@ -476,9 +546,19 @@ class Subscription:
         ]
 
     def render_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
+        """
+        Render the end of a snapshot.
+
+        @param full: Whether the snapshot holds everything that is in force.
+        @param failed: The sources that could not answer.
+        @return: Frames without the topic.
+        """
         return ()
 
     def committed(self, batch: CommittedBatch) -> None:
+        """
+        Deliver the items of a batch that belong to its streams.
+        """
         if not self._keeps_up:
             self._missed = True
         elif batch.first <= self._queued_until < batch.until:
@@ -575,6 +655,9 @@ class Subscription:
             reading.cancel()
 
     def close(self) -> None:
+        """
+        End the subscription, and drop its waiting frames.
+        """
         self.closed = True
         self.detached = self._since
         self._keeps_up = False

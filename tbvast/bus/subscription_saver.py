@@ -13,8 +13,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from tbvast.bus.subscription import Subscription
 from tbvast.errors import JournalFailed
-from tbvast.interfaces import IJournal, ISubscription
+from tbvast.interfaces import IJournal
 from tbvast.service.turns import in_turns
 
 PROGRESS_INTERVAL, PROGRESS_AGE = 0.5, 0.4
@@ -42,7 +43,7 @@ class SubscriptionSaver(TimerService):
 
     _clock: IReactorTime
     _journal: IJournal
-    _everybody: Callable[[], list[ISubscription]]
+    _everybody: Callable[[], list[Subscription]]
     _stored: Mapping[str, bytes]
 
     def __attrs_post_init__(self) -> None:
@@ -67,11 +68,11 @@ class SubscriptionSaver(TimerService):
             return
         await self._save()
 
-    def _check_one(self, subscription: ISubscription) -> None:
+    def _check_one(self, subscription: Subscription) -> None:
         subscription.check_progress(PROGRESS_AGE)
         self._compare(subscription)
 
-    def _compare(self, subscription: ISubscription) -> None:
+    def _compare(self, subscription: Subscription) -> None:
         state = subscription.saved
         if state != self._stored.get(subscription.topic):
             self._changes[subscription.topic] = state

@@ -17,9 +17,8 @@ from twisted.logger import Logger
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription, Saved
 from tbvast.bus.replayed_subscription import ReplayedSubscription
-from tbvast.bus.subscription import LOSSES_PER_MINUTE, STALLED, BusParts, QueueBudget
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, STALLED, BusParts, QueueBudget, Subscription
 from tbvast.errors import LimitExceeded
-from tbvast.interfaces import ISubscription
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
 from tbvast.service.rate_limit import RateLimit
@@ -55,24 +54,24 @@ class Subscriptions(TimerService):
         super().__init__(SWEEP_INTERVAL, self._sweep)
         self.clock = self._clock = clock
         self._settings = settings
-        self._by_topic: dict[str, ISubscription] = {}
+        self._by_topic: dict[str, Subscription] = {}
         self._delivering: Deferred[None] = succeed(None)
         self.budget = QueueBudget(settings.queue_total_bytes, self._relieve_soon)
         self._relieving: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
-        self._stuck: dict[float, dict[ISubscription, None]] = {RETRY_INTERVAL: {}, STALLED: {}}
+        self._stuck: dict[float, dict[Subscription, None]] = {RETRY_INTERVAL: {}, STALLED: {}}
         self._retrying: dict[float, Deferred[None]] = {}
 
     def __len__(self) -> int:
         return len(self._by_topic)
 
-    def everybody(self) -> list[ISubscription]:
+    def everybody(self) -> list[Subscription]:
         """
         @return: All subscriptions.
         """
         return list(self._by_topic.values())
 
-    def open(self, subscription: ISubscription) -> None:
+    def open(self, subscription: Subscription) -> None:
         """
         Add a new subscription.
 
@@ -192,7 +191,7 @@ class Subscriptions(TimerService):
         if subscription is not None:
             subscription.detach(topic)
 
-    def _owner(self, topic: bytes) -> ISubscription | None:
+    def _owner(self, topic: bytes) -> Subscription | None:
         text = topic.decode("ascii", "replace")
         return self._by_topic.get(text) or self._by_topic.get(text[:STIX2_TOPIC_LENGTH])
 
@@ -217,9 +216,9 @@ class Subscriptions(TimerService):
             "Cannot deliver to a subscriber",
         )
 
-    def retry(self, subscription: ISubscription) -> None:
+    def retry(self, subscription: Subscription) -> None:
         """
-        Call L{ISubscription.pump} soon, when there may be room in ZeroMQ's queue.
+        Call L{Subscription.pump} soon, when there may be room in ZeroMQ's queue.
         """
         interval = STALLED if subscription.stalled else RETRY_INTERVAL
         self._stuck[interval][subscription] = None
@@ -292,7 +291,7 @@ class Subscriptions(TimerService):
         return super().stopService()
 
 
-def make_subscription(parts: BusParts, request: Subscribe, user: str = "") -> ISubscription:
+def make_subscription(parts: BusParts, request: Subscribe, user: str = "") -> Subscription:
     """
     Make a new subscription, of the class that its protocol needs.
 
