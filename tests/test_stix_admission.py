@@ -532,6 +532,7 @@ class IndicatorTests(SynchronousTestCase):
         """
         A document with too many values is refused; commas and brackets in strings are none.
         """
+        many: Any
         for many in ([[]] * MOST_VALUES, {f"x{n}": 0 for n in range(MOST_VALUES)}, [{}] * 20_000):
             error = self.assertRaises(Invalid, admit, json_of(x_many=many))
             self.assertEqual(error.expected, f"JSON of at most {MOST_VALUES} values")
