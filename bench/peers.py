@@ -214,7 +214,8 @@ def private(number: int) -> str:
 @contextlib.contextmanager
 def tbvast(turns: Path | None = None, state: Path | None = None) -> Iterator[Bus]:
     """
-    The plugin, with default settings.
+    The plugin, with default settings, but for as many subscriptions as the subscribers need, all
+    of which are one client without a key.
 
     @param turns: Where its long reactor turns are written, if they are measured.
     @param state: Its state directory, if it is to be kept.
@@ -222,7 +223,10 @@ def tbvast(turns: Path | None = None, state: Path | None = None) -> Iterator[Bus
     ports = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
         names = [f"--{n}={p}" for n, p in zip(("manage", "pub", "sub"), ports, strict=True)]
-        command = twistd("tbvast-plugin", f"--state-dir={state or folder}", *names)
+        config = Path(folder, "tap.conf")
+        config.write_text("plugin:\n  max_client_subscriptions: 10000\n")
+        names += [f"--state-dir={state or folder}", f"--config={config}"]
+        command = twistd("tbvast-plugin", *names)
         if turns is not None:
             command = [
                 *(sys.executable, "-m", "bench.peers", "turns", str(turns)),
