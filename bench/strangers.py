@@ -141,7 +141,6 @@ SHORT_ROWS = (
     Row("subscriptions", 1_000),
     Row("documents", 2),
     Row("topics", 100_000),
-    Row("pattern", 1),
     Row("patterns", 1),
     Row("status", 100, stored=20_000),
     Row("oversized", 3),
@@ -244,7 +243,8 @@ class Known(threading.Thread):
 
     def end(self) -> None:
         self._stopping.set()
-        self.join(2 * HEARTBEAT_LIMIT)
+        if self.ident is not None:
+            self.join(2 * HEARTBEAT_LIMIT)
 
 
 class Publisher(Known):
@@ -435,6 +435,7 @@ class Bridge:
             "threatbus": f"{HOST}:{bus.manage}",
             "state_dir": str(self._store.parent),
             "vast_listen": f"{HOST}:{free_ports(1)[0]}",
+            "retro_match": False,
             **keys.bridge,
         }
         config = folder / "bridge.conf"
@@ -462,7 +463,7 @@ class Bridge:
     def ready(self) -> bool:
         if self._process.poll() is not None:
             raise RuntimeError(f"the bridge ended: {self._log.read_text()[-500:]}")
-        return bool(self.said("Subscribed to") and self.said("The live match is running"))
+        return bool(self.subscribed and self.said("is ready: "))
 
     @property
     def subscribed(self) -> int:
@@ -551,15 +552,19 @@ def plugin(checkout: Checkout, row: Row, keys: Keys, folder: Path, turns: Path) 
         bus.end(15.0)
 
 
-def wait(condition: Callable[[], object], limit: float, what: str) -> None:
+def until(condition: Callable[[], object], limit: float) -> bool:
     """
-    @raise TimeoutError: If it does not become true in time.
+    Wait for a condition.
+
+    @param limit: The most seconds.
+    @return: Whether it became true in time.
     """
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} within {limit:g} s")
+            return False
         time.sleep(0.05)
+    return True
 
 
 class Run:
@@ -594,11 +599,8 @@ class Run:
         for each in self._known:
             each.start()
         try:
-            for each in self._known[1:]:
-                wait(each.ready.is_set, START_LIMIT, f"{type(each).__name__}: nothing came")
-            bridge = self._bridge
-            if bridge is not None:
-                wait(lambda: bridge.ready, START_LIMIT, "the bridge is not ready")
+            if not until(self._ready, START_LIMIT):
+                raise TimeoutError(f"not everybody is ready within {START_LIMIT:g} s")
             watch = Watch(self._bus, most)
             self.figures.before = self._bus.memory("VmRSS")
             self._bus.forget_peak()
@@ -632,31 +634,30 @@ class Run:
             try:
                 load.told()
                 load.tell("go")
-                self._until(lambda: load.said() or watch.reason, LOAD_LIMIT)
+                until(lambda: load.said() or watch.reason, LOAD_LIMIT)
                 figures.said = load.told(1.0) if load.said() else "nothing"
-                self._until(lambda: watch.reason, row.stay)
+                until(lambda: watch.reason, row.stay)
             finally:
                 load.end()
         else:
-            self._until(lambda: watch.reason, row.stay)
+            until(lambda: watch.reason, row.stay)
         if self._resuming is not None:
             resuming = self._resuming
-            self._until(lambda: watch.reason or resuming.reached, LOAD_LIMIT)
+            until(lambda: watch.reason or resuming.reached, LOAD_LIMIT)
             figures.resumed = (resuming.reached or time.monotonic()) - began
         if not watch.reason:
             figures.seconds = time.monotonic() - began
             figures.cpu = self._bus.cpu() - used
-        self._until(lambda: watch.reason, row.afterwards)
+        until(lambda: watch.reason, row.afterwards)
         self.times = round(began * 1e9), time.monotonic_ns()
         self._publisher.end()
-        self._until(lambda: watch.reason or self._complete(), ARRIVAL_LIMIT)
+        until(lambda: watch.reason or self._complete(), ARRIVAL_LIMIT)
         if not watch.reason:
             figures.after = self._bus.memory("VmRSS")
 
-    def _until(self, condition: Callable[[], object], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def _ready(self) -> bool:
+        clients = all(each.ready.is_set() for each in self._known[1:])
+        return clients and (self._bridge is None or self._bridge.ready)
 
     def _receivers(self) -> dict[str, Subscriber | Bridge]:
         bridge = {} if self._bridge is None else {"bridge": self._bridge}
@@ -725,7 +726,7 @@ class Bench:
                 run = Run(checkout, row, bus, keys, folder)
                 try:
                     run.measure(self._most)
-                except (TimeoutError, RuntimeError) as e:
+                except (OSError, RuntimeError) as e:
                     run.figures.ended = f"could not be measured: {e}"
             run.figures.turn = longest(turns, *run.times) if turns.exists() else 0.0
             return run.figures
@@ -761,7 +762,10 @@ def of_plugin(row: Row, checkout: Checkout, runs: Sequence[Figures]) -> list[str
     """
     names = ("before", "most", "after", "turn", "beat", "newcomer", "cpu", "seconds")
     measured = [run for run in runs if run.before]
-    figures = {name: spread([getattr(run, name) for run in measured]) for name in names}
+    figures = {
+        name: spread([value for run in measured if (value := getattr(run, name)) or not run.ended])
+        for name in names
+    }
     said = dict.fromkeys(filter(None, (run.ended or run.said for run in runs)))
     return [
         *(row.name, checkout.name, *(figures[name] for name in names[:6])),
@@ -798,8 +802,6 @@ def problems(row: Row, runs: Sequence[Figures]) -> Iterator[str]:
         for name, lost in run.lost.items():
             if lost:
                 yield f"{row.name}: {name} lost {lost:,} messages"
-            if run.again[name]:
-                yield f"{row.name}: {name} subscribed again"
         for name in ("beat", "newcomer"):
             if (waited := getattr(run, name)) > HEARTBEAT_LIMIT * 1000:
                 yield f"{row.name}: a {name} had no answer for {figure(waited)} ms"
@@ -816,6 +818,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [
         row for row in (SHORT_ROWS if options.short else ROWS) if options.only in ("", row.load)
     ]
+    if not rows:
+        raise SystemExit(f"--only: {options.only!r} is not a load")
     print(f"Strangers, {options.runs} runs. {machine()}\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="tbvast-bench-") as folder:
         bench = Bench(checkouts, Path(folder), options.memory)
