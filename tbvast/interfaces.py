@@ -310,10 +310,9 @@ class IJournal(Interface):
 
     def set_aside(items: Sequence[SetAside]) -> Deferred[None]:
         """
-        Set items aside that could not be handled. Their bytes, the stage of the failure and
-        the reason are stored, in bounded number and size. If such an item is an entry of the
-        journal, it is never read again; it keeps its number, and expires or is superseded
-        like any other.
+        Set items aside that could not be handled. Their bytes, the stage of the failure and the
+        reason are stored, in bounded number and size. An entry of the journal is then never read
+        again; it keeps its number, and expires or is superseded like any other.
 
         @param items: An entry in force may lack its number; it is then found by its bytes.
         @return: Fires when that is durable.
@@ -698,8 +697,7 @@ class IPublisher(Interface):
         """
         Send frames to one subscriber, in order. No more of them are made than are tried.
 
-        @return: The number of accepted frames: fewer than given if the subscriber's queue is
-            full.
+        @return: The number of accepted frames; fewer than given if the queue is full.
         """
 
     def unacknowledged(topics: Iterable[bytes]) -> int | None:

@@ -18,9 +18,8 @@ The most combinations of observables that one search counts; any further ones pa
 
 class SearchBudget:
     """
-    Limits the events per observable, and per combination of observables that an indicator
-    may require together: a combination can be rare although each of its observables is
-    frequent.
+    Limits the events per observable, and per combination of observables that an indicator may
+    require together, which can be rare although each of them is frequent.
     """
 
     def __init__(self, limit: int, entries: Collection[Entry] = ()) -> None:

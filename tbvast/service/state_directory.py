@@ -37,13 +37,10 @@ class StateDirectory:
     The lock belongs to an open file. Forked children, such as a daemon, inherit it, and it
     is released when the last of them ends for any reason.
 
-    @ivar path: The directory's absolute path.
+    @ivar path: The absolute path of the directory, which need not exist at first.
     """
 
     def __init__(self, path: str) -> None:
-        """
-        @param path: The directory, which need not exist.
-        """
         self.path = os.path.abspath(path)
         self._lock: int | None = None
 

@@ -357,7 +357,6 @@ class _Parser:
 
     def __init__(self, pattern: str, most: int | None = None) -> None:
         """
-        @param pattern: The pattern.
         @param most: As for L{parse}.
         """
         self._pattern = pattern

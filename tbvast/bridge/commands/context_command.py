@@ -173,10 +173,9 @@ class ContextCommand(CommandService[_TransformStream]):
     """
     An L{IContextTransform} that runs a command.
 
-    The command reads an event as one line of JSON on its standard input, and writes the
-    changed context as JSON to its standard output. It is run once for each event. As a
-    stream, one command keeps running, gets a line for each event, and has to answer each with
-    exactly one line, in order.
+    The command reads an event as one line of JSON on its standard input, and writes the changed
+    context as JSON to its standard output. It runs once for each event. As a stream, one command
+    keeps running, and answers each line with exactly one line, in order.
 
     If an answer is late, missing or not a JSON object, the event stays unchanged.
     """
