@@ -5,6 +5,7 @@ The engine as its user sees it: asked by its own command, without tbvast's code.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
@@ -13,9 +14,9 @@ from typing import Any
 
 from tbvast.engines import binaries
 
-TABLES = ("tbvast_ip", "tbvast_net", "tbvast_str")
+TABLE = re.compile(r"tbvast_[0-9a-f]{16}_(?:ip|net|str)")
 """
-Where a bridge keeps what arriving events are matched against.
+The names of the tables where a bridge keeps what arriving events are matched against.
 """
 
 LIMIT = 60.0
@@ -66,7 +67,11 @@ class Node:
         if the node does not answer.
         """
         found: Counter[tuple[str, str]] = Counter()
-        for table in TABLES:
+        listed = self.run("context_list\nselect name\nwrite_ndjson")
+        if listed is None:
+            return None
+        names = [json.loads(row)["name"] for row in listed.splitlines()]
+        for table in filter(TABLE.fullmatch, names):
             said = self.run(f'context_inspect "{table}"\nselect value\nwrite_ndjson')
             if said is None:
                 return None

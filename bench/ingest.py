@@ -35,7 +35,7 @@ from tbvast.engines.tenzir import pipelines, rows
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.pattern_conditions import matchable
 from tbvast.values import Entry
-from tests.functional.components import run
+from tests.functional.components import bridge_on, run
 from tests.functional.peers import (
     VAST_THREATBUS,
     installed,
@@ -88,7 +88,8 @@ class Ingest(Way):
     def _taken(self, count: int, began: float) -> float:
         self.held(count)
         taken = time.monotonic() - began
-        held = json.loads(run(self.client, _COUNT.format(pipelines.MAIN_TABLES.ip), ""))["entries"]
+        counting = _COUNT.format(pipelines.main_tables(bridge_on(self.client)).ip)
+        held = json.loads(run(self.client, counting, ""))["entries"]
         if held != count:
             raise AssertionError(f"{count} entries were published, {held} are held")
         return count / taken

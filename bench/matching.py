@@ -49,7 +49,7 @@ from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import matchable
 from tbvast.values import Entry
-from tests.functional.components import FORMATS, run
+from tests.functional.components import FORMATS, bridge_on, run
 from tests.slow_matcher import Value
 
 KINDS = {"flow": 45, "dns": 30, "http": 15, "fileinfo": 10}
@@ -279,8 +279,9 @@ class Matching(Way):
         """
         What a live match beside the bridge's finds, as lines.
         """
+        bridge = bridge_on(self.client)
         engine = TenzirEngine(
-            self.engine, binaries.find_client(), self._folder / "beside", tls=self.tls
+            self.engine, binaries.find_client(), self._folder / "beside", bridge, tls=self.tls
         )
         with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
             for batch in engine.watch(lambda progress: None):
@@ -387,8 +388,9 @@ class Matching(Way):
         @return: Seconds for one search by the engine.
         """
         engine = TenzirEngine(
-            self.engine, binaries.find_client(), self._folder / "alone", tls=self.tls
+            self.engine, binaries.find_client(), self._folder / "alone", "bench", tls=self.tls
         )
+        engine.prepare()
         entries = list(map(entry, documents))
         began = time.monotonic()
         found = sum(map(len, engine.find(entries, 0, LIMIT)))

@@ -39,7 +39,7 @@ from bench.reopen import ask
 from bench.way import Way, waited
 from tbvast.engines.tenzir import pipelines
 from tests import slow_matcher
-from tests.functional.components import FORMATS, import_events, run
+from tests.functional.components import FORMATS, bridge_on, import_events, run
 from tests.slow_matcher import PATHS, Event, Telemetry, Value, Wanted, undone
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -607,8 +607,12 @@ class Recall(Way):
         """
         waited(lambda: not self._busy())
 
+    @functools.cached_property
+    def _tables(self) -> pipelines.Tables:
+        return pipelines.main_tables(bridge_on(self.client))
+
     def _held(self) -> int:
-        answers = (run(self.client, _COUNT.format(table), "") for table in pipelines.MAIN_TABLES)
+        answers = (run(self.client, _COUNT.format(table), "") for table in self._tables)
         return sum(json.loads(answer or '{"count": 0}')["count"] for answer in answers)
 
     def _busy(self) -> bool:

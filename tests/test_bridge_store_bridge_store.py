@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bridge.store.bridge_store import BridgeStore
 from tbvast.bridge.store.schema import OLDEST_SCHEMA, OLDEST_VERSION
+from tbvast.bridge.store.values import IDENTITY
 from tbvast.errors import StartupRefused
 from tbvast.storage.digest_index import digest
 from tbvast.storage.sqlite import connect, migrate
@@ -135,3 +136,23 @@ class EarlierVersionTests(SynchronousTestCase):
         (waiting,) = opened.outbox.page(PageRequest(10, 1000))
         self.assertEqual(waiting.key, a_sighting(1).id)
         self.assertEqual(opened.counts()["set_aside"]["count"], 1)
+
+
+class IdentityTests(SynchronousTestCase):
+    """
+    The identity of a store.
+    """
+
+    def identity(self, path: Path) -> str:
+        with contextlib.closing(BridgeStore(path)) as store:
+            return store.identity
+
+    def test_stays(self) -> None:
+        """
+        Each store has an identity of its own, which stays.
+        """
+        paths = [Path(self.mktemp()) for _ in range(2)]
+        first, second = map(self.identity, paths)
+        self.assertRegex(first, IDENTITY)
+        self.assertNotEqual(first, second)
+        self.assertEqual([self.identity(path) for path in paths], [first, second])

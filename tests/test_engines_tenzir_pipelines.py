@@ -30,6 +30,8 @@ from tbvast.telemetry.known_fields import (
 )
 from tbvast.values import Entry, Hit, Match
 
+TABLES, RETRO_TABLES = pipelines.main_tables("0a"), pipelines.retro_tables("0a")
+
 DNS = Source("suricata.dns", fields("ip", "src_ip") + fields("domain", "dns.answers[].rdata"))
 
 
@@ -103,8 +105,8 @@ class PlanTests(SynchronousTestCase):
         plan = pipelines.plan([source], positions=4)
         branch = plan.branches[0]
         self.assertEqual(branch.cut, "a?[4]? != null or b?[24]? != null or b?[0]?.c?[4]? != null")
-        self.assertIn(f"_tbvast_cut = {branch.cut}\n", pipelines.live_match(plan, "b"))
-        self.assertNotIn("cut", pipelines.retro_search(plan, 1))
+        self.assertIn(f"_tbvast_cut = {branch.cut}\n", pipelines.live_match(plan, TABLES, "b"))
+        self.assertNotIn("cut", pipelines.retro_search(plan, RETRO_TABLES, 1))
 
     def test_order(self) -> None:
         """
@@ -285,8 +287,8 @@ class PipelineTests(SynchronousTestCase):
         No pipeline writes under a key that is null.
         """
         for text in (
-            pipelines.update_tables(pipelines.MAIN_TABLES),
-            pipelines.erase_from_tables(pipelines.MAIN_TABLES),
+            pipelines.update_tables(TABLES),
+            pipelines.erase_from_tables(TABLES),
         ):
             writes = re.findall(r"(.*)\n\s*context_(?:update|erase)", text)
             self.assertEqual([line.strip() for line in writes], ["where _key != null"] * 4)
@@ -322,9 +324,9 @@ class PipelineTests(SynchronousTestCase):
         plan = pipelines.plan([DNS])
         self.assertIn(
             "deduplicate _tbvast, limit=7\n",
-            pipelines.retro_search(plan, 7),
+            pipelines.retro_search(plan, RETRO_TABLES, 7),
         )
-        self.assertNotIn("deduplicate", pipelines.retro_search(plan, 0))
+        self.assertNotIn("deduplicate", pipelines.retro_search(plan, RETRO_TABLES, 0))
 
     def test_retro_tables(self) -> None:
         """
@@ -333,10 +335,10 @@ class PipelineTests(SynchronousTestCase):
         searched = set(
             re.findall(
                 r'context_enrich "(\w+)"',
-                pipelines.retro_search(pipelines.plan(), 0),
+                pipelines.retro_search(pipelines.plan(), RETRO_TABLES, 0),
             )
         )
-        self.assertEqual(searched, set(pipelines.RETRO_TABLES))
+        self.assertEqual(searched, set(RETRO_TABLES))
 
 
 def _pipelines() -> list[str]:
@@ -346,17 +348,17 @@ def _pipelines() -> list[str]:
         pipelines.drop_table("a"),
         pipelines.list_tables(),
         pipelines.inspect_table("a"),
-        pipelines.update_tables(pipelines.MAIN_TABLES),
-        pipelines.erase_from_tables(pipelines.RETRO_TABLES),
-        pipelines.live_match(plan, "b"),
+        pipelines.update_tables(TABLES),
+        pipelines.erase_from_tables(RETRO_TABLES),
+        pipelines.live_match(plan, TABLES, "b"),
         pipelines.to_socket("/a/b"),
         pipelines.markers_from_socket("/a/b"),
         pipelines.markers_from_topic("a"),
         pipelines.publish_markers("a", "b", 1, [0, 1]),
-        pipelines.start_pipeline(pipelines.live_match(plan, "b"), "a", 1.5),
+        pipelines.start_pipeline(pipelines.live_match(plan, TABLES, "b"), "a", 1.5),
         pipelines.renew_pipelines(["a", "b"]),
-        pipelines.retro_search(plan, 3),
-        pipelines.launch_pipeline(pipelines.retro_search(plan, 3), "a", 1.5),
+        pipelines.retro_search(plan, RETRO_TABLES, 3),
+        pipelines.launch_pipeline(pipelines.retro_search(plan, RETRO_TABLES, 3), "a", 1.5),
         pipelines.serve_results("a", "b-1", 10, 0.5),
         pipelines.end_pipeline("a"),
         pipelines.ping_node(),

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.bridge.bus_cursor import StoreCursor
 from tbvast.bridge.outbox import Counters, Outbox
 from tbvast.bridge.store.client import IndicatorStore, SightingOutbox
-from tbvast.bridge.store.values import OpenedStore
+from tbvast.bridge.store.values import IDENTITY, OpenedStore
 from tbvast.bridge.store.worker import open_store
 from tbvast.bus.journal.client import Journal
 from tbvast.bus.journal.reader import JournalReader
@@ -98,7 +98,9 @@ class OldStateTests(SynchronousTestCase):
 
         with open_store(self.unpack("bridge.db"), True) as served:
             greeting, ask = served.greeting, asking(*served.objects)
-            self.assertEqual(greeting, OpenedStore(Position("bus", 12)))
+            assert isinstance(greeting, OpenedStore)
+            self.assertEqual(greeting.position, Position("bus", 12))
+            self.assertRegex(greeting.identity, IDENTITY)
             store = IndicatorStore(ask, lambda: NOW, True)
             bodies = self.successResultOf(store.bodies(contents["in force"]))
             self.assertCountEqual(bodies, contents["in force"])

@@ -118,17 +118,18 @@ class Bridge(SequentialService):
         if opened.renewed:
             self._log.critical("{description}", description=opened.renewed)
         self._factory = Factory(self._reactor)
-        self._compose(opened.position)
+        self._compose(opened.position, opened.identity)
         try:
             super().startService()
         except Exception:
             self._factory.shutdown()
             raise
 
-    def _compose(self, position: Position | None) -> None:
+    def _compose(self, position: Position | None, identity: str) -> None:
         settings, reactor, ask = self._settings, self._reactor, self._worker.ask
         indicators = self._indicators = IndicatorStore(ask, calendar, settings.retro_match)
         self._sightings = SightingOutbox(ask, calendar)
+        self._identity = identity
         address, blocking = self._find_engine()
         threads = EngineThreads(reactor, blocking)
         self._sighting_factory = SightingFactory(
@@ -199,7 +200,7 @@ class Bridge(SequentialService):
         automatic = settings.vast == "auto"
         if self._is_vast:
             address = VAST_ADDRESS if automatic else HostPort.parse(settings.vast)
-            return address, VastEngine(str(address), self._binary)
+            return address, VastEngine(str(address), self._binary, self._identity)
         address = HostPort.parse(settings.vast_listen if automatic else settings.vast)
         embedded = automatic and not listens(address)
         client = (self._state / CLIENT_SETTINGS).parent
@@ -221,9 +222,11 @@ class Bridge(SequentialService):
             str(address),
             self._binary,
             client,
+            self._identity,
             sources=with_mappings(settings.fields),
             subdomains=settings.subdomains,
             local=embedded or None,
+            own=embedded,
             tls=tls,
         )
 
@@ -333,6 +336,7 @@ class Bridge(SequentialService):
         return {
             "engine": {
                 **self._node.report(),
+                "identity": self._identity,
                 **live,
                 "pending": self._sync.pending,
                 "matched": {type.lower(): count for type, count in counters.matched.items()},

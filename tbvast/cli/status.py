@@ -197,6 +197,7 @@ _ENGINE_ROWS = (
     ("engine", "engine", "name"),
     ("version", "engine", "version"),
     ("endpoint", "engine", "endpoint"),
+    ("identity, in the names of its tables", "engine", "identity"),
     ("state", "engine", "state"),
     ("live match", "engine", "live"),
     ("live match running for, s", "engine", "live_for"),

@@ -23,8 +23,6 @@ from tbvast.interfaces import IEngine
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import EngineIdentity, Entry, Hit, Match, Progress
 
-MATCHER = "tbvast"
-
 CALL_SECONDS = 60.0
 """
 Seconds for a call that is not a search.
@@ -85,11 +83,13 @@ class VastEngine:
 
     _log = Logger()
 
-    def __init__(self, endpoint: str, binary: str) -> None:
+    def __init__(self, endpoint: str, binary: str, bridge: str) -> None:
         """
         @param endpoint: The node's endpoint, C{HOST:PORT}.
         @param binary: The path of the C{vast} command.
+        @param bridge: The identity of the bridge, which is part of the name of its matcher.
         """
+        self._matcher = f"tbvast-{bridge}"
         self.cut: Mapping[str, int] = {}  # it reads every list to its end
         self._endpoint = endpoint
         self._commands = Commands(binary, endpoint)
@@ -110,9 +110,9 @@ class VastEngine:
 
     def prepare(self) -> None:
         there = {line.split(b" ")[0] for line in self._run("prepare", "matcher", "list")}
-        if MATCHER.encode() not in there:
+        if self._matcher.encode() not in there:
             options = ("--mode=exact", "--match-types=ip,addr,string")
-            self._run("prepare", "matcher", "start", *options, MATCHER)
+            self._run("prepare", "matcher", "start", *options, self._matcher)
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         for entries in batches:
@@ -127,7 +127,7 @@ class VastEngine:
                 importing = ("import", "--type=intel.indicator", "json")
                 self._commands.run("add", importing, lines, timeout=CALL_SECONDS)
             for entry, row in zip(usable, rows, strict=True):
-                self._run("add", "matcher", "add", MATCHER, row.value, row.reference)
+                self._run("add", "matcher", "add", self._matcher, row.value, row.reference)
                 with self._lock:
                     self._held.put(entry)
 
@@ -136,7 +136,7 @@ class VastEngine:
             with self._lock:
                 held = self._held.pop(observable)
             if held is not None:
-                self._run("remove", "matcher", "remove", MATCHER, observable.value)
+                self._run("remove", "matcher", "remove", self._matcher, observable.value)
 
     def contents(self) -> list[Entry]:
         self._run("contents", "status")
@@ -191,7 +191,7 @@ class VastEngine:
     def _watch(
         self, commands: Commands, progress: Callable[[Progress], None]
     ) -> Generator[list[Match], None, None]:
-        attached = commands.stream("watch", ("matcher", "attach", "json", MATCHER))
+        attached = commands.stream("watch", ("matcher", "attach", "json", self._matcher))
         with contextlib.closing(attached) as batches:
             next(batches)
             yield []  # it has started; when it is attached is unknown

@@ -5,7 +5,9 @@ Real components for functional tests: found, started, fed, and ended again.
 from __future__ import annotations
 
 import datetime
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import free_ports
 from tbvast.engines import binaries
+from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.certificate import provide_certificate
 from tbvast.engines.tenzir.configuration import (
     CERTIFICATE_NAME,
@@ -240,6 +243,16 @@ def run(client: Path, pipeline: str, text: str) -> str:
     if done.returncode:
         raise AssertionError(f"{pipeline!r} failed: {done.stderr}")
     return done.stdout
+
+
+def bridge_on(client: Path) -> str:
+    """
+    @return: The identity of the only bridge on a node, which is in the names of its tables.
+    """
+    listed = run(client, pipelines.list_tables(), "").splitlines()
+    names = [json.loads(line)["name"] for line in listed]
+    (ip,) = (name for name in names if re.fullmatch("tbvast_[0-9a-f]{16}_ip", name))
+    return ip.split("_")[1]
 
 
 def import_events(client: Path, text: str, format: str) -> None:

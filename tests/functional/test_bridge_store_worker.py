@@ -47,7 +47,7 @@ class ProcessTests(TestCase):
         applied = Position("bus", 7)
         for position in (None, applied):
             worker = self.worker()
-            self.assertEqual(worker.start(OpenedStore), OpenedStore(position))
+            self.assertEqual(worker.start(OpenedStore).position, position)
             await worker.ask(
                 IndicatorTable.apply_batch, [an_indicator(1)], 0.0, True, applied, False, 1
             )
@@ -95,7 +95,7 @@ class ProcessTests(TestCase):
         self.assertEqual(aside.read_bytes(), b"x" * 10_000)
         self.assertIn(str(aside), opened.renewed)
         worker = self.worker()
-        self.assertEqual(worker.start(OpenedStore), OpenedStore(Position("bus", 7)))
+        self.assertEqual(worker.start(OpenedStore).position, Position("bus", 7))
         await worker.stop()
 
     async def test_carried_over(self) -> None:
@@ -109,6 +109,7 @@ class ProcessTests(TestCase):
         store.outbox.remember([a_sighting(number) for number in range(3)], 5.0)
         store.outbox.mark_sent([a_sighting(0).id])
         store.set_covered(Covered(7.0, 3.0, "boot"))
+        identity = store.identity
         (root,) = store.connection.execute(
             "SELECT rootpage FROM sqlite_schema WHERE name = 'indicators'"
         ).fetchone()
@@ -119,6 +120,7 @@ class ProcessTests(TestCase):
         worker = self.worker()
         opened: OpenedStore = worker.start(OpenedStore)
         self.assertEqual(opened.position, NOWHERE)
+        self.assertEqual(opened.identity, identity)
         self.assertIn("2 sightings were carried over", opened.renewed)
         unsent = await worker.ask(OutboxTable.page, PageRequest(10, 1 << 20))
         self.assertEqual({id for id, _ in unsent}, {a_sighting(1).id, a_sighting(2).id})
@@ -146,7 +148,7 @@ class ProcessTests(TestCase):
         self.assertEqual(self.lost, [str(e)])
         self.assertIn("was removed while it was in use", str(e))
         worker = self.worker()
-        self.assertEqual(worker.start(OpenedStore), OpenedStore(Position("bus", 7)))
+        self.assertEqual(worker.start(OpenedStore).position, Position("bus", 7))
         counts = await worker.ask(BridgeStore.counts)
         self.assertEqual(counts["indicators"], 1)
         await worker.stop()

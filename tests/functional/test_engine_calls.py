@@ -400,7 +400,7 @@ class EngineThreadsTests(TestCase):
             "if 'version' in arguments:\n"
             '    print(\'{"VAST": "1"}\')\n'
         )
-        engine = VastEngine("127.0.0.1:1", script(folder, text))
+        engine = VastEngine("127.0.0.1:1", script(folder, text), "abc")
         self.service = EngineThreads(reactor, engine)
         self.service.startService()
 

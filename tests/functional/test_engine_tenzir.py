@@ -48,6 +48,9 @@ from tests.functional.components import (
     wait_until,
 )
 
+BRIDGE = "0123456789abcdef"
+TABLES = pipelines.main_tables(BRIDGE)
+
 
 class TenzirTestCase(SynchronousTestCase):
     """
@@ -62,10 +65,9 @@ class TenzirTestCase(SynchronousTestCase):
         self.engine = self.make_tenzir(self.node.endpoint)
         self.engine.prepare()
 
-    def make_tenzir(self, endpoint: str, **options: Any) -> TenzirEngine:
-        return TenzirEngine(
-            endpoint, self.binary, Path(self.mktemp()), tls=self.node.tls, **options
-        )
+    def make_tenzir(self, endpoint: str, bridge: str = BRIDGE, **options: Any) -> TenzirEngine:
+        path = Path(self.mktemp())
+        return TenzirEngine(endpoint, self.binary, path, bridge, tls=self.node.tls, **options)
 
     def assert_nothing_left(self) -> None:
         """
@@ -84,6 +86,43 @@ class TenzirTestCase(SynchronousTestCase):
         Import events, in one go: each takes a command of its own otherwise.
         """
         self.node.feed("\n".join(map(json.dumps, events)), "suricata")
+
+
+class TableTests(TenzirTestCase):
+    """
+    The tables of several bridges in one node.
+    """
+
+    def held(self) -> set[str]:
+        """
+        The names of the tables in the node.
+        """
+        listed = self.node.run(pipelines.list_tables()).splitlines()
+        return {json.loads(line)["name"] for line in listed}
+
+    def test_of_others(self) -> None:
+        """
+        A bridge leaves the tables of others alone, those of 0.1.0 included.
+        """
+        for table in pipelines.OLD_TABLES:
+            self.node.run(pipelines.create_table(table))
+        self.engine.add([[ADDRESS]])
+        other = self.make_tenzir(self.node.endpoint, bridge="feedface00000000")
+        other.prepare()
+        self.assertEqual(other.contents(), [])
+        other.add([[HOST]])
+        self.assertEqual(self.engine.contents(), [ADDRESS])
+        others = {*pipelines.OLD_TABLES, *TABLES, *pipelines.retro_tables(BRIDGE)}
+        self.assertLess(others, self.held())
+
+    def test_of_old_bridge(self) -> None:
+        """
+        In its own node, a bridge removes its tables of 0.1.0, and no others.
+        """
+        for table in (*pipelines.OLD_TABLES, "mine"):
+            self.node.run(pipelines.create_table(table))
+        self.make_tenzir(self.node.endpoint, own=True).prepare()
+        self.assertEqual(self.held(), {"mine", *TABLES, *pipelines.retro_tables(BRIDGE)})
 
 
 class TenzirEngineTests(TenzirTestCase, EngineContract):
@@ -867,9 +906,9 @@ class EndingTests(TenzirTestCase):
         """
         What the engine refuses is an error that says why.
         """
-        self.node.run("\n".join(f'context_remove "{table}"' for table in ("tbvast_ip",)))
+        self.node.run("\n".join(f'context_remove "{table}"' for table in (TABLES.ip,)))
         e = self.assertRaises(EngineCallFailed, self.engine.contents)
-        self.assertIn("tbvast_ip", str(e))
+        self.assertIn(TABLES.ip, str(e))
 
     def test_too_old(self) -> None:
         """
@@ -887,7 +926,7 @@ class EndingTests(TenzirTestCase):
         command = Path(self.mktemp()).resolve()
         command.write_text("#!/bin/sh\necho 'error: !! unexpected_message' >&2\nexit 1\n")
         command.chmod(0o700)
-        engine = TenzirEngine(self.node.endpoint, str(command), Path(self.mktemp()))
+        engine = TenzirEngine(self.node.endpoint, str(command), Path(self.mktemp()), BRIDGE)
         e = self.assertRaises(EngineCallFailed, engine.identify)
         self.assertIn("different versions; Tenzir 6.20 or newer is needed", str(e))
 

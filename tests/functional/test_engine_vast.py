@@ -38,7 +38,7 @@ class VastTestCase(SynchronousTestCase):
             f'#!/bin/sh\nexec {sys.executable} "{self.folder}/stand_in.py" "$@"\n'
         )
         self.binary.chmod(0o700)
-        self.engine = VastEngine("127.0.0.1:42000", str(self.binary))
+        self.engine = VastEngine("127.0.0.1:42000", str(self.binary), "abc")
         self.engine.prepare()
 
 

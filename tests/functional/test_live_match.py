@@ -351,8 +351,9 @@ class EngineTests(SynchronousTestCase):
         self.patch(feeds, "CONNECT_SECONDS", LIMIT)  # no test falls back unless it wants to
 
     def engine(self, **options: Any) -> TenzirEngine:
+        state = Path(self.mktemp())
         engine = TenzirEngine(
-            self.node.endpoint, self.binary, Path(self.mktemp()), tls=self.node.tls, **options
+            self.node.endpoint, self.binary, state, "abc", tls=self.node.tls, **options
         )
         engine.prepare()
         return engine

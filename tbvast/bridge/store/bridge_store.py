@@ -64,6 +64,17 @@ class BridgeStore:
         """
         return self, self.indicators, self.entries, self.outbox
 
+    @property
+    def identity(self) -> str:
+        """
+        The name of the store, of the form L{tbvast.bridge.store.values.IDENTITY}.
+        """
+        (name,) = self.connection.execute("SELECT name FROM identity").fetchone()
+        return str(name)
+
+    def set_identity(self, name: str) -> None:
+        self.connection.execute("UPDATE identity SET name = ?", (name,))
+
     def covered(self) -> Covered | None:
         found = self.connection.execute("SELECT until, awake, boot FROM covered").fetchone()
         return None if found is None else Covered(*found)

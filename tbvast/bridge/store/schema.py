@@ -62,7 +62,12 @@ ALTER TABLE covered ADD COLUMN awake REAL NOT NULL DEFAULT 0;
 ALTER TABLE covered ADD COLUMN boot TEXT NOT NULL DEFAULT ''
 """
 
-VERSIONS = [OLDEST_SCHEMA, SET_ASIDE_TABLE, BY_TWO_CLOCKS]
+IDENTIFIED = """
+CREATE TABLE identity (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT NOT NULL);
+INSERT INTO identity VALUES (1, lower(hex(randomblob(8))))
+"""
+
+VERSIONS = [OLDEST_SCHEMA, SET_ASIDE_TABLE, BY_TWO_CLOCKS, IDENTIFIED]
 """
 The SQL for the oldest version, and from each version to the next.
 """

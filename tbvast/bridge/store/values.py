@@ -4,6 +4,7 @@ The messages of the store's worker.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -17,15 +18,23 @@ The most entries in one message. The reactor handles each message in a turn of i
 """
 
 
+IDENTITY = re.compile(r"[0-9a-f]{16}", re.ASCII)
+"""
+The form of the name of a store, which no other one has.
+"""
+
+
 class OpenedStore(msgspec.Struct, frozen=True, array_like=True):
     """
     The worker's first message.
 
     @ivar position: The position up to which the bus's journal has been applied.
+    @ivar identity: The name of the store, of the form L{IDENTITY}.
     @ivar renewed: How an unreadable store was replaced, for the log; empty if it was not.
     """
 
     position: Position | None
+    identity: str
     renewed: str = ""
 
 

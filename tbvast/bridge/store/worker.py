@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from tbvast.bridge.store.bridge_store import BridgeStore
-from tbvast.bridge.store.values import OpenedStore
+from tbvast.bridge.store.values import IDENTITY, OpenedStore
 from tbvast.errors import Invalid, StartupRefused, StoreFailed
 from tbvast.service.clock import calendar
 from tbvast.stix.sightings import decode_sighting
@@ -74,8 +74,9 @@ def open_store(path: Path, search: bool) -> Iterator[Served]:
             raise StartupRefused(f"{e}, and it cannot be moved aside: {refusal}") from e
         store = _open_current(path, search)
     guard = FileGuard(store.connection, path, "the bridge's store", lambda: _renew(path))
+    greeting = OpenedStore(store.indicators.position, store.identity, renewed)
     try:
-        yield Served(store.objects, OpenedStore(store.indicators.position, renewed), guard)
+        yield Served(store.objects, greeting, guard)
     finally:
         with contextlib.suppress(sqlite3.Error):  # a damaged file may not close
             store.close()
@@ -111,7 +112,12 @@ def _renew(path: Path) -> str:
     )
 
 
-def _create(path: Path, sightings: Sequence[_Row] = (), covered: Covered | None = None) -> int:
+def _create(
+    path: Path,
+    sightings: Sequence[_Row] = (),
+    covered: Covered | None = None,
+    identity: str | None = None,
+) -> int:
     """
     Create a store that the bus fills.
 
@@ -120,13 +126,16 @@ def _create(path: Path, sightings: Sequence[_Row] = (), covered: Covered | None 
     with contextlib.closing(BridgeStore(path)) as store:
         if covered is not None:
             store.set_covered(covered)
+        if identity is not None:
+            store.set_identity(identity)
         store.indicators.apply((), 0.0, False, NOWHERE)
         return store.outbox.carry_over(sightings)
 
 
-def _legible(path: Path) -> tuple[list[_Row], Covered | None]:
+def _legible(path: Path) -> tuple[list[_Row], Covered | None, str | None]:
     found: dict[str, _Row] = {}
     covered: Covered | None = None
+    identity: str | None = None
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as database:
         database.text_factory = lambda raw: raw.decode("utf-8", "replace")
         with contextlib.suppress(sqlite3.Error, msgspec.ValidationError):
@@ -134,6 +143,9 @@ def _legible(path: Path) -> tuple[list[_Row], Covered | None]:
             row = database.execute("SELECT * FROM covered").fetchone()
             covered = None if row is None else msgspec.convert(dict(row), Covered)
         database.row_factory = None
+        with contextlib.suppress(sqlite3.Error, TypeError):
+            (name,) = database.execute("SELECT name FROM identity").fetchone()
+            identity = name if IDENTITY.fullmatch(name) else None
         # From both ends, up to the damage.
         for order in ("ASC", "DESC"):
             with contextlib.suppress(sqlite3.Error):
@@ -142,7 +154,7 @@ def _legible(path: Path) -> tuple[list[_Row], Covered | None]:
                 ):
                     if _is_legible(*row):
                         found[row[0]] = row
-    return list(found.values()), covered
+    return list(found.values()), covered, identity
 
 
 def _is_legible(id: Any, made: Any, body: Any) -> bool:

@@ -97,11 +97,13 @@ class TenzirEngine:
         endpoint: str,
         binary: str,
         state: Path,
+        bridge: str,
         *,
         sources: Sequence[Source] = BUILT_IN,
         positions: int = POSITIONS,
         subdomains: bool = False,
         local: bool | None = None,
+        own: bool = False,
         tls: Tls | None = None,
     ) -> None:
         """
@@ -110,11 +112,14 @@ class TenzirEngine:
             L{tbvast.engines.binaries.find_client}.
         @param state: A directory for a small configuration file and for sockets; created if
             necessary.
+        @param bridge: The identity of the bridge, which is part of the names of its tables.
         @param sources: The fields of events that can hold observables.
         @param positions: The number of elements that are read of each list in an event.
         @param subdomains: Whether a domain also matches the names below it.
         @param local: Whether the node can reach a socket in C{state}; C{None} to try it if the
             node is on this machine.
+        @param own: Whether the node belongs to this bridge, so that nobody else needs the
+            tables of a bridge of 0.1.0.
         @param tls: The files for the node's endpoint; C{None} if it asks for none.
         @raise tbvast.errors.Invalid: If a source is malformed.
         """
@@ -127,6 +132,11 @@ class TenzirEngine:
         self._local = host in ("127.0.0.1", "::1", "localhost") if local is None else local
         self._socket_after = 0.0
         self._endpoint = endpoint
+        self._tables = pipelines.main_tables(bridge)
+        self._retro_tables = pipelines.retro_tables(bridge)
+        self._outdated = frozenset(self._retro_tables)
+        if own:
+            self._outdated |= frozenset(pipelines.OLD_TABLES)
         self._plan_for = functools.partial(
             pipelines.plan, tuple(sources), positions, subdomains=subdomains
         )
@@ -159,26 +169,21 @@ class TenzirEngine:
         lines = node.run(pipelines.list_tables())
         there = {decode_answer("prepare", line, _TableName).name for line in lines}
         with self._searching:
-            for table in there.intersection(pipelines.RETRO_TABLES):
+            for table in there & self._outdated:
                 node.run(pipelines.drop_table(table))
                 there.remove(table)
             self._searched_observables.clear()
-            for table in (*pipelines.MAIN_TABLES, *pipelines.RETRO_TABLES):
-                if table in there:
-                    continue
-                try:
+            for table in (*self._tables, *self._retro_tables):
+                if table not in there:
                     node.run(pipelines.create_table(table))
-                except EngineCallFailed as e:
-                    if "already exists" not in e.reason:  # another bridge has created it
-                        raise
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
-        update = pipelines.update_tables(pipelines.MAIN_TABLES)
+        update = pipelines.update_tables(self._tables)
         NodeCalls(self._commands, "add").write(update, map(rows.encode_entries, batches))
 
     def remove(self, observables: Sequence[Observable]) -> None:
         if observables:
-            erase = pipelines.erase_from_tables(pipelines.MAIN_TABLES)
+            erase = pipelines.erase_from_tables(self._tables)
             lines = rows.encode_observables(observables)
             NodeCalls(self._commands, "remove").write(erase, [lines])
 
@@ -186,7 +191,7 @@ class TenzirEngine:
         node = NodeCalls(self._commands, "contents")
         return [
             rows.decode_entry(line)
-            for table in pipelines.MAIN_TABLES
+            for table in self._tables
             for line in node.run(pipelines.inspect_table(table), TABLE_SECONDS)
         ]
 
@@ -218,9 +223,9 @@ class TenzirEngine:
             self._clear_search_tables()
             self._searched_observables.update(entry.observable for entry in entries)
             try:
-                update = pipelines.update_tables(pipelines.RETRO_TABLES)
+                update = pipelines.update_tables(self._retro_tables)
                 owner.write(update, [rows.encode_entries(entries)])
-                search = pipelines.retro_search(plan, limit, since)
+                search = pipelines.retro_search(plan, self._retro_tables, limit, since)
                 token = ""
                 # If this process does not end it, the node does, some time after the limit.
                 node.start(pipelines.launch_pipeline(search, stream, timeout + QUERY_SECONDS))
@@ -246,7 +251,7 @@ class TenzirEngine:
 
     def _clear_search_tables(self) -> None:
         if self._searched_observables:
-            erase = pipelines.erase_from_tables(pipelines.RETRO_TABLES)
+            erase = pipelines.erase_from_tables(self._retro_tables)
             lines = rows.encode_observables(self._searched_observables)
             NodeCalls(self._commands, "find").write(erase, [lines])
             self._searched_observables.clear()
@@ -286,7 +291,7 @@ class TenzirEngine:
         directory.mkdir(mode=0o700)
         node, owner = NodeCalls(commands, "watch"), NodeCalls(self._commands, "watch")
         feed = kind(node, owner, directory)
-        match = pipelines.live_match(self._plan, directory.name)
+        match = pipelines.live_match(self._plan, self._tables, directory.name)
         with feed.opened(match):
             yield from self._follow(feed, progress)
 

@@ -62,12 +62,12 @@ class Unreachable(EngineCallFailed):
     """
 
 
-def pipeline_names(bridge: str) -> tuple[str, str]:
+def pipeline_names(match: str) -> tuple[str, str]:
     """
-    @param bridge: The name of the bridge's live match.
+    @param match: The name of a live match.
     @return: The names of its two pipelines: the match, and the import of markers.
     """
-    return f"tbvast-live-{bridge}", f"tbvast-markers-{bridge}"
+    return f"tbvast-live-{match}", f"tbvast-markers-{match}"
 
 
 @attrs.define(eq=False)

@@ -39,7 +39,7 @@ MARKER_SOURCE = "tbvast_bridge"
 MARKER_NUMBER = "tbvast_number"
 MARKER_LEAF = "tbvast_leaf"
 """
-The fields of a marker: the bridge that imported it, its round, and the leaf that it passes.
+The fields of a marker: the live match that it passes, its round, and the leaf that it passes.
 """
 
 LIVE_BATCH_SECONDS = 0.1
@@ -107,12 +107,29 @@ class Tables(NamedTuple):
         return self.net if kind is Kind.NETWORK else self.text
 
 
-MAIN_TABLES = Tables("tbvast_ip", "tbvast_net", "tbvast_str")
-RETRO_TABLES = Tables("tbvast_r0_ip", "tbvast_r0_net", "tbvast_r0_str")
+_SUFFIXES = Tables("ip", "net", "str")
+
+OLD_TABLES = tuple(f"tbvast_{retro}{suffix}" for retro in ("", "r0_") for suffix in _SUFFIXES)
 """
-The tables of the live match, with all entries in force, and those of retro searches, with the
-entries of the current search.
+The tables of a bridge of 0.1.0, which were the same for all.
 """
+
+
+def main_tables(bridge: str) -> Tables:
+    """
+    @param bridge: The identity of a bridge: lower-case hexadecimal digits.
+    @return: Its tables for the live match, with all entries in force.
+    """
+    return Tables._make(_table_name(f"tbvast_{bridge}_{suffix}") for suffix in _SUFFIXES)
+
+
+def retro_tables(bridge: str) -> Tables:
+    """
+    @return: The tables of a bridge for searches of past events, with the entries of the current
+        search.
+    """
+    return main_tables(f"{bridge}_r0")
+
 
 PREFIXED_KINDS = (
     Kind.FILE_NAME,
@@ -291,8 +308,8 @@ def _groups_by_key(kinds: frozenset[Kind]) -> Iterator[frozenset[Kind]]:
     Group kinds that one lookup can find.
     """
     plain = kinds.difference(PREFIXED_KINDS)
-    for table in MAIN_TABLES:
-        part = frozenset(kind for kind in plain if MAIN_TABLES.of(kind) == table)
+    for table in _SUFFIXES:
+        part = frozenset(kind for kind in plain if _SUFFIXES.of(kind) == table)
         if part:
             yield part
     for kind in PREFIXED_KINDS:
@@ -476,7 +493,7 @@ def _table_writer(tables: Tables, operator: str) -> str:
     return "\n".join(["from_stdin { read_ndjson raw=true }", *_first_of(cases), ""])
 
 
-def live_match(matched: Plan, bridge: str) -> str:
+def live_match(matched: Plan, tables: Tables, name: str) -> str:
     """
     Match the events that arrive from now on, in the node; yield a text for each match and
     for each marker.
@@ -485,12 +502,12 @@ def live_match(matched: Plan, bridge: str) -> str:
     has only the findings. A marker passes the lookups of its leaf, so that it comes out after
     every event that entered the leaf before it.
 
-    @param bridge: The name of the bridge whose markers come out; other markers are dropped.
+    @param name: The name of the match, whose markers come out; other markers are dropped.
     """
     return (
         f"export live=true\nbatch timeout={int(LIVE_BATCH_SECONDS * 1000)}ms\n"
-        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{_checked_name(bridge)}"\n'
-        f"{_match_stages(matched, arriving=True)}select line=this.print_ndjson()\n"
+        f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{_checked_name(name)}"\n'
+        f"{_match_stages(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
     )
 
 
@@ -517,16 +534,16 @@ def markers_from_topic(topic: str) -> str:
     return f'subscribe "{_checked_name(topic)}"\n{_IMPORTED}'
 
 
-def publish_markers(topic: str, bridge: str, number: int, leaves: Iterable[int]) -> str:
+def publish_markers(topic: str, match: str, number: int, leaves: Iterable[int]) -> str:
     """
     Publish markers under a topic of the node.
 
-    @param bridge: The name of the bridge that imports them.
+    @param match: The name of the live match that they pass.
     @param number: The number of the round.
     @param leaves: The leaves that they pass, one marker each.
     """
     events = ", ".join(
-        f'{{{MARKER_SOURCE}: "{_checked_name(bridge)}", {MARKER_NUMBER}: {int(number)},'
+        f'{{{MARKER_SOURCE}: "{_checked_name(match)}", {MARKER_NUMBER}: {int(number)},'
         f" {MARKER_LEAF}: {int(leaf)}}}"
         for leaf in leaves
     )
@@ -578,7 +595,7 @@ def renew_pipelines(names: Iterable[str]) -> str:
     return f'api "/pipeline/reset-ttl", {{ids: [{listed}]}}\nwrite_ndjson\n'
 
 
-def retro_search(matched: Plan, limit: int, since: float | None = None) -> str:
+def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
     """
     Match the stored events.
 
@@ -591,7 +608,7 @@ def retro_search(matched: Plan, limit: int, since: float | None = None) -> str:
         moment = datetime.fromtimestamp(int(since), UTC)
         recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
     bounded = f"deduplicate {FINDINGS}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched)}{bounded}"
+    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched, tables)}{bounded}"
 
 
 def ping_node() -> str:
@@ -642,7 +659,7 @@ def end_pipeline(stream: str) -> str:
     return f'api "/pipeline/delete", {{id: "{_checked_name(stream)}"}}\nwrite_ndjson\n'
 
 
-def _match_stages(matched: Plan, arriving: bool = False) -> str:
+def _match_stages(matched: Plan, tables: Tables, arriving: bool = False) -> str:
     """
     @param arriving: Whether this is the live match, which has markers, and which reports
         events with lists that are not read to their end.
@@ -660,7 +677,7 @@ def _match_stages(matched: Plan, arriving: bool = False) -> str:
         levels = []
         for number, level in zip(leaves, branch.levels, strict=True):
             cut = branch.cut if arriving and number == leaf else ""
-            stage = _lookup_stage(level.slots, arriving, cut)
+            stage = _lookup_stage(level.slots, tables, arriving, cut)
             levels.append((extended(level.condition, [number]), stage))
         stages = _first_of(levels) if len(levels) > 1 else levels[0][1]
         cases.append((extended(branch.condition, leaves), stages))
@@ -668,11 +685,10 @@ def _match_stages(matched: Plan, arriving: bool = False) -> str:
     return "\n".join([*_first_of(cases), f"drop_null_fields {FINDINGS}", ""])
 
 
-def _lookup_stage(slots: Sequence[Slot], arriving: bool, cut: str) -> Iterator[str]:
+def _lookup_stage(slots: Sequence[Slot], tables: Tables, arriving: bool, cut: str) -> Iterator[str]:
     # Each result has its own column: adding it to a record would cost the more the wider
     # the record is.
     columns = {slot.name: f"{FINDINGS}_{slot.name}" for slot in slots}
-    tables = MAIN_TABLES if arriving else RETRO_TABLES
     for slot in slots:
         table = tables.of(next(iter(slot.kinds)))
         yield f'context_enrich "{table}", key={slot.expression}, into={columns[slot.name]}'
@@ -718,7 +734,7 @@ def _table_name(text: str) -> str:
 
 
 def _checked_name(text: str) -> str:
-    # Of a pipeline, a stream, a topic or a bridge.
+    # Of a pipeline, a stream, a topic or a live match.
     if not _PIPELINE_NAME.fullmatch(text):
         raise Invalid("identity", text, "lower-case letters, digits, - and _")
     return text
