@@ -72,7 +72,7 @@ class VastEngine:
     A VAST node, driven through its command line.
 
     Its live match is the C{matcher} plugin, which finds equal values, but no networks. A matcher
-    cannot be read back, so that C{contents} returns the entries that this object has written.
+    cannot be read back, so that C{contents} returns the entries that this object was given.
     Values that would need escaping are skipped, and their kind is logged.
 
     Without markers in the live match, all stored events are searched after an interruption.
@@ -95,6 +95,7 @@ class VastEngine:
         self._commands = Commands(binary, endpoint)
         self._lock = threading.Lock()
         self._held = _Entries()
+        self._unsupported: dict[Observable, Entry] = {}
         self._export: tuple[str, ...] | None = None
 
     def identify(self) -> EngineIdentity:
@@ -121,6 +122,11 @@ class VastEngine:
                 for entry in entries
                 if entry.observable.kind is not Kind.NETWORK and self._usable(entry)
             ]
+            unsupported = {entry.observable: entry for entry in entries}
+            for entry in usable:
+                del unsupported[entry.observable]
+            with self._lock:
+                self._unsupported |= unsupported
             rows = [_Intel.of(entry) for entry in usable]
             if rows:
                 lines = msgspec.json.Encoder().encode_lines(rows).decode()
@@ -134,6 +140,7 @@ class VastEngine:
     def remove(self, observables: Sequence[Observable]) -> None:
         for observable in observables:
             with self._lock:
+                self._unsupported.pop(observable, None)
                 held = self._held.pop(observable)
             if held is not None:
                 self._run("remove", "matcher", "remove", self._matcher, observable.value)
@@ -141,7 +148,7 @@ class VastEngine:
     def contents(self) -> list[Entry]:
         self._run("contents", "status")
         with self._lock:
-            return list(self._held)
+            return [*self._held, *self._unsupported.values()]
 
     def find(
         self, entries: Sequence[Entry], limit: int, timeout: float, since: float | None = None

@@ -82,12 +82,22 @@ class RefusalTests(VastTestCase):
     What the command line might take for something else is not given to it.
     """
 
+    def matched(self) -> list[str]:
+        """
+        @return: The values that the matcher of the stand-in has.
+        """
+        matchers = json.loads((self.folder / "matchers").read_text())
+        return list(matchers["tbvast-abc"])
+
     def test_hostile(self) -> None:
         """
         Values that would have to be escaped are left out; the others go in.
         """
         entries = [Entry(Observable(Kind.DOMAIN, value), ("i",)) for value in HOSTILE]
         self.engine.add([[*entries, HOST]])
+        self.assertEqual(self.matched(), [HOST.observable.value])
+        self.assertCountEqual(self.engine.contents(), [*entries, HOST])
+        self.engine.remove([each.observable for each in entries])
         self.assertEqual(self.engine.contents(), [HOST])
         self.assertEqual(list(self.engine.find(entries, 0, 60.0)), [])
 
@@ -95,8 +105,9 @@ class RefusalTests(VastTestCase):
         """
         The same goes for ids.
         """
-        self.engine.add([[Entry(HOST.observable, ("i,j",)), Entry(HOST.observable, ('"',))]])
-        self.assertEqual(self.engine.contents(), [])
+        for id in ("i,j", '"'):
+            self.engine.add([[Entry(HOST.observable, (id,))]])
+        self.assertEqual(self.matched(), [])
 
     @given(st.sampled_from(Kind), st.from_regex(r"[!#-\[\]-~]+", fullmatch=True))
     def test_query(self, kind: Kind, value: str) -> None:
