@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from tbvast.engines import binaries
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.node_policy import list_plugins
 from tbvast.errors import StartupRefused
+from tests.functional.blocking import BlockingProcess
 from tests.functional.components import LIMIT, RealNode, require_tenzir, run
 
 OTHER_USER = 54_321
@@ -238,6 +240,90 @@ class CommandTests(NodeTestCase):
             "tbvast: --state-dir: '/nowhere' is not the state directory of a bridge that has run:"
             " /nowhere/client/client.yaml cannot be read\n",
         )
+
+
+class ExposedNodeTests(SynchronousTestCase):
+    """
+    A bridge whose embedded node listens on all addresses of the machine.
+    """
+
+    def setUp(self) -> None:
+        require_tenzir(self)
+        # Short enough for sockets in it; everything that is not told otherwise keeps its files
+        # below the others.
+        self.folder = Path(tempfile.mkdtemp(prefix="tbvast-bridge-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.temporary = Path(tempfile.mkdtemp(prefix="tbvast-temporary-"))
+        self.addCleanup(shutil.rmtree, self.temporary)
+        self.homes = [self.folder / name for name in ("home", "cache", "runtime")]
+        for folder in (self.folder / "state", *self.homes):
+            folder.mkdir(parents=True)
+        names = ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
+        for name, place in zip(names, self.homes, strict=True):
+            self.patch(os, "environ", {**os.environ, name: str(place)})
+        self.patch(os, "environ", {**os.environ, "TMPDIR": str(self.temporary)})
+        self.port, away = free_ports(2)
+        command = twistd(
+            "tbvast-bridge",
+            f"--threatbus=127.0.0.1:{away}",
+            f"--vast-listen=0.0.0.0:{self.port}",
+            f"--state-dir={self.folder / 'state'}",
+        )
+        self.bridge = BlockingProcess(command, self.folder)
+        self.addCleanup(self.bridge.stop)
+        self.bridge.saw("The live match is running")
+
+    def ask(self, host: str, settings: str) -> subprocess.CompletedProcess[str]:
+        """
+        Ask the node for its tables.
+
+        @param settings: The settings of the client.
+        """
+        path = self.folder / "settings.yaml"
+        path.write_text(settings.replace("0.0.0.0", host))
+        command = [binaries.find_client(), f"--config={path}", "--connection-timeout=3s"]
+        command.append("context_list\nwrite_ndjson")
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=LIMIT)
+
+    def test_reached(self) -> None:
+        """
+        Whoever reaches the node at an address beyond loopback gets nothing without the
+        certificate, and its tables with it.
+        """
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("198.51.100.1", 9))  # sends nothing
+            except OSError:
+                raise SkipTest("this machine has no address beyond loopback") from None
+            host = probe.getsockname()[0]
+        client = (self.folder / "state" / "client" / "client.yaml").read_text()
+        cache = f"  cache-directory: {self.folder / 'cache'}\n"
+        plain = f'tenzir:\n  endpoint: "{host}:{self.port}"\n{cache}'
+        refused = self.ask(host, plain)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertEqual(refused.stdout, "")
+        self.assertIn("handshake", refused.stderr)
+        admitted = self.ask(host, client)
+        self.assertIn("_str", admitted.stdout)
+
+    def test_files(self) -> None:
+        """
+        Bridge, node and commands keep no files where others can write, and none in their user's
+        home.
+        """
+        command = [sys.executable, "-m", "tbvast.cli.main", "engine"]
+        command += [f"--state-dir={self.folder / 'state'}", "--", "context_list\nwrite_ndjson"]
+        subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=LIMIT,
+        )
+        places = [self.temporary, *self.homes]
+        self.assertEqual([path for place in places for path in place.rglob("*")], [])
+        self.assertEqual(self.bridge.stop(), 0)
+        self.assertEqual([path for place in places for path in place.rglob("*")], [])
 
 
 class OwnerTests(SynchronousTestCase):
