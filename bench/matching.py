@@ -44,7 +44,7 @@ from bench.way import LIMIT, Way, waited
 from tbvast.engines import binaries
 from tbvast.engines.tenzir import pipelines, rows
 from tbvast.engines.tenzir.engine import TenzirEngine
-from tbvast.errors import EngineCallFailed
+from tbvast.errors import EngineError
 from tbvast.stix.indicators import decode_indicator
 from tbvast.stix.observables import Kind, Observable
 from tbvast.stix.pattern_conditions import matchable
@@ -283,7 +283,7 @@ class Matching(Way):
         engine = TenzirEngine(
             self.engine, binaries.find_client(), self._folder / "beside", bridge, tls=self.tls
         )
-        with contextlib.suppress(EngineCallFailed):  # the node ends with the bench
+        with contextlib.suppress(EngineError):  # the node ends with the bench
             for batch in engine.watch(lambda progress: None):
                 if not batch:
                     yield b"it runs"

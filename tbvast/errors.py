@@ -238,6 +238,21 @@ class EngineTimeout(EngineCallFailed):
         self.seconds = seconds
 
 
+@dataclass(eq=False, repr=False)
+class EngineTablesChanged(EngineError):
+    """
+    Somebody else has changed or removed the tables of the engine, so that matches are missing
+    or false until they are filled again.
+
+    @ivar reason: The change that was noticed.
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"somebody else has changed the engine's tables: {self.reason}"
+
+
 class EngineInterrupted(EngineError):
     """
     The call was ended by L{tbvast.interfaces.IEngine.interrupt}.

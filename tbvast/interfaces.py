@@ -54,7 +54,9 @@ class IEngine(Interface):
     All methods are thread-safe. An engine does not retry: its callers do.
     Every method raises L{tbvast.errors.EngineUnreachable} if the node cannot be
     asked, L{tbvast.errors.EngineTimeout} if it does not finish in time,
-    L{tbvast.errors.EngineCallFailed} if it was asked and did not do it, and
+    L{tbvast.errors.EngineCallFailed} if it was asked and did not do it,
+    L{tbvast.errors.EngineTablesChanged} if it notices that somebody else has changed or
+    removed the tables, until L{prepare} is called, and
     L{tbvast.errors.EngineInterrupted} once L{interrupt} has been called.
     """
 
@@ -74,7 +76,9 @@ class IEngine(Interface):
         """
         Create everything that the other calls need in the node.
 
-        Idempotent; never empties a table that a running L{watch} uses. Existing entries stay.
+        Idempotent; never empties a table that a running L{watch} uses. Existing entries stay,
+        unless somebody else has changed the tables: then they are empty afterwards, and a
+        L{watch} has to be started again.
         """
 
     def add(batches: Iterable[Sequence[Entry]]) -> None:
@@ -125,7 +129,8 @@ class IEngine(Interface):
 
         Yields an empty batch when the match runs, then batches of matches, as they are found.
         The match does not end while the engine is healthy. It fails if it has not proved for
-        too long that it receives events; it may not notice the loss of the node. Closing the
+        too long that it receives events, and within seconds after somebody else has changed
+        the number of entries in a table; it may not notice the loss of the node. Closing the
         iterator ends the match, as for L{find}, and so does L{interrupt}.
 
         @param progress: Called every few seconds in the iterating thread, after all earlier

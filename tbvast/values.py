@@ -204,7 +204,8 @@ class Progress(msgspec.Struct, frozen=True):
 
     @ivar heard: The newest import that the match has received; C{None} if unknown.
     @ivar covered: Everything that was imported after the start of the match and before this
-        moment has been matched and delivered; C{None} if that is not known yet.
+        moment has been matched with whole tables and delivered; C{None} if that is not known
+        yet.
     @ivar behind: The last measured seconds from an import to its match.
     @ivar lowest: The smallest C{ahead} since C{covered}, as that clock may be set back.
     """

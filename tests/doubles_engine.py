@@ -26,8 +26,15 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tbvast.engines.search_budget import SearchBudget
-from tbvast.errors import EngineCallFailed, EngineError, EngineInterrupted, EngineTimeout
+from tbvast.errors import (
+    EngineCallFailed,
+    EngineError,
+    EngineInterrupted,
+    EngineTablesChanged,
+    EngineTimeout,
+)
 from tbvast.interfaces import IAdding, IEngine, IEngineClient
+from tbvast.service.clock import awake
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import EngineIdentity, Entry, Hit, Match, Moment, Progress
 
@@ -90,6 +97,7 @@ class MemoryEngine:
         self._table: dict[Observable, Entry] | None = None
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._watches: list[MemoryWatch] = []
+        self._spoiled = False
 
     # What a test does to the node
 
@@ -144,6 +152,33 @@ class MemoryEngine:
         """
         self._table = None
 
+    def remove_tables(self) -> None:
+        """
+        Somebody else removes the tables.
+        """
+        self._table = None
+        self.tell_change()
+
+    def empty_tables(self) -> None:
+        """
+        Somebody else empties the tables.
+        """
+        self._table = {}
+
+    def tell_change(self) -> None:
+        """
+        The live matches notice that somebody else has changed the tables.
+        """
+        self._spoiled = True
+        self.end_watches(EngineTablesChanged("tbvast_ip has other entries"))
+
+    def replace(self, entry: Entry) -> None:
+        """
+        Somebody else replaces an entry, which no live match notices.
+        """
+        assert self._table is not None
+        self._table[entry.observable] = entry
+
     # IEngine
 
     def identify(self) -> EngineIdentity:
@@ -152,8 +187,9 @@ class MemoryEngine:
 
     def prepare(self) -> None:
         self._call("prepare")
-        if self._table is None:
+        if self._table is None or self._spoiled:
             self._table = {}
+        self._spoiled = False
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
         table = self._prepared("add")
@@ -221,7 +257,7 @@ class MemoryEngine:
     def _prepared(self, name: str) -> dict[Observable, Entry]:
         self._call(name)
         if self._table is None:
-            raise EngineCallFailed(name, "context `tbvast_ip` not found")
+            raise EngineTablesChanged("context `tbvast_ip` not found")
         return self._table
 
 
@@ -417,6 +453,26 @@ class MemoryEngineClient:
         The live matches end by themselves.
         """
         self._engine.end_watches(error)
+        _fire(self._idle)
+
+    def remove_tables(self) -> None:
+        """
+        Somebody else removes the tables.
+        """
+        self._engine.remove_tables()
+        _fire(self._idle)
+
+    def empty_tables(self) -> None:
+        """
+        Somebody else empties the tables.
+        """
+        self._engine.empty_tables()
+
+    def tell_change(self) -> None:
+        """
+        The live match notices that somebody else has changed the tables.
+        """
+        self._engine.tell_change()
         _fire(self._idle)
 
     def release(self) -> None:
@@ -707,7 +763,7 @@ class EngineContract:
         """
         A live match that runs. It ends by itself if nothing comes for too long.
         """
-        timer = threading.Timer(self.limit, engine.interrupt)
+        timer = self.timer = threading.Timer(self.limit, engine.interrupt)
         timer.daemon = True
         timer.start()
         self.addCleanup(timer.cancel)
@@ -952,6 +1008,90 @@ class EngineContract:
             self.assertRaises(EngineInterrupted, call)
         engine.resume()
         self.assertEqual(engine.contents(), [])
+
+
+class TablesContract:
+    """
+    What an L{IEngine} keeps to whose tables others can change; mixed into a test case with
+    L{EngineContract}.
+    """
+
+    make_engine: Any
+    running: Any
+    mark: Any
+    covered: Any
+    arrive: Any
+    progress: list[Progress]
+    timer: threading.Timer
+    assertEqual: Any
+    assertLess: Any
+    assertRaises: Any
+
+    def remove_table(self) -> None:
+        """
+        Somebody else removes the table of addresses.
+        """
+        raise NotImplementedError
+
+    def erase(self, observable: Observable) -> None:
+        """
+        Somebody else removes an entry.
+        """
+        raise NotImplementedError
+
+    def test_table_removed(self) -> None:
+        """
+        Every call that needs a table that was removed says so, until the engine is prepared again.
+        """
+        engine = self.make_engine()
+        engine.add([[ADDRESS, HOST]])
+        self.remove_table()
+        for call in (
+            engine.contents,
+            lambda: engine.add([[ADDRESS]]),
+            lambda: engine.remove([ADDRESS.observable]),
+        ):
+            self.assertRaises(EngineTablesChanged, call)
+        engine.prepare()
+        self.assertEqual(engine.contents(), [])
+        engine.add([[ADDRESS]])
+        self.assertEqual(engine.contents(), [ADDRESS])
+
+    def test_watch_table_removed(self) -> None:
+        """
+        A live match ends if a table is removed.
+        """
+        engine = self.make_engine()
+        engine.add([[ADDRESS]])
+        with closing(self.running(engine)) as watch:
+            self.remove_table()
+            self.assertRaises(EngineTablesChanged, list, watch)
+
+    def test_watch_entry_removed(self) -> None:
+        """
+        A live match ends if an entry is removed. Nothing counts as covered that arrived later.
+        After another preparation and a new start, it matches again.
+        """
+        engine = self.make_engine()
+        engine.add([[ADDRESS]])
+        with closing(self.running(engine)) as watch:
+            self.mark(engine)
+            self.covered(engine, watch)
+            changed = awake()
+            self.erase(ADDRESS.observable)
+            self.arrive(event(1))
+            self.assertRaises(EngineTablesChanged, list, watch)
+        self.timer.cancel()
+        for each in self.progress:
+            if each.covered is not None:
+                self.assertLess(each.covered.awake, changed)
+        engine.prepare()
+        self.assertEqual(engine.contents(), [])
+        engine.add([[ADDRESS]])
+        with closing(self.running(engine)) as watch:
+            self.arrive(event(2))
+            ((match,),) = [next(watch)]
+            self.assertEqual(match.event["flow_id"], 2)
 
 
 class EngineClientContract:

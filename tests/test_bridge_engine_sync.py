@@ -230,10 +230,43 @@ class ChangeTests(EngineTestCase):
 
     def test_checked(self) -> None:
         """
-        An engine that lost something without going away is given it again.
+        An engine that lost something without going away is given it again, and that is reported.
         """
         self.apply(an_indicator(1))
         self.start()
         self.engine.remove([ip(1)])
         self.clock.advance(engine_sync.CHECK_INTERVAL)
         self.assertEqual(set(self.engine.table), {ip(1)})
+        self.assertEqual(
+            self.node.report()["tables_changed"],
+            {"count": 1, "newest": "1 entries differ from the store's"},
+        )
+
+    def test_checked_equal(self) -> None:
+        """
+        A comparison that finds no difference is not reported, and neither are changes that come
+        during it.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.client.held = {"contents"}
+        self.clock.advance(engine_sync.CHECK_INTERVAL)
+        self.apply(an_indicator(2))
+        self.client.release()
+        self.clock.advance(engine_sync.DEBOUNCE_SECONDS)
+        self.assertEqual(set(self.engine.table), {ip(1), ip(2)})
+        self.assertNotIn("tables_changed", self.node.report())
+
+    def test_checked_under_changes(self) -> None:
+        """
+        The tables are compared now and then, though changes come all the time.
+        """
+        self.apply(an_indicator(1))
+        self.start()
+        self.engine.replace(Entry(ip(1), ("indicator--other",)))
+        for number in range(int(engine_sync.MAX_CHECK_INTERVAL / 300)):
+            self.assertEqual(self.engine.table[ip(1)], ("indicator--other",))
+            self.clock.advance(300)
+            self.apply(an_indicator(2 + number))
+        self.clock.advance(1)
+        self.assertEqual(self.engine.table[ip(1)], (indicator_id(1),))

@@ -10,8 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.engines.threads import ThreadedEngine
-from tbvast.errors import EngineCallFailed, EngineInterrupted
+from tbvast.errors import EngineInterrupted, EngineTablesChanged
 from tbvast.interfaces import IEngine, IEngineClient
+from tbvast.stix.observables import Observable
 from tbvast.values import Match
 from tests.doubles_engine import (
     ADDRESS,
@@ -21,13 +22,14 @@ from tests.doubles_engine import (
     MemoryEngine,
     MemoryEngineClient,
     SteppedThreads,
+    TablesContract,
     call_at_once,
     event,
     unheeded,
 )
 
 
-class MemoryEngineTests(EngineContract, SynchronousTestCase):
+class MemoryEngineTests(EngineContract, TablesContract, SynchronousTestCase):
     """
     L{MemoryEngine} is an engine.
     """
@@ -43,6 +45,13 @@ class MemoryEngineTests(EngineContract, SynchronousTestCase):
     def mark(self, engine: IEngine) -> None:
         self.engine.mark()
 
+    def remove_table(self) -> None:
+        self.engine.remove_tables()
+
+    def erase(self, observable: Observable) -> None:
+        self.engine.empty_tables()
+        self.engine.tell_change()
+
     def test_lost(self) -> None:
         """
         A node that was lost has to be prepared again.
@@ -50,7 +59,7 @@ class MemoryEngineTests(EngineContract, SynchronousTestCase):
         engine = MemoryEngine()
         engine.prepare()
         engine.lose()
-        self.assertRaises(EngineCallFailed, engine.add, [[ADDRESS]])
+        self.assertRaises(EngineTablesChanged, engine.add, [[ADDRESS]])
 
 
 class MemoryEngineClientTests(EngineClientContract, SynchronousTestCase):

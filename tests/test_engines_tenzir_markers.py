@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,10 +36,13 @@ class MarkersTests(SynchronousTestCase):
         self.markers = Markers(LOOKED_UP)
         self.now = 100.0
 
-    def out(self, round: Round, date: float = 1e9) -> list[Progress]:
+    def out(self, round: Round, date: float = 1e9, reports: int = 2) -> list[Progress]:
         """
-        The markers of a round come out, a tenth of a second later.
+        The markers of a round come out, a tenth of a second later, after some reports that the
+        tables are whole.
         """
+        for _ in range(reports):
+            self.markers.reported()
         self.now += 0.1
         found = [
             self.markers.passed(Marker(round.number, leaf, date + self.now), self.now)
@@ -53,15 +57,42 @@ class MarkersTests(SynchronousTestCase):
         """
         passed: list[int] = []
         told: list[Progress] = []
-        while not told or told[-1].covered is None:
-            self.assertEqual(self.markers.wait(self.now), 0.0)
+        while self.markers.wait(self.now) == 0.0:
             round = self.markers.begin(self.now)
             if told:
                 passed += round.leaves
             told += self.out(round)
         self.assertEqual(sorted(passed), list(range(len(LOOKED_UP))))
-        self.assertEqual(told[-1].covered, told[0].heard)
+        self.assertEqual({each.covered for each in told}, {None})
         self.assertGreater(self.markers.wait(self.now), PULSE_SECONDS / 2)
+        (last,) = self.out(self.markers.begin(self.now))
+        self.assertEqual(last.covered, told[0].heard)
+
+    def test_tables(self) -> None:
+        """
+        Nothing is covered before the second report that the tables are whole: the first may have
+        been made before the matches. The second was made after the markers before the first.
+        """
+        while not (first := self.out(self.markers.begin(self.now)))[0].covered:
+            pass
+        for _ in range(3):
+            (told,) = self.out(self.markers.begin(self.now), reports=0)
+            self.assertEqual(told.covered, first[0].covered)
+        assert told.heard is not None
+        self.markers.reported()
+        (again,) = self.out(self.markers.begin(self.now), reports=0)
+        self.assertEqual(again.covered, first[0].covered)
+        self.assertEqual(self.markers.reported(), told.heard.awake)
+        (later,) = self.out(self.markers.begin(self.now), reports=0)
+        assert later.covered is not None and again.covered is not None
+        self.assertGreater(later.covered.awake, again.covered.awake)
+        self.assertLess(later.covered.awake, told.heard.awake)
+
+    def test_not_heard(self) -> None:
+        """
+        Reports before the first marker say nothing about their time.
+        """
+        self.assertEqual([self.markers.reported() for _ in range(3)], [-math.inf] * 3)
 
     def test_wide(self) -> None:
         """
@@ -165,6 +196,22 @@ class MarkerLineTests(SynchronousTestCase):
         self.assertEqual((marker.number, marker.leaf), (7, 3))
         self.assertAlmostEqual(marker.imported, 1795943188.717617, 3)
         self.assertEqual(results.matches, [])
+
+    def test_report(self) -> None:
+        """
+        A report on tables is read, and is no event.
+        """
+        lines = ['{"tables":[{"name":"a","entries":3},{"name":"b","entries":0}]}', '{"tables":[]}']
+        results = rows.decode_results(lines, {})
+        self.assertEqual(results.reports, [{"a": 3, "b": 0}, {}])
+        self.assertEqual((results.matches, results.markers), ([], []))
+
+    def test_event_with_tables(self) -> None:
+        """
+        An event with the field of a report is an event.
+        """
+        line = json.dumps({"tables": [{"name": "a", "entries": 3}], pipelines.FINDINGS: {"s": "x"}})
+        self.assertEqual(rows.decode_results([line], {}).reports, [])
 
     def test_event(self) -> None:
         """

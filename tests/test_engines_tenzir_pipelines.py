@@ -340,6 +340,19 @@ class PipelineTests(SynchronousTestCase):
         )
         self.assertEqual(searched, set(RETRO_TABLES))
 
+    def test_reports(self) -> None:
+        """
+        A live match and a search report on their own tables: again and again, and once.
+        """
+        plan = pipelines.plan([DNS])
+        live = pipelines.live_match(plan, TABLES, "b")
+        search = pipelines.retro_search(plan, RETRO_TABLES, 0)
+        for text, tables in ((live, TABLES), (search, RETRO_TABLES)):
+            (names,) = re.findall(r"context_list\n.*\nwhere name in (.*)\n", text)
+            self.assertEqual(json.loads(names), list(tables))
+        self.assertIn("every 5s {", live)
+        self.assertNotIn("every", search)
+
 
 def _pipelines() -> list[str]:
     plan = pipelines.plan(BUILT_IN)
@@ -347,7 +360,7 @@ def _pipelines() -> list[str]:
         pipelines.create_table("a"),
         pipelines.drop_table("a"),
         pipelines.list_tables(),
-        pipelines.inspect_table("a"),
+        *pipelines.inspect_tables(TABLES),
         pipelines.update_tables(TABLES),
         pipelines.erase_from_tables(RETRO_TABLES),
         pipelines.live_match(plan, TABLES, "b"),

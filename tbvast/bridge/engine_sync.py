@@ -5,6 +5,7 @@ Keeps the engine's tables equal to the store.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import msgspec
@@ -13,13 +14,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from tbvast.bridge.node_watch import NodeWatch, State
+from tbvast.errors import EngineTablesChanged
 from tbvast.interfaces import IAdding, IIndicatorStore
 from tbvast.stix.observables import Observable
-from tbvast.values import Changes, Entry
+from tbvast.values import Changes, Covered, Entry
 
-CHECK_INTERVAL = 600.0
+CHECK_INTERVAL, MAX_CHECK_INTERVAL = 600.0, 3600.0
 """
-Seconds without a change after which the engine's tables are compared with the store.
+Seconds without a change after which the engine's tables are compared with the store, and seconds
+after which they are, whatever changes. A comparison reads every entry.
 """
 
 DEBOUNCE_SECONDS = 0.02
@@ -72,6 +75,9 @@ class EngineSync:
         self._changes_in_progress = 0
         self._changed_at = -QUIET_SECONDS
         self._waiters: list[Deferred[None]] = []
+        self._compared_at = 0.0
+        self._covered_before: Covered | None = None
+        self._doubtful = False
 
     @property
     def pending(self) -> int:
@@ -146,10 +152,12 @@ class EngineSync:
         while True:
             while self._has_backlog:
                 await self._node.retry("update the engine", self._apply)
+            due = self._compared_at + MAX_CHECK_INTERVAL - self._clock.seconds()
             try:
-                await self.next_change().addTimeout(CHECK_INTERVAL, self._clock)
+                await self.next_change().addTimeout(min(CHECK_INTERVAL, max(due, 0)), self._clock)
             except TimeoutError:
-                await self._node.retry("check the engine", self.reconcile)
+                check = functools.partial(self.reconcile, expect_equal=True)
+                await self._node.retry("check the engine", check)
 
     @property
     def _has_backlog(self) -> bool:
@@ -161,16 +169,30 @@ class EngineSync:
         else:
             await self._write(self._pending_since + MAX_DEBOUNCE_SECONDS)
 
-    async def reconcile(self) -> None:
+    async def reconcile(self, expect_equal: bool = False) -> None:
         """
         Compare the engine's tables with the store, and correct them.
 
+        @param expect_equal: Whether they should differ only in changes that are still to be
+            written. If they do not, matches since the last comparison may be missing.
+        @raise EngineTablesChanged: If they should, and do not.
         @raise EngineError: If a call of the engine fails.
         """
         started = self._clock.seconds()
         self._needs_reconcile = True
+        if self._doubtful and self._covered_before is not None:
+            # Everything since the last comparison has to be searched.
+            await self._store.set_covered(self._covered_before)
+        self._doubtful = False
+        covered = await self._store.covered()
         held = await self._engine.contents()
         desired = await self._store.reconcile(held)
+        if expect_equal:
+            differing = {o for changes in desired for o in observables_of(changes)}
+            if unexpected := differing - self._pending.keys():
+                self._doubtful = True
+                raise EngineTablesChanged(f"{len(unexpected)} entries differ from the store's")
+        self._covered_before, self._compared_at = covered, started
         # They contain the changes before them; those after them have not arrived yet.
         self._needs_reconcile = False
         self._pending.clear()
@@ -249,3 +271,11 @@ class EngineSync:
                 return False
             await deferLater(self._clock, left)
         return self._clock.seconds() < most
+
+
+def observables_of(changes: Changes) -> Iterator[Observable]:
+    """
+    @return: The observables of all entries that change.
+    """
+    yield from (entry.observable for entry in changes.write)
+    yield from changes.erase

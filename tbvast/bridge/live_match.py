@@ -19,10 +19,11 @@ from twisted.application.internet import TimerService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tbvast.bridge.node_watch import FIRST_RETRY_DELAY, NodeWatch
 from tbvast.bridge.retro_search import Deliver, RetroSearch
-from tbvast.errors import EngineError, EngineInterrupted
+from tbvast.errors import EngineError, EngineInterrupted, EngineTablesChanged
 from tbvast.interfaces import IIndicatorStore
 from tbvast.service.clock import Calendar, awake
 from tbvast.stix.sightings import MatchType
@@ -137,7 +138,7 @@ class LiveMatch(TimerService):
             try:
                 await self._node.engine.watch(self._matched, self._progressed)
                 reason = "it ended"
-            except (EngineInterrupted, CancelledError):
+            except (EngineInterrupted, EngineTablesChanged, CancelledError):
                 raise
             except EngineError as e:
                 reason = str(e)
@@ -177,12 +178,17 @@ class LiveMatch(TimerService):
                 self._log.info("The live match makes progress again.")
         if run.catch_up is None:
             run.catch_up = Deferred.fromCoroutine(self._catch_up(run, progress))
-            # Either means that the match has ended.
-            run.catch_up.addErrback(lambda f: f.trap(CancelledError, EngineInterrupted))
+            run.catch_up.addErrback(self._eb_catch_up)
         if not run.caught_up or progress.covered is None:
             return None
         known = covered(progress.covered, progress.lowest, self._boot)
         return Deferred.fromCoroutine(self._store_covered(known))
+
+    def _eb_catch_up(self, failure: Failure) -> None:
+        # Of these, the first two mean that the match has ended.
+        failure.trap(CancelledError, EngineInterrupted, EngineTablesChanged)
+        if isinstance(failure.value, EngineTablesChanged):
+            self._node.tables_changed(failure.value)
 
     async def _store_covered(self, known: Covered) -> None:
         try:

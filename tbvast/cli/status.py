@@ -199,6 +199,8 @@ _ENGINE_ROWS = (
     ("endpoint", "engine", "endpoint"),
     ("identity, in the names of its tables", "engine", "identity"),
     ("state", "engine", "state"),
+    ("changes of its tables by others", "engine", "tables_changed", "count"),
+    ("the newest of them", "engine", "tables_changed", "newest"),
     ("live match", "engine", "live"),
     ("live match running for, s", "engine", "live_for"),
     ("live match behind by, s", "engine", "behind"),

@@ -21,10 +21,11 @@ from devtools.services import free_ports
 from tbvast.engines.tenzir import engine as tenzir_engine
 from tbvast.engines.tenzir import pipelines
 from tbvast.engines.tenzir.engine import TenzirEngine
-from tbvast.engines.tenzir.node_calls import NodeCalls
+from tbvast.engines.tenzir.node_calls import NodeCalls, Page
 from tbvast.errors import (
     EngineCallFailed,
     EngineInterrupted,
+    EngineTablesChanged,
     EngineTimeout,
     EngineUnreachable,
     EngineUnsupported,
@@ -39,8 +40,17 @@ from tbvast.telemetry.known_fields import (
     with_mappings,
 )
 from tbvast.values import Entry, Match
-from tests.doubles_engine import ABSENT, ADDRESS, HOST, EngineContract, event, unheeded
+from tests.doubles_engine import (
+    ABSENT,
+    ADDRESS,
+    HOST,
+    EngineContract,
+    TablesContract,
+    event,
+    unheeded,
+)
 from tests.functional.components import (
+    LIMIT,
     RealNode,
     children,
     listening,
@@ -115,6 +125,52 @@ class TableTests(TenzirTestCase):
         others = {*pipelines.OLD_TABLES, *TABLES, *pipelines.retro_tables(BRIDGE)}
         self.assertLess(others, self.held())
 
+    def test_entries_of_others(self) -> None:
+        """
+        An entry that the bridge would not write under its key is noticed when the entries are read
+        back. Preparation removes it, though it can be erased in no other way.
+        """
+        value = '{v: "evil.example", k: "domain", ids: ["indicator--2"]}'
+        for key in ('"good.example"', "null"):
+            self.engine.add([[HOST]])
+            self.node.run(
+                f'from {{k: {key}, v: {value}}}\ncontext_update "{TABLES.text}", key=k, value=v'
+            )
+            e = self.assertRaises(EngineTablesChanged, self.engine.contents)
+            self.assertEqual(e.reason, f"{TABLES.text} has entries of others")
+            self.engine.prepare()
+            self.assertEqual(self.engine.contents(), [])
+
+    def test_search_table_removed(self) -> None:
+        """
+        A search whose table was removed fails, and finds everything after another preparation.
+        """
+        self.arrive(event(1))
+        self.node.run(pipelines.drop_table(pipelines.retro_tables(BRIDGE).ip))
+        search = self.engine.find([ADDRESS], 0, LIMIT)
+        self.assertRaises(EngineTablesChanged, list, search)
+        self.engine.prepare()
+        (found,) = self.engine.find([ADDRESS], 0, LIMIT)
+        self.assertEqual(len(found), 1)
+
+    def test_search_table_changed(self) -> None:
+        """
+        A search whose tables change before its end fails: its matches may not be all.
+        """
+        fetch = NodeCalls.fetch
+        table = pipelines.retro_tables(BRIDGE).ip
+
+        def changing(calls: NodeCalls, pipeline: str) -> Page:
+            page = fetch(calls, pipeline)
+            self.node.run(f'from {{k: {ADDRESS.observable.value}}}\ncontext_erase "{table}", key=k')
+            return page
+
+        self.arrive(event(1))
+        self.patch(NodeCalls, "fetch", changing)
+        search = self.engine.find([ADDRESS], 0, LIMIT)
+        e = self.assertRaises(EngineTablesChanged, list, search)
+        self.assertEqual(e.reason, f"{table} has 0 entries instead of 1")
+
     def test_of_old_bridge(self) -> None:
         """
         In its own node, a bridge removes its tables of 0.1.0, and no others.
@@ -125,13 +181,36 @@ class TableTests(TenzirTestCase):
         self.assertEqual(self.held(), {"mine", *TABLES, *pipelines.retro_tables(BRIDGE)})
 
 
-class TenzirEngineTests(TenzirTestCase, EngineContract):
+class TenzirEngineTests(TenzirTestCase, EngineContract, TablesContract):
     """
     L{TenzirEngine} is an engine.
     """
 
+    limit = 180.0
+
     def make_engine(self) -> IEngine:
+        self.patch(pipelines, "REPORT_SECONDS", 0.5)
         return self.engine
+
+    def covered(self, engine: IEngine, watch: Any) -> None:
+        """
+        Wait in one step: an event in between would take the time of a command.
+        """
+
+        def arrive() -> None:
+            wait_until(lambda: any(each.covered for each in self.progress), self.limit)
+            self.arrive(event(59))
+
+        waiting = threading.Thread(target=arrive)
+        waiting.start()
+        next(watch)
+        waiting.join()
+
+    def remove_table(self) -> None:
+        self.node.run(pipelines.drop_table(TABLES.ip))
+
+    def erase(self, observable: Observable) -> None:
+        self.node.run(f'from {{k: {observable.value}}}\ncontext_erase "{TABLES.ip}", key=k')
 
 
 def entry(kind: Kind, value: str, *ids: str) -> Entry:
@@ -902,13 +981,13 @@ class EndingTests(TenzirTestCase):
         e = self.assertRaises(EngineUnreachable, engine.identify)
         self.assertIn("cannot be reached", str(e))
 
-    def test_unknown_table(self) -> None:
+    def test_refused(self) -> None:
         """
         What the engine refuses is an error that says why.
         """
-        self.node.run("\n".join(f'context_remove "{table}"' for table in (TABLES.ip,)))
-        e = self.assertRaises(EngineCallFailed, self.engine.contents)
-        self.assertIn(TABLES.ip, str(e))
+        self.patch(pipelines, "list_tables", lambda: "no_such_operator\n")
+        e = self.assertRaises(EngineCallFailed, self.engine.prepare)
+        self.assertIn("no_such_operator", str(e))
 
     def test_too_old(self) -> None:
         """

@@ -433,6 +433,29 @@ class EngineTests(SynchronousTestCase):
             e = self.assertRaises(EngineCallFailed, next, watch)
         self.assertRegex(str(e), "marker")
 
+    def test_no_report(self) -> None:
+        """
+        A match that the node does not tell about its tables any more is given up.
+        """
+        self.patch(tenzir_engine, "REPORT_SILENCE_SECONDS", 3.0)
+        self.patch(pipelines, "REPORT_SECONDS", 3600.0)
+        with self.watching(self.engine()) as watch:
+            e = self.assertRaises(EngineCallFailed, next, watch)
+        self.assertRegex(str(e), "tables")
+
+    def test_ended_without_sockets(self) -> None:
+        """
+        A match without sockets that has ended in the node, or whose import of markers has, is given
+        up within seconds.
+        """
+        engine = self.engine(local=False)
+        for kind in ("live", "markers"):
+            with self.watching(engine) as watch:
+                (name,) = (each.name for each in (engine._live_directories).iterdir())
+                run(self.node.client, pipelines.end_pipeline(f"tbvast-{kind}-{name}"), "")
+                e = self.assertRaises(EngineCallFailed, next, watch)
+            self.assertRegex(str(e), "ended in the node|failed")
+
     def test_ended_in_node(self) -> None:
         """
         A match that has ended in the node is given up at once.

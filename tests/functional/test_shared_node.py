@@ -16,6 +16,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import twistd
+from tbvast.engines.tenzir import pipelines
 from tests.functional.blocking import BlockingProcess, Client, PluginProcess, an_indicator
 from tests.functional.components import RealNode, require_tenzir, wait_until
 from tests.functional.test_live_match import SENSOR_PLUGINS, Sensor
@@ -23,6 +24,12 @@ from tests.functional.test_live_match import SENSOR_PLUGINS, Sensor
 LIMIT = 120.0
 """
 Seconds that anything may take.
+"""
+
+NOTICED_SECONDS = 60.0
+"""
+Seconds within which a change of the tables is noticed and reported on a busy machine; some seven on
+an idle one.
 """
 
 OWN, COMMON = 10, 5
@@ -188,3 +195,79 @@ class SharedNodeTests(SynchronousTestCase):
         self.feed()
         self.sighted(4, 4)
         self.assertNotEqual(first.report()["identity"], second.report()["identity"])
+
+
+class ChangedTablesTests(SynchronousTestCase):
+    """
+    Somebody who has the certificate changes a bridge's tables.
+    """
+
+    def setUp(self) -> None:
+        require_tenzir(self)
+        self.node = RealNode(plugins=SENSOR_PLUGINS)
+        self.addCleanup(self.node.stop)
+        self.sensor = Sensor(self.node.client)
+        self.addCleanup(self.sensor.close)
+        self.site = Site(Path(self.mktemp()).resolve(), self.node)
+        self.addCleanup(self.site.stop)
+        self.site.publish(indicators(range(OWN)))
+        self.site.bridge.saw(f"The engine took {OWN} entries")
+        self.tables = pipelines.main_tables(self.identity())
+        self.changes = self.fed = 0
+
+    def identity(self) -> str:
+        wait_until(lambda: self.site.report().get("covered"), LIMIT)
+        return str(self.site.report()["identity"])
+
+    def feed(self) -> None:
+        """
+        An event with each address arrives, and one with another address.
+        """
+        for number in range(OWN + 1):
+            self.sensor.feed([flow(self.fed, address(number))])
+            self.fed += 1
+
+    def change(self, *texts: str) -> None:
+        """
+        Events arrive before and after a change of the tables, and until it is repaired; all are
+        sighted once. Report and log say what has happened.
+        """
+        before = self.changes
+
+        def known() -> int:
+            return int(self.site.report().get("tables_changed", {}).get("count", 0))
+
+        def noticed() -> bool:
+            self.feed()
+            time.sleep(0.5)
+            return known() > before
+
+        # The node has counted the entries since the last write.
+        covered = self.site.report()["covered"]
+        wait_until(lambda: self.site.report()["covered"] > covered, LIMIT)
+        self.feed()
+        for text in texts:
+            self.node.run(text)
+        began = time.monotonic()
+        wait_until(noticed, LIMIT)
+        self.assertLess(time.monotonic() - began, NOTICED_SECONDS)
+        wait_until(lambda: self.site.report().get("live"), LIMIT)
+        self.feed()
+        expected = self.fed // (OWN + 1) * OWN
+        wait_until(lambda: self.site.sightings >= expected, LIMIT)
+        time.sleep(1.0)
+        self.assertEqual(self.site.sightings, expected)
+        self.changes = known()
+        self.assertEqual(self.site.bridge.log.count("They are filled again"), self.changes)
+        self.assertIn(self.tables.ip, self.site.report()["tables_changed"]["newest"])
+
+    def test_changed(self) -> None:
+        """
+        One entry is removed, all are, the tables are, or an entry is added.
+        """
+        erase = f'context_erase "{self.tables.ip}", key=k'
+        self.change(f"from {{k: {address(3)}}}\n{erase}")
+        all = ", ".join(f"{{k: {address(number)}}}" for number in range(OWN))
+        self.change(f"from {all}\n{erase}")
+        self.change(*map(pipelines.drop_table, reversed(self.tables)))
+        self.change(f'from {{k: 1.1.1.1}}\ncontext_update "{self.tables.ip}", key=k, value=1')

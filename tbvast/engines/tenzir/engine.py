@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from tbvast.engines.tenzir import feeds, pipelines, rows
 from tbvast.engines.tenzir.configuration import Tls, command_settings
 from tbvast.engines.tenzir.markers import Markers
 from tbvast.engines.tenzir.node_calls import QUERY_SECONDS, TABLE_SECONDS, NodeCalls, decode_answer
+from tbvast.engines.tenzir.table_guard import TableGuard
 from tbvast.errors import (
     EngineCallFailed,
     EngineError,
@@ -51,6 +53,12 @@ Seconds until a live match tries sockets again after the node could not reach on
 was only busy reaches it then; a node in its own container never does.
 """
 
+REPORT_SILENCE_SECONDS = 60.0
+"""
+Seconds without a report on the tables, and with nothing else to read, after which a live match
+fails.
+"""
+
 _OPTIONS = ("--connection-timeout=5s", "--console-verbosity=warning", "--color=never")
 SILENCE_SECONDS = 60.0
 """
@@ -62,14 +70,12 @@ HELLO_SECONDS = 1.0
 Seconds between imports of the first markers until one comes out; also the longest single wait.
 """
 
+_MISSING = re.compile(r"context \W?(\w+)\W? not found")
+
 PAGE_WAIT_SECONDS = 1.0
 """
 The most seconds that a retro search waits for a full page.
 """
-
-
-class _TableName(msgspec.Struct):
-    name: str
 
 
 class _Pong(msgspec.Struct):
@@ -134,6 +140,7 @@ class TenzirEngine:
         self._endpoint = endpoint
         self._tables = pipelines.main_tables(bridge)
         self._retro_tables = pipelines.retro_tables(bridge)
+        self._guard = TableGuard(self._tables, awake)
         self._outdated = frozenset(self._retro_tables)
         if own:
             self._outdated |= frozenset(pipelines.OLD_TABLES)
@@ -166,34 +173,73 @@ class TenzirEngine:
 
     def prepare(self) -> None:
         node = NodeCalls(self._commands, "prepare")
-        lines = node.run(pipelines.list_tables())
-        there = {decode_answer("prepare", line, _TableName).name for line in lines}
         with self._searching:
-            for table in there & self._outdated:
+            there = self._sizes(node).keys()
+            # A running live match no longer uses a table that was changed.
+            dropped = self._outdated.union(self._tables if self._guard.spoiled else ())
+            for table in there & dropped:
                 node.run(pipelines.drop_table(table))
-                there.remove(table)
-            self._searched_observables.clear()
             for table in (*self._tables, *self._retro_tables):
-                if table not in there:
+                if table not in there - dropped:
                     node.run(pipelines.create_table(table))
+            self._searched_observables.clear()
+            self._guard.renewed()
+
+    def _sizes(self, node: NodeCalls) -> dict[str, int]:
+        """
+        @return: The numbers of entries of all tables in the node, by name.
+        """
+        lines = node.run(pipelines.list_tables())
+        sizes = [decode_answer("tables", line, rows.TableSize) for line in lines]
+        return {each.name: each.entries for each in sizes}
+
+    @contextlib.contextmanager
+    def _noticing_removal(self) -> Iterator[None]:
+        """
+        Wraps calls that need the tables.
+
+        @raise EngineTablesChanged: If one is not there.
+        """
+        try:
+            yield
+        except EngineCallFailed as e:
+            if missing := _MISSING.search(e.reason):
+                raise self._guard.changed(f"{missing[1]} was removed") from None
+            raise
 
     def add(self, batches: Iterable[Sequence[Entry]]) -> None:
+        def lines() -> Iterator[str]:
+            for batch in batches:
+                self._guard.adding(entry.observable for entry in batch)
+                yield rows.encode_entries(batch)
+
         update = pipelines.update_tables(self._tables)
-        NodeCalls(self._commands, "add").write(update, map(rows.encode_entries, batches))
+        with self._guard.writing(), self._noticing_removal():
+            NodeCalls(self._commands, "add").write(update, lines())
 
     def remove(self, observables: Sequence[Observable]) -> None:
         if observables:
             erase = pipelines.erase_from_tables(self._tables)
             lines = rows.encode_observables(observables)
-            NodeCalls(self._commands, "remove").write(erase, [lines])
+            with self._guard.writing(), self._noticing_removal():
+                self._guard.removing(observables)
+                NodeCalls(self._commands, "remove").write(erase, [lines])
 
     def contents(self) -> list[Entry]:
         node = NodeCalls(self._commands, "contents")
-        return [
-            rows.decode_entry(line)
-            for table in self._tables
-            for line in node.run(pipelines.inspect_table(table), TABLE_SECONDS)
-        ]
+        entries: list[Entry] = []
+        counts: dict[str, int] = {}
+        inspecting = pipelines.inspect_tables(self._tables)
+        for table, pipeline in zip(self._tables, inspecting, strict=True):
+            with self._noticing_removal():
+                lines = node.run(pipeline, TABLE_SECONDS)
+            try:
+                entries += map(rows.decode_entry, lines)
+            except Invalid:
+                raise self._guard.changed(f"{table} has entries of others") from None
+            counts[table] = len(lines)
+        self._guard.counted(counts)
+        return entries
 
     def find(
         self, entries: Sequence[Entry], limit: int, timeout: float, since: float | None = None
@@ -219,9 +265,12 @@ class TenzirEngine:
         # The node remembers the names of streams for a while: never use one twice.
         stream = f"tbvast-retro-{secrets.token_hex(8)}"
         token: str | None = None
-        with self._searching:
+        with self._searching, self._noticing_removal():
             self._clear_search_tables()
             self._searched_observables.update(entry.observable for entry in entries)
+            guard = TableGuard(self._retro_tables, awake)
+            guard.counted(dict.fromkeys(self._retro_tables, 0))
+            guard.adding(self._searched_observables)
             try:
                 update = pipelines.update_tables(self._retro_tables)
                 owner.write(update, [rows.encode_entries(entries)])
@@ -237,8 +286,12 @@ class TenzirEngine:
                     fetch = pipelines.serve_results(stream, token, feeds.PAGE_EVENTS, wait)
                     page = node.fetch(fetch)
                     token = page.next_continuation_token
-                    if found := budget.apply(_decode("find", page.lines, plan).matches):
+                    results = _decode("find", page.lines, plan)
+                    if found := budget.apply(results.matches):
                         yield found
+                    for report in results.reports:
+                        guard.check(report, awake())
+                guard.check(self._sizes(owner), awake())
             except EngineTimeout as e:
                 if time.monotonic() < deadline:  # one of its commands took too long
                     raise EngineCallFailed("find", str(e)) from None
@@ -292,8 +345,13 @@ class TenzirEngine:
         node, owner = NodeCalls(commands, "watch"), NodeCalls(self._commands, "watch")
         feed = kind(node, owner, directory)
         match = pipelines.live_match(self._plan, self._tables, directory.name)
-        with feed.opened(match):
-            yield from self._follow(feed, progress)
+        try:
+            with feed.opened(match):
+                yield from self._follow(feed, progress)
+        except EngineCallFailed:
+            # A match ends when one of its tables is removed.
+            self._guard.check(self._sizes(owner), -math.inf)
+            raise
 
     def _follow(
         self, feed: feeds.Feed, progress: Callable[[Progress], None]
@@ -302,7 +360,7 @@ class TenzirEngine:
         running = False
         waited = 0.0
         feed.send(markers.begin(awake()))
-        greeted = time.monotonic()
+        greeted = reported = time.monotonic()
         while True:
             if not markers.pending and not markers.wait(awake()):
                 feed.send(markers.begin(awake()))
@@ -315,17 +373,23 @@ class TenzirEngine:
             waited += time.monotonic() - began
             results = _decode("watch", lines, self._plan)
             self.cut.update(results.cut)
-            if lines and not running:
+            if not running and (results.matches or results.markers):
                 running = True
                 yield []
             if results.matches:
                 yield results.matches
+            # Before the markers, as if the report had come first: which came first is unknown.
+            for report in results.reports:
+                self._guard.check(report, markers.reported())
+                reported = time.monotonic()
             for marker in results.markers:
                 if (news := markers.passed(marker, awake())) is not None:
                     progress(news)
             # Counts only the time spent waiting for the node.
             if markers.pending and waited > SILENCE_SECONDS:
                 raise EngineCallFailed("watch", f"no marker came out for {SILENCE_SECONDS:g} s")
+            if not lines and time.monotonic() - reported > REPORT_SILENCE_SECONDS:
+                raise EngineCallFailed("watch", "the node does not report on its tables")
 
     def interrupt(self) -> None:
         self._commands.interrupt()

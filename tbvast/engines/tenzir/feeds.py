@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import msgspec
@@ -34,11 +35,11 @@ unreachable.
 """
 
 LIFETIME_SECONDS = 300.0
-RENEWAL_SECONDS = 30.0
+RENEWAL_SECONDS, SERVED_RENEWAL_SECONDS = 30.0, 5.0
 """
 Seconds after which the node ends the live match, unless the bridge renews it, and between these
-renewals. As long as the results are not read, the node keeps them in memory: about half a
-kilobyte per event.
+renewals, which also show whether it still runs; without sockets nothing else does. As long as
+the results are not read, the node keeps them in memory: about half a kilobyte per event.
 """
 
 PAGE_EVENTS = 1000
@@ -85,6 +86,7 @@ class Feed:
     _owner: NodeCalls
     _directory: Path
     _renewed: float = attrs.field(init=False, factory=time.monotonic)
+    _renewal_seconds: ClassVar[float] = RENEWAL_SECONDS
 
     def opened(self, match: str) -> AbstractContextManager[None]:
         """
@@ -129,7 +131,7 @@ class Feed:
             self._owner.end(*self._names)
 
     def _renew_if_due(self) -> None:
-        if time.monotonic() - self._renewed < RENEWAL_SECONDS:
+        if time.monotonic() - self._renewed < self._renewal_seconds:
             return
         reply = self._node.ask(pipelines.renew_pipelines(self._names), _Renewed)
         if set(reply.reset) != set(self._names):
@@ -241,6 +243,7 @@ class ServedFeed(Feed):
     A live match whose matches are fetched through the node's endpoint, page by page.
     """
 
+    _renewal_seconds = SERVED_RENEWAL_SECONDS
     _token: str = attrs.field(init=False, default="")
 
     def opened(self, match: str) -> AbstractContextManager[None]:

@@ -3,7 +3,8 @@ Tracks the progress of a live match by marker events that pass through it.
 
 Pure: no sockets, no clock. The lookups of a live match form a tree, whose leaves work in
 parallel: a marker can overtake events in another leaf, but never in its own. So each leaf
-gets its own markers, a few leaves at a time.
+gets its own markers, a few leaves at a time. Nothing counts as covered before the node has
+reported that the tables were whole meanwhile.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class Markers:
         self._next = 0.0
         self._imported = math.inf
         self._last: Moment | None = None
+        self._matched: Moment | None = None
+        self._at_report: tuple[Moment | None, Moment | None] = None, None
+        self._covered: Moment | None = None
         self._passed: dict[int, Moment] = {}
         self._leaves = len(lookups)
         self._seen: list[Moment] = []
@@ -146,12 +150,24 @@ class Markers:
         behind = awake - self._sent
         if len(self._passed) < self._leaves:
             self._next = awake  # until the progress of all leaves is known
-            covered = None
         else:
             self._next = max(awake, self._sent + PULSE_SECONDS)
-            covered = min(self._passed.values(), key=lambda each: each.awake)
+            self._matched = min(self._passed.values(), key=lambda each: each.awake)
+        if (covered := self._covered) is not None:
             self._seen = [each for each in self._seen if each.awake >= covered.awake]
         return Progress(heard, covered, behind, min(each.ahead for each in self._seen))
+
+    def reported(self) -> float:
+        """
+        Record that the node has reported whole tables. It makes a report after the previous one
+        has left it, and so after all markers before that one: everything that these show to be
+        matched was matched with whole tables.
+
+        @return: The report was made later; seconds since the machine's start.
+        """
+        last, self._covered = self._at_report
+        self._at_report = self._last, self._matched
+        return -math.inf if last is None else last.awake
 
 
 def group_leaves(lookups: Sequence[int]) -> list[tuple[int, ...]]:

@@ -25,10 +25,10 @@ The most seconds for the engine to list its plugins.
 _OPERATORS = """
     _block _combine_all_chunks api batch context::create_lookup_table context::enrich
     context::erase context::inspect context::list context::remove context::update deduplicate
-    drop drop_null_fields each enumerate export fields fork from from_unix_socket head import local
-    measure merge partitions pass pipeline::list plugins publish read_ndjson remote reverse sample
-    schemas select serve set slice sort subscribe summarize tail throttle to_unix_socket top
-    unordered unroll version where write_lines write_ndjson
+    drop drop_null_fields each enumerate every export fields fork from from_unix_socket head
+    import local measure merge partitions pass pipeline::list plugins publish read_ndjson remote
+    reverse sample schemas select serve set slice sort subscribe summarize tail throttle
+    to_unix_socket top unordered unroll version where write_lines write_ndjson
 """
 """
 The operators of tbvast's pipelines, and others that only process events.

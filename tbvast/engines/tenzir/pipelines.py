@@ -62,6 +62,18 @@ FINDINGS = "_tbvast"
 The field of an exported event that contains the findings.
 """
 
+REPORT = "tables"
+"""
+The field of a report on tables, which no exported event has at its top level without
+L{FINDINGS}.
+"""
+
+REPORT_SECONDS = 5.0
+"""
+Seconds between two reports on the tables during a live match. Each costs the node some twenty
+milliseconds.
+"""
+
 IMPORTED_KEY = "t"
 CUT_KEY = "cut"
 """
@@ -444,18 +456,39 @@ def drop_table(table: str) -> str:
     return f'context_remove "{_table_name(table)}"\n'
 
 
+_LIST = "context_list\nselect name, entries=num_entries\n"
+
+
 def list_tables() -> str:
     """
-    List the names of all tables, one per line.
+    List the names of all tables, and the numbers of their entries, one per line.
     """
-    return "context_list\nselect name\nwrite_ndjson\n"
+    return f"{_LIST}write_ndjson\n"
 
 
-def inspect_table(table: str) -> str:
+def _table_report(tables: Tables) -> str:
     """
-    Read the entries of a table, one per line.
+    List those of some tables that exist, in one event.
     """
-    return f'context_inspect "{_table_name(table)}"\nselect value\nwrite_ndjson\n'
+    names = ", ".join(f'"{_table_name(table)}"' for table in tables)
+    return f"{_LIST}where name in [{names}]\nsummarize {REPORT}=collect(this)\n"
+
+
+def inspect_tables(tables: Tables) -> Iterator[str]:
+    """
+    Read the entries of each table, one per line; the value is null if tbvast does not write it
+    under this key.
+    """
+    conditions = Tables(
+        "key == ip(value.v?)",
+        "key == subnet(value.v?)",
+        'key == value.v? or key == value.k? + " " + value.v?',
+    )
+    for table, condition in zip(tables, conditions, strict=True):
+        yield (
+            f'context_inspect "{_table_name(table)}"\n'
+            f"select value=(value if {condition})\nwrite_ndjson\n"
+        )
 
 
 def update_tables(tables: Tables) -> str:
@@ -495,8 +528,8 @@ def _table_writer(tables: Tables, operator: str) -> str:
 
 def live_match(matched: Plan, tables: Tables, name: str) -> str:
     """
-    Match the events that arrive from now on, in the node; yield a text for each match and
-    for each marker.
+    Match the events that arrive from now on, in the node; yield a text for each match, for
+    each marker, and for the tables every L{REPORT_SECONDS}.
 
     An event without a hit, but with a list that was not read to its end, yields a text that
     has only the findings. A marker passes the lookups of its leaf, so that it comes out after
@@ -507,7 +540,9 @@ def live_match(matched: Plan, tables: Tables, name: str) -> str:
     return (
         f"export live=true\nbatch timeout={int(LIVE_BATCH_SECONDS * 1000)}ms\n"
         f'where not ({_IS_MARKER}) or {MARKER_SOURCE}? == "{_checked_name(name)}"\n'
-        f"{_match_stages(matched, tables, arriving=True)}select line=this.print_ndjson()\n"
+        f"{_match_stages(matched, tables, arriving=True)}"
+        f"merge {{\nevery {REPORT_SECONDS:g}s {{\n{_table_report(tables)}}}\n}}\n"
+        "select line=this.print_ndjson()\n"
     )
 
 
@@ -597,7 +632,7 @@ def renew_pipelines(names: Iterable[str]) -> str:
 
 def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None = None) -> str:
     """
-    Match the stored events.
+    Match the stored events; also report on the tables once, at the beginning.
 
     @param limit: The most events with the same hits in the same fields; C{0} is unlimited.
     @param since: The earliest import time of the events, in seconds since the epoch.
@@ -608,7 +643,10 @@ def retro_search(matched: Plan, tables: Tables, limit: int, since: float | None 
         moment = datetime.fromtimestamp(int(since), UTC)
         recent = f"where @import_time >= {moment:%Y-%m-%dT%H:%M:%S}Z\n"
     bounded = f"deduplicate {FINDINGS}, limit={int(limit)}\n" if limit else ""
-    return f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched, tables)}{bounded}"
+    return (
+        f"export\n{recent}where not ({_IS_MARKER})\n{_match_stages(matched, tables)}{bounded}"
+        f"merge {{\n{_table_report(tables)}}}\n"
+    )
 
 
 def ping_node() -> str:

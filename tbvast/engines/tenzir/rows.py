@@ -30,7 +30,19 @@ class _Row(msgspec.Struct):
 
 
 class _Inspected(msgspec.Struct):
-    value: _Row
+    value: _Row | None
+
+
+class TableSize(msgspec.Struct):
+    """
+    A table in the node.
+
+    @ivar name: Its name.
+    @ivar entries: The number of its entries.
+    """
+
+    name: str
+    entries: int
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -55,11 +67,13 @@ class Results(msgspec.Struct):
     @ivar markers: The markers that have passed a live match.
     @ivar cut: The schema of each event that has a list with more elements than a live match
         read.
+    @ivar reports: The numbers of entries by table, as the node has reported them.
     """
 
     matches: list[Match] = []
     markers: list[Marker] = []
     cut: list[str] = []
+    reports: list[dict[str, int]] = []
 
 
 _encoder = msgspec.json.Encoder()
@@ -85,15 +99,17 @@ def encode_observables(observables: Iterable[Observable]) -> str:
 
 def decode_entry(line: bytes) -> Entry:
     """
-    Decode a line of L{tbvast.engines.tenzir.pipelines.inspect_table}.
+    Decode a line of L{tbvast.engines.tenzir.pipelines.inspect_tables}.
 
-    @raise Invalid: If the line is malformed.
+    @raise Invalid: If tbvast did not write the entry.
     """
     try:
-        row = _inspected_decoder.decode(line)
+        row = _inspected_decoder.decode(line).value
     except msgspec.MsgspecError:
-        raise Invalid("table entry", line, "an entry that tbvast wrote") from None
-    return Entry(Observable(row.value.k, row.value.v), row.value.ids)
+        row = None
+    if row is None:
+        raise Invalid("table entry", line, "an entry that tbvast wrote")
+    return Entry(Observable(row.k, row.v), row.ids)
 
 
 def decode_results(lines: Iterable[bytes | str], slots: dict[str, pipelines.Slot]) -> Results:
@@ -108,6 +124,9 @@ def decode_results(lines: Iterable[bytes | str], slots: dict[str, pipelines.Slot
     for line in lines:
         try:
             event = _event_decoder.decode(line)
+            if pipelines.FINDINGS not in event:
+                results.reports.append(_report(event[pipelines.REPORT]))
+                continue
             mark: dict[str, Any] | None = event.pop(pipelines.FINDINGS)
             if mark is None:
                 continue
@@ -128,6 +147,10 @@ def decode_results(lines: Iterable[bytes | str], slots: dict[str, pipelines.Slot
         elif schema == pipelines.MARKER and (marker := _marker(event, imported)) is not None:
             results.markers.append(marker)
     return results
+
+
+def _report(listed: Any) -> dict[str, int]:
+    return {each.name: each.entries for each in msgspec.convert(listed, list[TableSize])}
 
 
 def _marker(event: dict[str, Any], imported: Any) -> Marker | None:
