@@ -654,6 +654,11 @@ class IPeerConnection(Interface):
         @return: Whether more has arrived than a handshake.
         """
 
+    def received() -> int:
+        """
+        @return: The bytes that have arrived; 0 if the connection is gone.
+        """
+
     def abort() -> None:
         """
         Shut the connection down; the thread that owns it finds it closed.

@@ -201,6 +201,21 @@ class ReplyTests(ManageEndpointTestCase):
             self.assertEqual(self.request(action="unsubscribe", topic=topic), {"status": status})
         self.assertEqual(len(self.subscriptions), 0)
 
+    def test_too_long(self) -> None:
+        """
+        A request above the limit is refused with its length, in one frame or in several.
+        """
+        longest = self.bus.parts.settings.max_message_bytes
+        for frames in ([bytes(longest + 1)], [bytes(longest), b"x"]):
+            self.assertEqual(
+                json.loads(self.ask(*frames)),
+                {
+                    "status": "error",
+                    "reason": f"request: {longest + 1} is not at most {longest} bytes",
+                },
+            )
+        self.assertEqual(self.received()["request"]["refused"], 2)
+
     def test_unsubscribe_vast(self) -> None:
         """
         The vast dialect has one answer, which is not JSON.

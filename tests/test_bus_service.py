@@ -89,7 +89,7 @@ class ConnectionLimitTests(SynchronousTestCase):
         Connections leave descriptors for the bus itself, and there are no more than configured.
         """
         settings = PluginSettings(max_connections=2000)
-        for descriptors, expected in [(1024, 796), (4096, 2000), (2**20, 2000)]:
+        for descriptors, expected in [(1024, 732), (4096, 2000), (2**20, 2000)]:
             self.assertEqual(connection_limit(settings, descriptors), expected)
 
     def test_none_left(self) -> None:

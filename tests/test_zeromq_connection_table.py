@@ -38,7 +38,10 @@ class MemoryConnection:
 
     @ivar aborted: Whether it was shut down.
     @ivar spoken: Whether more has arrived than a handshake.
+    @ivar arrived: The bytes that have arrived.
     """
+
+    arrived = 0
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -46,6 +49,9 @@ class MemoryConnection:
 
     def has_spoken(self) -> bool:
         return self.spoken
+
+    def received(self) -> int:
+        return self.arrived
 
     def abort(self) -> None:
         self.aborted = True

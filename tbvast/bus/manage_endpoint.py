@@ -116,6 +116,9 @@ class ManageEndpoint:
     async def _dispatch(self, raw: bytes, user: str) -> bytes:
         if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
+        longest = self._parts.settings.max_message_bytes
+        if len(raw) > longest:
+            raise LimitExceeded("request", len(raw), f"at most {longest} bytes")
         work = self._decide(raw, user)
         if len(raw) <= AT_ONCE_BYTES:
             try:

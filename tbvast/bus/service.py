@@ -42,6 +42,7 @@ from tbvast.values import Received
 from tbvast.zeromq.connection_guard import HANDSHAKE_LIMIT, ConnectionGuard
 from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.curve import load_key_pair, server_options
+from tbvast.zeromq.receive_limits import OVERHEAD_BYTES, ReceiveLimits
 from tbvast.zeromq.sockets import (
     KEEPALIVE,
     Factory,
@@ -81,6 +82,26 @@ after the next start.
 OWN_DESCRIPTORS = 100
 """
 The descriptors that the bus needs besides those of connections.
+"""
+
+WITNESS_SHARE = 16
+"""
+One descriptor in so many is used to find out which end has closed a connection.
+"""
+
+ANSWERED_MULTIPLE = 4
+"""
+The longest request that is answered, in multiples of the longest that is accepted.
+"""
+
+RECEIVED_MULTIPLE = 16
+"""
+The most bytes of requests that ZeroMQ holds, in multiples of the longest that is accepted.
+"""
+
+REQUEST_QUEUE = 100
+"""
+The most requests of one client that ZeroMQ holds.
 """
 
 ACCEPT_QUEUE = 1024
@@ -126,7 +147,8 @@ class Bus(SequentialService):
         self._settings = settings
         self._journal_service = JournalService(reactor, state / JOURNAL_NAME, fail)
         self._journal_service.setServiceParent(self)
-        self._max_connections = connection_limit(settings, raise_descriptor_limit())
+        self._descriptors = raise_descriptor_limit()
+        self._max_connections = connection_limit(settings, self._descriptors)
 
     def startService(self) -> None:
         """
@@ -234,15 +256,26 @@ class Bus(SequentialService):
         self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
         age, size = settings.retention_days * 86400.0, settings.retention_bytes
         retention = Retention(reactor, journal, intake.fan_out, age, size)
-        guard = ConnectionGuard(reactor, connections)
+        longest = settings.max_message_bytes
+        self._receiving = ReceiveLimits(
+            reactor, ANSWERED_MULTIPLE * longest + OVERHEAD_BYTES, RECEIVED_MULTIPLE * longest
+        )
+        self._guard = guard = ConnectionGuard(
+            reactor, connections, {"manage": self._receiving}, self._descriptors // WITNESS_SHARE
+        )
         for service in (subscriptions, self._saver, statistics, retention, upstreams, guard):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
         self._endpoint = ManageEndpoint(parts, work, access, subscriptions, intake, statistics)
         self._asking = EndpointConnections(connections, "manage", bool(settings.clients))
+        requests = {
+            **_HEARTBEATS,
+            zmq.MAXMSGSIZE: ANSWERED_MULTIPLE * longest,
+            zmq.RCVHWM: REQUEST_QUEUE,
+        }
         self._manage = RouterConnection(
-            self._factory, self._asked, {**options, **_HEARTBEATS}, by_address=True
+            self._factory, self._asked, {**options, **requests}, by_address=True
         )
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)
@@ -270,8 +303,11 @@ class Bus(SequentialService):
 
     def _asked(self, messages: list[Received]) -> None:
         for message in messages:
-            self._asking.heard(message.descriptor)
             frames = message.frames
+            self._asking.heard(message.descriptor)
+            if message.descriptor:
+                size = sum(map(len, frames[1:]))  # ZeroMQ adds the first
+                self._receiving.handed_over(int(message.descriptor), size)
             # An empty frame ends the routing frames; a bare DEALER does not send one.
             length = frames.index(b"") + 1 if b"" in frames else 1
             reply = functools.partial(self._reply, frames[:length])
@@ -301,6 +337,7 @@ class Bus(SequentialService):
         # Not unbound: that would also close the connections, with the messages that they hold.
         await self._drain()
         # Messages that peers still send wait with them until they can connect again.
+        self._guard.release()
         self._sub.shutdown()
         self._manage.pause()  # later requests are not answered
         try:
@@ -340,7 +377,8 @@ def connection_limit(settings: PluginSettings, descriptors: int) -> int:
     @param descriptors: The most descriptors that the process may have.
     @raise StartupRefused: If that is too few.
     """
-    limit = min(settings.max_connections, descriptors - OWN_DESCRIPTORS - descriptors // 8)
+    own = OWN_DESCRIPTORS + descriptors // 8 + descriptors // WITNESS_SHARE
+    limit = min(settings.max_connections, descriptors - own)
     if limit <= 0:
         raise StartupRefused(
             f"the limit of {descriptors} open files (ulimit -n) leaves none for connections"

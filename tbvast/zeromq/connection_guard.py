@@ -5,7 +5,7 @@ Watches the connections to the endpoints of a service, through ZeroMQ's socket m
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import zmq
 from twisted.application.internet import TimerService
@@ -15,8 +15,9 @@ from twisted.logger import Logger
 from tbvast.values import Received
 from tbvast.zeromq.connection_table import ConnectionTable
 from tbvast.zeromq.listener_filter import ignore_addresses
+from tbvast.zeromq.receive_limits import ReceiveLimits
 from tbvast.zeromq.sockets import Connection, MonitorConnection
-from tbvast.zeromq.tcp_peer import TcpPeer
+from tbvast.zeromq.tcp_peer import TcpPeer, Witness
 
 HANDSHAKE_LIMIT = 10.0
 """
@@ -25,21 +26,42 @@ Seconds in which a client has to finish the handshake.
 
 SWEEP_INTERVAL = 1.0
 
+CHECK_INTERVAL = 0.1
+"""
+Seconds between checks of what ZeroMQ holds.
+"""
+
 _EVENT = struct.Struct("=Hi")
 
 
 class ConnectionGuard(TimerService):
     """
-    Tells a L{ConnectionTable} of the connections to endpoints, and keeps attempts from reaching a
-    listener that the table holds off.
+    Tells a L{ConnectionTable} of the connections to endpoints, keeps attempts that the table holds
+    off from reaching a listener, and ends connections that make ZeroMQ hold too much.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, table: ConnectionTable) -> None:
-        super().__init__(SWEEP_INTERVAL, self._sweep)
-        self.clock = reactor
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        table: ConnectionTable,
+        limits: Mapping[str, ReceiveLimits],
+        max_witnesses: int,
+    ) -> None:
+        """
+        @param limits: The limits of what ZeroMQ may hold for each endpoint that has some.
+        @param max_witnesses: The most descriptors for finding out which end has closed a
+            connection; the latest connections have one.
+        """
+        super().__init__(CHECK_INTERVAL, self._check)
+        self.clock = self._reactor = reactor
         self._table = table
+        self._limits = limits
+        self._max_witnesses = max_witnesses
+        self._witnesses: dict[tuple[str, int], Witness] = {}
+        self._unfinished_on: set[str] = set()
+        self._swept = reactor.seconds()
         self._listeners: list[int] = []
         self._held_off: frozenset[str] = frozenset()
 
@@ -62,17 +84,41 @@ class ConnectionGuard(TimerService):
         self._listeners.append(descriptor)
 
     def _accepted(self, endpoint: str, descriptor: int) -> None:
+        self._dismiss((endpoint, descriptor))
         try:
             peer = TcpPeer(descriptor)
+            if self._max_witnesses:
+                self._witnesses[endpoint, descriptor] = Witness(descriptor)
         except OSError:  # it is closed already
             return
+        if len(self._witnesses) > self._max_witnesses:
+            self._dismiss(next(iter(self._witnesses)))
+        if endpoint in self._limits:
+            self._limits[endpoint].accepted(descriptor, peer)
         self._table.accepted(endpoint, descriptor, peer)
 
     def _disconnected(self, endpoint: str, descriptor: int) -> None:
+        if self._dismiss((endpoint, descriptor)) and endpoint not in self._unfinished_on:
+            self._table.cut_off(endpoint)
+        self._unfinished_on.discard(endpoint)
+        if endpoint in self._limits:
+            self._limits[endpoint].ended(descriptor)
         self._table.ended(endpoint, descriptor)
 
     def _unfinished(self, endpoint: str, value: int) -> None:
+        self._unfinished_on.add(endpoint)  # it is disconnected next
         self._table.unfinished(endpoint)
+
+    def _dismiss(self, key: tuple[str, int]) -> bool:
+        """
+        @return: Whether there was a witness, who says that the peer was still sending.
+        """
+        witness = self._witnesses.pop(key, None)
+        if witness is None:
+            return False
+        cut_off = witness.cut_off
+        witness.close()
+        return cut_off
 
     _handlers: dict[int, Callable[[ConnectionGuard, str, int], None]] = {
         zmq.EVENT_LISTENING: _listening,
@@ -83,9 +129,24 @@ class ConnectionGuard(TimerService):
         zmq.EVENT_HANDSHAKE_FAILED_AUTH: _unfinished,
     }
 
-    def _sweep(self) -> None:
-        self._table.sweep()
-        self._hold_off()
+    def _check(self) -> None:
+        for endpoint, limits in self._limits.items():
+            for descriptor in limits.excessive():
+                self._table.end_oversized(endpoint, descriptor)
+                limits.ended(descriptor)
+        if self._reactor.seconds() - self._swept >= SWEEP_INTERVAL:
+            self._swept = self._reactor.seconds()
+            self._table.sweep()
+            self._hold_off()
+
+    def release(self) -> None:
+        """
+        Close connections as soon as ZeroMQ does. To be called before an endpoint is closed: what a
+        peer sent to a connection that is only watched would be lost.
+        """
+        self._max_witnesses = 0
+        for key in list(self._witnesses):
+            self._dismiss(key)
 
     def _hold_off(self) -> None:
         addresses = self._table.held_off

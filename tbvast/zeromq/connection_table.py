@@ -74,7 +74,7 @@ class ConnectionTable:
     @param address_limit: The most connections of one address.
     @param quiet: The endpoints on which a client may be silent for ever.
     @ivar counters: Counts C{connection}s: C{accepted}, C{refused}, C{silent},
-        C{unfinished} and C{topics}.
+        C{unfinished}, C{topics} and C{oversized}.
     @param complaints: Limits the log lines.
     """
 
@@ -147,6 +147,24 @@ class ConnectionTable:
         self.counters.count("connection", "unfinished")
         text = "A client of {endpoint} did not finish the handshake."
         self._complaints.warn(self._log, text, endpoint=endpoint)
+
+    def cut_off(self, endpoint: str) -> None:
+        """
+        ZeroMQ has closed a connection whose client was still sending.
+        """
+        self.counters.count("connection", "oversized")
+        text = "Disconnected a client of {endpoint}: its message is too long, or malformed."
+        self._complaints.warn(self._log, text, endpoint=endpoint)
+
+    def end_oversized(self, endpoint: str, descriptor: int) -> None:
+        """
+        End a connection that holds too much memory.
+        """
+        entry = self._entries.get((endpoint, descriptor))
+        if entry is not None:
+            self._end(entry, "oversized")
+            text = "Disconnected a client of {endpoint}, {address}: too much of its messages waits."
+            self._complaints.warn(self._log, text, endpoint=endpoint, address=entry.address)
 
     def heard(self, endpoint: str, descriptor: int, vouched: bool) -> None:
         """

@@ -124,8 +124,18 @@ class TcpPeer:
         return self._with_socket(lambda peer: int(peer.getsockname()[1]))
 
     def has_spoken(self) -> bool:
+        return self.received() > _HANDSHAKE_BYTES
+
+    def received(self) -> int:
         info = self._info()
-        return info is not None and struct.unpack_from("Q", info, _RECEIVED)[0] > _HANDSHAKE_BYTES
+        return 0 if info is None else int(struct.unpack_from("Q", info, _RECEIVED)[0])
+
+    def unread(self) -> int:
+        """
+        @return: The bytes that have arrived, and that nobody has read; 0 if the connection is gone.
+        """
+        held = self._with_socket(lambda peer: fcntl.ioctl(peer, termios.FIONREAD, bytes(4)))
+        return 0 if held is None else int(struct.unpack("i", held)[0])
 
     def abort(self) -> None:
         """
@@ -161,6 +171,32 @@ class TcpPeer:
                 borrowed.detach()
         except OSError:
             return None
+
+
+class Witness(TcpPeer):
+    """
+    A connection that stays open, for as long as this is, when the thread that owns it closes it.
+    Then it tells which end did.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """
+        @raise OSError: If the descriptor is not open.
+        """
+        super().__init__(os.dup(descriptor))
+
+    @property
+    def cut_off(self) -> bool:
+        """
+        Of a connection that its owner has closed: whether the peer was still sending.
+        """
+        return not self.closing and self.unread() > 0
+
+    def close(self) -> None:
+        """
+        Let go of the connection.
+        """
+        os.close(self._descriptor)
 
 
 def network_of(host: str) -> str:

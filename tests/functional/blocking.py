@@ -326,6 +326,17 @@ class Peer:
             return False
         return True
 
+    def begin(self, length: int, data: bytes, more: bool = False) -> None:
+        """
+        Send the beginning of a frame, or all of it, unless the other side ends the connection.
+
+        @param length: The length of the frame.
+        @param more: Whether another frame of the message follows.
+        """
+        flags = _LONG | (_MORE if more else 0)
+        with contextlib.suppress(OSError):
+            self._socket.sendall(bytes([flags]) + length.to_bytes(8, "big") + data)
+
     def was_cut_off(self) -> bool:
         """
         Wait until the other side has ended the connection.

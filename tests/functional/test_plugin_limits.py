@@ -233,7 +233,7 @@ class LimitTests(PluginTestCase):
 
     def test_message_size(self) -> None:
         """
-        A message that is too large ends its own connection only.
+        A message that is too large ends its own connection only, and the log says so.
         """
         most = SHORTEST_MESSAGE_LIMIT
         plugin = self.plugin(max_message_bytes=most)
@@ -241,17 +241,57 @@ class LimitTests(PluginTestCase):
         client.join(INTEL)
         publisher = self.publisher(client)
         fitting = frame(an_indicator(description="x" * 1_000_000))
-        for port, kind, message in (
-            (plugin.manage.port, b"REQ", [b"", b"x" * (most + 1)]),
-            (client.sub, b"PUB", [fitting + b" " * most]),
+        for endpoint, port, kind, message in (
+            ("manage", plugin.manage.port, b"REQ", [b"", b"x" * (4 * most + 1)]),
+            ("sub", client.sub, b"PUB", [fitting + b" " * most]),
         ):
             peer = Peer("127.0.0.1", port, kind)
             self.addCleanup(peer.close)
             peer.send(*message)
             self.assertTrue(peer.was_cut_off())
+            plugin.saw(f"Disconnected a client of {endpoint}: its message is too long")
+        self.assertEqual(plugin.status()["received"]["connection"]["oversized"], 2)
         publisher.send(fitting)
         self.assertEqual(len(json.loads(client.receive()[1])["description"]), 1_000_000)
         self.assertEqual(client.heartbeat(), "success")
+
+    def test_request_size(self) -> None:
+        """
+        A request that is too long is answered, up to four times the limit.
+        """
+        most = SHORTEST_MESSAGE_LIMIT
+        plugin = self.plugin(max_message_bytes=most)
+        client = self.client(plugin)
+        for length in (most + 1, 4 * most):
+            reply = json.loads(client.ask(b" " * length))
+            reason = f"request: {length} is not at most {most} bytes"
+            self.assertEqual(reply, {"status": "error", "reason": reason})
+        self.assertEqual(plugin.status()["received"]["request"]["refused"], 2)
+        self.assertNotIn("oversized", plugin.status()["received"]["connection"])
+
+    def test_many_requests(self) -> None:
+        """
+        100 clients whose requests of four times the limit, or without an end, do not finish cannot
+        take more memory than some of them; others are answered.
+        """
+        most = SHORTEST_MESSAGE_LIMIT
+        plugin = self.plugin(max_message_bytes=most)
+        client = self.client(plugin)
+        client.join(INTEL)
+        before, peak = plugin.rss(), 0
+        for number in range(100):
+            peer = Peer("127.0.0.1", plugin.manage.port, b"DEALER")
+            self.addCleanup(peer.close)
+            if number % 2:
+                peer.begin(4 * most, bytes(4 * most - 1))
+            else:
+                for _ in range(8):
+                    peer.begin(most // 2, bytes(most // 2), more=True)
+            peak = max(peak, plugin.rss())
+            self.assertEqual(client.heartbeat(), "success")
+        self.assertLess(peak - before, 32 * most)
+        self.assertGreater(plugin.status()["received"]["connection"]["oversized"], 50)
+        plugin.saw("Disconnected a client of manage, 127.0.0.1: too much of its messages waits.")
 
     def test_subscriptions(self) -> None:
         plugin = self.plugin(max_subscriptions=2)

@@ -10,14 +10,14 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.zeromq.tcp_peer import TcpPeer
+from tbvast.zeromq.tcp_peer import TcpPeer, Witness
 from tests.functional.blocking import ignore_all
 from tests.functional.components import wait_until
 
 
-class TcpPeerTests(SynchronousTestCase):
+class PeerTestCase(SynchronousTestCase):
     """
-    Tests for L{TcpPeer}.
+    Two ends of a connection, one of which is looked at.
     """
 
     def setUp(self) -> None:
@@ -28,6 +28,12 @@ class TcpPeerTests(SynchronousTestCase):
         self.addCleanup(self.near.close)
         self.near.setblocking(False)
         self.peer = TcpPeer(self.near.fileno())
+
+
+class TcpPeerTests(PeerTestCase):
+    """
+    Tests for L{TcpPeer}.
+    """
 
     def fill(self) -> None:
         """
@@ -149,3 +155,43 @@ class TcpPeerTests(SynchronousTestCase):
         with open(os.devnull) as file:
             peer = TcpPeer(file.fileno())
             self.assertIsNone(peer.unacknowledged())
+
+
+class WitnessTests(PeerTestCase):
+    """
+    Tests for L{Witness}.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.witness = Witness(self.near.fileno())
+        self.addCleanup(self.witness.close)
+
+    def test_cut_off(self) -> None:
+        """
+        A peer that was still sending was cut off; one that had sent everything was not.
+        """
+        self.near.close()
+        self.assertFalse(self.witness.cut_off)
+        self.far.sendall(b"more")
+        wait_until(lambda: self.witness.cut_off)
+
+    def test_peer_closed(self) -> None:
+        """
+        A peer that closed the connection itself was not cut off, even if nobody read its last data.
+        """
+        self.far.sendall(b"last")
+        self.far.close()
+        wait_until(lambda: self.witness.closing)
+        self.near.close()
+        self.assertFalse(self.witness.cut_off)
+
+    def test_aborted(self) -> None:
+        """
+        A connection that this end shut down was not cut off.
+        """
+        self.far.sendall(b"more")
+        wait_until(lambda: self.witness.unread() == 4)
+        self.peer.abort()
+        self.near.close()
+        self.assertFalse(self.witness.cut_off)

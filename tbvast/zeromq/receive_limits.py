@@ -1,0 +1,105 @@
+"""
+The bytes that ZeroMQ has received and not handed over yet, with many peers at once.
+
+ZeroMQ limits the length of a frame, and the number of whole messages. It limits neither the frames
+of a message, nor what it has of unfinished messages.
+"""
+
+from __future__ import annotations
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from tbvast.interfaces import IPeerConnection
+
+OVERHEAD_BYTES = 1 << 16
+"""
+The bytes by which a connection is certainly not over a limit: those of handshake and framing.
+"""
+
+OVERHEAD_RATE = 100
+"""
+The bytes of ZeroMQ's heartbeats in a second, at most.
+"""
+
+
+@attrs.define(eq=False)
+class _Receiving:
+    """
+    @ivar handed_over: The received bytes that are not waiting any more.
+    @ivar since: When that was found out.
+    @ivar heard: Whether a message has been handed over since.
+    """
+
+    connection: IPeerConnection
+    handed_over: int
+    since: float
+    heard: bool = False
+
+    def waiting(self, now: float) -> int:
+        """
+        @return: The bytes that ZeroMQ holds, at most.
+        """
+        received = self.connection.received()
+        waiting = received - self.handed_over - round(OVERHEAD_RATE * (now - self.since))
+        if self.heard and waiting < OVERHEAD_BYTES:
+            self.handed_over, self.since, self.heard = received, now, False
+            return 0
+        return waiting if waiting >= OVERHEAD_BYTES else 0
+
+
+@attrs.define(eq=False)
+class ReceiveLimits:
+    """
+    Finds the connections for which ZeroMQ holds too many bytes.
+
+    @param most: The most bytes for one connection.
+    @param total: The most bytes for all together.
+    """
+
+    _clock: IReactorTime
+    _most: int
+    _total: int
+    _receiving: dict[int, _Receiving] = attrs.field(init=False, factory=dict)
+
+    def accepted(self, descriptor: int, connection: IPeerConnection) -> None:
+        """
+        A connection was accepted.
+        """
+        self._receiving[descriptor] = _Receiving(connection, 0, self._clock.seconds())
+
+    def ended(self, descriptor: int) -> None:
+        """
+        A connection was closed.
+        """
+        self._receiving.pop(descriptor, None)
+
+    def handed_over(self, descriptor: int, size: int) -> None:
+        """
+        ZeroMQ has handed over a message.
+
+        @param size: Its bytes.
+        """
+        receiving = self._receiving.get(descriptor)
+        if receiving is not None:
+            receiving.handed_over += size
+            receiving.heard = True
+
+    def excessive(self) -> list[int]:
+        """
+        @return: The descriptors of the connections that have to end: those over their limit, and
+            of the others those with the most bytes, until the rest is within the limit of all.
+        """
+        now = self._clock.seconds()
+        waiting = {
+            descriptor: size
+            for descriptor, receiving in self._receiving.items()
+            if (size := receiving.waiting(now))
+        }
+        total, ending = sum(waiting.values()), []
+        for descriptor in sorted(waiting, key=lambda each: waiting[each], reverse=True):
+            if waiting[descriptor] <= self._most and total <= self._total:
+                break
+            ending.append(descriptor)
+            total -= waiting[descriptor]
+        return ending
