@@ -204,6 +204,18 @@ class LimitTests(TableTestCase):
         self.assertEqual([each.aborted for each in many], [True] * 3 + [False] * (len(many) - 3))
         self.assertFalse(any(connection.aborted for connection in few))
 
+    def test_silent_first(self) -> None:
+        """
+        For somebody from elsewhere, a new and silent connection makes room before an old one that
+        has spoken.
+        """
+        speaking = self.speaking(3)
+        self.clock.advance(GRACE_SECONDS)
+        silent = [self.accept()[1] for _ in range(LIMIT - RESERVE - 3)]
+        self.accept(THERE)
+        self.assertEqual([each.aborted for each in silent[:2]], [True, False])
+        self.assertFalse(any(connection.aborted for connection in speaking))
+
     def test_share(self) -> None:
         """
         An address cannot take more than an equal share.

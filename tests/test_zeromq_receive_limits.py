@@ -70,6 +70,18 @@ class ReceiveLimitsTests(SynchronousTestCase):
         busy.arrived += MOST + OVERHEAD_BYTES
         self.assertEqual(self.limits.excessive(), [0])
 
+    def test_caught_up(self) -> None:
+        """
+        After a message that was among the last, nothing waits.
+        """
+        connection = self.accept(MOST + 1)
+        self.limits.caught_up(0)
+        self.limits.caught_up(7)
+        connection.arrived += MOST
+        self.assertEqual(self.limits.excessive(), [])
+        connection.arrived += 1
+        self.assertEqual(self.limits.excessive(), [0])
+
     def test_unknown(self) -> None:
         """
         Messages and ends of connections that were ended already change nothing.

@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -94,9 +95,17 @@ ANSWERED_MULTIPLE = 4
 The longest request that is answered, in multiples of the longest that is accepted.
 """
 
-RECEIVED_MULTIPLE = 16
+WAITING_REQUESTS = 16
+WAITING_MESSAGES = 128
 """
-The most bytes of requests that ZeroMQ holds, in multiples of the longest that is accepted.
+The most bytes that ZeroMQ holds of requests, and of messages to sub, in multiples of the longest
+that is accepted; for one client of sub, half of them.
+"""
+
+WAITING_SUBSCRIPTION_BYTES = 1 << 18
+WAITING_SUBSCRIPTIONS_BYTES = 1 << 24
+"""
+The most bytes that ZeroMQ holds of ZeroMQ subscriptions, for one subscriber and for all.
 """
 
 REQUEST_QUEUE = 100
@@ -106,7 +115,8 @@ The most requests of one client that ZeroMQ holds.
 
 ACCEPT_QUEUE = 1024
 """
-The most connections that wait in the kernel until ZeroMQ accepts them.
+The most connections that wait in the kernel until ZeroMQ accepts them. It accepts them all at once,
+so they are fewer where there are few descriptors.
 """
 
 _RECEIVE_QUEUE = 100_000
@@ -194,11 +204,12 @@ class Bus(SequentialService):
             statistics,
             RateLimit(reactor, settings.errors_per_minute),
         )
+        limits = receive_limits(reactor, settings.max_message_bytes)
         pub = GuardedXPubConnection(
             self._factory,
             subscriptions.attach,
             subscriptions.detach,
-            EndpointConnections(connections, "pub", True),
+            EndpointConnections(connections, "pub", True, limits["pub"]),
             settings.max_connection_topics,
             options,
         )
@@ -235,6 +246,7 @@ class Bus(SequentialService):
             self._factory,
             lambda messages: intake.receive(messages),
             {**options, zmq.RCVHWM: _RECEIVE_QUEUE},
+            caught_up=EndpointConnections(connections, "sub", False, limits["sub"]).caught_up,
         )
         work = ClientWork(reactor)
         intake = Intake(
@@ -256,22 +268,20 @@ class Bus(SequentialService):
         self._saver = SubscriptionSaver(reactor, journal, subscriptions.everybody, saved)
         age, size = settings.retention_days * 86400.0, settings.retention_bytes
         retention = Retention(reactor, journal, intake.fan_out, age, size)
-        longest = settings.max_message_bytes
-        self._receiving = ReceiveLimits(
-            reactor, ANSWERED_MULTIPLE * longest + OVERHEAD_BYTES, RECEIVED_MULTIPLE * longest
-        )
         self._guard = guard = ConnectionGuard(
-            reactor, connections, {"manage": self._receiving}, self._descriptors // WITNESS_SHARE
+            reactor, connections, limits, self._descriptors // WITNESS_SHARE
         )
         for service in (subscriptions, self._saver, statistics, retention, upstreams, guard):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
         self._endpoint = ManageEndpoint(parts, work, access, subscriptions, intake, statistics)
-        self._asking = EndpointConnections(connections, "manage", bool(settings.clients))
+        self._asking = EndpointConnections(
+            connections, "manage", bool(settings.clients), limits["manage"]
+        )
         requests = {
             **_HEARTBEATS,
-            zmq.MAXMSGSIZE: ANSWERED_MULTIPLE * longest,
+            zmq.MAXMSGSIZE: ANSWERED_MULTIPLE * settings.max_message_bytes,
             zmq.RCVHWM: REQUEST_QUEUE,
         }
         self._manage = RouterConnection(
@@ -296,7 +306,7 @@ class Bus(SequentialService):
             **keys,
             **KEEPALIVE,
             zmq.MAXMSGSIZE: self._settings.max_message_bytes,
-            zmq.BACKLOG: ACCEPT_QUEUE,
+            zmq.BACKLOG: min(ACCEPT_QUEUE, self._descriptors // 16),
             zmq.HANDSHAKE_IVL: int(HANDSHAKE_LIMIT * 1000),
             zmq.IPV6: int(":" in self._settings.host),
         }
@@ -305,9 +315,8 @@ class Bus(SequentialService):
         for message in messages:
             frames = message.frames
             self._asking.heard(message.descriptor)
-            if message.descriptor:
-                size = sum(map(len, frames[1:]))  # ZeroMQ adds the first
-                self._receiving.handed_over(int(message.descriptor), size)
+            # ZeroMQ adds the first frame.
+            self._asking.handed_over(message.descriptor, sum(map(len, frames[1:])))
             # An empty frame ends the routing frames; a bare DEALER does not send one.
             length = frames.index(b"") + 1 if b"" in frames else 1
             reply = functools.partial(self._reply, frames[:length])
@@ -384,6 +393,22 @@ def connection_limit(settings: PluginSettings, descriptors: int) -> int:
             f"the limit of {descriptors} open files (ulimit -n) leaves none for connections"
         )
     return limit
+
+
+def receive_limits(clock: IReactorTime, longest: int) -> dict[str, ReceiveLimits]:
+    """
+    The limits of the bytes that ZeroMQ holds.
+
+    @param longest: The longest message that is accepted, in bytes.
+    @return: The limits by endpoint.
+    """
+    most, total = ANSWERED_MULTIPLE * longest + OVERHEAD_BYTES, WAITING_REQUESTS * longest
+    waiting = WAITING_MESSAGES * longest
+    return {
+        "manage": ReceiveLimits(clock, most, total),
+        "pub": ReceiveLimits(clock, WAITING_SUBSCRIPTION_BYTES, WAITING_SUBSCRIPTIONS_BYTES),
+        "sub": ReceiveLimits(clock, waiting // 2, waiting),
+    }
 
 
 def refuse_exposed_plaintext(settings: PluginSettings) -> None:

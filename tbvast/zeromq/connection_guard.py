@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import zmq
 from twisted.application.internet import TimerService
@@ -50,7 +51,7 @@ class ConnectionGuard(TimerService):
         max_witnesses: int,
     ) -> None:
         """
-        @param limits: The limits of what ZeroMQ may hold for each endpoint that has some.
+        @param limits: The limits of the bytes that ZeroMQ holds, by endpoint.
         @param max_witnesses: The most descriptors for finding out which end has closed a
             connection; the latest connections have one.
         """
@@ -87,22 +88,21 @@ class ConnectionGuard(TimerService):
         self._dismiss((endpoint, descriptor))
         try:
             peer = TcpPeer(descriptor)
-            if self._max_witnesses:
-                self._witnesses[endpoint, descriptor] = Witness(descriptor)
         except OSError:  # it is closed already
             return
+        if self._max_witnesses:
+            with suppress(OSError):  # no descriptor may be left
+                self._witnesses[endpoint, descriptor] = Witness(descriptor)
         if len(self._witnesses) > self._max_witnesses:
             self._dismiss(next(iter(self._witnesses)))
-        if endpoint in self._limits:
-            self._limits[endpoint].accepted(descriptor, peer)
+        self._limits[endpoint].accepted(descriptor, peer)
         self._table.accepted(endpoint, descriptor, peer)
 
     def _disconnected(self, endpoint: str, descriptor: int) -> None:
         if self._dismiss((endpoint, descriptor)) and endpoint not in self._unfinished_on:
             self._table.cut_off(endpoint)
         self._unfinished_on.discard(endpoint)
-        if endpoint in self._limits:
-            self._limits[endpoint].ended(descriptor)
+        self._limits[endpoint].ended(descriptor)
         self._table.ended(endpoint, descriptor)
 
     def _unfinished(self, endpoint: str, value: int) -> None:

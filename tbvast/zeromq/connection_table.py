@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from tbvast.interfaces import ICounters, IPeerConnection
 from tbvast.service.rate_limit import RateLimit
+from tbvast.zeromq.receive_limits import ReceiveLimits
 
 SILENCE_LIMIT = 30.0
 """
@@ -50,14 +51,28 @@ class _Entry:
     """
     @ivar address: The address whose connections count together.
     @ivar since: When it was accepted.
-    @ivar heard: Whether it has said something.
     """
 
     key: Key
     connection: IPeerConnection
     address: str
     since: float
-    heard: bool = False
+
+
+@attrs.define(eq=False)
+class _Crowd:
+    """
+    The connections of one address.
+
+    @ivar silent: Those that have not said anything; the oldest first.
+    @ivar speaking: The others; the one that was heard last is the last.
+    """
+
+    silent: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
+    speaking: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.silent) + len(self.speaking)
 
 
 @attrs.define(eq=False)
@@ -88,10 +103,7 @@ class ConnectionTable:
     _complaints: RateLimit
 
     _entries: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
-    _by_address: dict[str, dict[Key, _Entry]] = attrs.field(init=False, factory=dict)
-    """
-    The connections of each address; the one that was heard last is the last.
-    """
+    _crowds: dict[str, _Crowd] = attrs.field(init=False, factory=dict)
     _silent: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
     _known: dict[str, None] = attrs.field(init=False, factory=dict)
     _refusals: Counter[str] = attrs.field(init=False, factory=Counter)
@@ -123,8 +135,8 @@ class ConnectionTable:
         self._remove(key)  # its end was not reported
         entry = _Entry(key, connection, connection.address, self._clock.seconds())
         self._entries[key] = entry
-        mine = self._by_address.setdefault(entry.address, {})
-        mine[key] = entry
+        mine = self._crowds.setdefault(entry.address, _Crowd())
+        mine.silent[key] = entry
         if endpoint not in self._quiet:
             self._silent[key] = entry
         self.counters.count("connection", "accepted")
@@ -132,7 +144,7 @@ class ConnectionTable:
         if len(mine) > self._address_limit:
             self._make_room(mine, entry)
         elif len(self) > self._limit - reserve:
-            self._make_room(max(self._by_address.values(), key=len), entry)
+            self._make_room(max(self._crowds.values(), key=len), entry)
 
     def ended(self, endpoint: str, descriptor: int) -> None:
         """
@@ -203,7 +215,7 @@ class ConnectionTable:
             text = "Ended {count} connections that said nothing for {seconds:.0f} s."
             self._complaints.warn(self._log, text, count=len(silent), seconds=SILENCE_LIMIT)
 
-    def _make_room(self, crowd: dict[Key, _Entry], newcomer: _Entry) -> None:
+    def _make_room(self, crowd: _Crowd, newcomer: _Entry) -> None:
         """
         @param crowd: The connections of the address that loses one.
         """
@@ -223,22 +235,24 @@ class ConnectionTable:
             most=self._address_limit,
         )
 
-    def _silent_longest(self, crowd: dict[Key, _Entry], newcomer: _Entry) -> _Entry | None:
-        candidates = list(itertools.islice(crowd.values(), _CANDIDATES))
-        latest = self._clock.seconds() - GRACE_SECONDS
-        for entry in candidates:
-            if not entry.heard and entry.key[0] in self._quiet and entry.connection.has_spoken():
+    def _silent_longest(self, crowd: _Crowd, newcomer: _Entry) -> _Entry | None:
+        larger = len(crowd) > len(self._crowds[newcomer.address])
+        latest = self._clock.seconds() if larger else self._clock.seconds() - GRACE_SECONDS
+        for entry in list(itertools.islice(crowd.silent.values(), _CANDIDATES)):
+            if entry.since > latest:
+                break
+            if entry.key[0] in self._quiet and entry.connection.has_spoken():
                 self._mark_heard(entry)
-            if not entry.heard and entry.since <= latest:
+            else:
                 return entry
-        others = len(crowd) > len(self._by_address[newcomer.address])
-        return next(iter(crowd.values())) if others else None
+        return next(iter(crowd.speaking.values()), None) if larger else None
 
     def _mark_heard(self, entry: _Entry) -> None:
-        entry.heard = True
         self._silent.pop(entry.key, None)
-        mine = self._by_address[entry.address]
-        mine[entry.key] = mine.pop(entry.key)
+        crowd = self._crowds[entry.address]
+        crowd.silent.pop(entry.key, None)
+        crowd.speaking.pop(entry.key, None)
+        crowd.speaking[entry.key] = entry
 
     def _end(self, entry: _Entry, verdict: str) -> None:
         self._remove(entry.key)
@@ -250,33 +264,49 @@ class ConnectionTable:
         if entry is None:
             return
         self._silent.pop(key, None)
-        mine = self._by_address[entry.address]
-        del mine[key]
-        if not mine:
-            del self._by_address[entry.address]
+        crowd = self._crowds[entry.address]
+        crowd.silent.pop(key, None)
+        crowd.speaking.pop(key, None)
+        if not crowd:
+            del self._crowds[entry.address]
 
 
 @attrs.frozen
 class EndpointConnections:
     """
-    The connections to one endpoint.
+    The connections to one endpoint. A descriptor is that of a client's connection, as
+    L{tbvast.values.Received} has it.
 
     @param endpoint: Its name.
     @param vouched: Whether only clients that are known are heard there.
+    @param limits: The limits of the bytes that ZeroMQ holds for it.
     """
 
     _table: ConnectionTable
     _endpoint: str
     _vouched: bool
+    _limits: ReceiveLimits
 
     def heard(self, descriptor: str) -> None:
         """
         A client has said something that counts.
-
-        @param descriptor: The descriptor of its connection; empty if it is unknown.
         """
         if descriptor:
             self._table.heard(self._endpoint, int(descriptor), self._vouched)
+
+    def handed_over(self, descriptor: str, size: int) -> None:
+        """
+        ZeroMQ has handed over a message of so many bytes.
+        """
+        if descriptor:
+            self._limits.handed_over(int(descriptor), size)
+
+    def caught_up(self, descriptor: str) -> None:
+        """
+        ZeroMQ has handed over a message that was the last one, or among the last.
+        """
+        if descriptor:
+            self._limits.caught_up(int(descriptor))
 
     def end_silent(self) -> None:
         """

@@ -85,6 +85,16 @@ class ReceiveLimits:
             receiving.handed_over += size
             receiving.heard = True
 
+    def caught_up(self, descriptor: int) -> None:
+        """
+        A message of a connection has been handed over that was the last one, or among the last.
+        This is enough where each message of one connection cannot be counted.
+        """
+        receiving = self._receiving.get(descriptor)
+        if receiving is not None:
+            receiving.handed_over = receiving.connection.received()
+            receiving.since = self._clock.seconds()
+
     def excessive(self) -> list[int]:
         """
         @return: The descriptors of the connections that have to end: those over their limit, and

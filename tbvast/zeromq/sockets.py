@@ -142,6 +142,7 @@ class Connection(ZmqConnection):
 
     _log = Logger()
 
+    _frame: zmq.Frame
     read_scheduled: IDelayedCall | None
     defaults: SocketOptions = {}
     tells_connections = False
@@ -152,6 +153,7 @@ class Connection(ZmqConnection):
         receive: Callable[[list[Received]], None],
         options: SocketOptions | None = None,
         by_address: bool = False,
+        caught_up: Callable[[str], None] | None = None,
     ) -> None:
         """
         @param factory: The context and the reactor.
@@ -159,8 +161,11 @@ class Connection(ZmqConnection):
         @param options: Socket options, set before the socket is bound or connected.
         @param by_address: Whether the sender's network address identifies it on a socket
             without CURVE.
+        @param caught_up: Called with the descriptor of the connection from which the last message
+            of each burst came; empty if it is unknown.
         """
         self._receive = receive
+        self._caught_up = caught_up
         self._monitor: MonitorConnection | None = None
         self._user = "Peer-Address" if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
@@ -268,6 +273,8 @@ class Connection(ZmqConnection):
         except zmq.Again:
             self.drained = True
         if messages:
+            if self._caught_up is not None:
+                self._caught_up(_property(self._frame, _DESCRIPTOR))
             try:
                 self._receive(messages)
             except Exception:
@@ -280,7 +287,7 @@ class Connection(ZmqConnection):
 
         @raise zmq.Again: If no message waits.
         """
-        frame = self.socket.recv(_NOBLOCK, False)
+        self._frame = frame = self.socket.recv(_NOBLOCK, False)
         user = _property(frame, self._user) if self._user else ""
         descriptor = _property(frame, _DESCRIPTOR) if self.tells_connections else ""
         frames = [frame.bytes]
@@ -463,6 +470,7 @@ class GuardedXPubConnection(XPubConnection):
             raise
         changes = [read_subscription(frame) for frame in message.frames]
         name = message.descriptor
+        self._connections.handed_over(name, sum(map(len, message.frames)))
         if None in changes:
             self._misled = True
             # Once: after that, a new connection may have the descriptor.

@@ -312,13 +312,14 @@ class Peer:
             self._socket.close()
             raise NoPeer(f"no peer: {e}, after {received!r}") from e
 
-    def send(self, *frames: bytes) -> bool:
+    def send(self, *frames: bytes, more: bool = False) -> bool:
         """
+        @param more: Whether more frames of the message follow.
         @return: Whether the connection is still there.
         """
         parts = []
         for number, each in enumerate(frames, 1):
-            flags = _LONG | (_MORE if number < len(frames) else 0)
+            flags = _LONG | (_MORE if more or number < len(frames) else 0)
             parts += [bytes([flags]), len(each).to_bytes(8, "big"), each]
         try:
             self._socket.sendall(b"".join(parts))
@@ -326,16 +327,14 @@ class Peer:
             return False
         return True
 
-    def begin(self, length: int, data: bytes, more: bool = False) -> None:
+    def begin(self, length: int, data: bytes) -> None:
         """
-        Send the beginning of a frame, or all of it, unless the other side ends the connection.
+        Send the beginning of a frame, unless the other side ends the connection.
 
         @param length: The length of the frame.
-        @param more: Whether another frame of the message follows.
         """
-        flags = _LONG | (_MORE if more else 0)
         with contextlib.suppress(OSError):
-            self._socket.sendall(bytes([flags]) + length.to_bytes(8, "big") + data)
+            self._socket.sendall(bytes([_LONG]) + length.to_bytes(8, "big") + data)
 
     def was_cut_off(self) -> bool:
         """

@@ -286,12 +286,40 @@ class LimitTests(PluginTestCase):
                 peer.begin(4 * most, bytes(4 * most - 1))
             else:
                 for _ in range(8):
-                    peer.begin(most // 2, bytes(most // 2), more=True)
+                    peer.send(bytes(most // 2), more=True)
             peak = max(peak, plugin.rss())
             self.assertEqual(client.heartbeat(), "success")
         self.assertLess(peak - before, 32 * most)
         self.assertGreater(plugin.status()["received"]["connection"]["oversized"], 50)
         plugin.saw("Disconnected a client of manage, 127.0.0.1: too much of its messages waits.")
+
+    def test_endless(self) -> None:
+        """
+        A message without an end is not taken for ever, on any endpoint.
+        """
+        most = SHORTEST_MESSAGE_LIMIT
+        plugin = self.plugin(max_message_bytes=most)
+        client = self.client(plugin)
+        client.join(INTEL)
+        publisher = self.publisher(client)
+        before = plugin.rss()
+        for number, (endpoint, port, kind, size) in enumerate(
+            [
+                ("manage", plugin.manage.port, b"DEALER", most),
+                ("pub", client.pub, b"SUB", 2000),
+                ("sub", client.sub, b"PUB", most),
+            ],
+            1,
+        ):
+            peer = Peer("127.0.0.1", port, kind)
+            self.addCleanup(peer.close)
+            while peer.send(b"x" * size, more=True):
+                self.assertLess(plugin.rss() - before, 100 * most)
+            plugin.saw(f"Disconnected a client of {endpoint}, 127.0.0.1: too much of its messages")
+            self.assertEqual(plugin.status()["received"]["connection"]["oversized"], number)
+            document = an_indicator()
+            publisher.publish(document)
+            client.ids_until(document["id"])
 
     def test_subscriptions(self) -> None:
         plugin = self.plugin(max_subscriptions=2)

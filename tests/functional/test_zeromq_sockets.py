@@ -17,6 +17,7 @@ from twisted.trial.unittest import TestCase
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
 from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
+from tbvast.zeromq.receive_limits import ReceiveLimits
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
@@ -494,7 +495,7 @@ class XPubTests(SocketsTestCase):
         self.counters = MemoryCounters()
         complaints = RateLimit(reactor, 0)
         table = ConnectionTable(reactor, 100, 100, [], self.counters, complaints)
-        connections = EndpointConnections(table, "pub", True)
+        connections = EndpointConnections(table, "pub", True, ReceiveLimits(reactor, 100, 100))
         return GuardedXPubConnection(
             self.factory, lambda topic, _: admit(topic), self.left.append, connections, max_topics
         )
