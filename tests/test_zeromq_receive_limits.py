@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.zeromq.receive_limits import OVERHEAD_BYTES, ReceiveLimits
+from tbvast.zeromq.receive_limits import LOOKS, OVERHEAD_BYTES, ReceiveLimits
 from tests.test_zeromq_connection_table import MemoryConnection
 
 MOST = 4 * OVERHEAD_BYTES
@@ -69,6 +69,15 @@ class ReceiveLimitsTests(SynchronousTestCase):
             self.assertEqual(self.limits.excessive(), [])
         busy.arrived += MOST + OVERHEAD_BYTES
         self.assertEqual(self.limits.excessive(), [0])
+
+    def test_many(self) -> None:
+        """
+        Only some connections are looked at in one turn, and each one after some turns.
+        """
+        for _ in range(2 * LOOKS + 1):
+            self.accept()
+        self.connections[-1].arrived = MOST + 1
+        self.assertEqual([self.limits.excessive() for _ in range(3)], [[], [], [2 * LOOKS]])
 
     def test_caught_up(self) -> None:
         """

@@ -7,6 +7,9 @@ of a message, nor what it has of unfinished messages.
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
+
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
@@ -23,29 +26,36 @@ The bytes of ZeroMQ's heartbeats in a second, at most.
 """
 
 
+LOOKS = 500
+"""
+The most connections that are looked at in one turn.
+"""
+
+
 @attrs.define(eq=False)
 class _Receiving:
     """
     @ivar handed_over: The received bytes that are not waiting any more.
     @ivar since: When that was found out.
     @ivar heard: Whether a message has been handed over since.
+    @ivar waiting: The bytes that ZeroMQ held when it was looked at, at most.
     """
 
     connection: IPeerConnection
     handed_over: int
     since: float
     heard: bool = False
+    waiting: int = 0
 
-    def waiting(self, now: float) -> int:
+    def look(self, now: float) -> None:
         """
-        @return: The bytes that ZeroMQ holds, at most.
+        Find out how many bytes ZeroMQ holds.
         """
         received = self.connection.received()
         waiting = received - self.handed_over - round(OVERHEAD_RATE * (now - self.since))
-        if self.heard and waiting < OVERHEAD_BYTES:
+        self.waiting = waiting if waiting >= OVERHEAD_BYTES else 0
+        if self.heard and not self.waiting:
             self.handed_over, self.since, self.heard = received, now, False
-            return 0
-        return waiting if waiting >= OVERHEAD_BYTES else 0
 
 
 @attrs.define(eq=False)
@@ -60,7 +70,10 @@ class ReceiveLimits:
     _clock: IReactorTime
     _most: int
     _total: int
-    _receiving: dict[int, _Receiving] = attrs.field(init=False, factory=dict)
+    _receiving: OrderedDict[int, _Receiving] = attrs.field(init=False, factory=OrderedDict)
+    """
+    The connections; the one that was looked at last is the last.
+    """
 
     def accepted(self, descriptor: int, connection: IPeerConnection) -> None:
         """
@@ -83,6 +96,7 @@ class ReceiveLimits:
         receiving = self._receiving.get(descriptor)
         if receiving is not None:
             receiving.handed_over += size
+            receiving.waiting = max(0, receiving.waiting - size)
             receiving.heard = True
 
     def caught_up(self, descriptor: int) -> None:
@@ -93,18 +107,23 @@ class ReceiveLimits:
         receiving = self._receiving.get(descriptor)
         if receiving is not None:
             receiving.handed_over = receiving.connection.received()
-            receiving.since = self._clock.seconds()
+            receiving.since, receiving.waiting = self._clock.seconds(), 0
 
     def excessive(self) -> list[int]:
         """
+        Look at the next connections.
+
         @return: The descriptors of the connections that have to end: those over their limit, and
             of the others those with the most bytes, until the rest is within the limit of all.
         """
         now = self._clock.seconds()
+        for descriptor in list(itertools.islice(self._receiving, LOOKS)):
+            self._receiving.move_to_end(descriptor)
+            self._receiving[descriptor].look(now)
         waiting = {
-            descriptor: size
+            descriptor: receiving.waiting
             for descriptor, receiving in self._receiving.items()
-            if (size := receiving.waiting(now))
+            if receiving.waiting
         }
         total, ending = sum(waiting.values()), []
         for descriptor in sorted(waiting, key=lambda each: waiting[each], reverse=True):
