@@ -129,7 +129,7 @@ class TurnTests(SubscriptionsTestCase):
         delivery = Deferred.fromCoroutine(deliver())
         late = self.open()
         self.assertNoResult(delivery)
-        for _ in range(60):
+        for _ in range(200):
             before = len(self.pub.frames)
             self.clock.advance(STALLED)
             self.assertLessEqual(len(self.pub.frames) - before, 20)

@@ -4,10 +4,12 @@ Tests for L{tbvast.service.turns}.
 
 from __future__ import annotations
 
+import time
+
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.service.turns import TURN_BUDGET_SECONDS, in_turns
+from tbvast.service.turns import TURN_BUDGET_SECONDS, TurnWatch, in_turns
 from tests.doubles import BusyClock
 
 
@@ -58,3 +60,35 @@ class InTurnsTests(SynchronousTestCase):
         done.cancel()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertLess(len(self.handled), 20)
+
+
+class TurnWatchTests(SynchronousTestCase):
+    """
+    Tests for L{TurnWatch}.
+    """
+
+    def test_longest(self) -> None:
+        """
+        It measures from turn to turn, from the first one on, until it is stopped.
+        """
+
+        class Reactor:
+            turns = 0
+
+            def runUntilCurrent(self) -> None:
+                self.turns += 1
+
+        now = [100.0]
+        self.patch(time, "thread_time", lambda: now[0])
+        reactor = Reactor()
+        watch = TurnWatch(reactor)
+        watch.startService()
+        for took in (0.25, 0.5, 0.125):
+            reactor.runUntilCurrent()
+            now[0] += took
+        reactor.runUntilCurrent()
+        self.assertEqual((watch.longest, reactor.turns), (0.5, 4))
+        watch.stopService()
+        now[0] += 9
+        reactor.runUntilCurrent()
+        self.assertEqual((watch.longest, reactor.turns), (0.5, 5))

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Cooperator
 from twisted.python.failure import Failure
 
-from tbvast.service.turns import Turn
+from tbvast.service.turns import Turn, next_turn
 
 T = TypeVar("T")
 
@@ -35,7 +35,10 @@ class ClientWork:
             this = Turn(clock)
             return lambda: this.over
 
-        self._cooperator = Cooperator(turn, lambda call: clock.callLater(0, call))
+        def schedule(call: Callable[[], None]) -> Any:  # only its cancel is called
+            return next_turn(clock).addCallback(lambda _: call())
+
+        self._cooperator = Cooperator(turn, schedule)
         self._queues: dict[str, deque[Iterator[Deferred[None] | None]]] = {}
         self._finished: Deferred[None] | None = None
 
