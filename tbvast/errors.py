@@ -103,6 +103,12 @@ class LimitExceeded(ProtocolInvalid):
     """
 
 
+class DialectUnspoken(ProtocolInvalid):
+    """
+    A message in a dialect that the bus does not speak. The expectation gives the remedy.
+    """
+
+
 class SettingsInvalid(Invalid):
     """
     A configuration key or command line option with an unacceptable value.

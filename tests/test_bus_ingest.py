@@ -476,6 +476,39 @@ class SetAsideTests(IntakeTestCase):
         self.assertEqual(self.counters.counts["indicator", "refused"], 1)
 
 
+INTEL_2020_11 = (
+    b'{"ts": "2020-11-26 12:00:00", "id": "42", "data": {"indicator": ["192.0.2.1"],'
+    b' "intel_type": 1, "source": "MISP"}, "operation": "ADD"}'
+)
+SIGHTING_2020_11 = b'{"ts": "2020-11-26 12:00:00", "intel": "42", "context": {"source": "VAST"}}'
+
+
+class UnspokenTests(IntakeTestCase):
+    """
+    Messages of Threat Bus 2020.11.
+    """
+
+    def test_messages(self) -> None:
+        """
+        They are counted apart, and the log has the remedy.
+        """
+        with capturedLogs() as events:
+            self.receive(
+                b"threatbus/intel " + INTEL_2020_11, b"threatbus/sighting " + SIGHTING_2020_11
+            )
+        self.assertEqual(self.counters.counts["message", "dialect not spoken"], 2)
+        self.assertEqual(self.counters.counts["message", "refused"], 0)
+        for event in events:
+            self.assertIn("Threat Bus 2020.11. Update the program", event["reason"])
+
+    def test_document(self) -> None:
+        """
+        A request is told so, too.
+        """
+        (result,) = self.successResultOf(self.publish([INTEL_2020_11]))
+        self.assertIn("Threat Bus 2020.11. Update the program", str(result))
+
+
 class PublishTests(IntakeTestCase):
     """
     Publish requests.

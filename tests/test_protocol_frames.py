@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.errors import DocumentInvalid, Invalid, ProtocolInvalid
+from tbvast.errors import DialectUnspoken, DocumentInvalid, Invalid, ProtocolInvalid
 from tbvast.protocol.frames import (
     REPORT_TOPICS,
     Envelope,
@@ -140,10 +140,18 @@ class ReportTests(SynchronousTestCase):
         Unknown topics are refused, even if they begin like a known one.
         """
         raw = indicator_document()
-        for topic in (b"", b"stix2/indicators", b"stix2", b"threatbus/intel", b"\xff"):
+        for topic in (b"", b"stix2/indicators", b"stix2", b"threatbus/other", b"\xff"):
             with self.subTest(topic):
                 e = self.assertRaises(ProtocolInvalid, decode_report, [topic + b" " + raw])
                 self.assertEqual(e.field, "topic")
+
+    def test_unspoken(self) -> None:
+        """
+        The topics of Threat Bus 2020.11 are refused with the remedy.
+        """
+        for topic in (b"threatbus/intel", b"threatbus/sighting"):
+            e = self.assertRaises(DialectUnspoken, decode_report, [topic + b' {"ts": "x"}'])
+            self.assertIn("Update the program", str(e))
 
     def test_broken(self) -> None:
         """

@@ -19,9 +19,9 @@ from tbvast.bus.client_work import ClientWork, Steps
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.journal.client import set_aside
 from tbvast.bus.journal.values import Outcome, Publisher, Verdict, runs_of
-from tbvast.errors import Invalid, JournalFailed, ProtocolInvalid
+from tbvast.errors import DialectUnspoken, Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import ICounters, IJournal, IPausable
-from tbvast.protocol.frames import Envelope, Item, decode_report, stream_of
+from tbvast.protocol.frames import Envelope, Item, admit_document, decode_report, stream_of
 from tbvast.service.rate_limit import RateLimit
 from tbvast.service.turns import in_turns
 from tbvast.stix.admission import admit
@@ -248,7 +248,7 @@ class Intake:
         """
 
         def decode(document: bytes) -> Item:
-            item = admit(document)
+            item = admit_document(document)
             stream = stream_of(item)
             if not self._access.may(user, TO_PUBLISH[stream]):
                 raise ProtocolInvalid("type", stream.value.decode(), "yours to publish")
@@ -309,7 +309,8 @@ class Intake:
         offer.resolve(index, refusal)
 
     def _refused(self, error: Invalid) -> None:
-        self._counters.count("message", "refused")
+        unspoken = isinstance(error, DialectUnspoken)
+        self._counters.count("message", "dialect not spoken" if unspoken else "refused")
         if self._complaints.allows():  # the text of an error may be long
             self._log.warn("Refused a message: {reason}", reason=str(error))
 

@@ -5,18 +5,18 @@ The frames of the pub and sub endpoints: C{TOPIC SPACE PAYLOAD}.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
-from tbvast.errors import DocumentInvalid, ProtocolInvalid
+from tbvast.errors import DialectUnspoken, DocumentInvalid, ProtocolInvalid
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.protocol.vast_dialect import (
     admit_vast_sighting,
     encode_vast_intel,
     encode_vast_sighting,
 )
-from tbvast.stix.admission import admit_indicator, admit_sighting
+from tbvast.stix.admission import admit, admit_indicator, admit_sighting
 from tbvast.stix.documents import UNREADABLE
 from tbvast.stix.indicators import Indicator, compatible, decode_indicator
 from tbvast.stix.limits import LARGEST_SIGHTING
@@ -122,11 +122,49 @@ def decode_report(message: list[bytes]) -> Item | Envelope:
     return decode(payload)
 
 
+INTEL_TOPICS_2020_11 = (b"threatbus/intel", b"threatbus/sighting")
+"""
+The topics on which programs of Threat Bus 2020.11 report C{Intel} and C{Sighting} objects.
+"""
+
+
+def unspoken(payload: bytes) -> DialectUnspoken:
+    """
+    The error of a message in the dialect of Threat Bus 2020.11.
+    """
+    return DialectUnspoken(
+        "dialect",
+        payload,
+        "one that is spoken: it is that of Threat Bus 2020.11. Update the program to a version"
+        " that sends STIX 2.1, such as 2022.5.16",
+    )
+
+
+def admit_document(raw: bytes) -> Item:
+    """
+    Admit a document of a publish request.
+
+    @raise Invalid: As L{tbvast.stix.admission.admit}; also if it is an object of Threat Bus
+        2020.11.
+    """
+    try:
+        return admit(raw)
+    except DocumentInvalid:
+        if b'"intel_type"' in raw:
+            raise unspoken(raw) from None
+        raise
+
+
+def _refuse_2020_11(payload: bytes) -> NoReturn:
+    raise unspoken(payload)
+
+
 _REPORTS: dict[bytes, Callable[[bytes], Item | Envelope]] = {
     INDICATOR_TOPIC: admit_indicator,
     SIGHTING_TOPIC: admit_sighting,
     VAST_SIGHTING_TOPIC: admit_vast_sighting,
     ENVELOPE_TOPIC: decode_envelope,
+    **dict.fromkeys(INTEL_TOPICS_2020_11, _refuse_2020_11),
 }
 
 REPORT_TOPICS = tuple(_REPORTS)
