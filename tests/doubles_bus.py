@@ -354,7 +354,14 @@ class FileJournal:
         opened = Opened(self.store.identity, self.store.head, self.store.floor)
         ask = asking(self.store, call=call)
         self.lost: list[str] = []
-        self.journal = Journal(opened, clock.seconds, ask, self.reader, call_now, self.lost.append)
+        self.journal = Journal(
+            opened,
+            clock.seconds,
+            ask,
+            *(self.reader, call_now),
+            *(self.reader, call_now),
+            self.lost.append,
+        )
 
     def close(self) -> None:
         self.store.close()

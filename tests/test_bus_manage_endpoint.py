@@ -75,7 +75,9 @@ class ManageEndpointTestCase(SynchronousTestCase):
             errors_per_minute=ERRORS_PER_MINUTE,
         )
         self.subscriptions = self.bus.subscriptions
-        self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
+        self.statistics = Statistics(
+            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25
+        )
         work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,

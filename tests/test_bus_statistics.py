@@ -36,7 +36,9 @@ class StatisticsTests(SynchronousTestCase):
         self.journal = MemoryJournal(self.clock, "bus")
         self.bus = MemoryBus(self.clock, self.journal, MemoryPub(), DirectSubscription)
         self.subscriptions = self.bus.subscriptions
-        self.statistics = Statistics(self.clock, self.journal, self.subscriptions.everybody)
+        self.statistics = Statistics(
+            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25
+        )
         self.work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
@@ -80,6 +82,7 @@ class StatisticsTests(SynchronousTestCase):
                 "version": __version__,
                 "plugin": "bus",
                 "uptime": 0.0,
+                "longest_turn": 0.25,
                 "journal": {"head": 0, "indicators": 0, "sightings": 0},
                 "set_aside": {"count": 0, "newest": ""},
                 "received": {},

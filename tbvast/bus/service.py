@@ -38,6 +38,7 @@ from tbvast.service.clock import calendar
 from tbvast.service.descriptors import raise_descriptor_limit
 from tbvast.service.process import SequentialService
 from tbvast.service.rate_limit import RateLimit
+from tbvast.service.turns import TurnWatch
 from tbvast.settings.schema import PluginSettings
 from tbvast.values import Received
 from tbvast.zeromq.connection_guard import HANDSHAKE_LIMIT, ConnectionGuard
@@ -195,7 +196,8 @@ class Bus(SequentialService):
         options = self._options()
         refuse = functools.partial(set_aside, journal)
         subscriptions = Subscriptions(reactor, settings)
-        statistics = Statistics(reactor, journal, subscriptions.everybody)
+        turns = TurnWatch(reactor)
+        statistics = Statistics(reactor, journal, subscriptions.everybody, lambda: turns.longest)
         connections = ConnectionTable(
             reactor,
             self._max_connections,
@@ -271,7 +273,7 @@ class Bus(SequentialService):
         self._guard = guard = ConnectionGuard(
             reactor, connections, limits, self._descriptors // WITNESS_SHARE
         )
-        for service in (subscriptions, self._saver, statistics, retention, upstreams, guard):
+        for service in (subscriptions, self._saver, statistics, retention, upstreams, guard, turns):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake

@@ -40,11 +40,13 @@ class Statistics(TimerService):
     spent on reports.
 
     @param everybody: Returns all subscriptions.
+    @param longest_turn: Returns the longest turn of the reactor, in seconds of CPU time.
     """
 
     _clock: IReactorTime
     _journal: IJournal
     _everybody: Callable[[], Iterable[Subscription]]
+    _longest_turn: Callable[[], float]
 
     def __attrs_post_init__(self) -> None:
         super().__init__(SAMPLE_INTERVAL, self._sample)
@@ -121,6 +123,7 @@ class Statistics(TimerService):
             "version": __version__,
             "plugin": self._journal.identity,
             "uptime": now - self._started,
+            "longest_turn": self._longest_turn(),
             "journal": {"head": self._journal.head, **counts},
             "set_aside": {"count": aside.count, "newest": aside.newest},
             "received": self._counts,

@@ -25,6 +25,7 @@ import msgspec
 
 from tbvast.errors import LimitExceeded, ProtocolInvalid
 from tbvast.stix.documents import UNREADABLE, JsonValue
+from tbvast.stix.limits import LARGEST_SIGHTING
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ LINE_COUNTING_SPEEDUP = 64
 At an error the decoder counts the lines before it, this many times faster than it decodes.
 """
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]{0,500}"|[\[\]{},"]')
+_TEXT = re.compile(r'[^"\\]{0,10000}')
 _CLOSING = {"[": "]", "{": "}"}
 
 # Decodes a value, but not its numbers, and tells where it ends, which msgspec cannot.
@@ -84,7 +86,9 @@ def _closed(text: str, start: int, last: str = "]") -> Work[int]:
         negative if it does not. It need not be well-formed otherwise.
     """
     expected: list[str] = []
-    for count, token in enumerate(_TOKEN.finditer(text, start), 1):
+    position, count, torn = start, 0, False
+    while (token := _TOKEN.search(text, position)) is not None:
+        position = token.end()
         kind = token[0]
         if kind in _CLOSING:
             expected.append(_CLOSING[kind])
@@ -94,7 +98,32 @@ def _closed(text: str, start: int, last: str = "]") -> Work[int]:
             return token.start()
         elif kind in ("]", "}") and (not expected or expected.pop() != kind):
             break
+        elif kind == '"' and not torn:
+            end = yield from _string_end(text, position)
+            torn = end < 0
+            position = position if torn else end
+        count += 1
         if count % TOKENS_BETWEEN_STOPS == 0:
+            yield
+    return -1
+
+
+def _string_end(text: str, position: int) -> Work[int]:
+    """
+    @param position: The position after the quotation mark.
+    @return: The position after the string; negative if it does not end.
+    """
+    count = 0
+    while position < len(text):
+        part = _TEXT.match(text, position)
+        position = part.end() if part else position
+        following = text[position : position + 1]
+        if following == '"':
+            return position + 1
+        if following == "\\":
+            position += 2
+        count += 1
+        if count % 50 == 0:
             yield
     return -1
 
@@ -218,7 +247,7 @@ class _FrameReader:
 
 _EXPECTED = "a publish request whose documents can be told from each other"
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACE = re.compile(r"[ \t\n\r]{0,10000}")
 _NEXT = re.compile(r',[ \t\n\r]*(?=\{[ \t\n\r]*")')
 _BEGINNING = re.compile(r'\{[ \t\n\r]*"(?:type|id|spec_version)"')
 
@@ -357,6 +386,8 @@ class _RequestReader:
         except (ValueError, RecursionError):
             pass
         closed = yield from _closed(self._text, start, last)
+        if closed - start > LARGEST_SIGHTING:  # it is refused anyway
+            return closed, closed
         if closed - start > WINDOW:  # otherwise it has been decoded already
             try:
                 return start + len(_is_json(self._raw[start:closed].strip())), closed

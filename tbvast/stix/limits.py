@@ -51,7 +51,7 @@ The parser of the old programs recurses once for each, and four times for each o
 L{tbvast.stix.pattern_grammar.DEEPEST} parentheses; it fails from 979 on.
 """
 
-MOST_TOKENS = 5000
+MOST_TOKENS = 3000
 """
 The most tokens of a STIX pattern: names, values, operators, brackets. A list of values has two for
 each. The bus reads a pattern in one turn of its reactor, and this many take some ten milliseconds.

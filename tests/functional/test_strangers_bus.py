@@ -4,12 +4,13 @@ What one client may cost a plugin, and what the others notice of it.
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import zmq
 
-from tests.functional.blocking import LIMIT, Client, an_indicator
+from tests.functional.blocking import LIMIT, Client, Sockets, an_indicator
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL
 from tests.functional.test_plugin_limits import PluginTestCase
@@ -78,3 +79,178 @@ class SubscriptionTests(PluginTestCase):
                 message = deaf.recv()
                 got[message[:32].decode()] += 1
         self.assertEqual(set(got.values()), {300})
+
+
+LONGEST_TURN = 0.05
+"""
+Seconds of CPU time that a turn of the plugin's reactor may take.
+"""
+
+
+def publishing(*documents: bytes) -> bytes:
+    """
+    A request to publish documents.
+    """
+    return b'{"action":"publish","documents":[' + b",".join(documents) + b"]}"
+
+
+def filled(first: bytes, unit: bytes, last: bytes, size: int) -> bytes:
+    """
+    A text of a size, in which a part is repeated.
+    """
+    return first + unit * ((size - len(first) - len(last)) // len(unit)) + last
+
+
+class HostileTestCase(PluginTestCase):
+    """
+    A plugin, a subscriber of each dialect that is not disturbed, and a stranger.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = self.plugin(loglevel="error")
+        self.known = self.client(self.host)
+        self.known.join(INTEL)
+        self.old = self.client(self.host)
+        self.old.join("threatbus/intel")
+        self.publisher_ = self.publisher(self.known)
+        self.stranger = self.client(self.host)
+        self.more = Sockets()
+        self.addCleanup(self.more.close)
+        document = an_indicator()
+        self.publisher_.publish(document)
+        self.known.ids_until(document["id"])
+
+    def asking(self, *requests: bytes) -> list[zmq.Socket[bytes]]:
+        """
+        Send requests, each from a socket of its own.
+        """
+        sockets = []
+        for request in requests:
+            socket = self.more.socket(zmq.REQ, self.host.manage.port, "127.0.0.1")
+            socket.send(request)
+            sockets.append(socket)
+        return sockets
+
+    def answers(self, sockets: list[zmq.Socket[bytes]]) -> list[dict[str, Any]]:
+        """
+        Receive the replies, while heartbeats, documents and status requests of others are
+        answered.
+        """
+        longest = 0.0
+        waiting = list(sockets)
+        while waiting:
+            began = time.monotonic()
+            self.assertEqual(self.known.heartbeat(), "success")
+            longest = max(longest, time.monotonic() - began)
+            waiting = [each for each in waiting if not each.poll(1)]
+        self.slowest = longest
+        return [json.loads(each.recv()) for each in sockets]
+
+    def assert_short_turns(self) -> None:
+        longest = self.host.status()["longest_turn"]
+        self.assertLess(longest, LONGEST_TURN)
+
+
+class RequestTests(HostileTestCase):
+    """
+    Requests of a stranger.
+    """
+
+    def test_many_documents(self) -> None:
+        """
+        Six requests of 5,000,000 documents "0" are refused with the limit, cost little more than
+        their bytes, and hold up nobody.
+        """
+        before = self.host.rss()
+        asked = self.asking(*[publishing(*[b"0"] * 5_000_000)] * 6)
+        document = an_indicator()
+        reply = self.known.request("publish", documents=[document])
+        self.assertEqual(reply["outcomes"], ["accepted"])
+        peak = [0]
+        replies = self.answers(asked)
+        peak.append(self.host.rss())
+        for each in replies:
+            self.assertEqual(
+                each["reason"],
+                "documents: 'more than 100000' is not at most 100000 in one request",
+            )
+        self.assertLess(max(peak) - before, 200 * MIB)
+        self.assert_short_turns()
+
+    def test_under_way(self) -> None:
+        """
+        More than one client may have under way is refused, with the limit.
+        """
+        request = publishing(filled(b'"', b"x", b'"', 10_000_000))
+        replies = self.answers(self.asking(*[request] * 12))
+        reasons = [each["reason"] for each in replies if "reason" in each]
+        self.assertTrue(all("at most 67108864 bytes for one client" in each for each in reasons))
+        self.assertGreaterEqual(len(reasons), 1)
+        self.assertEqual(sum(each["status"] == "success" for each in replies), 12 - len(reasons))
+        self.assertEqual(self.host.status()["received"]["request"]["refused"], len(reasons))
+        self.assert_short_turns()
+
+    def test_shapes(self) -> None:
+        """
+        No request of 10 MiB, whatever is in it, takes a long turn; each is answered.
+        """
+        size = 10 * MIB - 1000
+        for name, request in {
+            "empty objects": filled(b'{"action":"publish","documents":[', b"{},", b"0]}", size),
+            "deep": publishing(b"[" * (size // 2) + b"]" * (size // 2)),
+            "not closed": publishing(b"[" * size),
+            "empty lists": filled(b'{"action":"publish","documents":[[', b"[],", b"0]]}", size),
+            "broken": filled(
+                b'{"action":"publish","documents":[', b'{"type":"x","id":,', b"0]}", size
+            ),
+            "commas": publishing(b"," * size),
+            "spaces": b" " * size,
+            "a long text": publishing(b'"' + b"x" * size + b'\xff"'),
+            "an action of lists": filled(b'{"action":[', b"[],", b"0]}", 4 * MIB),
+            "topics": filled(b'{"action":"subscribe","topic":[', b'"a",', b'"b"]}', 4 * MIB),
+            "properties": filled(b'{"action":"status"', b',"aaaaaa":0', b"}", 4 * MIB),
+        }.items():
+            with self.subTest(name):
+                (reply,) = self.answers(self.asking(request))
+                self.assertIn("status", reply)
+                self.assert_short_turns()
+
+    def test_documents(self) -> None:
+        """
+        Nor do documents, and patterns, that are as costly as they may be: neither to admit nor to
+        render for old clients.
+        """
+        hashes = " OR ".join([f"file:hashes.MD5 = '{'a:' * 16}{'b' * 16}'"] * 390)
+        addresses = ", ".join(["'192.0.2.1'"] * 1490)
+        patterns = (
+            f"[{hashes}]",
+            f"[ipv4-addr:value IN ({addresses})]",
+            f"[{' AND '.join(['(' * 5 + 'a:b = 1' + ')' * 5] * 300)}]",
+            "[a:b = '" + "\\'" * 32_000 + "']",
+            "[a:b" + " " * 65_000 + "= 1]",
+            "[a:b = 1" + " OR a:b = 1" * 5000 + "]",
+        )
+        documents = [an_indicator(each) for each in patterns * 20]
+        documents += [an_indicator(x_many=[[]] * 9_000) for _ in range(20)]
+        documents += [an_indicator(x_many=[[]] * 300_000), an_indicator("x" * 900_000)]
+        for start in range(0, len(documents), 20):
+            some = [json.dumps(each).encode() for each in documents[start : start + 20]]
+            (reply,) = self.answers(self.asking(publishing(*some)))
+            self.assertEqual(reply["status"], "success")
+            self.publisher_.publish(*documents[start : start + 20])
+        last = an_indicator()
+        self.publisher_.publish(last)
+        self.known.ids_until(last["id"])
+        self.assert_short_turns()
+
+    def test_status(self) -> None:
+        """
+        300 status requests at once are answered from a few reports.
+        """
+        began = time.monotonic()
+        replies = self.answers(self.asking(*[b'{"action":"status"}'] * 300))
+        self.assertEqual({each["status"] for each in replies}, {"success"})
+        self.assertLess(len({each["uptime"] for each in replies}), 300)
+        self.assertLess(time.monotonic() - began, LIMIT)
+        self.assert_short_turns()

@@ -1,6 +1,6 @@
 """
 The journal for the reactor's thread. Another process writes the file, so that this
-interpreter is free, and a thread reads it.
+interpreter is free, and threads read it.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Journal:
     @param ask: Calls a method of the L{JournalStore}.
     @param reader: Reads the same file.
     @param defer: Calls the reader in its thread, one call at a time, in order.
+    @param counter: Another reader of the file, for counts, which take long.
+    @param defer_count: Calls it in another thread, so that no other read waits for it.
     @param lost: Called, with the reason, if the file turns out to be damaged.
     """
 
@@ -92,6 +94,8 @@ class Journal:
     _ask: CallWorker
     _reader: JournalReader
     _defer: Defer
+    _counter: JournalReader
+    _defer_count: Defer
     _lost: Callable[[str], None]
     _failures: int = attrs.field(init=False, default=0)
 
@@ -104,6 +108,12 @@ class Journal:
         self, method: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs
     ) -> Deferred[_T]:
         result: Deferred[_T] = self._defer(method, *arguments, **keywords)
+        return result.addErrback(self._eb_read)
+
+    def _count(
+        self, method: Callable[_P, _T], *arguments: _P.args, **keywords: _P.kwargs
+    ) -> Deferred[_T]:
+        result: Deferred[_T] = self._defer_count(method, *arguments, **keywords)
         return result.addErrback(self._eb_read)
 
     def _eb_read(self, failure: Failure) -> Failure:
@@ -166,7 +176,7 @@ class Journal:
         return self._ask(JournalStore.set_aside, items, self._now())
 
     def set_aside_report(self) -> Deferred[SetAsideReport]:
-        return self._read(self._reader.set_aside_report)
+        return self._count(self._counter.set_aside_report)
 
     def _cb_page(self, page: Page[_T]) -> list[_T] | Deferred[list[_T]]:
         """
@@ -193,7 +203,7 @@ class Journal:
         return read.addCallback(self._cb_page)
 
     def counts(self) -> Deferred[dict[str, int]]:
-        return self._read(self._reader.counts, self._now())
+        return self._count(self._counter.counts, self._now())
 
     def expire(self, limit: int) -> Deferred[list[Outcome]]:
         return self._ask(JournalStore.expire, self._now(), limit).addCallback(
@@ -229,7 +239,7 @@ class Journal:
 
 class JournalService(MultiService):
     """
-    The journal, with the process that writes it and the thread that reads it.
+    The journal, with the process that writes it and the threads that read it.
 
     @ivar journal: The L{IJournal}, once the service has been started.
     @ivar saved_subscriptions: The states of subscriptions that were saved earlier, by topic.
@@ -248,7 +258,9 @@ class JournalService(MultiService):
         self._path = path
         self._lost = lost
         self._thread = ServiceThread(reactor, "tbvast-journal-reader")
-        self._thread.setServiceParent(self)
+        self._counting = ServiceThread(reactor, "tbvast-journal-counter")
+        for thread in (self._thread, self._counting):
+            thread.setServiceParent(self)
         timer = TimerService(GUARD_INTERVAL, self._check_file)
         timer.clock = reactor
         timer.setServiceParent(self)
@@ -268,12 +280,20 @@ class JournalService(MultiService):
         opened = self._writer.start(Opened)
         try:
             self._store = JournalReader(self._path)
+            self._counter = JournalReader(self._path)
             self.saved_subscriptions = self._store.subscriptions()
         except FileLost as e:
             raise JournalFailed(str(e)) from e
         super().startService()
         self.journal = Journal(
-            opened, calendar, self._writer.ask, self._store, self._thread.defer, self._lost
+            opened,
+            calendar,
+            self._writer.ask,
+            self._store,
+            self._thread.defer,
+            self._counter,
+            self._counting.defer,
+            self._lost,
         )
 
     async def _check_file(self) -> None:
@@ -291,4 +311,5 @@ class JournalService(MultiService):
         """
         super().stopService()  # complete when it returns, because the reactor may not run
         self._store.close()
+        self._counter.close()
         return self._writer.stop()
