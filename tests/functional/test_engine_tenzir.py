@@ -809,7 +809,8 @@ class HazardTests(TenzirTestCase):
 
     def test_restart_during_watch(self) -> None:
         """
-        A live match whose node is gone is given up, instead of being blind.
+        A live match whose node is gone is given up, instead of being blind. A node that was killed
+        has no tables.
         """
         self.patch(tenzir_engine, "SILENCE_SECONDS", 6.0)
         watch: Any = self.make_tenzir(self.node.endpoint).watch(unheeded)
@@ -817,7 +818,7 @@ class HazardTests(TenzirTestCase):
             self.assertEqual(next(watch), [])
             self.node.kill()
             self.node.start()
-            self.assertRaises(EngineCallFailed, next, watch)
+            self.assertRaises(EngineTablesChanged, next, watch)
 
     def test_long_event(self) -> None:
         """
