@@ -21,7 +21,7 @@ from tbvast.bus_client.report_publisher import ReportPublisher
 from tbvast.bus_client.subscription import BusSubscription, Listener, SubscriptionRequest
 from tbvast.errors import JournalFailed
 from tbvast.protocol import manage
-from tbvast.protocol.frames import Item, render
+from tbvast.protocol.frames import REPORT_TOPICS, Item, render
 from tbvast.protocol.topics import Dialect
 from tbvast.settings.schema import PluginSettings
 from tbvast.values import HostPort
@@ -260,7 +260,7 @@ class BusTests(BusTestCase):
         heard: list[Any] = []
         pub = XPubConnection(self.factory, heard.extend)
         pub.connect(tcp_address(HOST, self.settings.sub))
-        await self.until(lambda: len(heard) == 4)
+        await self.until(lambda: len(heard) == len(REPORT_TOPICS))
         items = [an_indicator(number) for number in range(1000)]
         sent = pub.send_frames([encode_report(item) for item in items])
         self.assertEqual(sent, len(items))
