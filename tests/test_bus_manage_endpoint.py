@@ -272,6 +272,21 @@ class ReplyTests(ManageEndpointTestCase):
         self.assertEqual(self.received()["request"]["refused"], len(broken))
         self.assertEqual(len(self.subscriptions), 0)
 
+    def test_in_order(self) -> None:
+        """
+        The requests of one peer are answered in order; another peer does not wait for them.
+        """
+        unknown = b'{"action":"dance"}'
+        replies: list[tuple[bytes, bytes]] = []
+        for peer, raw in ((b"1", b"x"), (b"1", unknown), (b"1", b""), (b"2", unknown)):
+            answer = self.dialogue.answer([raw], "", peer)
+            answer.addCallback(lambda reply, peer: replies.append((peer, reply)), peer)
+        refused, strange = b'{"status":"error"}', b'{"status":"unknown request"}'
+        self.assertEqual(replies, [(b"2", strange)])
+        self.done()
+        self.assertEqual(replies[1:], [(b"1", refused), (b"1", strange), (b"1", refused)])
+        self.assertEqual(self.successResultOf(self.dialogue.answer([unknown], "", b"1")), strange)
+
     def test_several_frames(self) -> None:
         """
         The frames of one message are one request; no frame at all is none.

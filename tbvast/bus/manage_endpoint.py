@@ -48,7 +48,8 @@ class ManageEndpoint:
     Answers requests. A request that fails is answered with an error.
 
     The requests that are being answered have a limit for each client, and one for all; those
-    beyond it are refused. A client that has none is always answered.
+    beyond it are refused. A client that has none is always answered. The requests of one peer are
+    decided in order: it may have nothing else to tell the replies apart by.
 
     @param parts: The parts of the bus that subscriptions use.
     @param work: Decodes requests.
@@ -69,20 +70,22 @@ class ManageEndpoint:
         self._complaints = RateLimit(self._parts.clock, settings.errors_per_minute)
         self._under_way: Counter[str] = Counter()
         self._under_way_in_all = 0
+        self._undecided: Counter[bytes] = Counter()
 
-    def answer(self, frames: Sequence[bytes], user: str = "") -> Deferred[bytes]:
+    def answer(self, frames: Sequence[bytes], user: str = "", peer: bytes = b"") -> Deferred[bytes]:
         """
         @param frames: The request, without the peer's routing frames.
         @param user: The user who asks, as the access control knows it.
+        @param peer: Identifies the peer's connection.
         @return: Fires with the reply; never fails, because a REQ peer waits for it.
         """
-        return Deferred.fromCoroutine(self._answer(b"".join(frames), user))
+        return Deferred.fromCoroutine(self._answer(b"".join(frames), user, peer))
 
-    async def _answer(self, raw: bytes, user: str) -> bytes:
+    async def _answer(self, raw: bytes, user: str, peer: bytes) -> bytes:
         size = len(raw) + REQUEST_BYTES
         self._count_under_way(user, size)
         try:
-            return await self._dispatch(raw, user)
+            return await self._dispatch(raw, user, peer)
         except JournalFailed as e:
             return manage.refused(str(e))
         except Invalid as e:
@@ -113,21 +116,28 @@ class ManageEndpoint:
             limit = f"at most {settings.max_total_request_bytes} bytes for all clients"
             raise LimitExceeded("requests", self._under_way_in_all, limit)
 
-    async def _dispatch(self, raw: bytes, user: str) -> bytes:
+    async def _dispatch(self, raw: bytes, user: str, peer: bytes) -> bytes:
         if not self._access.may_connect(user):  # it was allowed to when it connected
             return self._forbidden(user, "ask for anything")
         longest = self._parts.settings.max_message_bytes
         if len(raw) > longest:
             raise LimitExceeded("request", len(raw), f"at most {longest} bytes")
         work = self._decide(raw, user)
-        if len(raw) <= AT_ONCE_BYTES:
+        if len(raw) <= AT_ONCE_BYTES and not self._undecided[peer]:
             try:
                 next(work)
             except StopIteration as e:
                 decided: Deferred[bytes] = e.value
                 return await decided
         self._check_under_way(user, len(raw))
-        return await self._work.do(user, work)
+        self._undecided[peer] += 1
+        return await self._work.do(user, self._in_order(work, peer))
+
+    def _in_order(self, work: Steps[Deferred[bytes]], peer: bytes) -> Steps[Deferred[bytes]]:
+        try:
+            return (yield from work)
+        finally:
+            self._undecided -= Counter([peer])
 
     def _decide(self, raw: bytes, user: str) -> Steps[Deferred[bytes]]:
         request = yield from manage.decode_request(raw, self._parts.settings.max_documents)

@@ -323,7 +323,8 @@ class Bus(SequentialService):
             length = frames.index(b"") + 1 if b"" in frames else 1
             reply = functools.partial(self._reply, frames[:length])
             self._unanswered += 1
-            self._endpoint.answer(frames[length:], message.user).addCallback(reply)
+            answer = self._endpoint.answer(frames[length:], message.user, frames[0])
+            answer.addCallback(reply)
 
     def _reply(self, envelope: list[bytes], reply: bytes) -> None:
         self._unanswered -= 1
