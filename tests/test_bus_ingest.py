@@ -663,6 +663,22 @@ class FailingTests(IntakeTestCase):
         self.successResultOf(self.publish([an_indicator(1).raw]))
         self.assertEqual(len(self.commits), 1)
 
+    def test_long_publish_fails(self) -> None:
+        """
+        If the journal fails while a long publish request is decoded, the publisher keeps all of
+        its documents: none of them is kept later.
+        """
+        self.clock = BusyClock(TURN_BUDGET_SECONDS / 4)
+        self.start(MemoryJournal(self.clock))
+        self.journal.failing = True
+        documents = [indicator_document(number) for number in range(20 * STEP_DOCUMENTS)]
+        self.failureResultOf(self.publish(documents), JournalFailed)
+        self.journal.failing = False
+        for _ in range(200):
+            self.clock.advance(RETRY_DELAY)
+        self.assertEqual(self.journal.head, 0)
+        self.assertEqual(len(self.successResultOf(self.publish(documents[:1]))), 1)
+
     def test_defect(self) -> None:
         """
         An unexpected error of the journal blocks neither publishers nor later items.

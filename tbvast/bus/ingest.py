@@ -73,7 +73,8 @@ class _Offer:
     Items that a publisher offers together, and waits for.
 
     @param count: Their number.
-    @ivar done: Fires with an outcome, or the reason of the refusal, for each.
+    @ivar done: Fires with an outcome, or the reason of the refusal, for each. Once it has failed,
+        the publisher keeps all of them.
     """
 
     _count: int
@@ -124,17 +125,19 @@ class _Queue:
 
     def take(self, count: int, size: int) -> list[_Waiting]:
         """
-        Take the oldest items.
+        Take the oldest items, and drop those of offers that have failed.
 
         @param count: The most items.
         @param size: Bytes after which no more are taken.
         """
         taken: list[_Waiting] = []
         while self._items and len(taken) < count and size > 0:
-            taken.append(self._items.popleft())
-            length = len(taken[-1][0].raw)
-            size -= length
-            self.size -= length
+            waiting = self._items.popleft()
+            item, offer, _, _ = waiting
+            self.size -= len(item.raw)
+            if offer is None or not offer.done.called:
+                taken.append(waiting)
+                size -= len(item.raw)
         return taken
 
 
@@ -277,6 +280,8 @@ class Intake:
             offer.done.callback([])
         size = 0
         for index, raw in enumerate(documents):
+            if offer.done.called:  # it has failed
+                break
             self._decode_one(decode, offer, index, raw, publisher)
             size += len(raw)
             if size >= STEP_BYTES or index % STEP_DOCUMENTS == STEP_DOCUMENTS - 1:
