@@ -86,7 +86,12 @@ class LeakTests(PluginTestCase):
         """
         @param cycle: Makes L{AT_ONCE} subscriptions, which end in some way.
         """
-        plugin = self.plugin(detached_timeout=0.5, heartbeat_timeout=0.5, loglevel="warn")
+        plugin = self.plugin(
+            detached_timeout=0.5,
+            heartbeat_timeout=0.5,
+            loglevel="warn",
+            max_client_subscriptions=10 * AT_ONCE,  # all of them are one client
+        )
         living = self.client(plugin)
         living.join(INTEL)
         publisher = self.publisher(living)
