@@ -537,11 +537,36 @@ class PluginProcess(BlockingProcess):
         """
         What it says of itself.
         """
+        return self._ask("status")
+
+    def publish(self, documents: list[dict[str, Any]]) -> None:
+        """
+        Publish documents by request.
+        """
+        self._ask("publish", documents=documents)
+
+    def _ask(self, action: str, **properties: Any) -> dict[str, Any]:
         client = Client(self.manage)
         try:
-            return client.request("status")
+            return client.request(action, **properties)
         finally:
             client.close()
+
+    def bridge_report(self) -> dict[str, Any]:
+        """
+        @return: A bridge's report on its engine; empty if there is none.
+        """
+        for each in self.subscriptions():
+            if each["name"] == "tbvast-bridge" and each.get("report"):
+                found: dict[str, Any] = each["report"]["engine"]
+                return found
+        return {}
+
+    def sightings(self) -> int:
+        """
+        @return: The number of sightings in its journal, which has each once.
+        """
+        return int(self.status()["journal"]["sightings"])
 
     def subscriptions(self) -> list[dict[str, Any]]:
         """

@@ -26,7 +26,7 @@ from tbvast.errors import EngineCallFailed
 from tbvast.stix.observables import Kind, Observable
 from tbvast.values import Entry, Match, Progress
 from tests.doubles_engine import ADDRESS, HOST, event, unheeded
-from tests.functional.blocking import BlockingProcess, Client, PluginProcess
+from tests.functional.blocking import BlockingProcess, PluginProcess
 from tests.functional.components import RealNode, require_tenzir, run, wait_until
 
 LIMIT = 120.0
@@ -173,48 +173,25 @@ class BridgeTestCase(SynchronousTestCase):
         self.bridge = BlockingProcess(self.command, self.folder / "bridge")
         self.addCleanup(lambda: self.bridge.stop())
         self.bridge.saw("The live match is running")
-        self.publish([indicator(n, pattern) for n, pattern in enumerate(PATTERNS, 1)])
+        self.bus.publish([indicator(n, pattern) for n, pattern in enumerate(PATTERNS, 1)])
         self.bridge.saw("The engine took 2 entries")
         self.sensor = Sensor(self.client)
         self.addCleanup(self.sensor.close)
-
-    def publish(self, documents: list[dict[str, Any]]) -> None:
-        client = Client(self.bus.manage)
-        try:
-            client.request("publish", documents=documents)
-        finally:
-            client.close()
-
-    def report(self) -> dict[str, Any]:
-        """
-        What the bridge says of its engine.
-        """
-        for each in self.bus.subscriptions():
-            if each["name"] == "tbvast-bridge" and each.get("report"):
-                found: dict[str, Any] = each["report"]["engine"]
-                return found
-        return {}
-
-    def sightings(self) -> int:
-        """
-        How many sightings are in the bus's journal; each is there once.
-        """
-        return int(self.bus.status()["journal"]["sightings"])
 
     def sighted(self, count: int) -> None:
         """
         Wait until there are so many sightings, and no more.
         """
-        wait_until(lambda: self.sightings() >= count, LIMIT)
+        wait_until(lambda: self.bus.sightings() >= count, LIMIT)
         time.sleep(1.0)
-        self.assertEqual(self.sightings(), count)
+        self.assertEqual(self.bus.sightings(), count)
 
     def covered(self) -> None:
         """
         Wait until it is known up to where everything is covered.
         """
-        wait_until(lambda: self.report().get("covered"), LIMIT)
-        self.assertFalse(self.report()["catching_up"])
+        wait_until(lambda: self.bus.bridge_report().get("covered"), LIMIT)
+        self.assertFalse(self.bus.bridge_report()["catching_up"])
 
     def signal(self, signal: int) -> None:
         os.kill(self.bridge.pid, signal)
@@ -246,7 +223,7 @@ class EmbeddedTests(BridgeTestCase):
             self.sensor.feed([eve(number, "flow")])
             time.sleep(0.3)
         self.sighted(54)
-        report = self.report()
+        report = self.bus.bridge_report()
         self.assertTrue(report["live"])
         self.assertLess(report["behind"], 30)
         self.assertNotIn("cannot reach", self.bridge.log)
@@ -288,7 +265,7 @@ class OtherNodeTests(BridgeTestCase):
         self.sighted(1)
         self.sensor.feed([eve(2, "flow")])
         self.sighted(2)
-        self.assertTrue(self.report()["live"])
+        self.assertTrue(self.bus.bridge_report()["live"])
 
     def test_frozen_and_killed(self) -> None:
         """
@@ -313,7 +290,7 @@ class OtherNodeTests(BridgeTestCase):
         self.covered()
         kinds = ("flow", "dns", "http", "tls", "alert")
         self.sensor.feed(eve(n, kinds[n % 5]) for n in range(5_000))
-        wait_until(lambda: self.sightings() > 0, LIMIT)
+        wait_until(lambda: self.bus.sightings() > 0, LIMIT)
         self.kill()
         self.sensor.feed(eve(n, "tls") for n in range(5_000, 5_100))
         self.start_again()

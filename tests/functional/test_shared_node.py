@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from devtools.services import twistd
 from tbvast.engines.tenzir import pipelines
-from tests.functional.blocking import BlockingProcess, Client, PluginProcess, an_indicator
+from tests.functional.blocking import BlockingProcess, PluginProcess, an_indicator
 from tests.functional.components import RealNode, require_tenzir, wait_until
 from tests.functional.test_live_match import SENSOR_PLUGINS, Sensor
 
@@ -76,30 +76,6 @@ class Site:
         os.kill(self.bridge.pid, signal.SIGKILL)
         wait_until(lambda: not self.bridge.alive, LIMIT)
 
-    def publish(self, documents: list[dict[str, Any]]) -> None:
-        client = Client(self.bus.manage)
-        try:
-            client.request("publish", documents=documents)
-        finally:
-            client.close()
-
-    def report(self) -> dict[str, Any]:
-        """
-        @return: The bridge's report on its engine; empty if there is none.
-        """
-        for each in self.bus.subscriptions():
-            if each["name"] == "tbvast-bridge" and each.get("report"):
-                found: dict[str, Any] = each["report"]["engine"]
-                return found
-        return {}
-
-    @property
-    def sightings(self) -> int:
-        """
-        The number of sightings in the bus's journal, which has each once.
-        """
-        return int(self.bus.status()["journal"]["sightings"])
-
     def stop(self) -> None:
         self.bridge.stop()
         self.bus.stop()
@@ -129,9 +105,9 @@ def flow(number: int, destination: str) -> dict[str, Any]:
     }
 
 
-class SharedNodeTests(SynchronousTestCase):
+class NodeTestCase(SynchronousTestCase):
     """
-    Two bridges with different indicators on one node.
+    A test with a node, and a sensor that feeds it.
     """
 
     def setUp(self) -> None:
@@ -140,6 +116,15 @@ class SharedNodeTests(SynchronousTestCase):
         self.addCleanup(self.node.stop)
         self.sensor = Sensor(self.node.client)
         self.addCleanup(self.sensor.close)
+
+
+class SharedNodeTests(NodeTestCase):
+    """
+    Two bridges with different indicators on one node.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
         self.sites: list[Site] = []
         self.fed = 0
         for name in ("first", "second"):
@@ -150,7 +135,7 @@ class SharedNodeTests(SynchronousTestCase):
         common = indicators(range(2 * OWN, 2 * OWN + COMMON))
         for number, site in enumerate(self.sites):
             own = indicators(range(number * OWN, (number + 1) * OWN))
-            site.publish(own + common)
+            site.bus.publish(own + common)
         for site in self.sites:
             site.bridge.saw(f"The engine took {OWN + COMMON} entries")
 
@@ -169,7 +154,7 @@ class SharedNodeTests(SynchronousTestCase):
         expected = [count * (OWN + COMMON) for count in rounds]
 
         def sightings() -> list[int]:
-            return [site.sightings for site in self.sites]
+            return [site.bus.sightings() for site in self.sites]
 
         wait_until(lambda: all(map(int.__ge__, sightings(), expected)), LIMIT)
         time.sleep(1.0)
@@ -194,30 +179,28 @@ class SharedNodeTests(SynchronousTestCase):
         self.sighted(3, 3)
         self.feed()
         self.sighted(4, 4)
-        self.assertNotEqual(first.report()["identity"], second.report()["identity"])
+        self.assertNotEqual(
+            first.bus.bridge_report()["identity"], second.bus.bridge_report()["identity"]
+        )
 
 
-class ChangedTablesTests(SynchronousTestCase):
+class ChangedTablesTests(NodeTestCase):
     """
     Somebody who has the certificate changes a bridge's tables.
     """
 
     def setUp(self) -> None:
-        require_tenzir(self)
-        self.node = RealNode(plugins=SENSOR_PLUGINS)
-        self.addCleanup(self.node.stop)
-        self.sensor = Sensor(self.node.client)
-        self.addCleanup(self.sensor.close)
+        super().setUp()
         self.site = Site(Path(self.mktemp()).resolve(), self.node)
         self.addCleanup(self.site.stop)
-        self.site.publish(indicators(range(OWN)))
+        self.site.bus.publish(indicators(range(OWN)))
         self.site.bridge.saw(f"The engine took {OWN} entries")
         self.tables = pipelines.main_tables(self.identity())
         self.changes = self.fed = 0
 
     def identity(self) -> str:
-        wait_until(lambda: self.site.report().get("covered"), LIMIT)
-        return str(self.site.report()["identity"])
+        wait_until(lambda: self.site.bus.bridge_report().get("covered"), LIMIT)
+        return str(self.site.bus.bridge_report()["identity"])
 
     def feed(self) -> None:
         """
@@ -235,7 +218,7 @@ class ChangedTablesTests(SynchronousTestCase):
         before = self.changes
 
         def known() -> int:
-            return int(self.site.report().get("tables_changed", {}).get("count", 0))
+            return int(self.site.bus.bridge_report().get("tables_changed", {}).get("count", 0))
 
         def noticed() -> bool:
             self.feed()
@@ -243,23 +226,23 @@ class ChangedTablesTests(SynchronousTestCase):
             return known() > before
 
         # The node has counted the entries since the last write.
-        covered = self.site.report()["covered"]
-        wait_until(lambda: self.site.report()["covered"] > covered, LIMIT)
+        covered = self.site.bus.bridge_report()["covered"]
+        wait_until(lambda: self.site.bus.bridge_report()["covered"] > covered, LIMIT)
         self.feed()
         for text in texts:
             self.node.run(text)
         began = time.monotonic()
         wait_until(noticed, LIMIT)
         self.assertLess(time.monotonic() - began, NOTICED_SECONDS)
-        wait_until(lambda: self.site.report().get("live"), LIMIT)
+        wait_until(lambda: self.site.bus.bridge_report().get("live"), LIMIT)
         self.feed()
         expected = self.fed // (OWN + 1) * OWN
-        wait_until(lambda: self.site.sightings >= expected, LIMIT)
+        wait_until(lambda: self.site.bus.sightings() >= expected, LIMIT)
         time.sleep(1.0)
-        self.assertEqual(self.site.sightings, expected)
+        self.assertEqual(self.site.bus.sightings(), expected)
         self.changes = known()
         self.assertEqual(self.site.bridge.log.count("They are filled again"), self.changes)
-        self.assertIn(self.tables.ip, self.site.report()["tables_changed"]["newest"])
+        self.assertIn(self.tables.ip, self.site.bus.bridge_report()["tables_changed"]["newest"])
 
     def test_changed(self) -> None:
         """
