@@ -541,9 +541,9 @@ class Subscription:
         """
         entries = [JournalEntry(0, Stream.INTEL, raw) for raw in documents]
         dialect, refuse = self.request.dialect, self._parts.refuse
-        return (await render_in_turns(self._parts.clock, dialect, entries, Stage.SNAPSHOT, refuse))[
-            1
-        ]
+        clock, stage = self._parts.clock, Stage.SNAPSHOT
+        _, frames = await render_in_turns(clock, dialect, entries, stage, refuse)
+        return frames
 
     def render_end(self, full: bool, failed: Sequence[str]) -> Iterable[bytes]:
         """
