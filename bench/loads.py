@@ -4,7 +4,7 @@ no key.
 
     python -m bench.loads LOAD COUNT MANAGE PUB SUB
 
-It says C{ready}, begins when it reads a line, and says what it got. It stays connected
+It says C{ready}, begins when it reads a line, and reports the answers. It stays connected
 until it reads another line, or its input ends.
 """
 

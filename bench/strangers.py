@@ -149,7 +149,7 @@ SHORT_ROWS = (
 
 class Checkout(NamedTuple):
     """
-    @ivar name: What it is called in tables.
+    @ivar name: Its name in tables.
     @ivar path: The source tree.
     """
 
@@ -174,7 +174,7 @@ class Checkout(NamedTuple):
 @dataclass
 class Figures:
     """
-    What one run of a row found; times are in milliseconds, memory is in MiB.
+    The measurements of one run of a row; times are in milliseconds, memory is in MiB.
 
     @ivar late: How late each message was, for each receiver.
     @ivar lost: How many messages each receiver did not get.
