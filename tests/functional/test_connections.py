@@ -135,6 +135,13 @@ class StrangersTestCase(HostTestCase):
         self.check_served()
         self.assertEqual(self.plugin.status()["status"], "success")
 
+    def check_refused(self, status: dict[str, Any]) -> None:
+        """
+        Connections have been refused. It depends on the machine how many: once there is one, the
+        kernel holds off further attempts of its address.
+        """
+        self.assertGreater(status["received"]["connection"]["refused"], 0)
+
     @contextlib.contextmanager
     def clients(self, kind: int, port: int) -> Iterator[None]:
         """
@@ -200,7 +207,7 @@ class ManyClientsTests(StrangersTestCase):
                 self.plugin.saw("Ended a connection from 127.0.0.1")
                 status = self.check_unharmed()
                 self.assertLess(self.plugin.descriptors(), USUAL)
-            self.assertGreater(status["received"]["connection"]["refused"], 100)
+            self.check_refused(status)
             self.check_recovered()
 
 
@@ -233,7 +240,7 @@ class SilentConnectionsTests(StrangersTestCase):
         with self.silent(self.known.sub):
             self.plugin.saw("Ended a connection from 127.0.0.1")
             status = self.check_unharmed()
-            self.assertGreater(status["received"]["connection"]["refused"], 10)
+            self.check_refused(status)
             wait_until(lambda: self.plugin.descriptors() < 100)
         self.check_recovered()
 
