@@ -90,7 +90,7 @@ class LeakTests(PluginTestCase):
             detached_timeout=0.5,
             heartbeat_timeout=0.5,
             loglevel="warn",
-            max_client_subscriptions=10 * AT_ONCE,  # all of them are one client
+            max_client_subscriptions=CYCLES + 1,  # all of them are one client
         )
         living = self.client(plugin)
         living.join(INTEL)
