@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TESTS ?= tests
-# Tests at the same time; with 2 it takes two thirds of the time, on a machine with cores to spare.
+# Tests at the same time; with 2 it takes half of the time, on a machine with cores to spare.
 JOBS ?=
 UNIT_TESTS := $(patsubst tests/%.py,tests.%,$(sort $(wildcard tests/test_*.py)))
 TRIAL = -m twisted.trial $(JOBS:%=--jobs=%) --temp-directory=build/trial
