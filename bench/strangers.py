@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,15 +135,18 @@ ROWS = (
     Row("status", 300, stored=300_000),
     Row("oversized", 12),
 )
-SHORT_ROWS = (
-    Row("clients", 300, soft=256),
-    Row("silent", 600, soft=512, hard=512, keys=True),
-    Row("subscriptions", 1_000),
-    Row("documents", 2),
-    Row("topics", 100_000),
-    Row("patterns", 1),
-    Row("status", 100, stored=20_000),
-    Row("oversized", 3),
+SHORT_ROWS = tuple(
+    replace(row, stay=2.0, afterwards=2.0)
+    for row in (
+        Row("clients", 300, soft=256),
+        Row("silent", 600, soft=512, hard=512, keys=True),
+        Row("subscriptions", 1_000),
+        Row("documents", 2),
+        Row("topics", 100_000),
+        Row("patterns", 1),
+        Row("status", 100, stored=20_000),
+        Row("oversized", 3),
+    )
 )
 
 
