@@ -76,7 +76,7 @@ class ManageEndpointTestCase(SynchronousTestCase):
         )
         self.subscriptions = self.bus.subscriptions
         self.statistics = Statistics(
-            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25
+            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25, lambda: (3, 10)
         )
         work = ClientWork(self.clock)
         self.intake = Intake(

@@ -37,7 +37,7 @@ class StatisticsTests(SynchronousTestCase):
         self.bus = MemoryBus(self.clock, self.journal, MemoryPub(), DirectSubscription)
         self.subscriptions = self.bus.subscriptions
         self.statistics = Statistics(
-            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25
+            self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25, lambda: (3, 10)
         )
         self.work = ClientWork(self.clock)
         self.intake = Intake(
@@ -83,6 +83,7 @@ class StatisticsTests(SynchronousTestCase):
                 "plugin": "bus",
                 "uptime": 0.0,
                 "longest_turn": 0.25,
+                "connections": {"open": 3, "limit": 10},
                 "journal": {"head": 0, "indicators": 0, "sightings": 0},
                 "set_aside": {"count": 0, "newest": ""},
                 "received": {},

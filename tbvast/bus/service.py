@@ -197,7 +197,13 @@ class Bus(SequentialService):
         refuse = functools.partial(set_aside, journal)
         subscriptions = Subscriptions(reactor, settings)
         turns = TurnWatch(reactor)
-        statistics = Statistics(reactor, journal, subscriptions.everybody, lambda: turns.longest)
+        statistics = Statistics(
+            reactor,
+            journal,
+            subscriptions.everybody,
+            lambda: turns.longest,
+            lambda: (len(connections), connections.limit),
+        )
         connections = ConnectionTable(
             reactor,
             self._max_connections,

@@ -41,12 +41,14 @@ class Statistics(TimerService):
 
     @param everybody: Returns all subscriptions.
     @param longest_turn: Returns the longest turn of the reactor, in seconds of CPU time.
+    @param connections: Returns the number of open connections, and the most there may be.
     """
 
     _clock: IReactorTime
     _journal: IJournal
     _everybody: Callable[[], Iterable[Subscription]]
     _longest_turn: Callable[[], float]
+    _connections: Callable[[], tuple[int, int]]
 
     def __attrs_post_init__(self) -> None:
         super().__init__(SAMPLE_INTERVAL, self._sample)
@@ -117,6 +119,7 @@ class Statistics(TimerService):
         now, accepted = self._clock.seconds(), self._accepted()
         since, before = self._samples[0] if self._samples else (self._started, Counter[str]())
         elapsed = max(now - since, 1.0)
+        connected, limit = self._connections()
         return {
             "status": "success",
             "protocol": PROTOCOL,
@@ -124,6 +127,7 @@ class Statistics(TimerService):
             "plugin": self._journal.identity,
             "uptime": now - self._started,
             "longest_turn": self._longest_turn(),
+            "connections": {"open": connected, "limit": limit},
             "journal": {"head": self._journal.head, **counts},
             "set_aside": {"count": aside.count, "newest": aside.newest},
             "received": self._counts,

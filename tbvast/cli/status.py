@@ -145,7 +145,9 @@ def _bus(status: JsonValue, bus: str) -> Table:
     table.caption = escaped_text(
         f"tbvast {format_value(value_at(status, 'version'))},"
         f" up for {format_duration(value_at(status, 'uptime'))},"
-        f" {format_value(value_at(status, 'journal', 'head'))} entries in the journal"
+        f" {format_value(value_at(status, 'journal', 'head'))} entries in the journal,"
+        f" {format_value(value_at(status, 'connections', 'open'))} of at most"
+        f" {format_value(value_at(status, 'connections', 'limit'))} connections"
     )
     table.caption_justify = "left"
     return table

@@ -180,6 +180,10 @@ class ManyClientsTests(StrangersTestCase):
     1,400 ZeroMQ clients.
     """
 
+    def connections(self) -> dict[str, int]:
+        connections: dict[str, int] = self.known.request("status")["connections"]
+        return connections
+
     def test_soft_limit(self) -> None:
         """
         At the usual soft limit, all of them are connected: the plugin raises it.
@@ -187,9 +191,10 @@ class ManyClientsTests(StrangersTestCase):
         self.start(USUAL, 4096)
         for kind, port in ((zmq.SUB, self.known.pub), (zmq.DEALER, self.plugin.manage.port)):
             with self.clients(kind, port):
-                wait_until(lambda: self.plugin.descriptors() > CLIENTS)
+                wait_until(lambda: self.connections()["open"] > CLIENTS)
                 status = self.check_unharmed()
             self.assertNotIn("refused", status["received"]["connection"])
+            self.assertLess(status["connections"]["open"], status["connections"]["limit"])
             self.check_recovered()
 
     def test_hard_limit(self) -> None:
