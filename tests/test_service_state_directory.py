@@ -99,6 +99,29 @@ class StateDirectoryTests(SynchronousTestCase):
         e = self.assertRaises(StartupRefused, state.acquire)
         self.assertEqual(str(e), f"state directory {state.path} is not writable: Not a directory")
 
+    def test_writable_by_others(self) -> None:
+        """
+        Others can no longer change a directory that they could change.
+        """
+        path = self.mktemp()
+        os.mkdir(path)
+        os.chmod(path, 0o777)
+        self.acquired(path)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o755)
+
+    def test_link(self) -> None:
+        """
+        A link in place of the lock is not followed.
+        """
+        path, other = self.mktemp(), Path(self.mktemp())
+        os.mkdir(path)
+        other.write_text("precious")
+        os.symlink(other.resolve(), os.path.join(path, "lock"))
+        state = StateDirectory(path)
+        e = self.assertRaises(StartupRefused, state.acquire)
+        self.assertIn("is not writable: Too many levels of symbolic links", str(e))
+        self.assertEqual(other.read_text(), "precious")
+
     def test_files_of_before(self) -> None:
         """
         In a directory that others can enter, they lose the access to the files of before; the

@@ -54,13 +54,16 @@ class StateDirectory:
         """
         Create the directory if it is missing, accessible to its owner only, and lock it.
 
-        @raise StartupRefused: If it is not writable, or another process has locked it.
+        @raise StartupRefused: If it is not writable, if another user can replace files in it, or
+            if another process has locked it.
         """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             os.makedirs(self.path, 0o700, exist_ok=True)
+            self._shut_out()
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            lock = os.open(self.child("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.child("lock"), flags, 0o600)
         except OSError as e:
             raise StartupRefused(
                 f"state directory {self.path} is not writable: {e.strerror}"
@@ -77,6 +80,26 @@ class StateDirectory:
         self._lock = lock
         self._restrict()
         self.sign()
+
+    def _shut_out(self) -> None:
+        """
+        Take the permission to change the directory from others than its owner, and refuse what
+        they may have put there: a link in place of a file would make the service write elsewhere.
+        """
+        found = os.stat(self.path)
+        self._check_owner(self.path, found.st_uid)
+        if found.st_mode & 0o022:
+            os.chmod(self.path, stat.S_IMODE(found.st_mode) & ~0o022)
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                self._check_owner(entry.path, entry.stat(follow_symlinks=False).st_uid)
+
+    def _check_owner(self, path: str, owner: int) -> None:
+        if owner not in (0, os.geteuid()):
+            raise StartupRefused(
+                f"state directory {self.path}: {path} belongs to another user, with the id"
+                f" {owner}: choose a directory of your own, or run the service as that user"
+            )
 
     def _restrict(self) -> None:
         """

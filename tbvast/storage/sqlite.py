@@ -75,7 +75,8 @@ def acquire_writer_lock(path: Path, wait: float = WAIT) -> int:
     @return: The descriptor of an open file; closing it releases the lock.
     @raise OSError: If another process still holds the lock, or locking is impossible.
     """
-    lock = os.open(f"{path}-writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(f"{path}-writer", flags, 0o600)
     until = time.monotonic() + wait
     while True:
         try:

@@ -113,6 +113,28 @@ class LocalUserTests(HostTestCase):
         self.assertEqual(plugin.stop(), 0)
         self.assert_closed(self.folder / "state")
 
+    def test_planted(self) -> None:
+        """
+        A plugin refuses a state directory of another user, and one in which he has put a link to
+        a file that only root may change.
+        """
+        precious = self.folder / "precious"
+        for whose, planted in ((OTHER_USER, False), (0, True)):
+            precious.write_text("precious")
+            state = self.folder / f"state{whose}"
+            state.mkdir()
+            state.chmod(0o777)
+            os.chown(state, whose, whose)
+            if planted:
+                (state / "lock").symlink_to(precious)
+                os.chown(state / "lock", OTHER_USER, OTHER_USER, follow_symlinks=False)
+            command = twistd("tbvast-plugin", f"--state-dir={state}")
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=LIMIT)
+            with self.subTest(whose):
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(f"belongs to another user, with the id {OTHER_USER}", done.stderr)
+                self.assertEqual(precious.read_text(), "precious")
+
     def bridge(self, state: Path) -> BlockingProcess:
         """
         @return: A bridge whose live match runs, and whose temporary files go to C{tmp}.
