@@ -8,7 +8,9 @@ reactor, and call a receiver instead of being subclassed.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -346,6 +348,25 @@ class RouterConnection(Connection):
 
     socketType = zmq.ROUTER
     tells_connections = True
+
+    def __init__(
+        self,
+        factory: Factory,
+        receive: Callable[[list[Received]], None],
+        options: SocketOptions | None = None,
+        by_address: bool = False,
+    ) -> None:
+        _seed_random()
+        super().__init__(factory, receive, options, by_address)
+
+
+def _seed_random() -> None:
+    """
+    Seed C{rand}, with which libzmq draws the number of the first peer of a ROUTER; it does not
+    seed it itself. Whoever knows the numbers can claim that of a later peer as his own identity,
+    and libzmq aborts the process when that peer comes.
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4), "little")))
 
 
 class DealerConnection(Connection):

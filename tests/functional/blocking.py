@@ -290,13 +290,16 @@ class Peer:
     Speaks ZMTP 3.0 itself: sends what ZeroMQ would not.
     """
 
-    def __init__(self, host: str, port: int, kind: bytes) -> None:
+    def __init__(self, host: str, port: int, kind: bytes, identity: bytes = b"") -> None:
         """
         @param kind: The type of socket that it says it is, e.g. C{b"SUB"}.
+        @param identity: The identity that it claims; C{b""} for none.
         @raise NoPeer: If the other side ends the connection.
         """
         self._socket = socket.create_connection((host, port), LIMIT)
         ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
+        if identity:
+            ready += b"\x08Identity" + len(identity).to_bytes(4, "big") + identity
         received = b""
         try:
             self._socket.sendall(

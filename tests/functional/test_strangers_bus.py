@@ -5,17 +5,53 @@ What one client may cost a plugin, and what the others notice of it.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
 import zmq
 
-from tests.functional.blocking import LIMIT, Client, Sockets, an_indicator
+from tests.functional.blocking import LIMIT, Client, Peer, Sockets, an_indicator
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL
 from tests.functional.test_plugin_limits import PluginTestCase
 
 MIB = 2**20
+
+BARE_ROUTER = """
+import zmq
+with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+    router.bind("inproc://router")
+    with context.socket(zmq.DEALER) as dealer:
+        dealer.connect("inproc://router")
+        dealer.send(b"")
+        print(router.recv_multipart()[0].hex())
+"""
+"""
+Prints the identity that libzmq gives to the first peer of a ROUTER in a new process.
+"""
+
+
+class IdentityTests(PluginTestCase):
+    """
+    A stranger claims identities that libzmq gives to others.
+    """
+
+    def test_claimed(self) -> None:
+        """
+        Nobody can tell which ones: libzmq would abort the plugin when the next client comes.
+        """
+        first = subprocess.check_output([sys.executable, "-c", BARE_ROUTER], text=True)
+        number = int.from_bytes(bytes.fromhex(first)[1:], "big")
+        plugin = self.plugin()
+        for ahead in range(50):
+            identity = b"\0" + (number + ahead).to_bytes(4, "big")
+            peer = Peer("127.0.0.1", plugin.manage.port, b"DEALER", identity)
+            self.addCleanup(peer.close)
+        for _ in range(50):
+            self.client(plugin).join(INTEL)
+        self.assertEqual(plugin.status()["status"], "success")
 
 
 class SubscriptionTests(PluginTestCase):
