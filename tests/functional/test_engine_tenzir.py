@@ -771,6 +771,26 @@ class HazardTests(TenzirTestCase):
         self.engine.remove([e.observable for e in entries])
         self.assertEqual(self.engine.contents(), [])
 
+    def test_metrics(self) -> None:
+        """
+        The node does not store, several times a second, a profile of each operator of the live
+        match: there are thousands of them.
+        """
+        counting = "export internal=true\nname = @name\nsummarize name, count=count()\nwrite_ndjson"
+
+        def stored() -> Counter[str]:
+            rows = map(json.loads, self.node.run(counting).splitlines())
+            return Counter({row["name"]: row["count"] for row in rows})
+
+        watch: Any = self.engine.watch(unheeded)
+        with closing(watch):
+            self.assertEqual(next(watch), [])
+            before = stored()
+            others = "tenzir.metrics.actor"
+            wait_until(lambda: stored()[others] > before[others] + 10)
+            profile = "tenzir.metrics.operator_profile"
+            self.assertEqual(stored()[profile], before[profile])
+
     def test_null_key(self) -> None:
         """
         A value that the engine makes nothing of does not match all the events

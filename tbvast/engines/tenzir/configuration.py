@@ -69,6 +69,10 @@ _NODE = """\
   import-buffer-timeout: 0s
   # Otherwise the node's own log would grow to gigabytes.
   file-verbosity: warning
+  # Otherwise the node would store thousands of events a second about the operators of the match.
+  retention:
+    operator-metrics: 0s
+    operator-profile-metrics: 0s
   # All but what tbvast needs, of the plugins of the installed node.
   disable-plugins: {disabled}
 """
