@@ -4,6 +4,7 @@ Tests for L{tbvast.bus.ingest}.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tbvast.bus.ingest import (
     MAX_OFFERED_BYTES,
     MAX_QUEUED_BYTES,
     MAX_QUEUED_ITEMS,
+    REASONS,
     RETRY_DELAY,
     STEP_DOCUMENTS,
     Intake,
@@ -34,6 +36,7 @@ from tbvast.bus.journal.values import EVERYBODY, Outcome, Publisher, Verdict, up
 from tbvast.errors import Invalid, JournalFailed
 from tbvast.interfaces import ICounters, IPausable
 from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
+from tbvast.protocol.manage import Published
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.service.turns import TURN_BUDGET_SECONDS
 from tbvast.values import Received
@@ -348,7 +351,7 @@ class TurnTests(IntakeTestCase):
             turns += 1
             self.assertLessEqual(len(self.delivered_items()) - before, 10 * STEP_DOCUMENTS)
         self.assertGreater(turns, 3)
-        self.assertEqual(len(self.successResultOf(first)), count)
+        self.assertEqual(len(self.successResultOf(first).outcomes), count)
         self.assertEqual(self.delivered_items(), [*documents, indicator_document(count)])
 
     def test_fair(self) -> None:
@@ -369,7 +372,7 @@ class TurnTests(IntakeTestCase):
         for _ in range(200):
             self.clock.advance(0)
         for each in long:
-            self.assertEqual(len(self.successResultOf(each)), len(documents))
+            self.assertEqual(len(self.successResultOf(each).outcomes), len(documents))
 
     def test_shares(self) -> None:
         """
@@ -386,9 +389,9 @@ class TurnTests(IntakeTestCase):
         for _ in range(3):
             self.clock.advance(0)
             self.journal.release()
-        outcomes = self.successResultOf(answer)
-        self.assertEqual(len(outcomes), len(published))
-        self.assertLess(max(each.number for each in outcomes), MAX_QUEUED_ITEMS / 2)
+        outcomes = self.successResultOf(answer).outcomes
+        self.assertEqual(outcomes, ["accepted"] * len(published))
+        self.assertLess(self.delivered_items().index(published[-1]), MAX_QUEUED_ITEMS / 2)
 
     def test_bytes(self) -> None:
         """
@@ -405,7 +408,7 @@ class TurnTests(IntakeTestCase):
         while not answer.called:
             self.journal.release()
             self.clock.advance(0)
-        self.assertEqual(len(self.successResultOf(answer)), 60)
+        self.assertEqual(len(self.successResultOf(answer).outcomes), 60)
         self.assertLessEqual(max(self.journal.batches), 8)
 
     def test_sub_bytes(self) -> None:
@@ -505,8 +508,8 @@ class UnspokenTests(IntakeTestCase):
         """
         A request is told so, too.
         """
-        (result,) = self.successResultOf(self.publish([INTEL_2020_11]))
-        self.assertIn("Threat Bus 2020.11. Update the program", str(result))
+        reply = self.successResultOf(self.publish([INTEL_2020_11]))
+        self.assertIn("Threat Bus 2020.11. Update the program", reply.reasons[0])
 
 
 class PublishTests(IntakeTestCase):
@@ -520,7 +523,7 @@ class PublishTests(IntakeTestCase):
         """
         self.successResultOf(self.publish([an_indicator(1, 5).raw]))
         self.clock.advance(0)
-        outcomes = self.successResultOf(
+        reply = self.successResultOf(
             self.publish(
                 [
                     an_indicator(1, 5).raw,
@@ -534,18 +537,56 @@ class PublishTests(IntakeTestCase):
             )
         )
         self.assertEqual(
-            [each.verdict if isinstance(each, Outcome) else "refused" for each in outcomes],
+            reply.outcomes,
             ["repeated", "refused", "outdated", "accepted", "unknown", "accepted", "refused"],
         )
-        self.assertIsInstance(outcomes[1], Invalid)
-        self.assertIn("nowhere", str(outcomes[6]))
+        self.assertEqual(list(reply.reasons), [1, 2, 6])
+        self.assertIn("nowhere", reply.reasons[6])
         self.assertEqual(self.counters.counts["message", "refused"], 2)
+
+    def test_first_reasons(self) -> None:
+        """
+        The first reasons are kept, whether the intake or, later, the journal refuses a document.
+        """
+        self.successResultOf(self.publish([an_indicator(n, 5).raw for n in range(3 * REASONS)]))
+        documents = [an_indicator(n, 4).raw if n % 2 else b"0" for n in range(3 * REASONS)]
+        self.journal.holding = True
+        answer = self.publish(documents)
+        for _ in range(1000):
+            self.clock.advance(0)
+        self.assertNoResult(answer)
+        self.journal.holding = False
+        self.journal.release()
+        reply = self.successResultOf(self.done(answer))
+        self.assertEqual(reply.outcomes, ["refused", "outdated"] * (3 * REASONS // 2))
+        self.assertEqual(list(reply.reasons), list(range(REASONS)))
+
+    def test_nothing_held(self) -> None:
+        """
+        Nothing is held of refused documents while others wait: neither they nor their errors.
+        """
+        documents = [
+            b"0",
+            b'"',
+            b"{}",
+            b'{"type":"indicator"}',
+            b"[" * 1000,
+            b"\xff",
+            INTEL_2020_11,
+        ]
+        documents.append(indicator_document(1, pattern="[ipv4-addr:value = 'nowhere']"))
+        documents.append(indicator_document(1, pattern="["))
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.successResultOf(self.publish(documents))
+        self.assertEqual([each for each in gc.get_objects() if isinstance(each, Invalid)], [])
 
     def test_nothing(self) -> None:
         """
         Nothing has no outcomes.
         """
-        self.assertEqual(self.successResultOf(self.publish([])), [])
+        self.assertEqual(self.successResultOf(self.publish([])), Published([], {}))
 
     def test_not_answered_before_durable(self) -> None:
         """
@@ -555,16 +596,16 @@ class PublishTests(IntakeTestCase):
         d = self.publish([an_indicator().raw])
         self.assertNoResult(d)
         self.journal.release()
-        self.assertEqual(len(self.successResultOf(d)), 1)
+        self.assertEqual(self.successResultOf(d).outcomes, ["accepted"])
         self.assertEqual(self.delivered_items(), [an_indicator().raw])
 
     def test_taken(self) -> None:
         """
         Items from another bus are taken in the same way.
         """
-        (outcome,) = self.successResultOf(self.take([an_indicator()], EVERYBODY))
-        assert isinstance(outcome, Outcome)
-        self.assertEqual((outcome.verdict, outcome.number), (Verdict.ACCEPTED, 1))
+        reply = self.successResultOf(self.take([an_indicator()], EVERYBODY))
+        self.assertEqual(reply.outcomes, ["accepted"])
+        self.assertEqual(self.journal.head, 1)
 
     def test_delivery_fails(self) -> None:
         """
@@ -576,9 +617,8 @@ class PublishTests(IntakeTestCase):
 
         self.start_delivering(deliver)
         for number in range(2):
-            (outcome,) = self.successResultOf(self.publish([an_indicator(number).raw]))
-            assert isinstance(outcome, Outcome)
-            self.assertEqual(outcome.verdict, Verdict.ACCEPTED)
+            reply = self.successResultOf(self.publish([an_indicator(number).raw]))
+            self.assertEqual(reply.outcomes, ["accepted"])
             self.clock.advance(0)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
@@ -677,7 +717,8 @@ class FailingTests(IntakeTestCase):
         for _ in range(200):
             self.clock.advance(RETRY_DELAY)
         self.assertEqual(self.journal.head, 0)
-        self.assertEqual(len(self.successResultOf(self.publish(documents[:1]))), 1)
+        reply = self.successResultOf(self.publish(documents[:1]))
+        self.assertEqual(reply.outcomes, ["accepted"])
 
     def test_defect(self) -> None:
         """
@@ -782,32 +823,30 @@ class PermissionTests(IntakeTestCase):
         """
         By request it is refused with a reason, and the rest is taken.
         """
-        first, second = self.successResultOf(
+        reply = self.successResultOf(
             self.publish([an_indicator().raw, a_sighting().raw], self.keys["intel"])
         )
-        self.assertIsInstance(first, Outcome)
-        self.assertEqual(str(second), "type: 'sighting' is not yours to publish")
+        self.assertEqual(reply.outcomes, ["accepted", "refused"])
+        self.assertEqual(reply.reasons, {1: "type: 'sighting' is not yours to publish"})
 
     def test_upstream(self) -> None:
         """
         Another bus that this one has subscribed to is no client.
         """
         publisher = upstream_publisher("up.example:13370")
-        (outcome,) = self.successResultOf(self.take([an_indicator()], publisher))
-        self.assertIsInstance(outcome, Outcome)
+        reply = self.successResultOf(self.take([an_indicator()], publisher))
+        self.assertEqual(reply.outcomes, ["accepted"])
         self.clock.advance(0)
         # Neither may change an indicator of the other.
         edit = an_indicator(1, 2).raw
-        (outcome,) = self.successResultOf(self.publish([edit], self.keys["intel"]))
-        assert isinstance(outcome, Outcome)
-        self.assertEqual(outcome.verdict, Verdict.REFUSED)
-        self.assertIn("upstream up.example:13370", outcome.reason)
+        reply = self.successResultOf(self.publish([edit], self.keys["intel"]))
+        self.assertEqual(reply.outcomes, ["refused"])
+        self.assertIn("upstream up.example:13370", reply.reasons[0])
         self.clock.advance(0)
         self.successResultOf(self.publish([an_indicator(2).raw], self.keys["intel"]))
         self.clock.advance(0)
-        (outcome,) = self.successResultOf(self.take([an_indicator(2, 2)], publisher))
-        assert isinstance(outcome, Outcome)
-        self.assertEqual(outcome.verdict, Verdict.REFUSED)
+        reply = self.successResultOf(self.take([an_indicator(2, 2)], publisher))
+        self.assertEqual(reply.outcomes, ["refused"])
 
     def test_owner(self) -> None:
         """
@@ -826,8 +865,7 @@ class PermissionTests(IntakeTestCase):
         self.assertIn("it belongs to intel", event["reason"])
         self.clock.advance(0)
         for user, verdict in (("other", "refused"), ("manager", "accepted")):
-            (outcome,) = self.successResultOf(self.publish([removal.raw], self.keys[user]))
-            assert isinstance(outcome, Outcome)
-            self.assertEqual((user, outcome.verdict), (user, verdict))
+            reply = self.successResultOf(self.publish([removal.raw], self.keys[user]))
+            self.assertEqual((user, reply.outcomes), (user, [verdict]))
             self.clock.advance(0)
         self.assertEqual(len(self.delivered_items()), 2)

@@ -18,9 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tbvast.bus.access_control import AccessControl
 from tbvast.bus.client_work import ClientWork
-from tbvast.bus.ingest import RETRY_DELAY, Intake
+from tbvast.bus.ingest import REASONS, RETRY_DELAY, Intake
 from tbvast.bus.journal.values import Outcome, Verdict
-from tbvast.bus.manage_endpoint import REASONS, ManageEndpoint
+from tbvast.bus.manage_endpoint import ManageEndpoint
 from tbvast.bus.snapshots import JournalSource
 from tbvast.bus.statistics import Statistics
 from tbvast.protocol import manage

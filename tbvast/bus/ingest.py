@@ -22,6 +22,7 @@ from tbvast.bus.journal.values import Outcome, Publisher, Verdict, runs_of
 from tbvast.errors import DialectUnspoken, Invalid, JournalFailed, ProtocolInvalid
 from tbvast.interfaces import ICounters, IJournal, IPausable
 from tbvast.protocol.frames import Envelope, Item, admit_document, decode_report, stream_of
+from tbvast.protocol.manage import Published
 from tbvast.service.rate_limit import RateLimit
 from tbvast.service.turns import in_turns
 from tbvast.stix.admission import admit
@@ -67,24 +68,52 @@ are.
 """
 
 
+REASONS = 1000
+"""
+The most reasons in the reply to a publish request.
+"""
+
+SET_ASIDE = "it could not be kept, and was set aside"
+"""
+The reason of a refusal without another one.
+"""
+
+
 @attrs.define(eq=False)
 class _Offer:
     """
-    Items that a publisher offers together, and waits for.
+    Items that a publisher offers together, and waits for. Nothing is kept of those that are
+    resolved but the reply.
 
     @param count: Their number.
-    @ivar done: Fires with an outcome, or the reason of the refusal, for each. Once it has failed,
-        the publisher keeps all of them.
+    @ivar done: Fires with the reply. Once it has failed, the publisher keeps all of them.
     """
 
     _count: int
-    done: Deferred[list[Outcome | Invalid]] = attrs.field(init=False, factory=Deferred)
-    _results: dict[int, Outcome | Invalid] = attrs.field(init=False, factory=dict)
+    done: Deferred[Published] = attrs.field(init=False, factory=Deferred)
+    _outcomes: list[str] = attrs.field(init=False)
+    _unresolved: int = attrs.field(init=False)
+    _reasons: dict[int, str] = attrs.field(init=False, factory=dict)
+    _reasons_until: int = attrs.field(init=False)
 
-    def resolve(self, index: int, result: Outcome | Invalid) -> None:
-        self._results[index] = result
-        if len(self._results) == self._count and not self.done.called:
-            self.done.callback([self._results[n] for n in range(self._count)])
+    def __attrs_post_init__(self) -> None:
+        self._outcomes = [""] * self._count
+        self._unresolved = self._reasons_until = self._count
+
+    def resolve(self, index: int, verdict: Verdict, reason: str | Invalid = "") -> None:
+        self._outcomes[index] = verdict
+        if reason and index < self._reasons_until:
+            self._reasons[index] = str(reason)
+            if len(self._reasons) >= 2 * REASONS:
+                self._reasons = self._first_reasons
+                self._reasons_until = max(self._reasons)
+        self._unresolved -= 1
+        if not (self._unresolved or self.done.called):
+            self.done.callback(Published(self._outcomes, self._first_reasons))
+
+    @property
+    def _first_reasons(self) -> dict[int, str]:
+        return dict(sorted(self._reasons.items())[:REASONS])
 
     def fail(self, failure: Failure) -> None:
         if not self.done.called:
@@ -238,16 +267,13 @@ class Intake:
         reported = self._reported
         return max(len(reported) / MAX_QUEUED_ITEMS, reported.size / MAX_QUEUED_BYTES)
 
-    def publish(
-        self, documents: Sequence[bytes], user: str = ""
-    ) -> Steps[Deferred[list[Outcome | Invalid]]]:
+    def publish(self, documents: Sequence[bytes], user: str = "") -> Steps[Deferred[Published]]:
         """
         Take in indicators and sightings.
 
         @param documents: Their documents.
         @param user: The user who publishes them.
-        @return: The work, whose result fires when all are durable, with an outcome, or the
-            reason of the refusal, for each.
+        @return: The work, whose result fires with the reply when all are durable.
         """
 
         def decode(document: bytes) -> Item:
@@ -259,9 +285,7 @@ class Intake:
 
         return self._take(decode, documents, self._access.publisher(user))
 
-    def take(
-        self, items: Sequence[Item], publisher: Publisher
-    ) -> Deferred[list[Outcome | Invalid]]:
+    def take(self, items: Sequence[Item], publisher: Publisher) -> Deferred[Published]:
         """
         Take in items from another bus.
 
@@ -273,11 +297,11 @@ class Intake:
 
     def _take(
         self, decode: Callable[[bytes], Item], documents: Sequence[bytes], publisher: Publisher
-    ) -> Steps[Deferred[list[Outcome | Invalid]]]:
+    ) -> Steps[Deferred[Published]]:
         yield None
         offer = _Offer(len(documents))
         if not documents:
-            offer.done.callback([])
+            offer.done.callback(Published([], {}))
         size = 0
         for index, raw in enumerate(documents):
             if offer.done.called:  # it has failed
@@ -305,13 +329,15 @@ class Intake:
     ) -> None:
         try:
             self._offered.append((decode(raw), offer, index, publisher))
-            return
+        # No local variable may hold an error: its traceback would hold the variable.
         except Invalid as e:
-            refusal = e
+            self._refuse(offer, index, e)
         except Exception as e:
-            refusal = self._unexpected(raw, e)
-        self._refused(refusal)
-        offer.resolve(index, refusal)
+            self._refuse(offer, index, self._unexpected(raw, e))
+
+    def _refuse(self, offer: _Offer, index: int, error: Invalid) -> None:
+        self._refused(error)
+        offer.resolve(index, _REFUSED, error)
 
     def _refused(self, error: Invalid) -> None:
         unspoken = isinstance(error, DialectUnspoken)
@@ -418,7 +444,8 @@ class Intake:
                 name, reason = publisher.name or "somebody", outcome.reason
                 self._complaints.warn(self._log, text, id=item.id, publisher=name, reason=reason)
             if offer is not None:
-                offer.resolve(index, outcome)
+                unkept = SET_ASIDE if outcome.verdict is _REFUSED else ""
+                offer.resolve(index, outcome.verdict, outcome.reason or unkept)
 
     def fan_out(self, outcomes: Sequence[Outcome]) -> Deferred[None]:
         """

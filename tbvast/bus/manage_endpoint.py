@@ -15,7 +15,6 @@ from twisted.logger import Logger
 from tbvast.bus.access_control import TO_SUBSCRIBE, AccessControl
 from tbvast.bus.client_work import ClientWork, Steps
 from tbvast.bus.ingest import Intake
-from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import BusParts
 from tbvast.bus.subscriptions import Subscriptions, make_subscription
@@ -34,11 +33,6 @@ The longest request that is decoded when it arrives, if it is well-formed.
 REQUEST_BYTES = 4096
 """
 The bytes that a request takes in memory besides its own, about.
-"""
-
-REASONS = 1000
-"""
-The most reasons in the reply to a publish request.
 """
 
 
@@ -143,8 +137,8 @@ class ManageEndpoint:
         request = yield from manage.decode_request(raw, self._parts.settings.max_documents)
         match request:
             case manage.Publish(documents):
-                outcomes = yield from self._intake.publish(documents, user)
-                return outcomes.addCallback(_published)
+                published = yield from self._intake.publish(documents, user)
+                return published.addCallback(_encode_published)
             case manage.Status():
                 self._check_under_way(user, len(raw))
                 return self._statistics.report()
@@ -203,18 +197,5 @@ def advertised_host(settings: PluginSettings) -> str:
     return settings.host
 
 
-def _published(results: list[Outcome | Invalid]) -> bytes:
-    verdicts = [
-        result.verdict if isinstance(result, Outcome) else Verdict.REFUSED for result in results
-    ]
-    reasons: dict[int, str] = {}
-    for index, result in enumerate(results):
-        if len(reasons) == REASONS:
-            break
-        if isinstance(result, Invalid):
-            reasons[index] = str(result)
-        elif result.reason:
-            reasons[index] = result.reason
-        elif result.verdict is Verdict.REFUSED:
-            reasons[index] = "it could not be kept, and was set aside"
-    return manage.encode_published(verdicts, reasons)
+def _encode_published(published: manage.Published) -> bytes:
+    return manage.encode_published(published.outcomes, published.reasons)

@@ -204,7 +204,7 @@ def matchable(pattern: str | Expression) -> Matchable:
     if condition is not None:
         return Matchable(condition, tuple(found.unmatched))
     if found.invalid:
-        raise found.invalid[0]
+        raise found.invalid.pop(0)  # its traceback holds the list, which may not hold it
     raise PatternUnmatchable(found.unmatched[0])
 
 
@@ -387,6 +387,6 @@ def _of_value(expected: Kind, value: Literal, found: _Findings) -> Term | None:
     try:
         return Term(normalise(kind, value), value)
     except ObservableInvalid as e:
-        found.invalid.append(e)
+        found.invalid.append(e.with_traceback(None))
         found.unmatched.append(f"a value that is no {expected.value}")
         return None
