@@ -60,6 +60,7 @@ class ClientWork:
     ) -> Iterator[Deferred[None] | None]:
         while queue:
             yield from queue.popleft()
+            yield None  # the last step of one work, if not its only one, and the first of the next
         del self._queues[client]
         if self._finished is not None and not self._queues:
             self._finished.callback(None)
