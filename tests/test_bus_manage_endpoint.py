@@ -23,6 +23,7 @@ from tbvast.bus.journal.values import Outcome, Verdict
 from tbvast.bus.manage_endpoint import ManageEndpoint
 from tbvast.bus.snapshots import JournalSource
 from tbvast.bus.statistics import Statistics
+from tbvast.bus.unread_answers import CLIENT_BYTES, UnreadAnswers
 from tbvast.protocol import manage
 from tbvast.protocol.manage import PROTOCOL
 from tbvast.values import Position
@@ -78,6 +79,7 @@ class ManageEndpointTestCase(SynchronousTestCase):
         self.statistics = Statistics(
             self.clock, self.journal, self.subscriptions.everybody, lambda: 0.25, lambda: (3, 10)
         )
+        self.unread = UnreadAnswers()
         work = ClientWork(self.clock)
         self.intake = Intake(
             self.clock,
@@ -97,6 +99,7 @@ class ManageEndpointTestCase(SynchronousTestCase):
             self.subscriptions,
             self.intake,
             self.statistics,
+            self.unread,
         )
 
     def make_access(self) -> AccessControl:
@@ -400,6 +403,40 @@ class PublishTests(ManageEndpointTestCase):
         reply = self.publish(*[b"0"] * MAX_DOCUMENTS)
         self.assertEqual(reply.outcomes, ["refused"] * MAX_DOCUMENTS)
         self.assertEqual(list(reply.reasons), list(range(REASONS)))
+
+    def test_unread(self) -> None:
+        """
+        A client that does not read its long answers gets no others, and is told why. What it
+        publishes then is not taken. Its heartbeats, and others, are answered.
+        """
+        topic = self.subscribe(user="one")["topic"]
+        read: list[bool] = []
+        self.unread.sent("one", CLIENT_BYTES + 1, lambda: bool(read))
+        document = an_indicator().raw.decode()
+        for request in (
+            {"action": "status"},
+            {"action": "publish", "documents": [document]},
+        ):
+            reply = self.request("one", **request)
+            self.assertIn(f"is not at most {CLIENT_BYTES} bytes for one client", reply["reason"])
+        self.assertEqual(self.journal.head, 0)
+        reply = self.request("one", action="heartbeat", topic=topic)
+        self.assertEqual(reply, {"status": "success"})
+        self.assertEqual(self.request("two", action="status")["status"], "success")
+        read.append(True)
+        self.assertEqual(self.request("one", action="status")["status"], "success")
+
+    def test_unread_meanwhile(self) -> None:
+        """
+        So does one whose answer has become too long to wait for it, too.
+        """
+        self.journal.holding = True
+        answer = self.dialogue.answer([manage.encode_publish([b"0"] * 200 + [a_sighting().raw])])
+        self.done()
+        self.unread.sent("", CLIENT_BYTES, lambda: False)
+        self.journal.release()
+        reply = json.loads(self.successResultOf(answer))
+        self.assertIn(f"is not at most {CLIENT_BYTES} bytes for one client", reply["reason"])
 
     def hold(self, user: str, size: int) -> Deferred[bytes]:
         """

@@ -4,6 +4,7 @@ Tests for L{tbvast.bus.subscriptions}.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,9 +14,15 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.subscription import LOSSES_PER_MINUTE, PUMP_FRAMES, STALLED, Subscription
+from tbvast.bus.subscription import (
+    LOSSES_PER_MINUTE,
+    NO_REPORT,
+    PUMP_FRAMES,
+    STALLED,
+    Subscription,
+)
 from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
-from tbvast.bus.subscriptions import RETRY_INTERVAL
+from tbvast.bus.subscriptions import CLIENT_REPORT_BYTES, RETRY_INTERVAL, TOTAL_REPORT_BYTES
 from tbvast.errors import LimitExceeded
 from tbvast.interfaces import IPublisher
 from tbvast.protocol.topics import Stream
@@ -619,7 +626,7 @@ class EndTests(SubscriptionsTestCase):
         for _ in range(5):
             self.assertTrue(self.subscriptions.heartbeat(subscription.topic, {"a": 1}))
             self.pass_time(10)
-        self.assertEqual(subscription.report, {"a": 1})
+        self.assertEqual(bytes(subscription.report), b'{"a":1}')
         self.assertEqual(len(self.subscriptions), 1)
         with capturedLogs() as events:
             self.pass_time(6)
@@ -745,6 +752,50 @@ class LimitTests(SubscriptionsTestCase):
         self.restart_with(max_topics=2)
         self.open("stix2/indicator", "stix2/sighting")
         self.refused("topic", "stix2/indicator", "stix2/sighting", "threatbus/intel")
+
+    def test_reports(self) -> None:
+        """
+        The reports of one client's subscribers are dropped if they are too long together, and
+        so are those of all. Their subscriptions stay, and other reports do.
+        """
+        report = {"a": "x" * (CLIENT_REPORT_BYTES // 4)}
+        users = [str(number) for number in range(2 * TOTAL_REPORT_BYTES // CLIENT_REPORT_BYTES)]
+        opened = {user: [self.bus.open(a_request(), user) for _ in range(4)] for user in users}
+        with capturedLogs() as events:
+            for subscription in itertools.chain(*opened.values()):
+                for _ in range(2):
+                    self.assertTrue(self.subscriptions.heartbeat(subscription.topic, report))
+
+        def kept(user: str) -> int:
+            return sum(each.report != NO_REPORT for each in opened[user])
+
+        self.assertEqual(kept("0"), 3)
+        self.assertEqual(
+            sum(map(kept, users)), TOTAL_REPORT_BYTES // (CLIENT_REPORT_BYTES // 4) - 1
+        )
+        self.assertIn("too long", events[0]["log_format"])
+        for each in opened["0"][:2]:
+            self.subscriptions.close(each.topic)
+        last = opened["0"][3]
+        self.subscriptions.heartbeat(last.topic, report)
+        self.assertNotEqual(last.report, NO_REPORT)
+        for each in itertools.chain(*opened.values()):
+            self.subscriptions.close(each.topic)
+        again = self.bus.open(a_request(), "0")
+        self.subscriptions.heartbeat(again.topic, {"a": "x" * (CLIENT_REPORT_BYTES - 20)})
+        self.assertNotEqual(again.report, NO_REPORT)
+
+    def test_many_topics_shown(self) -> None:
+        """
+        The status shows the first topics, and how many more there are.
+        """
+        topics = ("stix2/indicator", *(f"{n:0250}" for n in range(15)))
+        subscription = self.open(*topics)
+        self.assertEqual(
+            subscription.describe()["topics"], ("stix2/indicator", topics[1], "… and 14 more")
+        )
+        few = ("stix2/indicator", "stix2/sighting")
+        self.assertEqual(self.open(*few).describe()["topics"], few)
 
 
 class RememberedTests(SubscriptionsTestCase):

@@ -18,6 +18,7 @@ from tbvast.bus.ingest import Intake
 from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import BusParts
 from tbvast.bus.subscriptions import Subscriptions, make_subscription
+from tbvast.bus.unread_answers import LONG_ANSWER, UnreadAnswers
 from tbvast.errors import Invalid, JournalFailed, LimitExceeded
 from tbvast.protocol import manage
 from tbvast.protocol.damaged_json import RequestUnsplittable
@@ -48,6 +49,8 @@ class ManageEndpoint:
     @param parts: The parts of the bus that subscriptions use.
     @param work: Decodes requests.
     @param access: Decides who may do what.
+    @param unread: The answers that clients have not read. One that has too many gets no other long
+        one.
     """
 
     _log = Logger()
@@ -58,6 +61,7 @@ class ManageEndpoint:
     _subscriptions: Subscriptions
     _intake: Intake
     _statistics: Statistics
+    _unread: UnreadAnswers
 
     def __attrs_post_init__(self) -> None:
         settings = self._parts.settings
@@ -79,7 +83,10 @@ class ManageEndpoint:
         size = len(raw) + REQUEST_BYTES
         self._count_under_way(user, size)
         try:
-            return await self._dispatch(raw, user, peer)
+            reply = await self._dispatch(raw, user, peer)
+            if len(reply) > LONG_ANSWER:
+                self._unread.check(user)
+            return reply
         except JournalFailed as e:
             return manage.refused(str(e))
         except Invalid as e:
@@ -137,9 +144,11 @@ class ManageEndpoint:
         request = yield from manage.decode_request(raw, self._parts.settings.max_documents)
         match request:
             case manage.Publish(documents):
+                self._unread.check(user)
                 published = yield from self._intake.publish(documents, user)
                 return published.addCallback(_encode_published)
             case manage.Status():
+                self._unread.check(user)
                 self._check_under_way(user, len(raw))
                 return self._statistics.report()
         return succeed(self._reply(request, user))

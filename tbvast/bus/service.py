@@ -30,6 +30,7 @@ from tbvast.bus.statistics import Statistics
 from tbvast.bus.subscription import LOSSES_PER_MINUTE, BusParts
 from tbvast.bus.subscription_saver import SubscriptionSaver
 from tbvast.bus.subscriptions import Subscriptions
+from tbvast.bus.unread_answers import LONG_ANSWER, UnreadAnswers
 from tbvast.bus.upstream import Upstream
 from tbvast.errors import StartupRefused
 from tbvast.interfaces import IReloadable
@@ -283,7 +284,10 @@ class Bus(SequentialService):
             service.setServiceParent(self)
         self._subscriptions = subscriptions
         self._intake = intake
-        self._endpoint = ManageEndpoint(parts, work, access, subscriptions, intake, statistics)
+        self._unread = unread = UnreadAnswers()
+        self._endpoint = ManageEndpoint(
+            parts, work, access, subscriptions, intake, statistics, unread
+        )
         self._asking = EndpointConnections(
             connections, "manage", bool(settings.clients), limits["manage"]
         )
@@ -327,14 +331,18 @@ class Bus(SequentialService):
             self._asking.handed_over(message.descriptor, sum(map(len, frames[1:])))
             # An empty frame ends the routing frames; a bare DEALER does not send one.
             length = frames.index(b"") + 1 if b"" in frames else 1
-            reply = functools.partial(self._reply, frames[:length])
+            reply = functools.partial(self._reply, frames[:length], message.user)
             self._unanswered += 1
             answer = self._endpoint.answer(frames[length:], message.user, frames[0])
             answer.addCallback(reply)
 
-    def _reply(self, envelope: list[bytes], reply: bytes) -> None:
+    def _reply(self, envelope: list[bytes], user: str, reply: bytes) -> None:
         self._unanswered -= 1
-        if self.running:
+        if not self.running:
+            return
+        if len(reply) > LONG_ANSWER:
+            self._unread.sent(user, len(reply), self._manage.send_shared([*envelope, reply]))
+        else:
             self._manage.send_now([*envelope, reply])
 
     def reload(self) -> None:

@@ -99,19 +99,23 @@ class Statistics(TimerService):
             for each in asking:
                 each.errback(Failure())
         else:
-            for each in asking:
-                each.callback(report)
+            await in_turns(
+                self._clock,
+                asking,
+                lambda each: each.callback(report),
+                "Cannot answer a status request",
+            )
 
     def stopService(self) -> Deferred[None]:
         self._reporting.cancel()
         return super().stopService()
 
     async def _report(self) -> dict[str, object]:
-        subscriptions: list[dict[str, object]] = []
+        subscriptions: list[msgspec.Raw] = []
         await in_turns(
             self._clock,
             self._everybody(),
-            lambda each: subscriptions.append(each.describe()),
+            lambda each: subscriptions.append(msgspec.Raw(msgspec.json.encode(each.describe()))),
             "Cannot describe a subscription",
         )
         counts = await self._journal.counts()

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -45,6 +46,16 @@ The same, for a subscriber that has lost its queue, and has not read anything si
 REST = 2.0
 """
 Seconds after which a subscription that has lost its queue reads the journal again.
+"""
+
+NO_REPORT = msgspec.Raw(b"{}")
+"""
+The report of a subscriber that has sent none.
+"""
+
+SHOWN_TOPICS = 300
+"""
+The most characters of a subscription's topics that the status and the log show.
 """
 
 STALLED = 0.25
@@ -211,7 +222,8 @@ class Subscription:
     @ivar sent: The number of frames sent.
     @ivar dropped: The number of frames lost: the queue was full, or the journal has pruned
         them.
-    @ivar report: The subscriber's last report about itself.
+    @ivar report: The subscriber's last report about itself, as JSON.
+    @ivar shown_topics: The topics that it asked for, if these are not too long to be shown.
     """
 
     _log = Logger()
@@ -230,12 +242,13 @@ class Subscription:
         self.request = request
         self.user = user
         self.name = request.name or "somebody"
+        self.shown_topics = shown_topics(request.topics)
         self.streams = streams_of(request.topics)
         self.answers_snapshots = request.dialect is Dialect.STIX2
         self.snapshot_days: int | None = min(request.snapshot, parts.settings.max_snapshot_days)
         self.detached: float | None = parts.clock.seconds()
         self.closed = False
-        self.report: dict[str, object] = {}
+        self.report = NO_REPORT
         self.sent = self.dropped = 0
         self._parts = parts
         self._since = self._heard = self._progressed = parts.clock.seconds()
@@ -305,7 +318,7 @@ class Subscription:
         now = self._parts.clock.seconds()
         return {
             "name": self.request.name,
-            "topics": self.request.topics,
+            "topics": self.shown_topics,
             "dialect": self.request.dialect,
             "attached": self.detached is None,
             "age": now - self._since,
@@ -318,11 +331,11 @@ class Subscription:
             "report": self.report,
         }
 
-    def heartbeat(self, report: dict[str, object]) -> None:
+    def heartbeat(self, report: msgspec.Raw) -> None:
         """
         The subscriber is alive.
 
-        @param report: Its report about itself.
+        @param report: Its report about itself, as JSON.
         """
         self._heard = self._parts.clock.seconds()
         self._beating = True
@@ -664,3 +677,13 @@ class Subscription:
         self._abandon_snapshot()
         self._live.clear()
         self._drop_queue()
+
+
+def shown_topics(topics: Sequence[str]) -> tuple[str, ...]:
+    """
+    @return: The first topics, and the number of the others if they are too long together.
+    """
+    lengths = itertools.accumulate(map(len, topics))
+    count = sum(length <= SHOWN_TOPICS for length in lengths)
+    left_out = len(topics) - count
+    return (*topics[:count], f"… and {left_out} more") if left_out else tuple(topics)

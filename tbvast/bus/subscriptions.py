@@ -14,10 +14,18 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from tbvast.bus.client_budget import ClientBudget
 from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription, Saved
 from tbvast.bus.replayed_subscription import ReplayedSubscription
-from tbvast.bus.subscription import LOSSES_PER_MINUTE, STALLED, BusParts, QueueBudget, Subscription
+from tbvast.bus.subscription import (
+    LOSSES_PER_MINUTE,
+    NO_REPORT,
+    STALLED,
+    BusParts,
+    QueueBudget,
+    Subscription,
+)
 from tbvast.errors import LimitExceeded
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
@@ -29,6 +37,12 @@ from tbvast.storage.set_aside import SetAside, Stage, reason_of
 RETRY_INTERVAL = 0.001
 """
 Seconds before frames are offered again to a peer whose queue was full.
+"""
+
+CLIENT_REPORT_BYTES = 1 << 20
+TOTAL_REPORT_BYTES = 1 << 24
+"""
+The most bytes of the reports of one client's subscribers, and of all, which are in every status.
 """
 
 SWEEP_INTERVAL = 1.0
@@ -55,6 +69,8 @@ class Subscriptions(TimerService):
         self.clock = self._clock = clock
         self._settings = settings
         self._by_topic: dict[str, Subscription] = {}
+        self._counts = ClientBudget(settings.max_client_subscriptions, settings.max_subscriptions)
+        self._reports = ClientBudget(CLIENT_REPORT_BYTES, TOTAL_REPORT_BYTES)
         self._delivering: Deferred[None] = succeed(None)
         self.budget = QueueBudget(settings.queue_total_bytes, self._relieve_soon)
         self._relieving: IDelayedCall | None = None
@@ -87,14 +103,14 @@ class Subscriptions(TimerService):
             raise LimitExceeded(
                 "topic", len(request.topics), f"at most {settings.max_topics} topics"
             )
-        count = sum(each.user == user for each in self._by_topic.values())
+        count = self._counts.of(user)
         if count >= settings.max_client_subscriptions:
             raise LimitExceeded(
                 "subscriptions",
                 count,
                 f"less than the limit for one client, {settings.max_client_subscriptions}",
             )
-        self._by_topic[subscription.topic] = subscription
+        self._add(subscription)
         self._log.info(
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=subscription.name,
@@ -118,19 +134,32 @@ class Subscriptions(TimerService):
             except Exception as e:
                 parts.refuse([SetAside(Stage.SUBSCRIPTION, reason_of(e), raw)])
             else:
-                self._by_topic[topic] = restored
+                self._add(restored)
 
-    def heartbeat(self, topic: str, report: dict[str, object]) -> bool:
+    def _add(self, subscription: Subscription) -> None:
+        self._by_topic[subscription.topic] = subscription
+        self._counts.change(subscription.user, 1)
+        self._reports.change(subscription.user, _report_size(subscription))
+
+    def heartbeat(self, topic: str, report: Mapping[str, object]) -> bool:
         """
         Note that a subscriber is alive.
 
-        @param report: Its report about itself.
+        @param report: Its report about itself. It is dropped if the reports are too long together.
         @return: Whether there is such a subscription.
         """
         subscription = self._by_topic.get(topic)
-        if subscription is not None:
-            subscription.heartbeat(report)
-        return subscription is not None
+        if subscription is None:
+            return False
+        user, encoded = subscription.user, msgspec.Raw(msgspec.json.encode(report))
+        self._reports.change(user, -_report_size(subscription))
+        if self._reports.room(user) < len(bytes(encoded)):
+            text = "Dropped a report of {name}: the reports are too long together."
+            self._losses.warn(self._log, text, name=subscription.name)
+            encoded = NO_REPORT
+        subscription.heartbeat(encoded)
+        self._reports.change(user, _report_size(subscription))
+        return True
 
     def close_all(self, users: Collection[str]) -> None:
         """
@@ -150,6 +179,8 @@ class Subscriptions(TimerService):
         subscription = self._by_topic.pop(topic, None)
         if subscription is None:
             return False
+        self._counts.change(subscription.user, -1)
+        self._reports.change(subscription.user, -_report_size(subscription))
         described = subscription.describe()
         subscription.close()
         self._log.info(
@@ -289,6 +320,10 @@ class Subscriptions(TimerService):
         if self._relieving is not None:
             self._relieving.cancel()
         return super().stopService()
+
+
+def _report_size(subscription: Subscription) -> int:
+    return len(bytes(subscription.report))
 
 
 def make_subscription(parts: BusParts, request: Subscribe, user: str = "") -> Subscription:

@@ -359,6 +359,22 @@ class RouterConnection(Connection):
         _seed_random()
         super().__init__(factory, receive, options, by_address)
 
+    def send_shared(self, frames: Sequence[bytes]) -> Callable[[], bool]:
+        """
+        Send a message without waiting. Its last frame is not copied, so that messages with the
+        same one share it.
+
+        @return: Tells whether ZeroMQ no longer has it: it is with the peer's system, or was
+            dropped, because the peer is gone or its queue was full.
+        """
+        *envelope, last = frames
+        self._read_soon()
+        for frame in envelope:
+            self.socket.send(frame, _NOBLOCK | zmq.SNDMORE)
+        shared = zmq.Frame(last, track=True, copy=False)
+        tracker = self.socket.send(shared, _NOBLOCK, copy=False, track=True)
+        return lambda: tracker.done
+
 
 def _seed_random() -> None:
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from tbvast.values import HostPort
 from tests.functional.blocking import LIMIT, Client, Peer, Sockets, an_indicator
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL
@@ -289,4 +290,47 @@ class RequestTests(HostileTestCase):
         self.assertEqual({each["status"] for each in replies}, {"success"})
         self.assertLess(len({each["uptime"] for each in replies}), 300)
         self.assertLess(time.monotonic() - began, LIMIT)
+        self.assert_short_turns()
+
+    def test_refused_documents(self) -> None:
+        """
+        Requests of 100,000 documents that are all refused take little more than their bytes.
+        """
+        before = self.host.rss()
+        replies = self.answers(self.asking(*[publishing(*[b"0"] * 100_000)] * 6))
+        for each in replies:
+            self.assertEqual(each["outcomes"], ["refused"] * 100_000)
+            self.assertEqual(len(each["reasons"]), 1000)
+        self.assertLess(self.host.rss() - before, 60 * MIB)
+        self.assert_short_turns()
+
+    def test_unread(self) -> None:
+        """
+        Answers that a stranger does not read take a bounded amount of memory, however long its
+        reports make each status, and hold up nobody.
+        """
+        before = self.host.rss()
+        address = "127.0.0.9:0;127.0.0.1"
+        other = Client(HostPort(address, self.host.manage.port))
+        self.addCleanup(other.close)
+        report = {"a": "x" * 65_000}
+        for _ in range(90):
+            topic = other.request("subscribe", topic=INTEL)["topic"]
+            reply = other.request("heartbeat", topic=topic, report=report)
+            self.assertEqual(reply["status"], "success")
+        deaf = self.more.socket(
+            zmq.DEALER, self.host.manage.port, address, RCVHWM=1, RCVBUF=4096, SNDHWM=0
+        )
+        for request in (b'{"action":"status"}', publishing(*[b"0"] * 20_000)):
+            for _ in range(200):
+                deaf.send_multipart([b"", request])
+        wait_until(
+            lambda: self.host.status()["received"].get("request", {}).get("refused", 0) > 300
+        )
+        self.answers(self.asking(b'{"action":"status"}'))
+        self.assertLess(self.host.rss() - before, 100 * MIB)
+        reason = other.request("status")["reason"]
+        self.assertIn("is not at most 16777216 bytes for one client", reason)
+        deaf.close(0)
+        wait_until(lambda: other.request("status")["status"] == "success")
         self.assert_short_turns()

@@ -158,6 +158,36 @@ class MessageTests(SocketsTestCase):
         await self.until(lambda: answered.messages)
         self.assertEqual(answered.messages, [Received("", [b"answer"])])
 
+    async def test_shared(self) -> None:
+        """
+        A long frame is sent to several peers, and it is known when each has taken it.
+        """
+        router, asked, dealer, answered = self.pair()
+        silent = DealerConnection(self.factory, answered, {zmq.RCVHWM: 1, zmq.RCVBUF: 4096})
+        silent.connect(self.address(router))
+        silent.pause()
+        frame = b"x" * (1 << 23)
+        taken: list[Callable[[], bool]] = []
+        for each in (silent, dealer):
+            each.send_now((b"", b"question"))
+            await self.until(lambda: asked.messages)
+            peer = asked.bursts.pop()[0].frames[0]
+            taken += [router.send_shared([peer, b"", frame]) for _ in range(3)]
+        await self.until(lambda: len(answered.messages) == 3)
+        self.assertEqual(answered.messages[2].frames, [b"", frame])
+        await self.until(lambda: all(each() for each in taken[3:]))
+        self.assertFalse(taken[2]())
+        silent.shutdown()
+        await self.until(lambda: all(each() for each in taken))
+
+    async def test_shared_with_nobody(self) -> None:
+        """
+        A message to a peer that is gone is dropped.
+        """
+        router, *_ = self.pair()
+        taken = router.send_shared([b"nobody", b"", b"x"])
+        await self.until(taken)
+
     async def test_single_frame(self) -> None:
         """
         A message of one frame arrives as one.
