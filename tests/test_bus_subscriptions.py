@@ -10,11 +10,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tbvast.bus.subscription import (
+    CLIENT_LINES_PER_MINUTE,
     LOSSES_PER_MINUTE,
     NO_REPORT,
     PUMP_FRAMES,
@@ -796,6 +797,24 @@ class LimitTests(SubscriptionsTestCase):
         )
         few = ("stix2/indicator", "stix2/sighting")
         self.assertEqual(self.open(*few).describe()["topics"], few)
+
+    def test_log(self) -> None:
+        """
+        A client that subscribes and unsubscribes again and again does not fill the log: its lines
+        are short, and not more than some a minute. Others have theirs.
+        """
+        topics = ("stix2/indicator", *(f"{n}" + "\u00ad" * 250 for n in range(15)))
+        with capturedLogs() as events:
+            for user, count in (("one", 1000), ("two", 1)):
+                for _ in range(count):
+                    opened = self.bus.open(a_request(*topics, name="\u00ad" * 256), user)
+                    self.subscriptions.close(opened.topic)
+        self.assertEqual(len(events), CLIENT_LINES_PER_MINUTE + 2)
+        self.assertLess(max(len(formatEvent(event)) for event in events), 600)
+        self.clock.advance(60)
+        with capturedLogs() as events:
+            self.bus.open(a_request(), "one")
+        self.assertEqual(len(events), 1)
 
 
 class RememberedTests(SubscriptionsTestCase):

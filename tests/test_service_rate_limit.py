@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tbvast.service.rate_limit import RateLimit
+from tbvast.service.rate_limit import ClientRateLimit, RateLimit
 
 
 class RateLimitTests(SynchronousTestCase):
@@ -74,3 +74,41 @@ class RateLimitTests(SynchronousTestCase):
         self.assertEqual(self.allowed(limit, 2), 0)
         self.clock.advance(60)
         self.assertEqual(self.allowed(limit, 2), 0)
+
+
+class ClientRateLimitTests(SynchronousTestCase):
+    """
+    Tests for L{ClientRateLimit}.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.limit = ClientRateLimit(self.clock, 3, 5)
+
+    def allowed(self, client: str) -> int:
+        return sum(self.limit.allows(client) for _ in range(10))
+
+    def test_limited(self) -> None:
+        """
+        One client does not use up what all may have; together they do.
+        """
+        self.assertEqual([self.allowed(each) for each in "abc"], [3, 2, 0])
+        self.clock.advance(59)
+        self.assertEqual([self.allowed(each) for each in "abc"], [0, 0, 0])
+
+    def test_next_minute(self) -> None:
+        """
+        The next minute allows as many again.
+        """
+        self.allowed("a")
+        self.clock.advance(60)
+        self.assertEqual([self.allowed(each) for each in "bac"], [3, 2, 0])
+
+    def test_info(self) -> None:
+        """
+        A line is logged if one is allowed.
+        """
+        with capturedLogs() as events:
+            for number in range(5):
+                self.limit.info("a", Logger(), "It is {number}", number=number)
+        self.assertEqual([event["number"] for event in events], [0, 1, 2])

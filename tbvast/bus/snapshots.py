@@ -16,11 +16,12 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.subscription import Subscription
+from tbvast.bus.subscription import CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE, Subscription
 from tbvast.interfaces import IJournal, ISnapshotSource, SendPage
 from tbvast.protocol.frames import Envelope, encode_snapshot_request, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
+from tbvast.service.rate_limit import ClientRateLimit
 from tbvast.storage.set_aside import Stage
 
 PAGE_ITEMS = 1000
@@ -102,6 +103,10 @@ class Snapshots:
     _everybody: Callable[[], Iterable[Subscription]]
     _refuse: Refuse
     _asked: dict[str, _Question] = attrs.field(init=False, factory=dict)
+    _lines: ClientRateLimit = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lines = ClientRateLimit(self._clock, CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE)
 
     def begin(self, subscription: Subscription) -> None:
         """
@@ -193,7 +198,9 @@ class Snapshots:
                 failed.append(source.name)
                 self._log.failure("Cannot get a snapshot from {source}", source=source.name)
         await send(subscription.render_end(days is None, failed))
-        self._log.info(
+        self._lines.info(
+            subscription.user,
+            self._log,
             "Snapshot of {days} for {name}: {count} indicators in {elapsed:.3f} s.",
             days="all" if days is None else f"{days} days",
             name=subscription.name,

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from tbvast.bus.fanout import CommittedBatch, Form, Refuse, Rendered, render_in_turns
 from tbvast.bus.journal.values import JournalEntry
+from tbvast.errors import SHOWN
 from tbvast.interfaces import IJournal, IPublisher, SendPage
 from tbvast.protocol.manage import Subscribe
 from tbvast.protocol.topics import Dialect, Stream, streams_of
@@ -62,6 +63,11 @@ STALLED = 0.25
 """
 Seconds after which a subscriber of which ZeroMQ accepts nothing is tried less often. A slower one
 has more in ZeroMQ's queue than it reads in that time.
+"""
+
+CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE = 200, 1000
+"""
+The most log lines a minute about what the subscribers of one client, and all, do.
 """
 
 LOSSES_PER_MINUTE = 60
@@ -206,7 +212,7 @@ class Subscription:
 
     @ivar topic: The topic that only this subscriber knows.
     @ivar request: The subscriber's request.
-    @ivar name: The subscriber's name for itself, for the log.
+    @ivar name: The subscriber's name for itself, for the log; its beginning if it is long.
     @ivar user: The user who made the request, as the access control knows it.
     @ivar streams: The streams that it gets.
     @ivar detached: When the last ZeroMQ subscription ended, in seconds; C{None} while there is one.
@@ -241,7 +247,7 @@ class Subscription:
         self.topic = topic
         self.request = request
         self.user = user
-        self.name = request.name or "somebody"
+        self.name = _shortened(request.name) or "somebody"
         self.shown_topics = shown_topics(request.topics)
         self.streams = streams_of(request.topics)
         self.answers_snapshots = request.dialect is Dialect.STIX2
@@ -677,6 +683,10 @@ class Subscription:
         self._abandon_snapshot()
         self._live.clear()
         self._drop_queue()
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
 
 
 def shown_topics(topics: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from tbvast.bus.fanout import CommittedBatch
 from tbvast.bus.queued_subscription import QueuedSubscription, Saved
 from tbvast.bus.replayed_subscription import ReplayedSubscription
 from tbvast.bus.subscription import (
+    CLIENT_LINES_PER_MINUTE,
+    LINES_PER_MINUTE,
     LOSSES_PER_MINUTE,
     NO_REPORT,
     STALLED,
@@ -29,7 +31,7 @@ from tbvast.bus.subscription import (
 from tbvast.errors import LimitExceeded
 from tbvast.protocol.manage import PROTOCOL, Subscribe
 from tbvast.protocol.topics import STIX2_TOPIC_LENGTH, new_topic
-from tbvast.service.rate_limit import RateLimit
+from tbvast.service.rate_limit import ClientRateLimit, RateLimit
 from tbvast.service.turns import in_turns
 from tbvast.settings.schema import PluginSettings
 from tbvast.storage.set_aside import SetAside, Stage, reason_of
@@ -75,6 +77,7 @@ class Subscriptions(TimerService):
         self.budget = QueueBudget(settings.queue_total_bytes, self._relieve_soon)
         self._relieving: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
+        self._lines = ClientRateLimit(clock, CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE)
         self._stuck: dict[float, dict[Subscription, None]] = {RETRY_INTERVAL: {}, STALLED: {}}
         self._retrying: dict[float, Deferred[None]] = {}
 
@@ -111,10 +114,12 @@ class Subscriptions(TimerService):
                 f"less than the limit for one client, {settings.max_client_subscriptions}",
             )
         self._add(subscription)
-        self._log.info(
+        self._lines.info(
+            user,
+            self._log,
             "{name} subscribed to {topics} ({dialect}, {snapshot} days); {count} subscriptions.",
             name=subscription.name,
-            topics=", ".join(request.topics),
+            topics=", ".join(subscription.shown_topics),
             dialect=request.dialect,
             snapshot=request.snapshot,
             count=len(self),
@@ -183,7 +188,9 @@ class Subscriptions(TimerService):
         self._reports.change(subscription.user, -_report_size(subscription))
         described = subscription.describe()
         subscription.close()
-        self._log.info(
+        self._lines.info(
+            subscription.user,
+            self._log,
             "{who} {reason} after {sent} messages; {dropped} lost, {queued} waiting and up to"
             " {behind} in the journal not sent; {count} subscriptions.",
             **described,
