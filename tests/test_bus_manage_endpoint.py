@@ -547,6 +547,32 @@ class ResumeTests(ManageEndpointTestCase):
                 self.assertEqual(self.beginning(self.resume(number, plugin)), Position("bus", 4))
                 self.assertEqual(self.source.asked, [0.0])
 
+    def test_refused(self) -> None:
+        """
+        A position that no journal can have is refused, with its field, its value and the limit.
+        """
+        largest = (1 << 53) - 1
+        others: list[Any] = [-1, largest + 1, 1 << 62, 1 << 64, 10**30, 1.5, "1", None, True, []]
+        for number in others:
+            with self.subTest(number=number):
+                reply = self.resume(number)
+                self.assertEqual(reply["status"], "error")
+                self.assertIn("resume.number: ", reply["reason"])
+                self.assertIn(f" is not a whole number from 0 to {largest}", reply["reason"])
+        for resume, field in (
+            ([], "resume"),
+            ("bus", "resume"),
+            ({"number": 1}, "resume.plugin"),
+            ({"plugin": "x" * 257, "number": 1}, "resume.plugin"),
+            ({"plugin": "bus"}, "resume.number"),
+        ):
+            with self.subTest(resume=resume):
+                reply = self.subscribe(protocol=PROTOCOL, resume=resume)
+                self.assertEqual(reply["status"], "error")
+                self.assertIn(f"{field}: ", reply["reason"])
+        self.assertEqual(len(self.subscriptions), 0)
+        self.assertEqual(self.beginning(self.resume(largest)), Position("bus", 4))
+
     def test_others(self) -> None:
         """
         Subscribers of the old dialects do not see it.

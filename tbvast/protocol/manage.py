@@ -37,6 +37,11 @@ REPORT_BYTES = 65536
 The most bytes of a subscriber's report in a heartbeat.
 """
 
+LARGEST_NUMBER = (1 << 53) - 1
+"""
+The largest number of a journal that a position may have: every program that reads JSON can
+represent it.
+"""
 
 FIELD_BYTES = 1 << 18
 """
@@ -140,7 +145,7 @@ class _Document(msgspec.Struct):
     name: msgspec.Raw = msgspec.Raw(b'""')
     report: msgspec.Raw = msgspec.Raw(b"null")
     documents: msgspec.Raw = msgspec.Raw(b"[]")
-    resume: Position | None = None
+    resume: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decoder = msgspec.json.Decoder(_Document)
@@ -156,7 +161,8 @@ def decode_request(raw: bytes, most: int) -> Work[Request]:
     @param most: The most documents of a publish request.
     @raise RequestUnsplittable: If it is a publish request whose documents have no
         recognisable bounds.
-    @raise LimitExceeded: If it has too many documents, or a property is too long.
+    @raise LimitExceeded: If it has too many documents, a property is too long, or the position
+        to resume from is none that a journal can have.
     @raise ProtocolInvalid: If it is not a JSON object, or a property has the wrong type.
     """
     reason = f"only one to publish may be longer than {DECODED_BYTES} bytes"
@@ -215,7 +221,7 @@ def _interpret(document: _Document, action: JsonValue) -> Request:
             dialect=dialect,
             protocol=_text("protocol", _value("protocol", document.protocol)),
             name=_text("name", _value("name", document.name)),
-            resume=document.resume,
+            resume=_resume(document.resume),
         )
     if action == "unsubscribe" and len(topics) == 1:
         return Unsubscribe(topics[0], dialect)
@@ -252,6 +258,21 @@ def _report(raw: bytes) -> JsonObject:
         return msgspec.json.decode(raw, type=JsonObject | None) or {}
     except UNREADABLE as e:
         raise ProtocolInvalid("report", raw, f"a JSON object ({e})") from e
+
+
+def _resume(raw: msgspec.Raw) -> Position | None:
+    value = _value("resume", raw)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise LimitExceeded("resume", value, "a position of the form {plugin, number}")
+    plugin, number = value.get("plugin"), value.get("number")
+    if not isinstance(plugin, str) or len(plugin) > NAME_LENGTH:
+        raise LimitExceeded("resume.plugin", plugin, f"a text of at most {NAME_LENGTH} characters")
+    # A boolean is an integer in Python.
+    if type(number) is not int or not 0 <= number <= LARGEST_NUMBER:
+        raise LimitExceeded("resume.number", number, f"a whole number from 0 to {LARGEST_NUMBER}")
+    return Position(plugin, number)
 
 
 def _text(field: str, value: JsonValue) -> str:
