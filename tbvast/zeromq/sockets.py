@@ -36,6 +36,11 @@ BURST_BYTES = 1 << 18
 The messages, and the bytes, after which one connection stops reading in one reactor turn.
 """
 
+BURST_REQUESTS = 50
+"""
+The same for requests, which may take a quarter of a millisecond each, however short they are.
+"""
+
 PEER_MESSAGES = 256
 """
 The most messages that an XPUB socket queues for one peer. ZeroMQ counts messages, not
@@ -139,6 +144,7 @@ class Connection(ZmqConnection):
     @ivar paused: Whether reading is paused.
     @ivar drained: Whether the last read emptied the socket.
     @cvar defaults: The options of every socket of the class.
+    @cvar burst_messages: The messages after which it stops reading in one reactor turn.
     @cvar tells_connections: Whether a message has the descriptor of its sender's connection.
     """
 
@@ -147,6 +153,7 @@ class Connection(ZmqConnection):
     _frame: zmq.Frame
     read_scheduled: IDelayedCall | None
     defaults: SocketOptions = {}
+    burst_messages = BURST_MESSAGES
     tells_connections = False
 
     def __init__(
@@ -266,7 +273,7 @@ class Connection(ZmqConnection):
         messages: list[Received] = []
         size = 0
         try:
-            while len(messages) < BURST_MESSAGES and size < BURST_BYTES:
+            while len(messages) < self.burst_messages and size < BURST_BYTES:
                 message = self._read_message()
                 messages.append(message)
                 size += sum(map(len, message.frames))
@@ -347,6 +354,7 @@ class RouterConnection(Connection):
     """
 
     socketType = zmq.ROUTER
+    burst_messages = BURST_REQUESTS
     tells_connections = True
 
     def __init__(

@@ -21,6 +21,7 @@ from tbvast.zeromq.receive_limits import ReceiveLimits
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
     BURST_MESSAGES,
+    BURST_REQUESTS,
     PEER_MESSAGES,
     TOPIC_BYTES,
     Connection,
@@ -216,7 +217,7 @@ class MessageTests(SocketsTestCase):
             self.assertTrue(dealer.send_now((b"%d" % number,)))
         await self.until(lambda: len(asked.messages) == count)
         self.assertEqual(asked.frames, [b"%d" % number for number in range(count)])
-        self.assertLessEqual(max(map(len, asked.bursts)), BURST_MESSAGES)
+        self.assertLessEqual(max(map(len, asked.bursts)), BURST_REQUESTS)
 
     async def test_large_bursts(self) -> None:
         """
@@ -401,7 +402,7 @@ class DrainTests(SocketsTestCase):
         dealer.connect(self.address(router))
         self.assertTrue(router.drained)
         router.pause()
-        for number in range(BURST_MESSAGES + 1):
+        for number in range(BURST_REQUESTS + 1):
             dealer.send_now((b"%d" % number,))
         turn: Deferred[None] = Deferred()
         reactor.callLater(0.2, turn.callback, None)
