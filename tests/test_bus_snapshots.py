@@ -13,8 +13,15 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from tbvast.bus.snapshots import ANSWER_TIME, PAGE_BYTES, PAGE_ITEMS, JournalSource
-from tbvast.bus.subscription import Subscription
+from tbvast.bus.snapshots import (
+    ANSWER_TIME,
+    CLIENT_REQUESTS_PER_MINUTE,
+    PAGE_BYTES,
+    PAGE_ITEMS,
+    REQUESTS_PER_MINUTE,
+    JournalSource,
+)
+from tbvast.bus.subscription import LOSSES_PER_MINUTE, Subscription
 from tbvast.bus.subscriptions import RETRY_INTERVAL
 from tbvast.interfaces import ISnapshotSource
 from tbvast.protocol.frames import Envelope
@@ -335,6 +342,42 @@ class SnapshotsTests(SynchronousTestCase):
         self.answer(self.asked(other)[0], an_indicator(9))
         self.snapshots.deliver(self.open(), 2)
         self.assertEqual(len({r["snapshot_id"] for r in self.asked(other)}), 2)
+
+    def test_too_many(self) -> None:
+        """
+        Others are asked for some snapshots of one client a minute; beyond that a subscription gets
+        those of the sources, and the answers to a request for the same.
+        """
+        other = self.open("stix2/sighting")
+        cycles = [self.bus.open(a_request(), "one") for _ in range(100)]
+        with capturedLogs() as events:
+            for days, subscription in enumerate(cycles, 1):
+                self.snapshots.deliver(subscription, days)
+        asked = self.asked(other)
+        self.assertEqual(len(asked), CLIENT_REQUESTS_PER_MINUTE)
+        self.assertEqual(
+            sum("Asked nobody" in event["log_format"] for event in events), LOSSES_PER_MINUTE
+        )
+        self.snapshots.deliver(self.open(), 200)
+        self.assertEqual(len(self.asked(other)), CLIENT_REQUESTS_PER_MINUTE + 1)
+        last = self.bus.open(a_request(), "one")
+        self.snapshots.deliver(last, 5)
+        self.answer(asked[4], an_indicator(9))
+        self.subscriptions.attach(last.topic.encode())
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.got(last), [b"indicator " + an_indicator(n).raw for n in (1, 2, 9)])
+        self.clock.advance(60)
+        self.snapshots.deliver(cycles[0], 300)
+        self.assertEqual(len(self.asked(other)), CLIENT_REQUESTS_PER_MINUTE + 2)
+
+    def test_too_many_in_all(self) -> None:
+        """
+        So are those of all clients.
+        """
+        other = self.open("stix2/sighting")
+        for number in range(2 * REQUESTS_PER_MINUTE):
+            self.snapshots.deliver(self.bus.open(a_request(), str(number)), number)
+        self.assertEqual(len(self.asked(other)), REQUESTS_PER_MINUTE)
 
     def test_sightings_only(self) -> None:
         """

@@ -16,12 +16,17 @@ from zope.interface import implementer
 
 from tbvast.bus.fanout import Refuse, render_entries
 from tbvast.bus.journal.values import JournalEntry
-from tbvast.bus.subscription import CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE, Subscription
+from tbvast.bus.subscription import (
+    CLIENT_LINES_PER_MINUTE,
+    LINES_PER_MINUTE,
+    LOSSES_PER_MINUTE,
+    Subscription,
+)
 from tbvast.interfaces import IJournal, ISnapshotSource, SendPage
 from tbvast.protocol.frames import Envelope, encode_snapshot_request, stream_of
 from tbvast.protocol.topics import Stream
 from tbvast.service.clock import Calendar
-from tbvast.service.rate_limit import ClientRateLimit
+from tbvast.service.rate_limit import ClientRateLimit, RateLimit
 from tbvast.storage.set_aside import Stage
 
 PAGE_ITEMS = 1000
@@ -33,6 +38,11 @@ The most indicators that are read, and held in memory, at a time, and their byte
 ANSWER_TIME = 600.0
 """
 Seconds that other subscribers have to answer a snapshot request.
+"""
+
+CLIENT_REQUESTS_PER_MINUTE, REQUESTS_PER_MINUTE = 20, 120
+"""
+The most snapshots a minute of one client, and of all, for which other subscribers are asked.
 """
 
 _DAY = 86400.0
@@ -104,8 +114,14 @@ class Snapshots:
     _refuse: Refuse
     _asked: dict[str, _Question] = attrs.field(init=False, factory=dict)
     _lines: ClientRateLimit = attrs.field(init=False)
+    _requests: ClientRateLimit = attrs.field(init=False)
+    _complaints: RateLimit = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._requests = ClientRateLimit(
+            self._clock, CLIENT_REQUESTS_PER_MINUTE, REQUESTS_PER_MINUTE
+        )
+        self._complaints = RateLimit(self._clock, LOSSES_PER_MINUTE)
         self._lines = ClientRateLimit(self._clock, CLIENT_LINES_PER_MINUTE, LINES_PER_MINUTE)
 
     def begin(self, subscription: Subscription) -> None:
@@ -120,7 +136,7 @@ class Snapshots:
         Send a subscription the intel of some days before anything else.
 
         A source that fails is logged, and the others are still asked. The answers of other
-        subscribers follow as they arrive.
+        subscribers follow as they arrive; these are not asked for too many snapshots a minute.
 
         @param days: The number of days; C{None} for everything that is in force.
         """
@@ -130,16 +146,36 @@ class Snapshots:
                 self._ask_others(subscription, stream, days)
 
     def _ask_others(self, subscription: Subscription, stream: Stream, days: int) -> None:
-        self._drop_ended()
-        for question in self._asked.values():
-            if (question.stream, question.days, question.answered) == (stream, days, False):
-                break  # one answer serves both
-        else:
+        allowed = self._requests.allows(subscription.user)
+        if allowed:
+            self._drop_ended()
+        question = self._open_question(stream, days)
+        if question is None and allowed:
             until = self._clock.seconds() + ANSWER_TIME
             question = _Question(str(uuid.uuid4()), stream, days, until)
             self._asked[question.id] = question
+        if question is None:
+            text = "Asked nobody for a snapshot for {name}: there are too many requests."
+            self._complaints.warn(self._log, text, name=subscription.name)
+            return
         question.askers.append(subscription)
-        payload = encode_snapshot_request(question.id, stream, round(days * _DAY))
+        if allowed:
+            self._ask(question, subscription)
+
+    def _open_question(self, stream: Stream, days: int) -> _Question | None:
+        """
+        @return: A question whose answers serve another subscription, too.
+        """
+        now = self._clock.seconds()
+        for question in self._asked.values():
+            wanted = (question.stream, question.days, question.answered) == (stream, days, False)
+            if wanted and question.until > now:
+                return question
+        return None
+
+    def _ask(self, question: _Question, subscription: Subscription) -> None:
+        seconds = round(question.days * _DAY)
+        payload = encode_snapshot_request(question.id, question.stream, seconds)
         for other in self._everybody():
             if (
                 other is not subscription
@@ -150,19 +186,25 @@ class Snapshots:
                 other.deliver([payload])
 
     def _drop_ended(self) -> None:
-        now = self._clock.seconds()
         for request, question in list(self._asked.items()):
-            question.askers = [asker for asker in question.askers if not asker.closed]
-            if question.until <= now or not question.askers:
+            if not self._waiting(question):
                 del self._asked[request]
+
+    def _waiting(self, question: _Question) -> bool:
+        """
+        Drop the askers of a question that have ended.
+
+        @return: Whether there are others that still wait for answers.
+        """
+        question.askers = [asker for asker in question.askers if not asker.closed]
+        return bool(question.askers) and question.until > self._clock.seconds()
 
     def answered(self, envelope: Envelope) -> None:
         """
         Send an envelope of another subscriber's answer to the askers.
         """
-        self._drop_ended()
         question = self._asked.get(envelope.snapshot)
-        if question is None:
+        if question is None or not self._waiting(question):
             self._log.debug("Ignored a snapshot envelope that no subscription waits for.")
             return
         question.answered = True

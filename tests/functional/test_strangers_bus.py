@@ -334,3 +334,34 @@ class RequestTests(HostileTestCase):
         deaf.close(0)
         wait_until(lambda: other.request("status")["status"] == "success")
         self.assert_short_turns()
+
+
+class AgainAndAgainTests(PluginTestCase):
+    """
+    Requests that are accepted, again and again.
+    """
+
+    def test_subscribe(self) -> None:
+        """
+        A stranger that subscribes, each time with long topics and another snapshot, and
+        unsubscribes, neither fills the log nor has others asked for each snapshot.
+        """
+        plugin = self.plugin()
+        known, stranger = self.client(plugin), self.client(plugin)
+        known.join(INTEL)
+        before = len(plugin.log)
+        topics = [INTEL, *(f"{n:02}" + "\u00ad" * 254 for n in range(99))]
+        for days in range(1, 501):
+            topic = stranger.request("subscribe", topic=topics, snapshot=days, name="\u00ad" * 256)[
+                "topic"
+            ]
+            self.assertEqual(stranger.request("unsubscribe", topic=topic)["status"], "success")
+        document = an_indicator()
+        self.publisher(known).publish(document)
+        received = [known.receive() for _ in range(21)]
+        asked = [topic.removeprefix(known.topic) for topic, _ in received[:20]]
+        self.assertEqual(asked, ["snapshotrequest"] * 20)
+        self.assertIn(document["id"], received[20][1])
+        self.assertLess(len(plugin.log) - before, 1_000_000)
+        self.assertLess(max(map(len, plugin.log.splitlines())), 5000)
+        self.assertLess(plugin.status()["longest_turn"], LONGEST_TURN)
