@@ -22,8 +22,13 @@ from tbvast.bus.subscription import (
     STALLED,
     Subscription,
 )
-from tbvast.bus.subscription_saver import PROGRESS_INTERVAL
-from tbvast.bus.subscriptions import CLIENT_REPORT_BYTES, RETRY_INTERVAL, TOTAL_REPORT_BYTES
+from tbvast.bus.subscription_saver import PAGE_SUBSCRIPTIONS, PROGRESS_INTERVAL
+from tbvast.bus.subscriptions import (
+    CLIENT_REPORT_BYTES,
+    RETRY_INTERVAL,
+    SWEEP_INTERVAL,
+    TOTAL_REPORT_BYTES,
+)
 from tbvast.errors import LimitExceeded
 from tbvast.interfaces import IPublisher
 from tbvast.protocol.topics import Stream
@@ -176,6 +181,17 @@ class TurnTests(SubscriptionsTestCase):
             self.assertLessEqual(len(self.pub.frames) - before, 20)
         for each in subscriptions:
             self.assertEqual(len(self.got(each)), 1)
+
+    def test_overdue(self) -> None:
+        """
+        Many subscriptions that are overdue together are not all closed in one turn.
+        """
+        for _ in range(100):
+            self.open(attached=False)
+        self.clock.rightNow += 60
+        while left := len(self.subscriptions):
+            self.clock.advance(SWEEP_INTERVAL)
+            self.assertLess(left - len(self.subscriptions), 10)
 
     def test_stopped_between(self) -> None:
         """
@@ -867,6 +883,18 @@ class RememberedTests(SubscriptionsTestCase):
         self.assertEqual(self.journal.saves, [])
         self.clock.advance(PROGRESS_INTERVAL)
         self.assertEqual([len(changes) for changes in self.journal.saves], [5])
+
+    def test_many_together(self) -> None:
+        """
+        Many changes are saved in several calls.
+        """
+        self.restart_with(max_subscriptions=2000, max_client_subscriptions=2000)
+        for _ in range(PAGE_SUBSCRIPTIONS + 1):
+            self.open(attached=False)
+        for _ in range(10):
+            self.clock.advance(PROGRESS_INTERVAL)
+        self.assertEqual([len(changes) for changes in self.journal.saves], [PAGE_SUBSCRIPTIONS, 1])
+        self.assertEqual(len(self.journal.saved), PAGE_SUBSCRIPTIONS + 1)
 
     def test_closed(self) -> None:
         """

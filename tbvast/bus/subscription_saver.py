@@ -4,7 +4,7 @@ Saves subscriptions and their progress, so that they outlive a restart of the bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 from twisted.application.internet import TimerService
@@ -30,6 +30,29 @@ The same when the bus stops: ZeroMQ sends the rest of its queue while it lingers
 """
 
 
+PAGE_SUBSCRIPTIONS, PAGE_BYTES = 500, 1 << 20
+"""
+The most subscriptions that are stored at once, and their bytes.
+"""
+
+
+def _copied(stored: Mapping[str, bytes]) -> dict[str, bytes]:
+    return dict(stored)
+
+
+def _pages(changes: dict[str, bytes | None]) -> Iterator[dict[str, bytes | None]]:
+    page: dict[str, bytes | None] = {}
+    size = 0
+    for topic, state in changes.items():
+        page[topic] = state
+        size += len(state or b"")
+        if len(page) >= PAGE_SUBSCRIPTIONS or size >= PAGE_BYTES:
+            yield page
+            page, size = {}, 0
+    if page:
+        yield page
+
+
 @attrs.define(eq=False, slots=False)
 class SubscriptionSaver(TimerService):
     """
@@ -44,7 +67,7 @@ class SubscriptionSaver(TimerService):
     _clock: IReactorTime
     _journal: IJournal
     _everybody: Callable[[], list[Subscription]]
-    _stored: Mapping[str, bytes]
+    _stored: dict[str, bytes] = attrs.field(converter=_copied)
 
     def __attrs_post_init__(self) -> None:
         super().__init__(PROGRESS_INTERVAL, self._check)
@@ -81,18 +104,20 @@ class SubscriptionSaver(TimerService):
         changes, self._changes = self._changes, {}
         # Those that were closed are deleted.
         changes |= dict.fromkeys(self._stored.keys() - {each.topic for each in self._everybody()})
-        if not changes:
-            return
-        try:
-            await self._journal.save_subscriptions(changes)
-        except JournalFailed as e:  # it is retried, and logged once
-            if not self._failing:
-                self._log.error("Cannot save subscriptions: {reason}", reason=str(e))
-            self._failing = True
-            return
-        self._failing = False
-        now = {**self._stored, **changes}
-        self._stored = {topic: state for topic, state in now.items() if state is not None}
+        for page in _pages(changes):
+            try:
+                await self._journal.save_subscriptions(page)
+            except JournalFailed as e:  # it is retried, and logged once
+                if not self._failing:
+                    self._log.error("Cannot save subscriptions: {reason}", reason=str(e))
+                self._failing = True
+                return
+            self._failing = False
+            for topic, state in page.items():
+                if state is None:
+                    self._stored.pop(topic, None)
+                else:
+                    self._stored[topic] = state
 
     async def flush(self, limit: float) -> None:
         """

@@ -74,6 +74,7 @@ class Subscriptions(TimerService):
         self._counts = ClientBudget(settings.max_client_subscriptions, settings.max_subscriptions)
         self._reports = ClientBudget(CLIENT_REPORT_BYTES, TOTAL_REPORT_BYTES)
         self._delivering: Deferred[None] = succeed(None)
+        self._sweeping: Deferred[None] = succeed(None)
         self.budget = QueueBudget(settings.queue_total_bytes, self._relieve_soon)
         self._relieving: IDelayedCall | None = None
         self._losses = RateLimit(clock, LOSSES_PER_MINUTE)
@@ -309,10 +310,23 @@ class Subscriptions(TimerService):
             count=count,
         )
 
-    def _sweep(self) -> None:
-        for subscription in self.everybody():
-            if reason := subscription.overdue:
-                self.close(subscription.topic, reason)
+    async def _sweep(self) -> None:
+        self._sweeping = Deferred.fromCoroutine(
+            in_turns(
+                self._clock,
+                self.everybody(),
+                self._close_overdue,
+                "Cannot close a subscription",
+            )
+        )
+        try:
+            await self._sweeping
+        except CancelledError:  # the service stops
+            pass
+
+    def _close_overdue(self, subscription: Subscription) -> None:
+        if reason := subscription.overdue:
+            self.close(subscription.topic, reason)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -322,6 +336,7 @@ class Subscriptions(TimerService):
         for subscription in self.everybody():
             subscription.close()
         self._delivering.cancel()
+        self._sweeping.cancel()
         for retrying in list(self._retrying.values()):
             retrying.cancel()
         if self._relieving is not None:
