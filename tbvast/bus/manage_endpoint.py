@@ -181,6 +181,7 @@ class ManageEndpoint:
         return manage.refused(f"you may not {what}")
 
     def _subscribe(self, request: manage.Subscribe, user: str) -> bytes:
+        self._subscriptions.check_topics(request)  # before anything is done for each of them
         for stream in streams_of(request.topics):
             if not self._access.may(user, TO_SUBSCRIBE[stream]):
                 return self._forbidden(user, f"subscribe to {stream.value.decode()}s")

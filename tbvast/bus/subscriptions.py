@@ -103,10 +103,7 @@ class Subscriptions(TimerService):
             raise LimitExceeded(
                 "subscriptions", len(self), f"less than the limit, {settings.max_subscriptions}"
             )
-        if len(request.topics) > settings.max_topics:
-            raise LimitExceeded(
-                "topic", len(request.topics), f"at most {settings.max_topics} topics"
-            )
+        self.check_topics(request)
         count = self._counts.of(user)
         if count >= settings.max_client_subscriptions:
             raise LimitExceeded(
@@ -125,6 +122,14 @@ class Subscriptions(TimerService):
             snapshot=request.snapshot,
             count=len(self),
         )
+
+    def check_topics(self, request: Subscribe) -> None:
+        """
+        @raise LimitExceeded: If a request names too many topics.
+        """
+        most = self._settings.max_topics
+        if len(request.topics) > most:
+            raise LimitExceeded("topic", len(request.topics), f"at most {most} topics")
 
     def restore(self, parts: BusParts, saved: Mapping[str, bytes]) -> None:
         """

@@ -335,6 +335,50 @@ class RequestTests(HostileTestCase):
         wait_until(lambda: other.request("status")["status"] == "success")
         self.assert_short_turns()
 
+    def test_bursts(self) -> None:
+        """
+        Many short requests at once, and many topics, take no long turn either.
+        """
+        topics = b",".join(b'"%d"' % number for number in range(7000))
+        for request, count in (
+            (b"x", 2000),
+            (b"", 2000),
+            (b'{"action":"heartbeat","topic":"x"}', 2000),
+            (publishing(b"0"), 2000),
+            (b'{"action":"subscribe","topic":[' + topics + b"]}", 80),
+        ):
+            with self.subTest(request[:40]):
+                socket = self.more.socket(
+                    zmq.DEALER, self.host.manage.port, "127.0.0.1", SNDHWM=0, RCVHWM=0
+                )
+                for _ in range(count):
+                    socket.send_multipart([b"", request])
+                for _ in range(count):
+                    self.assertTrue(socket.poll(round(1000 * LIMIT)))
+                    socket.recv_multipart()
+                self.assert_short_turns()
+
+    def test_many_subscriptions(self) -> None:
+        """
+        Nor do 6,000 subscriptions of strangers at 60 addresses.
+        """
+        request = json.dumps({"action": "subscribe", "topic": INTEL}).encode()
+        for number in range(60):
+            socket = self.more.socket(
+                zmq.DEALER, self.host.manage.port, f"127.0.1.{number + 1}:0;127.0.0.1", SNDHWM=0
+            )
+            for _ in range(100):
+                socket.send_multipart([b"", request])
+            for _ in range(100):
+                self.assertTrue(socket.poll(round(1000 * LIMIT)))
+                socket.recv_multipart()
+            self.assertEqual(self.known.heartbeat(), "success")
+        wait_until(lambda: len(self.host.subscriptions()) > 6000)
+        document = an_indicator()
+        self.publisher_.publish(document)
+        self.known.ids_until(document["id"])
+        self.assert_short_turns()
+
 
 class AgainAndAgainTests(PluginTestCase):
     """
