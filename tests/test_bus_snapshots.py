@@ -4,7 +4,9 @@ Tests for L{tbvast.bus.snapshots}.
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError, succeed
@@ -369,6 +371,23 @@ class SnapshotsTests(SynchronousTestCase):
         self.clock.advance(60)
         self.snapshots.deliver(cycles[0], 300)
         self.assertEqual(len(self.asked(other)), CLIENT_REQUESTS_PER_MINUTE + 2)
+
+    def test_ended_askers(self) -> None:
+        """
+        Subscriptions that ask for the same, again and again, and end, are not kept.
+        """
+        last = self.open()
+        seen: list[weakref.ref[Subscription]] = []
+        for _ in range(500):
+            subscription = self.bus.open(a_request(), "one")
+            self.snapshots.deliver(subscription, 2)
+            seen.append(weakref.ref(subscription))
+            self.subscriptions.close(last.topic)
+            last = subscription
+        del subscription
+        self.clock.advance(1)
+        gc.collect()
+        self.assertLess(sum(each() is not None for each in seen), 30)
 
     def test_too_many_in_all(self) -> None:
         """

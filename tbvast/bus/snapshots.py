@@ -40,6 +40,12 @@ ANSWER_TIME = 600.0
 Seconds that other subscribers have to answer a snapshot request.
 """
 
+SPARE_ASKERS = 16
+"""
+The most subscriptions that have ended, besides as many as have not, to which a question still
+refers.
+"""
+
 CLIENT_REQUESTS_PER_MINUTE, REQUESTS_PER_MINUTE = 20, 120
 """
 The most snapshots a minute of one client, and of all, for which other subscribers are asked.
@@ -79,7 +85,8 @@ class _Question(msgspec.Struct):
 
     @ivar id: The request's id, which the answers repeat.
     @ivar until: When answers are no longer accepted; seconds.
-    @ivar askers: The subscriptions that get the answers.
+    @ivar askers: The subscriptions that get the answers; some may have ended.
+    @ivar waiting: How many had not ended when those that had were dropped last.
     @ivar asked: The topics of the subscriptions that were asked.
     @ivar answered: Whether there was an answer; then no more askers can join.
     """
@@ -89,6 +96,7 @@ class _Question(msgspec.Struct):
     days: int
     until: float
     askers: list[Subscription] = []
+    waiting: int = 0
     asked: set[str] = set()
     answered: bool = False
 
@@ -159,6 +167,8 @@ class Snapshots:
             self._complaints.warn(self._log, text, name=subscription.name)
             return
         question.askers.append(subscription)
+        if len(question.askers) > 2 * question.waiting + SPARE_ASKERS:
+            self._waiting(question)
         if allowed:
             self._ask(question, subscription)
 
@@ -197,6 +207,7 @@ class Snapshots:
         @return: Whether there are others that still wait for answers.
         """
         question.askers = [asker for asker in question.askers if not asker.closed]
+        question.waiting = len(question.askers)
         return bool(question.askers) and question.until > self._clock.seconds()
 
     def answered(self, envelope: Envelope) -> None:
