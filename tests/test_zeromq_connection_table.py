@@ -293,6 +293,36 @@ class SilenceTests(TableTestCase):
         self.assertEqual(self.counted("unfinished"), 1)
 
 
+class OversizedTests(TableTestCase):
+    """
+    Connections that ask too much of the memory, or of the reactor.
+    """
+
+    def test_ended(self) -> None:
+        """
+        Each of them is ended and counted once, and the log names its address and the reason.
+        """
+        (large, one), (long, other) = self.accept(), self.accept(THERE)
+        with capturedLogs() as events:
+            for _ in range(2):
+                self.table.end_oversized("manage", large)
+                self.table.end_overlong("manage", long)
+        self.assertTrue(one.aborted and other.aborted)
+        self.assertEqual(self.counted("oversized"), 2)
+        self.assertEqual([event["address"] for event in events], [HERE, THERE])
+        self.assertEqual(len({event["reason"] for event in events}), 2)
+
+    def test_unidentified(self) -> None:
+        """
+        If the sender of a message of too many frames is unknown, nobody is ended.
+        """
+        connection = self.accept()[1]
+        with capturedLogs() as events:
+            self.table.end_overlong("manage", None)
+        self.assertFalse(connection.aborted)
+        self.assertEqual((self.counted("oversized"), len(events)), (1, 1))
+
+
 class LogTests(TableTestCase):
     """
     The log names address and limits, at a bounded rate.

@@ -251,11 +251,13 @@ class Bus(SequentialService):
                 upstream.deliver(batch)
             await subscriptions.deliver(batch)
 
+        publishing = EndpointConnections(connections, "sub", False, limits["sub"])
         self._sub = SubConnection(
             self._factory,
             lambda messages: intake.receive(messages),
             {**options, zmq.RCVHWM: _RECEIVE_QUEUE},
-            caught_up=EndpointConnections(connections, "sub", False, limits["sub"]).caught_up,
+            caught_up=publishing.caught_up,
+            overlong=publishing.end_overlong,
         )
         work = ClientWork(reactor)
         intake = Intake(
@@ -297,7 +299,11 @@ class Bus(SequentialService):
             zmq.RCVHWM: REQUEST_QUEUE,
         }
         self._manage = RouterConnection(
-            self._factory, self._asked, {**options, **requests}, by_address=True
+            self._factory,
+            self._asked,
+            {**options, **requests},
+            by_address=True,
+            overlong=self._asking.end_overlong,
         )
         for topic in REPORT_TOPICS:
             self._sub.subscribe(topic)

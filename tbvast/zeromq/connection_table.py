@@ -172,11 +172,30 @@ class ConnectionTable:
         """
         End a connection that holds too much memory.
         """
+        self._end_sender(endpoint, descriptor, "too much of its messages waits")
+
+    def end_overlong(self, endpoint: str, descriptor: int | None) -> None:
+        """
+        End a connection that has sent a message of too many frames.
+
+        @param descriptor: C{None} if it is unknown; then the connection goes on without the
+            message.
+        """
+        if descriptor is not None:
+            self._end_sender(endpoint, descriptor, "its message has too many frames")
+            return
+        self.counters.count("connection", "oversized")
+        text = "Dropped a message of a client of {endpoint}: it has too many frames."
+        self._complaints.warn(self._log, text, endpoint=endpoint)
+
+    def _end_sender(self, endpoint: str, descriptor: int, reason: str) -> None:
         entry = self._entries.get((endpoint, descriptor))
         if entry is not None:
             self._end(entry, "oversized")
-            text = "Disconnected a client of {endpoint}, {address}: too much of its messages waits."
-            self._complaints.warn(self._log, text, endpoint=endpoint, address=entry.address)
+            text = "Disconnected a client of {endpoint}, {address}: {reason}."
+            self._complaints.warn(
+                self._log, text, endpoint=endpoint, address=entry.address, reason=reason
+            )
 
     def heard(self, endpoint: str, descriptor: int, vouched: bool) -> None:
         """
@@ -307,6 +326,12 @@ class EndpointConnections:
         """
         if descriptor:
             self._limits.caught_up(int(descriptor))
+
+    def end_overlong(self, descriptor: str) -> None:
+        """
+        End the connection of a client that has sent a message of too many frames.
+        """
+        self._table.end_overlong(self._endpoint, int(descriptor) if descriptor else None)
 
     def end_silent(self) -> None:
         """

@@ -32,8 +32,16 @@ from tbvast.zeromq.topic_limits import TopicLimits
 
 BURST_MESSAGES = 250
 BURST_BYTES = 1 << 18
+BURST_FRAMES = 4000
 """
-The messages, and the bytes, after which one connection stops reading in one reactor turn.
+The messages, their bytes, and their frames, after which one connection stops reading in one reactor
+turn.
+"""
+
+MAX_FRAMES = 64
+"""
+The most frames of a message. Those of tbvast's protocols have up to three and the envelopes of
+proxies.
 """
 
 BURST_REQUESTS = 50
@@ -163,6 +171,7 @@ class Connection(ZmqConnection):
         options: SocketOptions | None = None,
         by_address: bool = False,
         caught_up: Callable[[str], None] | None = None,
+        overlong: Callable[[str], None] | None = None,
     ) -> None:
         """
         @param factory: The context and the reactor.
@@ -172,9 +181,13 @@ class Connection(ZmqConnection):
             without CURVE.
         @param caught_up: Called with the descriptor of the connection from which the last message
             of each burst came; empty if it is unknown.
+        @param overlong: Called with the descriptor of the connection from which a message of more
+            than L{MAX_FRAMES} frames came, which is dropped; empty if it is unknown.
         """
         self._receive = receive
         self._caught_up = caught_up
+        self._overlong = overlong
+        self._unfinished = False
         self._monitor: MonitorConnection | None = None
         self._user = "Peer-Address" if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
@@ -271,12 +284,18 @@ class Connection(ZmqConnection):
             self.socket.get(zmq.EVENTS)
             return
         messages: list[Received] = []
-        size = 0
+        size = frames = 0
         try:
-            while len(messages) < self.burst_messages and size < BURST_BYTES:
+            most = self.burst_messages
+            while len(messages) < most and size < BURST_BYTES and frames < BURST_FRAMES:
+                dropping = self._unfinished
                 message = self._read_message()
-                messages.append(message)
                 size += sum(map(len, message.frames))
+                frames += len(message.frames)
+                if not dropping and not self._unfinished:
+                    messages.append(message)
+                elif not dropping and self._overlong is not None:
+                    self._overlong(_property(self._frame, _DESCRIPTOR))
             self._read_soon()
             self.drained = False
         except zmq.Again:
@@ -291,8 +310,9 @@ class Connection(ZmqConnection):
 
     def _read_message(self) -> Received:
         """
-        Read a message. C{recv_multipart} would ask the socket whether more frames follow,
-        which takes longer than all the rest.
+        Read a message, or the next L{MAX_FRAMES} frames of a longer one, which is unfinished then.
+        C{recv_multipart} would ask the socket whether more frames follow, which takes longer than
+        all the rest.
 
         @raise zmq.Again: If no message waits.
         """
@@ -300,9 +320,10 @@ class Connection(ZmqConnection):
         user = _property(frame, self._user) if self._user else ""
         descriptor = _property(frame, _DESCRIPTOR) if self.tells_connections else ""
         frames = [frame.bytes]
-        while frame.more:
+        while frame.more and len(frames) < MAX_FRAMES:
             frame = self.socket.recv(_NOBLOCK, False)
             frames.append(frame.bytes)
+        self._unfinished = bool(frame.more)
         return Received(user, frames, descriptor)
 
     def _read_soon(self) -> None:
@@ -485,6 +506,7 @@ class GuardedXPubConnection(XPubConnection):
                 zmq.RCVHWM: 1 + (zmq.CURVE_SERVER in (options or {})),
                 zmq.RCVBUF: SUBSCRIPTION_BYTES,
             },
+            overlong=connections.end_overlong,
         )
 
     def unacknowledged(self, topics: Iterable[bytes]) -> int | None:

@@ -409,3 +409,31 @@ class AgainAndAgainTests(PluginTestCase):
         self.assertLess(len(plugin.log) - before, 1_000_000)
         self.assertLess(max(map(len, plugin.log.splitlines())), 5000)
         self.assertLess(plugin.status()["longest_turn"], LONGEST_TURN)
+
+
+class MessageTests(HostileTestCase):
+    """
+    Messages that ZeroMQ takes apart.
+    """
+
+    def test_many_frames(self) -> None:
+        """
+        A message of 100,000 frames ends its connection, on any endpoint, without a long turn.
+        """
+        for number, (port, kind) in enumerate(
+            [
+                (self.host.manage.port, b"DEALER"),
+                (self.known.sub, b"PUB"),
+                (self.known.pub, b"SUB"),
+            ],
+            1,
+        ):
+            peer = Peer("127.0.0.1", port, kind)
+            self.addCleanup(peer.close)
+            peer.send(b"stix2/indicator {}", *[b""] * 100_000)
+            self.assertTrue(peer.was_cut_off())
+            self.assertEqual(self.host.status()["received"]["connection"]["oversized"], number)
+            document = an_indicator()
+            self.publisher_.publish(document)
+            self.known.ids_until(document["id"])
+        self.assert_short_turns()

@@ -20,8 +20,10 @@ from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.receive_limits import ReceiveLimits
 from tbvast.zeromq.sockets import (
     BURST_BYTES,
+    BURST_FRAMES,
     BURST_MESSAGES,
     BURST_REQUESTS,
+    MAX_FRAMES,
     PEER_MESSAGES,
     TOPIC_BYTES,
     Connection,
@@ -228,6 +230,31 @@ class MessageTests(SocketsTestCase):
             dealer.send_now((b"x" * (BURST_BYTES // 2),))
         await self.until(lambda: len(asked.messages) == 10)
         self.assertLessEqual(max(map(len, asked.bursts)), 2)
+
+    async def test_many_frames(self) -> None:
+        """
+        A message of too many frames is dropped, in several turns, and its sender is named. One
+        with the most frames, and those of others, arrive.
+        """
+        overlong: list[str] = []
+        router, asked, dealer, _ = self.pair(overlong=overlong.append)
+        dealer.send_now([b"most"] * (MAX_FRAMES - 1))  # ZeroMQ adds one
+        dealer.send_now([b""] * (10 * BURST_FRAMES))
+        dealer.send_now([b"later"] * MAX_FRAMES)
+        dealer.send_now([b"last"])
+        reads, read_soon = 0, router._read_soon
+
+        def count() -> None:
+            nonlocal reads
+            reads += 1
+            read_soon()
+
+        self.patch(router, "_read_soon", count)
+        await self.until(lambda: b"last" in asked.frames)
+        self.assertEqual([m.frames[1] for m in asked.messages], [b"most", b"last"])
+        descriptor = asked.messages[0].descriptor
+        self.assertEqual(overlong, [descriptor, descriptor])
+        self.assertGreater(reads, 5)
 
     async def test_failing_receiver(self) -> None:
         """
@@ -662,6 +689,7 @@ class XPubTests(SocketsTestCase):
             [b"\x01mine", b"more"],
             [b"junk", b"\x01mine"],
             [b"\x00mine"],
+            [b""] * 1000 + [b"\x01mine"],
             [b"\xff" * 1000],
             [b"\x01" + b"x" * 100_000],
         ):
