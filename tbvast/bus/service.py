@@ -45,14 +45,19 @@ from tbvast.values import Received
 from tbvast.zeromq.connection_guard import HANDSHAKE_LIMIT, ConnectionGuard
 from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.curve import load_key_pair, server_options
-from tbvast.zeromq.receive_limits import OVERHEAD_BYTES, ReceiveLimits
+from tbvast.zeromq.receive_limits import (
+    CURVE_BYTES,
+    FRAME_BYTES,
+    OVERHEAD_BYTES,
+    ReceiveLimits,
+)
 from tbvast.zeromq.sockets import (
     KEEPALIVE,
     Factory,
     GuardedXPubConnection,
     RouterConnection,
     SocketOptions,
-    SubConnection,
+    XSubConnection,
     is_loopback,
     tcp_address,
 )
@@ -252,9 +257,17 @@ class Bus(SequentialService):
             await subscriptions.deliver(batch)
 
         publishing = EndpointConnections(connections, "sub", False, limits["sub"])
-        self._sub = SubConnection(
+        overhead = FRAME_BYTES + (CURVE_BYTES if self._keys else 0)
+
+        def published(messages: list[Received]) -> None:
+            for message in messages:
+                size = sum(map(len, message.frames)) + overhead * len(message.frames)
+                publishing.handed_over(message.descriptor, size)
+            intake.receive(messages)
+
+        self._sub = XSubConnection(
             self._factory,
-            lambda messages: intake.receive(messages),
+            published,
             {**options, zmq.RCVHWM: _RECEIVE_QUEUE},
             caught_up=publishing.caught_up,
             overlong=publishing.end_overlong,

@@ -14,9 +14,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from tbvast.values import Received
+from tbvast.zeromq.arena_memory import arena_memory
 from tbvast.zeromq.connection_table import ConnectionTable
 from tbvast.zeromq.listener_filter import ignore_addresses
-from tbvast.zeromq.receive_limits import ReceiveLimits
+from tbvast.zeromq.receive_limits import LOOKS, ReceiveLimits, excess_holders
 from tbvast.zeromq.sockets import Connection, MonitorConnection
 from tbvast.zeromq.tcp_peer import TcpPeer, Witness
 
@@ -30,6 +31,18 @@ SWEEP_INTERVAL = 1.0
 CHECK_INTERVAL = 0.1
 """
 Seconds between checks of what ZeroMQ holds.
+"""
+
+SPARE_BYTES = 1 << 26
+MEMORY_MULTIPLE = 4
+"""
+The memory that ZeroMQ may need for unfinished messages: so many bytes, and a multiple of those that
+have arrived of them.
+"""
+
+CONNECTION_BYTES = 1 << 17
+"""
+The memory that ZeroMQ may need for a connection in any case: its buffers and empty queues.
 """
 
 _EVENT = struct.Struct("=Hi")
@@ -49,16 +62,21 @@ class ConnectionGuard(TimerService):
         table: ConnectionTable,
         limits: Mapping[str, ReceiveLimits],
         max_witnesses: int,
+        memory: Callable[[], int] = arena_memory,
     ) -> None:
         """
         @param limits: The limits of the bytes that ZeroMQ holds, by endpoint.
         @param max_witnesses: The most descriptors for finding out which end has closed a
             connection; the latest connections have one.
+        @param memory: Returns the bytes of memory that ZeroMQ needs for what it has received.
         """
         super().__init__(CHECK_INTERVAL, self._check)
         self.clock = self._reactor = reactor
         self._table = table
         self._limits = limits
+        self._memory = memory
+        self._watched: list[Connection] = []
+        self._excesses = 0
         self._max_witnesses = max_witnesses
         self._witnesses: dict[tuple[str, int], Witness] = {}
         self._unfinished_on: set[str] = set()
@@ -79,6 +97,7 @@ class ConnectionGuard(TimerService):
                 self._handlers[event](self, endpoint, value)
             self._hold_off()
 
+        self._watched.append(connection)
         MonitorConnection(connection, sum(self._handlers), receive)
 
     def _listening(self, endpoint: str, descriptor: int) -> None:
@@ -132,12 +151,36 @@ class ConnectionGuard(TimerService):
     def _check(self) -> None:
         for endpoint, limits in self._limits.items():
             for descriptor in limits.excessive():
-                self._table.end_oversized(endpoint, descriptor)
-                limits.ended(descriptor)
+                self._end(endpoint, descriptor)
+        self._check_memory()
         if self._reactor.seconds() - self._swept >= SWEEP_INTERVAL:
             self._swept = self._reactor.seconds()
             self._table.sweep()
             self._hold_off()
+
+    def _check_memory(self) -> None:
+        memory = self._memory()
+        excess = memory - self._allowed() if memory > SPARE_BYTES else 0
+        self._excesses = self._excesses + 1 if excess > 0 else 0
+        # By then, each connection has been looked at.
+        if self._excesses * LOOKS > max(map(len, self._limits.values())):
+            for endpoint, descriptor in list(excess_holders(self._limits, excess)):
+                self._end(endpoint, descriptor)
+
+    def _allowed(self) -> int:
+        """
+        @return: The bytes of memory that ZeroMQ may need now.
+        """
+        spare = SPARE_BYTES + CONNECTION_BYTES * sum(map(len, self._limits.values()))
+        most = spare + sum(limits.total for limits in self._limits.values())
+        if any(connection.paused or not connection.drained for connection in self._watched):
+            return most  # whole messages wait, perhaps many small ones
+        arrived = sum(size for limits in self._limits.values() for *_, size in limits.arrived())
+        return min(most, spare + MEMORY_MULTIPLE * arrived)
+
+    def _end(self, endpoint: str, descriptor: int) -> None:
+        self._table.end_oversized(endpoint, descriptor)
+        self._limits[endpoint].ended(descriptor)
 
     def release(self) -> None:
         """

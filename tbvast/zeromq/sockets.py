@@ -179,8 +179,8 @@ class Connection(ZmqConnection):
         @param options: Socket options, set before the socket is bound or connected.
         @param by_address: Whether the sender's network address identifies it on a socket
             without CURVE.
-        @param caught_up: Called with the descriptor of the connection from which the last message
-            of each burst came; empty if it is unknown.
+        @param caught_up: Called, when no message waits any more, with the descriptor of the
+            connection from which the last one came; empty if it is unknown.
         @param overlong: Called with the descriptor of the connection from which a message of more
             than L{MAX_FRAMES} frames came, which is dropped; empty if it is unknown.
         """
@@ -301,7 +301,7 @@ class Connection(ZmqConnection):
         except zmq.Again:
             self.drained = True
         if messages:
-            if self._caught_up is not None:
+            if self._caught_up is not None and self.drained:
                 self._caught_up(_property(self._frame, _DESCRIPTOR))
             try:
                 self._receive(messages)
@@ -434,6 +434,22 @@ class SubConnection(Connection):
         @param topic: A prefix of the messages to receive.
         """
         self.socket.set(zmq.SUBSCRIBE, topic)
+
+
+class XSubConnection(Connection):
+    """
+    The receiving end of PUB sockets. Unlike L{SubConnection}, it also receives messages that nobody
+    has subscribed to: ZeroMQ would drop any number of them in one call.
+    """
+
+    socketType = zmq.XSUB
+    tells_connections = True
+
+    def subscribe(self, topic: bytes) -> None:
+        """
+        @param topic: A prefix of the messages to receive.
+        """
+        self.socket.send(bytes([_SUBSCRIBE]) + topic)
 
 
 class XPubConnection(Connection):

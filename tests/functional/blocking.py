@@ -339,6 +339,22 @@ class Peer:
         with contextlib.suppress(OSError):
             self._socket.sendall(bytes([_LONG]) + length.to_bytes(8, "big") + data)
 
+    def send_bytes(self, data: bytes) -> bool:
+        """
+        Send bytes as they are.
+
+        @return: Whether the other side has taken them within a second. If it has closed a
+            connection whose buffer was full, the kernel takes a minute to say so.
+        """
+        self._socket.settimeout(1.0)
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            return False
+        finally:
+            self._socket.settimeout(LIMIT)
+        return True
+
     def was_cut_off(self) -> bool:
         """
         Wait until the other side has ended the connection.

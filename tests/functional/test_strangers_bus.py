@@ -437,3 +437,25 @@ class MessageTests(HostileTestCase):
             self.publisher_.publish(document)
             self.known.ids_until(document["id"])
         self.assert_short_turns()
+
+    def test_endless_frames(self) -> None:
+        """
+        Messages of empty frames that never end, each of which takes 64 bytes of memory and two on
+        its way, end their connections, nobody else's.
+        """
+        before = self.host.rss()
+        for number, (port, kind) in enumerate(
+            [(self.host.manage.port, b"DEALER"), (self.known.sub, b"PUB")], 1
+        ):
+            peer = Peer("127.0.0.1", port, kind)
+            self.addCleanup(peer.close)
+            for _ in range(100):
+                if not peer.send_bytes(b"\x01\x00" * 100_000):
+                    break
+            self.assertTrue(peer.was_cut_off())
+            self.assertEqual(self.host.status()["received"]["connection"]["oversized"], number)
+            self.assertLess(self.host.rss() - before, 256 * MIB)
+            document = an_indicator()
+            self.publisher_.publish(document)
+            self.known.ids_until(document["id"])
+        self.assert_short_turns()
