@@ -20,6 +20,7 @@ from tbvast.zeromq.connection_table import (
     GRACE_SECONDS,
     REFUSALS_PER_SECOND,
     SILENCE_LIMIT,
+    SPARED_SILENT,
     ConnectionTable,
 )
 from tests.doubles_bus import MemoryCounters
@@ -287,6 +288,54 @@ class SilenceTests(TableTestCase):
         self.assertTrue(all(connection.aborted for connection in silent))
         self.assertFalse(later.aborted)
         self.assertEqual((len(self.table), self.counted("silent")), (3, 2))
+
+    def test_few(self) -> None:
+        """
+        Where few may be silent, those above that are refused, of the address with the most; some of
+        each address are spared.
+        """
+        self.make(1000, 1000)
+        self.table.limit_silent("pub", SPARED_SILENT + 4)
+        many = [self.accept(endpoint="pub")[1] for _ in range(SPARED_SILENT + 6)]
+        self.assertEqual([each.aborted for each in many[-3:]], [False, True, True])
+        few = [self.accept(THERE, "pub")[1] for _ in range(SPARED_SILENT)]
+        self.assertFalse(any(each.aborted for each in few))
+        self.assertEqual([each.aborted for each in many], [False] * SPARED_SILENT + [True] * 6)
+        self.assertEqual(self.table.silent("pub"), 2 * SPARED_SILENT)
+        self.assertFalse(self.accept()[1].aborted)
+
+    def test_fewer(self) -> None:
+        """
+        When fewer may be silent than there are, the newest go, and not all at once; so it is when
+        many are silent for too long.
+        """
+        self.make(1000, 1000)
+        many = [self.accept(endpoint="pub")[1] for _ in range(60)]
+        for left in (40, 20, SPARED_SILENT, SPARED_SILENT):
+            self.table.limit_silent("pub", 20 if left > SPARED_SILENT else 4)
+            self.table.trim()
+            self.assertEqual([each.aborted for each in many], [False] * left + [True] * (60 - left))
+        self.clock.advance(SILENCE_LIMIT)
+        for left in (SPARED_SILENT - 4, SPARED_SILENT - 8):
+            self.table.sweep()
+            self.assertEqual(self.table.silent("pub"), left)
+            self.table.sweep()
+            self.assertEqual(self.table.silent("pub"), left)
+            self.table.trim()
+
+    def test_burst(self) -> None:
+        """
+        Of many that come at once above the limit, some are refused at once, the others later; their
+        address has to wait.
+        """
+        self.make(1000, 1000)
+        self.table.limit_silent("pub", 30)
+        many = [self.accept(endpoint="pub")[1] for _ in range(90)]
+        self.assertEqual(sum(each.aborted for each in many), 30)
+        self.assertEqual(self.table.held_off, {HERE})
+        self.table.trim()
+        self.assertEqual(sum(each.aborted for each in many), 60)
+        self.assertFalse(any(each.aborted for each in many[:30]))
 
     def test_unfinished(self) -> None:
         self.table.unfinished("manage")

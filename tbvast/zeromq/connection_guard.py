@@ -153,6 +153,7 @@ class ConnectionGuard(TimerService):
             for descriptor in limits.excessive():
                 self._end(endpoint, descriptor)
         self._check_memory()
+        self._table.trim()
         if self._reactor.seconds() - self._swept >= SWEEP_INTERVAL:
             self._swept = self._reactor.seconds()
             self._table.sweep()

@@ -5,6 +5,7 @@ The connections to a service's endpoints, and which of them end when there are t
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection
 
@@ -35,6 +36,11 @@ The most connections of one address that are refused in a second. Its further at
 RESERVED_SHARE = 8
 """
 One connection in so many is reserved for addresses that are known.
+"""
+
+SPARED_SILENT = 16
+"""
+The silent connections to an endpoint that an address may have, however few are allowed there.
 """
 
 _CANDIDATES = 64
@@ -76,6 +82,41 @@ class _Crowd:
 
 
 @attrs.define(eq=False)
+class _SilentAt:
+    """
+    The connections to one endpoint that have not said anything that counts.
+
+    @ivar limit: How many there may be, and may be ended at a time.
+    @ivar rest: How many may still be ended this time.
+    @ivar count: How many there are.
+    @ivar by_address: How many there are of each address.
+    """
+
+    limit: float = math.inf
+    rest: float = math.inf
+    count: int = 0
+    by_address: Counter[str] = attrs.field(init=False, factory=Counter)
+
+    def add(self, address: str, by: int) -> None:
+        """
+        @param by: 1, or -1.
+        """
+        self.count += by
+        self.by_address[address] += by
+        if not self.by_address[address]:
+            del self.by_address[address]
+
+    def excessive(self) -> str | None:
+        """
+        @return: The address that has to lose one, if there are too many.
+        """
+        if self.count <= self.limit:
+            return None
+        address, count = self.by_address.most_common(1)[0]
+        return address if count > SPARED_SILENT else None
+
+
+@attrs.define(eq=False)
 class ConnectionTable:
     """
     Counts connections in all and by address, and ends some when there are too many.
@@ -105,6 +146,7 @@ class ConnectionTable:
     _entries: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
     _crowds: dict[str, _Crowd] = attrs.field(init=False, factory=dict)
     _silent: dict[Key, _Entry] = attrs.field(init=False, factory=dict)
+    _silent_at: dict[str, _SilentAt] = attrs.field(init=False, factory=dict)
     _known: dict[str, None] = attrs.field(init=False, factory=dict)
     _refusals: Counter[str] = attrs.field(init=False, factory=Counter)
 
@@ -139,12 +181,64 @@ class ConnectionTable:
         mine.silent[key] = entry
         if endpoint not in self._quiet:
             self._silent[key] = entry
+            self._at(endpoint).add(entry.address, 1)
         self.counters.count("connection", "accepted")
         reserve = 0 if entry.address in self._known else self._limit // RESERVED_SHARE
         if len(mine) > self._address_limit:
             self._make_room(mine, entry)
         elif len(self) > self._limit - reserve:
             self._make_room(max(self._crowds.values(), key=len), entry)
+        elif endpoint not in self._quiet:
+            self._limit_silent(entry)
+
+    def silent(self, endpoint: str) -> int:
+        """
+        @return: The connections to an endpoint that have not said anything that counts.
+        """
+        return self._at(endpoint).count
+
+    def limit_silent(self, endpoint: str, most: int) -> None:
+        """
+        Limit the connections to an endpoint that have not said anything that counts. Of too many,
+        the address with the most loses its newest, though not its last L{SPARED_SILENT}.
+
+        @param most: How many there may be, and may be ended between two calls of L{trim}.
+        """
+        at = self._at(endpoint)
+        at.limit, at.rest = most, min(at.rest, most)
+
+    def trim(self) -> None:
+        """
+        End silent connections of which there are too many, so many at a time as are allowed.
+        """
+        for endpoint, each in self._silent_at.items():
+            each.rest = each.limit
+            while (address := each.excessive()) is not None and each.rest > 0:
+                self._refuse_silent(self._newest_silent(endpoint, address))
+
+    def _at(self, endpoint: str) -> _SilentAt:
+        return self._silent_at.setdefault(endpoint, _SilentAt())
+
+    def _limit_silent(self, newcomer: _Entry) -> None:
+        endpoint = newcomer.key[0]
+        at = self._at(endpoint)
+        address = at.excessive()
+        if address is None:
+            return
+        if address == newcomer.address:
+            self._refusals[address] += 1
+        if at.rest > 0:
+            self._refuse_silent(self._newest_silent(endpoint, address))
+
+    def _newest_silent(self, endpoint: str, address: str) -> _Entry:
+        newest_first = reversed(self._crowds[address].silent.values())
+        return next(entry for entry in newest_first if entry.key[0] == endpoint)
+
+    def _refuse_silent(self, victim: _Entry) -> None:
+        self._at(victim.key[0]).rest -= 1
+        self._end(victim, "refused")
+        text = "Ended a connection from {address} to {endpoint}: too many there have said nothing."
+        self._complaints.warn(self._log, text, address=victim.address, endpoint=victim.key[0])
 
     def ended(self, endpoint: str, descriptor: int) -> None:
         """
@@ -227,7 +321,11 @@ class ConnectionTable:
         """
         self._refusals.clear()
         latest = self._clock.seconds() - SILENCE_LIMIT
-        silent = list(itertools.takewhile(lambda e: e.since <= latest, self._silent.values()))
+        silent = []
+        for entry in itertools.takewhile(lambda e: e.since <= latest, self._silent.values()):
+            if self._at(entry.key[0]).rest > 0:
+                self._at(entry.key[0]).rest -= 1
+                silent.append(entry)
         for entry in silent:
             self._end(entry, "silent")
         if silent:
@@ -267,11 +365,15 @@ class ConnectionTable:
         return next(iter(crowd.speaking.values()), None) if larger else None
 
     def _mark_heard(self, entry: _Entry) -> None:
-        self._silent.pop(entry.key, None)
+        self._not_silent(entry)
         crowd = self._crowds[entry.address]
         crowd.silent.pop(entry.key, None)
         crowd.speaking.pop(entry.key, None)
         crowd.speaking[entry.key] = entry
+
+    def _not_silent(self, entry: _Entry) -> None:
+        if self._silent.pop(entry.key, None) is not None:
+            self._at(entry.key[0]).add(entry.address, -1)
 
     def _end(self, entry: _Entry, verdict: str) -> None:
         self._remove(entry.key)
@@ -282,7 +384,7 @@ class ConnectionTable:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._silent.pop(key, None)
+        self._not_silent(entry)
         crowd = self._crowds[entry.address]
         crowd.silent.pop(key, None)
         crowd.speaking.pop(key, None)
@@ -332,6 +434,19 @@ class EndpointConnections:
         End the connection of a client that has sent a message of too many frames.
         """
         self._table.end_overlong(self._endpoint, int(descriptor) if descriptor else None)
+
+    @property
+    def silent(self) -> int:
+        """
+        The connections that have not said anything that counts.
+        """
+        return self._table.silent(self._endpoint)
+
+    def limit_silent(self, most: int) -> None:
+        """
+        Limit the connections that have not said anything that counts.
+        """
+        self._table.limit_silent(self._endpoint, most)
 
     def end_silent(self) -> None:
         """

@@ -55,6 +55,12 @@ The most messages that an XPUB socket queues for one peer. ZeroMQ counts message
 bytes, so the queue is only as long as a fast peer needs to stay busy.
 """
 
+LISTENERS = 4
+"""
+The connections with one topic that count as a subscriber's; a subscriber has one, and more for a
+moment when it connects again.
+"""
+
 SUBSCRIPTION_BYTES = 1 << 14
 """
 The bytes of subscriptions of one peer that wait in the kernel. They arrive even after the peer has
@@ -93,8 +99,8 @@ COMPLAINTS_PER_MINUTE = 10
 
 DOUBT_SECONDS = 1.0
 """
-Seconds after which the connections of a topic are looked at again, if nobody knows whose
-subscription has ended.
+Seconds after which the connections are looked at again, if nobody knows whose subscription has
+ended.
 """
 
 _DESCRIPTOR = "__fd"  # the frame property that identifies a connection
@@ -481,6 +487,7 @@ class GuardedXPubConnection(XPubConnection):
     """
 
     tells_connections = True
+    burst_messages = 50  # each can end a connection
 
     def __init__(
         self,
@@ -583,32 +590,46 @@ class GuardedXPubConnection(XPubConnection):
         if name and (self._misled or peer is None or peer.closing):
             # Of a peer that is gone, a new one may have the place in ZeroMQ.
             self._disconnect(name)
-        elif (holder := self._limits.begun(name, peer, topic)) is not None:
-            self._expel(holder)
-        elif self._misled:
+            return
+        if self._limits.begun(name, peer, topic):
+            text = "Disconnected a subscriber: it has subscribed to more than {count} topics."
+            self._expel(name, text)
+            return
+        if self._misled:
             text = "Refused a subscriber that cannot be identified; restart it."
             self._complaints.warn(self._log, text)
+            self._limits.refused(name, topic)
         elif (key or not self._user) and self._admit(topic, key):
             self.socket.set(zmq.SUBSCRIBE, topic)
-            self._peers.setdefault(topic, []).append((name, peer))
-            self._connections.heard(name)
+            peers = self._peers.setdefault(topic, [])
+            peers.append((name, peer))
+            if len(peers) <= LISTENERS:
+                self._connections.heard(name)
+        else:
+            self._limits.refused(name, topic)
+        if (excess := self._limits.excess(self._connections.silent)) is not None:
+            text = "Disconnected a subscriber: the topics of its address are too many."
+            self._expel(excess, text)
+        self._connections.limit_silent(self._limits.connections)
 
-    def _expel(self, name: str) -> None:
+    def _expel(self, name: str, text: str) -> None:
         """
         Disconnect a peer with too many topics.
 
         @param name: Empty if it cannot be identified: then all go that were not.
+        @param text: The line of the log.
         """
         if name:
             self._disconnect(name)
         else:
             self._connections.end_silent()
         self._connections.count("topics")
-        text = "Disconnected a subscriber: it has subscribed to more than {count} topics."
         self._complaints.warn(self._log, text, count=self._max_topics)
 
     def _ended(self, topic: bytes, name: str) -> None:
         self._limits.ended(name, topic)
+        if not name:
+            self._look_soon()
         names = [known for known, _ in self._peers.get(topic, ())]
         if name and name not in names:  # it was never admitted
             return
@@ -625,8 +646,6 @@ class GuardedXPubConnection(XPubConnection):
                 # ZeroMQ tells the end of a subscription just before it closes the connection,
                 # unless it was the end of a peer that had not been admitted.
                 self._doubtful[topic] = None
-                if self._looking is None:
-                    self._looking = self.factory.reactor.callLater(DOUBT_SECONDS, self._look)
 
     def _remove(self, topic: bytes, index: int) -> None:
         peers = self._peers[topic]
@@ -648,8 +667,14 @@ class GuardedXPubConnection(XPubConnection):
                 return True
         return False
 
+    def _look_soon(self) -> None:
+        if self._looking is None:
+            self._looking = self.factory.reactor.callLater(DOUBT_SECONDS, self._look)
+
     def _look(self) -> None:
         self._looking = None
+        self._limits.tidy()
+        self._connections.limit_silent(self._limits.connections)
         doubtful, self._doubtful = self._doubtful, {}
         for topic in doubtful:
             while self._remove_closed(topic):

@@ -13,9 +13,18 @@ from typing import Any
 import zmq
 
 from tbvast.values import HostPort
-from tests.functional.blocking import LIMIT, Client, PluginProcess, Publisher, an_indicator
+from tests.functional.blocking import (
+    LIMIT,
+    Client,
+    NoPeer,
+    Peer,
+    PluginProcess,
+    Publisher,
+    an_indicator,
+)
 from tests.functional.components import wait_until
 from tests.functional.test_conformance import INTEL, HostTestCase
+from tests.functional.test_strangers_bus import LONGEST_TURN
 
 CLIENTS = 1400
 """
@@ -291,3 +300,34 @@ class ManyTopicsTests(StrangersTestCase):
                 stranger.sendall(topics)
             self.check()
         self.check_recovered()
+
+    def test_many_connections(self) -> None:
+        """
+        Connections with few topics each end, that of a subscriber with more does not; and there is
+        no long turn of the reactor, though ZeroMQ looks at all topics whenever a connection ends.
+        """
+        self.start(USUAL, 4096)
+        other = Client(HostPort("127.0.0.2:0;127.0.0.1", self.plugin.manage.port))
+        self.addCleanup(other.close)
+        other.join(INTEL)
+        for _ in range(59):
+            other.hear(other.request("subscribe", topic=INTEL)["topic"])
+        monitor = other._sub.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        wait_until(self.all_attached)
+        with contextlib.ExitStack() as stack:
+            for number in range(400):
+                with contextlib.suppress(NoPeer):
+                    peer = Peer("127.0.0.1", self.known.pub, b"SUB")
+                    stack.callback(peer.close)
+                    frames = [b"\x01%032d" % (1000 * number + topic) for topic in range(50)]
+                    peer.send_bytes(b"".join(b"\0" + bytes([len(each)]) + each for each in frames))
+        wait_until(lambda: self.plugin.descriptors() < 100)
+        self.assertTrue(self.all_attached())
+        self.assertFalse(monitor.poll(0))
+        status = self.plugin.status()
+        self.check_refused(status)
+        self.assertLess(status["longest_turn"], LONGEST_TURN)
+        self.check_served()
+
+    def all_attached(self) -> bool:
+        return all(each["attached"] for each in self.plugin.status()["subscriptions"])

@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
+from tbvast.zeromq import topic_limits
 from tbvast.zeromq.connection_table import ConnectionTable, EndpointConnections
 from tbvast.zeromq.receive_limits import ReceiveLimits
 from tbvast.zeromq.sockets import (
@@ -778,6 +779,44 @@ class XPubTests(SocketsTestCase):
         self.assertEqual(self.counters.counts["connection", "topics"], 1)
         pub.send_now((b"last",))
         await self.until(lambda: received.messages)
+
+    async def test_reconnected(self) -> None:
+        """
+        A peer that was disconnected gets all of its topics again, though nothing is sent meanwhile.
+        """
+        topics = [b"mine %d" % number for number in range(60)]
+        pub = self.guarded(*topics)
+        self.subscribed(pub, *topics)
+        for _ in range(3):
+            await self.until(lambda: self.holders(pub) == [1] * 60)
+            pub._disconnect(pub._peers[topics[0]][0][0])
+            await self.until(lambda: len(self.left) == 60)
+            self.left.clear()
+
+    async def test_topics_of_strangers(self) -> None:
+        """
+        Too many refused topics of one address end a connection that has some of them; the
+        subscriber whose topic arrives just then gets it.
+        """
+        self.patch(topic_limits, "WALK_BYTES", 1000)
+        self.patch(topic_limits, "ADDRESS_BYTES", 100)
+        pub = self.guard(lambda topic: topic.startswith(b"mine"))
+        pub.bind(ANY_PORT)
+        stranger = self.raw_socket(zmq.XSUB, self.address(pub))
+        stranger.set(zmq.RECONNECT_IVL, -1)
+        for number in range(9):
+            stranger.send(b"\x01%0100d" % number)
+        await self.until(lambda: pub._limits.walk == 900)
+        self.subscribed(pub, b"mine " + bytes(100))
+        await self.until(lambda: self.holders(pub) == [1])
+        self.assertEqual(self.counters.counts["connection", "topics"], 1)
+        self.assertEqual(pub._limits.walk, 2 * 105)
+
+    def holders(self, pub: GuardedXPubConnection) -> list[int]:
+        """
+        The number of peers that have each topic.
+        """
+        return [len(peers) for peers in pub._peers.values()]
 
     async def test_failing(self) -> None:
         """
