@@ -132,6 +132,15 @@ class EndpointUnusable(TbvastError):
         return f"{self.address} cannot be used: {self.reason}"
 
 
+def _seed_random() -> None:
+    """
+    Seed C{rand}, with which libzmq draws the number of the first peer of a ROUTER; it does not
+    seed it itself. Whoever knows the numbers can claim that of a later peer as his own identity,
+    and libzmq aborts the process when that peer comes.
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4), "little")))
+
+
 class Factory(ZmqFactory):
     """
     The ZeroMQ context of one service, and its connections.
@@ -144,6 +153,7 @@ class Factory(ZmqFactory):
         @param linger: Milliseconds for which a closing connection still sends its messages.
         """
         super().__init__()
+        _seed_random()
         self.reactor = reactor
         self.lingerPeriod = linger
         self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
@@ -384,16 +394,6 @@ class RouterConnection(Connection):
     burst_messages = BURST_REQUESTS
     tells_connections = True
 
-    def __init__(
-        self,
-        factory: Factory,
-        receive: Callable[[list[Received]], None],
-        options: SocketOptions | None = None,
-        by_address: bool = False,
-    ) -> None:
-        _seed_random()
-        super().__init__(factory, receive, options, by_address)
-
     def send_shared(self, frames: Sequence[bytes]) -> Callable[[], bool]:
         """
         Send a message without waiting. Its last frame is not copied, so that messages with the
@@ -409,15 +409,6 @@ class RouterConnection(Connection):
         shared = zmq.Frame(last, track=True, copy=False)
         tracker = self.socket.send(shared, _NOBLOCK, copy=False, track=True)
         return lambda: tracker.done
-
-
-def _seed_random() -> None:
-    """
-    Seed C{rand}, with which libzmq draws the number of the first peer of a ROUTER; it does not
-    seed it itself. Whoever knows the numbers can claim that of a later peer as his own identity,
-    and libzmq aborts the process when that peer comes.
-    """
-    ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4), "little")))
 
 
 class DealerConnection(Connection):
