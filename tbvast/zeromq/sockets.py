@@ -27,7 +27,7 @@ from tbvast.interfaces import IPausable, IPublisher
 from tbvast.service.rate_limit import RateLimit
 from tbvast.values import Received
 from tbvast.zeromq.connection_table import EndpointConnections
-from tbvast.zeromq.tcp_peer import TcpPeer
+from tbvast.zeromq.tcp_peer import TcpPeer, network_of
 from tbvast.zeromq.topic_limits import TopicLimits
 
 BURST_MESSAGES = 250
@@ -104,6 +104,7 @@ ended.
 """
 
 _DESCRIPTOR = "__fd"  # the frame property that identifies a connection
+_ADDRESS = "Peer-Address"
 
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -194,7 +195,7 @@ class Connection(ZmqConnection):
         @param receive: Called with the messages of each burst.
         @param options: Socket options, set before the socket is bound or connected.
         @param by_address: Whether the sender's network address identifies it on a socket
-            without CURVE.
+            without CURVE; of an IPv6 address, the network of 64 bits does.
         @param caught_up: Called, when no message waits any more, with the descriptor of the
             connection from which the last one came; empty if it is unknown.
         @param overlong: Called with the descriptor of the connection from which a message of more
@@ -205,7 +206,7 @@ class Connection(ZmqConnection):
         self._overlong = overlong
         self._unfinished = False
         self._monitor: MonitorConnection | None = None
-        self._user = "Peer-Address" if by_address else ""
+        self._user = _ADDRESS if by_address else ""
         if zmq.CURVE_SERVER in (options or {}):
             self._user = "User-Id"
         self.paused = False
@@ -334,6 +335,8 @@ class Connection(ZmqConnection):
         """
         self._frame = frame = self.socket.recv(_NOBLOCK, False)
         user = _property(frame, self._user) if self._user else ""
+        if user and self._user == _ADDRESS:
+            user = network_of(user)
         descriptor = _property(frame, _DESCRIPTOR) if self.tells_connections else ""
         frames = [frame.bytes]
         while frame.more and len(frames) < MAX_FRAMES:

@@ -13,7 +13,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from zope.interface import implementer
@@ -199,6 +199,7 @@ class Witness(TcpPeer):
         os.close(self._descriptor)
 
 
+@lru_cache(maxsize=10_000)
 def network_of(host: str) -> str:
     """
     @param host: An IP address.

@@ -210,6 +210,19 @@ class MessageTests(SocketsTestCase):
         await self.until(lambda: asked.messages)
         self.assertEqual(asked.messages[0].user, "127.0.0.1")
 
+    async def test_by_network(self) -> None:
+        """
+        Whoever has an IPv6 address has all of its network, so they are one client.
+        """
+        asked = Mailbox()
+        router = RouterConnection(self.factory, asked, {zmq.IPV6: 1}, by_address=True)
+        router.bind("tcp://[::1]:*")
+        dealer = DealerConnection(self.factory, nothing, {zmq.IPV6: 1})
+        dealer.connect(self.address(router))
+        dealer.send_now((b"question",))
+        await self.until(lambda: asked.messages)
+        self.assertEqual(asked.messages[0].user, "::/64")
+
     async def test_order(self) -> None:
         """
         Messages arrive in order, in bursts of bounded length.
