@@ -5,6 +5,7 @@ The bus: its three endpoints, and the parts between them.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,9 +261,12 @@ class Bus(SequentialService):
         overhead = FRAME_BYTES + (CURVE_BYTES if self._keys else 0)
 
         def published(messages: list[Received]) -> None:
+            sizes: defaultdict[str, int] = defaultdict(int)
             for message in messages:
-                size = sum(map(len, message.frames)) + overhead * len(message.frames)
-                publishing.handed_over(message.descriptor, size)
+                for frame in message.frames:
+                    sizes[message.descriptor] += len(frame) + overhead
+            for descriptor, size in sizes.items():
+                publishing.handed_over(descriptor, size)
             intake.receive(messages)
 
         self._sub = XSubConnection(

@@ -103,7 +103,6 @@ Seconds after which the connections are looked at again, if nobody knows whose s
 ended.
 """
 
-_DESCRIPTOR = "__fd"  # the frame property that identifies a connection
 _ADDRESS = "Peer-Address"
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -312,14 +311,14 @@ class Connection(ZmqConnection):
                 if not dropping and not self._unfinished:
                     messages.append(message)
                 elif not dropping and self._overlong is not None:
-                    self._overlong(_property(self._frame, _DESCRIPTOR))
+                    self._overlong(_descriptor(self._frame))
             self._read_soon()
             self.drained = False
         except zmq.Again:
             self.drained = True
         if messages:
             if self._caught_up is not None and self.drained:
-                self._caught_up(_property(self._frame, _DESCRIPTOR))
+                self._caught_up(_descriptor(self._frame))
             try:
                 self._receive(messages)
             except Exception:
@@ -337,7 +336,7 @@ class Connection(ZmqConnection):
         user = _property(frame, self._user) if self._user else ""
         if user and self._user == _ADDRESS:
             user = network_of(user)
-        descriptor = _property(frame, _DESCRIPTOR) if self.tells_connections else ""
+        descriptor = _descriptor(frame) if self.tells_connections else ""
         frames = [frame.bytes]
         while frame.more and len(frames) < MAX_FRAMES:
             frame = self.socket.recv(_NOBLOCK, False)
@@ -689,6 +688,18 @@ class GuardedXPubConnection(XPubConnection):
         endpoint = self.socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         if peer is not None and endpoint.endswith(f":{peer.local_port()}"):
             peer.abort()
+
+
+def _descriptor(frame: zmq.Frame) -> str:
+    """
+    @return: The descriptor of the connection from which a frame came; empty if it is unknown, as
+        for L{_property}. It takes a third of the time.
+    """
+    try:
+        number = int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return ""
+    return str(number) if number >= 0 else ""
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
