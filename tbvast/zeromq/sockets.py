@@ -38,10 +38,10 @@ The messages, their bytes, and their frames, after which one connection stops re
 turn.
 """
 
-MAX_FRAMES = 64
+MAX_FRAMES = 1024
 """
 The most frames of a message. Those of tbvast's protocols have up to three and the envelopes of
-proxies.
+proxies, but what Threat Bus answered is answered.
 """
 
 BURST_REQUESTS = 50
