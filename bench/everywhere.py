@@ -1,12 +1,12 @@
 """
-Counts what is not sighted of all that events hold, in whatever field.
+Counts the observables in events, in any field, that the bridge does not sight.
 
     python -m bench.everywhere [--telemetry FILE...] [--each 3] [--show 30]
 
 L{tests.deep_matcher} finds the observables of the events without any table of fields. Indicators
 are made of some of each kind from each field of each schema; the bridge searches the stored events
-for them. The exit status is 0 if every sighting is of an event that holds the value: what is
-missed is told by schema, field and kind.
+for them. The exit status is 0 if every sighting is of an event that holds the value. The bench
+prints the numbers of missed sightings by schema, field and kind.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def drawn(held: Held, each: int, chance: random.Random) -> list[Value]:
 
 def compare(held: Held, values: dict[str, Value], found: set[tuple[str, str]], show: int) -> int:
     """
-    Print what is sighted, and what is not.
+    Print the numbers of expected, missed and false sightings.
 
     @param values: The values by the ids of their indicators.
     @param found: The indicator and the event of each sighting.
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--telemetry", type=Path, nargs="+", metavar="FILE", help="EVE, Zeek logs")
     parser.add_argument("--each", type=int, default=3, help="values of each kind of each field: 3")
     parser.add_argument("--show", type=int, default=30, help="places to print: 30")
-    parser.add_argument("--seed", type=int, default=1, help="what is drawn depends on it")
+    parser.add_argument("--seed", type=int, default=1, help="the seed of the random choice: 1")
     options: Any = parser.parse_args(arguments)
     paths = options.telemetry or [
         path
