@@ -39,6 +39,7 @@ from tbvast.protocol.frames import REPORT_TOPICS, Envelope, Item
 from tbvast.protocol.manage import Published
 from tbvast.protocol.topics import Dialect, Stream
 from tbvast.service.turns import TURN_BUDGET_SECONDS
+from tbvast.stix.admission import admit
 from tbvast.values import Received
 from tests.doubles import BusyClock, MemoryJournal, a_sighting, an_indicator, indicator_document
 from tests.doubles_bus import MemoryCounters, MemorySub, clients_file, encode_report
@@ -300,10 +301,9 @@ class ReceiveTests(IntakeTestCase):
         """
         Answers to snapshot requests go to the askers, not to the journal.
         """
-        self.receive(envelope(an_indicator(1), "a"), envelope(a_sighting(1), "b"))
-        self.assertEqual(
-            self.envelopes, [Envelope("a", an_indicator(1)), Envelope("b", a_sighting(1))]
-        )
+        items = admit(an_indicator(1).raw), admit(a_sighting(1).raw)
+        self.receive(*map(envelope, items, "ab"))
+        self.assertEqual(self.envelopes, list(map(Envelope, "ab", items)))
         self.assertEqual((self.commits, self.journal.batches), ([], []))
 
     def test_full(self) -> None:

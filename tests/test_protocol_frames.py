@@ -26,14 +26,15 @@ from tbvast.protocol.frames import (
 )
 from tbvast.protocol.replay import decode_delivery
 from tbvast.protocol.topics import Dialect, Stream
-from tbvast.stix.indicators import Indicator, decode_indicator
+from tbvast.stix.admission import admit_indicator
+from tbvast.stix.indicators import Indicator
 from tbvast.stix.sightings import Sighting
 from tests.doubles import a_sighting, an_indicator, indicator_document, indicator_id
 from tests.doubles_bus import encode_report
 
 P2P = b"a" * 32
 
-INDICATOR: Item = an_indicator()
+INDICATOR: Item = admit_indicator(indicator_document())
 SIGHTING: Item = a_sighting()
 
 properties = [
@@ -88,7 +89,7 @@ class ReportTests(SynchronousTestCase):
         The frame is split at the first space only.
         """
         raw = json.dumps({**json.loads(indicator_document()), "name": "a b c"}).encode()
-        self.assertEqual(decode_report([b"stix2/indicator " + raw]), decode_indicator(raw))
+        self.assertEqual(decode_report([b"stix2/indicator " + raw]), admit_indicator(raw))
 
     def test_vast_sighting(self) -> None:
         """
@@ -341,7 +342,7 @@ class DeliveryTests(SynchronousTestCase):
         """
         A subscriber decodes the item that the bus encoded.
         """
-        for item in (INDICATOR, SIGHTING):
+        for item in (an_indicator(), SIGHTING):
             for tail in render(Dialect.STIX2, item):
                 self.assertEqual(decode_delivery(P2P, [P2P + tail]), item)
 

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tbvast.errors import Invalid
 from tbvast.protocol.frames import render
 from tbvast.protocol.topics import Dialect
-from tbvast.stix.admission import admit, bare_removal
-from tbvast.stix.indicators import Operation, decode_indicator
+from tbvast.stix.admission import admit, admit_indicator, bare_removal
+from tbvast.stix.indicators import Operation
 from tests.doubles import an_indicator, indicator_id
 
 VERSION = 1_716_000_000_123_456
@@ -30,7 +30,7 @@ class BareRemovalTests(SynchronousTestCase):
             (item.id, item.modified, item.operation),
             (indicator_id(1), VERSION, Operation.REMOVE),
         )
-        self.assertEqual(decode_indicator(item.raw), item)
+        self.assertEqual(admit_indicator(item.raw), item)
         for dialect, count in ((Dialect.STIX2, 1), (Dialect.VAST, 0)):
             self.assertEqual(len(render(dialect, item)), count)
 

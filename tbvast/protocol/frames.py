@@ -224,7 +224,7 @@ def render_numbered(
     """
     if dialect is _STIX2:  # one frame for each item, in a quarter of the time
         return [n for n, _ in items], [
-            _INTEL_HEAD + compatible(item.raw)
+            _INTEL_HEAD + (item.raw if item.surely_compatible else compatible(item.raw))
             if isinstance(item, Indicator)
             else _SIGHTING_HEAD + compatible_sighting(item.raw)
             for _, item in items

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,16 +25,21 @@ from msgspec import UNSET, UnsetType
 
 from tbvast.errors import SHOWN, DocumentInvalid, Invalid, PatternUnmatchable
 from tbvast.stix import documents
-from tbvast.stix.documents import JsonObject, Time, from_microseconds, microseconds, timestamp
+from tbvast.stix.documents import (
+    JsonObject,
+    ShortTime,
+    Time,
+    from_microseconds,
+    microseconds,
+    timestamp,
+)
 from tbvast.stix.indicators import (
     STIX,
     Indicator,
-    IndicatorProperties,
     Operation,
     complete,
     decode_indicator,
     encode_indicator,
-    interpret,
 )
 from tbvast.stix.limits import (
     DEEPEST_INDICATOR,
@@ -49,7 +55,7 @@ from tbvast.stix.limits import (
     MOST_TOKENS,
     MOST_VALUES,
 )
-from tbvast.stix.pattern_compatibility import compatible_pattern
+from tbvast.stix.pattern_compatibility import compatible_pattern, surely_compatible
 from tbvast.stix.pattern_conditions import matchable, surely_matchable
 from tbvast.stix.pattern_grammar import Comparison, parse, walk
 from tbvast.stix.properties import (
@@ -101,25 +107,56 @@ def admit_indicator(raw: bytes) -> Indicator:
         plain = _with_custom(raw)
     if plain is None:
         return _admit_unusual_indicator(raw)
-    created, start, end = plain.created, plain.valid_from, plain.valid_until
+    created, modified = _short_time(plain.created), _short_time(plain.modified)
+    start = _short_time(plain.valid_from)
+    end = None if plain.valid_until is UNSET else _short_time(plain.valid_until)
     if (
-        created > plain.modified
-        or created.year < FIRST_YEAR
-        or start.year < FIRST_YEAR
+        not _FIRST_VERSION <= created <= modified
+        or start < _FIRST_VERSION
         or (end is not None and end <= start)
         or _is_indicator_id(plain.id) is None
         or not (
             plain.external_references is UNSET or all(map(_has_details, plain.external_references))
         )
-        or complete(raw) is not raw
     ):
         return _admit_unusual_indicator(raw)
     operation = _REMOVE if plain.revoked else plain.x_threatbus_update
-    sure = surely_matchable(plain.pattern)
+    pattern = plain.pattern
+    sure = surely_matchable(pattern)
     if not sure:
-        _check_pattern(plain.pattern, operation)
-    return interpret(plain, operation, sure and operation is not _REMOVE, raw)
+        _check_pattern(pattern, operation)
+    return Indicator(
+        plain.id,
+        modified,
+        pattern,
+        STIX,
+        start,
+        end,
+        operation,
+        raw,
+        sure and operation is not _REMOVE,
+        surely_compatible(pattern),
+    )
 
+
+@lru_cache(maxsize=1024)
+def _short_time(text: str) -> int:
+    """
+    Decode a time. A document has one several times, and a source one in many documents.
+
+    @return: Microseconds since the epoch; of a text that L{complete} would change, or that is no
+        time, a number before L{FIRST_YEAR}.
+    """
+    if text[-1] != "Z" or text[10] != "T":
+        return _NO_TIME
+    try:
+        return microseconds(msgspec.convert(text, Time))
+    except msgspec.ValidationError:
+        return _NO_TIME
+
+
+_FIRST_VERSION = microseconds(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC))
+_NO_TIME = _FIRST_VERSION - 1
 
 _ADD = Operation.ADD
 
@@ -145,17 +182,21 @@ _Marking = Annotated[str, msgspec.Meta(pattern=rf"^marking-definition--{document
 _Identity = Annotated[str, msgspec.Meta(pattern=rf"^identity--{documents.UUID}\Z")]
 
 
-class _Usual(IndicatorProperties, gc=False, kw_only=True):
+class _Usual(msgspec.Struct, gc=False, kw_only=True):
     """
     The form of most indicators: a subset of the properties that L{INDICATOR} allows.
     """
 
+    type: Literal["indicator"]
     spec_version: Literal["2.1"]
-    created: Time
-    modified: Time
+    id: str
+    created: ShortTime
+    modified: ShortTime
     pattern: Annotated[str, msgspec.Meta(min_length=1)]
     pattern_type: Literal["stix"]
-    valid_from: Time
+    valid_from: ShortTime
+    valid_until: ShortTime | UnsetType = UNSET
+    revoked: bool = False
     name: str = ""
     description: str = ""
     indicator_types: _Texts | UnsetType = UNSET
@@ -241,9 +282,11 @@ def _admit_unusual_indicator(raw: bytes) -> Indicator:
         _check_pattern(pattern, operation)
     elif language in ("suricata", "Suricata"):
         _check_rule(pattern)
-    if pattern is not None:
-        raw = _completed(raw, complete, LARGEST_INDICATOR)
-    return decode_indicator(raw)
+    if pattern is None:
+        return decode_indicator(raw)
+    item = decode_indicator(_completed(raw, complete, LARGEST_INDICATOR))
+    compatible = language != STIX or surely_compatible(pattern)
+    return msgspec.structs.replace(item, surely_compatible=compatible)
 
 
 _SID = re.compile(r"(?<=[(;\s])sid\s*:([^;]*)")
@@ -448,9 +491,6 @@ def _check_integers(path: str, value: object) -> None:
 class _Essentials(msgspec.Struct):
     pattern: str
     pattern_type: str = STIX
-
-
-_FIRST_VERSION = microseconds(datetime(FIRST_YEAR, 1, 1, tzinfo=UTC))
 
 
 def bare_removal(id: str, version: int, body: bytes = b"") -> Indicator:

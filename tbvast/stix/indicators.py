@@ -59,6 +59,7 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
     @ivar raw: The unchanged document.
     @ivar surely_matchable: Whether the pattern is known to be
         L{surely matchable<tbvast.stix.pattern_conditions.surely_matchable>}.
+    @ivar surely_compatible: Whether the document is known to be L{compatible} as it is.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Indicator(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ind
     operation: Operation
     raw: bytes
     surely_matchable: bool = False
+    surely_compatible: bool = False
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -142,30 +144,19 @@ def decode_indicator(raw: bytes) -> Indicator:
                 parse(pattern)
         if start is not None and end is not None and end <= start:
             raise DocumentInvalid("valid_until", timestamp(end), "later than valid_from")
-    return interpret(document, operation, sure, raw)
-
-
-def interpret(
-    document: IndicatorProperties, operation: Operation, sure: bool, raw: bytes
-) -> Indicator:
-    """
-    Make an indicator of a document that has been checked.
-
-    @param sure: Whether its pattern is L{surely_matchable}.
-    """
     version = document.modified or document.created
     modified = 0 if version is None else microseconds(version)
-    start, end = document.valid_from, document.valid_until
     valid_from = None
     if start is not None:  # the version's time, in most documents
         valid_from = modified if start == version else microseconds(start)
+    valid_until = None if end is None else microseconds(end)
     return Indicator(
-        document.id,
+        id_,
         modified,
         document.pattern,
         document.pattern_type,
         valid_from,
-        None if end is None else microseconds(end),
+        valid_until,
         operation,
         raw,
         sure,

@@ -306,9 +306,10 @@ class Connection(ZmqConnection):
             while len(messages) < most and size < BURST_BYTES and frames < BURST_FRAMES:
                 dropping = self._unfinished
                 message = self._read_message()
-                size += sum(map(len, message.frames))
-                frames += len(message.frames)
-                if not dropping and not self._unfinished:
+                for frame in message.frames:
+                    size += len(frame)
+                    frames += 1
+                if not (dropping or self._unfinished):
                     messages.append(message)
                 elif not dropping and self._overlong is not None:
                     self._overlong(_descriptor(self._frame))
@@ -338,11 +339,16 @@ class Connection(ZmqConnection):
             user = network_of(user)
         descriptor = _descriptor(frame) if self.tells_connections else ""
         frames = [frame.bytes]
-        while frame.more and len(frames) < MAX_FRAMES:
+        self._unfinished = frame.more
+        if self._unfinished:
+            self._read_rest(frames)
+        return Received(user, frames, descriptor)
+
+    def _read_rest(self, frames: list[bytes]) -> None:
+        while self._unfinished and len(frames) < MAX_FRAMES:
             frame = self.socket.recv(_NOBLOCK, False)
             frames.append(frame.bytes)
-        self._unfinished = bool(frame.more)
-        return Received(user, frames, descriptor)
+            self._unfinished = frame.more
 
     def _read_soon(self) -> None:
         if self.read_scheduled is None:
@@ -696,7 +702,7 @@ def _descriptor(frame: zmq.Frame) -> str:
         for L{_property}. It takes a third of the time.
     """
     try:
-        number = int(frame.get(zmq.SRCFD))
+        number = frame.get(zmq.SRCFD)
     except zmq.ZMQError:
         return ""
     return str(number) if number >= 0 else ""
